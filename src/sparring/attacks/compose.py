@@ -1,0 +1,79 @@
+"""Attacks made of attacks. `Cycle`, which changes the attack over time, is a schedule and lives with those."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import Attack, PointLoss
+from ..errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Sends each example to one of several attacks, drawn by share; the shares sum to one."""
+
+    parts: tuple[tuple[float, Attack], ...]
+
+    def __post_init__(self) -> None:
+        shares = [share for share, _ in self.parts]
+        if any(share < 0 for share in shares) or not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
+            raise UserError(f"the shares of a split are not negative and sum to 1, unlike {shares}")
+
+    def __call__(self, loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor:
+        shares = torch.tensor([share for share, _ in self.parts], device=x.device)
+        owner = torch.multinomial(shares, len(x), replacement=True, generator=rng)
+        out = x.clone()
+        for i, (_, attack) in enumerate(self.parts):
+            rows = (owner == i).nonzero().squeeze(1)
+            if len(rows):
+                out[rows] = attack(loss[rows], x[rows], rng)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Restarts:
+    """Repeats an attack and keeps, for each example, a point that fools or else the one of highest loss.
+
+    Examples that are fooled take no further part, so restarts cost less the better the attack is.
+    """
+
+    attack: Attack
+    times: int = 10
+
+    def __post_init__(self) -> None:
+        if self.times < 1:
+            raise UserError(f"an attack runs at least once, not {self.times} times")
+
+    def __call__(self, loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor:
+        return _keep_worst((self.attack for _ in range(self.times)), loss, x, rng)
+
+
+@dataclass(frozen=True, slots=True)
+class Worst:
+    """Each attack in turn on the examples that still stand; per example the worst point found."""
+
+    parts: tuple[Attack, ...]
+
+    def __call__(self, loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor:
+        return _keep_worst(self.parts, loss, x, rng)
+
+
+def _keep_worst(attacks: Iterable[Attack], loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor:
+    out = x.clone()
+    rows = torch.arange(len(x), device=x.device)
+    highest = torch.full((len(x),), -math.inf, device=x.device)
+    for attack in attacks:
+        z = attack(loss[rows], x[rows], rng)
+        with torch.no_grad():
+            value, fooled = loss[rows](z)
+        value = value.to(highest) if fooled is None else value.to(highest).masked_fill(fooled, math.inf)
+        better = value > highest
+        out[rows[better]], highest = z[better], torch.where(better, value, highest)
+        standing = highest < math.inf
+        rows, highest = rows[standing], highest[standing]
+        if not len(rows):
+            break
+    return out

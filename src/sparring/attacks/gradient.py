@@ -1,0 +1,178 @@
+"""Inner maximisation by gradients. An attack is a frozen dataclass: it prints, compares and can be varied."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from ..core import PointLoss, Threat
+from ..errors import UserError
+from ..threats import Linf, number
+
+
+@dataclass(frozen=True, slots=True)
+class Benign:
+    """Leaves the input alone. Standard training is adversarial training with this attack."""
+
+    def __call__(self, loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor:
+        del loss, rng
+        return x
+
+
+class Start(Protocol):
+    """Where a search begins. Papers differ here, and it matters."""
+
+    def __call__(self, threat: Threat, x: Tensor, rng: torch.Generator) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Anywhere:
+    """A random point of the set (https://arxiv.org/abs/1706.06083)."""
+
+    def __call__(self, threat: Threat, x: Tensor, rng: torch.Generator) -> Tensor:
+        return threat.sample(x, rng)
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """The example plus Gaussian noise, 0.001 in TRADES (https://arxiv.org/abs/1901.08573); with 0, the example."""
+
+    sigma: float = 0.001
+
+    def __call__(self, threat: Threat, x: Tensor, rng: torch.Generator) -> Tensor:
+        if self.sigma == 0.0:
+            return x.clone()
+        return threat.project(x + self.sigma * torch.empty_like(x).normal_(generator=rng), x)
+
+
+@dataclass(frozen=True, slots=True)
+class PGD:
+    """Projected gradient ascent (https://arxiv.org/abs/1706.06083): `steps` forward and backward passes.
+
+    `step_size` is in pixel units; left out, it is 2.5 eps / steps, enough to cross the set.
+    With `patience`, an example takes that many steps after it is first fooled and then leaves the batch
+    (https://arxiv.org/abs/2002.11242), so it costs nothing from then on; 0 keeps the first fooling point.
+    Raises `UserError` if `patience` is used with a loss that cannot tell who is fooled.
+    """
+
+    threat: Threat
+    steps: int = 10
+    step_size: float | None = None
+    start: Start = Anywhere()
+    patience: int | None = None
+    if TYPE_CHECKING:  # at run time step_size is read by __post_init__
+
+        def __init__(
+            self,
+            threat: Threat,
+            steps: int = 10,
+            step_size: float | str | None = None,
+            start: Start = Anywhere(),
+            patience: int | None = None,
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"PGD needs at least one step, not {self.steps}; for no attack use Benign()")
+        if self.patience is not None and self.patience < 0:
+            raise UserError(f"patience counts steps: 0 or more, not {self.patience}")
+        if self.step_size is not None:
+            object.__setattr__(self, "step_size", _step_size(self.step_size))
+
+    def __call__(self, loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor:
+        size = self.step_size if self.step_size is not None else 2.5 * self.threat.eps / self.steps
+        z = self.start(self.threat, x, rng)
+        return self._climb(loss, x, z, size)
+
+    def _climb(self, loss: PointLoss, x: Tensor, z: Tensor, size: float) -> Tensor:
+        if self.patience is not None:
+            return self._climb_until(loss, x, z, size, self.patience)
+        for _ in range(self.steps):
+            z = self._move(x, z, _gradient(loss, z)[0], size)
+        return z
+
+    def _climb_until(self, loss: PointLoss, x: Tensor, out: Tensor, size: float, patience: int) -> Tensor:
+        """As `_climb`, over the rows of `out` whose patience lasts."""
+        rows = torch.arange(len(x), device=x.device)
+        met = torch.zeros_like(rows, dtype=torch.bool)  # fooled before
+        spent = torch.zeros_like(rows)  # steps taken since
+        for _ in range(self.steps):
+            grad, fooled = _gradient(loss[rows], out[rows])
+            if fooled is None:
+                raise UserError(
+                    f"patience = {patience} needs a loss that tells who is fooled, "
+                    f"and {type(loss).__name__} does not: leave patience out"
+                )
+            met = met | fooled
+            going = ~met | (spent < patience)
+            rows, met, spent, grad = rows[going], met[going], spent[going], grad[going]
+            if not len(rows):
+                break
+            out[rows] = self._move(x[rows], out[rows], grad, size)
+            spent = spent + met
+        return out
+
+    def _move(self, x: Tensor, z: Tensor, grad: Tensor, size: float) -> Tensor:
+        return self.threat.project(z + size * self.threat.ascent(grad), x)
+
+
+def FGSM(threat: Threat, step_size: float | str | None = None, start: Start = Near(0.0)) -> PGD:  # noqa: N802
+    """One step, by default of length eps from the example itself (https://arxiv.org/abs/1412.6572).
+
+    FGSM-RS (https://arxiv.org/abs/2001.03994) is `FGSM(Linf("8/255"), "10/255", Anywhere())`.
+    """
+    return PGD(threat, steps=1, step_size=threat.eps if step_size is None else step_size, start=start)
+
+
+@dataclass(frozen=True, slots=True)
+class NFGSM:
+    """One step of length `step_size` (eps if left out) from uniform noise of size `noise` x eps.
+
+    https://arxiv.org/abs/2202.01181. It leaves the ball on purpose: the perturbation reaches
+    `noise` x eps + `step_size`, 3 eps by default, inside [0, 1]. Use it to train, never to evaluate.
+    """
+
+    threat: Linf
+    noise: float = 2.0
+    step_size: float | None = None
+    if TYPE_CHECKING:
+
+        def __init__(self, threat: Linf, noise: float = 2.0, step_size: float | str | None = None) -> None: ...
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threat, Linf):
+            raise UserError(f"N-FGSM is defined for Linf, not {self.threat!r}")
+        if self.step_size is not None:
+            object.__setattr__(self, "step_size", _step_size(self.step_size))
+
+    @property
+    def reach(self) -> Linf:
+        """The set that its points lie in."""
+        return Linf(min(1.0, self.noise * self.threat.eps + self._length))
+
+    @property
+    def _length(self) -> float:
+        return self.threat.eps if self.step_size is None else self.step_size
+
+    def __call__(self, loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor:
+        width = self.noise * self.threat.eps
+        z = (x + torch.empty_like(x).uniform_(-width, width, generator=rng)).clamp_(0, 1)
+        return (z + self._length * _gradient(loss, z)[0].sign()).clamp_(0, 1)
+
+
+def _gradient(loss: PointLoss, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    """One forward and one backward pass to the input alone: nothing is left in any `.grad`."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        probe = loss(z)
+        (grad,) = torch.autograd.grad(probe.value.sum(), z)
+    return grad, probe.fooled
+
+
+def _step_size(value: float | str) -> float:
+    size = number(value)
+    if not (0 < size < math.inf):
+        raise UserError(f"step_size = {size:g} is not above 0")
+    return size

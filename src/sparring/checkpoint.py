@@ -1,0 +1,146 @@
+"""Checkpoints that survive: atomic, checked, exact.
+
+A checkpoint is a folder `step-000000120` of weights (safetensors), the rest of the state (loadable with
+`weights_only=True`) and their checksums. It is written under another name and renamed once it is on the disk, so a
+folder that has its name is whole. Two are kept: if the newer one is damaged later, the older one serves.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import pickle
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from .engine import State
+from .errors import UserError
+from .results import sync_folder, write_bytes
+
+_WEIGHTS, _REST, _SUMS = "weights.safetensors", "state.pt", "checksums.json"
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest last."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def paths(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"))
+
+    def save(self, state: State) -> Path:
+        """Writes the state; on an `OSError` (a full disk) nothing that was good before has changed."""
+        target = self.folder / f"step-{state.step:09d}"
+        writing = self.folder / ".writing"
+        try:
+            self._write(writing, state)
+            if target.exists():
+                shutil.rmtree(target)
+            writing.rename(target)
+        except OSError:
+            shutil.rmtree(writing, ignore_errors=True)
+            raise
+        sync_folder(self.folder)
+        for old in self.paths()[: -self.keep]:
+            shutil.rmtree(old)
+        return target
+
+    def _write(self, folder: Path, state: State) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        rest = io.BytesIO()
+        torch.save(state.state_dict(), rest)
+        modules = state.modules().items()
+        weights = {f"{part}.{name}": t for part, m in modules for name, t in m.state_dict().items()}
+        contents = {_WEIGHTS: safetensors.torch.save(_plain(weights)), _REST: rest.getvalue()}
+        for name, content in contents.items():
+            write_bytes(folder / name, content)
+        sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        write_bytes(folder / _SUMS, json.dumps(sums).encode())
+
+    def load_latest(self, state: State) -> Path | None:
+        """Fills `state` from the newest checkpoint that is whole, or leaves it if there is none.
+
+        A damaged one is named in a warning and passed over. Raises `UserError` if all are damaged.
+        """
+        paths = self.paths()
+        for path in reversed(paths):
+            contents = _verified(path)
+            if contents is not None:
+                _fill(state, *contents)
+                return path
+            warnings.warn(f"checkpoint {path} is damaged: going back to the one before", stacklevel=2)
+        if paths:
+            raise UserError(f"every checkpoint in {self.folder} is damaged: start again with --overwrite")
+        return None
+
+
+def _verified(path: Path) -> tuple[bytes, bytes] | None:
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        sums = json.loads((path / _SUMS).read_text())
+        contents = [(path / name).read_bytes() for name in (_WEIGHTS, _REST)]
+        if [hashlib.sha256(c).hexdigest() for c in contents] == [sums[_WEIGHTS], sums[_REST]]:
+            return contents[0], contents[1]
+    return None
+
+
+def _fill(state: State, weights: bytes, rest: bytes) -> None:
+    tensors = safetensors.torch.load(weights)
+    for part, module in state.modules().items():
+        module.load_state_dict({k.removeprefix(part + "."): t for k, t in tensors.items() if k.startswith(part + ".")})
+    state.load_state_dict(torch.load(io.BytesIO(rest), weights_only=True, map_location="cpu"))
+
+
+def save_weights(path: Path, model: nn.Module, about: Mapping[str, Any]) -> None:
+    """One file of weights that says in its header what it is: `about` becomes JSON there."""
+    header = {name: json.dumps(value) for name, value in about.items()}
+    write_bytes(path, safetensors.torch.save(_plain(model.state_dict()), header))
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a .safetensors file, or of a .pt file that holds nothing but tensors, and the header's values.
+
+    Raises `UserError` for a missing, broken or unsafe file.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            with safetensors.safe_open(path, "pt") as file:
+                about = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            return safetensors.torch.load_file(path), about
+        held = torch.load(path, weights_only=True, map_location="cpu")
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        EOFError,
+        safetensors.SafetensorError,
+        pickle.UnpicklingError,
+    ) as error:
+        reason = str(error).split("\n")[0][:200]
+        raise UserError(f"{path} holds no weights that can be read safely, or is damaged ({reason})") from error
+    return _tensors(held, path), {}
+
+
+def _tensors(held: Any, path: Path) -> dict[str, Tensor]:
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(held, dict) and isinstance(held.get(key), dict):
+            held = held[key]
+    if not isinstance(held, dict) or not all(isinstance(t, Tensor) for t in held.values()):
+        raise UserError(f"{path} holds no state dict of tensors")
+    return held
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU: safetensors refuses views and shared memory."""
+    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}

@@ -1,0 +1,76 @@
+"""What is refused before it can mislead. Each check says what was given, what is allowed and what to do."""
+
+import torch
+from torch import Tensor, nn
+
+from .core import Data
+from .errors import UserError
+
+
+def check_images(x: Tensor, what: str = "images") -> None:
+    """`x` `[N, C, H, W]` is uint8, or floating and everywhere in [0, 1]."""
+    if x.ndim != 4 or len(x) == 0:
+        raise UserError(f"{what} have shape {tuple(x.shape)}: wanted is [N, channels, height, width] with N > 0")
+    if x.dtype == torch.uint8:
+        return
+    if not x.is_floating_point():
+        raise UserError(f"{what} are {x.dtype}: wanted is uint8, or floating point in [0, 1]")
+    if not bool(x.isfinite().all()):
+        bad = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
+        raise UserError(f"{what} hold NaN or infinite pixels, first in number {bad}")
+    low, high = float(x.min()), float(x.max())
+    if low < 0 or high > 1:
+        raise UserError(
+            f"{what} span [{low:.3g}, {high:.3g}], outside [0, 1]: pass raw pixels (bytes / 255) and let the model "
+            "normalise them, as sparring.models.Normalize does; eps is in pixel units"
+        )
+
+
+def check_labels(y: Tensor, num_classes: int, what: str = "labels") -> None:
+    """`y` `[N]` holds integers in 0 .. `num_classes` - 1, and there are at least two classes."""
+    if num_classes < 2:
+        raise UserError(f"{what}: {num_classes} class is nothing to classify, at least 2 are needed")
+    if y.ndim != 1 or y.is_floating_point():
+        raise UserError(f"{what} are {y.dtype} of shape {tuple(y.shape)}: wanted are class numbers [N]")
+    if len(y) and (int(y.min()) < 0 or int(y.max()) >= num_classes):
+        raise UserError(
+            f"{what} span {int(y.min())} to {int(y.max())}, but with {num_classes} classes they run from 0 to "
+            f"{num_classes - 1}"
+        )
+
+
+def check_data(data: Data, what: str) -> None:
+    check_images(data.x, f"{what} images")
+    check_labels(data.y, len(data.classes), f"{what} labels")
+    if len(data.x) != len(data.y):
+        raise UserError(f"{what}: {len(data.x)} images, but {len(data.y)} labels")
+
+
+def check_logits(out: Tensor, count: int, num_classes: int | None = None, highest: int | None = None) -> None:
+    """`out` is `[count, C]`, C fits the labels, and it is no probability distribution.
+
+    Probabilities saturate: the gradient of a loss on them vanishes and attacks report robustness that is not there.
+    """
+    if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != count:
+        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise UserError(f"the model gives {shape} for {count} images: wanted are logits [{count}, classes]")
+    if out.shape[1] < 2:
+        raise UserError("the model gives one number per image: wanted are logits of at least 2 classes")
+    if num_classes is not None and out.shape[1] != num_classes:
+        raise UserError(f"the model gives {out.shape[1]} classes, but the data have {num_classes}")
+    if highest is not None and highest >= out.shape[1]:
+        raise UserError(f"a label is {highest}, but the model gives {out.shape[1]} classes, 0 to {out.shape[1] - 1}")
+    values = out.detach().float()
+    if bool(((values >= 0) & (values <= 1)).all()) and bool(((values.sum(1) - 1).abs() < 1e-4).all()):
+        raise UserError("the model gives probabilities, and attacks need logits: take the final softmax away")
+
+
+@torch.no_grad()
+def check_examples(model: nn.Module, x: Tensor, y: Tensor, num_classes: int | None = None) -> None:
+    """All of the above for some labelled examples and the model that is to judge them, in its present mode."""
+    check_images(x)
+    if len(x) != len(y):
+        raise UserError(f"{len(x)} images, but {len(y)} labels")
+    check_labels(y, max(2, int(y.max()) + 1))
+    few = slice(0, 8)
+    check_logits(model(x[few]), len(x[few]), num_classes, highest=int(y.max()))

@@ -1,0 +1,107 @@
+"""Progress for people: a live bar on a terminal, plain lines elsewhere. All of it goes to standard error."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from .results import Accuracy
+from .run import News
+
+QUIET_SECONDS = 15.0  # between plain lines within an epoch
+
+
+@contextmanager
+def training() -> Iterator[Callable[[News], None]]:
+    """Shows the course of training."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(console).show
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("training", total=None, detail="")
+
+        def show(news: News) -> None:
+            if news.held_out is not None:
+                console.print(_epoch_line(news))
+            at = news.progress
+            total = at.epochs * at.steps_per_epoch
+            bar.update(task, completed=at.step, total=total, description=_position(news), detail=_detail(news))
+
+        yield show
+
+
+class _Lines:
+    """A line per epoch, and one every few seconds in long epochs."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.last = console, time.monotonic()
+
+    def show(self, news: News) -> None:
+        now = time.monotonic()
+        if news.held_out is not None:
+            self._print(_epoch_line(news))
+        elif now - self.last > QUIET_SECONDS:
+            self._print(f"{_position(news)}  {_detail(news)}")
+
+    def _print(self, line: str) -> None:
+        self.last = time.monotonic()
+        self.console.print(line, soft_wrap=True, highlight=False)
+
+
+def _position(news: News) -> str:
+    at = news.progress
+    epoch = min(at.epochs, (at.step - 1) // at.steps_per_epoch + 1)
+    return f"epoch {epoch}/{at.epochs}  step {at.step}/{at.epochs * at.steps_per_epoch}"
+
+
+def _detail(news: News) -> str:
+    terms = "  ".join(f"{name} {value:.3f}" for name, value in news.terms.items())
+    return f"{news.images_per_second:,.0f} images/s  {duration(news.seconds_left)} left  {terms}"
+
+
+def _epoch_line(news: News) -> str:
+    held = news.held_out or {}
+    scores = f"held-out clean {100 * held['clean']:.1f} %  robust {100 * held['robust']:.1f} %"
+    return f"{_position(news)}  {_detail(news)}  {scores}{'  best' if news.best else ''}"
+
+
+@contextmanager
+def evaluating() -> Iterator[Callable[[str, int, int], None]]:
+    """Shows how far an evaluation is."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda which, done, total: console.print(f"{which}: {done}/{total} images", highlight=False)
+        return
+    with Progress(console=console) as bar:
+        tasks = {}
+
+        def show(which: str, done: int, total: int) -> None:
+            if which not in tasks:
+                tasks[which] = bar.add_task(f"evaluating {which}", total=total)
+            bar.update(tasks[which], completed=done)
+
+        yield show
+
+
+def accuracy_table(tables: Mapping[str, Mapping[str, Accuracy]]) -> Table:
+    """Rows are attacks, columns are weights; a cell is a share with its 95 % interval."""
+    table = Table(caption="accuracy with its 95 % Wilson interval", caption_justify="left")
+    table.add_column("attack")
+    for which in tables:
+        table.add_column(which, justify="right")
+    for name in next(iter(tables.values())):
+        table.add_row(name, *(str(column[name]) for column in tables.values()))
+    return table
+
+
+def duration(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "?"
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

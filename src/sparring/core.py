@@ -1,0 +1,223 @@
+"""The nouns every room shares. Imports torch and nothing of ours that needs it."""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """`x` `[B, C, H, W]` in [0, 1] (the model normalises), `y` `[B]` class numbers, `index` `[B]`.
+
+    `index` is the position in the training set: what per-example memory is keyed on.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Labelled images: `x` `[N, C, H, W]`, bytes or floats in [0, 1], `y` int64 `[N]` in 0 .. `len(classes)` - 1."""
+
+    x: Tensor
+    y: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows: Tensor | slice) -> "Data":
+        return Data(self.x[rows], self.y[rows], self.classes)
+
+    def to(self, device: torch.device | str) -> "Data":
+        return Data(self.x.to(device), self.y.to(device), self.classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        channels, height, width = self.x.shape[1:]
+        return channels, height, width
+
+
+def pixels(x: Tensor) -> Tensor:
+    """float32 in [0, 1]; bytes are divided by 255."""
+    return x.float().div_(255) if x.dtype == torch.uint8 else x.float()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where training stands. Every schedule is a function of this and of nothing else."""
+
+    step: int
+    steps_per_epoch: int
+    epochs: int
+
+    @property
+    def epoch(self) -> float:
+        return self.step / self.steps_per_epoch
+
+    @property
+    def done(self) -> float:
+        """The share of training that lies behind, 0 to 1."""
+        return self.step / (self.steps_per_epoch * self.epochs)
+
+
+@runtime_checkable
+class Schedule(Protocol[T_co]):
+    """A value that changes during training: a float or a whole attack."""
+
+    def at(self, progress: Progress) -> T_co: ...
+
+
+def at(value: "T | Schedule[T]", progress: Progress) -> T:
+    """What `value` is now, whether or not it changes."""
+    return value.at(progress) if isinstance(value, Schedule) else value
+
+
+class Threat(Protocol):
+    """A set around `x`, inside [0, 1]: where an adversary may go.
+
+    `sample` and `project` land in it; `ascent` turns a gradient into the steepest step of unit length
+    in the norm of the set. All work on `[B, ...]` and treat examples independently.
+    """
+
+    @property
+    def eps(self) -> float: ...
+    def sample(self, x: Tensor, rng: torch.Generator) -> Tensor: ...
+    def project(self, z: Tensor, x: Tensor) -> Tensor: ...
+    def ascent(self, grad: Tensor) -> Tensor: ...
+    def norm(self, delta: Tensor) -> Tensor:
+        """The size of each perturbation, `[B]`, in the norm of the set."""
+        ...
+
+
+class Probe(NamedTuple):
+    """What an attack learns at its points: `value` `[B]` to raise and, if the loss can tell, `fooled` `[B]`."""
+
+    value: Tensor
+    fooled: Tensor | None = None
+
+
+class PointLoss(Protocol):
+    """A per-example function to raise. `loss[rows]` is the same function for some of the examples."""
+
+    def __call__(self, x: Tensor) -> Probe: ...
+    def __getitem__(self, rows: Tensor) -> "PointLoss": ...
+
+
+class Attack(Protocol):
+    """Raises a per-example loss over a set around `x`. Knows neither the model nor the labels.
+
+    Returns a detached tensor and leaves `x`, the model and its gradients as they were.
+    """
+
+    def __call__(self, loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor: ...
+
+
+Forward: TypeAlias = Callable[[Tensor], Tensor]
+View: TypeAlias = Callable[[nn.Module], AbstractContextManager[Any]]
+Terms: TypeAlias = Mapping[str, Tensor]
+Closure: TypeAlias = Callable[[], Terms]
+Update: TypeAlias = Callable[[nn.Module, torch.optim.Optimizer, Closure], Terms]
+
+
+class Classifier(nn.Module):
+    """Normalisation, a body that gives features `[B, F]`, and a head that reads them."""
+
+    def __init__(self, body: nn.Module, head: nn.Module, normalize: nn.Module | None = None) -> None:
+        super().__init__()
+        self.normalize = nn.Identity() if normalize is None else normalize
+        self.body, self.head = body, head
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.body(self.normalize(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+@dataclass(slots=True)
+class Lens:
+    """A model seen through one phase of one step.
+
+    It runs the model once per distinct tensor, so that terms which are added share their forward pass
+    and batch norm meets every input once. Any `nn.Module` that returns logits will do; only
+    `features` needs a `Classifier`.
+    """
+
+    model: nn.Module
+    _seen: "deque[tuple[Tensor, int, Tensor]]" = field(default_factory=lambda: deque(maxlen=2))
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.model.head(self.features(x)) if isinstance(self.model, Classifier) else self._once(self.model, x)
+
+    def features(self, x: Tensor) -> Tensor:
+        if not isinstance(self.model, Classifier):
+            raise UserError(
+                f"features are asked of a {type(self.model).__name__}, which does not say what they are: "
+                "wrap it as sparring.Classifier(body, head)"
+            )
+        return self._once(self.model.features, x)
+
+    def _once(self, forward: Forward, x: Tensor) -> Tensor:
+        """The remembered output, unless a gradient is wanted now that was not recorded then."""
+        for known, version, out in self._seen:
+            if known is x and version == x._version and (out.requires_grad or not self._wants_grad(x)):
+                return out
+        out = forward(x)
+        self._seen.append((x, x._version, out))
+        return out
+
+    def _wants_grad(self, x: Tensor) -> bool:
+        return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.model.parameters()))
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Everything an objective may look at."""
+
+    lens: Lens
+    batch: Batch
+    memory: nn.Module
+    progress: Progress
+
+
+class Objective:
+    """One method: what the attack raises and what the optimiser lowers.
+
+    A subclass is a frozen dataclass of hyperparameters. What it remembers between batches lives in the
+    module that `init` returns, as buffers: saved, loaded and moved with the rest of the state.
+    `observe` is the only place that may change it.
+    """
+
+    def init(self, data: Data) -> nn.Module:
+        """What this method remembers: a label bank, a teacher, a feature bank. By default nothing."""
+        del data
+        return nn.Module()
+
+    def observe(self, ctx: Context) -> None:
+        """Once per batch, before the attack, without gradients."""
+
+    def inner(self, ctx: Context) -> PointLoss:
+        """What the attack raises."""
+        raise NotImplementedError
+
+    def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
+        """Named scalar terms; their sum is what the optimiser lowers, and each is logged under its name."""
+        raise NotImplementedError
+
+
+def make_rng(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)

@@ -1,0 +1,24 @@
+"""Data sets as values, and batches of them on the device."""
+
+from .augment import Augment, Crop, Cutout, Flip
+from .batches import Batches, hold_out
+from .sources import CIFAR10, CIFAR100, KMNIST, MNIST, NPZ, SVHN, Digits, FashionMNIST, ImageFolder, Source
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "KMNIST",
+    "MNIST",
+    "NPZ",
+    "SVHN",
+    "Augment",
+    "Batches",
+    "Crop",
+    "Cutout",
+    "Digits",
+    "FashionMNIST",
+    "Flip",
+    "ImageFolder",
+    "Source",
+    "hold_out",
+]

@@ -1,0 +1,52 @@
+"""The training set on the device: batches by index, augmented there, in an order that depends on seed and epoch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ..core import Batch, Data, make_rng, pixels
+from ..errors import UserError
+from .augment import Augment
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Full batches of `size`; what is left over at the end of an epoch waits for another order.
+
+    The order of epoch e is a function of `seed` and e, so a resumed run needs no sampler state.
+    """
+
+    data: Data
+    size: int
+    augment: tuple[Augment, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= len(self.data):
+            raise UserError(f"batches of {self.size} do not go with {len(self.data)} training images")
+
+    def __len__(self) -> int:
+        return len(self.data) // self.size
+
+    def rest_of_epoch(self, step: int, rng: torch.Generator) -> Iterator[Batch]:
+        """The batches of the epoch that `step` lies in, from that step on. `rng` drives the augmentation."""
+        epoch, done = divmod(step, len(self))
+        order = torch.randperm(len(self.data), generator=make_rng((self.seed << 32) + epoch)).to(self.data.x.device)
+        for index in order.split(self.size)[done : len(self)]:
+            x = pixels(self.data.x[index])
+            for change in self.augment:
+                x = change(x, rng)
+            yield Batch(x, self.data.y[index], index)
+
+
+def hold_out(data: Data, share: float) -> tuple[Data, Data]:
+    """Splits off a fixed part of the training set, the same for every seed, by which "best" is chosen."""
+    count = round(share * len(data))
+    if not 1 <= count < len(data):
+        raise UserError(
+            f"holding out {share:g} of {len(data)} training images leaves {len(data) - count} to train on and "
+            f"{count} to select by: both need at least one"
+        )
+    order = torch.randperm(len(data), generator=make_rng(0)).to(data.x.device)
+    return data[order[count:].sort().values], data[order[:count].sort().values]

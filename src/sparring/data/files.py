@@ -1,0 +1,79 @@
+"""Where the files of a data set are: a folder that was named, a system folder, the cache, else the network."""
+
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from ..errors import UserError
+
+T = TypeVar("T")
+
+
+class Remote(NamedTuple):
+    """A file and how to have it: its name, the address of the folder it is in, and its checksum."""
+
+    name: str
+    base: str
+    md5: str
+
+
+def cache_folder() -> Path:
+    """`$SPARRING_DATA`, or `sparring` in the cache folder of the user."""
+    import pooch
+
+    return Path(os.environ.get("SPARRING_DATA") or pooch.os_cache("sparring"))
+
+
+def locate(remote: Remote, folder: str | None, dataset: str, elsewhere: Sequence[Path] = ()) -> Path:
+    """The path of a data file, downloaded into the cache if it is nowhere else.
+
+    `folder`, if given, is the only place looked in. A file without its `.gz` will do.
+    """
+    home = cache_folder() / dataset
+    for place in [Path(folder)] if folder else [*elsewhere, home]:
+        for name in (remote.name, remote.name.removesuffix(".gz")):
+            if (place / name).is_file():
+                return place / name
+    if folder:
+        raise UserError(f"there is no {remote.name} in {folder}: name the folder that holds it, or none to download it")
+    return _download(remote, home, dataset)
+
+
+def _download(remote: Remote, home: Path, dataset: str) -> Path:
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")
+    try:  # pooch writes to a temporary file and compares the checksum before it moves it into place
+        return Path(pooch.retrieve(remote.base + remote.name, f"md5:{remote.md5}", fname=remote.name, path=home))
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors, a wrong checksum is a ValueError
+        raise UserError(
+            f"{remote.name} could not be downloaded from {remote.base} ({type(error).__name__}): put it into {home}, "
+            f"or name its folder with --data.folder, or put a folder `{dataset}` that holds it under $SPARRING_DATA"
+        ) from error
+
+
+# what the readers of gzip, tar, zip, npz, mat and picture files raise for a broken one
+_BROKEN = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, IndexError, NotImplementedError),
+    *(zlib.error, tarfile.TarError, zipfile.BadZipFile),
+)
+
+
+def read(path: Path, reader: Callable[[Path], T]) -> T:
+    """What `reader` makes of the file. A broken file becomes one sentence that names it."""
+    try:
+        return reader(path)
+    except UserError:
+        raise
+    except _BROKEN as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        raise broken(path, str(error).strip().split("\n")[0] or type(error).__name__) from error
+
+
+def broken(path: Path, detail: str) -> UserError:
+    return UserError(f"{path} is truncated or corrupt ({detail}): delete it and get it anew")

@@ -1,0 +1,246 @@
+"""Data sets as values. `load` gives the training set and the test set, checked."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ..checks import check_data
+from ..core import Data
+from ..errors import UserError
+from .files import Remote, locate, read
+from .formats import read_cifar, read_idx, read_member, read_svhn
+
+Splits = tuple[Data, Data]
+
+
+class Source(Protocol):
+    """Where labelled images come from."""
+
+    def load(self) -> Splits:
+        """The training set and the test set. Raises `UserError` naming the file that is missing or broken."""
+        ...
+
+
+def _data(x: "np.ndarray[Any, Any]", y: "np.ndarray[Any, Any]", classes: Iterable[object], what: str) -> Data:
+    x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
+    data = Data(torch.from_numpy(x.copy()), torch.from_numpy(y.astype(np.int64)), tuple(str(c) for c in classes))
+    check_data(data, what)
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class Digits:
+    """1,797 handwritten digits of 8x8 pixels that come with scikit-learn; every fifth is a test image."""
+
+    def load(self) -> Splits:
+        from sklearn.datasets import load_digits
+
+        held = load_digits()
+        x = np.round(held.images[:, None] * (255 / 16)).astype(np.uint8)
+        test = np.arange(len(x)) % 5 == 4
+        names = range(10)
+        return _data(x[~test], held.target[~test], names, "digits"), _data(x[test], held.target[test], names, "digits")
+
+
+_IDX = (
+    ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+    ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+)
+
+
+def _load_idx(
+    dataset: str, base: str, sums: tuple[str, ...], folder: str | None, classes: Iterable[object], *places: Path
+) -> Splits:
+    found = iter(sums)
+
+    def part(names: tuple[str, str]) -> Data:
+        paths = [locate(Remote(name, base, next(found)), folder, dataset, places) for name in names]
+        x, y = (read_idx(path) for path in paths)
+        return _data(x[:, None] if x.ndim == 3 else x, y, classes, str(paths[0].parent))
+
+    return part(_IDX[0]), part(_IDX[1])
+
+
+@dataclass(frozen=True, slots=True)
+class MNIST:
+    """70,000 handwritten digits of 28x28 pixels (idx files)."""
+
+    folder: str | None = None
+
+    def load(self) -> Splits:
+        sums = (
+            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "d53e105ee54ea40749a09fcbcd1e9432",
+            "9fb629c4189551a2d022fa330f9573f3",
+            "ec29112dd5afa0611ce80d1b7f02629c",
+        )
+        return _load_idx("mnist", "https://ossci-datasets.s3.amazonaws.com/mnist/", sums, self.folder, range(10))
+
+
+@dataclass(frozen=True, slots=True)
+class KMNIST:
+    """70,000 cursive Japanese characters of 28x28 pixels in 10 classes (idx files)."""
+
+    folder: str | None = None
+
+    def load(self) -> Splits:
+        sums = (
+            "bdb82020997e1d708af4cf47b453dcf7",
+            "e144d726b3acfaa3e44228e80efcd344",
+            "5c965bf0a639b31b8f53240b1b52f4d7",
+            "7320c461ea6c1c855c0b718fb2a4b134",
+        )
+        names = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+        return _load_idx("kmnist", "http://codh.rois.ac.jp/kmnist/dataset/kmnist/", sums, self.folder, names)
+
+
+@dataclass(frozen=True, slots=True)
+class FashionMNIST:
+    """70,000 pictures of clothing of 28x28 pixels in 10 classes (idx files).
+
+    Debian's package `dataset-fashion-mnist` puts the files where they are found without a download.
+    """
+
+    folder: str | None = None
+
+    def load(self) -> Splits:
+        sums = (
+            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "25c81989df183df01b3e8a0aad5dffbe",
+            "bef4ecab320f06d8554ea6380940ec79",
+            "bb300cfdad3c16e7a12a480ee83cd310",
+        )
+        names = ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"]
+        base = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+        debian = Path("/usr/share/datasets/fashion-mnist")
+        return _load_idx("fashion-mnist", base, sums, self.folder, names, debian)
+
+
+_CIFAR = "https://www.cs.toronto.edu/~kriz/"
+
+
+def _archive(name: str, unpacked: str, md5: str, folder: str | None, dataset: str) -> Path:
+    """The archive, or the folder that it unpacks to if that is in `folder`."""
+    if folder and (Path(folder) / unpacked).is_dir():
+        return Path(folder) / unpacked
+    return locate(Remote(name, _CIFAR, md5), folder, dataset)
+
+
+@dataclass(frozen=True, slots=True)
+class CIFAR10:
+    """60,000 photographs of 32x32 pixels in 10 classes: the official binary archive, or its unpacked folder."""
+
+    folder: str | None = None
+
+    def load(self) -> Splits:
+        top = "cifar-10-batches-bin"
+        path = _archive("cifar-10-binary.tar.gz", top, "c32a1d4ab5d03f1284b67883e8d87530", self.folder, "cifar10")
+        names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+        train = read_cifar(path, [f"{top}/data_batch_{i}.bin" for i in range(1, 6)], 1)
+        return _data(*train, names, str(path)), _data(*read_cifar(path, [f"{top}/test_batch.bin"], 1), names, str(path))
+
+
+@dataclass(frozen=True, slots=True)
+class CIFAR100:
+    """60,000 photographs of 32x32 pixels in 100 classes: the official binary archive, or its unpacked folder."""
+
+    folder: str | None = None
+
+    def load(self) -> Splits:
+        top = "cifar-100-binary"
+        path = _archive("cifar-100-binary.tar.gz", top, "03b5dce01913d631647c71ecec9e9cb8", self.folder, "cifar100")
+        names = read_member(path, f"{top}/fine_label_names.txt").decode().split()
+        train, test = (read_cifar(path, [f"{top}/{part}.bin"], 2) for part in ("train", "test"))
+        return _data(*train, names, str(path)), _data(*test, names, str(path))
+
+
+@dataclass(frozen=True, slots=True)
+class SVHN:
+    """99,289 house numbers of 32x32 pixels, cropped to digits (.mat files)."""
+
+    folder: str | None = None
+
+    def load(self) -> Splits:
+        base = "http://ufldl.stanford.edu/housenumbers/"
+        files = (
+            Remote("train_32x32.mat", base, "e26dedcc434d2e4c54c9b2d4a06d8373"),
+            Remote("test_32x32.mat", base, "eb5a983be6a315427106f1b164d9cef3"),
+        )
+        train, test = (locate(file, self.folder, "svhn") for file in files)
+        return _data(*read_svhn(train), range(10), str(train)), _data(*read_svhn(test), range(10), str(test))
+
+
+@dataclass(frozen=True, slots=True)
+class NPZ:
+    """Your own arrays: an .npz file with `x_train`, `y_train`, `x_test`, `y_test`.
+
+    Images are `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`, with 1 or 3 channels; bytes, or floats in [0, 1].
+    """
+
+    path: str
+
+    def load(self) -> Splits:
+        if not Path(self.path).is_file():
+            raise UserError(f"there is no file {self.path}")
+        held = read(Path(self.path), _arrays)
+        count = int(max(held["y_train"].max(initial=0), held["y_test"].max(initial=0))) + 1
+        train, test = (
+            _data(_channels_first(held[f"x_{part}"]), held[f"y_{part}"], range(count), f"{self.path}, {part}")
+            for part in ("train", "test")
+        )
+        return train, test
+
+
+def _arrays(path: Path) -> dict[str, "np.ndarray[Any, Any]"]:
+    with np.load(path, allow_pickle=False) as held:
+        missing = {"x_train", "y_train", "x_test", "y_test"} - set(held.files)
+        if missing:
+            raise UserError(f"{path} lacks {', '.join(sorted(missing))}; it holds {', '.join(held.files) or 'nothing'}")
+        return {name: held[name] for name in held.files}
+
+
+def _channels_first(x: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    if x.dtype != np.uint8:
+        x = x.astype(np.float32)
+    if x.ndim == 3:
+        return x[:, None]
+    if x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
+        return x.transpose(0, 3, 1, 2)
+    return x
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFolder:
+    """Pictures in `folder`/train/CLASS/ and `folder`/test/CLASS/, cut to their central square and scaled to `size`."""
+
+    folder: str
+    size: int = 32
+
+    def load(self) -> Splits:
+        train = Path(self.folder, "train")
+        classes = sorted(p.name for p in train.iterdir() if p.is_dir()) if train.is_dir() else []
+        if not classes:
+            raise UserError(f"there are no class folders in {train}: pictures are looked for in {train}/CLASS/")
+        return self._part("train", classes), self._part("test", classes)
+
+    def _part(self, part: str, classes: list[str]) -> Data:
+        top = Path(self.folder, part)
+        strange = {p.name for p in top.iterdir() if p.is_dir()} - set(classes) if top.is_dir() else set()
+        if strange:
+            raise UserError(f"{top} has classes that the training set lacks: {', '.join(sorted(strange))}")
+        found = [(p, i) for i, name in enumerate(classes) for p in sorted((top / name).glob("*")) if p.is_file()]
+        if not found:
+            raise UserError(f"there are no pictures in {top}/CLASS/")
+        x = np.stack([read(path, self._picture) for path, _ in found])
+        return _data(x, np.array([i for _, i in found]), classes, str(top))
+
+    def _picture(self, path: Path) -> "np.ndarray[Any, Any]":
+        from PIL import Image, ImageOps
+
+        with Image.open(path) as image:
+            square = ImageOps.fit(image.convert("RGB"), (self.size, self.size))
+        return np.asarray(square).transpose(2, 0, 1)

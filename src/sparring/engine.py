@@ -1,0 +1,170 @@
+"""The training loop. It names no method, no attack and no trick."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from .averaging import EMA
+from .core import Attack, Batch, Context, Data, Lens, Objective, Progress, Schedule, Terms, Update, View, at, make_rng
+from .errors import UserError
+from .updates import Descend
+from .views import eval_mode, frozen, unchanged
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """The whole of "which adversarial training": what raises what, what is lowered, and how the model is seen.
+
+    The attack sees the model in eval mode unless `inner_view` says otherwise; the update sees it as its owner
+    left it.
+    """
+
+    attack: Attack | Schedule[Attack]
+    objective: Objective
+    inner_view: View = eval_mode
+    outer_view: View = unchanged
+
+
+@dataclass(slots=True)
+class State:
+    """Everything that training changes, so everything that a checkpoint holds.
+
+    Its weights are `model` and `average`; the rest is in `state_dict`, with torch's own generators, which
+    dropout draws from.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    memory: nn.Module
+    rng: torch.Generator
+    average: nn.Module | None = None
+    step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def start(
+        cls, method: Method, model: nn.Module, optimizer: torch.optim.Optimizer, data: Data | None = None, seed: int = 0
+    ) -> "State":
+        """The beginning of an own loop. `data` is needed by methods that remember something per example."""
+        device = next(model.parameters()).device
+        none = Data(torch.empty(0, 1, 1, 1), torch.empty(0, dtype=torch.long), ())
+        return cls(model, optimizer, method.objective.init(data or none).to(device), make_rng(seed, device))
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that count: the average if there is one."""
+        return self.model if self.average is None else self.average
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"model": self.model, **({} if self.average is None else {"average": self.average})}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "memory": self.memory.state_dict(),
+            "rng": self.rng.get_state(),
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "step": self.step,
+            "best": dict(self.best),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.memory.load_state_dict(saved["memory"])
+        self.rng.set_state(saved["rng"])
+        torch.set_rng_state(saved["torch_rng"])
+        if saved["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(saved["cuda_rng"])
+        self.step, self.best = saved["step"], dict(saved["best"])
+
+
+class Hook(Protocol):
+    """What happens around training. `progress` counts the steps that are done."""
+
+    def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None: ...
+    def on_epoch(self, state: State, progress: Progress) -> None: ...
+
+
+class Batches(Protocol):
+    """A training set that can start in the middle of an epoch."""
+
+    def __len__(self) -> int: ...
+    def rest_of_epoch(self, step: int, rng: torch.Generator) -> Iterator[Batch]: ...
+
+
+def train_step(
+    method: Method,
+    state: State,
+    batch: Batch,
+    progress: Progress,
+    update: Update = Descend(),  # noqa: B008
+) -> Terms:
+    """One step of the saddle point: raise the inner loss in `x`, lower the outer loss in the weights.
+
+    Returns the terms of the outer loss, detached.
+    """
+
+    def look() -> Context:
+        return Context(Lens(state.model), batch, state.memory, progress)
+
+    with method.inner_view(state.model), frozen(state.model):
+        ctx = look()
+        with torch.no_grad():
+            method.objective.observe(ctx)
+        x_adv = at(method.attack, progress)(method.objective.inner(ctx), batch.x, state.rng)
+    with method.outer_view(state.model):
+        return update(state.model, state.optimizer, lambda: method.objective.outer(look(), x_adv))
+
+
+class NotFinite(UserError):  # noqa: N818
+    """A term of the loss became NaN or infinite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """Trains for `epochs`, from wherever `state` stands. Schedules are read before each step.
+
+    Raises `NotFinite` right after the step that made a term NaN or infinite, before any hook can save it.
+    """
+
+    epochs: int
+    lr: float | Schedule[float]
+    update: Update = field(default_factory=Descend)
+    averaging: EMA | None = None
+    hooks: Sequence[Hook] = ()
+
+    def run(self, method: Method, state: State, batches: Batches) -> None:
+        if self.averaging is not None and state.average is None:
+            state.average = self.averaging.init(state.model)
+        while state.step < self.epochs * len(batches):
+            for batch in batches.rest_of_epoch(state.step, state.rng):
+                self._step(method, state, batch, len(batches))
+            for hook in self.hooks:
+                hook.on_epoch(state, Progress(state.step, len(batches), self.epochs))
+
+    def _step(self, method: Method, state: State, batch: Batch, steps_per_epoch: int) -> None:
+        progress = Progress(state.step, steps_per_epoch, self.epochs)
+        for group in state.optimizer.param_groups:
+            group["lr"] = at(self.lr, progress)
+        terms = _finite(train_step(method, state, batch, progress, self.update), progress)
+        state.step += 1
+        if self.averaging is not None and state.average is not None:
+            self.averaging.update(state.average, state.model, state.step)
+        for hook in self.hooks:
+            hook.on_step(state, Progress(state.step, steps_per_epoch, self.epochs), terms)
+
+
+def _finite(terms: Terms, progress: Progress) -> dict[str, float]:
+    """The terms as numbers, in one transfer from the device."""
+    values = dict(zip(terms, torch.stack([term.float() for term in terms.values()]).tolist(), strict=True))
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise NotFinite(
+                f"the loss term {name!r} became {value} at step {progress.step} (epoch {progress.epoch:.2f})"
+            )
+    return values

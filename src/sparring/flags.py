@@ -1,0 +1,150 @@
+"""A value as command-line flags: each scalar inside it becomes `--path.to.field`, with its present value as default.
+
+Structure (which attack, which objective) is chosen in Python; the shell varies the numbers. tyro parses and
+prints the help; here a value is turned into the dataclass that tyro wants, and what was parsed is put back.
+"""
+
+import dataclasses
+import inspect
+import types
+from collections.abc import Callable, Container, Mapping
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+from .errors import UserError
+from .plain import Build
+from .threats import number
+
+Options = TypeVar("Options")
+T = TypeVar("T")
+
+_NUMBER = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="FLOAT",
+    instance_from_str=lambda args: number(args[0]),
+    is_instance=lambda value: isinstance(value, float | int),
+    str_from_instance=lambda value: [f"{value:.6g}"],
+)
+Number = Annotated[float, _NUMBER]  # 0.1 or 8/255
+
+
+def parse(
+    options: type[Options],
+    value: T,
+    extra: Mapping[str, Any],
+    args: list[str],
+    prog: str,
+    description: str,
+    fields: Container[str] | None = None,
+) -> tuple[Options, T, dict[str, Any]]:
+    """Reads `args` as flags for the fields of `options`, for `fields` of `value` (all) and for the `extra` scalars.
+
+    Returns the options, and the value and the extras with what the flags changed. Prints help or an error and exits
+    as command-line programs do.
+    """
+    parts = {**{name: (each, type(each)) for name, each in extra.items()}, **_parts(value)}
+    parts = {name: part for name, part in parts.items() if fields is None or name in fields}
+    mirror = _mirror("Options", parts, description, (options,))
+    parsed = tyro.cli(mirror, args=args, prog=prog, description=description, config=(tyro.conf.FlagCreatePairsOff,))
+    return parsed, _restore(value, parsed), {name: getattr(parsed, name) for name in extra}
+
+
+def _field(name: str) -> str:
+    return "_" + name if name.isdigit() else name.replace("-", "_")
+
+
+def _parts(value: Any) -> dict[str, tuple[Any, Any]]:
+    """The named parts of a value, each with its type hint."""
+    if isinstance(value, Build):
+        hints = get_type_hints(value.function)
+        defaults = {n: p.default for n, p in inspect.signature(value.function).parameters.items()}
+        given = {**{n: d for n, d in defaults.items() if d is not inspect.Parameter.empty}, **value.options}
+        return {n: (v, hints.get(n)) for n, v in given.items() if n not in ("num_classes", "shape", "normalize")}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = get_type_hints(type(value))
+        return {f.name: (getattr(value, f.name), hints.get(f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(n): (v, None) for n, v in value.items()}
+    if isinstance(value, tuple):
+        return {str(i): (v, None) for i, v in enumerate(value)}
+    return {}
+
+
+def _mirror(name: str, parts: Mapping[str, tuple[Any, Any]], doc: str, bases: tuple[type, ...] = ()) -> Any:
+    """A dataclass with a field for each scalar and, nested, for each value that has some."""
+    fields: list[Any] = []
+    for part, (value, hint) in parts.items():
+        kind = _scalar(value, hint)
+        if kind is not None:
+            fields.append((_field(part), kind, dataclasses.field(default=value)))
+        elif inner := _parts(value):
+            nested: Any = _mirror(type(value).__name__, inner, _summary(value))
+            if dataclasses.fields(nested):
+                named = Annotated[nested, tyro.conf.arg(name=part)]
+                fields.append((_field(part), named, dataclasses.field(default_factory=nested)))
+    return dataclasses.make_dataclass(name, fields, bases=bases, frozen=True, namespace={"__doc__": doc})
+
+
+def _summary(value: Any) -> str:
+    """The first sentence of what the value is, for the help."""
+    thing = value.function if isinstance(value, Build) else type(value)
+    ours = (thing.__module__ or "").startswith(__name__.partition(".")[0])
+    first = inspect.cleandoc(thing.__doc__ or "").split("\n")[0]
+    return f"{thing.__name__}: {first}" if ours and not first.startswith(thing.__name__ + "(") else thing.__name__
+
+
+def _scalar(value: Any, hint: Any) -> Any:
+    """The type to parse a scalar as, or None for what is no scalar."""
+    if isinstance(value, bool):
+        return bool
+    if isinstance(value, tuple) and value and all(isinstance(v, float | int) for v in value):
+        return tuple[Number, ...] if any(isinstance(v, float) for v in value) else tuple[int, ...]
+    if isinstance(value, str | int | float) or value is None:
+        return _from_hint(hint, value)
+    return None
+
+
+def _from_hint(hint: Any, value: Any) -> Any:
+    if get_origin(hint) is Literal:
+        return hint
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    known = {int: int, float: Number, str: str, bool: bool}
+    wanted = [known[m] for m in members if m in known]
+    if value is None:
+        return Union[(*wanted, None)] if wanted else None
+    kind = Number if isinstance(value, float) or Number in wanted else type(value)
+    return Union[kind, None] if type(None) in members else kind  # noqa: UP007
+
+
+def _restore(value: T, parsed: Any) -> T:
+    """`value` with what differs in `parsed`; the same object if nothing does."""
+    if not dataclasses.is_dataclass(parsed):
+        return parsed
+    changed = {}
+    for name, (part, _) in _parts(value).items():
+        if hasattr(parsed, _field(name)):
+            new = _restore(part, getattr(parsed, _field(name)))
+            if new is not part and new != part:
+                changed[name] = new
+    return _replaced(value, changed) if changed else value
+
+
+def _replaced(value: Any, changed: dict[str, Any]) -> Any:
+    if isinstance(value, Build):
+        return Build(value.function, **{**value.options, **changed})
+    if isinstance(value, Mapping):
+        return {**value, **changed}
+    if isinstance(value, tuple):
+        return tuple(changed.get(str(i), part) for i, part in enumerate(value))
+    return dataclasses.replace(value, **changed)
+
+
+def parameters(function: Callable[..., Any]) -> dict[str, Any]:
+    """The parameters of a recipe function with their defaults."""
+    found = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.default is inspect.Parameter.empty:
+            raise UserError(f"{function.__name__} has a parameter {name!r} without a default")
+        found[name] = parameter.default
+    return found

@@ -1,0 +1,115 @@
+"""Residual networks for 32-pixel images: post-activation (He et al.) and pre-activation.
+
+Names inside a body are those of RobustBench's models, so that published weights load: `models.robustbench`.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ..core import Classifier
+from .activations import activation as act
+
+
+def _conv(inner: int, outer: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inner, outer, size, stride, padding=size // 2, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """conv, norm, act, conv, norm, add, act (https://arxiv.org/abs/1512.03385)."""
+
+    def __init__(self, inner: int, outer: int, stride: int, activation: str) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.act1 = _conv(inner, outer, 3, stride), nn.BatchNorm2d(outer), act(activation)
+        self.conv2, self.bn2, self.act2 = _conv(outer, outer), nn.BatchNorm2d(outer), act(activation)
+        changes = stride != 1 or inner != outer
+        self.shortcut = nn.Sequential(
+            *([_conv(inner, outer, 1, stride), nn.BatchNorm2d(outer)] if changes else []),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
+        return self.act2(out + self.shortcut(x))
+
+
+class PreActBlock(nn.Module):
+    """norm, act, conv, norm, act, conv, add (https://arxiv.org/abs/1603.05027); the shortcut reads the raw input."""
+
+    def __init__(self, inner: int, outer: int, stride: int, activation: str) -> None:
+        super().__init__()
+        self.bn1, self.act1, self.conv1 = nn.BatchNorm2d(inner), act(activation), _conv(inner, outer, 3, stride)
+        self.bn2, self.act2, self.conv2 = nn.BatchNorm2d(outer), act(activation), _conv(outer, outer)
+        changes = stride != 1 or inner != outer
+        self.shortcut = nn.Sequential(*([_conv(inner, outer, 1, stride)] if changes else []))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv2(self.act2(self.bn2(self.conv1(self.act1(self.bn1(x))))))
+        return out + self.shortcut(x)
+
+
+Block = Callable[[int, int, int, str], nn.Module]
+
+
+class _Stages(nn.Module):
+    """Four stages of two blocks; each but the first halves the picture."""
+
+    def __init__(self, block: Block, widths: tuple[int, ...], channels: int, activation: str) -> None:
+        super().__init__()
+        self.conv1 = _conv(channels, widths[0])
+        inner = widths[0]
+        for i, outer in enumerate(widths):
+            first = block(inner, outer, 1 if i == 0 else 2, activation)
+            setattr(self, f"layer{i + 1}", nn.Sequential(first, block(outer, outer, 1, activation)))
+            inner = outer
+
+    def stages(self, x: Tensor) -> Tensor:
+        for i in range(1, 5):
+            x = getattr(self, f"layer{i}")(x)
+        return x.mean((2, 3))
+
+
+class ResNetBody(_Stages):
+    def __init__(self, widths: tuple[int, ...], channels: int, activation: str) -> None:
+        super().__init__(BasicBlock, widths, channels, activation)
+        self.bn1, self.act = nn.BatchNorm2d(widths[0]), act(activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stages(self.act(self.bn1(self.conv1(x))))
+
+
+class PreActResNetBody(_Stages):
+    """Like the released code of fast adversarial training, without a norm before the pooling."""
+
+    def __init__(self, widths: tuple[int, ...], channels: int, activation: str) -> None:
+        super().__init__(PreActBlock, widths, channels, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stages(self.conv1(x))
+
+
+def _widths(width: float) -> tuple[int, ...]:
+    return tuple(max(1, round(w * width)) for w in (64, 128, 256, 512))
+
+
+def resnet18(
+    num_classes: int = 10,
+    shape: tuple[int, int, int] = (3, 32, 32),
+    normalize: nn.Module | None = None,
+    width: float = 1.0,
+    activation: str = "relu",
+) -> Classifier:
+    """ResNet-18 with the CIFAR stem (3x3, stride 1, no pooling): 11.2 M parameters at `width` 1."""
+    widths = _widths(width)
+    return Classifier(ResNetBody(widths, shape[0], activation), nn.Linear(widths[-1], num_classes), normalize)
+
+
+def preact_resnet18(
+    num_classes: int = 10,
+    shape: tuple[int, int, int] = (3, 32, 32),
+    normalize: nn.Module | None = None,
+    width: float = 1.0,
+    activation: str = "relu",
+) -> Classifier:
+    """Pre-activation ResNet-18: 11.2 M parameters at `width` 1, a factor on the number of channels."""
+    widths = _widths(width)
+    return Classifier(PreActResNetBody(widths, shape[0], activation), nn.Linear(widths[-1], num_classes), normalize)

@@ -1,0 +1,68 @@
+"""Wide residual networks (https://arxiv.org/abs/1605.07146), with RobustBench's names inside the body."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Classifier
+from ..errors import UserError
+from .activations import activation as act
+
+
+class WideBlock(nn.Module):
+    """norm, act, conv, norm, act, dropout, conv, add; a shortcut that changes width reads the activated input."""
+
+    def __init__(self, inner: int, outer: int, stride: int, activation: str, dropout: float) -> None:
+        super().__init__()
+        self.bn1, self.relu1 = nn.BatchNorm2d(inner), act(activation)
+        self.conv1 = nn.Conv2d(inner, outer, 3, stride, padding=1, bias=False)
+        self.bn2, self.relu2 = nn.BatchNorm2d(outer), act(activation)
+        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.convShortcut = nn.Conv2d(inner, outer, 1, stride, bias=False) if inner != outer else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu1(self.bn1(x))
+        kept = x if self.convShortcut is None else self.convShortcut(out)
+        return kept + self.conv2(self.dropout(self.relu2(self.bn2(self.conv1(out)))))
+
+
+class WideGroup(nn.Module):
+    def __init__(self, count: int, inner: int, outer: int, stride: int, activation: str, dropout: float) -> None:
+        super().__init__()
+        first = WideBlock(inner, outer, stride, activation, dropout)
+        rest = [WideBlock(outer, outer, 1, activation, dropout) for _ in range(count - 1)]
+        self.layer = nn.Sequential(first, *rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class WideResNetBody(nn.Module):
+    def __init__(self, count: int, width: int, channels: int, activation: str, dropout: float) -> None:
+        super().__init__()
+        w = (16, 16 * width, 32 * width, 64 * width)
+        self.conv1 = nn.Conv2d(channels, w[0], 3, padding=1, bias=False)
+        self.block1 = WideGroup(count, w[0], w[1], 1, activation, dropout)
+        self.block2 = WideGroup(count, w[1], w[2], 2, activation, dropout)
+        self.block3 = WideGroup(count, w[2], w[3], 2, activation, dropout)
+        self.bn1, self.relu = nn.BatchNorm2d(w[3]), act(activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.block3(self.block2(self.block1(self.conv1(x))))
+        return F.adaptive_avg_pool2d(self.relu(self.bn1(out)), 1).flatten(1)
+
+
+def wide_resnet(
+    depth: int = 28,
+    width: int = 10,
+    num_classes: int = 10,
+    shape: tuple[int, int, int] = (3, 32, 32),
+    normalize: nn.Module | None = None,
+    activation: str = "relu",
+    dropout: float = 0.0,
+) -> Classifier:
+    """WRN-`depth`-`width`: 36.5 M parameters for 28-10, 46.2 M for 34-10. The depth is 6 n + 4."""
+    if depth < 10 or (depth - 4) % 6:
+        raise UserError(f"the depth of a wide ResNet is 6 n + 4 (10, 16, 22, 28, 34, ...), not {depth}")
+    body = WideResNetBody((depth - 4) // 6, width, shape[0], activation, dropout)
+    return Classifier(body, nn.Linear(64 * width, num_classes), normalize)

@@ -1,0 +1,80 @@
+"""A recipe: everything that decides a run, as one typed value."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from .averaging import EMA
+from .core import Attack, Data, Schedule
+from .data import Augment, Source
+from .engine import Method
+from .errors import UserError
+from .evaluate import Adversary
+from .models import Normalize
+from .optimizers import SGD, AdamW
+from .plain import Build, from_plain, to_plain
+from .updates import Descend
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What `sparring evaluate` does: each adversary on the first `examples` test images (all, if left out)."""
+
+    adversaries: Mapping[str, Adversary]
+    examples: int | None = None
+    batch_size: int = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything that decides a run. Vary it with `dataclasses.replace`; train it with `sparring.fit`.
+
+    "best" is the epoch of the highest accuracy under `selection` on the share `held_out` of the training set; the
+    test set selects nothing.
+    """
+
+    data: Source
+    model: Build[nn.Module]
+    method: Method
+    epochs: int
+    lr: float | Schedule[float]
+    selection: Attack
+    evaluation: Evaluation
+    batch_size: int = 128
+    augment: tuple[Augment, ...] = ()
+    optimizer: SGD | AdamW = field(default_factory=SGD)
+    update: Descend = field(default_factory=Descend)
+    averaging: EMA | None = None
+    held_out: float = 0.02
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)} is not at least 1")
+        if not 0 < self.held_out < 1:
+            raise UserError(f"held_out = {self.held_out:g} is not in (0, 1): some images must select the best epoch")
+
+    def build_model(self, data: Data) -> nn.Module:
+        """The model for the classes and the shape of `data`, normalising by the statistics of `data`."""
+        return self.model(num_classes=len(data.classes), shape=data.shape, normalize=Normalize.of(data))
+
+    def plain(self) -> dict[str, Any]:
+        return to_plain(self)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal recipes: 12 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def recipe_from_plain(plain: Mapping[str, Any]) -> Recipe:
+    """The recipe of a run folder or of a weights file. Raises `UserError` if it is none of ours."""
+    value = from_plain(dict(plain))
+    if not isinstance(value, Recipe):
+        raise UserError(f"this is a {type(value).__name__}, not a recipe")
+    return value

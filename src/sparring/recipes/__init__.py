@@ -1,0 +1,43 @@
+"""Recipes by name: every public function of this package that returns a `Recipe`. Listing them imports no torch."""
+
+import ast
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A recipe that can be had: its name, the first line of its docstring, and the whole."""
+
+    name: str
+    module: str
+    summary: str
+    text: str
+
+
+def entries() -> dict[str, Entry]:
+    """All recipes by name, read off the source text."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and node.returns and ast.unparse(node.returns) == "Recipe":
+                text = inspect.cleandoc(ast.get_docstring(node) or "")
+                found[node.name] = Entry(node.name, path.stem, text.split("\n")[0], text)
+    return {name: entry for name, entry in found.items() if not name.startswith("_")}
+
+
+def find(name: str) -> Callable[..., "Recipe"]:
+    """The function that makes the recipe. Raises `UserError` with the nearest names if there is none."""
+    known = entries()
+    if name not in known:
+        raise UserError(f"no recipe {name!r}: {nearest(name, known)}")
+    return getattr(importlib.import_module(f"{__name__}.{known[name].module}"), name)

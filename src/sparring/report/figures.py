@@ -1,0 +1,88 @@
+"""Figures of a run, drawn from what its folder holds. No torch."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..results import Array, Examples
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def learning_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Loss terms and held-out accuracy, clean and robust, over the epochs. Draws nothing before the first row."""
+    steps = [row for row in rows if "terms" in row]
+    epochs = [row for row in rows if "held_out" in row]
+    if not steps and not epochs:
+        return
+    figure = _figure(9, 3.4)
+    left, right = figure.subplots(1, 2)
+    for name in dict.fromkeys(name for row in steps for name in row["terms"]):
+        known = [(row["epoch"], row["terms"][name]) for row in steps if name in row["terms"]]
+        left.plot(*zip(*known, strict=True), label=name, linewidth=1)
+    left.set(xlabel="epoch", ylabel="loss terms")
+    for name in ("clean", "robust"):
+        points = [(row["epoch"], 100 * row["held_out"][name]) for row in epochs]
+        right.plot(*zip(*points, strict=True) if points else ([], []), label=name, marker="o", markersize=3)
+    best = next((row for row in reversed(epochs) if row.get("best")), None)
+    if best:
+        right.axvline(best["epoch"], color="grey", linestyle=":", label="best")
+    right.set(xlabel="epoch", ylabel="held-out accuracy, %", ylim=(0, 100))
+    for axes in (left, right):
+        _finish(axes)
+    _save(figure, path)
+
+
+def adversarial_examples(examples: Examples, classes: Sequence[str], path: Path) -> None:
+    """One column an example: clean, perturbation (scaled to be seen, the scale is in the title), adversarial."""
+    count = len(examples.label)
+    delta = examples.adversarial - examples.clean
+    largest = float(np.abs(delta).max()) or 1.0
+    figure = _figure(1.4 * max(3, count) + 0.6, 5.2)
+    grid = figure.subplots(3, count, squeeze=False)
+    rows = (examples.clean, 0.5 + delta / (2 * largest), examples.adversarial)
+    titles = (examples.clean_prediction, None, examples.adversarial_prediction)
+    for axes_row, images, predicted in zip(grid, rows, titles, strict=True):
+        for i, axes in enumerate(axes_row):
+            _picture(axes, images[i])
+            if predicted is not None:
+                right = predicted[i] == examples.label[i]
+                axes.set_title(_name(classes, int(predicted[i])), fontsize=8, color="black" if right else "crimson")
+    for axes, label in zip(grid[:, 0], ("clean", f"perturbation\n(largest {largest:.3g})", "adversarial"), strict=True):
+        axes.set_ylabel(label, fontsize=9)
+    _save(figure, path)
+
+
+def _name(classes: Sequence[str], number: int) -> str:
+    return classes[number] if 0 <= number < len(classes) else "no class"
+
+
+def _picture(axes: "Axes", image: Array) -> None:
+    shown = np.clip(image.transpose(1, 2, 0), 0, 1)
+    axes.imshow(shown[:, :, 0] if shown.shape[2] == 1 else shown, cmap="gray", vmin=0, vmax=1)
+    axes.set(xticks=[], yticks=[])
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)  # not pyplot: no window system, no global state
+    return figure
+
+
+def _finish(axes: "Axes") -> None:
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    temporary = path.with_name(f".{path.stem}.writing.png")
+    figure.savefig(temporary, dpi=130)
+    temporary.replace(path)

@@ -1,0 +1,224 @@
+"""The run folder: what is written, typed. Needs no torch, so that reports and tools read it fast."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from .errors import UserError
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """A share of examples with its Wilson score interval (95 %, https://doi.org/10.1080/01621459.1927.10502953)."""
+
+    correct: int
+    examples: int
+
+    @property
+    def value(self) -> float:
+        return self.correct / self.examples
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        n, p, z = self.examples, self.value, 1.959963984540054
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max(0.0, middle - half), min(1.0, middle + half)
+
+    def plain(self) -> dict[str, float]:
+        low, high = self.interval
+        return {"accuracy": self.value, "low": low, "high": high, "examples": self.examples}
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.value:.2f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Pictures for people: `clean` and `adversarial` `[N, C, H, W]` in [0, 1], and what the model takes them for."""
+
+    clean: Array
+    adversarial: Array
+    label: Array
+    clean_prediction: Array
+    adversarial_prediction: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """Per example and attack: does the model still get it right? Tables and intervals derive from this."""
+
+    standing: Mapping[str, Array]  # name -> bool [N]; "clean" is among them
+    label: Array
+    examples: Examples | None = None
+
+    def table(self) -> dict[str, Accuracy]:
+        return {name: Accuracy(int(flags.sum()), len(flags)) for name, flags in self.standing.items()}
+
+
+class RunFolder:
+    """The files of a run. Everything is written to a temporary name, flushed to the disk and renamed."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+        self._recipe = self.path / "recipe.json"
+        self._environment = self.path / "environment.json"
+        self._status = self.path / "status.json"
+        self._metrics = self.path / "metrics.jsonl"
+        self._evaluation = self.path / "evaluation.json"
+        self.learning_curve = self.path / "learning-curve.png"
+        self.adversarial_examples = self.path / "adversarial-examples.png"
+
+    def weights(self, which: str) -> Path:
+        """`which` is `best` or `last`."""
+        return self.path / f"{which}.safetensors"
+
+    def flags(self, which: str) -> Path:
+        """Per-example results of `best` or `last`."""
+        return self.path / f"evaluation-{which}.npz"
+
+    # -- the life of a run
+
+    def begin(self, recipe: Mapping[str, Any]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self._recipe, recipe)
+
+    def recipe(self) -> dict[str, Any] | None:
+        return read_json(self._recipe) if self._recipe.exists() else None
+
+    def finished(self) -> bool:
+        return self._status.exists() and bool(read_json(self._status).get("finished"))
+
+    def status(self) -> dict[str, Any]:
+        return read_json(self._status)
+
+    def set_status(self, status: Mapping[str, Any]) -> None:
+        write_json(self._status, status)
+
+    def foreign(self) -> bool:
+        """There are files here, but not those of a run."""
+        if not self.path.is_dir():
+            return self.path.exists()
+        return not self._recipe.exists() and any(p.name != ".lock" for p in self.path.iterdir())
+
+    def clear(self) -> None:
+        """Removes what a run writes, and nothing else."""
+        for folder in (self.checkpoints, self.tensorboard):
+            shutil.rmtree(folder, ignore_errors=True)
+        names = ("*.safetensors", "*.json", "metrics.jsonl", "evaluation-*.npz", "*.png")
+        for path in (p for name in names for p in self.path.glob(name)):
+            path.unlink()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second process out; the lock ends with the process, however that ends."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            if not _lock(file):
+                raise UserError(f"{self.path} is in use: another process trains there")
+            yield
+
+    # -- what is recorded
+
+    def add_session(self, session: Mapping[str, Any]) -> None:
+        """One entry for each start or resumption: versions, commit, device, threads, seed."""
+        sessions = read_json(self._environment)["sessions"] if self._environment.exists() else []
+        write_json(self._environment, {"sessions": [*sessions, dict(session)]})
+
+    def add_metrics(self, row: Mapping[str, Any]) -> None:
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One row per logged step and one per epoch. A line cut short by a crash is left out."""
+        rows = []
+        for line in self._metrics.read_text().splitlines() if self._metrics.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+        return rows
+
+    def rewind_metrics(self, step: int) -> None:
+        """Forgets what was logged after `step`: it will be trained again."""
+        kept = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
+        write_bytes(self._metrics, "".join(kept).encode())
+
+    def write_flags(self, which: str, evaluated: Evaluated) -> None:
+        with _replacing(self.flags(which)) as file:
+            np.savez_compressed(file, label=evaluated.label, **evaluated.standing)  # type: ignore[arg-type]
+
+    def read_flags(self, which: str) -> Evaluated:
+        with np.load(self.flags(which)) as held:
+            return Evaluated({name: held[name] for name in held.files if name != "label"}, held["label"])
+
+    def write_evaluation(self, table: Mapping[str, Any]) -> None:
+        write_json(self._evaluation, table)
+
+    def evaluation(self) -> dict[str, Any]:
+        return read_json(self._evaluation)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): restore it, or start a new run in another folder") from error
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Atomic: after a crash the file holds the old content or the new, never a part."""
+    with _replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """A rename lasts only once its folder is on the disk."""
+    with contextlib.suppress(OSError):  # some systems cannot open folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,203 @@
+"""Public contracts: what a threat, an attack, an objective or a model must do to work with the rest.
+
+Call one in a test of your own; it raises `AssertionError` saying what does not hold.
+
+    def test_my_attack_keeps_its_contract():
+        check_attack(MyAttack(Linf("8/255")), within=Linf("8/255"))
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .core import Attack, Batch, Classifier, Context, Data, Lens, Objective, Progress, Schedule, Threat, at, make_rng
+from .engine import Method, State, train_step
+from .losses import Untargeted
+from .views import eval_mode, frozen
+
+ROUNDING = 1e-5
+
+
+def check_threat(threat: Threat, shape: tuple[int, int, int] = (3, 8, 8), seed: int = 0) -> None:
+    """`sample` and `project` land in the ball and in [0, 1]; `project` leaves alone what is there already.
+
+    `ascent` goes up, is no longer than 1 and survives a zero gradient; examples do not influence each other.
+    """
+    rng = make_rng(seed)
+    x = torch.rand(16, *shape, generator=rng)
+    x[:4] = x[:4].round()  # corners of [0, 1], where clipping acts
+    sampled = threat.sample(x, rng)
+    _inside(threat, sampled, x, "a sample")
+    _expect(not torch.equal(sampled, threat.sample(x, rng)), "two samples differ")
+    _expect(torch.equal(threat.sample(x, make_rng(1)), threat.sample(x, make_rng(1))), "a seed decides the sample")
+    far = x + 3 * torch.randn(x.shape, generator=rng)
+    kept = x.clone(), far.clone()
+    z = threat.project(far, x)
+    _expect(torch.equal(x, kept[0]) and torch.equal(far, kept[1]), "project leaves its arguments as they were")
+    _inside(threat, z, x, "a projected point")
+    _close(threat.project(z, x), z, "projecting twice is projecting once")
+    _close(threat.project(sampled, x), sampled, "a point inside is its own projection")
+    _close(torch.cat([threat.project(f[None], o[None]) for f, o in zip(far, x, strict=True)]), z, "examples are apart")
+    grad = torch.randn(x.shape, generator=rng)
+    grad[0] = 0
+    step = threat.ascent(grad)
+    _expect(bool(step.isfinite().all()), "a zero gradient gives a finite step")
+    _expect(float(threat.norm(step).max()) <= 1 + ROUNDING, "a step is no longer than 1")
+    _expect(bool(((step * grad).flatten(1).sum(1)[1:] > 0).all()), "a step goes up")
+
+
+def check_attack(attack: Attack, within: Threat, shape: tuple[int, int, int] = (3, 8, 8), seed: int = 0) -> None:
+    """Its points lie in `within`, the same for the same seed, and on average they raise the loss.
+
+    It returns a detached tensor and leaves alone the images, the model, its mode and its gradients; a single example
+    is a batch too.
+    """
+    model, x, y = _toy(shape, seed)
+    before, kept = copy.deepcopy(model.state_dict()), x.clone()
+    with eval_mode(model):
+        loss = Untargeted(model, y)
+        z = attack(loss, x, make_rng(seed))
+        again = attack(loss, x, make_rng(seed))
+        with torch.no_grad():
+            raised = float((loss(z).value - loss(x).value).mean())
+        single = attack(Untargeted(model, y[:1]), x[:1], make_rng(seed))
+    _expect(torch.equal(x, kept), "the images are as they were")
+    _expect(z.shape == x.shape and z.dtype == x.dtype and not z.requires_grad, "the result is a detached image batch")
+    _expect(single.shape == x[:1].shape, "a single example is a batch")
+    _inside(within, z, x, "an attacked point")
+    _expect(torch.equal(z, again), "a seed decides the points")
+    _expect(raised >= -ROUNDING, f"the loss rises; here it fell by {-raised:.3g} on average")
+    _expect(all(torch.equal(t, before[n]) for n, t in model.state_dict().items()), "the model is as it was")
+    _expect(all(p.grad is None for p in model.parameters()), "no gradient is left in the parameters")
+    _expect(all(p.requires_grad for p in model.parameters()) and model.training, "mode and flags are as they were")
+
+
+def check_objective(
+    objective: Objective, attack: Attack | Schedule[Attack], shape: tuple[int, int, int] = (3, 8, 8), seed: int = 0
+) -> None:
+    """Its inner loss is one number per example and can serve some of them; its terms are scalars to differentiate.
+
+    Only `observe` changes the memory; training repeats itself from its seed, and goes on bit for bit from a saved
+    state.
+    """
+    _check_one_step(objective, attack, shape, seed)
+    method = Method(attack, objective)
+    whole, half = (_trained(method, shape, seed, steps) for steps in (6, 3))
+    _same(whole, _trained(method, shape, seed, 6), "training repeats itself from its seed")
+    fresh = _start(method, shape, seed + 1)
+    for name, module in fresh.modules().items():
+        module.load_state_dict(copy.deepcopy(half.modules()[name].state_dict()))
+    fresh.load_state_dict(copy.deepcopy(half.state_dict()))
+    _same(whole, _steps(method, fresh, shape, seed, 6), "a saved state goes on as if nothing had happened")
+    finite = all(bool(p.isfinite().all()) for p in whole.model.parameters())
+    _expect(finite, "the parameters stay finite")
+
+
+def _check_one_step(
+    objective: Objective, attack: Attack | Schedule[Attack], shape: tuple[int, int, int], seed: int
+) -> None:
+    model, x, y = _toy(shape, seed)
+    memory = objective.init(Data(x, y, ("a", "b", "c")))
+    ctx = Context(Lens(model), Batch(x, y, torch.arange(len(x))), memory, progress := Progress(0, 4, 2))
+    with eval_mode(model), frozen(model):
+        with torch.no_grad():
+            objective.observe(ctx)
+        remembered = copy.deepcopy(memory.state_dict())
+        loss = objective.inner(ctx)
+        rows = torch.tensor([2, 0])
+        value = loss(x).value
+        _expect(value.shape == (len(x),), f"the inner loss is one number per example, not {tuple(value.shape)}")
+        _close(loss[rows](x[rows]).value, value[rows], "loss[rows] is the same function for some of the examples")
+        z = at(attack, progress)(loss, x, make_rng(seed))
+    terms = objective.outer(Context(Lens(model), ctx.batch, memory, progress), z)
+    _expect(len(terms) > 0 and all(t.ndim == 0 for t in terms.values()), "outer gives scalar terms")
+    torch.stack(list(terms.values())).sum().backward()
+    _expect(any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()), "the terms reach the weights")
+    same = all(torch.equal(t, remembered[n]) for n, t in memory.state_dict().items())
+    _expect(same, "only observe changes the memory")
+
+
+def check_model(model: nn.Module, shape: tuple[int, int, int], num_classes: int, seed: int = 0) -> None:
+    """Gives logits for any batch of images in [0, 1], one image apart from another in eval mode.
+
+    It can be differentiated with respect to the image, and its weights can be saved and loaded.
+    """
+    x = torch.rand(4, *shape, generator=make_rng(seed))
+    kept = x.clone()
+    with eval_mode(model):
+        with torch.no_grad():
+            out = model(x)
+            alone = torch.cat([model(image[None]) for image in x])
+        z = x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(F.cross_entropy(model(z), torch.zeros(4, dtype=torch.long)), z)
+    _expect(out.shape == (4, num_classes), f"logits are [4, {num_classes}], not {tuple(out.shape)}")
+    _expect(bool(out.isfinite().all()), "logits are finite")
+    likely = bool((out >= 0).all()) and bool(((out.sum(1) - 1).abs() < 1e-4).all())
+    _expect(not likely, "the model gives logits, not probabilities")
+    _expect(torch.allclose(out, alone, atol=1e-4, rtol=1e-4), "in eval mode images are apart")
+    _expect(bool(grad.isfinite().all()) and bool(grad.flatten(1).any(1).all()), "every image has a gradient")
+    _expect(torch.equal(x, kept), "the images are as they were")
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    copied.load_state_dict(model.state_dict())
+    with eval_mode(copied), torch.no_grad():
+        _expect(torch.equal(copied(x), out), "saved and loaded weights give the same logits")
+
+
+# -- a small world to check in
+
+
+def _toy(shape: tuple[int, int, int], seed: int) -> tuple[Classifier, Tensor, Tensor]:
+    """A classifier with batch norm, and twelve images in three classes."""
+    size = shape[0] * shape[1] * shape[2]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        body = nn.Sequential(nn.Flatten(), nn.Linear(size, 16), nn.BatchNorm1d(16), nn.ReLU())
+        model = Classifier(body, nn.Linear(16, 3))
+    x = torch.rand(12, *shape, generator=make_rng(seed))
+    return model, x, torch.arange(12) % 3
+
+
+def _start(method: Method, shape: tuple[int, int, int], seed: int) -> State:
+    model, x, y = _toy(shape, seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return State.start(method, model, optimizer, Data(x, y, ("a", "b", "c")), seed)
+
+
+def _steps(method: Method, state: State, shape: tuple[int, int, int], seed: int, until: int) -> State:
+    """Goes on to step `until`, on batches that depend on the step alone."""
+    _, x, y = _toy(shape, seed)
+    while state.step < until:
+        index = torch.randperm(len(x), generator=make_rng(state.step))[:6]
+        train_step(method, state, Batch(x[index], y[index], index), Progress(state.step, 3, 2))
+        state.step += 1
+    return state
+
+
+def _trained(method: Method, shape: tuple[int, int, int], seed: int, until: int) -> State:
+    return _steps(method, _start(method, shape, seed), shape, seed, until)
+
+
+def _same(a: State, b: State, what: str) -> None:
+    for left, right in ((a.model, b.model), (a.memory, b.memory)):
+        pairs = zip(left.state_dict().values(), right.state_dict().values(), strict=True)
+        _expect(all(torch.equal(p, q) for p, q in pairs), what)
+
+
+def _inside(threat: Threat, z: Tensor, x: Tensor, what: str) -> None:
+    largest = float(threat.norm(z - x).max())
+    _expect(largest <= threat.eps * (1 + ROUNDING) + 1e-6, f"{what} lies within {threat!r}, not {largest:.6g} away")
+    _expect(float(z.min()) >= 0 and float(z.max()) <= 1, f"{what} lies in [0, 1], not in [{z.min():g}, {z.max():g}]")
+
+
+def _close(a: Tensor, b: Tensor, what: str) -> None:
+    _expect(torch.allclose(a, b, atol=ROUNDING, rtol=ROUNDING), what)
+
+
+def _expect(holds: bool, what: str) -> None:
+    if not holds:
+        raise AssertionError(f"it should hold that {what}")

@@ -1,0 +1,184 @@
+"""Perturbation sets: how to start in one, how to get back into it, which way is up.
+
+A threat is a value, `Linf("8/255")`, shared by training, evaluation and reports; the norm is a value too,
+so no attack is written once per norm. Pixels lie in [0, 1] and `eps` is in pixel units.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .errors import UserError
+
+_TINY = 1e-12
+
+
+def number(value: float | str) -> float:
+    """A number as users write it: `0.1`, `"0.1"`, `"8/255"`. Raises `UserError` for anything else."""
+    try:
+        above, _, below = str(value).partition("/")
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        raise UserError(f"{value!r} is no number: write 0.1 or 8/255") from None
+
+
+class _Ball:
+    """What the three sets have in common: an `eps` that was read and checked once."""
+
+    __slots__ = ()
+    eps: float
+
+    def __post_init__(self) -> None:
+        eps = number(self.eps)
+        if not (0 < eps < math.inf):
+            raise UserError(f"eps = {eps:g} is not in (0, {self._range()}]; for no attack at all use Benign()")
+        object.__setattr__(self, "eps", eps)
+
+    def _range(self) -> str:
+        return "the largest distance between two images"
+
+    def _check_size(self, x: Tensor, largest: float) -> None:
+        if self.eps > largest:
+            raise UserError(
+                f"{type(self).__name__} eps = {self.eps:g} is not in (0, {largest:g}], {self._range()} of shape "
+                f"{tuple(x.shape[1:])}; pixels lie in [0, 1]: did you mean {self.eps:g}/255?"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Linf(_Ball):
+    """Every pixel may change by `eps`. `project` is the exact nearest point."""
+
+    eps: float
+    if TYPE_CHECKING:  # at run time eps is read by __post_init__
+
+        def __init__(self, eps: float | str) -> None: ...
+
+    def __post_init__(self) -> None:
+        _Ball.__post_init__(self)
+        if self.eps > 1:
+            raise UserError(
+                f"Linf eps = {self.eps:g} is not in (0, 1]; pixels lie in [0, 1]: did you mean {self.eps:g}/255?"
+            )
+
+    def _range(self) -> str:
+        return "1"
+
+    def sample(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """Uniform in the ball, then clipped to [0, 1]."""
+        return self.project(x + torch.empty_like(x).uniform_(-self.eps, self.eps, generator=rng), x)
+
+    def project(self, z: Tensor, x: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(z, x - self.eps), x + self.eps).clamp_(0, 1)
+
+    def ascent(self, grad: Tensor) -> Tensor:
+        return grad.sign()
+
+    def norm(self, delta: Tensor) -> Tensor:
+        return delta.flatten(1).abs().amax(1)
+
+
+@dataclass(frozen=True, slots=True)
+class L2(_Ball):
+    """The whole perturbation has Euclidean length `eps` at most.
+
+    `project` scales into the ball and then clips to [0, 1], as published attacks do. The result lies in
+    both, but where clipping acts it is not the nearest such point.
+    """
+
+    eps: float
+    if TYPE_CHECKING:
+
+        def __init__(self, eps: float | str) -> None: ...
+
+    def sample(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """Uniform in the ball, then clipped to [0, 1]."""
+        direction = self.ascent(torch.empty_like(x).normal_(generator=rng))
+        u = torch.rand(len(x), generator=rng, device=x.device, dtype=x.dtype)
+        return self.project(x + self.eps * _each(u ** (1 / x[0].numel()), x) * direction, x)
+
+    def project(self, z: Tensor, x: Tensor) -> Tensor:
+        self._check_size(x, math.sqrt(x[0].numel()))
+        delta = z - x
+        scale = (self.eps / self.norm(delta).clamp_min(_TINY)).clamp_max(1.0)
+        return (x + delta * _each(scale, x)).clamp_(0, 1)
+
+    def ascent(self, grad: Tensor) -> Tensor:
+        """The normalised gradient; a zero gradient gives a zero step, not NaN."""
+        return grad / _each(self.norm(grad).clamp_min(_TINY), grad)
+
+    def norm(self, delta: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(delta.flatten(1), dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class L1(_Ball):
+    """The changes of all pixels sum to `eps` at most. `project` is the exact nearest point.
+
+    The steepest step in this norm moves one pixel. `share` is the part of the pixels that `ascent` moves
+    instead, the largest gradients, by equal amounts: 1 % as in SLIDE (https://arxiv.org/abs/1904.13000);
+    0 is the exact steepest step.
+    """
+
+    eps: float
+    share: float = 0.01
+    if TYPE_CHECKING:
+
+        def __init__(self, eps: float | str, share: float = 0.01) -> None: ...
+
+    def __post_init__(self) -> None:
+        _Ball.__post_init__(self)
+        if not 0 <= self.share <= 1:
+            raise UserError(f"share = {self.share:g} is not in [0, 1]")
+
+    def sample(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """Uniform in the ball (normalised exponentials with random signs), then clipped to [0, 1]."""
+        size = torch.empty_like(x).exponential_(generator=rng)
+        slack = torch.empty(len(x), device=x.device, dtype=x.dtype).exponential_(generator=rng)
+        sign = torch.empty_like(x).uniform_(-1, 1, generator=rng).sign()
+        return self.project(x + self.eps * sign * size / _each(self.norm(size) + slack, x), x)
+
+    def project(self, z: Tensor, x: Tensor) -> Tensor:
+        """Soft thresholding with caps: the caps are what [0, 1] leaves in each pixel's direction.
+
+        The kept size `sum_i min(max(|d_i| - t, 0), cap_i)` falls piecewise linearly in the threshold t, with
+        kinks at `|d_i|` and `|d_i| - cap_i`; sorting the kinks gives the t at which it equals `eps`.
+        """
+        self._check_size(x, x[0].numel())
+        delta = (z - x).flatten(1)
+        size, flat = delta.abs(), x.flatten(1)
+        cap = torch.where(delta > 0, 1 - flat, flat)
+        threshold = _threshold(size, cap, self.eps)
+        kept = torch.minimum((size - threshold).clamp_min(0), cap)
+        kept = kept * (self.eps / kept.sum(1, keepdim=True).clamp_min(_TINY)).clamp_max(1.0)  # rounding
+        return (x + (kept * delta.sign()).view_as(x)).clamp_(0, 1)
+
+    def ascent(self, grad: Tensor) -> Tensor:
+        flat = grad.flatten(1)
+        count = max(1, round(self.share * flat.shape[1]))
+        top = flat.abs().topk(count, dim=1).indices
+        step = torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign() / count)
+        return step.view_as(grad)
+
+    def norm(self, delta: Tensor) -> Tensor:
+        return delta.flatten(1).abs().sum(1)
+
+
+def _threshold(size: Tensor, cap: Tensor, eps: float) -> Tensor:
+    """The smallest t >= 0 with `sum_i min(max(size_i - t, 0), cap_i) <= eps`, `[B, 1]`."""
+    kinks, order = torch.cat([size - cap, size], dim=1).sort(dim=1, descending=True)
+    slopes = torch.where(order < size.shape[1], -1.0, 1.0).to(size).cumsum(1)  # just below each kink, per unit of t
+    gaps = kinks[:, :-1] - kinks[:, 1:]
+    zero = torch.zeros_like(kinks[:, :1])
+    kept = torch.cat([zero, (slopes[:, :-1] * gaps).cumsum(1)], dim=1)  # at each kink
+    last = (kept <= eps).sum(1, keepdim=True) - 1
+    beyond = (eps - kept.gather(1, last)) / slopes.gather(1, last).clamp_min(1.0)
+    return (kinks.gather(1, last) - beyond).clamp_min(0)
+
+
+def _each(values: Tensor, like: Tensor) -> Tensor:
+    """One number per example, shaped to broadcast against `like`."""
+    return values.view(-1, *[1] * (like.ndim - 1))

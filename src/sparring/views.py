@@ -1,0 +1,56 @@
+"""How a model is looked at for a while. Every view undoes itself, also after an exception."""
+
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+
+@contextmanager
+def _mode(model: nn.Module, training: bool) -> Generator[None]:
+    before = {m: m.training for m in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for m, was in before.items():
+            m.training = was
+
+
+def eval_mode(model: nn.Module) -> AbstractContextManager[None]:
+    """Inference mode. Afterwards each module has its own mode back: layers you froze stay frozen."""
+    return _mode(model, False)
+
+
+def train_mode(model: nn.Module) -> AbstractContextManager[None]:
+    """Training mode for the whole model, layers you had put in eval mode too."""
+    return _mode(model, True)
+
+
+def unchanged(model: nn.Module) -> AbstractContextManager[None]:
+    """The model in whatever mode its owner has left it."""
+    del model
+    return nullcontext()
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Generator[None]:
+    """No gradient for the parameters: an attack differentiates with respect to its input only."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    for p in wanted:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in wanted:
+            p.requires_grad_(True)
+
+
+def mode_matters(model: nn.Module) -> str | None:
+    """The name of a layer that is in training mode and acts differently there, if there is one."""
+    for name, module in model.named_modules():
+        if module.training and isinstance(module, _BatchNorm | _DropoutNd):
+            return f"{name or 'itself'} ({type(module).__name__})"
+    return None
