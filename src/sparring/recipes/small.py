@@ -5,7 +5,7 @@ from ..data import Digits, FashionMNIST
 from ..engine import Method
 from ..evaluate import WhiteBox
 from ..models import small_cnn
-from ..objectives import CrossEntropy
+from ..objectives.cross_entropy import CrossEntropy
 from ..optimizers import SGD
 from ..plain import Build
 from ..recipe import Evaluation, Recipe
@@ -46,8 +46,8 @@ def fashion_pgd(eps: float = 0.1) -> Recipe:
     return Recipe(
         data=FashionMNIST(),
         model=Build(small_cnn, width=16),
-        method=Method(PGD(threat, steps=7, step_size=threat.eps / 4), CrossEntropy()),
-        epochs=8,
+        method=Method(PGD(threat, steps=5, step_size=threat.eps / 4), CrossEntropy()),
+        epochs=10,
         lr=Cyclic(0.1, top=0.3),
         optimizer=SGD(nesterov=True),
         selection=PGD(threat, steps=20, step_size=threat.eps / 8, patience=0),

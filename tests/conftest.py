@@ -1,0 +1,80 @@
+"""What the tests share: one thread each, a tiny data set, a tiny recipe."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import nn
+
+from sparring import PGD, CrossEntropy, Data, Linf, Method, WhiteBox, make_rng
+from sparring.models import small_cnn
+from sparring.plain import Build
+from sparring.recipe import Evaluation, Recipe
+from sparring.recipes.small import quickstart
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny() -> Recipe:
+    """Four short epochs on the digits: a second of work."""
+    threat = Linf(0.1)
+    return replace(
+        quickstart(0.1),
+        model=Build(small_cnn, width=4),
+        method=Method(PGD(threat, steps=2, step_size=0.05), CrossEntropy()),
+        epochs=3,
+        batch_size=256,
+        selection=PGD(threat, steps=2, patience=0),
+        evaluation=Evaluation({"pgd-3": WhiteBox(PGD(threat, steps=3, patience=0))}, examples=40),
+    )
+
+
+@dataclass
+class Counted:
+    """How often a model was run and differentiated, in examples too."""
+
+    forwards: int = 0
+    backwards: int = 0
+    examples: int = 0
+
+
+def count(model: nn.Module) -> Counted:
+    """Counts passes through `model` from now on."""
+    seen = Counted()
+
+    def forward(module: nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+        seen.forwards += 1
+        seen.examples += len(args[0])
+        if out.requires_grad:
+            out.register_hook(backward)
+
+    def backward(grad: torch.Tensor) -> None:
+        seen.backwards += 1
+
+    model.register_forward_hook(forward)
+    return seen
+
+
+class Linear(nn.Module):
+    """Logits (w.x, -w.x) + b: its worst case in every norm is known in closed form."""
+
+    def __init__(self, size: int = 16, seed: int = 0) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(size, generator=make_rng(seed)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        score = x.flatten(1) @ self.w
+        return torch.stack([score, -score], 1)
+
+
+def toy_data(n: int = 60, classes: int = 3, seed: int = 0) -> Data:
+    """Grey images whose brightness tells the class."""
+    y = torch.arange(n) % classes
+    x = 60 + 60 * y.view(-1, 1, 1, 1) + torch.randint(-30, 30, (n, 1, 4, 4), generator=make_rng(seed))
+    return Data(x.clamp(0, 255).to(torch.uint8), y, tuple("abcdefghij"[:classes]))
+
+
+def toy_net(seed: int = 0, classes: int = 3) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, classes))

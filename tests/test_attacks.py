@@ -1,0 +1,226 @@
+import pytest
+import torch
+from conftest import Linear, count, toy_net
+from torch import nn
+
+from sparring import (
+    FGSM,
+    L1,
+    L2,
+    NFGSM,
+    PGD,
+    Anywhere,
+    Benign,
+    Divergence,
+    Linf,
+    Near,
+    Restarts,
+    Split,
+    Targeted,
+    Untargeted,
+    UserError,
+    Worst,
+    make_rng,
+)
+from sparring.testing import check_attack
+
+EPS = 8 / 255
+BALL = Linf(EPS)
+
+# one line for a new attack: the value, and the set that it promises to stay in
+ATTACKS = [
+    (Benign(), BALL),
+    (FGSM(BALL), BALL),
+    (FGSM(BALL, "10/255", Anywhere()), BALL),
+    (PGD(BALL, step_size="2/255"), BALL),
+    (PGD(BALL, steps=3, start=Near()), BALL),
+    (PGD(BALL, steps=5, patience=0), BALL),
+    (PGD(BALL, steps=5, patience=2), BALL),
+    (PGD(L2(0.5)), L2(0.5)),
+    (PGD(L1(4.0)), L1(4.0)),
+    (NFGSM(BALL), Linf(3 * EPS)),
+    (Split(((0.5, Benign()), (0.5, FGSM(BALL)))), BALL),
+    (Restarts(PGD(BALL, steps=2), 3), BALL),
+    (Worst((FGSM(BALL), PGD(BALL, steps=2), PGD(BALL, steps=2, patience=0))), BALL),
+]
+
+
+@pytest.mark.parametrize(("attack", "within"), ATTACKS, ids=lambda v: repr(v)[:70])
+def test_every_attack_keeps_its_contract(attack, within):
+    check_attack(attack, within)
+
+
+def linear_case():
+    """A linear model in the middle of [0, 1], where no pixel is clipped: the worst case is eps x the dual norm."""
+    model = Linear()
+    return model, torch.full((5, 1, 4, 4), 0.5), torch.zeros(5, dtype=torch.long)
+
+
+def drop(model, x, z):
+    return (model(x) - model(z))[:, 0].detach()
+
+
+@pytest.mark.parametrize(
+    ("threat", "dual"),
+    [
+        (Linf(0.1), lambda w: w.abs().sum()),
+        (L2(0.4), lambda w: w.norm()),
+        (L1(0.4, share=0.0), lambda w: w.abs().max()),
+    ],
+    ids=lambda v: repr(v)[:20],
+)
+@pytest.mark.parametrize("steps", [1, 20])
+def test_on_a_linear_model_pgd_reaches_the_worst_case_in_every_norm(threat, dual, steps):
+    model, x, y = linear_case()
+    start = Near(0.0) if steps == 1 else Anywhere()
+    z = PGD(threat, steps=steps, step_size=threat.eps / min(steps, 5), start=start)(
+        Untargeted(model, y), x, make_rng(0)
+    )
+    best = threat.eps * dual(model.w.detach())
+    assert torch.allclose(drop(model, x, z), best.expand(5), rtol=2e-3)
+
+
+def test_with_an_eps_too_small_to_move_a_pixel_accuracy_is_clean_accuracy():
+    model, x = toy_net().eval(), torch.rand(50, 1, 4, 4, generator=make_rng(0))
+    y = model(x).argmax(1).where(torch.arange(50) % 5 > 0, torch.tensor(0))
+    z = Restarts(PGD(Linf(1e-12), steps=10), 3)(Untargeted(model, y), x, make_rng(0))
+    assert torch.equal(z, x)
+    assert torch.equal(model(z).argmax(1), model(x).argmax(1))
+
+
+def test_pgd_takes_one_forward_and_one_backward_pass_a_step_and_no_weight_gradient():
+    model, x, y = toy_net().eval(), torch.rand(6, 1, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    seen = count(model)
+    PGD(BALL, steps=7)(Untargeted(model, y), x, make_rng(0))
+    assert (seen.forwards, seen.backwards) == (7, 7)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_patience_lets_fooled_examples_go_and_saves_their_passes():
+    model, x, y = toy_net().eval(), torch.rand(64, 1, 4, 4, generator=make_rng(1)), torch.arange(64) % 3
+    seen = count(model)
+    PGD(BALL, steps=10)(Untargeted(model, y), x, make_rng(0))
+    full, seen.examples = seen.examples, 0
+    PGD(BALL, steps=10, patience=0)(Untargeted(model, y), x, make_rng(0))
+    assert full == 640
+    assert 64 <= seen.examples < full / 2
+
+
+def test_with_patience_0_an_example_that_is_fooled_already_does_not_move():
+    model, x = toy_net().eval(), torch.rand(20, 1, 4, 4, generator=make_rng(1))
+    wrong = (model(x).argmax(1) + 1) % 3
+    z = PGD(BALL, steps=5, start=Near(0.0), patience=0)(Untargeted(model, wrong), x, make_rng(0))
+    assert torch.equal(z, x)
+
+
+def test_patience_counts_the_steps_after_the_first_that_fools():
+    """A loss that is fooled from the start: the example takes exactly `patience` steps of known length."""
+    model, x = Linear(), torch.full((3, 1, 4, 4), 0.5)
+    fooled = Untargeted(model, model(x).argmin(1))
+    for patience in (0, 1, 3):
+        z = PGD(Linf(0.4), steps=10, step_size=0.01, start=Near(0.0), patience=patience)(fooled, x, make_rng(0))
+        assert (z - x).abs().amax() == pytest.approx(0.01 * patience, abs=1e-6)
+
+
+def test_patience_with_a_loss_that_cannot_tell_who_is_fooled_is_refused():
+    model, x, _ = linear_case()
+    loss = Divergence(model, model(x).softmax(1).detach())
+    with pytest.raises(UserError, match="patience = 1 needs a loss that tells who is fooled, and Divergence does not"):
+        PGD(BALL, patience=1)(loss, x, make_rng(0))
+
+
+class Fixed:
+    """Adds a constant: an attack whose outcome is known."""
+
+    def __init__(self, shift):
+        self.shift, self.sizes = shift, []
+
+    def __call__(self, loss, x, rng):
+        self.sizes.append(len(x))
+        return (x + self.shift).clamp(0, 1)
+
+
+def threshold_model():
+    """Class 1 where the mean pixel is above 0.5."""
+    return lambda x: torch.stack([0.5 - x.flatten(1).mean(1), x.flatten(1).mean(1) - 0.5], 1)
+
+
+def test_restarts_are_kept_example_by_example_and_fooled_ones_rest():
+    x = torch.tensor([0.45, 0.2, 0.05]).view(3, 1, 1, 1).expand(3, 1, 2, 2).clone()
+    first, second = Fixed(0.1), Fixed(0.4)
+    z = Worst((first, second))(Untargeted(threshold_model(), torch.zeros(3, dtype=torch.long)), x, make_rng(0))
+    assert first.sizes == [3]
+    assert second.sizes == [2], "the first example had fallen"
+    assert torch.allclose(z[:, 0, 0, 0], torch.tensor([0.55, 0.6, 0.45]))
+
+
+def test_a_later_restart_never_replaces_a_better_point():
+    x = torch.full((2, 1, 2, 2), 0.1)
+    z = Worst((Fixed(0.2), Fixed(-0.1)))(
+        Untargeted(threshold_model(), torch.zeros(2, dtype=torch.long)), x, make_rng(0)
+    )
+    assert torch.allclose(z, torch.full_like(z, 0.3))
+
+
+def test_restarts_serve_a_loss_that_cannot_tell_who_is_fooled():
+    model, x, _ = linear_case()
+    loss = Divergence(model, model(x).softmax(1).detach())
+    one = loss(Restarts(PGD(BALL, steps=1), 1)(loss, x, make_rng(0))).value
+    five = loss(Restarts(PGD(BALL, steps=1), 5)(loss, x, make_rng(0))).value
+    assert (five >= one - 1e-6).all()
+
+
+def test_split_sends_shares_to_its_parts_and_spends_nothing_on_benign():
+    model, x, y = toy_net().eval(), torch.rand(400, 1, 4, 4, generator=make_rng(0)), torch.arange(400) % 3
+    seen = count(model)
+    z = Split(((0.25, Benign()), (0.75, FGSM(BALL))))(Untargeted(model, y), x, make_rng(0))
+    moved = (z != x).flatten(1).any(1).float().mean()
+    assert moved == pytest.approx(0.75, abs=0.06)
+    assert seen.examples == int((z != x).flatten(1).any(1).sum())
+
+
+def test_n_fgsm_leaves_the_ball_and_stays_in_its_reach():
+    model, x, y = linear_case()
+    attack = NFGSM(Linf(0.05))
+    size = (attack(Untargeted(model, y), x, make_rng(0)) - x).abs().amax()
+    assert 0.05 < size <= attack.reach.eps == pytest.approx(0.15)
+
+
+def test_a_targeted_attack_reaches_its_target():
+    model, x = toy_net().eval(), torch.rand(30, 1, 4, 4, generator=make_rng(0))
+    loss = Targeted(model, (model(x).argmax(1) + 1) % 3)
+    z = PGD(Linf(0.5), steps=20)(loss, x, make_rng(0))
+    assert loss(z).fooled.float().mean() > 0.9 > 0.1 > loss(x).fooled.float().mean()
+
+
+def test_attacking_a_model_in_training_mode_is_refused_where_the_mode_matters():
+    y = torch.zeros(2, dtype=torch.long)
+    with pytest.raises(UserError, match=r"training mode, where 2 \(BatchNorm1d\)"):
+        Untargeted(toy_net().train(), y)
+    with pytest.raises(UserError, match="Dropout"):
+        Targeted(nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(16, 2)), y)
+    Untargeted(nn.Linear(4, 2).train(), y)  # nothing there depends on the mode
+    Untargeted(toy_net().train().forward, y)  # a function is given on purpose
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PGD(BALL, steps=0), "at least one step, not 0"),
+        (lambda: PGD(BALL, step_size=-0.1), "step_size = -0.1 is not above 0"),
+        (lambda: PGD(BALL, step_size="a lot"), "is no number"),
+        (lambda: PGD(BALL, patience=-1), "0 or more, not -1"),
+        (lambda: Restarts(Benign(), 0), "at least once, not 0 times"),
+        (lambda: Split(((0.5, Benign()), (0.4, Benign()))), r"sum to 1, unlike \[0.5, 0.4\]"),
+        (lambda: NFGSM(L2(1.0)), "defined for Linf"),
+    ],
+)
+def test_an_attack_that_makes_no_sense_is_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_the_default_step_size_crosses_the_set():
+    model, x, y = linear_case()
+    z = PGD(Linf(0.2), steps=4)(Untargeted(model, y), x, make_rng(0))
+    assert torch.allclose((z - x).abs(), torch.full_like(x, 0.2), atol=1e-6)
