@@ -33,6 +33,7 @@ OBJECTIVES = [
     sp.CrossEntropy(),
     sp.CrossEntropy(label_smoothing=0.2),
     sp.Sum((sp.CrossEntropy(),)),
+    sp.TRADES(),
 ]
 
 

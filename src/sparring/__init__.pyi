@@ -37,6 +37,7 @@ from .losses import Total as Total
 from .losses import Untargeted as Untargeted
 from .objectives.added import Sum as Sum
 from .objectives.cross_entropy import CrossEntropy as CrossEntropy
+from .objectives.trades import TRADES as TRADES
 from .optimizers import SGD as SGD
 from .optimizers import AdamW as AdamW
 from .plain import Build as Build
