@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from sparring import (
     Lens,
     Linf,
     Method,
+    Near,
     Progress,
     State,
     Sum,
@@ -57,6 +59,10 @@ def one_step(objective, attack, model):
 PASSES = [
     (CrossEntropy(), Benign(), 1, 1),
     (CrossEntropy(), PGD(BALL, steps=10), 11, 11),
+    # 1 + steps + 2 forwards; the first is not differentiated
+    (sp.TRADES(), PGD(BALL, steps=10, start=Near()), 13, 12),
+    # added terms share the forward pass of the adversarial point, and the attack that of each iterate
+    (Sum((CrossEntropy(), sp.TRADES())), PGD(BALL, steps=10, start=Near()), 13, 12),
 ]
 
 
@@ -80,3 +86,50 @@ def test_label_smoothing_acts_on_the_update_and_not_on_the_attack():
 def test_two_terms_of_one_name_are_refused():
     with pytest.raises(UserError, match="both call a term 'ce'"):
         one_step(Sum((CrossEntropy(), CrossEntropy())), Benign(), toy_net())
+
+
+def context(model):
+    data = toy_data(12)
+    return Context(Lens(model), Batch(pixels(data.x), data.y, torch.arange(12)), torch.nn.Module(), Progress(0, 1, 1))
+
+
+def test_trades_is_the_formula_of_its_paper():
+    """Written out in numpy's double precision: CE(z(x), y) + beta mean_i sum_c p_ic log(p_ic / q_ic)."""
+    model = toy_net().eval()
+    ctx = context(model)
+    x_adv = (ctx.batch.x + 0.05).clamp(0, 1)
+    with torch.no_grad():
+        p, q = (model(x).double().softmax(1).numpy() for x in (ctx.batch.x, x_adv))
+        terms = sp.TRADES(beta=4.0).outer(ctx, x_adv)
+    assert float(terms["kl"]) == pytest.approx(4.0 * (p * np.log(p / q)).sum(1).mean(), rel=1e-3)
+    assert float(terms["ce_clean"]) == pytest.approx(-np.log(p[np.arange(12), ctx.batch.y]).mean(), rel=1e-4)
+    inner = sp.TRADES(beta=4.0).inner(ctx)(x_adv).value.detach()
+    assert inner.numpy() == pytest.approx(4.0 * (p * np.log(p / q)).sum(1), rel=1e-3, abs=1e-6)
+
+
+def test_trades_differentiates_both_predictions_in_the_update():
+    """The released code does; with the clean prediction detached the gradient is another."""
+    model = toy_net().eval()
+    ctx = context(model)
+    x_adv = (ctx.batch.x + 0.05).clamp(0, 1)
+    (ours,) = torch.autograd.grad(sp.TRADES().outer(ctx, x_adv)["kl"], model[1].weight)
+    clean, adv = model(ctx.batch.x), model(x_adv).log_softmax(1)
+    both = 6 * F.kl_div(adv, clean.softmax(1), reduction="batchmean")
+    held = 6 * F.kl_div(adv, clean.detach().softmax(1), reduction="batchmean")
+    (wanted,) = torch.autograd.grad(both, model[1].weight, retain_graph=True)
+    (other,) = torch.autograd.grad(held, model[1].weight)
+    assert torch.allclose(ours, wanted, atol=1e-6)
+    assert not torch.allclose(ours, other, atol=1e-4)
+
+
+def test_a_sum_adds_the_inner_losses_and_asks_each_part_for_its_terms():
+    model = toy_net().eval()
+    ctx = Context(
+        Lens(model), context(model).batch, Sum((CrossEntropy(), sp.TRADES())).init(toy_data()), Progress(0, 1, 1)
+    )
+    both = Sum((CrossEntropy(), sp.TRADES()))
+    x_adv = (ctx.batch.x + 0.05).clamp(0, 1)
+    parts = [part.inner(context(model))(x_adv).value for part in both.parts]
+    assert torch.allclose(both.inner(ctx)(x_adv).value, sum(parts))
+    assert set(both.outer(ctx, x_adv)) == {"ce", "ce_clean", "kl"}
+    assert both.inner(ctx)(x_adv).fooled is not None

@@ -1,5 +1,6 @@
 """The nouns every room shares. Imports torch and nothing of ours that needs it."""
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -221,3 +222,8 @@ class Objective:
 
 def make_rng(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
+
+
+def mixed_seed(*parts: int) -> int:
+    """One seed out of several numbers. Torch's CPU generator reads 32 bits of a seed, so shifting would lose some."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")

@@ -160,7 +160,7 @@ class RunFolder:
             np.savez_compressed(file, label=evaluated.label, **evaluated.standing)  # type: ignore[arg-type]
 
     def read_flags(self, which: str) -> Evaluated:
-        with np.load(self.flags(which)) as held:
+        with self.flags(which).open("rb") as file, np.load(file) as held:
             return Evaluated({name: held[name] for name in held.files if name != "label"}, held["label"])
 
     def write_evaluation(self, table: Mapping[str, Any]) -> None:

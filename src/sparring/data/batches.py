@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..core import Batch, Data, make_rng, pixels
+from ..core import Batch, Data, make_rng, mixed_seed, pixels
 from ..errors import UserError
 from .augment import Augment
 
@@ -32,7 +32,7 @@ class Batches:
     def rest_of_epoch(self, step: int, rng: torch.Generator) -> Iterator[Batch]:
         """The batches of the epoch that `step` lies in, from that step on. `rng` drives the augmentation."""
         epoch, done = divmod(step, len(self))
-        order = torch.randperm(len(self.data), generator=make_rng((self.seed << 32) + epoch)).to(self.data.x.device)
+        order = torch.randperm(len(self.data), generator=make_rng(mixed_seed(self.seed, epoch))).to(self.data.x.device)
         for index in order.split(self.size)[done : len(self)]:
             x = pixels(self.data.x[index])
             for change in self.augment:

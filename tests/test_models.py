@@ -1,0 +1,151 @@
+import pytest
+import torch
+from torch import nn
+
+from sparring import Data, UserError
+from sparring.core import Classifier
+from sparring.models import (
+    Normalize,
+    activation,
+    load_robustbench,
+    preact_resnet18,
+    resnet18,
+    small_cnn,
+    wide_resnet,
+)
+from sparring.models.robustbench import our_names
+from sparring.testing import check_model
+
+NORMALIZE = Normalize([0.49, 0.48, 0.45], [0.25, 0.24, 0.26])
+
+# one line for a new model: the function, its options, the shape of an image
+MODELS = [
+    (small_cnn, {}, (1, 28, 28)),
+    (small_cnn, {"width": 4, "activation": "silu"}, (1, 8, 8)),
+    (small_cnn, {"width": 3}, (3, 9, 7)),
+    (preact_resnet18, {"width": 0.125}, (3, 32, 32)),
+    (preact_resnet18, {"width": 0.125, "activation": "softplus"}, (1, 28, 28)),
+    (resnet18, {"width": 0.125}, (3, 32, 32)),
+    (wide_resnet, {"depth": 10, "width": 1}, (3, 32, 32)),
+    (wide_resnet, {"depth": 16, "width": 2, "dropout": 0.3}, (1, 20, 20)),
+]
+
+
+@pytest.mark.parametrize(("build", "options", "shape"), MODELS, ids=lambda v: getattr(v, "__name__", str(v)))
+def test_every_model_keeps_its_contract(build, options, shape):
+    torch.manual_seed(0)
+    model = build(num_classes=7, shape=shape, normalize=Normalize([0.3] * shape[0], [0.5] * shape[0]), **options)
+    check_model(model, shape, 7)
+    assert model.features(torch.rand(2, *shape)).ndim == 2
+
+
+def size(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_the_models_have_the_published_numbers_of_parameters():
+    with torch.device("meta"):
+        assert size(resnet18()) == 11_173_962
+        assert size(preact_resnet18()) == 11_171_146
+        assert size(wide_resnet(28, 10)) == 36_479_194
+        assert size(wide_resnet(34, 10)) == 46_160_474
+
+
+def test_a_width_factor_scales_the_channels():
+    wide, narrow = preact_resnet18(width=1.0), preact_resnet18(width=0.25)
+    assert narrow.body.layer4[1].conv2.weight.shape[0] * 4 == wide.body.layer4[1].conv2.weight.shape[0]
+
+
+def test_a_depth_that_no_wide_resnet_has_is_refused():
+    with pytest.raises(UserError, match=r"6 n \+ 4 .* not 30"):
+        wide_resnet(30, 10)
+
+
+def test_normalisation_is_inside_and_saved_with_the_weights():
+    data = Data(torch.randint(0, 256, (50, 3, 4, 4), dtype=torch.uint8), torch.arange(50) % 2, ("a", "b"))
+    normalize = Normalize.of(data)
+    out = normalize(data.x / 255)
+    assert torch.allclose(out.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(out.std((0, 2, 3)), torch.ones(3), atol=1e-3)
+    model = resnet18(normalize=NORMALIZE, width=0.1)
+    assert torch.equal(model.state_dict()["normalize.mean"].flatten(), torch.tensor([0.49, 0.48, 0.45]))
+
+
+def test_a_channel_that_never_changes_does_not_divide_by_zero():
+    flat = Data(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.arange(5) % 2, ("a", "b"))
+    assert Normalize.of(flat)(torch.zeros(1, 1, 4, 4)).isfinite().all()
+
+
+def test_an_unknown_activation_is_refused_with_the_nearest():
+    assert isinstance(activation("gelu"), nn.GELU)
+    with pytest.raises(UserError, match="no activation 'sillu': did you mean silu"):
+        small_cnn(activation="sillu")
+
+
+# -- published weights
+
+
+def published(model: Classifier, head: str, prefix: str = "", normalized: bool = True) -> dict[str, torch.Tensor]:
+    """A state dict with the names that RobustBench's models have, made from random weights."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if name.startswith("normalize."):
+            continue
+        theirs = name.removeprefix("body.") if name.startswith("body.") else name.replace("head.", head + ".")
+        state[prefix + theirs] = torch.rand_like(tensor.float()).to(tensor.dtype)
+    if normalized:
+        state[prefix + "mu"] = torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)
+        state[prefix + "sigma"] = torch.tensor([0.2, 0.2, 0.2]).view(1, 3, 1, 1)
+    return state
+
+
+# names written down from RobustBench's architectures, so that ours cannot drift
+THEIR_NAMES = {
+    resnet18: [
+        "conv1.weight",
+        "bn1.running_var",
+        "layer2.0.shortcut.0.weight",
+        "layer2.0.shortcut.1.bias",
+        "linear.bias",
+    ],
+    preact_resnet18: ["conv1.weight", "layer1.0.bn1.weight", "layer3.0.shortcut.0.weight", "layer4.1.conv2.weight"],
+    wide_resnet: [
+        "conv1.weight",
+        "block1.layer.0.convShortcut.weight",
+        "block3.layer.0.bn2.bias",
+        "bn1.weight",
+        "fc.weight",
+    ],
+}
+
+
+@pytest.mark.parametrize("build", THEIR_NAMES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("prefix", ["", "module.", "module.model."])
+def test_published_weights_load_under_their_own_names(build, prefix):
+    options = {"depth": 16, "width": 2} if build is wide_resnet else {"width": 0.1}
+    head = "fc" if build is wide_resnet else "linear"
+    state = published(build(**options), head, prefix)
+    assert {prefix + name for name in THEIR_NAMES[build]} <= set(state)
+    model = load_robustbench(build(**options), state)
+    for name, tensor in model.state_dict().items():
+        if not name.startswith("normalize."):
+            theirs = name.removeprefix("body.").replace("head.", head + ".")
+            assert torch.equal(tensor, state[prefix + theirs])
+    assert torch.equal(model.normalize.mean, state[prefix + "mu"])
+
+
+def test_what_published_files_have_too_much_or_too_little_is_understood():
+    options = {"depth": 10, "width": 2}
+    state = published(wide_resnet(**options), "fc", normalized=False)
+    state = {name: t for name, t in state.items() if not name.endswith("num_batches_tracked")}
+    state["sub_block1.layer.0.conv1.weight"] = torch.zeros(3)
+    model = load_robustbench(wide_resnet(normalize=NORMALIZE, **options), state)
+    assert isinstance(model.normalize, nn.Identity), "without mu and sigma, pixels are taken as they are"
+    assert "sub_block1.layer.0.conv1.weight" not in our_names(state)
+
+
+def test_weights_of_another_architecture_are_refused_by_name():
+    with pytest.raises(UserError, match=r"another architecture: .* first 'body\.conv1\.weight', wanted \[8, 3, 3, 3\]"):
+        load_robustbench(resnet18(width=0.125), published(resnet18(width=0.25), "linear"))
+    with pytest.raises(UserError, match="another architecture"):
+        load_robustbench(wide_resnet(10, 1), {"init_conv.weight": torch.zeros(1)})
