@@ -133,3 +133,14 @@ def test_a_sum_adds_the_inner_losses_and_asks_each_part_for_its_terms():
     assert torch.allclose(both.inner(ctx)(x_adv).value, sum(parts))
     assert set(both.outer(ctx, x_adv)) == {"ce", "ce_clean", "kl"}
     assert both.inner(ctx)(x_adv).fooled is not None
+
+
+def test_trades_has_a_finite_gradient_where_a_probability_underflows():
+    """With probabilities instead of their logarithms the gradient is NaN from here on (0 / 0)."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[100.0], [0.0], [-100.0]]).expand(3, 16))
+    ctx = context(model)
+    assert (model(ctx.batch.x).softmax(1) == 0).any()
+    sum(sp.TRADES().outer(ctx, (ctx.batch.x + 0.05).clamp(0, 1)).values()).backward()
+    assert model[1].weight.grad.isfinite().all()

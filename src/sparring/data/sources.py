@@ -34,7 +34,7 @@ def _data(x: "np.ndarray[Any, Any]", y: "np.ndarray[Any, Any]", classes: Iterabl
 
 @dataclass(frozen=True, slots=True)
 class Digits:
-    """1,797 handwritten digits of 8x8 pixels that come with scikit-learn; 360, a fifth of each class, are for testing."""
+    """1,797 handwritten digits of 8x8 pixels that come with scikit-learn; 360, a fifth of each class, are to test."""
 
     def load(self) -> Splits:
         from sklearn.datasets import load_digits

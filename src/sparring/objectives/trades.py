@@ -22,5 +22,7 @@ class TRADES(Objective):
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         clean, adversarial = ctx.lens.logits(ctx.batch.x), ctx.lens.logits(x_adv)
-        kl = F.kl_div(adversarial.log_softmax(1), clean.softmax(1), reduction="batchmean")
+        log_p, log_q = clean.log_softmax(1), adversarial.log_softmax(1)
+        # in logarithms: where a probability underflows to 0, the gradient of p log p is NaN, that of exp(l) l is 0
+        kl = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
         return {"ce_clean": F.cross_entropy(clean, ctx.batch.y), "kl": self.beta * kl}
