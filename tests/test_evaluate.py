@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+import torch
+from conftest import Linear, toy_data, toy_net
+from torch import nn
+
+from sparring import FGSM, PGD, Benign, Data, Linf, Near, UserError, WhiteBox, evaluate, make_rng, perturb
+from sparring.core import pixels
+
+
+def linear_data(n=200):
+    """Bytes near the middle, labelled by the linear model itself but for every tenth."""
+    x = torch.randint(118, 138, (n, 1, 4, 4), generator=make_rng(0)).to(torch.uint8)
+    y = Linear()(pixels(x)).argmax(1)
+    y[::10] = 1 - y[::10]
+    return Data(x, y, ("a", "b"))
+
+
+def test_robust_accuracy_of_a_linear_model_is_its_closed_form():
+    """An example stands if its margin is larger than 2 eps |w|_1."""
+    model, data = Linear(), linear_data()
+    logits = model(pixels(data.x)).detach()
+    margin = logits.gather(1, data.y[:, None])[:, 0] - logits.gather(1, 1 - data.y[:, None])[:, 0]
+    eps = float(margin[margin > 0].quantile(0.4) / (2 * model.w.abs().sum()))
+    found = evaluate(model, data, {"fgsm": WhiteBox(FGSM(Linf(eps)))})
+    assert np.array_equal(found.standing["clean"], (margin > 0).numpy())
+    assert np.array_equal(found.standing["fgsm"], (margin > 2 * eps * model.w.abs().sum()).detach().numpy())
+    assert 0 < found.table()["fgsm"].value < found.table()["clean"].value == 0.9
+
+
+def test_with_an_eps_too_small_to_matter_robust_accuracy_is_clean_accuracy():
+    found = evaluate(Linear(), linear_data(), {"pgd": WhiteBox(PGD(Linf(1e-12), steps=5))})
+    assert np.array_equal(found.standing["pgd"], found.standing["clean"])
+
+
+class Helpful:
+    """Moves every image to where the model is right."""
+
+    def __call__(self, model, x, y, rng):
+        return pixels(toy_data().x[y])
+
+
+def test_an_attack_cannot_put_right_what_was_wrong():
+    data = toy_data()
+    wrong = Data(data.x, (data.y + 1) % 3, data.classes)
+    model = toy_net().eval()
+    found = evaluate(model, wrong, {"helpful": Helpful()})
+    assert not (found.standing["helpful"] & ~found.standing["clean"]).any()
+
+
+def test_wrong_examples_are_not_attacked():
+    seen = []
+
+    class Watch(nn.Module):
+        def __call__(self, model, x, y, rng):
+            seen.append(len(x))
+            return x
+
+    evaluate(Linear(), linear_data(100), {"watch": Watch()}, batch_size=50)
+    assert seen == [45, 45]
+
+
+def test_a_model_that_gives_nan_under_attack_counts_as_fooled():
+    class Fragile(nn.Module):
+        def forward(self, x):
+            out = torch.stack([x.flatten(1).sum(1) * 0 + 2, x.flatten(1).sum(1) * 0], 1)
+            return out.where(x.amax((1, 2, 3))[:, None] < 0.9, torch.nan)
+
+    data = Data(torch.full((4, 1, 2, 2), 0.8), torch.tensor([0, 0, 0, 0]), ("a", "b"))
+
+    class Brighten:
+        def __call__(self, model, x, y, rng):
+            return x + 0.15
+
+    assert evaluate(Fragile(), data, {"a": Brighten()}).table()["a"].correct == 0
+
+
+def test_a_model_that_gives_nan_on_clean_images_is_refused():
+    data = toy_data()
+
+    class Broken(nn.Module):
+        def forward(self, x):
+            return torch.full((len(x), 3), torch.nan)
+
+    with pytest.raises(UserError, match="NaN or infinite logits on clean images"):
+        evaluate(Broken(), data, {"b": WhiteBox(Benign())})
+
+
+def test_the_wrong_number_of_classes_is_refused():
+    with pytest.raises(UserError, match="gives 2 classes, but the data have 3"):
+        evaluate(toy_net(classes=2), toy_data(), {"b": WhiteBox(Benign())})
+
+
+def test_evaluation_leaves_the_model_as_it_was_and_repeats_itself():
+    model, data = toy_net().train(), toy_data()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    attack = {"pgd": WhiteBox(PGD(Linf(0.1), steps=3))}
+    one, two = (evaluate(model, data, attack, seed=5).standing["pgd"] for _ in range(2))
+    assert np.array_equal(one, two)
+    assert model.training
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+def test_the_pictures_show_examples_that_the_last_attack_broke():
+    model, data = Linear(), linear_data()
+    found = evaluate(model, data, {"weak": WhiteBox(Benign()), "fgsm": WhiteBox(FGSM(Linf(0.2)))}, batch_size=64)
+    shown = found.examples
+    assert 0 < len(shown.label) <= 8
+    assert (shown.clean_prediction == shown.label).all()
+    assert (shown.adversarial_prediction != shown.label).all()
+    assert np.abs(shown.adversarial - shown.clean).max() <= 0.2 + 1e-6
+
+
+def test_an_unbreakable_model_has_no_pictures():
+    assert evaluate(Linear(), linear_data(), {"none": WhiteBox(Benign())}).examples is None
+
+
+def test_progress_is_told_batch_by_batch():
+    told = []
+    evaluate(Linear(), linear_data(100), {"b": WhiteBox(Benign())}, batch_size=40, on_batch=told.append)
+    assert told == [40, 80, 100]
+
+
+def test_one_step_of_perturb_is_fgsm_written_out():
+    model, data = toy_net().eval(), toy_data(9)
+    x = pixels(data.x).requires_grad_()
+    (grad,) = torch.autograd.grad(nn.functional.cross_entropy(model(x), data.y, reduction="sum"), x)
+    wanted = (x + 0.03 * grad.sign()).clamp(0, 1).detach()
+    assert torch.allclose(perturb(model, x.detach(), data.y, FGSM(Linf(0.03), start=Near(0.0))), wanted, atol=1e-6)

@@ -1,0 +1,136 @@
+import json
+from dataclasses import dataclass, replace
+
+import pytest
+
+from sparring import PGD, Build, Linf, Method, Recipe, UserError
+from sparring.models import preact_resnet18, small_cnn
+from sparring.plain import differences, from_plain, to_plain
+from sparring.recipe import recipe_from_plain
+from sparring.recipes import entries, find
+
+NAMES = sorted(entries())
+
+
+def test_the_recipes_that_were_promised_are_there():
+    assert {
+        "quickstart",
+        "fashion_pgd",
+        "fashion_trades",
+        "cifar10_rn18_pgd",
+        "cifar10_rn18_trades",
+        "cifar10_wrn34_10_trades",
+    } <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_survives_the_disk(name):
+    recipe = find(name)()
+    again = recipe_from_plain(json.loads(json.dumps(recipe.plain())))
+    assert again == recipe
+    assert again.fingerprint == recipe.fingerprint
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_says_in_one_line_what_it_is(name):
+    assert 20 < len(entries()[name].summary) <= 110
+    assert entries()[name].summary.endswith(".")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_eps_of_a_recipe_reaches_training_selection_and_evaluation_alike(name):
+    plain = json.dumps(find(name)(eps=0.0123).plain())
+    assert plain.count('"eps": 0.0123') == plain.count('"eps"') >= 3
+
+
+def test_recipes_that_cite_numbers_without_having_run_say_so():
+    for name, entry in entries().items():
+        assert ("untested" in entry.summary) == name.startswith("cifar")
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match="no recipe 'quikstart': did you mean quickstart"):
+        find("quikstart")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs = 0 is not at least 1"),
+        ({"batch_size": 0}, "batch_size = 0 is not at least 1"),
+        ({"held_out": 0.0}, "some images must select the best epoch"),
+        ({"held_out": 1.5}, r"held_out = 1.5 is not in \(0, 1\)"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        replace(find("quickstart")(), **change)
+
+
+# -- values as plain data
+
+
+def test_a_build_is_a_call_that_compares_prints_and_checks_its_options():
+    build = Build(preact_resnet18, width=0.25)
+    assert build == from_plain(to_plain(build))
+    assert repr(build) == "Build(preact_resnet18, width=0.25)"
+    assert build(num_classes=3).head.out_features == 3
+    with pytest.raises(UserError, match="preact_resnet18 takes no 'widht': did you mean width"):
+        Build(preact_resnet18, widht=1)
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        {"$": "os:system"},
+        {"$name": "os:system"},
+        {"$call": "os:system", "command": "true"},
+        {"$": "..os:path"},
+        {"$": "plain:importlib"},
+        {"$name": "attacks.gradient:torch"},
+        {"$": "views:__import__('os')"},
+        {"$": "attacks:PGD"},  # only a guest there; its home is attacks.gradient
+        {"$": "recipe"},
+        {"$": 7},
+        {"$call": "attacks.gradient:PGD"},  # a class is no function to call later
+    ],
+)
+def test_a_recipe_file_cannot_name_what_is_not_ours(plain):
+    with pytest.raises(UserError, match="is no name of this package"):
+        from_plain(plain)
+
+
+def test_a_recipe_file_of_another_version_is_refused_by_field():
+    plain = to_plain(PGD(Linf(0.1)))
+    with pytest.raises(UserError, match="has no field 'momentum'"):
+        from_plain({**plain, "momentum": 0.9})
+    with pytest.raises(UserError, match="is incomplete"):
+        from_plain({"$": plain["$"], "steps": 3})
+    with pytest.raises(UserError, match="this is a PGD, not a recipe"):
+        recipe_from_plain(plain)
+
+
+@dataclass(frozen=True)
+class Foreign:
+    a: int = 1
+
+
+@pytest.mark.parametrize("value", [Foreign(), lambda x: x, object(), json.dumps])
+def test_what_is_not_ours_is_not_written_down(value):
+    with pytest.raises(TypeError, match=r"has no place in a recipe|is not of this package"):
+        to_plain(value)
+
+
+def test_differences_are_named_by_their_path():
+    old = find("quickstart")()
+    new = replace(old, seed=3, method=Method(replace(old.method.attack, steps=9), old.method.objective))
+    assert differences(old.plain(), new.plain()) == ["method.attack.steps: 7 -> 9", "seed: 0 -> 3"]
+    assert differences([1, 2], [1, 3], "a") == ["a.1: 2 -> 3"]
+
+
+def test_a_derived_recipe_changes_what_it_says_and_nothing_else():
+    pgd, trades = find("fashion_pgd")(), find("fashion_trades")()
+    changed = {d.split(".")[0] for d in differences(pgd.plain(), trades.plain())}
+    assert changed == {"method"}
+    assert isinstance(trades, Recipe)
+    assert trades.model == Build(small_cnn, width=16)
