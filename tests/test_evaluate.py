@@ -21,7 +21,7 @@ def test_robust_accuracy_of_a_linear_model_is_its_closed_form():
     model, data = Linear(), linear_data()
     logits = model(pixels(data.x)).detach()
     margin = logits.gather(1, data.y[:, None])[:, 0] - logits.gather(1, 1 - data.y[:, None])[:, 0]
-    eps = float(margin[margin > 0].quantile(0.4) / (2 * model.w.abs().sum()))
+    eps = float(margin[margin > 0].quantile(0.4) / (2 * model.w.detach().abs().sum()))
     found = evaluate(model, data, {"fgsm": WhiteBox(FGSM(Linf(eps)))})
     assert np.array_equal(found.standing["clean"], (margin > 0).numpy())
     assert np.array_equal(found.standing["fgsm"], (margin > 2 * eps * model.w.abs().sum()).detach().numpy())

@@ -73,6 +73,9 @@ def test_only_the_files_of_a_run_are_cleared(tmp_path):
 def test_a_folder_of_other_files_is_foreign_and_an_empty_one_is_not(tmp_path):
     assert not RunFolder(tmp_path / "new").foreign()
     assert not RunFolder(tmp_path).foreign()
+    for name in (".lock", ".recipe.json.writing"):  # what a killed process leaves
+        (tmp_path / name).touch()
+    assert not RunFolder(tmp_path).foreign()
     (tmp_path / "thesis.tex").write_text("x")
     assert RunFolder(tmp_path).foreign()
     assert RunFolder(tmp_path / "thesis.tex").foreign()

@@ -101,13 +101,15 @@ def _fill(state: State, weights: bytes, rest: bytes) -> None:
 
 
 def save_weights(path: Path, model: nn.Module, about: Mapping[str, Any]) -> None:
-    """One file of weights that says in its header what it is: `about` becomes JSON there."""
-    header = {name: json.dumps(value) for name, value in about.items()}
-    write_bytes(path, safetensors.torch.save(_plain(model.state_dict()), header))
+    """One file of weights that says in its header what it is: `about`, as JSON.
+
+    It is one entry, for safetensors writes several in a random order, and equal runs shall give equal files.
+    """
+    write_bytes(path, safetensors.torch.save(_plain(model.state_dict()), {"sparring": json.dumps(about)}))
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a .safetensors file, or of a .pt file that holds nothing but tensors, and the header's values.
+    """The tensors of a .safetensors file, or of a .pt file that holds nothing else, and what `save_weights` added.
 
     Raises `UserError` for a missing, broken or unsafe file.
     """
@@ -116,7 +118,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, "pt") as file:
-                about = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+                about = json.loads((file.metadata() or {}).get("sparring", "{}"))
             return safetensors.torch.load_file(path), about
         held = torch.load(path, weights_only=True, map_location="cpu")
     except (

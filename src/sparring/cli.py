@@ -231,7 +231,8 @@ def _evaluate(args: list[str]) -> int:
 
     rich_print(console.accuracy_table(tables))
     if path.is_dir():
-        _say(f"run folder: {path}\npicture: {RunFolder(path).adversarial_examples}")
+        picture = RunFolder(path).adversarial_examples
+        _say(f"run folder: {path}\n" + (f"picture: {picture}" if picture.exists() else "no example was broken"))
     return 0
 
 

@@ -112,14 +112,15 @@ class RunFolder:
         """There are files here, but not those of a run."""
         if not self.path.is_dir():
             return self.path.exists()
-        return not self._recipe.exists() and any(p.name != ".lock" for p in self.path.iterdir())
+        return not self._recipe.exists() and any(not _passing(p) for p in self.path.iterdir())
 
     def clear(self) -> None:
         """Removes what a run writes, and nothing else."""
         for folder in (self.checkpoints, self.tensorboard):
             shutil.rmtree(folder, ignore_errors=True)
-        names = ("*.safetensors", "*.json", "metrics.jsonl", "evaluation-*.npz", "*.png")
-        for path in (p for name in names for p in self.path.glob(name)):
+        names = ("*.safetensors", "*.json", "metrics.jsonl", "evaluation-*.npz", "*.png", ".*.writing*")
+        found = [path for name in names for path in self.path.glob(name)]
+        for path in sorted(found, key=lambda path: path == self._recipe):  # the recipe last: without it, no run is here
             path.unlink()
 
     @contextlib.contextmanager
@@ -168,6 +169,11 @@ class RunFolder:
 
     def evaluation(self) -> dict[str, Any]:
         return read_json(self._evaluation)
+
+
+def _passing(path: Path) -> bool:
+    """A lock, or a file that was being written when the process was killed."""
+    return path.name == ".lock" or (path.name.startswith(".") and ".writing" in path.name)
 
 
 def read_json(path: Path) -> dict[str, Any]:

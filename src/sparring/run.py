@@ -394,6 +394,7 @@ def evaluate_run(
     found["last"] = found["best"] if same else _evaluate(run.weights("last"), recipe, splits, partial(show, "last"))
     for which, evaluated in found.items():
         run.write_flags(which, evaluated)
+    run.adversarial_examples.unlink(missing_ok=True)
     if found["best"].examples is not None:
         report.adversarial_examples(found["best"].examples, splits.test.classes, run.adversarial_examples)
     tables = {which: evaluated.table() for which, evaluated in found.items()}

@@ -44,7 +44,7 @@ def fashion_pgd(eps: float = 0.1) -> Recipe:
         model=Build(small_cnn, width=16),
         method=Method(PGD(threat, steps=5, step_size=threat.eps / 3), CrossEntropy()),
         epochs=10,
-        lr=Cyclic(0.1, top=0.3),
+        lr=Cyclic(0.05, top=0.3),
         optimizer=SGD(nesterov=True),
         selection=select_by_pgd(threat, steps=20),
         evaluation=pgd_50_10(threat, examples=1000),

@@ -1,0 +1,160 @@
+import pytest
+import torch
+from conftest import toy_data, toy_net
+from safetensors.torch import save_file
+
+from sparring import EMA, PGD, CrossEntropy, Linf, Method, State, UserError
+from sparring.checkpoint import Checkpoints, read_weights, save_weights
+
+METHOD = Method(PGD(Linf(0.1), steps=1), CrossEntropy())
+
+
+def state(step=0, seed=0, average=True):
+    model = toy_net(seed)
+    made = State.start(METHOD, model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), toy_data(), seed)
+    made.average = EMA().init(model) if average else None
+    for p in model.parameters():
+        p.grad = torch.full_like(p, float(step))
+    made.optimizer.step()  # momentum to remember
+    made.step, made.best = step, {"robust": 0.5, "clean": 0.7, "step": 1}
+    return made
+
+
+def same(a, b):
+    assert a.step == b.step
+    assert a.best == b.best
+    assert torch.equal(a.rng.get_state(), b.rng.get_state())
+    for name, module in a.modules().items():
+        for key, tensor in module.state_dict().items():
+            assert torch.equal(tensor, b.modules()[name].state_dict()[key]), key
+    for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True):
+        assert torch.equal(a.optimizer.state[p]["momentum_buffer"], b.optimizer.state[q]["momentum_buffer"])
+
+
+def test_a_checkpoint_gives_back_everything(tmp_path):
+    saved, fresh = state(7), state(seed=1)
+    checkpoints = Checkpoints(tmp_path)
+    path = checkpoints.save(saved)
+    assert checkpoints.load_latest(fresh) == path
+    same(saved, fresh)
+
+
+def test_two_checkpoints_are_kept_and_nothing_else_lies_about(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3, 4):
+        checkpoints.save(state(step))
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    assert [p.name for p in checkpoints.paths()] == ["step-000000003", "step-000000004"]
+
+
+def test_the_rest_of_a_checkpoint_loads_without_pickled_code(tmp_path):
+    path = Checkpoints(tmp_path).save(state(3))
+    held = torch.load(path / "state.pt", weights_only=True)
+    assert held["step"] == 3
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.pt", "checksums.json"])
+@pytest.mark.parametrize("harm", ["cut", "flipped", "gone", "empty"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, name, harm):
+    checkpoints, older = Checkpoints(tmp_path), state(1)
+    checkpoints.save(older)
+    path = checkpoints.save(state(2)) / name
+    raw = path.read_bytes()
+    middle = len(raw) // 2
+    if harm == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"cut": raw[:middle], "flipped": raw[:middle] + b"#" + raw[middle + 1 :], "empty": b""}[harm])
+    fresh = state(seed=1)
+    with pytest.warns(UserWarning, match=r"step-000000002 is damaged: going back to the one before"):
+        assert checkpoints.load_latest(fresh).name == "step-000000001"
+    same(older, fresh)
+
+
+def test_when_every_checkpoint_is_damaged_the_user_is_told(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    (checkpoints.save(state(1)) / "state.pt").write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(UserError, match=r"every checkpoint .* is damaged"):
+        checkpoints.load_latest(state())
+
+
+def test_a_half_written_checkpoint_is_none(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1))
+    (tmp_path / ".writing").mkdir()
+    (tmp_path / ".writing" / "weights.safetensors").write_bytes(b"half")
+    assert checkpoints.load_latest(state(seed=1)).name == "step-000000001"
+    checkpoints.save(state(2))
+    assert not (tmp_path / ".writing").exists()
+
+
+def test_saving_on_a_full_disk_fails_and_harms_nothing(tmp_path, monkeypatch):
+    checkpoints, good = Checkpoints(tmp_path), state(1)
+    checkpoints.save(good)
+    monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(state(2))
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000000001"]
+    fresh = state(seed=1)
+    checkpoints.load_latest(fresh)
+    same(good, fresh)
+
+
+def test_a_state_without_an_average_has_none_on_disk(tmp_path):
+    Checkpoints(tmp_path).save(state(1, average=False))
+    fresh = state(seed=1, average=False)
+    Checkpoints(tmp_path).load_latest(fresh)
+    same(state(1, average=False), fresh)
+
+
+def test_weights_say_what_they_are(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_weights(path, toy_net(), {"recipe": {"a": 1}, "classes": ["x"]})
+    tensors, about = read_weights(path)
+    assert about == {"recipe": {"a": 1}, "classes": ["x"]}
+    assert all(torch.equal(t, toy_net().state_dict()[n]) for n, t in tensors.items())
+
+
+def test_tied_weights_can_be_saved(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    save_weights(tmp_path / "a.safetensors", model, {})
+    assert len(read_weights(tmp_path / "a.safetensors")[0]) == 4
+
+
+def test_state_dicts_of_other_programs_are_read_if_they_hold_tensors_only(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save({"epoch": 3, "state_dict": toy_net().state_dict()}, path)
+    assert set(read_weights(path)[0]) == set(toy_net().state_dict())
+    torch.save({"epoch": 3}, path)
+    with pytest.raises(UserError, match="holds no state dict of tensors"):
+        read_weights(path)
+    torch.save(toy_net(), path)  # a pickled module could run anything
+    with pytest.raises(UserError, match="no weights that can be read safely"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
+def test_a_broken_weights_file_is_named(tmp_path, name):
+    path = tmp_path / name
+    with pytest.raises(UserError, match=f"there is no file .*{name}"):
+        read_weights(path)
+    for content in (b"", b"<html>quota exceeded</html>", b"PK\x03\x04"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"{name} holds no weights that can be read safely, or is damaged"):
+            read_weights(path)
+
+
+def test_a_header_of_another_program_tells_us_nothing(tmp_path):
+    save_file({"w": torch.ones(1)}, tmp_path / "a.safetensors", {"format": "pt"})
+    tensors, about = read_weights(tmp_path / "a.safetensors")
+    assert set(tensors) == {"w"}
+    assert about == {}
+
+
+def test_equal_weights_are_equal_files(tmp_path):
+    about = {"recipe": {"a": 1}, "step": 3, "classes": ["x", "y"]}
+    for i in range(10):
+        save_weights(tmp_path / str(i), toy_net(), about)
+    assert len({(tmp_path / str(i)).read_bytes() for i in range(10)}) == 1

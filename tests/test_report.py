@@ -1,0 +1,57 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparring.report import adversarial_examples, learning_curve
+from sparring.results import Examples
+
+ROWS = [
+    {"step": 10, "epoch": 0.5, "lr": 0.1, "terms": {"ce_clean": 2.0, "kl": 0.1}},
+    {"step": 20, "epoch": 1.0, "lr": 0.1, "terms": {"ce_clean": 1.0, "kl": 0.2}},
+    {"step": 20, "epoch": 1.0, "held_out": {"clean": 0.9, "robust": 0.5}, "best": True},
+]
+
+
+def colours(path):
+    with Image.open(path) as image:
+        return len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0))
+
+
+def test_a_learning_curve_is_drawn(tmp_path):
+    learning_curve(ROWS, tmp_path / "a.png")
+    assert colours(tmp_path / "a.png") > 5
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("rows", [ROWS[:1], ROWS[2:]])
+def test_a_learning_curve_of_little_is_drawn_too(tmp_path, rows):
+    learning_curve(rows, tmp_path / "a.png")
+    assert (tmp_path / "a.png").exists()
+
+
+def test_of_nothing_nothing_is_drawn(tmp_path):
+    learning_curve([], tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize(("count", "channels"), [(1, 1), (8, 3)])
+def test_adversarial_examples_are_drawn_in_grey_and_in_colour(tmp_path, count, channels):
+    rng = np.random.default_rng(0)
+    clean = rng.random((count, channels, 8, 8))
+    examples = Examples(
+        clean,
+        np.clip(clean + 0.1, 0, 1),
+        np.zeros(count, int),
+        np.zeros(count, int),
+        np.full(count, -1),  # the model gave NaN
+    )
+    adversarial_examples(examples, ["cat", "dog"], tmp_path / "a.png")
+    assert colours(tmp_path / "a.png") > 5
+
+
+def test_reports_need_no_torch():
+    code = "import sys, sparring.report, sparring.results; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

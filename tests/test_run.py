@@ -1,0 +1,324 @@
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sparring import EMA, PGD, SGD, TRADES, Linf, Method, Near, UserError, fit, load_model
+from sparring.checkpoint import read_weights
+from sparring.core import pixels
+from sparring.data import Crop, Digits, Flip
+from sparring.models import Normalize, preact_resnet18, small_cnn
+from sparring.plain import Build
+from sparring.run import Interrupted, Saving, evaluate_run, evaluate_weights, recipe_of
+
+
+def bits(run, which="last"):
+    return run.weights(which).read_bytes()
+
+
+def demanding(tiny):
+    """A recipe in which everything that a checkpoint must hold matters."""
+    attack = PGD(Linf(0.1), steps=1, start=Near(0.01))
+    return replace(
+        tiny,
+        method=Method(attack, TRADES()),
+        model=Build(preact_resnet18, width=0.03),
+        augment=(Crop(1), Flip()),
+        averaging=EMA(0.9),
+        optimizer=SGD(nesterov=True),
+        batch_size=400,
+    )
+
+
+def test_a_run_leaves_everything_that_it_promises(tiny, tmp_path):
+    run = fit(tiny, tmp_path / "r")
+    assert {p.name for p in run.path.iterdir()} == {
+        ".lock",
+        "best.safetensors",
+        "checkpoints",
+        "environment.json",
+        "last.safetensors",
+        "learning-curve.png",
+        "metrics.jsonl",
+        "recipe.json",
+        "status.json",
+    }
+    assert run.finished()
+    assert recipe_of(run.path) == tiny
+    epochs = [row for row in run.metrics() if "held_out" in row]
+    assert [row["epoch"] for row in epochs] == [1, 2, 3]
+    assert set(epochs[0]["held_out"]) == {"clean", "robust"}
+    steps = [row for row in run.metrics() if "terms" in row]
+    assert steps[0]["step"] == 10
+    assert set(steps[0]["terms"]) == {"ce"}
+    assert steps[0]["lr"] > 0
+
+
+def test_a_run_repeats_itself_from_its_seed_and_another_seed_is_another_run(tiny, tmp_path):
+    one, two = (fit(tiny, tmp_path / name) for name in "ab")
+    assert bits(one) == bits(two)
+    assert bits(fit(replace(tiny, seed=1), tmp_path / "c")) != bits(one)
+
+
+def stop_at(step):
+    def show(news):
+        if news.progress.step == step and news.held_out is None:
+            signal.raise_signal(signal.SIGINT)
+
+    return show
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 6])
+def test_an_interrupted_run_saves_and_goes_on_bit_for_bit(tiny, tmp_path, step):
+    """Steps 3 and 6 end an epoch, whose evaluation must not be lost."""
+    recipe = demanding(tiny)
+    whole = fit(recipe, tmp_path / "whole")
+    with pytest.raises(Interrupted) as stop:
+        fit(recipe, tmp_path / "half", show=stop_at(step))
+    assert stop.value.step == step
+    half = fit(recipe, tmp_path / "half")
+    for which in ("best", "last"):
+        assert bits(whole, which) == bits(half, which)
+    assert whole.metrics() == half.metrics()
+    assert whole.status() == half.status()
+
+
+def test_sigterm_saves_too(tiny, tmp_path):
+    def show(news):
+        if news.progress.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        fit(tiny, tmp_path, show=show)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "the handler is gone with the run"
+
+
+def test_a_second_ctrl_c_insists(tiny, tmp_path):
+    def show(news):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny, tmp_path, show=show)
+
+
+def test_a_finished_run_is_left_alone_unless_told_otherwise(tiny, tmp_path):
+    first = bits(fit(tiny, tmp_path))
+    with pytest.raises(UserError, match="holds a finished run: --overwrite it, or choose another folder"):
+        fit(tiny, tmp_path)
+    assert bits(fit(replace(tiny, seed=1), tmp_path, overwrite=True)) != first
+
+
+def test_an_unfinished_run_of_another_recipe_is_not_gone_on_with(tiny, tmp_path):
+    with pytest.raises(Interrupted):
+        fit(tiny, tmp_path, show=stop_at(2))
+    other = replace(tiny, seed=3, epochs=4)
+    with pytest.raises(UserError, match=r"unfinished run of another recipe \(epochs: 3 -> 4; seed: 0 -> 3\)"):
+        fit(other, tmp_path)
+    assert fit(other, tmp_path, overwrite=True).finished()
+
+
+def test_a_folder_of_other_files_is_not_touched(tiny, tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="holds files that are not of a run"):
+            fit(tiny, tmp_path, overwrite=overwrite)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_damaged_checkpoint_costs_an_epoch_and_no_more(tiny, tmp_path):
+    whole = fit(tiny, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        fit(tiny, tmp_path / "half", show=stop_at(12))
+    newest = max((tmp_path / "half" / "checkpoints").iterdir()) / "weights.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-50])
+    with pytest.warns(UserWarning, match="damaged"):
+        half = fit(tiny, tmp_path / "half")
+    assert bits(whole) == bits(half)
+    assert whole.metrics() == half.metrics()
+
+
+def test_the_best_weights_are_those_of_the_best_held_out_epoch(tiny, tmp_path):
+    run = fit(replace(tiny, epochs=6, batch_size=64), tmp_path)
+    rows = [row for row in run.metrics() if "held_out" in row]
+    ranks = [(row["held_out"]["robust"], row["held_out"]["clean"]) for row in rows]
+    best = max(range(6), key=lambda i: (ranks[i], -i))
+    assert read_weights(run.weights("best"))[1]["step"] == rows[best]["step"] == run.status()["best"]["step"]
+    assert rows[best]["best"]
+    assert read_weights(run.weights("last"))[1]["step"] == rows[-1]["step"]
+
+
+def test_the_test_set_selects_nothing(tiny, tmp_path, monkeypatch):
+    """With other test images the same weights come out."""
+    first = fit(tiny, tmp_path / "a")
+    load = Digits.load
+
+    def other(self):
+        train, test = load(self)
+        return train, replace(test, x=255 - test.x)
+
+    monkeypatch.setattr(Digits, "load", other)
+    assert bits(fit(tiny, tmp_path / "b"), "best") == bits(first, "best")
+
+
+def test_a_loss_that_is_not_finite_names_step_term_and_checkpoint(tiny, tmp_path):
+    broken = replace(tiny, lr=1e9, epochs=20)
+    with pytest.raises(UserError, match=r"the loss term 'ce' became (nan|inf) at step \d+ .* Lower the learning rate"):
+        fit(broken, tmp_path)
+    assert not (tmp_path / "last.safetensors").exists()
+
+
+def test_the_last_good_checkpoint_is_named(tiny, tmp_path):
+    def poison(news):
+        if news.progress.step == 7:
+            monkey["model"].body[0].weight.data.fill_(torch.nan)
+
+    monkey = {}
+    build = type(tiny).build_model
+
+    def remember(self, data):
+        monkey["model"] = build(self, data)
+        return monkey["model"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(tiny), "build_model", remember)
+        with pytest.raises(UserError, match=r"at step 7 .*the last good checkpoint is .*step-000000005"):
+            fit(tiny, tmp_path, show=poison)
+
+
+def test_a_full_disk_stops_with_a_sentence_and_goes_on_when_there_is_room(tiny, tmp_path):
+    """A real limit on the size of files, in a process of its own: the third epoch's weights do not fit any more."""
+    whole = fit(tiny, tmp_path / "whole")
+    script = f"""
+        import resource, sys
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        from sparring import UserError, fit
+        from sparring.recipe import recipe_from_plain
+        from sparring.results import read_json
+        from pathlib import Path
+        import torch
+        torch.set_num_threads(1)
+
+        def show(news):
+            if news.progress.step == 7:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+        try:
+            recipe = recipe_from_plain(read_json(Path({str(whole.path / "recipe.json")!r})))
+            fit(recipe, {str(tmp_path / "half")!r}, show=show)
+        except UserError as error:
+            print(error)
+            sys.exit(2)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "could not be saved in" in done.stdout
+    assert "File too large" in done.stdout
+    assert "the last good checkpoint is" in done.stdout
+    assert "step-000000005" in done.stdout
+    half = fit(tiny, tmp_path / "half")
+    assert bits(whole) == bits(half)
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_a_model_that_does_not_fit_the_data_is_refused_before_training(tiny, tmp_path):
+    with pytest.raises(UserError, match="device 'tpu' is not available here"):
+        fit(tiny, tmp_path / "a", device="tpu")
+    with pytest.raises(UserError, match="batches of 5000 do not go with 1293 training images"):
+        fit(replace(tiny, batch_size=5000), tmp_path / "b")
+
+
+def test_each_start_is_recorded_with_its_environment(tiny, tmp_path):
+    with pytest.raises(Interrupted):
+        fit(tiny, tmp_path, show=stop_at(2))
+    run = fit(tiny, tmp_path)
+    import json
+
+    sessions = json.loads((run.path / "environment.json").read_text())["sessions"]
+    assert len(sessions) == 2
+    assert sessions[0]["versions"]["torch"] == torch.__version__
+    assert sessions[0]["threads"] == 1
+    assert sessions[0]["seed"] == 0
+
+
+def test_checkpoints_are_written_within_epochs_if_asked_for(tiny, tmp_path):
+    seen = set()
+    fit(tiny, tmp_path, saving=Saving(steps=2), show=lambda news: seen.update(tmp_path.glob("checkpoints/step*")))
+    assert {"step-000000002", "step-000000004"} <= {path.name for path in seen}
+
+
+def test_tensorboard_events_are_written_if_asked_for(tiny, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = fit(tiny, tmp_path, tensorboard=True)
+    events = EventAccumulator(str(run.tensorboard)).Reload()
+    assert {"ce", "lr", "held_out/clean", "held_out/robust"} <= set(events.Tags()["scalars"])
+    wanted = [row["held_out"]["clean"] for row in run.metrics() if "held_out" in row]
+    assert [e.value for e in events.Scalars("held_out/clean")] == pytest.approx(wanted)
+
+
+# -- evaluation of what a run left
+
+
+def test_a_run_is_evaluated_best_and_last_per_example(tiny, tmp_path):
+    recipe = replace(tiny, batch_size=32, epochs=8, model=Build(small_cnn, width=8))
+    run = fit(recipe, tmp_path)
+    tables = evaluate_run(run, recipe)
+    assert set(tables) == {"best", "last"}
+    assert set(tables["best"]) == {"clean", "pgd-3"}
+    assert tables["best"]["clean"].examples == 40
+    flags = run.read_flags("last")
+    assert int(flags.standing["pgd-3"].sum()) == tables["last"]["pgd-3"].correct
+    assert run.evaluation()["best"]["clean"] == tables["best"]["clean"].plain()
+    assert run.adversarial_examples.stat().st_size > 5000
+
+
+def test_weights_alone_are_enough_to_evaluate_and_to_load(tiny, tmp_path):
+    run = fit(tiny, tmp_path / "r")
+    moved = tmp_path / "mine.safetensors"
+    moved.write_bytes(bits(run, "best"))
+    recipe = recipe_of(moved)
+    assert recipe == tiny
+    assert evaluate_weights(moved, recipe) == evaluate_run(run, tiny)["best"]
+    model = load_model(moved)
+    assert not model.training
+    test = Digits().load()[1]
+    assert (model(pixels(test.x[:40])).argmax(1) == test.y[:40]).sum() == evaluate_weights(moved, recipe)[
+        "clean"
+    ].correct
+
+
+def test_weights_of_others_need_a_recipe_that_says_what_they_are(tiny, tmp_path):
+    recipe = replace(tiny, model=Build(preact_resnet18, width=0.05))
+    model = recipe.build_model(Digits().load()[0])
+    state = {
+        n.removeprefix("body.").replace("head.", "linear."): t
+        for n, t in model.state_dict().items()
+        if "normalize" not in n
+    }
+    torch.save({"state_dict": state}, tmp_path / "theirs.pt")
+    with pytest.raises(UserError, match="does not say which model it belongs to: name one with --recipe"):
+        recipe_of(tmp_path / "theirs.pt")
+    loaded = load_model(tmp_path / "theirs.pt", recipe)
+    assert torch.equal(loaded.head.weight, model.head.weight)
+    assert not isinstance(loaded.normalize, Normalize)
+    with pytest.raises(UserError, match="another architecture"):
+        load_model(tmp_path / "theirs.pt", tiny)
+
+
+def test_weights_of_a_run_do_not_fit_another_recipe(tiny, tmp_path):
+    run = fit(tiny, tmp_path)
+    with pytest.raises(UserError, match=r"best\.safetensors does not fit the model of its recipe"):
+        load_model(run.weights("best"), replace(tiny, model=Build(preact_resnet18, width=0.05)))
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is no run folder"):
+        recipe_of(tmp_path)
