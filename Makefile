@@ -1,0 +1,50 @@
+# Everything runs in environments that these rules make: .venv (pinned) and .venv-latest (the newest torch).
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+LATEST := .venv-latest
+PIP    := -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test check format test-latest clean
+
+demo: $(VENV)/.run ## train a small robust classifier and evaluate it
+	$(BIN)/sparring train quickstart --overwrite
+	$(BIN)/sparring evaluate runs/quickstart
+
+test: $(VENV)/.dev ## all tests, two processes of one thread each
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/.dev ## format, lint, types, rooms
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/.dev ## mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-latest: $(LATEST)/.dev ## the tests with the newest torch, torchvision and timm
+	$(LATEST)/bin/python -m pytest -n 2
+
+$(VENV)/.python:
+	$(PYTHON) -c 'import sys; sys.exit("sparring needs Python 3.11 or newer, not " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python $(PIP) --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python $(PIP) --editable '.[dev]'
+	touch $@
+
+$(LATEST)/.dev: pyproject.toml
+	$(PYTHON) -m venv $(LATEST)
+	$(LATEST)/bin/python $(PIP) torch torchvision timm
+	$(LATEST)/bin/python $(PIP) --editable '.[dev]'
+	touch $@
+
+clean: ## the environments and caches, not your runs
+	rm -rf $(VENV) $(LATEST) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,70 @@
+"""What the documents show is run; what they cite is there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import toy_data, toy_net
+
+from sparring.core import pixels
+from sparring.recipes import entries
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
+def test_every_example_runs_and_is_short(path, tmp_path):
+    assert len(path.read_text().splitlines()) < 60
+    done = subprocess.run([sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("number", range(len(blocks(README, "python"))))
+def test_every_python_block_of_the_readme_runs_on_any_model(number):
+    """`model`, `x`, `y`, `batches` are the reader's own; no block needs more than 12 lines."""
+    code = blocks(README, "python")[number]
+    assert len([line for line in code.splitlines() if line.strip() and not line.startswith("#")]) <= 12
+    data = toy_data(24)
+    x, y = pixels(data.x), data.y
+    batches = [(x[i : i + 8], y[i : i + 8], torch.arange(i, i + 8)) for i in (0, 8, 16)]
+    names = {"model": toy_net(), "x": x, "y": y, "batches": batches, "device": "cpu"}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_link_to_a_file_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_recipe_and_file_that_is_named_exists(page):
+    text = page.read_text()
+    for name in re.findall(r"sparring (?:train|show) ([a-z]\w+)", text):
+        assert name in entries(), name
+    for name in re.findall(r"`((?:objectives|attacks|models|data|evaluate|report|recipes)/\w+\.py)`", text):
+        assert (ROOT / "src" / "sparring" / name).exists(), name
+
+
+def test_the_documents_show_trades_as_it_is():
+    shown = blocks((ROOT / "docs" / "adding-a-method.md").read_text(), "python")
+    assert (ROOT / "src/sparring/objectives/trades.py").read_text() in shown
+
+
+def test_the_public_names_are_all_there_and_typed():
+    import sparring
+
+    for name in sparring.__all__:
+        assert getattr(sparring, name) is not None
+    assert (ROOT / "src" / "sparring" / "py.typed").exists()
