@@ -56,6 +56,13 @@ def test_the_attack_sees_eval_mode_and_the_update_the_mode_of_the_owner():
     assert modes == [False, False, True] * 3
 
 
+def test_images_that_were_normalised_outside_the_model_are_refused_at_the_first_step():
+    data, state = toy_data(), begin()
+    batch = Batch(pixels(data.x[:20]) * 2 - 1, data.y[:20], torch.arange(20))
+    with pytest.raises(UserError, match=r"the images of the first batch span .* outside \[0, 1\]"):
+        train_step(MADRY, state, batch, Progress(0, 3, 1))
+
+
 def test_layers_that_the_owner_froze_stay_in_eval_mode():
     """Other libraries call model.train() on the whole tree after each attack."""
     model = toy_net().train()

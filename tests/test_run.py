@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sparring import EMA, PGD, SGD, TRADES, Linf, Method, Near, UserError, fit, load_model
+from sparring import EMA, PGD, SGD, TRADES, Linf, Method, Near, RunFolder, UserError, fit, load_model
 from sparring.checkpoint import read_weights
 from sparring.core import pixels
 from sparring.data import Crop, Digits, Flip
@@ -278,6 +278,14 @@ def test_a_run_is_evaluated_best_and_last_per_example(tiny, tmp_path):
     assert int(flags.standing["pgd-3"].sum()) == tables["last"]["pgd-3"].correct
     assert run.evaluation()["best"]["clean"] == tables["best"]["clean"].plain()
     assert run.adversarial_examples.stat().st_size > 5000
+
+
+def test_an_unfinished_run_is_evaluated_by_its_best_weights_alone(tiny, tmp_path):
+    with pytest.raises(Interrupted):
+        fit(tiny, tmp_path, show=stop_at(8))
+    with pytest.raises(UserError, match=r"unfinished run: train it to its end, or evaluate .*best\.safetensors"):
+        evaluate_run(RunFolder(tmp_path), tiny)
+    assert evaluate_weights(tmp_path / "best.safetensors", tiny)["clean"].examples == 40
 
 
 def test_weights_alone_are_enough_to_evaluate_and_to_load(tiny, tmp_path):

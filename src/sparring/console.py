@@ -19,7 +19,7 @@ def training() -> Iterator[Callable[[News], None]]:
     """Shows the course of training."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines(console).show
+        yield _welcoming(_Lines(console).show, console)
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
     with Progress(*columns, console=console) as bar:
@@ -32,7 +32,21 @@ def training() -> Iterator[Callable[[News], None]]:
             total = at.epochs * at.steps_per_epoch
             bar.update(task, completed=at.step, total=total, description=_position(news), detail=_detail(news))
 
-        yield show
+        yield _welcoming(show, console)
+
+
+def _welcoming(show: Callable[[News], None], console: Console) -> Callable[[News], None]:
+    """`show`, which first says so if training goes on from a checkpoint."""
+    fresh = True
+
+    def first(news: News) -> None:
+        nonlocal fresh
+        if fresh and news.progress.step > 1:
+            console.print(f"going on after step {news.progress.step - 1}", highlight=False)
+        fresh = False
+        show(news)
+
+    return first
 
 
 class _Lines:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .averaging import EMA
+from .checks import check_images
 from .core import Attack, Batch, Context, Data, Lens, Objective, Progress, Schedule, Terms, Update, View, at, make_rng
 from .errors import UserError
 from .updates import Descend
@@ -106,8 +107,10 @@ def train_step(
 ) -> Terms:
     """One step of the saddle point: raise the inner loss in `x`, lower the outer loss in the weights.
 
-    Returns the terms of the outer loss, detached.
+    Returns the terms of the outer loss, detached. Raises `UserError` if the images of the first step are not in [0, 1].
     """
+    if progress.step == 0:  # once, as it waits for the device
+        check_images(batch.x, "the images of the first batch")
 
     def look() -> Context:
         return Context(Lens(state.model), batch, state.memory, progress)

@@ -388,6 +388,10 @@ def evaluate_run(
     Per-example flags go to `evaluation-best.npz` and `evaluation-last.npz`, the tables to `evaluation.json`, the
     pictures of the best to `adversarial-examples.png`.
     """
+    if not run.finished():
+        raise UserError(
+            f"{run.path} holds an unfinished run: train it to its end, or evaluate {run.weights('best')}, its best yet"
+        )
     splits = prepare(recipe, device_of(device))
     found = {"best": _evaluate(run.weights("best"), recipe, splits, partial(show, "best"))}
     same = _step_of(run.weights("best")) == _step_of(run.weights("last"))

@@ -13,6 +13,7 @@ from ..plain import Build
 from ..recipe import Recipe
 from ..schedules import Cyclic
 from ..threats import Linf
+from ..updates import Descend
 from ._common import pgd_50_10, select_by_pgd
 
 
@@ -46,6 +47,7 @@ def fashion_pgd(eps: float = 0.1) -> Recipe:
         epochs=10,
         lr=Cyclic(0.05, top=0.3),
         optimizer=SGD(nesterov=True),
+        update=Descend(max_norm=1.0),  # without clipping, TRADES diverges in the second epoch
         selection=select_by_pgd(threat, steps=20),
         evaluation=pgd_50_10(threat, examples=1000),
     )
