@@ -8,8 +8,8 @@ PIP    := -m pip install --quiet --disable-pip-version-check
 .PHONY: demo test check format test-latest clean
 
 demo: $(VENV)/.run ## train a small robust classifier and evaluate it
-	$(BIN)/sparring train quickstart --overwrite
-	$(BIN)/sparring evaluate runs/quickstart
+	$(BIN)/sparring train quickstart --out runs/demo --overwrite
+	$(BIN)/sparring evaluate runs/demo
 
 test: $(VENV)/.dev ## all tests, two processes of one thread each
 	$(BIN)/python -m pytest -n 2
@@ -24,7 +24,10 @@ format: $(VENV)/.dev ## mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test-latest: $(LATEST)/.dev ## the tests with the newest torch, torchvision and timm
+test-latest: ## the tests with the newest torch, torchvision and timm
+	$(PYTHON) -m venv $(LATEST)
+	$(LATEST)/bin/python $(PIP) --upgrade torch torchvision timm
+	$(LATEST)/bin/python $(PIP) --editable '.[dev]'
 	$(LATEST)/bin/python -m pytest -n 2
 
 $(VENV)/.python:
@@ -38,12 +41,6 @@ $(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.run
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python $(PIP) --editable '.[dev]'
-	touch $@
-
-$(LATEST)/.dev: pyproject.toml
-	$(PYTHON) -m venv $(LATEST)
-	$(LATEST)/bin/python $(PIP) torch torchvision timm
-	$(LATEST)/bin/python $(PIP) --editable '.[dev]'
 	touch $@
 
 clean: ## the environments and caches, not your runs

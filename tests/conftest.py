@@ -1,4 +1,8 @@
-"""What the tests share: one thread each, a tiny data set, a tiny recipe."""
+"""What the tests share: one thread each, the CPU, a tiny data set, a tiny recipe."""
+
+import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("SPARRING_TEST_CUDA", "")  # exactness is promised on the CPU
 
 from dataclasses import dataclass, replace
 

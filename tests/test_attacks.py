@@ -50,6 +50,12 @@ def test_every_attack_keeps_its_contract(attack, within):
     check_attack(attack, within)
 
 
+@pytest.mark.parametrize("attack", [attack for attack, _ in ATTACKS], ids=lambda v: repr(v)[:70])
+def test_the_points_carry_no_graph_even_if_the_images_do(attack):
+    model, x = toy_net().eval(), torch.rand(6, 1, 4, 4).requires_grad_()
+    assert not attack(Untargeted(model, torch.arange(6) % 3), x, make_rng(0)).requires_grad
+
+
 def linear_case():
     """A linear model in the middle of [0, 1], where no pixel is clipped: the worst case is eps x the dual norm."""
     model = Linear()
@@ -199,6 +205,13 @@ def test_attacking_a_model_in_training_mode_is_refused_where_the_mode_matters():
         Untargeted(toy_net().train(), y)
     with pytest.raises(UserError, match="Dropout"):
         Targeted(nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(16, 2)), y)
+    with pytest.raises(UserError, match="training mode"):
+        Divergence(toy_net().train(), torch.ones(2, 3) / 3)
+
+    class DropPath(nn.Module): ...
+
+    with pytest.raises(UserError, match="DropPath"):
+        Untargeted(nn.Sequential(DropPath()), y)
     Untargeted(nn.Linear(4, 2).train(), y)  # nothing there depends on the mode
     Untargeted(toy_net().train().forward, y)  # a function is given on purpose
 

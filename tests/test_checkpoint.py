@@ -69,6 +69,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, name, 
     with pytest.warns(UserWarning, match=r"step-000000002 is damaged: going back to the one before"):
         assert checkpoints.load_latest(fresh).name == "step-000000001"
     same(older, fresh)
+    assert checkpoints.paths() == [tmp_path / "step-000000001"], "the damaged one does not count as one of two"
 
 
 def test_when_every_checkpoint_is_damaged_the_user_is_told(tmp_path):

@@ -12,7 +12,7 @@ ATTACK = PGD(Linf("8/255"), steps=2)
 
 def test_good_input_passes():
     check_images(X)
-    check_images(torch.zeros(2, 1, 3, 3, dtype=torch.uint8))
+    check_images(torch.zeros(2, 1, 3, 3, dtype=torch.uint8), bytes_too=True)
     check_labels(Y, 3)
     check_logits(torch.randn(4, 5), 4, 5)
     assert perturb(toy_net(), X, Y, ATTACK).shape == X.shape
@@ -26,7 +26,8 @@ def test_good_input_passes():
         (X.where(X > 0.5, torch.nan), "NaN or infinite"),
         (X[:0], "N > 0"),
         (X[0], "wanted is"),
-        ((X * 255).long(), "int64: wanted is uint8"),
+        ((X * 255).byte(), r"uint8: wanted is floating point"),
+        ((X * 255).long(), r"int64: wanted is floating point in \[0, 1\], as sparring.core.pixels makes it"),
     ],
 )
 def test_images_that_would_mislead_are_refused(x, message):

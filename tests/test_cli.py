@@ -87,6 +87,11 @@ def test_show_prints_a_recipe_in_full(capsys):
         (["train", "quickstart", "--epochs", "0"], "epochs = 0 is not at least 1"),
         (["train", "quickstart", "--device", "tpu"], "device 'tpu' is not available here"),
         (["train", "quickstart", "--model.activation", "rleu"], "did you mean relu"),
+        (["train", "quickstart", "--optimizer.momentum", "0"], "Nesterov momentum needs a momentum above 0"),
+        (["train", "quickstart", "--lr.top", "1"], "0 < top < 1, not at 1"),
+        (["train", "quickstart", "--save-steps", "0"], "after 1 step or more"),
+        (["train", "quickstart", "--evaluation.batch-size", "0"], "needs at least one example"),
+        (["train", "quickstart", "--method.attack.steps", "0"], "at least one step, not 0"),
         (["train", "fashion_pgd", "--data.folder", "/nowhere"], "there is no train-images-idx3-ubyte.gz in /nowhere"),
     ],
 )
@@ -172,7 +177,10 @@ def test_evaluate_prints_one_json_object_and_nothing_else(trained):
         assert table["clean"]["examples"] == 30
         assert table["clean"]["low"] <= table["clean"]["accuracy"] <= table["clean"]["high"]
         assert table["pgd-50-10"]["accuracy"] <= table["clean"]["accuracy"]
-    assert found == json.loads((trained / "evaluation.json").read_text())
+    written = json.loads((trained / "evaluation.json").read_text())
+    how = written.pop("how")
+    assert written == found
+    assert how["evaluation"]["adversaries"]["pgd-50-10"]["attack"]["times"] == 1, "it says what was changed"
 
 
 def test_evaluate_prints_a_table_for_people(trained, capsys):
@@ -180,6 +188,7 @@ def test_evaluate_prints_a_table_for_people(trained, capsys):
     out = capsys.readouterr().out
     assert re.search(r"clean .* \d+\.\d+ % \[\d+\.\d+, \d+\.\d+\]", out)
     assert str(trained) in out.replace("\n", "")
+    assert "pgd-50-10: WhiteBox(attack=Restarts(attack=PGD(threat=Linf(eps=0.15), steps=50" in out
 
 
 def test_evaluate_takes_weights_alone(trained, tmp_path, capsys):

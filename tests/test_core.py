@@ -43,6 +43,16 @@ def test_a_lens_serves_any_module_and_says_what_it_cannot_do():
         Lens(model).features(x)
 
 
+def test_a_classifier_with_a_forward_of_its_own_is_trained_on_that_function():
+    class Tempered(Classifier):
+        def forward(self, x):
+            return super().forward(x) / 2
+
+    torch.manual_seed(0)
+    model, x = Tempered(nn.Flatten(), nn.Linear(16, 3)), torch.rand(5, 1, 4, 4)
+    assert torch.equal(Lens(model).logits(x), model(x))
+
+
 def test_progress_is_where_a_schedule_reads_the_time():
     progress = Progress(step=15, steps_per_epoch=10, epochs=3)
     assert progress.epoch == 1.5

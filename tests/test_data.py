@@ -198,11 +198,17 @@ def test_broken_mat_npz_and_picture_files_are_named(tmp_path):
     for part in ("train", "test"):
         (tmp_path / f"{part}_32x32.mat").write_bytes(b"MATLAB 5.0 MAT-file" + bytes(50))
     refused(SVHN(str(tmp_path)), r"train_32x32\.mat is truncated or corrupt")
+    (tmp_path / "train_32x32.mat").write_bytes(b"")
+    refused(SVHN(str(tmp_path)), r"train_32x32\.mat is truncated or corrupt")
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 nothing")
     refused(NPZ(str(tmp_path / "a.npz")), r"a\.npz is truncated or corrupt")
     for part in ("train", "test"):
         (tmp_path / part / "x").mkdir(parents=True)
         (tmp_path / part / "x" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    refused(ImageFolder(str(tmp_path)), r"1\.png is truncated or corrupt")
+    Image.new("L", (40, 40), 7).save(tmp_path / "train" / "x" / "1.png")
+    raw = (tmp_path / "train" / "x" / "1.png").read_bytes()
+    (tmp_path / "train" / "x" / "1.png").write_bytes(raw.replace(b"IDAT", b"I\x00AT"))
     refused(ImageFolder(str(tmp_path)), r"1\.png is truncated or corrupt")
 
 
@@ -230,6 +236,9 @@ def test_absurd_arrays_are_refused_with_what_is_wrong(tmp_path):
     refused(save(path, x, np.zeros(6, int)), "1 class is nothing to classify")
     refused(save(path, x, y[:4]), "6 images, but 4 labels")
     refused(save(path, x[:, 0], y), r"shape \(6, 4\): wanted is \[N, channels, height, width\]")
+    refused(save(path, x, y + 0.5), "labels are float64, wanted are class numbers")
+    refused(save(path, x, np.array(list("abcabc"))), "labels are <U1")
+    refused(save(path, np.zeros((6, 8, 8, 4)), y), r"images are \(6, 8, 8, 4\): wanted are 1 or 3 channels")
     np.savez(path, x_train=x, y_train=y)
     refused(NPZ(str(path)), "lacks x_test, y_test; it holds x_train, y_train")
 

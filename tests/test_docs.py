@@ -31,8 +31,9 @@ def test_every_example_runs_and_is_short(path, tmp_path):
 
 
 @pytest.mark.parametrize("number", range(len(blocks(README, "python"))))
-def test_every_python_block_of_the_readme_runs_on_any_model(number):
+def test_every_python_block_of_the_readme_runs_on_any_model(number, tmp_path, monkeypatch):
     """`model`, `x`, `y`, `batches` are the reader's own; no block needs more than 12 lines."""
+    monkeypatch.chdir(tmp_path)
     code = blocks(README, "python")[number]
     assert len([line for line in code.splitlines() if line.strip() and not line.startswith("#")]) <= 12
     data = toy_data(24)
@@ -68,3 +69,12 @@ def test_the_public_names_are_all_there_and_typed():
     for name in sparring.__all__:
         assert getattr(sparring, name) is not None
     assert (ROOT / "src" / "sparring" / "py.typed").exists()
+
+
+def test_no_figure_is_missing_from_the_documents():
+    assert not [page.name for page in PAGES if "@@" in blocks_out(page.read_text())]
+
+
+def blocks_out(text):
+    """The text without its diffs, whose headers have @@."""
+    return re.sub(r"```diff\n.*?```", "", text, flags=re.DOTALL)

@@ -53,13 +53,13 @@ def test_the_attack_sees_eval_mode_and_the_update_the_mode_of_the_owner():
     model = toy_net().train()
     model.register_forward_hook(lambda m, *_: modes.append(m.training))
     run(begin(model=model), epochs=1)
-    assert modes == [False, False, True] * 3
+    assert modes == [False, *[False, False, True] * 3], "and the first images are checked in eval mode"
 
 
 def test_images_that_were_normalised_outside_the_model_are_refused_at_the_first_step():
     data, state = toy_data(), begin()
     batch = Batch(pixels(data.x[:20]) * 2 - 1, data.y[:20], torch.arange(20))
-    with pytest.raises(UserError, match=r"the images of the first batch span .* outside \[0, 1\]"):
+    with pytest.raises(UserError, match=r"images span .* outside \[0, 1\]"):
         train_step(MADRY, state, batch, Progress(0, 3, 1))
 
 

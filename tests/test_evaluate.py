@@ -4,7 +4,7 @@ import torch
 from conftest import Linear, toy_data, toy_net
 from torch import nn
 
-from sparring import FGSM, PGD, Benign, Data, Linf, Near, UserError, WhiteBox, evaluate, make_rng, perturb
+from sparring import FGSM, L1, L2, PGD, Benign, Data, Linf, Near, UserError, WhiteBox, evaluate, make_rng, perturb
 from sparring.core import pixels
 
 
@@ -84,6 +84,20 @@ def test_a_model_that_gives_nan_on_clean_images_is_refused():
 
     with pytest.raises(UserError, match="NaN or infinite logits on clean images"):
         evaluate(Broken(), data, {"b": WhiteBox(Benign())})
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5), L1(2.0)], ids=repr)
+def test_a_gradient_that_is_nan_is_not_taken_for_robustness(threat):
+    """sign(NaN) is 0 in torch: an attack would stand still, and the model would look robust."""
+
+    class Rooted(nn.Module):
+        def forward(self, x):
+            total = (x.sqrt() - x.sqrt()).flatten(1).sum(1)  # 0, with the gradient inf - inf at black pixels
+            return torch.stack([2 + total, -total], 1)
+
+    data = Data(torch.zeros(4, 1, 3, 3), torch.zeros(4, dtype=torch.long), ("a", "b"))
+    with pytest.raises(UserError, match="adversarial images hold NaN"):
+        evaluate(Rooted(), data, {"pgd": WhiteBox(PGD(threat, steps=2, start=Near(0.0)))})
 
 
 def test_the_wrong_number_of_classes_is_refused():

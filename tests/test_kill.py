@@ -31,7 +31,8 @@ def test_a_run_that_was_killed_20_times_ends_with_the_same_bits(tiny, tmp_path):
         import sklearn.datasets, sklearn.model_selection
         from sparring.recipe import recipe_from_plain
         from sparring.results import read_json
-        from sparring.run import Saving, fit
+        from sparring import fit
+        from sparring.hooks import Saving
 
         recipe = recipe_from_plain(read_json(Path({str(tmp_path / "recipe.json")!r})))
         folder = Path({str(tmp_path / "killed")!r})

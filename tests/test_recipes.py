@@ -28,7 +28,6 @@ def test_every_recipe_survives_the_disk(name):
     recipe = find(name)()
     again = recipe_from_plain(json.loads(json.dumps(recipe.plain())))
     assert again == recipe
-    assert again.fingerprint == recipe.fingerprint
 
 
 @pytest.mark.parametrize("name", NAMES)

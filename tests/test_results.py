@@ -63,11 +63,14 @@ def test_flags_are_read_as_they_were_written(tmp_path):
 
 def test_only_the_files_of_a_run_are_cleared(tmp_path):
     run = RunFolder(tmp_path)
-    run.begin({"a": 1})
-    (tmp_path / "notes.txt").write_text("mine")
+    run.begin({"$": "recipe:Recipe"})
+    run.set_status({})
+    mine = {"notes.txt", "poster.png", "rice2020.safetensors", "other.json"}
+    for name in (*mine, "learning-curve.png", ".learning-curve.writing.png", "best.safetensors"):
+        (tmp_path / name).write_text("x")
     run.checkpoints.mkdir()
     run.clear()
-    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+    assert {p.name for p in tmp_path.iterdir()} == mine
 
 
 def test_a_folder_of_other_files_is_foreign_and_an_empty_one_is_not(tmp_path):
@@ -79,6 +82,8 @@ def test_a_folder_of_other_files_is_foreign_and_an_empty_one_is_not(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     assert RunFolder(tmp_path).foreign()
     assert RunFolder(tmp_path / "thesis.tex").foreign()
+    (tmp_path / "recipe.json").write_text('{"soup": "onions"}')
+    assert RunFolder(tmp_path).foreign()
 
 
 def test_a_second_process_is_kept_out(tmp_path):

@@ -9,13 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sparring import EMA, PGD, SGD, TRADES, Linf, Method, Near, RunFolder, UserError, fit, load_model
+from sparring import EMA, PGD, SGD, TRADES, Linf, Method, Near, RunFolder, State, UserError, fit, load_model
 from sparring.checkpoint import read_weights
 from sparring.core import pixels
-from sparring.data import Crop, Digits, Flip
+from sparring.data import NPZ, Crop, Digits, Flip
+from sparring.hooks import Interrupted, Saving
 from sparring.models import Normalize, preact_resnet18, small_cnn
 from sparring.plain import Build
-from sparring.run import Interrupted, Saving, evaluate_run, evaluate_weights, recipe_of
+from sparring.trained import evaluate_run, evaluate_weights, recipe_of
 
 
 def bits(run, which="last"):
@@ -124,6 +125,54 @@ def test_an_unfinished_run_of_another_recipe_is_not_gone_on_with(tiny, tmp_path)
     assert fit(other, tmp_path, overwrite=True).finished()
 
 
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        ({}, {"device": "tpu"}),
+        ({"batch_size": 5000}, {}),
+        ({"data": NPZ("/nowhere.npz")}, {}),
+        ({"model": Build(small_cnn, activation="rleu")}, {}),
+    ],
+)
+def test_a_run_is_not_overwritten_before_all_else_is_in_order(tiny, tmp_path, change, options):
+    run = fit(replace(tiny, epochs=1), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(UserError):
+        fit(replace(tiny, **change), tmp_path, overwrite=True, **options)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    assert run.finished()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tiny, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"file/r cannot be a run folder: Not a directory"):
+        fit(tiny, tmp_path / "file" / "r")
+
+
+def test_best_weights_that_a_kill_kept_from_being_written_are_written_on_resume(tiny, tmp_path):
+    """The checkpoint of the best epoch is on the disk; the process dies before best.safetensors is."""
+    with pytest.raises(Interrupted):
+        fit(tiny, tmp_path, show=stop_at(5))
+    best = tmp_path / "best.safetensors"
+    content = best.read_bytes()
+    best.unlink()
+    with pytest.raises(Interrupted):
+        fit(tiny, tmp_path, show=stop_at(6))
+    assert best.read_bytes() == content
+
+
+def test_a_run_of_another_device_is_not_gone_on_with(tiny, tmp_path):
+    with pytest.raises(Interrupted):
+        fit(tiny, tmp_path, show=stop_at(2))
+    with pytest.MonkeyPatch.context() as patch:
+        state_dict = State.state_dict
+        patch.setattr(State, "state_dict", lambda self: {**state_dict(self), "device": "cuda"})
+        with pytest.raises(Interrupted):
+            fit(tiny, tmp_path, show=stop_at(3))
+    with pytest.raises(UserError, match=r"was trained on cuda and cannot go on exactly on cpu: give --device cuda"):
+        fit(tiny, tmp_path)
+
+
 def test_a_folder_of_other_files_is_not_touched(tiny, tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     for overwrite in (False, True):
@@ -169,9 +218,29 @@ def test_the_test_set_selects_nothing(tiny, tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_finite_names_step_term_and_checkpoint(tiny, tmp_path):
     broken = replace(tiny, lr=1e9, epochs=20)
-    with pytest.raises(UserError, match=r"the loss term 'ce' became (nan|inf) at step \d+ .* Lower the learning rate"):
+    with pytest.raises(UserError, match=r"the loss term 'ce' became (nan|inf) at step \d+ .* lower learning rate"):
         fit(broken, tmp_path)
     assert not (tmp_path / "last.safetensors").exists()
+
+
+def test_weights_that_are_not_finite_are_never_saved(tiny, tmp_path):
+    """A finite loss can have a gradient that is not; a checkpoint of its weights could not be gone on from."""
+    build = type(tiny).build_model
+    held = {}
+
+    def remember(self, data):
+        held["model"] = build(self, data)
+        return held["model"]
+
+    def poison(news):
+        if news.progress.step == 7:
+            held["model"].body[0].bias.data[0] = torch.inf
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(tiny), "build_model", remember)
+        with pytest.raises(UserError, match=r"weight 'body.0.bias' became NaN .*by step 7; .*step-000000006"):
+            fit(tiny, tmp_path, show=poison, saving=Saving(steps=1))
+    assert fit(tiny, tmp_path).finished(), "the checkpoint before serves"
 
 
 def test_the_last_good_checkpoint_is_named(tiny, tmp_path):
@@ -264,6 +333,17 @@ def test_tensorboard_events_are_written_if_asked_for(tiny, tmp_path):
     assert [e.value for e in events.Scalars("held_out/clean")] == pytest.approx(wanted)
 
 
+def test_tensorboard_loses_no_point_to_an_interruption(tiny, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.raises(Interrupted):
+        fit(tiny, tmp_path, tensorboard=True, show=stop_at(5))
+    run = fit(tiny, tmp_path, tensorboard=True)
+    found = [event.step for event in EventAccumulator(str(run.tensorboard)).Reload().Scalars("held_out/clean")]
+    assert found == [5, 10, 15]
+
+
 # -- evaluation of what a run left
 
 
@@ -319,6 +399,18 @@ def test_weights_of_others_need_a_recipe_that_says_what_they_are(tiny, tmp_path)
     assert not isinstance(loaded.normalize, Normalize)
     with pytest.raises(UserError, match="another architecture"):
         load_model(tmp_path / "theirs.pt", tiny)
+
+
+def test_a_model_is_loaded_without_its_data(tiny, tmp_path, monkeypatch):
+    run = fit(tiny, tmp_path)
+    monkeypatch.setattr(Digits, "load", lambda self: pytest.fail("the data are not needed"))
+    assert load_model(run.weights("best"))(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_a_plain_state_dict_of_one_of_our_models_loads_too(tiny, tmp_path):
+    model = tiny.build_model(Digits().load()[0])
+    torch.save(model.state_dict(), tmp_path / "mine.pt")
+    assert torch.equal(load_model(tmp_path / "mine.pt", tiny).head.weight, model.head.weight)
 
 
 def test_weights_of_a_run_do_not_fit_another_recipe(tiny, tmp_path):

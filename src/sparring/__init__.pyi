@@ -46,7 +46,6 @@ from .recipe import Recipe as Recipe
 from .results import Accuracy as Accuracy
 from .results import RunFolder as RunFolder
 from .run import fit as fit
-from .run import load_model as load_model
 from .schedules import Cosine as Cosine
 from .schedules import Cycle as Cycle
 from .schedules import Cyclic as Cyclic
@@ -55,6 +54,7 @@ from .schedules import WarmUp as WarmUp
 from .threats import L1 as L1
 from .threats import L2 as L2
 from .threats import Linf as Linf
+from .trained import load_model as load_model
 from .updates import Descend as Descend
 from .views import eval_mode as eval_mode
 from .views import frozen as frozen

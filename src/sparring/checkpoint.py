@@ -38,7 +38,11 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*"))
 
     def save(self, state: State) -> Path:
-        """Writes the state; on an `OSError` (a full disk) nothing that was good before has changed."""
+        """Writes the state; on an `OSError` (a full disk) nothing that was good before has changed.
+
+        Raises `NotFinite` rather than keep weights that nothing can go on from.
+        """
+        state.check_finite()
         target = self.folder / f"step-{state.step:09d}"
         writing = self.folder / ".writing"
         try:
@@ -77,6 +81,8 @@ class Checkpoints:
             contents = _verified(path)
             if contents is not None:
                 _fill(state, *contents)
+                for damaged in paths[paths.index(path) + 1 :]:
+                    shutil.rmtree(damaged)  # or it would count as one of the two that are kept
                 return path
             warnings.warn(f"checkpoint {path} is damaged: going back to the one before", stacklevel=2)
         if paths:

@@ -7,14 +7,14 @@ from .core import Data
 from .errors import UserError
 
 
-def check_images(x: Tensor, what: str = "images") -> None:
-    """`x` `[N, C, H, W]` is uint8, or floating and everywhere in [0, 1]."""
+def check_images(x: Tensor, what: str = "images", bytes_too: bool = False) -> None:
+    """`x` `[N, C, H, W]` is floating and everywhere in [0, 1]; or, where a data set may be, bytes."""
     if x.ndim != 4 or len(x) == 0:
         raise UserError(f"{what} have shape {tuple(x.shape)}: wanted is [N, channels, height, width] with N > 0")
-    if x.dtype == torch.uint8:
+    if x.dtype == torch.uint8 and bytes_too:
         return
     if not x.is_floating_point():
-        raise UserError(f"{what} are {x.dtype}: wanted is uint8, or floating point in [0, 1]")
+        raise UserError(f"{what} are {x.dtype}: wanted is floating point in [0, 1], as sparring.core.pixels makes it")
     if not bool(x.isfinite().all()):
         bad = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
         raise UserError(f"{what} hold NaN or infinite pixels, first in number {bad}")
@@ -40,7 +40,7 @@ def check_labels(y: Tensor, num_classes: int, what: str = "labels") -> None:
 
 
 def check_data(data: Data, what: str) -> None:
-    check_images(data.x, f"{what} images")
+    check_images(data.x, f"{what} images", bytes_too=True)
     check_labels(data.y, len(data.classes), f"{what} labels")
     if len(data.x) != len(data.y):
         raise UserError(f"{what}: {len(data.x)} images, but {len(data.y)} labels")
@@ -66,11 +66,11 @@ def check_logits(out: Tensor, count: int, num_classes: int | None = None, highes
 
 
 @torch.no_grad()
-def check_examples(model: nn.Module, x: Tensor, y: Tensor, num_classes: int | None = None) -> None:
+def check_examples(model: nn.Module, x: Tensor, y: Tensor) -> None:
     """All of the above for some labelled examples and the model that is to judge them, in its present mode."""
     check_images(x)
     if len(x) != len(y):
         raise UserError(f"{len(x)} images, but {len(y)} labels")
     check_labels(y, max(2, int(y.max()) + 1))
     few = slice(0, 8)
-    check_logits(model(x[few]), len(x[few]), num_classes, highest=int(y.max()))
+    check_logits(model(x[few]), len(x[few]), highest=int(y.max()))

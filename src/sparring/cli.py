@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -102,7 +103,7 @@ def _show(args: list[str]) -> int:
 
         _say(entries()[name].text + "\n")
         rich_print(Pretty(recipe, expand_all=True))
-        _say(f"\nfingerprint {recipe.fingerprint}; every field: sparring train {name} --help")
+        _say(f"\nevery field: sparring train {name} --help")
     return 0
 
 
@@ -137,7 +138,8 @@ def _train(args: list[str]) -> int:
 
     find(name)  # an unknown name is said before anything heavy is imported
     from . import console
-    from .run import Interrupted, Saving, fit
+    from .hooks import Interrupted, Saving
+    from .run import fit
 
     options, recipe = _chosen(name, rest)
     out = options.out or f"runs/{name}"
@@ -154,7 +156,7 @@ def _train(args: list[str]) -> int:
                 show=show,
             )
     except Interrupted as stop:
-        again = shlex.join(["sparring", "train", *(a for a in args if a != "--overwrite")])
+        again = shlex.join([_ourselves(), "train", *(a for a in args if a != "--overwrite")])
         _say(f"sparring: {stop}; everything is saved. Go on with: {again}", sys.stderr)
         return 130
     _report_training(run, options.json)
@@ -188,7 +190,7 @@ def _report_training(run: "RunFolder", as_json: bool) -> None:
         f"{run.path}: trained {status['step']} steps; best after step {best['step']}, held-out accuracy "
         f"{100 * best['clean']:.1f} % clean, {100 * best['robust']:.1f} % robust\n"
         f"learning curve: {run.learning_curve}\n"
-        f"next: sparring evaluate {shlex.quote(str(run.path))}"
+        f"next: {_ourselves()} evaluate {shlex.quote(str(run.path))}"
     )
 
 
@@ -215,7 +217,7 @@ def _evaluate(args: list[str]) -> int:
     target, rest = _argument(args, "RUN_OR_WEIGHTS", _EVALUATE)
     from . import console
     from .results import RunFolder
-    from .run import evaluate_run, evaluate_weights
+    from .trained import evaluate_run, evaluate_weights
 
     path = Path(target)
     options, recipe = _chosen_evaluation(path, rest)
@@ -230,6 +232,8 @@ def _evaluate(args: list[str]) -> int:
     from rich import print as rich_print
 
     rich_print(console.accuracy_table(tables))
+    for attack, adversary in recipe.evaluation.adversaries.items():
+        _say(f"{attack}: {adversary}")
     if path.is_dir():
         picture = RunFolder(path).adversarial_examples
         _say(f"run folder: {path}\n" + (f"picture: {picture}" if picture.exists() else "no example was broken"))
@@ -240,7 +244,7 @@ def _chosen_evaluation(path: Path, args: list[str]) -> "tuple[_EvaluateOptions, 
     """The recipe that the run, the weights or --recipe name, with what the flags change of data and evaluation."""
     from .flags import parse
     from .recipes import find
-    from .run import recipe_of
+    from .trained import recipe_of
 
     named = _value_of("--recipe", args)
     recipe = find(named)() if named else recipe_of(path)
@@ -261,6 +265,14 @@ def _argument(args: list[str], what: str, usage: str) -> tuple[str, list[str]]:
     if not args or args[0].startswith("-"):
         raise UserError(f"{what} is missing, and it comes first\n{usage}")
     return args[0], args[1:]
+
+
+def _ourselves() -> str:
+    """How this program was called, so that a printed command can be given as it is."""
+    called = Path(sys.argv[0])
+    found = shutil.which("sparring")
+    elsewhere = called.name == "sparring" and not (found and called.resolve() == Path(found).resolve())
+    return shlex.quote(str(called)) if elsewhere else "sparring"
 
 
 def _value_of(flag: str, args: list[str]) -> str | None:

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
+from .hooks import News
 from .results import Accuracy
-from .run import News
 
 QUIET_SECONDS = 15.0  # between plain lines within an epoch
 

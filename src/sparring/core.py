@@ -162,7 +162,9 @@ class Lens:
     _seen: "deque[tuple[Tensor, int, Tensor]]" = field(default_factory=lambda: deque(maxlen=2))
 
     def logits(self, x: Tensor) -> Tensor:
-        return self.model.head(self.features(x)) if isinstance(self.model, Classifier) else self._once(self.model, x)
+        if isinstance(self.model, Classifier) and type(self.model).forward is Classifier.forward:
+            return self.model.head(self.features(x))
+        return self._once(self.model, x)
 
     def features(self, x: Tensor) -> Tensor:
         if not isinstance(self.model, Classifier):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .averaging import EMA
-from .checks import check_images
+from .checks import check_examples
 from .core import Attack, Batch, Context, Data, Lens, Objective, Progress, Schedule, Terms, Update, View, at, make_rng
 from .errors import UserError
 from .updates import Descend
@@ -28,6 +28,10 @@ class Method:
     objective: Objective
     inner_view: View = eval_mode
     outer_view: View = unchanged
+
+
+class NotFinite(UserError):  # noqa: N818
+    """A term of the loss, or a weight, became NaN or infinite."""
 
 
 @dataclass(slots=True)
@@ -60,6 +64,12 @@ class State:
         """The weights that count: the average if there is one."""
         return self.model if self.average is None else self.average
 
+    def check_finite(self) -> None:
+        """Raises `NotFinite` if a weight is NaN or infinite, which a finite loss does not rule out."""
+        for name, tensor in self.model.state_dict().items():
+            if not bool(tensor.isfinite().all()):
+                raise NotFinite(f"the weight {name!r} became NaN or infinite by step {self.step}")
+
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.model, **({} if self.average is None else {"average": self.average})}
 
@@ -69,18 +79,24 @@ class State:
             "memory": self.memory.state_dict(),
             "rng": self.rng.get_state(),
             "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda_rng": torch.cuda.get_rng_state(self.rng.device) if self.rng.device.type == "cuda" else None,
+            "device": self.rng.device.type,
             "step": self.step,
             "best": dict(self.best),
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        if saved["device"] != self.rng.device.type:
+            raise UserError(
+                f"this run was trained on {saved['device']} and cannot go on exactly on {self.rng.device.type}: give "
+                f"--device {saved['device']}, or start anew"
+            )
         self.optimizer.load_state_dict(saved["optimizer"])
         self.memory.load_state_dict(saved["memory"])
         self.rng.set_state(saved["rng"])
         torch.set_rng_state(saved["torch_rng"])
-        if saved["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(saved["cuda_rng"])
+        if saved["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(saved["cuda_rng"], self.rng.device)
         self.step, self.best = saved["step"], dict(saved["best"])
 
 
@@ -107,10 +123,12 @@ def train_step(
 ) -> Terms:
     """One step of the saddle point: raise the inner loss in `x`, lower the outer loss in the weights.
 
-    Returns the terms of the outer loss, detached. Raises `UserError` if the images of the first step are not in [0, 1].
+    Returns the terms of the outer loss, detached. Raises `UserError` if the first step has images
+    outside [0, 1], labels without a class, or probabilities instead of logits.
     """
-    if progress.step == 0:  # once, as it waits for the device
-        check_images(batch.x, "the images of the first batch")
+    if progress.step == 0:  # once, as it waits for the device and costs a forward pass of 8 images
+        with eval_mode(state.model):
+            check_examples(state.model, batch.x, batch.y)
 
     def look() -> Context:
         return Context(Lens(state.model), batch, state.memory, progress)
@@ -122,10 +140,6 @@ def train_step(
         x_adv = at(method.attack, progress)(method.objective.inner(ctx), batch.x, state.rng)
     with method.outer_view(state.model):
         return update(state.model, state.optimizer, lambda: method.objective.outer(look(), x_adv))
-
-
-class NotFinite(UserError):  # noqa: N818
-    """A term of the loss became NaN or infinite."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,8 @@ def _scalar(value: Any, hint: Any) -> Any:
     if isinstance(value, bool):
         return bool
     if isinstance(value, tuple) and value and all(isinstance(v, float | int) for v in value):
-        return tuple[Number, ...] if any(isinstance(v, float) for v in value) else tuple[int, ...]
+        members = get_args(hint) if get_origin(hint) is tuple else (float, ...)
+        return tuple[tuple(Number if m is float else m for m in members)]
     if isinstance(value, str | int | float) or value is None:
         return _from_hint(hint, value)
     return None

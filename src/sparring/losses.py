@@ -67,6 +67,9 @@ class Divergence:
     p: Tensor
     weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        _refuse_train_mode(self.logits)
+
     def __call__(self, x: Tensor) -> Probe:
         return Probe(self.weight * F.kl_div(self.logits(x).log_softmax(1), self.p, reduction="none").sum(1))
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .errors import UserError
+
 
 @dataclass(frozen=True, slots=True)
 class SGD:
@@ -17,6 +19,10 @@ class SGD:
     nesterov: bool = False
     weight_decay: float = 5e-4
     decay_vectors: bool = True
+
+    def __post_init__(self) -> None:
+        if self.nesterov and self.momentum <= 0:
+            raise UserError("Nesterov momentum needs a momentum above 0: set it, or --optimizer.no-nesterov")
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         groups = _groups(model, self.weight_decay, self.decay_vectors)

@@ -1,7 +1,5 @@
 """A recipe: everything that decides a run, as one typed value."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +25,10 @@ class Evaluation:
     adversaries: Mapping[str, Adversary]
     examples: int | None = None
     batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or (self.examples is not None and self.examples < 1):
+            raise UserError(f"an evaluation needs at least one example, not {self.examples} by {self.batch_size}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +67,6 @@ class Recipe:
 
     def plain(self) -> dict[str, Any]:
         return to_plain(self)
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal for equal recipes: 12 hexadecimal digits."""
-        return hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def recipe_from_plain(plain: Mapping[str, Any]) -> Recipe:

@@ -68,7 +68,7 @@ class Evaluated:
 
 
 class RunFolder:
-    """The files of a run. Everything is written to a temporary name, flushed to the disk and renamed."""
+    """The files of a run. All but metrics are written under another name, flushed to the disk and renamed."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -109,25 +109,33 @@ class RunFolder:
         write_json(self._status, status)
 
     def foreign(self) -> bool:
-        """There are files here, but not those of a run."""
+        """There are files here, but not those of a run, whose recipe says that it is one of ours."""
         if not self.path.is_dir():
             return self.path.exists()
-        return not self._recipe.exists() and any(not _passing(p) for p in self.path.iterdir())
+        if self._recipe.exists():
+            return read_json(self._recipe).get("$") != "recipe:Recipe"
+        return any(not _passing(p) for p in self.path.iterdir())
 
     def clear(self) -> None:
         """Removes what a run writes, and nothing else."""
         for folder in (self.checkpoints, self.tensorboard):
             shutil.rmtree(folder, ignore_errors=True)
-        names = ("*.safetensors", "*.json", "metrics.jsonl", "evaluation-*.npz", "*.png", ".*.writing*")
-        found = [path for name in names for path in self.path.glob(name)]
-        for path in sorted(found, key=lambda path: path == self._recipe):  # the recipe last: without it, no run is here
-            path.unlink()
+        both = [path for which in ("best", "last") for path in (self.weights(which), self.flags(which))]
+        files = [self._environment, self._status, self._metrics, self._evaluation, *both]
+        passing = [path for path in self.path.glob(".*") if ".writing" in path.name]
+        # the recipe last: without it, no run is here
+        for path in (*files, self.learning_curve, self.adversarial_examples, *passing, self._recipe):
+            path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps a second process out; the lock ends with the process, however that ends."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be a run folder: {error.strerror}") from error
+        with lock as file:
             if not _lock(file):
                 raise UserError(f"{self.path} is in use: another process trains there")
             yield
@@ -142,6 +150,8 @@ class RunFolder:
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         with self._metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint must not outlive the metrics before it
 
     def metrics(self) -> list[dict[str, Any]]:
         """One row per logged step and one per epoch. A line cut short by a crash is left out."""

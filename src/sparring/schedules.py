@@ -34,6 +34,10 @@ class Cyclic:
     peak: float
     top: float = 0.5
 
+    def __post_init__(self) -> None:
+        if not 0 < self.top < 1:
+            raise UserError(f"the top of a cycle lies within training, 0 < top < 1, not at {self.top:g}")
+
     def at(self, progress: Progress) -> float:
         done = progress.done + 0.5 / (progress.steps_per_epoch * progress.epochs)
         return self.peak * min(done / self.top, (1 - done) / (1 - self.top))

@@ -75,7 +75,7 @@ class Linf(_Ball):
         return torch.minimum(torch.maximum(z, x - self.eps), x + self.eps).clamp_(0, 1)
 
     def ascent(self, grad: Tensor) -> Tensor:
-        return grad.sign()
+        return _sign(grad)
 
     def norm(self, delta: Tensor) -> Tensor:
         return delta.flatten(1).abs().amax(1)
@@ -160,7 +160,7 @@ class L1(_Ball):
         flat = grad.flatten(1)
         count = max(1, round(self.share * flat.shape[1]))
         top = flat.abs().topk(count, dim=1).indices
-        step = torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign() / count)
+        step = torch.zeros_like(flat).scatter_(1, top, _sign(flat.gather(1, top)) / count)
         return step.view_as(grad)
 
     def norm(self, delta: Tensor) -> Tensor:
@@ -177,6 +177,11 @@ def _threshold(size: Tensor, cap: Tensor, eps: float) -> Tensor:
     last = (kept <= eps).sum(1, keepdim=True) - 1
     beyond = (eps - kept.gather(1, last)) / slopes.gather(1, last).clamp_min(1.0)
     return (kinks.gather(1, last) - beyond).clamp_min(0)
+
+
+def _sign(grad: Tensor) -> Tensor:
+    """The sign, where NaN stays NaN: torch makes it 0, and an attack would stand still without a word."""
+    return grad.sign().add_(grad * 0)
 
 
 def _each(values: Tensor, like: Tensor) -> Tensor:

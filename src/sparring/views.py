@@ -49,8 +49,12 @@ def frozen(model: nn.Module) -> Generator[None]:
 
 
 def mode_matters(model: nn.Module) -> str | None:
-    """The name of a layer that is in training mode and acts differently there, if there is one."""
+    """The name of a layer that is in training mode and acts differently there, if there is one.
+
+    Batch norm and anything called drop-something are known; a function that reads `training` is not seen.
+    """
     for name, module in model.named_modules():
-        if module.training and isinstance(module, _BatchNorm | _DropoutNd):
+        acts = isinstance(module, _BatchNorm | _DropoutNd) or "drop" in type(module).__name__.lower()
+        if module.training and acts:
             return f"{name or 'itself'} ({type(module).__name__})"
     return None

@@ -25,6 +25,7 @@ class Split:
     def __call__(self, loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor:
         shares = torch.tensor([share for share, _ in self.parts], device=x.device)
         owner = torch.multinomial(shares, len(x), replacement=True, generator=rng)
+        x = x.detach()
         out = x.clone()
         for i, (_, attack) in enumerate(self.parts):
             rows = (owner == i).nonzero().squeeze(1)
@@ -62,6 +63,7 @@ class Worst:
 
 
 def _keep_worst(attacks: Iterable[Attack], loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor:
+    x = x.detach()
     out = x.clone()
     rows = torch.arange(len(x), device=x.device)
     highest = torch.full((len(x),), -math.inf, device=x.device)

@@ -18,7 +18,7 @@ class Benign:
 
     def __call__(self, loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor:
         del loss, rng
-        return x
+        return x.detach()
 
 
 class Start(Protocol):
@@ -82,6 +82,7 @@ class PGD:
             object.__setattr__(self, "step_size", _step_size(self.step_size))
 
     def __call__(self, loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor:
+        x = x.detach()
         size = self.step_size if self.step_size is not None else 2.5 * self.threat.eps / self.steps
         z = self.start(self.threat, x, rng)
         return self._climb(loss, x, z, size)
@@ -157,9 +158,9 @@ class NFGSM:
         return self.threat.eps if self.step_size is None else self.step_size
 
     def __call__(self, loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor:
-        width = self.noise * self.threat.eps
+        x, width = x.detach(), self.noise * self.threat.eps
         z = (x + torch.empty_like(x).uniform_(-width, width, generator=rng)).clamp_(0, 1)
-        return (z + self._length * _gradient(loss, z)[0].sign()).clamp_(0, 1)
+        return (z + self._length * self.threat.ascent(_gradient(loss, z)[0])).clamp_(0, 1)
 
 
 def _gradient(loss: PointLoss, z: Tensor) -> tuple[Tensor, Tensor | None]:

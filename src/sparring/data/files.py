@@ -1,9 +1,6 @@
 """Where the files of a data set are: a folder that was named, a system folder, the cache, else the network."""
 
 import os
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -56,20 +53,16 @@ def _download(remote: Remote, home: Path, dataset: str) -> Path:
         ) from error
 
 
-# what the readers of gzip, tar, zip, npz, mat and picture files raise for a broken one
-_BROKEN = (
-    *(OSError, EOFError, ValueError, KeyError, TypeError, IndexError, NotImplementedError),
-    *(zlib.error, tarfile.TarError, zipfile.BadZipFile),
-)
-
-
 def read(path: Path, reader: Callable[[Path], T]) -> T:
-    """What `reader` makes of the file. A broken file becomes one sentence that names it."""
+    """What `reader` makes of the file. Whatever a broken file makes it raise becomes one sentence that names the file.
+
+    The readers are those of gzip, tar, zip, npz, mat and pictures, whose errors have no common type.
+    """
     try:
         return reader(path)
-    except UserError:
+    except (UserError, MemoryError):
         raise
-    except _BROKEN as error:
+    except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"{path} cannot be read: {error.strerror}") from error
         raise broken(path, str(error).strip().split("\n")[0] or type(error).__name__) from error

@@ -14,13 +14,13 @@ from ..errors import UserError
 from .files import Remote, locate, read
 from .formats import read_cifar, read_idx, read_member, read_svhn
 
-Splits = tuple[Data, Data]
+TrainTest = tuple[Data, Data]
 
 
 class Source(Protocol):
     """Where labelled images come from."""
 
-    def load(self) -> Splits:
+    def load(self) -> TrainTest:
         """The training set and the test set. Raises `UserError` naming the file that is missing or broken."""
         ...
 
@@ -36,7 +36,7 @@ def _data(x: "np.ndarray[Any, Any]", y: "np.ndarray[Any, Any]", classes: Iterabl
 class Digits:
     """1,797 handwritten digits of 8x8 pixels that come with scikit-learn; 360, a fifth of each class, are to test."""
 
-    def load(self) -> Splits:
+    def load(self) -> TrainTest:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
@@ -55,7 +55,7 @@ _IDX = (
 
 def _load_idx(
     dataset: str, base: str, sums: tuple[str, ...], folder: str | None, classes: Iterable[object], *places: Path
-) -> Splits:
+) -> TrainTest:
     found = iter(sums)
 
     def part(names: tuple[str, str]) -> Data:
@@ -72,7 +72,7 @@ class MNIST:
 
     folder: str | None = None
 
-    def load(self) -> Splits:
+    def load(self) -> TrainTest:
         sums = (
             "f68b3c2dcbeaaa9fbdd348bbdeb94873",
             "d53e105ee54ea40749a09fcbcd1e9432",
@@ -88,7 +88,7 @@ class KMNIST:
 
     folder: str | None = None
 
-    def load(self) -> Splits:
+    def load(self) -> TrainTest:
         sums = (
             "bdb82020997e1d708af4cf47b453dcf7",
             "e144d726b3acfaa3e44228e80efcd344",
@@ -108,7 +108,7 @@ class FashionMNIST:
 
     folder: str | None = None
 
-    def load(self) -> Splits:
+    def load(self) -> TrainTest:
         sums = (
             "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
             "25c81989df183df01b3e8a0aad5dffbe",
@@ -137,7 +137,7 @@ class CIFAR10:
 
     folder: str | None = None
 
-    def load(self) -> Splits:
+    def load(self) -> TrainTest:
         top = "cifar-10-batches-bin"
         path = _archive("cifar-10-binary.tar.gz", top, "c32a1d4ab5d03f1284b67883e8d87530", self.folder, "cifar10")
         names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -151,7 +151,7 @@ class CIFAR100:
 
     folder: str | None = None
 
-    def load(self) -> Splits:
+    def load(self) -> TrainTest:
         top = "cifar-100-binary"
         path = _archive("cifar-100-binary.tar.gz", top, "03b5dce01913d631647c71ecec9e9cb8", self.folder, "cifar100")
         names = read_member(path, f"{top}/fine_label_names.txt").decode().split()
@@ -165,7 +165,7 @@ class SVHN:
 
     folder: str | None = None
 
-    def load(self) -> Splits:
+    def load(self) -> TrainTest:
         base = "http://ufldl.stanford.edu/housenumbers/"
         files = (
             Remote("train_32x32.mat", base, "e26dedcc434d2e4c54c9b2d4a06d8373"),
@@ -184,14 +184,15 @@ class NPZ:
 
     path: str
 
-    def load(self) -> Splits:
+    def load(self) -> TrainTest:
         if not Path(self.path).is_file():
             raise UserError(f"there is no file {self.path}")
         held = read(Path(self.path), _arrays)
-        count = int(max(held["y_train"].max(initial=0), held["y_test"].max(initial=0))) + 1
+        labels = {part: _labels(held[f"y_{part}"], f"{self.path}, {part}") for part in ("train", "test")}
+        count = max(int(y.max(initial=0)) for y in labels.values()) + 1
         train, test = (
-            _data(_channels_first(held[f"x_{part}"]), held[f"y_{part}"], range(count), f"{self.path}, {part}")
-            for part in ("train", "test")
+            _data(_channels_first(held[f"x_{part}"], self.path), y, range(count), f"{self.path}, {part}")
+            for part, y in labels.items()
         )
         return train, test
 
@@ -204,13 +205,21 @@ def _arrays(path: Path) -> dict[str, "np.ndarray[Any, Any]"]:
         return {name: held[name] for name in held.files}
 
 
-def _channels_first(x: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+def _labels(y: "np.ndarray[Any, Any]", what: str) -> "np.ndarray[Any, Any]":
+    if y.dtype.kind not in "iu":
+        raise UserError(f"{what}: labels are {y.dtype}, wanted are class numbers, 0, 1, 2, ...")
+    return y
+
+
+def _channels_first(x: "np.ndarray[Any, Any]", what: str) -> "np.ndarray[Any, Any]":
     if x.dtype != np.uint8:
         x = x.astype(np.float32)
     if x.ndim == 3:
         return x[:, None]
     if x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
         return x.transpose(0, 3, 1, 2)
+    if x.ndim == 4 and x.shape[1] not in (1, 3):
+        raise UserError(f"{what}: images are {x.shape}: wanted are 1 or 3 channels, [N, H, W, C] or [N, C, H, W]")
     return x
 
 
@@ -221,7 +230,7 @@ class ImageFolder:
     folder: str
     size: int = 32
 
-    def load(self) -> Splits:
+    def load(self) -> TrainTest:
         train = Path(self.folder, "train")
         classes = sorted(p.name for p in train.iterdir() if p.is_dir()) if train.is_dir() else []
         if not classes:

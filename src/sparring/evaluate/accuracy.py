@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_data, check_logits
+from ..checks import check_data, check_images, check_logits
 from ..core import Data, make_rng, pixels
 from ..errors import UserError
 from ..results import Evaluated, Examples
@@ -31,6 +31,8 @@ def evaluate(
     Raises `UserError` for images outside [0, 1], wrong labels, probabilities instead of logits, NaN.
     """
     check_data(data, "evaluation")
+    if batch_size < 1:
+        raise UserError(f"an evaluation takes batches of at least one image, not {batch_size}")
     found: dict[str, list[Tensor]] = {name: [] for name in ("clean", *adversaries)}
     pictures: list[_Pictures] = []
     rng = make_rng(seed, data.x.device)
@@ -77,6 +79,7 @@ def _attacked(
 ) -> tuple[Tensor, Tensor]:
     """The adversarial images and what the model takes them for; -1 where it gives NaN, which counts as fooled."""
     z = adversary(model, x, y, rng)
+    check_images(z, "adversarial images")  # NaN there means a gradient that was NaN
     out = model(z)
     return z, out.argmax(1).masked_fill(~out.isfinite().all(1), -1)
 

@@ -26,7 +26,8 @@ from ..errors import UserError
 from .classifier import Normalize
 
 _OUTER = re.compile(r"^(module\.|model\.|0\.)+")
-_NORMALIZE = {"mu": "normalize.mean", "mean": "normalize.mean", "sigma": "normalize.std", "std": "normalize.std"}
+_MEANS, _STDS = ("mu", "mean", "normalize.mean"), ("sigma", "std", "normalize.std")
+_NORMALIZE = {**dict.fromkeys(_MEANS, "normalize.mean"), **dict.fromkeys(_STDS, "normalize.std")}
 _HEADS = ("linear.", "fc.")
 
 

@@ -44,7 +44,7 @@ def fashion_pgd(eps: float = 0.1) -> Recipe:
         data=FashionMNIST(),
         model=Build(small_cnn, width=16),
         method=Method(PGD(threat, steps=5, step_size=threat.eps / 3), CrossEntropy()),
-        epochs=10,
+        epochs=8,
         lr=Cyclic(0.05, top=0.3),
         optimizer=SGD(nesterov=True),
         update=Descend(max_norm=1.0),  # without clipping, TRADES diverges in the second epoch

@@ -1,0 +1,54 @@
+"""Where a run happens, and with what."""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import UserError
+
+
+def device_of(name: str) -> torch.device:
+    """`auto` is the GPU if there is one. Raises `UserError` for a device that is not here."""
+    try:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} is not available here: use auto, cpu or cuda") from error
+    return device
+
+
+def session(seed: int, device: torch.device) -> dict[str, Any]:
+    """What a run folder records of each start: versions, commit, device, threads, seed, command."""
+    packages = ("torch", "numpy", "sparring")
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "commit": _commit(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "process": os.getpid(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of this package if it runs from a checkout, with a + if files differ from it."""
+    here = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        tracked = subprocess.run([*here, "ls-files", "--error-unmatch", __file__], capture_output=True, check=False)
+        if tracked.returncode != 0:
+            return None
+        commit = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*here, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changed.stdout.strip() else "")

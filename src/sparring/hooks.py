@@ -1,0 +1,178 @@
+"""What happens around the steps of a run: held-out evaluation, metrics, checkpoints, a stop that loses nothing."""
+
+import math
+import signal
+import time
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from .checkpoint import Checkpoints
+from .core import Data, Progress, at
+from .engine import State
+from .errors import UserError
+from .evaluate import WhiteBox, evaluate
+from .recipe import Recipe
+from .results import RunFolder
+
+LOG_EVERY = 10  # steps between two rows of metrics
+
+
+class Interrupted(Exception):  # noqa: N818
+    """Training was asked to stop, and everything is saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What there is to show: after a step, and with `held_out` after an epoch."""
+
+    progress: Progress
+    terms: Mapping[str, float]
+    images_per_second: float
+    seconds_left: float
+    held_out: Mapping[str, float] | None = None
+    best: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """When checkpoints are written besides the end of each epoch: whichever of the two comes first."""
+
+    seconds: float = 300.0
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.seconds < 0 or (self.steps is not None and self.steps < 1):
+            raise UserError(f"checkpoints follow after seconds >= 0 and after 1 step or more, not {self}")
+
+
+@dataclass(slots=True)
+class HeldOut:
+    """Evaluates on the held-out part after each epoch, and notes in the state which epoch was the best."""
+
+    recipe: Recipe
+    data: Data
+    latest: dict[str, float] = field(default_factory=dict)
+    improved: bool = False
+
+    def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None: ...
+
+    def on_epoch(self, state: State, progress: Progress) -> None:
+        state.check_finite()
+        adversary = {"robust": WhiteBox(self.recipe.selection)}
+        found = evaluate(state.evaluated, self.data, adversary, seed=self.recipe.seed)
+        self.latest = {name: accuracy.value for name, accuracy in found.table().items()}
+        self.improved = _rank(self.latest) > _rank(state.best)
+        if self.improved:
+            state.best = {**self.latest, "step": state.step}
+
+
+def _rank(scores: Mapping[str, float]) -> tuple[float, float]:
+    return scores.get("robust", -1.0), scores.get("clean", -1.0)
+
+
+@dataclass(slots=True)
+class Record:
+    """Writes metrics and tells whoever shows them."""
+
+    run: RunFolder
+    recipe: Recipe
+    show: Callable[[News], None]
+    held_out: HeldOut
+    board: Any
+    began: float = field(default_factory=time.monotonic)
+    steps: int = 0
+    terms: Mapping[str, float] = field(default_factory=dict)
+
+    def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None:
+        self.steps, self.terms = self.steps + 1, terms
+        if progress.step % LOG_EVERY == 0:
+            # the rate of the step that was taken, not of the next
+            before = Progress(progress.step - 1, progress.steps_per_epoch, progress.epochs)
+            self._write(progress, {"lr": at(self.recipe.lr, before), "terms": dict(terms)})
+        self.show(self._news(progress))
+
+    def on_epoch(self, state: State, progress: Progress) -> None:
+        latest, improved = dict(self.held_out.latest), self.held_out.improved
+        self._write(progress, {"held_out": latest, "best": improved})
+        self.show(self._news(progress, latest, improved))
+
+    def _write(self, progress: Progress, row: dict[str, Any]) -> None:
+        self.run.add_metrics({"step": progress.step, "epoch": progress.epoch, **row})
+        if self.board is not None:
+            flat = {**row.get("terms", {}), **{f"held_out/{k}": v for k, v in row.get("held_out", {}).items()}}
+            for name, value in {**flat, **({"lr": row["lr"]} if "lr" in row else {})}.items():
+                self.board.add_scalar(name, value, progress.step)
+
+    def _news(self, progress: Progress, held_out: Mapping[str, float] | None = None, best: bool = False) -> News:
+        per_second = self.steps / max(1e-9, time.monotonic() - self.began)
+        left = (progress.epochs * progress.steps_per_epoch - progress.step) / per_second if per_second else math.inf
+        return News(progress, self.terms, per_second * self.recipe.batch_size, left, held_out, best)
+
+
+@dataclass(slots=True)
+class Save:
+    """Writes checkpoints, and stops training once everything is on the disk.
+
+    Never between the last step of an epoch and its evaluation: a run resumed there would skip the evaluation. The
+    best weights follow the checkpoint that knows of them, so that they never run ahead of it.
+    """
+
+    checkpoints: Checkpoints
+    saving: Saving
+    stop: "Stop"
+    write_best: Callable[[State], None]
+    saved: float = field(default_factory=time.monotonic)
+
+    def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None:
+        if progress.step % progress.steps_per_epoch == 0:
+            return
+        due = time.monotonic() - self.saved > self.saving.seconds
+        counted = self.saving.steps is not None and progress.step % self.saving.steps == 0
+        if self.stop.asked or due or counted:
+            self._save(state)
+
+    def on_epoch(self, state: State, progress: Progress) -> None:
+        self._save(state)
+
+    def _save(self, state: State) -> None:
+        self.checkpoints.save(state)
+        if state.best.get("step") == state.step:
+            self.write_best(state)
+        self.saved = time.monotonic()
+        if self.stop.asked:
+            raise Interrupted(state.step)
+
+
+@dataclass(slots=True)
+class Stop:
+    """Whether somebody has asked training to stop."""
+
+    asked: bool = False
+
+
+@contextmanager
+def stopping() -> Iterator[Stop]:
+    """Ctrl-C and SIGTERM ask for a stop; a second one insists. Outside the main thread nothing can be asked."""
+    stop = Stop()
+
+    def ask(number: int, frame: types.FrameType | None) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:
+        before = {}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
