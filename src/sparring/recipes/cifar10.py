@@ -52,9 +52,9 @@ def cifar10_wrn34_10_trades(eps: float = 0.031, beta: float = 6.0) -> Recipe:
     """TRADES of WRN-34-10 on CIFAR-10, Linf 0.031, 76 epochs (untested here: no data).
 
     The authors' released settings (https://arxiv.org/abs/1901.08573, yaodongyu/TRADES): ten steps of 0.007 from
-    x + 0.001 N(0, I), batch 128, rate 0.1, divided by 10 at epoch 75, weight decay 2e-4. Their model takes pixels as they
-    are; this one normalises them, and begins from torch's default initialisation. RobustBench lists the authors' weights
-    with 84.92 % clean and 53.08 % under AutoAttack.
+    x + 0.001 N(0, I), batch 128, rate 0.1, divided by 10 at epoch 75, weight decay 2e-4. Their model takes pixels
+    as they are; this one normalises them, and begins from torch's default initialisation. RobustBench lists the
+    authors' weights with 84.92 % clean and 53.08 % under AutoAttack.
     """
     threat = Linf(eps)
     attack = PGD(threat, steps=10, step_size=threat.eps * 7 / 31, start=Near())
