@@ -100,7 +100,8 @@ def _scalar(value: Any, hint: Any) -> Any:
         return bool
     if isinstance(value, tuple) and value and all(isinstance(v, float | int) for v in value):
         members = get_args(hint) if get_origin(hint) is tuple else (float, ...)
-        return tuple[tuple(Number if m is float else m for m in members)]
+        kinds: Any = tuple(Number if member is float else member for member in members)
+        return tuple[kinds]
     if isinstance(value, str | int | float) or value is None:
         return _from_hint(hint, value)
     return None

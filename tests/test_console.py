@@ -1,0 +1,92 @@
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from sparring import Accuracy, Progress, console
+from sparring.hooks import News
+
+
+def news(step, held_out=None, best=False, left=75.0):
+    return News(Progress(step, 10, 3), {"ce": 1.25, "kl": 0.5}, 1234.4, left, held_out, best)
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """What a console on standard error shows; `terminal` decides what kind it is."""
+
+    def open_as(terminal):
+        text = io.StringIO()
+        made = Console(file=text, force_terminal=terminal, width=200)
+        monkeypatch.setattr(console, "Console", lambda stderr: made)
+        return text
+
+    return open_as
+
+
+def test_plain_lines_come_once_an_epoch(captured):
+    text = captured(False)
+    with console.training() as show:
+        for step in range(1, 11):
+            show(news(step))
+        show(news(10, {"clean": 0.9, "robust": 0.5}, best=True))
+    assert text.getvalue() == (
+        "epoch 1/3  step 10/30  1,234 images/s  1:15 left  ce 1.250  kl 0.500  "
+        "held-out clean 90.0 %  robust 50.0 %  best\n"
+    )
+
+
+def test_long_epochs_show_a_sign_of_life(captured, monkeypatch):
+    text = captured(False)
+    monkeypatch.setattr(console, "QUIET_SECONDS", -1.0)
+    with console.training() as show:
+        show(news(1))
+        show(news(2))
+    assert text.getvalue().count("images/s") == 2
+
+
+def test_a_terminal_shows_a_live_bar_and_keeps_the_epochs(captured):
+    text = captured(True)
+    with console.training() as show:
+        show(news(10))
+        show(news(10, {"clean": 0.9, "robust": 0.5}))
+        show(news(11, left=float("inf")))
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue())
+    assert "held-out clean 90.0 %  robust 50.0 %" in plain
+    assert "epoch 2/3  step 11/30" in plain
+    assert "? left" in plain
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_resumed_run_says_so_first(captured, terminal):
+    text = captured(terminal)
+    with console.training() as show:
+        show(news(8))
+        show(news(9))
+    assert text.getvalue().count("going on after step 7") == 1
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_an_evaluation_shows_how_far_it_is(captured, terminal):
+    text = captured(terminal)
+    with console.evaluating() as show:
+        show("best", 5, 10)
+        show("last", 10, 10)
+    assert "best" in text.getvalue()
+    assert "last" in text.getvalue()
+
+
+def test_the_table_has_a_row_for_each_attack_and_a_column_for_each_set_of_weights():
+    best = {"clean": Accuracy(9, 10), "pgd": Accuracy(5, 10)}
+    last = {"clean": Accuracy(8, 10), "pgd": Accuracy(4, 10)}
+    tables = {"best": best, "last": last}
+    text = io.StringIO()
+    Console(file=text, width=100).print(console.accuracy_table(tables))
+    assert re.search(r"clean .*90\.00 % \[59\.6, 98\.2\].*80\.00 %", text.getvalue())
+    assert re.search(r"pgd .*50\.00 % .*40\.00 %", text.getvalue())
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(5, "0:05"), (75, "1:15"), (3675, "1:01:15"), (float("inf"), "?")])
+def test_durations_read_as_clocks_do(seconds, shown):
+    assert console.duration(seconds) == shown
