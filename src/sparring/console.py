@@ -27,7 +27,7 @@ def training() -> Iterator[Callable[[News], None]]:
 
         def show(news: News) -> None:
             if news.held_out is not None:
-                console.print(_epoch_line(news))
+                console.print(f"epoch {_epoch(news)}  {_terms(news)}  {_held_out(news)}", highlight=False)
             at = news.progress
             total = at.epochs * at.steps_per_epoch
             bar.update(task, completed=at.step, total=total, description=_position(news), detail=_detail(news))
@@ -58,7 +58,7 @@ class _Lines:
     def show(self, news: News) -> None:
         now = time.monotonic()
         if news.held_out is not None:
-            self._print(_epoch_line(news))
+            self._print(f"{_position(news)}  {_detail(news)}  {_held_out(news)}")
         elif now - self.last > QUIET_SECONDS:
             self._print(f"{_position(news)}  {_detail(news)}")
 
@@ -67,21 +67,28 @@ class _Lines:
         self.console.print(line, soft_wrap=True, highlight=False)
 
 
+def _epoch(news: News) -> str:
+    at = news.progress
+    return f"{min(at.epochs, (at.step - 1) // at.steps_per_epoch + 1)}/{at.epochs}"
+
+
 def _position(news: News) -> str:
     at = news.progress
-    epoch = min(at.epochs, (at.step - 1) // at.steps_per_epoch + 1)
-    return f"epoch {epoch}/{at.epochs}  step {at.step}/{at.epochs * at.steps_per_epoch}"
+    return f"epoch {_epoch(news)}  step {at.step}/{at.epochs * at.steps_per_epoch}"
+
+
+def _terms(news: News) -> str:
+    return "  ".join(f"{name} {value:.3f}" for name, value in news.terms.items())
 
 
 def _detail(news: News) -> str:
-    terms = "  ".join(f"{name} {value:.3f}" for name, value in news.terms.items())
-    return f"{news.images_per_second:,.0f} images/s  {duration(news.seconds_left)} left  {terms}"
+    return f"{news.images_per_second:,.0f} images/s  {duration(news.seconds_left)} left  {_terms(news)}"
 
 
-def _epoch_line(news: News) -> str:
+def _held_out(news: News) -> str:
     held = news.held_out or {}
-    scores = f"held-out clean {100 * held['clean']:.1f} %  robust {100 * held['robust']:.1f} %"
-    return f"{_position(news)}  {_detail(news)}  {scores}{'  best' if news.best else ''}"
+    scores = "  ".join(f"{name} {100 * value:.1f} %" for name, value in held.items())
+    return f"held-out {scores}{'  best' if news.best else ''}"
 
 
 @contextmanager
