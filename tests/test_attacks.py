@@ -56,6 +56,14 @@ def test_the_points_carry_no_graph_even_if_the_images_do(attack):
     assert not attack(Untargeted(model, torch.arange(6) % 3), x, make_rng(0)).requires_grad
 
 
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5), L1(2.0)], ids=repr)
+def test_double_precision_stays_double_precision(threat):
+    model, x = toy_net().eval().double(), torch.rand(6, 1, 4, 4, dtype=torch.float64)
+    z = Restarts(PGD(threat, steps=3, patience=1), 2)(Untargeted(model, torch.arange(6) % 3), x, make_rng(0))
+    assert z.dtype == torch.float64
+    assert threat.norm(z - x).max() <= threat.eps * (1 + 1e-12)
+
+
 def linear_case():
     """A linear model in the middle of [0, 1], where no pixel is clipped: the worst case is eps x the dual norm."""
     model = Linear()

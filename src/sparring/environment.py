@@ -26,10 +26,10 @@ def device_of(name: str) -> torch.device:
 
 def session(seed: int, device: torch.device) -> dict[str, Any]:
     """What a run folder records of each start: versions, commit, device, threads, seed, command."""
-    packages = ("torch", "numpy", "sparring")
+    own = {name: version(name) for name in ("numpy", "sparring")}
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, **own},
         "commit": _commit(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
