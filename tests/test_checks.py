@@ -48,12 +48,19 @@ def test_rounding_errors_of_a_normalisation_and_back_are_named_as_what_they_are(
         (Y + 1, 3, "span 1 to 3"),
         (Y, 1, "1 class is nothing to classify"),
         (Y.float(), 3, "wanted are class numbers"),
+        (Y.int(), 3, r"int32 .* as y.long\(\)"),
         (Y[:, None], 3, "wanted are class numbers"),
     ],
 )
 def test_labels_that_would_mislead_are_refused(y, classes, message):
     with pytest.raises(UserError, match=message):
         check_labels(y, classes)
+
+
+@pytest.mark.parametrize("y", [Y.int(), Y == 0, Y / 0, Y[:, None].float()])
+def test_labels_of_another_kind_get_a_sentence_before_they_are_looked_at(y):
+    with pytest.raises(UserError, match="wanted are class numbers"):
+        perturb(toy_net(), X, y, ATTACK)
 
 
 def test_a_label_that_the_model_has_no_class_for_is_refused():

@@ -90,3 +90,19 @@ def test_the_table_has_a_row_for_each_attack_and_a_column_for_each_set_of_weight
 @pytest.mark.parametrize(("seconds", "shown"), [(5, "0:05"), (75, "1:15"), (3675, "1:01:15"), (float("inf"), "?")])
 def test_durations_read_as_clocks_do(seconds, shown):
     assert console.duration(seconds) == shown
+
+
+def test_training_goes_on_when_nobody_listens_any_more(captured, monkeypatch):
+    """As in `sparring train quickstart 2>&1 | head -3`."""
+    captured(False)
+    calls = []
+
+    def gone(self, news):
+        calls.append(news)
+        raise SystemExit(1)
+
+    monkeypatch.setattr(console._Lines, "show", gone)
+    with console.training() as show:
+        show(news(1))
+        show(news(2))
+    assert len(calls) == 1

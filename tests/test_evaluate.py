@@ -1,10 +1,28 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from conftest import Linear, toy_data, toy_net
 from torch import nn
 
-from sparring import FGSM, L1, L2, PGD, Benign, Data, Linf, Near, UserError, WhiteBox, evaluate, make_rng, perturb
+from sparring import (
+    FGSM,
+    L1,
+    L2,
+    PGD,
+    Benign,
+    Data,
+    Linf,
+    Near,
+    Restarts,
+    UserError,
+    WhiteBox,
+    Worst,
+    evaluate,
+    make_rng,
+    perturb,
+)
 from sparring.core import pixels
 
 
@@ -96,8 +114,10 @@ def test_a_gradient_that_is_nan_is_not_taken_for_robustness(threat):
             return torch.stack([2 + total, -total], 1)
 
     data = Data(torch.zeros(4, 1, 3, 3), torch.zeros(4, dtype=torch.long), ("a", "b"))
-    with pytest.raises(UserError, match="adversarial images hold NaN"):
-        evaluate(Rooted(), data, {"pgd": WhiteBox(PGD(threat, steps=2, start=Near(0.0)))})
+    pgd = PGD(threat, steps=2, start=Near(0.0))
+    for attack in (pgd, replace(pgd, patience=0), Restarts(pgd, 2), Worst((Benign(), pgd))):
+        with pytest.raises(UserError, match="adversarial images hold NaN"):
+            evaluate(Rooted(), data, {"pgd": WhiteBox(attack)})
 
 
 def test_the_wrong_number_of_classes_is_refused():

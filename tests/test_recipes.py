@@ -116,7 +116,7 @@ class Foreign:
 
 @pytest.mark.parametrize("value", [Foreign(), lambda x: x, object(), json.dumps])
 def test_what_is_not_ours_is_not_written_down(value):
-    with pytest.raises(TypeError, match=r"has no place in a recipe|is not of this package"):
+    with pytest.raises(UserError, match=r"has no place in a recipe|is not of this package"):
         to_plain(value)
 
 

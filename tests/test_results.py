@@ -103,3 +103,6 @@ def test_a_file_that_is_not_json_is_named(tmp_path):
     (tmp_path / "recipe.json").write_text('{"a": ')
     with pytest.raises(UserError, match=r"recipe\.json cannot be read .*: restore it, or start a new run"):
         run.recipe()
+    (tmp_path / "recipe.json").write_text("[1]")
+    with pytest.raises(UserError, match="it holds a list"):
+        run.recipe()

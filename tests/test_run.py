@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import toy_net
 
 from sparring import EMA, PGD, SGD, TRADES, Linf, Method, Near, RunFolder, State, UserError, fit, load_model
-from sparring.checkpoint import read_weights
+from sparring.checkpoint import read_weights, save_weights
 from sparring.core import pixels
 from sparring.data import NPZ, Crop, Digits, Flip
 from sparring.hooks import Interrupted, Saving
@@ -287,7 +288,7 @@ def test_a_full_disk_stops_with_a_sentence_and_goes_on_when_there_is_room(tiny, 
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert "could not be saved in" in done.stdout
+    assert "the disk stopped the run" in done.stdout
     assert "File too large" in done.stdout
     assert "the last good checkpoint is" in done.stdout
     assert "step-000000005" in done.stdout
@@ -376,6 +377,8 @@ def test_weights_alone_are_enough_to_evaluate_and_to_load(tiny, tmp_path):
     assert recipe == tiny
     assert evaluate_weights(moved, recipe) == evaluate_run(run, tiny)["best"]
     model = load_model(moved)
+    pairs = zip(model.parameters(), load_model(run.path).parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs), "of a folder, it is the best"
     assert not model.training
     test = Digits().load()[1]
     assert (model(pixels(test.x[:40])).argmax(1) == test.y[:40]).sum() == evaluate_weights(moved, recipe)[
@@ -417,6 +420,33 @@ def test_weights_of_a_run_do_not_fit_another_recipe(tiny, tmp_path):
     run = fit(tiny, tmp_path)
     with pytest.raises(UserError, match=r"best\.safetensors does not fit the model of its recipe"):
         load_model(run.weights("best"), replace(tiny, model=Build(preact_resnet18, width=0.05)))
+
+
+def test_a_folder_that_cannot_be_written_is_said_to_be_before_the_work(tiny, tmp_path, monkeypatch):
+    run = fit(tiny, tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match=r"cannot be written \(Permission denied\): evaluate .*best\.safetensors"):
+        evaluate_run(run, tiny, show=lambda *_: pytest.fail("the work has begun"))
+
+
+def test_a_network_of_ones_own_gets_a_sentence_not_a_traceback(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"is not of this package, .* train it in a loop of your own"):
+        fit(replace(tiny, model=Build(toy_net)), tmp_path)
+
+
+def test_best_weights_of_a_future_that_is_gone_are_forgotten(tiny, tmp_path):
+    """The newest checkpoint is damaged, and the best weights are of its epoch."""
+    with pytest.raises(Interrupted):
+        fit(tiny, tmp_path, show=stop_at(7))
+    checkpoints = sorted((tmp_path / "checkpoints").iterdir())
+    (checkpoints[-1] / "state.pt").write_bytes(b"")
+    tensors, about = read_weights(tmp_path / "best.safetensors")
+    model = tiny.build_model(Digits().load()[0])
+    model.load_state_dict(tensors)
+    save_weights(tmp_path / "best.safetensors", model, {**about, "step": 7})
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(Interrupted):
+        fit(tiny, tmp_path, show=stop_at(6))
+    assert read_weights(tmp_path / "best.safetensors")[1]["step"] == 5
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

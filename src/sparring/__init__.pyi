@@ -31,6 +31,9 @@ from .errors import UserError as UserError
 from .evaluate import WhiteBox as WhiteBox
 from .evaluate import evaluate as evaluate
 from .evaluate import perturb as perturb
+from .hooks import Interrupted as Interrupted
+from .hooks import News as News
+from .hooks import Saving as Saving
 from .losses import Divergence as Divergence
 from .losses import Targeted as Targeted
 from .losses import Total as Total
@@ -54,6 +57,7 @@ from .schedules import WarmUp as WarmUp
 from .threats import L1 as L1
 from .threats import L2 as L2
 from .threats import Linf as Linf
+from .trained import evaluate_run as evaluate_run
 from .trained import load_model as load_model
 from .updates import Descend as Descend
 from .views import eval_mode as eval_mode

@@ -91,7 +91,9 @@ class Checkpoints:
 
 
 def _verified(path: Path) -> tuple[bytes, bytes] | None:
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(
+        FileNotFoundError, ValueError, KeyError
+    ):  # other disk errors may pass: do not call it damaged
         sums = json.loads((path / _SUMS).read_text())
         contents = [(path / name).read_bytes() for name in (_WEIGHTS, _REST)]
         if [hashlib.sha256(c).hexdigest() for c in contents] == [sums[_WEIGHTS], sums[_REST]]:

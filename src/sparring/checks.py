@@ -30,8 +30,8 @@ def check_labels(y: Tensor, num_classes: int, what: str = "labels") -> None:
     """`y` `[N]` holds integers in 0 .. `num_classes` - 1, and there are at least two classes."""
     if num_classes < 2:
         raise UserError(f"{what}: {num_classes} class is nothing to classify, at least 2 are needed")
-    if y.ndim != 1 or y.is_floating_point():
-        raise UserError(f"{what} are {y.dtype} of shape {tuple(y.shape)}: wanted are class numbers [N]")
+    if y.ndim != 1 or y.dtype != torch.int64:
+        raise UserError(f"{what} are {y.dtype} of shape {tuple(y.shape)}: wanted are class numbers [N], as y.long()")
     if len(y) and (int(y.min()) < 0 or int(y.max()) >= num_classes):
         raise UserError(
             f"{what} span {int(y.min())} to {int(y.max())}, but with {num_classes} classes they run from 0 to "
@@ -71,6 +71,7 @@ def check_examples(model: nn.Module, x: Tensor, y: Tensor) -> None:
     check_images(x)
     if len(x) != len(y):
         raise UserError(f"{len(x)} images, but {len(y)} labels")
-    check_labels(y, max(2, int(y.max()) + 1))
+    highest = int(y.max()) if y.dtype == torch.int64 else 0
+    check_labels(y, max(2, highest + 1))
     few = slice(0, 8)
-    check_logits(model(x[few]), len(x[few]), highest=int(y.max()))
+    check_logits(model(x[few]), len(x[few]), highest=highest)

@@ -190,7 +190,7 @@ def _report_training(run: "RunFolder", as_json: bool) -> None:
         f"{run.path}: trained {status['step']} steps; best after step {best['step']}, held-out accuracy "
         f"{100 * best['clean']:.1f} % clean, {100 * best['robust']:.1f} % robust\n"
         f"learning curve: {run.learning_curve}\n"
-        f"next: {_ourselves()} evaluate {shlex.quote(str(run.path))}"
+        f"next: {shlex.join([_ourselves(), 'evaluate', str(run.path)])}"
     )
 
 
@@ -272,7 +272,7 @@ def _ourselves() -> str:
     called = Path(sys.argv[0])
     found = shutil.which("sparring")
     elsewhere = called.name == "sparring" and not (found and called.resolve() == Path(found).resolve())
-    return shlex.quote(str(called)) if elsewhere else "sparring"
+    return str(called) if elsewhere else "sparring"
 
 
 def _value_of(flag: str, args: list[str]) -> str | None:

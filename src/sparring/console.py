@@ -36,17 +36,25 @@ def training() -> Iterator[Callable[[News], None]]:
 
 
 def _welcoming(show: Callable[[News], None], console: Console) -> Callable[[News], None]:
-    """`show`, which first says so if training goes on from a checkpoint."""
-    fresh = True
+    """`show`, which first says so if training goes on from a checkpoint, and which nobody has to listen to.
 
-    def first(news: News) -> None:
-        nonlocal fresh
-        if fresh and news.progress.step > 1:
-            console.print(f"going on after step {news.progress.step - 1}", highlight=False)
-        fresh = False
-        show(news)
+    When the reader of a pipe has gone, rich raises `SystemExit`; training goes on all the same.
+    """
+    fresh, heard = True, True
 
-    return first
+    def tell(news: News) -> None:
+        nonlocal fresh, heard
+        if not heard:
+            return
+        try:
+            if fresh and news.progress.step > 1:
+                console.print(f"going on after step {news.progress.step - 1}", highlight=False)
+            fresh = False
+            show(news)
+        except (BrokenPipeError, SystemExit):
+            heard = False
+
+    return tell
 
 
 class _Lines:

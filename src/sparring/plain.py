@@ -44,7 +44,7 @@ class Build(Generic[T_co]):
 
 
 def to_plain(value: object) -> Any:
-    """Nested dicts, lists and scalars. Raises `TypeError` for what has no place in a recipe."""
+    """Nested dicts, lists and scalars. Raises `UserError` for what has no place in a recipe."""
     if isinstance(value, str | int | float | bool | None):
         return value
     if isinstance(value, tuple):
@@ -58,7 +58,7 @@ def to_plain(value: object) -> Any:
         return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, type | types.FunctionType):
         return {"$name": _name(value)}
-    raise TypeError(f"{value!r} has no place in a recipe")
+    raise UserError(f"{value!r} has no place in a recipe: it is no number, string, tuple, or value of this package")
 
 
 def from_plain(plain: Any) -> Any:
@@ -88,7 +88,10 @@ def from_plain(plain: Any) -> Any:
 def _name(thing: Any) -> str:
     name = f"{getattr(thing, '__module__', '')}:{thing.__qualname__}"
     if not name.startswith(ROOT + ".") or "<" in name:
-        raise TypeError(f"{thing!r} is not of this package, so a recipe on disk cannot name it")
+        raise UserError(
+            f"{name} is not of this package, so a recipe on disk cannot name it: train it in a loop of your own, with "
+            "sparring.train_step"
+        )
     return name.removeprefix(ROOT + ".")
 
 
@@ -99,7 +102,7 @@ def _find(name: object, kind: type | tuple[type, ...]) -> Any:
     try:
         found = getattr(importlib.import_module(f"{ROOT}.{module}"), attribute)
         ours = isinstance(found, kind) and _name(found) == name
-    except (ImportError, AttributeError, TypeError):
+    except (ImportError, AttributeError, UserError):
         ours = False
     if not ours:
         raise UserError(f"{name!r} is no name of this package")

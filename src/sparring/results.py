@@ -68,7 +68,7 @@ class Evaluated:
 
 
 class RunFolder:
-    """The files of a run. All but metrics are written under another name, flushed to the disk and renamed."""
+    """The files of a run. What a run needs is written under another name, flushed and renamed."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -119,7 +119,8 @@ class RunFolder:
     def clear(self) -> None:
         """Removes what a run writes, and nothing else."""
         for folder in (self.checkpoints, self.tensorboard):
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                shutil.rmtree(folder)
         both = [path for which in ("best", "last") for path in (self.weights(which), self.flags(which))]
         files = [self._environment, self._status, self._metrics, self._evaluation, *both]
         passing = [path for path in self.path.glob(".*") if ".writing" in path.name]
@@ -188,8 +189,11 @@ def _passing(path: Path) -> bool:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a {type(value).__name__}")
+        return value
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it, or start a new run in another folder") from error
 
 

@@ -47,10 +47,10 @@ def fit(
     batches = Batches(train, recipe.batch_size, recipe.augment, recipe.seed)
     board = _board(run) if tensorboard else _no_board
     with run.locked(), _explained(run, state):
-        if not _admit(run, recipe, overwrite):
+        checkpoints = Checkpoints(run.checkpoints)
+        if not _admit(run, recipe, overwrite) or not checkpoints.paths():
             run.clear()
             run.begin(recipe.plain())
-        checkpoints = Checkpoints(run.checkpoints)
         checkpoints.load_latest(state)
         run.rewind_metrics(state.step)
         run.add_session(session(recipe.seed, where))
@@ -60,6 +60,8 @@ def fit(
 
         if state.best.get("step") == state.step:  # the process may have died before it wrote them
             write_best(state)
+        else:
+            _forget_later_best(run, state)
         with stopping() as stop, board(state.step) as writer, _drawn(run):
             held_out = HeldOut(recipe, held)
             record = Record(run, recipe, show, held_out, writer)
@@ -121,6 +123,14 @@ def _begin(recipe: Recipe, train: Data, device: torch.device) -> State:
     return state
 
 
+def _forget_later_best(run: RunFolder, state: State) -> None:
+    """After going back past a damaged checkpoint, the best weights may be of a future that need not come again."""
+    path = run.weights("best")
+    if path.exists() and read_weights(path)[1]["step"] > state.step:
+        path.unlink()
+        state.best = {}
+
+
 def _write_weights(run: RunFolder, which: str, recipe: Recipe, state: State, train: Data) -> None:
     about = {"recipe": recipe.plain(), "step": state.step, "classes": train.classes, "shape": train.shape}
     save_weights(run.weights(which), state.evaluated, about)
@@ -140,8 +150,8 @@ def _explained(run: RunFolder, state: State) -> Iterator[None]:
         raise
     except OSError as error:
         raise UserError(
-            f"step {state.step} could not be saved in {run.path} ({error.strerror or error}); {_last_good(run)}. Make "
-            "room and give the same command again: it goes on from there"
+            f"the disk stopped the run in {run.path} after step {state.step} ({error.strerror or error}); "
+            f"{_last_good(run)}. Make room and give the same command again: it goes on from there"
         ) from error
 
 

@@ -1,6 +1,9 @@
 """What a run came to: its models loaded and measured."""
 
-from collections.abc import Callable
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,13 +25,14 @@ Show = Callable[[str, int, int], None]  # which weights, images done, images in 
 
 
 def load_model(path: Path | str, recipe: Recipe | None = None) -> nn.Module:
-    """A trained model in eval mode, on the CPU.
+    """A trained model in eval mode, on the CPU. Of a run folder, it is the best.
 
     Weights written by `fit` say themselves what they are. For others, RobustBench's for example, `recipe` says which
     model they belong to; its training set is loaded, for the model takes classes and shape from it.
     """
-    tensors, about = read_weights(Path(path))
-    recipe = recipe_of(Path(path)) if recipe is None else recipe
+    path = RunFolder(path).weights("best") if Path(path).is_dir() else Path(path)
+    tensors, about = read_weights(path)
+    recipe = recipe_of(path) if recipe is None else recipe
     model = recipe.build_model(_like(about, recipe))
     ours = set(tensors) == set(model.state_dict())
     if not ours and "recipe" not in about and isinstance(model, Classifier):
@@ -62,6 +66,25 @@ def evaluate_run(
         raise UserError(
             f"{run.path} holds an unfinished run: train it to its end, or evaluate {run.weights('best')}, its best yet"
         )
+    with _writable(run):
+        return _evaluate_run(run, recipe, device, show)
+
+
+@contextmanager
+def _writable(run: RunFolder) -> Iterator[None]:
+    """What cannot be written is better known before than after."""
+    try:
+        if not os.access(run.path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{run.path} cannot be written ({error.strerror or error}): evaluate {run.weights('best')} instead, which "
+            "writes nothing"
+        ) from error
+
+
+def _evaluate_run(run: RunFolder, recipe: Recipe, device: str, show: Show) -> dict[str, dict[str, Accuracy]]:
     test = prepare(recipe, device_of(device)).test
     found = {"best": _evaluate(run.weights("best"), recipe, test, partial(show, "best"))}
     same = _step_of(run.weights("best")) == _step_of(run.weights("last"))

@@ -71,7 +71,9 @@ def _keep_worst(attacks: Iterable[Attack], loss: PointLoss, x: Tensor, rng: torc
         z = attack(loss[rows], x[rows], rng)
         with torch.no_grad():
             value, fooled = loss[rows](z)
-        value = value.to(highest) if fooled is None else value.to(highest).masked_fill(fooled, math.inf)
+        # NaN is kept as the worst, to be seen and refused: left out, it would pass for an example that stands
+        lost = value.isnan() if fooled is None else fooled | value.isnan()
+        value = value.to(highest).masked_fill(lost, math.inf)
         better = value > highest
         out[rows[better]], highest = z[better], torch.where(better, value, highest)
         standing = highest < math.inf
