@@ -83,7 +83,7 @@ def drop(model, x, z):
     ],
     ids=lambda v: repr(v)[:20],
 )
-@pytest.mark.parametrize("steps", [1, 20])
+@pytest.mark.parametrize("steps", [1, 100])
 def test_on_a_linear_model_pgd_reaches_the_worst_case_in_every_norm(threat, dual, steps):
     model, x, y = linear_case()
     start = Near(0.0) if steps == 1 else Anywhere()
@@ -91,7 +91,7 @@ def test_on_a_linear_model_pgd_reaches_the_worst_case_in_every_norm(threat, dual
         Untargeted(model, y), x, make_rng(0)
     )
     best = threat.eps * dual(model.w.detach())
-    assert torch.allclose(drop(model, x, z), best.expand(5), rtol=2e-3)
+    assert torch.allclose(drop(model, x, z), best.expand(5), rtol=1e-4)
 
 
 def test_with_an_eps_too_small_to_move_a_pixel_accuracy_is_clean_accuracy():

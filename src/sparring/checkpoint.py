@@ -26,13 +26,14 @@ from .errors import UserError
 from .results import sync_folder, write_bytes
 
 _WEIGHTS, _REST, _SUMS = "weights.safetensors", "state.pt", "checksums.json"
+_KEPT = 2
 
 
 class Checkpoints:
     """The checkpoints of one run, newest last."""
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
@@ -54,7 +55,7 @@ class Checkpoints:
             shutil.rmtree(writing, ignore_errors=True)
             raise
         sync_folder(self.folder)
-        for old in self.paths()[: -self.keep]:
+        for old in self.paths()[:-_KEPT]:
             shutil.rmtree(old)
         return target
 
@@ -91,9 +92,8 @@ class Checkpoints:
 
 
 def _verified(path: Path) -> tuple[bytes, bytes] | None:
-    with contextlib.suppress(
-        FileNotFoundError, ValueError, KeyError
-    ):  # other disk errors may pass: do not call it damaged
+    """The contents of a checkpoint that is whole. Other errors of the disk may pass, and are not called damage."""
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
         sums = json.loads((path / _SUMS).read_text())
         contents = [(path / name).read_bytes() for name in (_WEIGHTS, _REST)]
         if [hashlib.sha256(c).hexdigest() for c in contents] == [sums[_WEIGHTS], sums[_REST]]:

@@ -134,14 +134,11 @@ class _TrainOptions:
 
 def _train(args: list[str]) -> int:
     name, rest = _argument(args, "RECIPE", _TRAIN)
-    from .recipes import find
-
-    find(name)  # an unknown name is said before anything heavy is imported
+    options, recipe = _chosen(name, rest)
     from . import console
     from .hooks import Interrupted, Saving
     from .run import fit
 
-    options, recipe = _chosen(name, rest)
     out = options.out or f"runs/{name}"
     saving = Saving(options.save_seconds, options.save_steps)
     try:
@@ -169,10 +166,11 @@ def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe]":
     A parameter of the recipe's function, such as --eps, decides several fields; so the flags of the fields are read
     again over what the parameters give.
     """
-    from .flags import parameters, parse
     from .recipes import entries, find
 
-    make, text = find(name), entries()[name].text
+    make, text = find(name), entries()[name].text  # an unknown name is said before anything heavy is imported
+    from .flags import parameters, parse
+
     given = parameters(make)
     options, recipe, wanted = parse(_TrainOptions, make(**given), given, args, f"sparring train {name}", text)
     if wanted != given:

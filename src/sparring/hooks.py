@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .checkpoint import Checkpoints
-from .core import Data, Progress, at
+from .core import Data, Progress
 from .engine import State
 from .errors import UserError
 from .evaluate import WhiteBox, evaluate
@@ -93,9 +93,7 @@ class Record:
     def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None:
         self.steps, self.terms = self.steps + 1, terms
         if progress.step % LOG_EVERY == 0:
-            # the rate of the step that was taken, not of the next
-            before = Progress(progress.step - 1, progress.steps_per_epoch, progress.epochs)
-            self._write(progress, {"lr": at(self.recipe.lr, before), "terms": dict(terms)})
+            self._write(progress, {"lr": state.optimizer.param_groups[0]["lr"], "terms": dict(terms)})
         self.show(self._news(progress))
 
     def on_epoch(self, state: State, progress: Progress) -> None:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -42,7 +42,7 @@ def fit(
     """
     run, where = RunFolder(folder), device_of(device)
     _admit(run, recipe, overwrite)
-    train, held, _ = prepare(recipe, where)
+    train, held = _prepare(recipe, where)
     state = _begin(recipe, train, where)
     batches = Batches(train, recipe.batch_size, recipe.augment, recipe.seed)
     board = _board(run) if tensorboard else _no_board
@@ -72,23 +72,15 @@ def fit(
     return run
 
 
-class Parts(NamedTuple):
-    """What is trained on, what selects "best", and what nothing but the evaluation sees."""
-
-    train: Data
-    held: Data
-    test: Data
-
-
-def prepare(recipe: Recipe, device: torch.device) -> Parts:
-    """The images of a recipe, checked, on the device."""
+def _prepare(recipe: Recipe, device: torch.device) -> tuple[Data, Data]:
+    """What is trained on and what selects "best", on the device. The test images are checked, and then left alone."""
     train, test = recipe.data.load()
     for data, name in ((train, "training"), (test, "test")):
         check_data(data, name)
     if train.shape != test.shape:
         raise UserError(f"training images are {train.shape}, but test images are {test.shape}")
     train, held = hold_out(train, recipe.held_out)
-    return Parts(train.to(device), held.to(device), test.to(device))
+    return train.to(device), held.to(device)
 
 
 def _admit(run: RunFolder, recipe: Recipe, overwrite: bool) -> bool:

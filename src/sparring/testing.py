@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import check_logits
 from .core import Attack, Batch, Classifier, Context, Data, Lens, Objective, Progress, Schedule, Threat, at, make_rng
 from .engine import Method, State, train_step
+from .errors import UserError
 from .losses import Untargeted
 from .views import eval_mode, frozen
 
@@ -132,10 +134,11 @@ def check_model(model: nn.Module, shape: tuple[int, int, int], num_classes: int,
             alone = torch.cat([model(image[None]) for image in x])
         z = x.clone().requires_grad_()
         (grad,) = torch.autograd.grad(F.cross_entropy(model(z), torch.zeros(4, dtype=torch.long)), z)
-    _expect(out.shape == (4, num_classes), f"logits are [4, {num_classes}], not {tuple(out.shape)}")
+    try:
+        check_logits(out, len(x), num_classes)
+    except UserError as error:
+        raise AssertionError(f"it should hold that the model gives logits: {error}") from error
     _expect(bool(out.isfinite().all()), "logits are finite")
-    likely = bool((out >= 0).all()) and bool(((out.sum(1) - 1).abs() < 1e-4).all())
-    _expect(not likely, "the model gives logits, not probabilities")
     _expect(torch.allclose(out, alone, atol=1e-4, rtol=1e-4), "in eval mode images are apart")
     _expect(bool(grad.isfinite().all()) and bool(grad.flatten(1).any(1).all()), "every image has a gradient")
     _expect(torch.equal(x, kept), "the images are as they were")

@@ -119,7 +119,7 @@ class L1(_Ball):
     """The changes of all pixels sum to `eps` at most. `project` is the exact nearest point.
 
     The steepest step in this norm moves one pixel. `share` is the part of the pixels that `ascent` moves
-    instead, the largest gradients, by equal amounts: 1 % as in SLIDE (https://arxiv.org/abs/1904.13000);
+    instead, the largest gradients, by equal amounts: a sparse step in the manner of https://arxiv.org/abs/1904.13000;
     0 is the exact steepest step.
     """
 

@@ -19,7 +19,6 @@ from .evaluate import evaluate
 from .models import load_robustbench
 from .recipe import Recipe, recipe_from_plain
 from .results import Accuracy, Evaluated, RunFolder
-from .run import prepare
 
 Show = Callable[[str, int, int], None]  # which weights, images done, images in all
 
@@ -85,7 +84,7 @@ def _writable(run: RunFolder) -> Iterator[None]:
 
 
 def _evaluate_run(run: RunFolder, recipe: Recipe, device: str, show: Show) -> dict[str, dict[str, Accuracy]]:
-    test = prepare(recipe, device_of(device)).test
+    test = _test_images(recipe, device)
     found = {"best": _evaluate(run.weights("best"), recipe, test, partial(show, "best"))}
     same = _step_of(run.weights("best")) == _step_of(run.weights("last"))
     found["last"] = found["best"] if same else _evaluate(run.weights("last"), recipe, test, partial(show, "last"))
@@ -105,7 +104,7 @@ def evaluate_weights(
     path: Path, recipe: Recipe, *, device: str = "auto", show: Show = lambda which, done, total: None
 ) -> dict[str, Accuracy]:
     """Evaluates a file of weights on the test set of `recipe`, as that says."""
-    return _evaluate(path, recipe, prepare(recipe, device_of(device)).test, partial(show, "weights")).table()
+    return _evaluate(path, recipe, _test_images(recipe, device), partial(show, "weights")).table()
 
 
 def _evaluate(path: Path, recipe: Recipe, test: Data, show: Callable[[int, int], None]) -> Evaluated:
@@ -120,6 +119,11 @@ def _evaluate(path: Path, recipe: Recipe, test: Data, show: Callable[[int, int],
         seed=recipe.seed,
         on_batch=lambda done: show(done, len(subset)),
     )
+
+
+def _test_images(recipe: Recipe, device: str) -> Data:
+    where = device_of(device)  # a device that is not here is said before anything is loaded
+    return recipe.data.load()[1].to(where)
 
 
 def _like(about: dict[str, object], recipe: Recipe) -> Data:
