@@ -79,7 +79,7 @@ def test_show_prints_a_recipe_in_full(capsys):
         (["trian", "quickstart"], "no command 'trian': did you mean train?"),
         (["train", "quickstrat"], "no recipe 'quickstrat': did you mean quickstart?"),
         (["train"], "RECIPE is missing"),
-        (["evaluate"], "RUN_OR_WEIGHTS is missing"),
+        (["evaluate"], "TARGET is missing"),
         (["list", "--jsn"], "unknown argument '--jsn'"),
         (["show", "quickstart", "--jsn"], "unknown argument"),
         (["evaluate", "nowhere"], "there is no file nowhere"),

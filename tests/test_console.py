@@ -1,10 +1,12 @@
 import io
 import re
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from sparring import Accuracy, Progress, console
+from sparring.evaluate import News as Doing
 from sparring.hooks import News
 
 
@@ -71,10 +73,12 @@ def test_a_resumed_run_says_so_first(captured, terminal):
 def test_an_evaluation_shows_how_far_it_is(captured, terminal):
     text = captured(terminal)
     with console.evaluating() as show:
-        show("best", 5, 10)
-        show("last", 10, 10)
-    assert "best" in text.getvalue()
+        show("best", Doing("pgd", "pgd", 5, 10, np.array([True, False]), 61.0))
+        show("last", Doing("pgd", "pgd", 10, 10, np.array([True, False]), 0.0, stage_done=True))
+    assert ("best" in text.getvalue()) == terminal, "lines come at the end of an attack, or after a while"
     assert "last" in text.getvalue()
+    assert "1 of 2 standing" in text.getvalue()
+    assert ("1:01 left in all" in text.getvalue()) == terminal
 
 
 def test_the_table_has_a_row_for_each_attack_and_a_column_for_each_set_of_weights():

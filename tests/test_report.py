@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from sparring.report import adversarial_examples, learning_curve
-from sparring.results import Examples
+from sparring.scores import Examples
 
 ROWS = [
     {"step": 10, "epoch": 0.5, "lr": 0.1, "terms": {"ce_clean": 2.0, "kl": 0.1}},

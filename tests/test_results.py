@@ -3,7 +3,8 @@ import pytest
 from scipy.stats import binomtest
 
 from sparring import Accuracy, RunFolder, UserError
-from sparring.results import Evaluated, write_bytes
+from sparring.results import write_bytes
+from sparring.scores import Evaluated
 
 
 @pytest.mark.parametrize(("correct", "examples"), [(0, 10), (10, 10), (50, 100), (850, 1000), (1, 3)])
@@ -49,7 +50,9 @@ def test_metrics_survive_a_line_that_was_cut_short_and_can_be_rewound(tmp_path):
 
 
 def test_flags_are_read_as_they_were_written(tmp_path):
-    found = Evaluated({"clean": np.array([True, False]), "pgd-50-10": np.array([False, False])}, np.array([3, 4]))
+    found = Evaluated(
+        {"clean": np.array([True, False]), "pgd-50-10": np.array([False, False])}, np.array([0, 1]), ("a", "b")
+    )
     run = RunFolder(tmp_path)
     run.write_flags("best", found)
     again = run.read_flags("best")
@@ -57,7 +60,8 @@ def test_flags_are_read_as_they_were_written(tmp_path):
         "clean": [True, False],
         "pgd-50-10": [False, False],
     }
-    assert again.label.tolist() == [3, 4]
+    assert again.label.tolist() == [0, 1]
+    assert again.classes == ("a", "b")
     assert found.table()["clean"] == Accuracy(1, 2)
 
 

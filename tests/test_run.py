@@ -6,6 +6,7 @@ import sys
 import textwrap
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import toy_net
@@ -351,7 +352,7 @@ def test_tensorboard_loses_no_point_to_an_interruption(tiny, tmp_path):
 def test_a_run_is_evaluated_best_and_last_per_example(tiny, tmp_path):
     recipe = replace(tiny, batch_size=32, epochs=8, model=Build(small_cnn, width=8))
     run = fit(recipe, tmp_path)
-    tables = evaluate_run(run, recipe)
+    tables = {which: found.table() for which, found in evaluate_run(run, recipe).items()}
     assert set(tables) == {"best", "last"}
     assert set(tables["best"]) == {"clean", "pgd-3"}
     assert tables["best"]["clean"].examples == 40
@@ -366,7 +367,7 @@ def test_an_unfinished_run_is_evaluated_by_its_best_weights_alone(tiny, tmp_path
         fit(tiny, tmp_path, show=stop_at(8))
     with pytest.raises(UserError, match=r"unfinished run: train it to its end, or evaluate .*best\.safetensors"):
         evaluate_run(RunFolder(tmp_path), tiny)
-    assert evaluate_weights(tmp_path / "best.safetensors", tiny)["clean"].examples == 40
+    assert evaluate_weights(tmp_path / "best.safetensors", tiny).table()["clean"].examples == 40
 
 
 def test_weights_alone_are_enough_to_evaluate_and_to_load(tiny, tmp_path):
@@ -375,15 +376,14 @@ def test_weights_alone_are_enough_to_evaluate_and_to_load(tiny, tmp_path):
     moved.write_bytes(bits(run, "best"))
     recipe = recipe_of(moved)
     assert recipe == tiny
-    assert evaluate_weights(moved, recipe) == evaluate_run(run, tiny)["best"]
+    alone, in_run = evaluate_weights(moved, recipe), evaluate_run(run, tiny)["best"]
+    assert all(np.array_equal(alone.standing[name], flags) for name, flags in in_run.standing.items())
     model = load_model(moved)
     pairs = zip(model.parameters(), load_model(run.path).parameters(), strict=True)
     assert all(torch.equal(p, q) for p, q in pairs), "of a folder, it is the best"
     assert not model.training
     test = Digits().load()[1]
-    assert (model(pixels(test.x[:40])).argmax(1) == test.y[:40]).sum() == evaluate_weights(moved, recipe)[
-        "clean"
-    ].correct
+    assert (model(pixels(test.x[:40])).argmax(1) == test.y[:40]).sum() == alone.standing["clean"].sum()
 
 
 def test_weights_of_others_need_a_recipe_that_says_what_they_are(tiny, tmp_path):
@@ -425,7 +425,7 @@ def test_weights_of_a_run_do_not_fit_another_recipe(tiny, tmp_path):
 def test_a_folder_that_cannot_be_written_is_said_to_be_before_the_work(tiny, tmp_path, monkeypatch):
     run = fit(tiny, tmp_path)
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(UserError, match=r"cannot be written \(Permission denied\): evaluate .*best\.safetensors"):
+    with pytest.raises(UserError, match=r"cannot be written \(Permission denied\): .* or evaluate .*best\.safetensors"):
         evaluate_run(run, tiny, show=lambda *_: pytest.fail("the work has begun"))
 
 

@@ -1,15 +1,17 @@
 """Progress for people: a live bar on a terminal, plain lines elsewhere. All of it goes to standard error."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
+from .evaluate import News as Doing
 from .hooks import News
-from .results import Accuracy
+from .scores import Accuracy, Evaluated, Finding
 
 QUIET_SECONDS = 15.0  # between plain lines within an epoch
 
@@ -100,21 +102,44 @@ def _held_out(news: News) -> str:
 
 
 @contextmanager
-def evaluating() -> Iterator[Callable[[str, int, int], None]]:
-    """Shows how far an evaluation is."""
+def evaluating() -> Iterator[Callable[[str, Doing], None]]:
+    """Shows how far an evaluation is: the attack under way, what stands, and the time left."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda which, done, total: console.print(f"{which}: {done}/{total} images", highlight=False)
+        yield _EvaluationLines(console).show
         return
-    with Progress(console=console) as bar:
-        tasks = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
+    with Progress(*columns, console=console) as bar:
+        tasks: dict[str, TaskID] = {}
 
-        def show(which: str, done: int, total: int) -> None:
-            if which not in tasks:
-                tasks[which] = bar.add_task(f"evaluating {which}", total=total)
-            bar.update(tasks[which], completed=done)
+        def show(which: str, doing: Doing) -> None:
+            what = f"{which}: {doing.stage}"
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=doing.todo, detail="")
+            total = max(1, doing.todo)
+            bar.update(tasks[what], completed=total if doing.stage_done else doing.done, total=total)
+            bar.update(tasks[what], detail=_standing(doing))
 
         yield show
+
+
+class _EvaluationLines:
+    """A line at the end of each attack, and one every few seconds in between."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.last = console, time.monotonic()
+
+    def show(self, which: str, doing: Doing) -> None:
+        now = time.monotonic()
+        if doing.stage_done or now - self.last > QUIET_SECONDS:
+            self.last = now
+            line = f"{which}: {doing.stage}  {doing.done}/{doing.todo} attacked  {_standing(doing)}"
+            self.console.print(line, soft_wrap=True, highlight=False)
+
+
+def _standing(doing: Doing) -> str:
+    left = "" if doing.stage_done else f"  {duration(doing.seconds_left)} left in all"
+    return f"{int(doing.flags.sum())} of {len(doing.flags)} standing{left}"
 
 
 def accuracy_table(tables: Mapping[str, Mapping[str, Accuracy]]) -> Table:
@@ -125,6 +150,32 @@ def accuracy_table(tables: Mapping[str, Mapping[str, Accuracy]]) -> Table:
         table.add_column(which, justify="right")
     for name in next(iter(tables.values())):
         table.add_row(name, *(str(column[name]) for column in tables.values()))
+    return table
+
+
+def remarks(which: str, evaluated: Evaluated) -> list[str]:
+    """What a table does not show, of the last adversary: what broke how many, the worst classes, what to know."""
+    name = list(evaluated.standing)[-1]
+    broken = evaluated.broken_by(name)
+    parts = dict.fromkeys(("clean", *(n.rpartition("/")[2] for n in evaluated.standing)))
+    counts = [f"{part} {int((broken == part).sum())}" for part in parts if (broken == part).any()]
+    worst = [f"{k} {100 * a.value:.1f} %" for k, a in list(evaluated.by_class(name).items())[:3]]
+    return [
+        f"{which}: {name} broken by {', '.join(counts) or 'nothing'}",
+        f"{which}: worst classes {', '.join(worst)}",
+        *(f"{which}: note: {note}" for note in evaluated.notes),
+    ]
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """An audit, a check a row."""
+    table = Table(caption="what stands behind a robust accuracy", caption_justify="left")
+    for column in ("check", "verdict", "found", "threshold"):
+        table.add_column(column)
+    colours = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
+    for each in findings:
+        verdict = f"[{colours[each.verdict]}]{each.verdict}[/]"
+        table.add_row(each.name, verdict, escape(each.meaning), escape(each.threshold))
     return table
 
 

@@ -1,6 +1,5 @@
 """The nouns every room shares. Imports torch and nothing of ours that needs it."""
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
+from .randomness import Rng
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -57,6 +57,11 @@ def pixels(x: Tensor) -> Tensor:
     return x.float().div_(255) if x.dtype == torch.uint8 else x.float()
 
 
+def each(values: Tensor, like: Tensor) -> Tensor:
+    """One number per example, shaped to broadcast against `like` `[B, ...]`."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Where training stands. Every schedule is a function of this and of nothing else."""
@@ -96,7 +101,7 @@ class Threat(Protocol):
 
     @property
     def eps(self) -> float: ...
-    def sample(self, x: Tensor, rng: torch.Generator) -> Tensor: ...
+    def sample(self, x: Tensor, rng: Rng) -> Tensor: ...
     def project(self, z: Tensor, x: Tensor) -> Tensor: ...
     def ascent(self, grad: Tensor) -> Tensor: ...
     def norm(self, delta: Tensor) -> Tensor:
@@ -124,7 +129,7 @@ class Attack(Protocol):
     Returns a detached tensor and leaves `x`, the model and its gradients as they were.
     """
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor: ...
+    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor: ...
 
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
@@ -220,12 +225,3 @@ class Objective:
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         """Named scalar terms; their sum is what the optimiser lowers, and each is logged under its name."""
         raise NotImplementedError
-
-
-def make_rng(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    return torch.Generator(device).manual_seed(seed)
-
-
-def mixed_seed(*parts: int) -> int:
-    """One seed out of several numbers. Torch's CPU generator reads 32 bits of a seed, so shifting would lose some."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")

@@ -10,8 +10,9 @@ from torch import nn
 
 from .averaging import EMA
 from .checks import check_examples
-from .core import Attack, Batch, Context, Data, Lens, Objective, Progress, Schedule, Terms, Update, View, at, make_rng
+from .core import Attack, Batch, Context, Data, Lens, Objective, Progress, Schedule, Terms, Update, View, at
 from .errors import UserError
+from .randomness import make_rng
 from .updates import Descend
 from .views import eval_mode, frozen, unchanged
 

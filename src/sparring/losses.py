@@ -1,6 +1,10 @@
-"""Point losses: what an attack may raise. Each holds a forward function, so an attack need not know the model."""
+"""Point losses: what an attack may raise. Each holds a forward function, so an attack need not know the model.
 
-from dataclasses import dataclass
+An example is fooled when another class wins, or when the model gives NaN or infinite logits.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +13,8 @@ from torch import Tensor, nn
 from .core import Forward, PointLoss, Probe
 from .errors import UserError
 from .views import mode_matters
+
+_TINY = 1e-12
 
 
 def _refuse_train_mode(forward: Forward) -> None:
@@ -20,61 +26,135 @@ def _refuse_train_mode(forward: Forward) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Untargeted:
-    """Cross-entropy with the true label `y` `[B]`; fooled when another class wins.
+class _OnLogits:
+    """What losses on logits have in common: the check of the mode, and serving some of the examples."""
 
-    Raises `UserError` for a model in training mode that has batch norm or dropout.
+    __slots__ = ()
+    logits: Forward
+
+    def __post_init__(self) -> None:
+        _refuse_train_mode(self.logits)
+
+    def __getitem__(self, rows: Tensor) -> Self:
+        parts = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+        return type(self)(*(part[rows] if isinstance(part, Tensor) else part for part in parts))
+
+
+def wrong(logits: Tensor, y: Tensor) -> Tensor:
+    """Which predictions are not `y` `[B]`; what is not finite is wrong."""
+    return (logits.argmax(1) != y) | ~logits.isfinite().all(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Untargeted(_OnLogits):
+    """Cross-entropy with the true label `y` `[B]`.
+
+    Raises `UserError` for a model in training mode that has batch norm or dropout, as do the others.
     """
 
     logits: Forward
     y: Tensor
 
-    def __post_init__(self) -> None:
-        _refuse_train_mode(self.logits)
-
     def __call__(self, x: Tensor) -> Probe:
         out = self.logits(x)
-        return Probe(F.cross_entropy(out, self.y, reduction="none"), out.argmax(1) != self.y)
-
-    def __getitem__(self, rows: Tensor) -> "Untargeted":
-        return Untargeted(self.logits, self.y[rows])
+        return Probe(F.cross_entropy(out, self.y, reduction="none"), wrong(out, self.y))
 
 
 @dataclass(frozen=True, slots=True)
-class Targeted:
+class Targeted(_OnLogits):
     """Minus the cross-entropy with the class wanted, `target` `[B]`; fooled when that class wins."""
 
     logits: Forward
     target: Tensor
 
-    def __post_init__(self) -> None:
-        _refuse_train_mode(self.logits)
-
     def __call__(self, x: Tensor) -> Probe:
         out = self.logits(x)
-        return Probe(-F.cross_entropy(out, self.target, reduction="none"), out.argmax(1) == self.target)
-
-    def __getitem__(self, rows: Tensor) -> "Targeted":
-        return Targeted(self.logits, self.target[rows])
+        return Probe(-F.cross_entropy(out, self.target, reduction="none"), ~wrong(out, self.target))
 
 
 @dataclass(frozen=True, slots=True)
-class Divergence:
+class Margin(_OnLogits):
+    """How far another class is above the true one: `max_k z_k - z_y`, or `z_target - z_y` if a target is given.
+
+    It is 0 on the decision boundary and positive beyond (https://arxiv.org/abs/1608.04644 with confidence 0).
+    """
+
+    logits: Forward
+    y: Tensor
+    target: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Probe:
+        out = self.logits(x)
+        return Probe(self._differences(out).amax(1), wrong(out, self.y))
+
+    def differences(self, x: Tensor) -> Probe:
+        """As a call, but with a value `[B, K]` for every other class (or for the target)."""
+        out = self.logits(x)
+        return Probe(self._differences(out), wrong(out, self.y))
+
+    def _differences(self, out: Tensor) -> Tensor:
+        others = _others(out, self.y) if self.target is None else out.gather(1, self.target[:, None])
+        return others - out.gather(1, self.y[:, None])
+
+
+def _others(out: Tensor, y: Tensor) -> Tensor:
+    """The logits of the classes that are not `y`, `[B, C - 1]`."""
+    classes = torch.arange(out.shape[1] - 1, device=out.device)
+    return out.gather(1, classes + (classes >= y[:, None]))
+
+
+@dataclass(frozen=True, slots=True)
+class DLR(_OnLogits):
+    """Difference of logits ratio, which no scaling of the logits can flatten (https://arxiv.org/abs/2003.01690).
+
+    `-(z_y - max_k z_k) / (z_(1) - z_(3))`, with the logits sorted from above. Needs three classes.
+    """
+
+    logits: Forward
+    y: Tensor
+
+    def __call__(self, x: Tensor) -> Probe:
+        out = self.logits(x)
+        _need_classes(out, 3, "DLR")
+        top = out.topk(3).values
+        margin = _others(out, self.y).amax(1) - out.gather(1, self.y[:, None])[:, 0]
+        return Probe(margin / (top[:, 0] - top[:, 2] + _TINY), wrong(out, self.y))
+
+
+@dataclass(frozen=True, slots=True)
+class TargetedDLR(_OnLogits):
+    """The same towards a class: `-(z_y - z_target) / (z_(1) - (z_(3) + z_(4)) / 2)`. Needs four classes.
+
+    Any wrong class counts as fooled, as in AutoAttack.
+    """
+
+    logits: Forward
+    y: Tensor
+    target: Tensor
+
+    def __call__(self, x: Tensor) -> Probe:
+        out = self.logits(x)
+        _need_classes(out, 4, "targeted DLR")
+        top = out.topk(4).values
+        margin = out.gather(1, self.target[:, None]) - out.gather(1, self.y[:, None])
+        return Probe(margin[:, 0] / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY), wrong(out, self.y))
+
+
+def _need_classes(out: Tensor, least: int, name: str) -> None:
+    if out.shape[1] < least:
+        raise UserError(f"the {name} loss needs {least} classes, not {out.shape[1]}: use Margin")
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence(_OnLogits):
     """KL(p ‖ prediction) from fixed probabilities `p` `[B, C]`, times a weight that matters beside other losses."""
 
     logits: Forward
     p: Tensor
     weight: float = 1.0
 
-    def __post_init__(self) -> None:
-        _refuse_train_mode(self.logits)
-
     def __call__(self, x: Tensor) -> Probe:
         return Probe(self.weight * F.kl_div(self.logits(x).log_softmax(1), self.p, reduction="none").sum(1))
-
-    def __getitem__(self, rows: Tensor) -> "Divergence":
-        return Divergence(self.logits, self.p[rows], self.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +170,38 @@ class Total:
 
     def __getitem__(self, rows: Tensor) -> "Total":
         return Total(tuple(part[rows] for part in self.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The mean of a loss over the chance inside the model: expectation over transformation.
+
+    https://arxiv.org/abs/1707.07397; AutoAttack takes 20 draws. Fooled is who is fooled in more than half of them.
+    """
+
+    loss: PointLoss
+    draws: int = 20
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise UserError(f"an expectation needs at least one draw, not {self.draws}")
+
+    def __call__(self, x: Tensor) -> Probe:
+        return mean([self.loss(x) for _ in range(self.draws)])
+
+    def __getitem__(self, rows: Tensor) -> "Expected":
+        return Expected(self.loss[rows], self.draws)
+
+
+def mean(probes: list[Probe]) -> Probe:
+    """The mean value, and who is fooled in more than half of the probes."""
+    value = torch.stack([p.value for p in probes]).mean(0)
+    votes = [p.fooled for p in probes if p.fooled is not None]
+    return Probe(value, torch.stack(votes).float().mean(0) > 0.5 if votes else None)
+
+
+class Boundaries(PointLoss, Protocol):
+    """A loss that knows its distance to each decision boundary in logits, such as `Margin`."""
+
+    def differences(self, x: Tensor) -> Probe: ...
+    def __getitem__(self, rows: Tensor) -> "Boundaries": ...

@@ -2,69 +2,17 @@
 
 import contextlib
 import json
-import math
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from .errors import UserError
-
-Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """A share of examples with its Wilson score interval (95 %, https://doi.org/10.1080/01621459.1927.10502953)."""
-
-    correct: int
-    examples: int
-
-    @property
-    def value(self) -> float:
-        return self.correct / self.examples
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        n, p, z = self.examples, self.value, 1.959963984540054
-        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, middle - half), min(1.0, middle + half)
-
-    def plain(self) -> dict[str, float]:
-        low, high = self.interval
-        return {"accuracy": self.value, "low": low, "high": high, "examples": self.examples}
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{100 * self.value:.2f} % [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-@dataclass(frozen=True, slots=True)
-class Examples:
-    """Pictures for people: `clean` and `adversarial` `[N, C, H, W]` in [0, 1], and what the model takes them for."""
-
-    clean: Array
-    adversarial: Array
-    label: Array
-    clean_prediction: Array
-    adversarial_prediction: Array
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """Per example and attack: does the model still get it right? Tables and intervals derive from this."""
-
-    standing: Mapping[str, Array]  # name -> bool [N]; "clean" is among them
-    label: Array
-    examples: Examples | None = None
-
-    def table(self) -> dict[str, Accuracy]:
-        return {name: Accuracy(int(flags.sum()), len(flags)) for name, flags in self.standing.items()}
+from .scores import Evaluated
 
 
 class RunFolder:
@@ -81,6 +29,8 @@ class RunFolder:
         self._evaluation = self.path / "evaluation.json"
         self.learning_curve = self.path / "learning-curve.png"
         self.adversarial_examples = self.path / "adversarial-examples.png"
+        self.hardest_examples = self.path / "hardest-examples.png"
+        self.robustness_curve = self.path / "robustness-curve.png"
 
     def weights(self, which: str) -> Path:
         """`which` is `best` or `last`."""
@@ -89,6 +39,13 @@ class RunFolder:
     def flags(self, which: str) -> Path:
         """Per-example results of `best` or `last`."""
         return self.path / f"evaluation-{which}.npz"
+
+    def state(self, which: str) -> Path:
+        """Where an evaluation under way keeps what it has found."""
+        return self.path / f"evaluation-{which}.state"
+
+    def forget_state(self, which: str) -> None:
+        shutil.rmtree(self.state(which), ignore_errors=True)
 
     # -- the life of a run
 
@@ -118,14 +75,15 @@ class RunFolder:
 
     def clear(self) -> None:
         """Removes what a run writes, and nothing else."""
-        for folder in (self.checkpoints, self.tensorboard):
+        for folder in (self.checkpoints, self.tensorboard, self.state("best"), self.state("last")):
             if folder.exists():
                 shutil.rmtree(folder)
         both = [path for which in ("best", "last") for path in (self.weights(which), self.flags(which))]
         files = [self._environment, self._status, self._metrics, self._evaluation, *both]
         passing = [path for path in self.path.glob(".*") if ".writing" in path.name]
         # the recipe last: without it, no run is here
-        for path in (*files, self.learning_curve, self.adversarial_examples, *passing, self._recipe):
+        pictures = (self.learning_curve, self.adversarial_examples, self.hardest_examples, self.robustness_curve)
+        for path in (*files, *pictures, *passing, self._recipe):
             path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -168,18 +126,31 @@ class RunFolder:
         write_bytes(self._metrics, "".join(kept).encode())
 
     def write_flags(self, which: str, evaluated: Evaluated) -> None:
-        with _replacing(self.flags(which)) as file:
-            np.savez_compressed(file, label=evaluated.label, **evaluated.standing)  # type: ignore[arg-type]
+        write_evaluated(self.flags(which), evaluated)
 
     def read_flags(self, which: str) -> Evaluated:
-        with self.flags(which).open("rb") as file, np.load(file) as held:
-            return Evaluated({name: held[name] for name in held.files if name != "label"}, held["label"])
+        return read_evaluated(self.flags(which))
 
     def write_evaluation(self, table: Mapping[str, Any]) -> None:
         write_json(self._evaluation, table)
 
     def evaluation(self) -> dict[str, Any]:
         return read_json(self._evaluation)
+
+
+def write_evaluated(path: Path, evaluated: Evaluated) -> None:
+    """One .npz: an array for each fact, named like `standing/autoattack` or `margin/clean`."""
+    with replacing(path) as file:
+        np.savez_compressed(file, **evaluated.arrays())  # type: ignore[arg-type]
+
+
+def read_evaluated(path: Path) -> Evaluated:
+    """What `write_evaluated` wrote. Raises `UserError` for a file that is missing, or damaged, or another."""
+    try:
+        with path.open("rb") as file, np.load(file) as held:
+            return Evaluated.from_arrays({name: held[name] for name in held.files})
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} holds no evaluation that can be read ({error}): evaluate again") from error
 
 
 def _passing(path: Path) -> bool:
@@ -203,12 +174,12 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Atomic: after a crash the file holds the old content or the new, never a part."""
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.writing")
     try:
         with temporary.open("wb") as file:

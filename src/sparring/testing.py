@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_logits
-from .core import Attack, Batch, Classifier, Context, Data, Lens, Objective, Progress, Schedule, Threat, at, make_rng
+from .core import Attack, Batch, Classifier, Context, Data, Lens, Objective, Progress, Schedule, Threat, at
 from .engine import Method, State, train_step
 from .errors import UserError
 from .losses import Untargeted
+from .randomness import make_rng
 from .views import eval_mode, frozen
 
 ROUNDING = 1e-5

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .core import each
 from .errors import UserError
+from .randomness import Rng, exponential, normal, uniform
 
 _TINY = 1e-12
 
@@ -67,9 +69,9 @@ class Linf(_Ball):
     def _range(self) -> str:
         return "1"
 
-    def sample(self, x: Tensor, rng: torch.Generator) -> Tensor:
+    def sample(self, x: Tensor, rng: Rng) -> Tensor:
         """Uniform in the ball, then clipped to [0, 1]."""
-        return self.project(x + torch.empty_like(x).uniform_(-self.eps, self.eps, generator=rng), x)
+        return self.project(x + uniform(x, rng, -self.eps, self.eps), x)
 
     def project(self, z: Tensor, x: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(z, x - self.eps), x + self.eps).clamp_(0, 1)
@@ -94,21 +96,21 @@ class L2(_Ball):
 
         def __init__(self, eps: float | str) -> None: ...
 
-    def sample(self, x: Tensor, rng: torch.Generator) -> Tensor:
+    def sample(self, x: Tensor, rng: Rng) -> Tensor:
         """Uniform in the ball, then clipped to [0, 1]."""
-        direction = self.ascent(torch.empty_like(x).normal_(generator=rng))
-        u = torch.rand(len(x), generator=rng, device=x.device, dtype=x.dtype)
-        return self.project(x + self.eps * _each(u ** (1 / x[0].numel()), x) * direction, x)
+        direction = self.ascent(normal(x, rng))
+        u = uniform(x.new_empty(len(x)), rng)
+        return self.project(x + self.eps * each(u ** (1 / x[0].numel()), x) * direction, x)
 
     def project(self, z: Tensor, x: Tensor) -> Tensor:
         self._check_size(x, math.sqrt(x[0].numel()))
         delta = z - x
         scale = (self.eps / self.norm(delta).clamp_min(_TINY)).clamp_max(1.0)
-        return (x + delta * _each(scale, x)).clamp_(0, 1)
+        return (x + delta * each(scale, x)).clamp_(0, 1)
 
     def ascent(self, grad: Tensor) -> Tensor:
         """The normalised gradient; a zero gradient gives a zero step, not NaN."""
-        return grad / _each(self.norm(grad).clamp_min(_TINY), grad)
+        return grad / each(self.norm(grad).clamp_min(_TINY), grad)
 
     def norm(self, delta: Tensor) -> Tensor:
         return torch.linalg.vector_norm(delta.flatten(1), dim=1)
@@ -134,12 +136,12 @@ class L1(_Ball):
         if not 0 <= self.share <= 1:
             raise UserError(f"share = {self.share:g} is not in [0, 1]")
 
-    def sample(self, x: Tensor, rng: torch.Generator) -> Tensor:
+    def sample(self, x: Tensor, rng: Rng) -> Tensor:
         """Uniform in the ball (normalised exponentials with random signs), then clipped to [0, 1]."""
-        size = torch.empty_like(x).exponential_(generator=rng)
-        slack = torch.empty(len(x), device=x.device, dtype=x.dtype).exponential_(generator=rng)
-        sign = torch.empty_like(x).uniform_(-1, 1, generator=rng).sign()
-        return self.project(x + self.eps * sign * size / _each(self.norm(size) + slack, x), x)
+        size = exponential(x, rng)
+        slack = exponential(x.new_empty(len(x)), rng)
+        sign = uniform(x, rng, -1, 1).sign()
+        return self.project(x + self.eps * sign * size / each(self.norm(size) + slack, x), x)
 
     def project(self, z: Tensor, x: Tensor) -> Tensor:
         """Soft thresholding with caps: the caps are what [0, 1] leaves in each pixel's direction.
@@ -179,11 +181,15 @@ def _threshold(size: Tensor, cap: Tensor, eps: float) -> Tensor:
     return (kinks.gather(1, last) - beyond).clamp_min(0)
 
 
+def threat(text: str) -> Linf | L2 | L1:
+    """A set as the shell writes it: `linf:8/255`, `l2:0.5`, `l1:12`. Raises `UserError` for anything else."""
+    kinds: dict[str, type[Linf | L2 | L1]] = {"linf": Linf, "l2": L2, "l1": L1}
+    name, found, eps = text.partition(":")
+    if name.lower() not in kinds or not found:
+        raise UserError(f"{text!r} is no threat: write linf:8/255, l2:0.5 or l1:12")
+    return kinds[name.lower()](number(eps))
+
+
 def _sign(grad: Tensor) -> Tensor:
     """The sign, where NaN stays NaN: torch makes it 0, and an attack would stand still without a word."""
     return grad.sign().add_(grad * 0)
-
-
-def _each(values: Tensor, like: Tensor) -> Tensor:
-    """One number per example, shaped to broadcast against `like`."""
-    return values.view(-1, *[1] * (like.ndim - 1))

@@ -2,10 +2,11 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,12 +16,13 @@ from .checkpoint import read_weights
 from .core import Classifier, Data
 from .environment import device_of
 from .errors import UserError
-from .evaluate import evaluate
+from .evaluate import News, evaluate, threat_of
 from .models import load_robustbench
-from .recipe import Recipe, recipe_from_plain
-from .results import Accuracy, Evaluated, RunFolder
+from .recipe import Evaluation, Recipe, recipe_from_plain
+from .results import RunFolder
+from .scores import Evaluated
 
-Show = Callable[[str, int, int], None]  # which weights, images done, images in all
+Show = Callable[[str, News], None]  # which weights, how far
 
 
 def load_model(path: Path | str, recipe: Recipe | None = None) -> nn.Module:
@@ -54,71 +56,131 @@ def recipe_of(path: Path) -> Recipe:
 
 
 def evaluate_run(
-    run: RunFolder, recipe: Recipe, *, device: str = "auto", show: Show = lambda which, done, total: None
-) -> dict[str, dict[str, Accuracy]]:
+    run: RunFolder,
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    keep_images: bool = False,
+    show: Show = lambda which, news: None,
+) -> dict[str, Evaluated]:
     """Evaluates the best and the last weights of a run on its test set, as `recipe` says, and writes what was found.
 
-    Per-example flags go to `evaluation-best.npz` and `evaluation-last.npz`, the tables and how they came about to
-    `evaluation.json`, pictures of what the last adversary broke to `adversarial-examples.png`.
+    Per-example results go to `evaluation-best.npz` and `evaluation-last.npz`, tables and how they came about to
+    `evaluation.json`, beside figures. An evaluation that was killed goes on where it was.
     """
     if not run.finished():
         raise UserError(
             f"{run.path} holds an unfinished run: train it to its end, or evaluate {run.weights('best')}, its best yet"
         )
-    with _writable(run):
-        return _evaluate_run(run, recipe, device, show)
+    test = _test_images(recipe, device)
+    loaders = {which: partial(_on, test, run.weights(which), recipe) for which in ("best", "last")}
+    if _step_of(run.weights("best")) == _step_of(run.weights("last")):
+        loaders["last"] = loaders["best"]
+    how = {key: recipe.plain()[key] for key in ("data", "evaluation", "seed")}
+    return evaluate_models(
+        loaders, test, recipe.evaluation, seed=recipe.seed, out=run, how=how, keep_images=keep_images, show=show
+    )
+
+
+def evaluate_weights(
+    path: Path,
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    out: RunFolder | None = None,
+    keep_images: bool = False,
+    show: Show = lambda which, news: None,
+) -> Evaluated:
+    """Evaluates a file of weights on the test set of `recipe`, as that says. Without `out`, nothing is written."""
+    test = _test_images(recipe, device)
+    how = {"weights": str(path), **{key: recipe.plain()[key] for key in ("data", "evaluation", "seed")}}
+    loaders = {"weights": partial(_on, test, path, recipe)}
+    return evaluate_models(
+        loaders, test, recipe.evaluation, seed=recipe.seed, out=out, how=how, keep_images=keep_images, show=show
+    )["weights"]
+
+
+def evaluate_models(
+    loaders: Mapping[str, Callable[[], nn.Module]],
+    test: Data,
+    evaluation: Evaluation,
+    *,
+    seed: int = 0,
+    out: RunFolder | None = None,
+    how: Mapping[str, Any] | None = None,
+    keep_images: bool = False,
+    show: Show = lambda which, news: None,
+) -> dict[str, Evaluated]:
+    """Evaluates models, which are loaded by name one after the other, and writes what was found to `out`.
+
+    While it runs, its state is kept there, and removed in the end.
+    """
+    subset = test if evaluation.examples is None else test[: evaluation.examples]
+    found: dict[str, Evaluated] = {}
+    done: dict[Callable[[], nn.Module], Evaluated] = {}  # the last weights may be the best
+    with nullcontext() if out is None else _writable(out):
+        for which, load in loaders.items():
+            if load not in done:
+                done[load] = evaluate(
+                    load(),
+                    subset,
+                    evaluation.adversaries,
+                    batch_size=evaluation.batch_size,
+                    seed=seed,
+                    keep_images=keep_images,
+                    state=None if out is None else out.state(which),
+                    on_news=partial(show, which),
+                )
+            found[which] = done[load]
+        if out is not None:
+            _write(out, found, subset.classes, evaluation, how or {})
+    return found
+
+
+def _write(
+    out: RunFolder,
+    found: Mapping[str, Evaluated],
+    classes: tuple[str, ...],
+    evaluation: Evaluation,
+    how: Mapping[str, Any],
+) -> None:
+    for which, evaluated in found.items():
+        out.write_flags(which, evaluated)
+    plain = {which: {name: a.plain() for name, a in each.table().items()} for which, each in found.items()}
+    notes = {which: list(each.notes) for which, each in found.items() if each.notes}
+    out.write_evaluation({**plain, **({"notes": notes} if notes else {}), "how": dict(how)})
+    first = next(iter(found.values()))
+    for path in (out.adversarial_examples, out.hardest_examples, out.robustness_curve):
+        path.unlink(missing_ok=True)
+    if first.examples is not None:
+        report.adversarial_examples(first.examples, classes, out.adversarial_examples)
+    if first.hardest is not None:
+        report.adversarial_examples(first.hardest, classes, out.hardest_examples)
+    threat = threat_of(dict(evaluation.adversaries))
+    if first.distance is not None and threat is not None:
+        curves = {which: each for which, each in found.items() if each.distance is not None}
+        report.robustness_curve(curves, type(threat).__name__, threat.eps, out.robustness_curve)
+    for which in found:
+        out.forget_state(which)
 
 
 @contextmanager
 def _writable(run: RunFolder) -> Iterator[None]:
     """What cannot be written is better known before than after."""
     try:
+        run.path.mkdir(parents=True, exist_ok=True)
         if not os.access(run.path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         yield
     except OSError as error:
         raise UserError(
-            f"{run.path} cannot be written ({error.strerror or error}): evaluate {run.weights('best')} instead, which "
-            "writes nothing"
+            f"{run.path} cannot be written ({error.strerror or error}): name another folder with --out, or evaluate "
+            f"{run.weights('best')}, for which nothing is written"
         ) from error
 
 
-def _evaluate_run(run: RunFolder, recipe: Recipe, device: str, show: Show) -> dict[str, dict[str, Accuracy]]:
-    test = _test_images(recipe, device)
-    found = {"best": _evaluate(run.weights("best"), recipe, test, partial(show, "best"))}
-    same = _step_of(run.weights("best")) == _step_of(run.weights("last"))
-    found["last"] = found["best"] if same else _evaluate(run.weights("last"), recipe, test, partial(show, "last"))
-    for which, evaluated in found.items():
-        run.write_flags(which, evaluated)
-    run.adversarial_examples.unlink(missing_ok=True)
-    if found["best"].examples is not None:
-        report.adversarial_examples(found["best"].examples, test.classes, run.adversarial_examples)
-    tables = {which: evaluated.table() for which, evaluated in found.items()}
-    how = {key: recipe.plain()[key] for key in ("data", "evaluation", "seed")}
-    plain = {w: {name: a.plain() for name, a in table.items()} for w, table in tables.items()}
-    run.write_evaluation({**plain, "how": how})
-    return tables
-
-
-def evaluate_weights(
-    path: Path, recipe: Recipe, *, device: str = "auto", show: Show = lambda which, done, total: None
-) -> dict[str, Accuracy]:
-    """Evaluates a file of weights on the test set of `recipe`, as that says."""
-    return _evaluate(path, recipe, _test_images(recipe, device), partial(show, "weights")).table()
-
-
-def _evaluate(path: Path, recipe: Recipe, test: Data, show: Callable[[int, int], None]) -> Evaluated:
-    """One set of weights on the test images that the recipe asks for."""
-    how = recipe.evaluation
-    subset = test if how.examples is None else test[: how.examples]
-    return evaluate(
-        load_model(path, recipe).to(subset.x.device),
-        subset,
-        how.adversaries,
-        batch_size=how.batch_size,
-        seed=recipe.seed,
-        on_batch=lambda done: show(done, len(subset)),
-    )
+def _on(test: Data, path: Path, recipe: Recipe) -> nn.Module:
+    return load_model(path, recipe).to(test.x.device)
 
 
 def _test_images(recipe: Recipe, device: str) -> Data:

@@ -3,6 +3,7 @@
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -46,6 +47,22 @@ def frozen(model: nn.Module) -> Generator[None]:
     finally:
         for p in wanted:
             p.requires_grad_(True)
+
+
+@contextmanager
+def channels_last(model: nn.Module) -> Generator[nn.Module]:
+    """The model with its convolution weights in channels-last order on the CPU, which is faster there.
+
+    The numbers are the same. Afterwards each weight has its own memory back.
+    """
+    before = {p: p.data for p in model.parameters() if p.ndim == 4 and p.device.type == "cpu"}
+    for p, data in before.items():
+        p.data = data.contiguous(memory_format=torch.channels_last)
+    try:
+        yield model
+    finally:
+        for p, data in before.items():
+            p.data = data
 
 
 def mode_matters(model: nn.Module) -> str | None:

@@ -1,6 +1,29 @@
 """What raises a loss over a set: search methods that know neither the model nor the labels."""
 
+from .apgd import APGD
 from .compose import Restarts, Split, Worst
-from .gradient import FGSM, NFGSM, PGD, Anywhere, Benign, Near, Start
+from .fab import FAB
+from .gradient import FGSM, NFGSM, PGD, Anywhere, Benign, Near, Shell, Start
+from .minimum import CWL2, DDN, Closest, MinimumNorm
+from .square import Square
 
-__all__ = ["FGSM", "NFGSM", "PGD", "Anywhere", "Benign", "Near", "Restarts", "Split", "Start", "Worst"]
+__all__ = [
+    "APGD",
+    "CWL2",
+    "DDN",
+    "FAB",
+    "FGSM",
+    "NFGSM",
+    "PGD",
+    "Anywhere",
+    "Benign",
+    "Closest",
+    "MinimumNorm",
+    "Near",
+    "Restarts",
+    "Shell",
+    "Split",
+    "Square",
+    "Start",
+    "Worst",
+]

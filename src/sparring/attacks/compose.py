@@ -1,7 +1,7 @@
 """Attacks made of attacks. `Cycle`, which changes the attack over time, is a schedule and lives with those."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core import Attack, PointLoss
 from ..errors import UserError
+from ..randomness import Rng, some, uniform
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +23,15 @@ class Split:
         if any(share < 0 for share in shares) or not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
             raise UserError(f"the shares of a split are not negative and sum to 1, unlike {shares}")
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor:
-        shares = torch.tensor([share for share, _ in self.parts], device=x.device)
-        owner = torch.multinomial(shares, len(x), replacement=True, generator=rng)
+    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+        bounds = torch.tensor([share for share, _ in self.parts], device=x.device).cumsum(0)[:-1]
+        owner = (uniform(bounds.new_empty(len(x)), rng)[:, None] >= bounds).sum(1)
         x = x.detach()
         out = x.clone()
         for i, (_, attack) in enumerate(self.parts):
             rows = (owner == i).nonzero().squeeze(1)
             if len(rows):
-                out[rows] = attack(loss[rows], x[rows], rng)
+                out[rows] = attack(loss[rows], x[rows], some(rng, rows))
         return out
 
 
@@ -48,8 +49,8 @@ class Restarts:
         if self.times < 1:
             raise UserError(f"an attack runs at least once, not {self.times} times")
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor:
-        return _keep_worst((self.attack for _ in range(self.times)), loss, x, rng)
+    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+        return keep_worst(lambda rows: self.attack(loss[rows], x[rows], some(rng, rows)), self.times, loss, x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +59,22 @@ class Worst:
 
     parts: tuple[Attack, ...]
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor:
-        return _keep_worst(self.parts, loss, x, rng)
+    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+        turn = iter(self.parts)
+        return keep_worst(lambda rows: next(turn)(loss[rows], x[rows], some(rng, rows)), len(self.parts), loss, x)
 
 
-def _keep_worst(attacks: Iterable[Attack], loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor:
+def keep_worst(run: Callable[[Tensor], Tensor], times: int, loss: PointLoss, x: Tensor) -> Tensor:
+    """Calls `run` so many times with the rows that still stand, and keeps the worst point of each example.
+
+    A point that fools is the worst, then the one of highest `loss`. `x` is where nothing is found.
+    """
     x = x.detach()
     out = x.clone()
     rows = torch.arange(len(x), device=x.device)
     highest = torch.full((len(x),), -math.inf, device=x.device)
-    for attack in attacks:
-        z = attack(loss[rows], x[rows], rng)
+    for _ in range(times):
+        z = run(rows)
         with torch.no_grad():
             value, fooled = loss[rows](z)
         # NaN is kept as the worst, to be seen and refused: left out, it would pass for an example that stands

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from ..core import PointLoss, Threat
+from ..core import PointLoss, Threat, each
 from ..errors import UserError
+from ..randomness import Rng, normal, uniform
 from ..threats import Linf, number
+from .slope import slope
 
 
 @dataclass(frozen=True, slots=True)
 class Benign:
     """Leaves the input alone. Standard training is adversarial training with this attack."""
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor:
+    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
         del loss, rng
         return x.detach()
 
@@ -24,14 +26,14 @@ class Benign:
 class Start(Protocol):
     """Where a search begins. Papers differ here, and it matters."""
 
-    def __call__(self, threat: Threat, x: Tensor, rng: torch.Generator) -> Tensor: ...
+    def __call__(self, threat: Threat, x: Tensor, rng: Rng) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Anywhere:
     """A random point of the set (https://arxiv.org/abs/1706.06083)."""
 
-    def __call__(self, threat: Threat, x: Tensor, rng: torch.Generator) -> Tensor:
+    def __call__(self, threat: Threat, x: Tensor, rng: Rng) -> Tensor:
         return threat.sample(x, rng)
 
 
@@ -41,10 +43,25 @@ class Near:
 
     sigma: float = 0.001
 
-    def __call__(self, threat: Threat, x: Tensor, rng: torch.Generator) -> Tensor:
+    def __call__(self, threat: Threat, x: Tensor, rng: Rng) -> Tensor:
         if self.sigma == 0.0:
             return x.clone()
-        return threat.project(x + self.sigma * torch.empty_like(x).normal_(generator=rng), x)
+        return threat.project(x + self.sigma * normal(x, rng), x)
+
+
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """A random direction from the example, `share` x eps long in the norm of the set, then clipped to [0, 1].
+
+    Uniform noise for Linf, Gaussian noise else, as released with APGD (share 1) and FAB (1/2).
+    """
+
+    share: float = 1.0
+
+    def __call__(self, threat: Threat, x: Tensor, rng: Rng) -> Tensor:
+        noise = uniform(x, rng, -1, 1) if isinstance(threat, Linf) else normal(x, rng)
+        size = each(threat.norm(noise).clamp_min(1e-12), x)
+        return (x + self.share * threat.eps * noise / size).clamp_(0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +98,7 @@ class PGD:
         if self.step_size is not None:
             object.__setattr__(self, "step_size", _step_size(self.step_size))
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor:
+    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
         x = x.detach()
         size = self.step_size if self.step_size is not None else 2.5 * self.threat.eps / self.steps
         z = self.start(self.threat, x, rng)
@@ -91,7 +108,7 @@ class PGD:
         if self.patience is not None:
             return self._climb_until(loss, x, z, size, self.patience)
         for _ in range(self.steps):
-            z = self._move(x, z, _gradient(loss, z)[0], size)
+            z = self._move(x, z, slope(loss, z).grad, size)
         return z
 
     def _climb_until(self, loss: PointLoss, x: Tensor, out: Tensor, size: float, patience: int) -> Tensor:
@@ -100,7 +117,7 @@ class PGD:
         met = torch.zeros_like(rows, dtype=torch.bool)  # fooled before
         spent = torch.zeros_like(rows)  # steps taken since
         for _ in range(self.steps):
-            grad, fooled = _gradient(loss[rows], out[rows])
+            _, fooled, grad = slope(loss[rows], out[rows])
             if fooled is None:
                 raise UserError(
                     f"patience = {patience} needs a loss that tells who is fooled, "
@@ -157,19 +174,10 @@ class NFGSM:
     def _length(self) -> float:
         return self.threat.eps if self.step_size is None else self.step_size
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: torch.Generator) -> Tensor:
+    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
         x, width = x.detach(), self.noise * self.threat.eps
-        z = (x + torch.empty_like(x).uniform_(-width, width, generator=rng)).clamp_(0, 1)
-        return (z + self._length * self.threat.ascent(_gradient(loss, z)[0])).clamp_(0, 1)
-
-
-def _gradient(loss: PointLoss, z: Tensor) -> tuple[Tensor, Tensor | None]:
-    """One forward and one backward pass to the input alone: nothing is left in any `.grad`."""
-    with torch.enable_grad():
-        z = z.detach().requires_grad_()
-        probe = loss(z)
-        (grad,) = torch.autograd.grad(probe.value.sum(), z)
-    return grad, probe.fooled
+        z = (x + uniform(x, rng, -width, width)).clamp_(0, 1)
+        return (z + self._length * self.threat.ascent(slope(loss, z).grad)).clamp_(0, 1)
 
 
 def _step_size(value: float | str) -> float:

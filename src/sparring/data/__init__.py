@@ -2,6 +2,7 @@
 
 from .augment import Augment, Crop, Cutout, Flip
 from .batches import Batches, hold_out
+from .named import load_test
 from .sources import CIFAR10, CIFAR100, KMNIST, MNIST, NPZ, SVHN, Digits, FashionMNIST, ImageFolder, Source
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "ImageFolder",
     "Source",
     "hold_out",
+    "load_test",
 ]

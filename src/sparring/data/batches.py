@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..core import Batch, Data, make_rng, mixed_seed, pixels
+from ..core import Batch, Data, pixels
 from ..errors import UserError
+from ..randomness import make_rng, mixed_seed
 from .augment import Augment
 
 

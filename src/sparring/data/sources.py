@@ -25,7 +25,7 @@ class Source(Protocol):
         ...
 
 
-def _data(x: "np.ndarray[Any, Any]", y: "np.ndarray[Any, Any]", classes: Iterable[object], what: str) -> Data:
+def labelled(x: "np.ndarray[Any, Any]", y: "np.ndarray[Any, Any]", classes: Iterable[object], what: str) -> Data:
     x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
     data = Data(torch.from_numpy(x.copy()), torch.from_numpy(y.astype(np.int64)), tuple(str(c) for c in classes))
     check_data(data, what)
@@ -43,7 +43,7 @@ class Digits:
         held = load_digits()
         x = np.round(held.images[:, None] * (255 / 16)).astype(np.uint8)
         parts = train_test_split(np.arange(len(x)), test_size=360, stratify=held.target, random_state=0)
-        train, test = (_data(x[rows], held.target[rows], range(10), "digits") for rows in parts)
+        train, test = (labelled(x[rows], held.target[rows], range(10), "digits") for rows in parts)
         return train, test
 
 
@@ -61,7 +61,7 @@ def _load_idx(
     def part(names: tuple[str, str]) -> Data:
         paths = [locate(Remote(name, base, next(found)), folder, dataset, places) for name in names]
         x, y = (read_idx(path) for path in paths)
-        return _data(x[:, None] if x.ndim == 3 else x, y, classes, str(paths[0].parent))
+        return labelled(x[:, None] if x.ndim == 3 else x, y, classes, str(paths[0].parent))
 
     return part(_IDX[0]), part(_IDX[1])
 
@@ -142,7 +142,9 @@ class CIFAR10:
         path = _archive("cifar-10-binary.tar.gz", top, "c32a1d4ab5d03f1284b67883e8d87530", self.folder, "cifar10")
         names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
         train = read_cifar(path, [f"{top}/data_batch_{i}.bin" for i in range(1, 6)], 1)
-        return _data(*train, names, str(path)), _data(*read_cifar(path, [f"{top}/test_batch.bin"], 1), names, str(path))
+        return labelled(*train, names, str(path)), labelled(
+            *read_cifar(path, [f"{top}/test_batch.bin"], 1), names, str(path)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,7 @@ class CIFAR100:
         path = _archive("cifar-100-binary.tar.gz", top, "03b5dce01913d631647c71ecec9e9cb8", self.folder, "cifar100")
         names = read_member(path, f"{top}/fine_label_names.txt").decode().split()
         train, test = (read_cifar(path, [f"{top}/{part}.bin"], 2) for part in ("train", "test"))
-        return _data(*train, names, str(path)), _data(*test, names, str(path))
+        return labelled(*train, names, str(path)), labelled(*test, names, str(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,7 @@ class SVHN:
             Remote("test_32x32.mat", base, "eb5a983be6a315427106f1b164d9cef3"),
         )
         train, test = (locate(file, self.folder, "svhn") for file in files)
-        return _data(*read_svhn(train), range(10), str(train)), _data(*read_svhn(test), range(10), str(test))
+        return labelled(*read_svhn(train), range(10), str(train)), labelled(*read_svhn(test), range(10), str(test))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +190,11 @@ class NPZ:
         if not Path(self.path).is_file():
             raise UserError(f"there is no file {self.path}")
         held = read(Path(self.path), _arrays)
-        labels = {part: _labels(held[f"y_{part}"], f"{self.path}, {part}") for part in ("train", "test")}
-        count = max(int(y.max(initial=0)) for y in labels.values()) + 1
+        given = {part: labels(held[f"y_{part}"], f"{self.path}, {part}") for part in ("train", "test")}
+        count = max(int(y.max(initial=0)) for y in given.values()) + 1
         train, test = (
-            _data(_channels_first(held[f"x_{part}"], self.path), y, range(count), f"{self.path}, {part}")
-            for part, y in labels.items()
+            labelled(channels_first(held[f"x_{part}"], self.path), y, range(count), f"{self.path}, {part}")
+            for part, y in given.items()
         )
         return train, test
 
@@ -205,13 +207,13 @@ def _arrays(path: Path) -> dict[str, "np.ndarray[Any, Any]"]:
         return {name: held[name] for name in held.files}
 
 
-def _labels(y: "np.ndarray[Any, Any]", what: str) -> "np.ndarray[Any, Any]":
+def labels(y: "np.ndarray[Any, Any]", what: str) -> "np.ndarray[Any, Any]":
     if y.dtype.kind not in "iu":
         raise UserError(f"{what}: labels are {y.dtype}, wanted are class numbers, 0, 1, 2, ...")
     return y
 
 
-def _channels_first(x: "np.ndarray[Any, Any]", what: str) -> "np.ndarray[Any, Any]":
+def channels_first(x: "np.ndarray[Any, Any]", what: str) -> "np.ndarray[Any, Any]":
     if x.dtype != np.uint8:
         x = x.astype(np.float32)
     if x.ndim == 3:
@@ -246,7 +248,7 @@ class ImageFolder:
         if not found:
             raise UserError(f"there are no pictures in {top}/CLASS/")
         x = np.stack([read(path, self._picture) for path, _ in found])
-        return _data(x, np.array([i for _, i in found]), classes, str(top))
+        return labelled(x, np.array([i for _, i in found]), classes, str(top))
 
     def _picture(self, path: Path) -> "np.ndarray[Any, Any]":
         from PIL import Image, ImageOps

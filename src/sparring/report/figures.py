@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..results import Array, Examples
+from ..scores import Array, Evaluated, Examples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,8 +52,35 @@ def adversarial_examples(examples: Examples, classes: Sequence[str], path: Path)
             if predicted is not None:
                 right = predicted[i] == examples.label[i]
                 axes.set_title(_name(classes, int(predicted[i])), fontsize=8, color="black" if right else "crimson")
+            elif examples.norm is not None and np.isfinite(examples.norm[i]):
+                axes.set_title(f"eps {examples.norm[i]:.3g}", fontsize=8)
     for axes, label in zip(grid[:, 0], ("clean", f"perturbation\n(largest {largest:.3g})", "adversarial"), strict=True):
         axes.set_ylabel(label, fontsize=9)
+    _save(figure, path)
+
+
+def robustness_curve(found: Mapping[str, Evaluated], norm: str, eps: float, path: Path) -> None:
+    """Accuracy against eps, from the smallest distances found, with 95 % Wilson bands.
+
+    At `eps` stands the accuracy under the strongest adversary that was run there; the curve does not exceed it.
+    """
+    figure = _figure(6, 3.8)
+    axes = figure.subplots()
+    finite = [d[np.isfinite(d)] for e in found.values() if (d := e.distance) is not None]
+    reach = max([1.5 * eps, *(float(np.quantile(d, 0.99)) for d in finite if len(d))])
+    grid = np.linspace(0, reach, 200)
+    for which, evaluated in found.items():
+        at = [evaluated.robust_at(float(e)) for e in grid]
+        (line,) = axes.plot(grid, [100 * a.value for a in at], label=f"{which}: minimum-norm attacks")
+        low, high = zip(*(a.interval for a in at), strict=True)
+        axes.fill_between(grid, 100 * np.array(low), 100 * np.array(high), alpha=0.2, color=line.get_color())
+        name, strongest = min(evaluated.table().items(), key=lambda item: item[1].value)
+        below, above = strongest.interval
+        bars = [[100 * (strongest.value - below)], [100 * (above - strongest.value)]]
+        style: dict[str, Any] = {"fmt": "o", "color": line.get_color(), "capsize": 3}
+        axes.errorbar([eps], [100 * strongest.value], yerr=bars, label=f"{which}: {name} at {eps:.3g}", **style)
+    axes.set(xlabel=f"eps ({norm})", ylabel="accuracy, %", xlim=(0, reach), ylim=(0, 100))
+    _finish(axes)
     _save(figure, path)
 
 

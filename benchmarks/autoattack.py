@@ -1,0 +1,170 @@
+"""Our AutoAttack beside the published one: same net, same images, same seeds; verdicts, passes and seconds.
+
+The published code is not part of this project: check it out from https://github.com/fra31/auto-attack and name the
+folder that holds its package `autoattack`.
+
+    python benchmarks/autoattack.py run published runs/fashion_pgd --published auto-attack --out results
+    python benchmarks/autoattack.py run ours runs/fashion_pgd --out results
+    python benchmarks/autoattack.py time runs/fashion_pgd --published auto-attack --rounds 3 --out results
+    python benchmarks/autoattack.py table results
+
+`run` writes one file per net, threat and seed; `table` joins those of both sides. `time` lets the sides take turns in
+one process. Both run in eager fp32 with the same number of threads.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparring import L1, L2, Linf, load_model
+from sparring.core import Data, pixels
+from sparring.trained import recipe_of
+
+STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
+Threat = Linf | L2 | L1
+
+
+class Passes:
+    """Forward and backward passes through a model, in examples."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.forward = self.backward = 0
+        self.handle = model.register_forward_hook(self._seen)
+
+    def _seen(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        self.forward += len(out)
+        if out.requires_grad:
+            out.register_hook(self._back)
+
+    def _back(self, grad: Tensor) -> None:
+        self.backward += len(grad)
+
+    def take(self) -> tuple[int, int]:
+        seen = self.forward, self.backward
+        self.forward = self.backward = 0
+        return seen
+
+
+class Sheet:
+    """What one side did to one net: standing flags, seconds and passes after each stage."""
+
+    def __init__(self, passes: Passes) -> None:
+        self.passes, self.started = passes, time.perf_counter()
+        self.standing: dict[str, np.ndarray[Any, Any]] = {}
+        self.rows: dict[str, dict[str, float]] = {}
+
+    def note(self, stage: str, standing: np.ndarray[Any, Any]) -> None:
+        now = time.perf_counter()
+        forward, backward = self.passes.take()
+        self.standing[stage] = standing.copy()
+        self.rows[stage] = {
+            "seconds": now - self.started,
+            "forward": forward,
+            "backward": backward,
+            "standing": int(standing.sum()),
+        }
+        self.started = time.perf_counter()
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, rows=json.dumps(self.rows), **self.standing)
+
+
+@torch.no_grad()
+def published(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int, batch: int, sheet: Sheet) -> None:
+    """The published code, one attack after the other on what stands."""
+    from autoattack import AutoAttack  # type: ignore[import-not-found]
+
+    norm = type(threat).__name__
+    attack = AutoAttack(model, norm=norm, eps=threat.eps, seed=seed, version="standard", device="cpu", verbose=False)
+    attack.logger.log = lambda text: None
+    standing = torch.cat([model(part).argmax(1) for part in x.split(batch)]) == y
+    sheet.note("clean", standing.numpy())
+    for stage in STAGES:
+        rows = standing.nonzero()[:, 0]
+        attack.attacks_to_run = [stage]
+        with quiet():
+            z = attack.run_standard_evaluation(x[rows], y[rows], bs=batch) if len(rows) else x[rows]
+        standing[rows] = torch.cat([model(part).argmax(1) for part in z.split(batch)]) == y[rows]
+        sheet.note(stage, standing.numpy())
+
+
+def ours(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int, batch: int, sheet: Sheet) -> None:
+    from sparring import autoattack
+
+    def on_news(news: Any) -> None:
+        if news.stage_done:
+            sheet.note(news.stage.rpartition("/")[2], news.flags)
+
+    autoattack(model, x, y, threat, seed=seed, batch_size=batch, on_news=on_news)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    import io
+    from contextlib import redirect_stdout
+
+    with redirect_stdout(io.StringIO()):
+        yield
+
+
+def images(run: Path, count: int) -> tuple[Tensor, Tensor]:
+    test: Data = recipe_of(run).data.load()[1][:count]
+    return pixels(test.x), test.y
+
+
+def name_of(net: Path) -> str:
+    """The run that a folder or a file of weights belongs to."""
+    return net.name if net.is_dir() else net.parent.name
+
+
+SIDES: dict[str, Callable[..., None]] = {"published": published, "ours": ours}
+
+
+def run(args: argparse.Namespace) -> None:
+    threat = {"Linf": Linf, "L2": L2, "L1": L1}[args.norm](args.eps)
+    x, y = images(args.net, args.examples)
+    for seed in args.seeds:
+        path = args.out / f"{args.side}-{name_of(args.net)}-{args.norm}-{args.eps}-{seed}.npz"
+        if path.exists():
+            continue
+        model = load_model(args.net)
+        sheet = Sheet(Passes(model))
+        SIDES[args.side](model, x, y, threat, seed, args.batch, sheet)
+        sheet.save(path)
+        print(path.name, json.dumps(sheet.rows), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("run")
+    one.add_argument("side", choices=SIDES)
+    one.add_argument("net", type=Path)
+    one.add_argument("--published", type=Path)
+    one.add_argument("--norm", default="Linf")
+    one.add_argument("--eps", default="0.1")
+    one.add_argument("--examples", type=int, default=500)
+    one.add_argument("--batch", type=int, default=250)
+    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    one.add_argument("--threads", type=int, default=2)
+    one.add_argument("--out", type=Path, default=Path("results"))
+    one.set_defaults(do=run)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.published:
+        sys.path.insert(0, str(args.published))
+    args.do(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""Auto-PGD: gradient ascent that chooses its own step sizes (https://arxiv.org/abs/2003.01690, Linf and L2).
+
+For L1 the steps are sparse and the schedule is its own (https://arxiv.org/abs/2103.01208). Examples are searched side
+by side and leave when they are fooled; none depends on another.
+"""
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from ..core import PointLoss, Threat, each
+from ..errors import UserError
+from ..randomness import Rng, normal
+from ..threats import L1
+from .gradient import Shell, Start
+from .slope import Slope, slope
+
+
+def checkpoints(steps: int) -> list[int]:
+    """After which steps the step size is looked at: 22, 41, 57, 70, 80, 87, 93 and 99 of 100."""
+    shares = [0, 22]
+    while shares[-1] < 100:
+        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 3, 6))
+    return sorted({-(-share * steps // 100) for share in shares[1:-1]})
+
+
+@dataclass(frozen=True, slots=True)
+class APGD:
+    """Auto-PGD with `steps` + 1 forward and backward passes at most.
+
+    An example leaves at its first point that fools; others get their point of highest loss. With `to_the_end`, all take
+    every step and get the point of highest loss.
+
+    The released code differs from the paper in three details of when a step is halved; they are options here:
+    `ties_halve` (also when exactly `rho` of the steps since the last checkpoint went up), `first_from_zero` (the first
+    step counts as one that goes up if its loss is positive) and `first_no_stall` (at the first checkpoint, a best
+    loss that has stalled does not halve). L1 has no momentum, and the options do not apply.
+    """
+
+    threat: Threat
+    steps: int = 100
+    rho: float = 0.75
+    start: Start = field(default_factory=Shell)
+    to_the_end: bool = False
+    ties_halve: bool = False
+    first_from_zero: bool = False
+    first_no_stall: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"APGD needs at least one step, not {self.steps}")
+        if not 0 < self.rho < 1:
+            raise UserError(f"rho = {self.rho:g} is not in (0, 1): it is the share of steps that should go up")
+
+    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+        x = x.detach()
+        if isinstance(self.threat, L1):
+            return _sparse(self.threat, self.steps, self.to_the_end, loss, x, rng)
+        z = self.start(self.threat, x, rng)
+        path = _Momentum.begin(self, x, z, slope(loss, z))
+        return _climb(loss, path, self.steps, frozenset(checkpoints(self.steps)), leaving=not self.to_the_end)
+
+
+class _Search(Protocol):
+    """Examples on their way up. All tensors are `[B, ...]`; `path[rows]` are some of them."""
+
+    @property
+    def z(self) -> Tensor: ...
+    @property
+    def best(self) -> Tensor: ...
+    @property
+    def first_fooled(self) -> Tensor | None: ...
+    def move(self) -> Tensor: ...
+    def see(self, z: Tensor, seen: Slope) -> None: ...
+    def adapt(self) -> None: ...
+    def __getitem__(self, rows: Tensor) -> Self: ...
+
+
+def _climb(loss: PointLoss, path: _Search, steps: int, checks: frozenset[int], leaving: bool) -> Tensor:
+    """The first fooling point of each example, or its best. Fooled examples cost nothing from then on."""
+    out, rows = path.best.clone(), torch.arange(len(path.z), device=path.z.device)
+    z, fooled = path.z, path.first_fooled
+    for step in range(steps + 1):
+        if leaving and fooled is not None and bool(fooled.any()):
+            out[rows[fooled]] = z[fooled]
+            rows, loss, path = rows[~fooled], loss[~fooled], path[~fooled]
+        if step == steps or not len(rows):
+            break
+        if step in checks:
+            path.adapt()
+        z = path.move()
+        seen = slope(loss, z)
+        path.see(z, seen)
+        fooled = seen.fooled
+    out[rows] = path.best
+    return out
+
+
+@dataclass(slots=True)
+class _Path:
+    """What both kinds of search remember."""
+
+    x: Tensor
+    z: Tensor
+    grad: Tensor
+    best: Tensor
+    best_grad: Tensor
+    best_value: Tensor
+    size: Tensor
+    """The length of the next step, `[B, 1, ...]`."""
+    first_fooled: Tensor | None
+
+    def __getitem__(self, rows: Tensor) -> Self:
+        parts = (getattr(self, f.name) for f in fields(self))
+        return type(self)(*(part[rows] if isinstance(part, Tensor) else part for part in parts))
+
+    def _keep_best(self, z: Tensor, seen: Slope) -> None:
+        better = seen.value > self.best_value
+        self.best_value = seen.value.where(better, self.best_value)
+        better = each(better, z)
+        self.best = z.where(better, self.best)
+        self.best_grad = seen.grad.where(better, self.best_grad)
+
+    def _go_back(self, rows: Tensor) -> None:
+        rows = each(rows, self.z)
+        self.z = self.best.where(rows, self.z)
+        self.grad = self.best_grad.where(rows, self.grad)
+
+
+@dataclass(slots=True)
+class _Momentum(_Path):
+    """The rule for Linf and L2."""
+
+    rules: APGD
+    old: Tensor
+    value: Tensor
+    """The loss at the last point, to see whether the next is higher."""
+    ups: Tensor
+    steps: int
+    window: int
+    """Steps since the last checkpoint; `ups` counts those that went up."""
+    marked: Tensor
+    """The best loss at the last checkpoint."""
+    halved: Tensor
+    """Whether the step was halved there."""
+
+    @classmethod
+    def begin(cls, rules: APGD, x: Tensor, z: Tensor, seen: Slope) -> "_Momentum":
+        value = seen.value
+        size = torch.full_like(each(value, x), 2 * rules.threat.eps)
+        before = torch.zeros_like(value) if rules.first_from_zero else value
+        halved = torch.full_like(value, rules.first_no_stall, dtype=torch.bool)
+        ups = torch.zeros_like(value)
+        best = (z, seen.grad, value)
+        return cls(x, z, seen.grad, *best, size, seen.fooled, rules, z, before, ups, 0, 0, value, halved)
+
+    def move(self) -> Tensor:
+        threat, ahead = self.rules.threat, 0.75 if self.steps else 1.0
+        target = threat.project(self.z + self.size * threat.ascent(self.grad), self.x)
+        carried = self.z + ahead * (target - self.z) + (1 - ahead) * (self.z - self.old)
+        return threat.project(carried, self.x)
+
+    def see(self, z: Tensor, seen: Slope) -> None:
+        self._keep_best(z, seen)
+        self.ups = self.ups + (seen.value > self.value)
+        self.steps, self.window = self.steps + 1, self.window + 1
+        self.old, self.z, self.grad, self.value = self.z, z, seen.grad, seen.value
+
+    def adapt(self) -> None:
+        """Halves the step of an example that seldom went up, or that stalled without having been halved."""
+        enough = self.rules.rho * self.window
+        seldom = self.ups <= enough if self.rules.ties_halve else self.ups < enough
+        self.halved = seldom | (~self.halved & (self.best_value <= self.marked))
+        self.marked, self.ups, self.window = self.best_value, torch.zeros_like(self.ups), 0
+        self.size = torch.where(each(self.halved, self.size), self.size / 2, self.size)
+        self._go_back(self.halved)
+
+
+# -- L1: sparse steps, whose sparsity follows that of the best point
+
+
+def _sparse(threat: L1, steps: int, to_the_end: bool, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+    """30 % of the steps in a ball of 3 eps, 30 % in one of 2 eps, the rest in that of eps; only the last may fool."""
+    early = math.ceil(0.3 * steps)
+    phases = ((3, early), (2, early), (1, steps - 2 * early)) if steps - 2 * early > 0 else ((1, steps),)
+    z = x + normal(x, rng)
+    for factor, count in phases:
+        ball = replace(threat, eps=min(factor * threat.eps, float(x[0].numel())))
+        z = ball.project(z, x)
+        path = _Sparse.begin(ball, x, z, slope(loss, z))
+        every = max(1, int(0.04 * count))
+        leaving = factor == 1 and not to_the_end
+        z = _climb(loss, path, count, frozenset(range(every, count, every)), leaving)
+    return z
+
+
+@dataclass(slots=True)
+class _Sparse(_Path):
+    """The rule for L1."""
+
+    ball: L1
+    support: Tensor
+    """How many pixels the best point had changed at the last checkpoint."""
+    share: Tensor
+    """The share of the pixels that a step moves."""
+
+    @classmethod
+    def begin(cls, ball: L1, x: Tensor, z: Tensor, seen: Slope) -> "_Sparse":
+        size = torch.full_like(each(seen.value, x), ball.eps)
+        support = _support(z - x)
+        best = (z, seen.grad, seen.value)
+        return cls(x, z, seen.grad, *best, size, seen.fooled, ball, support, support / x[0].numel() / 1.5)
+
+    def move(self) -> Tensor:
+        steepest = self.grad.flatten(1).abs()
+        count = steepest.shape[1]
+        place = ((1 - self.share) * count).clamp(0, count - 1).long()
+        least = steepest.sort(1).values.gather(1, place[:, None])
+        step = self.grad.sign() * each((steepest >= least), steepest).view_as(self.grad)
+        step = step / (each(self.ball.norm(step), step) + 1e-10)
+        return self.ball.project(self.z + self.size * (step + 0 * self.grad), self.x)  # NaN stays NaN
+
+    def see(self, z: Tensor, seen: Slope) -> None:
+        self._keep_best(z, seen)
+        self.z, self.grad = z, seen.grad
+
+    def adapt(self) -> None:
+        """Where the best point became sparser, full steps from there; elsewhere, shorter steps."""
+        support = _support(self.best - self.x)
+        sparser = support / self.support.clamp_min(1) < 0.95
+        shorter = (self.size / 1.5).clamp(self.ball.eps / 10, self.ball.eps)
+        self.size = torch.where(each(sparser, self.size), torch.full_like(self.size, self.ball.eps), shorter)
+        self.share, self.support = support / self.x[0].numel() / 1.5, support
+        self._go_back(sparser)
+
+
+def _support(delta: Tensor) -> Tensor:
+    return (delta != 0).flatten(1).sum(1).to(delta.dtype)

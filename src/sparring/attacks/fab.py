@@ -1,0 +1,161 @@
+"""Fast adaptive boundary attack: the nearest point beyond the decision boundary (https://arxiv.org/abs/1907.02044)."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..core import PointLoss, Threat, each
+from ..errors import UserError
+from ..losses import Boundaries
+from ..randomness import Rng
+from ..threats import L1, L2, Linf
+from .gradient import Near, Start
+from .minimum import Closest
+from .slope import slopes
+
+_TINY = 1e-12
+_NEWTON = 50
+
+
+@dataclass(frozen=True, slots=True)
+class FAB:
+    """Steps to the linearised decision boundary, biased towards the example, and back from beyond it.
+
+    It raises a loss that knows its boundaries: `Margin(model, y)` for the nearest of all (a backward pass per other
+    class and step), `Margin(model, y, target)` for one (two forward passes and a backward pass a step). As an attack,
+    it lets an example go once a point within eps fools; `closest` takes every step and finds the nearest point at all.
+
+    The released code leaves out the paper's `final_search` along the line to the example (there 3 steps, with 0 none),
+    and starts again at random points half of eps away: `Restarts(FAB(threat, start=Shell(0.5)))`.
+    """
+
+    threat: Threat
+    steps: int = 100
+    alpha_max: float = 0.1
+    eta: float = 1.05
+    beta: float = 0.9
+    final_search: int = 3
+    start: Start = field(default_factory=lambda: Near(0.0))
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threat, Linf | L2 | L1):
+            raise UserError(f"FAB is defined for Linf, L2 and L1, not for {self.threat!r}")
+        if self.steps < 1 or self.final_search < 0:
+            raise UserError(f"FAB needs at least one step, and a final search of 0 or more: not {self!r}")
+
+    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+        """A point within eps that fools; for other examples, the nearest fooling point brought back to eps."""
+        found = self._search(loss, x.detach(), rng, leave_at=self.threat.eps)
+        return self.threat.project(found.points, x.detach())
+
+    def closest(self, loss: PointLoss, x: Tensor, rng: Rng) -> Closest:
+        return self._search(loss, x.detach(), rng, leave_at=0.0)
+
+    def _search(self, loss: PointLoss, x: Tensor, rng: Rng, leave_at: float) -> Closest:
+        if not hasattr(loss, "differences"):
+            raise UserError(f"FAB needs a loss that knows its boundaries, as Margin does, not {type(loss).__name__}")
+        found, rows = Closest.none(x), torch.arange(len(x), device=x.device)
+        near, z = x, self.start(self.threat, x, rng)
+        bounds: Boundaries = loss  # type: ignore[assignment]
+        for _ in range(self.steps):
+            z = self._step(bounds, near, z)
+            with torch.no_grad():
+                fooled = _fooled(bounds, z)
+            found.keep(rows[fooled], z[fooled], self.threat.norm(z - near)[fooled])
+            z = (near + self.beta * (z - near)).where(each(fooled, z), z)
+            going = found.norm[rows] > leave_at
+            if not bool(going.all()):
+                rows, near, z, bounds = rows[going], near[going], z[going], bounds[going]
+                if not len(rows):
+                    break
+        return self._searched(loss, x, found)
+
+    def _step(self, loss: Boundaries, x: Tensor, z: Tensor) -> Tensor:
+        """From `z` and from the example `x` onto the nearest linearised boundary inside [0, 1], a little beyond."""
+        values, grads = slopes(loss, z)
+        nearest = (values.abs() / (_dual(self.threat, grads) + _TINY)).argmin(1)
+        rows = torch.arange(len(x), device=x.device)
+        value, w = values[rows, nearest], grads[rows, nearest].flatten(1)
+        gap_of_x = value + (w * (x - z).flatten(1)).sum(1)
+        start = torch.cat([z.flatten(1), x.flatten(1)])
+        move = to_hyperplane(self.threat, start, w.repeat(2, 1), torch.cat([value, gap_of_x]))
+        from_z, from_x = move.view(2, *z.shape)
+        near, far = (self.threat.norm(part).clamp_min(1e-8) for part in (from_z, from_x))
+        alpha = each((near / (near + far)).clamp_max(self.alpha_max), z)
+        return ((z + self.eta * from_z) * (1 - alpha) + (x + self.eta * from_x) * alpha).clamp_(0, 1)
+
+    @torch.no_grad()
+    def _searched(self, loss: PointLoss, x: Tensor, found: Closest) -> Closest:
+        """Where the line from the example to its nearest point would cross the boundary if the loss were linear."""
+        rows = found.norm.isfinite().nonzero()[:, 0]
+        if not len(rows) or not self.final_search:
+            return found
+        loss, inner, outer = loss[rows], x[rows], found.points[rows]
+        low = loss(inner).value
+        for _ in range(self.final_search):
+            high = loss(outer).value
+            share = each((-low / (high - low).clamp_min(_TINY)).clamp(0, 1), x)
+            middle = inner + share * (outer - inner)
+            value, fooled = loss(middle)
+            fooled = torch.zeros_like(value, dtype=torch.bool) if fooled is None else fooled
+            found.keep(rows[fooled], middle[fooled], self.threat.norm(middle - x[rows])[fooled])
+            beyond = each(fooled, x)
+            outer, inner = middle.where(beyond, outer), inner.where(beyond, middle)
+            low = torch.where(fooled, low, value)
+        return found
+
+
+def _fooled(loss: PointLoss, z: Tensor) -> Tensor:
+    fooled = loss(z).fooled
+    assert fooled is not None
+    return fooled
+
+
+def _dual(threat: Threat, grads: Tensor) -> Tensor:
+    """How fast a linear function rises per unit of the norm of the set: `[B, K]`."""
+    flat = grads.flatten(2).abs()
+    if isinstance(threat, Linf):
+        return flat.sum(2)
+    return torch.linalg.vector_norm(flat, dim=2) if isinstance(threat, L2) else flat.amax(2)
+
+
+def to_hyperplane(threat: Threat, z: Tensor, w: Tensor, gap: Tensor) -> Tensor:
+    """The smallest move, in the norm of the set, from `z` in [0, 1] onto `gap + w . move = 0`, staying in [0, 1].
+
+    `z` and `w` are `[B, D]`, `gap` `[B]`. Where the hyperplane misses [0, 1], the corner that comes nearest to it. For
+    Linf and L2 by Newton's method on a concave, piecewise linear function, which is exact and needs no sorting.
+    """
+    v = -w * torch.where(gap >= 0, 1.0, -1.0).to(w)[:, None]
+    room = torch.where(v > 0, 1 - z, z)
+    size, need = v.abs(), gap.abs()[:, None]
+    if isinstance(threat, L1):
+        return v.sign() * _greedy(size, room, need)
+    rate = torch.ones_like(size) if isinstance(threat, Linf) else size
+    return v.sign() * _newton(size, rate, room, need)
+
+
+def _newton(size: Tensor, rate: Tensor, room: Tensor, need: Tensor) -> Tensor:
+    """`min(t * rate, room)` for the least t at which its product with `size` sums to `need`, or else all the room."""
+    gain = size * rate
+    t = need / gain.sum(1, keepdim=True).clamp_min(_TINY)
+    for _ in range(_NEWTON):
+        reach = t * rate
+        free = reach < room
+        lack = need - (size * torch.minimum(reach, room)).sum(1, keepdim=True)
+        slope = (gain * free).sum(1, keepdim=True)
+        if not bool((lack > 1e-6 * need).logical_and_(slope > 0).any()):
+            break
+        t = t + lack.clamp_min(0) / slope.clamp_min(_TINY)
+    full = (slope <= 0) & (lack > 0)
+    return torch.where(full, room, torch.minimum(t * rate, room))
+
+
+def _greedy(size: Tensor, room: Tensor, need: Tensor) -> Tensor:
+    """The whole room of the coordinates of largest `size`, until the products sum to `need`."""
+    largest, order = size.sort(1, descending=True)
+    gain = largest * room.gather(1, order)
+    used = torch.minimum((need - (gain.cumsum(1) - gain)).clamp_min(0), gain)
+    move = torch.where(used >= gain, room.gather(1, order), used / largest.clamp_min(_TINY))
+    move = move * (used > 0)
+    return torch.zeros_like(size).scatter_(1, order, move)

@@ -1,0 +1,208 @@
+"""Square attack: random search with squares, without gradients (https://arxiv.org/abs/1912.00049; L1: 2103.01208)."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..core import PointLoss, Threat, each
+from ..errors import UserError
+from ..randomness import Rng, some, uniform
+from ..threats import L1, L2, Linf
+
+_BLOCK = 50  # queries for which random numbers are drawn at once
+_TINY = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Square:
+    """One forward pass a query; a proposal is kept if it raises the loss or fools. Needs no gradient.
+
+    `share` is the part of the image that the first squares cover; it is halved after 10, 50, 200, 500, 1000, 2000,
+    4000, 6000 and 8000 of 10,000 queries. AutoAttack raises `Margin`. Each example draws its own squares.
+
+    The released code differs from the paper in two details, options here: it does not `rescale` that schedule to the
+    number of queries, and it never places a square at the last row or column (`last_place`). Its third, one square for
+    the whole batch, is not offered: results would depend on the batch.
+    """
+
+    threat: Threat
+    queries: int = 5000
+    share: float = 0.8
+    rescale: bool = True
+    last_place: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threat, Linf | L2 | L1):
+            raise UserError(f"Square is defined for Linf, L2 and L1, not for {self.threat!r}")
+        if self.queries < 1 or not 0 < self.share <= 1:
+            raise UserError(f"Square needs at least one query and a share in (0, 1], unlike {self!r}")
+
+    @torch.no_grad()
+    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+        x = x.detach()
+        squares: _Squares = _Stripes(self) if isinstance(self.threat, Linf) else _Pyramids(self)
+        z = squares.start(x, rng)
+        out, rows = z.clone(), torch.arange(len(x), device=x.device)
+        value, fooled = loss(z)
+        numbers = x[:, :0]
+        for query in range(self.queries):
+            if fooled is not None and bool(fooled.any()):
+                out[rows[fooled]] = z[fooled]
+                stay = ~fooled
+                rows, x, z, value, numbers, loss = rows[stay], x[stay], z[stay], value[stay], numbers[stay], loss[stay]
+            if not len(rows):
+                break
+            if query % _BLOCK == 0:
+                numbers = uniform(x.new_empty(len(x), _BLOCK, squares.numbers(x)), some(rng, rows))
+            new = squares.propose(x, z, self.side(query, x), numbers[:, query % _BLOCK])
+            seen, fooled = loss(new)
+            better = seen > value if fooled is None else (seen > value) | fooled
+            z = torch.where(each(better, z), new, z)
+            value = torch.where(better, seen, value)
+        out[rows] = z
+        return out
+
+    def side(self, query: int, x: Tensor) -> int:
+        """The side of the square of a query, in pixels."""
+        done = query * 10_000 // self.queries if self.rescale else query
+        halvings = sum(done > bound for bound in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000))
+        height, width = x.shape[2:]
+        side = round(math.sqrt(self.share / 2**halvings * height * width))
+        return min(max(1, side), height, width)
+
+
+class _Squares(Protocol):
+    """How the squares of one norm look."""
+
+    def numbers(self, x: Tensor) -> int:
+        """How many uniform numbers a proposal takes."""
+        ...
+
+    def start(self, x: Tensor, rng: Rng) -> Tensor: ...
+    def propose(self, x: Tensor, z: Tensor, side: int, numbers: Tensor) -> Tensor: ...
+
+
+def _signs(numbers: Tensor) -> Tensor:
+    return torch.where(numbers < 0.5, -1.0, 1.0).to(numbers.dtype)
+
+
+def _places(rules: Square, numbers: Tensor, room: int) -> Tensor:
+    """Where a square begins: 0 to `room`, or one less in the released code."""
+    count = room + rules.last_place
+    return (numbers * count).long().clamp_(0, max(0, count - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Stripes:
+    """Linf: every pixel is at +eps or -eps, first in vertical stripes; a square sets each channel to one of both."""
+
+    rules: Square
+
+    def numbers(self, x: Tensor) -> int:
+        return 2 + x.shape[1]
+
+    def start(self, x: Tensor, rng: Rng) -> Tensor:
+        signs = _signs(uniform(x[:, :, :1], rng))
+        return (x + self.rules.threat.eps * signs).clamp_(0, 1)
+
+    def propose(self, x: Tensor, z: Tensor, side: int, numbers: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        down, across = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+        top = _places(self.rules, numbers[:, 0], height - side)[:, None]
+        left = _places(self.rules, numbers[:, 1], width - side)[:, None]
+        inside = ((down >= top) & (down < top + side))[:, None, :, None]
+        inside = inside & ((across >= left) & (across < left + side))[:, None, None, :]
+        signs = _signs(numbers[:, 2:])[:, :, None, None]
+        return torch.where(inside, (x + self.rules.threat.eps * signs).clamp_(0, 1), z)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pyramids:
+    """L2 and L1: mass is moved from one window to another, where two pyramids of opposite sign are added to it."""
+
+    rules: Square
+
+    @property
+    def _order(self) -> int:
+        return 2 if isinstance(self.rules.threat, L2) else 1
+
+    def numbers(self, x: Tensor) -> int:
+        return 5 + x.shape[1]
+
+    def start(self, x: Tensor, rng: Rng) -> Tensor:
+        """A grid of about 5 x 5 pyramids."""
+        height, width = x.shape[2:]
+        side, delta = max(1, height // 5), torch.zeros_like(x)
+        first = (height - 5 * side) // 2 if height >= 5 else 0
+        for top in range(first, height - side + 1, side):
+            for left in range(first, width - side + 1, side):
+                numbers = uniform(x.new_empty(len(x), 1 + x.shape[1]), rng)
+                delta[:, :, top : top + side, left : left + side] = self._pyramids(side, numbers)
+        return self._in_ball(x, delta)
+
+    def propose(self, x: Tensor, z: Tensor, side: int, numbers: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        side = min(max(3, side) | 1, height, width)
+        delta = (z - x).flatten(2)
+        tops, lefts = (_places(self.rules, numbers[:, i : i + 2], room - side) for i, room in ((0, height), (2, width)))
+        here, there = (self._window(tops[:, i], lefts[:, i], side, x) for i in (0, 1))
+        old = delta.gather(2, here)
+        spent = self._norm(delta.flatten(1)[:, None])
+        union = torch.zeros_like(delta).scatter_(2, here, 1.0).scatter_(2, there, 1.0)
+        freed = self._norm(delta * union)
+        new = self._pyramids(side, numbers[:, 4:]).flatten(2) + old / (self._norm(old) + _TINY)
+        new = new / (self._norm(new) + _TINY) * self._budget(spent, freed, x.shape[1])
+        delta = delta.scatter(2, there, 0.0).scatter(2, here, new)
+        return self._in_ball(x, delta.view_as(x))
+
+    def _window(self, top: Tensor, left: Tensor, side: int, x: Tensor) -> Tensor:
+        """The flat places of a square, `[B, C, side * side]`."""
+        steps = torch.arange(side, device=x.device)
+        places = (top[:, None] + steps)[:, :, None] * x.shape[3] + (left[:, None] + steps)[:, None, :]
+        return places.flatten(1)[:, None].expand(-1, x.shape[1], -1)
+
+    def _budget(self, spent: Tensor, freed: Tensor, channels: int) -> Tensor:
+        """The norm that the new window may have in each channel."""
+        eps = self.rules.threat.eps
+        if self._order == 2:
+            return ((eps**2 - spent**2).clamp_min(0) / channels + freed**2).sqrt()
+        return ((eps - spent).clamp_min(0) / channels + freed) * channels
+
+    def _norm(self, t: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(t, ord=self._order, dim=2, keepdim=True)
+
+    def _pyramids(self, side: int, numbers: Tensor) -> Tensor:
+        """Two pyramids, side by side or one above the other, with a sign for each channel: `[B, C, side, side]`."""
+        shape = _two_pyramids(side, self._order).to(numbers)
+        turned = torch.where((numbers[:, :1] > 0.5)[:, None, None], shape.T, shape)
+        return turned * _signs(numbers[:, 1:])[:, :, None, None]
+
+    def _in_ball(self, x: Tensor, delta: Tensor) -> Tensor:
+        threat = self.rules.threat
+        if isinstance(threat, L1):
+            return threat.project(x + delta, x)
+        return (x + threat.eps * delta / each(threat.norm(delta) + _TINY, delta)).clamp_(0, 1)
+
+
+@lru_cache(maxsize=64)
+def _two_pyramids(side: int, order: int) -> Tensor:
+    """The upper half rises to a peak, the lower falls to one; unit norm."""
+    upper = side // 2
+    halves = [sign * _pyramid(rows, side, order) for sign, rows in ((1, upper), (-1, side - upper)) if rows]
+    both = torch.cat(halves)
+    return both / torch.linalg.vector_norm(both, ord=order)
+
+
+def _pyramid(height: int, width: int, order: int) -> Tensor:
+    """Rings about the middle; the ring at distance d has the sum of 1 / (k + 1)^(2 or 4) over k >= d."""
+    count = max(height // 2, width // 2) + 1
+    power = 2 if order == 2 else 4
+    rings = (1 / torch.arange(1, count + 1, dtype=torch.float64) ** power).flip(0).cumsum(0).flip(0)
+    down = (torch.arange(height) - height // 2).abs()
+    across = (torch.arange(width) - width // 2).abs()
+    heights = rings[torch.maximum(down[:, None], across[None]).clamp_max(count - 1)]
+    return heights / torch.linalg.vector_norm(heights, ord=order)

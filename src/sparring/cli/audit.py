@@ -1,0 +1,111 @@
+"""`sparring audit`."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+from .common import argument, print_json, say, value_of
+from .evaluate import ForeignOptions, foreign, is_foreign
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..core import Data, Threat
+
+_AUDIT = """\
+usage: sparring audit TARGET [--threat THREAT] [--examples N] [--surrogate RUN_OR_WEIGHTS] [--device NAME] [--json] ...
+
+Looks for signs that robustness comes from masked gradients: each check with its figure, its threshold and its source, a
+verdict, and what to do next. TARGET is as for `sparring evaluate`: a run folder (its best weights), a file of weights,
+or module:function with --data. Exit status: 0 if no check fails, 1 if one does, 2 for a mistake in the command.
+
+  sparring audit runs/quickstart
+  sparring audit mymodels:build --data npz:test.npz --threat linf:8/255"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    threat: str | None = None
+    """Where the model is said to be robust: linf:8/255, l2:0.5 or l1:12. Left out, the threat of the recipe."""
+    examples: int | None = 200
+    """How many test images to look at, the first ones."""
+    surrogate: str | None = None
+    """A run or weights whose attacks are transferred; left out, a small net learns the model's answers."""
+    recipe: str | None = None
+    """The recipe that weights belong to, if they do not say."""
+    steps: int = 50
+    """Steps of the attacks that are compared."""
+    queries: int = 1000
+    """Queries of the attack without gradients."""
+    seed: int = 0
+    """Decides all random numbers."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    json: bool = False
+    """Print one JSON object on standard output instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ForeignOptions(ForeignOptions, _Options):
+    examples: int | None = 200
+    seed: int = 0
+
+
+def audit(args: list[str]) -> int:
+    target, rest = argument(args, "TARGET", _AUDIT)
+    from ..environment import device_of
+    from ..flags import parse
+    from ..scores import passed
+
+    kind = _ForeignOptions if is_foreign(target, rest) else _Options
+    options, _, _ = parse(kind, None, {}, rest, f"sparring audit {target}", _AUDIT)
+    device = device_of(options.device)
+    model, test, threat = _subject(target, options, rest)
+    from ..evaluate import Budget
+    from ..evaluate import audit as run_audit
+    from ..trained import load_model
+
+    surrogate = None if options.surrogate is None else load_model(options.surrogate).to(device)
+    test = test if options.examples is None else test[: options.examples]
+    found = run_audit(
+        model.to(device),
+        test.to(device),
+        threat,
+        surrogate=surrogate,
+        budget=Budget(options.steps, options.queries),
+        seed=options.seed,
+        on_check=lambda name: None if options.json else say(f"looking at {name}", sys.stderr),
+    )
+    if options.json:
+        print_json({"target": target, "passed": passed(found), "checks": [finding.plain() for finding in found]})
+    else:
+        from rich import print as rich_print
+
+        from ..console import findings_table
+
+        rich_print(findings_table(found))
+        say("\n".join(f"{each.verdict}: {each.name}: {each.advice}" for each in found if each.advice))
+        say(f"{target}, {len(test)} images, {threat}: " + ("no check failed" if passed(found) else "FAILED"))
+    return 0 if passed(found) else 1
+
+
+def _subject(target: str, options: _Options, args: list[str]) -> "tuple[nn.Module, Data, Threat]":
+    from ..threats import threat
+
+    given = threat(options.threat) if options.threat else None
+    if isinstance(options, _ForeignOptions):
+        if given is None:
+            raise UserError("nothing says where the model is robust: name it, as --threat linf:8/255")
+        return *foreign(target, options), given
+    from ..evaluate import threat_of
+    from ..recipes import find
+    from ..trained import load_model, recipe_of
+
+    named = value_of("--recipe", args)
+    recipe = find(named)() if named else recipe_of(Path(target))
+    known = given or threat_of(dict(recipe.evaluation.adversaries))
+    if known is None:
+        raise UserError("the recipe names no threat: name one, as --threat linf:8/255")
+    return load_model(target, recipe), recipe.data.load()[1], known

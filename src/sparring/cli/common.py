@@ -1,0 +1,54 @@
+"""What the commands share."""
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..errors import UserError
+
+
+def argument(args: list[str], what: str, usage: str) -> tuple[str, list[str]]:
+    """The one positional argument, which comes first, and the rest."""
+    if args and args[0] in ("-h", "--help"):
+        say(usage)
+        raise SystemExit(0)
+    if not args or args[0].startswith("-"):
+        raise UserError(f"{what} is missing, and it comes first\n{usage}")
+    return args[0], args[1:]
+
+
+def ourselves() -> str:
+    """How this program was called, so that a printed command can be given as it is."""
+    called = Path(sys.argv[0])
+    found = shutil.which("sparring")
+    elsewhere = called.name == "sparring" and not (found and called.resolve() == Path(found).resolve())
+    return str(called) if elsewhere else "sparring"
+
+
+def value_of(flag: str, args: list[str]) -> str | None:
+    """What follows a flag, as `--flag value` or `--flag=value`; needed before the flags can be parsed."""
+    after = [b for a, b in pairwise(args) if a == flag]
+    joined = [a.removeprefix(flag + "=") for a in args if a.startswith(flag + "=")]
+    return next(iter(after + joined), None)
+
+
+def only(args: list[str], usage: str, *known: str) -> None:
+    """Help if it is asked for; an error for a flag that is not known."""
+    if "-h" in args or "--help" in args:
+        say(usage)
+        raise SystemExit(0)
+    for arg in args:
+        if arg not in known:
+            raise UserError(f"unknown argument {arg!r}\n{usage}")
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    say(json.dumps(value, indent=2))
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    print(text, file=file or sys.stdout)

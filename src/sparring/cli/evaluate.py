@@ -1,0 +1,278 @@
+"""`sparring evaluate` and `sparring compare`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import UserError
+from .common import argument, print_json, say, value_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..core import Data, Threat
+    from ..evaluate import Adversary
+    from ..recipe import Evaluation, Recipe
+    from ..scores import Evaluated
+
+_EVALUATE = """\
+usage: sparring evaluate TARGET [--autoattack VERSION] [--curve] [--threat THREAT] [--out DIR] [--json] ...
+
+Accuracy on test images, clean and under each attack, with 95 % Wilson intervals. TARGET is
+
+  a run folder        its best and its last weights; what was found is written there
+  a file of weights   written by sparring, or with --recipe RECIPE to say which model and data they belong to, or with
+                      --model ARCHITECTURE and --data DATA (RobustBench's names are read)
+  module:function     a model of your own, with --data DATA; this runs the code of that module
+
+Without attacks of a recipe, AutoAttack runs at --threat. An evaluation that was killed goes on where it was, if it has
+a folder to write to. `sparring evaluate TARGET --help` shows all flags.
+
+  sparring evaluate runs/quickstart --autoattack standard --curve
+  sparring evaluate mymodels:build --data npz:test.npz --threat linf:8/255 --out runs/mine"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    recipe: str | None = None
+    """The recipe whose model, data and attacks to use, for weights that do not say."""
+    autoattack: Literal["standard", "plus", "rand"] | None = None
+    """Add this version of AutoAttack to the attacks of the recipe; rand is for randomised models."""
+    curve: bool = False
+    """Look for the smallest eps of each example: robustness-curve.png and hardest-examples.png (needs a folder)."""
+    threat: str | None = None
+    """Where AutoAttack and the curve look: linf:8/255, l2:0.5 or l1:12. Left out, the threat of the recipe."""
+    keep_images: bool = False
+    """Keep all adversarial images with the per-example results."""
+    out: str | None = None
+    """Where to write what was found; for a run, its own folder."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    json: bool = False
+    """Print one JSON object on standard output instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignOptions:
+    data: str
+    """The test images: npz:FILE with x_test and y_test, or cifar10, cifar100:DIR, fashion_mnist, ..."""
+    model: str | None = None
+    """The architecture of a file of weights: preact_resnet18, or wide_resnet:depth=34,width=10."""
+    mean: tuple[float, ...] | None = None
+    """For a model that expects normalised images: the mean of each channel; it is put in front of the model."""
+    std: tuple[float, ...] | None = None
+    """The standard deviation of each channel."""
+    examples: int | None = None
+    """Only so many of the images, the first ones."""
+    batch_size: int = 256
+    """Images at once."""
+    seed: int = 0
+    """Decides all random numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ForeignOptions(ForeignOptions, _Options): ...
+
+
+def evaluate(args: list[str]) -> int:
+    target, rest = argument(args, "TARGET", _EVALUATE)
+    from .. import console
+
+    with console.evaluating() as show:
+        if is_foreign(target, rest):
+            options, found, attacks, out = _evaluate_foreign(target, rest, show)
+        else:
+            options, found, attacks, out = _evaluate_ours(Path(target), rest, show)
+    if options.json:
+        print_json({which: _plain(each) for which, each in found.items()})
+        return 0
+    from rich import print as rich_print
+
+    rich_print(console.accuracy_table({which: each.table() for which, each in found.items()}))
+    for which, each in found.items():
+        say("\n".join(console.remarks(which, each)))
+    for name, adversary in attacks.items():
+        say(f"{name}: {adversary}")
+    if out is not None:
+        _say_where(Path(out))
+    return 0
+
+
+def _plain(evaluated: "Evaluated") -> dict[str, object]:
+    table = {name: accuracy.plain() for name, accuracy in evaluated.table().items()}
+    return {**table, "notes": list(evaluated.notes)} if evaluated.notes else {**table}
+
+
+def _say_where(path: Path) -> None:
+    from ..results import RunFolder
+
+    run = RunFolder(path)
+    say(f"run folder: {path}")
+    for picture in (run.adversarial_examples, run.robustness_curve, run.hardest_examples):
+        if picture.exists():
+            say(f"picture: {picture}")
+    if not run.adversarial_examples.exists():
+        say("no example was broken")
+
+
+_Found = tuple[_Options, "dict[str, Evaluated]", "Mapping[str, object]", str | None]
+
+
+def _evaluate_ours(path: Path, args: list[str], show: object) -> _Found:
+    """A run folder, or weights whose recipe is known."""
+    from ..results import RunFolder
+    from ..trained import evaluate_run, evaluate_weights
+
+    options, recipe = _chosen(path, args)
+    recipe = replace(recipe, evaluation=_with_more(recipe.evaluation, options))
+    common = {"device": options.device, "keep_images": options.keep_images, "show": show}
+    if path.is_dir():
+        found = evaluate_run(RunFolder(path), recipe, **common)  # type: ignore[arg-type]
+    else:
+        out = RunFolder(options.out) if options.out else None
+        found = {"weights": evaluate_weights(path, recipe, out=out, **common)}  # type: ignore[arg-type]
+    return options, found, recipe.evaluation.adversaries, str(path) if path.is_dir() else options.out
+
+
+def _chosen(path: Path, args: list[str]) -> "tuple[_Options, Recipe]":
+    """The recipe that the run, the weights or --recipe name, with what the flags change of data and evaluation."""
+    from ..flags import parse
+    from ..recipes import find
+    from ..trained import recipe_of
+
+    named = value_of("--recipe", args)
+    recipe = find(named)() if named else recipe_of(path)
+    what = "Accuracy on the test set, clean and under each attack. The flags change what the recipe says."
+    fields = ("data", "evaluation", "seed")
+    options, recipe, _ = parse(_Options, recipe, {}, args, f"sparring evaluate {path}", what, fields)
+    return options, recipe
+
+
+def _with_more(evaluation: "Evaluation", options: _Options) -> "Evaluation":
+    """What the recipe evaluates, and what the flags add."""
+    if options.autoattack is None and not options.curve:
+        return evaluation
+    threat = _threat(options, evaluation)
+    return replace(evaluation, adversaries={**evaluation.adversaries, **_added(options, threat)})
+
+
+def _added(options: _Options, threat: "Threat") -> "dict[str, Adversary]":
+    from ..evaluate import AutoAttack, Nearest
+
+    more: dict[str, Any] = {}
+    if options.autoattack is not None:
+        more["autoattack"] = AutoAttack(threat, options.autoattack)
+    if options.curve:
+        more["nearest"] = Nearest.of(threat)
+    return more
+
+
+def _threat(options: _Options, evaluation: "Evaluation | None") -> "Threat":
+    from ..evaluate import threat_of
+    from ..threats import threat
+
+    found = threat(options.threat) if options.threat else threat_of(dict(evaluation.adversaries) if evaluation else {})
+    if found is None:
+        raise UserError("nothing says how far an attack may go: name it, as --threat linf:8/255")
+    return found
+
+
+def is_foreign(target: str, args: list[str]) -> bool:
+    """A model of the user's, or weights that --data and --model describe."""
+    path = Path(target)
+    return (not path.exists() and ":" in target) or (path.is_file() and value_of("--model", args) is not None)
+
+
+def _evaluate_foreign(target: str, args: list[str], show: object) -> _Found:
+    from ..environment import device_of
+    from ..flags import parse
+    from ..recipe import Evaluation
+    from ..results import RunFolder
+    from ..trained import evaluate_models
+
+    what = "Accuracy of a model of your own, clean and under AutoAttack."
+    options, _, _ = parse(_ForeignOptions, None, {}, args, f"sparring evaluate {target}", what)
+    threat = _threat(options, None)
+    device = device_of(options.device)
+    model, test = foreign(target, options)
+    version = options.autoattack or "standard"
+    evaluation = Evaluation(_added(replace(options, autoattack=version), threat), options.examples, options.batch_size)
+    model, test = model.to(device), test.to(device)
+    how = {"target": target, "data": options.data, "threat": repr(threat), "version": version, "seed": options.seed}
+    found = evaluate_models(
+        {"model": lambda: model},
+        test,
+        evaluation,
+        seed=options.seed,
+        out=RunFolder(options.out) if options.out else None,
+        how=how,
+        keep_images=options.keep_images,
+        show=show,  # type: ignore[arg-type]
+    )
+    return options, found, evaluation.adversaries, options.out
+
+
+def foreign(target: str, options: ForeignOptions) -> "tuple[nn.Module, Data]":
+    """The model that a target names, and its test images."""
+    from ..data import load_test
+    from ..foreign import fitting, imported_model, named_model, normalized
+
+    if options.model is not None:
+        model = named_model(options.model, Path(target), load_test(options.data))
+    else:
+        model = imported_model(target)
+    if (options.mean is None) != (options.std is None):
+        raise UserError("--mean and --std come together")
+    if options.mean is not None and options.std is not None:
+        model = normalized(model, options.mean, options.std)
+    return model, fitting(model, options.data)
+
+
+_COMPARE = """\
+usage: sparring compare A B [--attack NAME] [--json]
+
+Two evaluations of the same images, paired: which images only one of the models gets right, the difference with its 95 %
+interval, and McNemar's exact test. A and B are run folders that were evaluated (their best weights), or the .npz files
+of per-example results that an evaluation writes."""
+
+
+def compare(args: list[str]) -> int:
+    first, rest = argument(args, "A", _COMPARE)
+    second, rest = argument(rest, "B", _COMPARE)
+    from ..flags import parse
+
+    options, _, _ = parse(_CompareOptions, None, {}, rest, f"sparring compare {first} {second}", _COMPARE)
+    a, b = _read(first), _read(second)
+    common = [name for name in a.standing if name in b.standing]
+    names = [options.attack] if options.attack else [name for name in common if "/" not in name]
+    pairs = {name: a.paired(b, name) for name in names}
+    if options.json:
+        print_json({name: pair.plain() for name, pair in pairs.items()})
+        return 0
+    for name, pair in pairs.items():
+        left, right = a.table()[name], b.table()[name]
+        say(f"{name}: {left} against {right}; difference {pair}")
+        say(f"  only {first} is right on {pair.only_first} images, only {second} on {pair.only_second}")
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CompareOptions:
+    attack: str | None = None
+    """Compare under this attack alone; left out, under all that both have."""
+    json: bool = False
+    """Print one JSON object on standard output instead of sentences."""
+
+
+def _read(target: str) -> "Evaluated":
+    from ..results import RunFolder, read_evaluated
+
+    path = Path(target)
+    if path.is_dir():
+        found = [RunFolder(path).flags(which) for which in ("best", "weights", "model")]
+        known = next((each for each in found if each.exists()), None)
+        if known is None:
+            raise UserError(f"{path} holds no evaluation: give sparring evaluate {path} first")
+        path = known
+    return read_evaluated(path)

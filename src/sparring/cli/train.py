@@ -1,0 +1,129 @@
+"""`sparring list`, `show` and `train`."""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .common import argument, only, ourselves, print_json, say
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+    from ..results import RunFolder
+
+
+def list_recipes(args: list[str]) -> int:
+    only(args, "usage: sparring list [--json]\n\nThe recipes, a line each.", "--json")
+    from ..recipes import entries
+
+    found = entries()
+    if "--json" in args:
+        print_json({name: entry.summary for name, entry in found.items()})
+    else:
+        width = max(map(len, found))
+        say("\n".join(f"{name:{width}}  {entry.summary}" for name, entry in found.items()))
+    return 0
+
+
+def show(args: list[str]) -> int:
+    usage = "usage: sparring show RECIPE [--json]\n\nWhat a recipe is, in full. --json prints what a run writes down."
+    name, rest = argument(args, "RECIPE", usage)
+    only(rest, usage, "--json")
+    from ..recipes import entries, find
+
+    recipe = find(name)()
+    if "--json" in rest:
+        print_json(recipe.plain())
+    else:
+        from rich import print as rich_print
+        from rich.pretty import Pretty
+
+        say(entries()[name].text + "\n")
+        rich_print(Pretty(recipe, expand_all=True))
+        say(f"\nevery field: sparring train {name} --help")
+    return 0
+
+
+_TRAIN = """\
+usage: sparring train RECIPE [--out DIR] [--overwrite] [--device NAME] [--json] [--field.path VALUE ...]
+
+Trains a recipe. On a folder that holds an unfinished run of it, goes on from the newest checkpoint.
+`sparring train RECIPE --help` shows every field of the recipe; `sparring list` shows the recipes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TrainOptions:
+    out: str | None = None
+    """The run folder; runs/RECIPE if left out."""
+    overwrite: bool = False
+    """Delete the run that the folder holds and start anew."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    save_seconds: float = 300.0
+    """A checkpoint at least this often, besides one after each epoch."""
+    save_steps: int | None = None
+    """A checkpoint after every so many steps."""
+    tensorboard: bool = False
+    """Write TensorBoard events too (needs sparring[tensorboard])."""
+    json: bool = False
+    """Print one JSON object on standard output instead of sentences."""
+
+
+def train(args: list[str]) -> int:
+    name, rest = argument(args, "RECIPE", _TRAIN)
+    options, recipe = _chosen(name, rest)
+    from .. import console
+    from ..hooks import Interrupted, Saving
+    from ..run import fit
+
+    out = options.out or f"runs/{name}"
+    saving = Saving(options.save_seconds, options.save_steps)
+    try:
+        with console.training() as told:
+            run = fit(
+                recipe,
+                out,
+                device=options.device,
+                overwrite=options.overwrite,
+                saving=saving,
+                tensorboard=options.tensorboard,
+                show=told,
+            )
+    except Interrupted as stop:
+        again = shlex.join([ourselves(), "train", *(a for a in args if a != "--overwrite")])
+        say(f"sparring: {stop}; everything is saved. Go on with: {again}", sys.stderr)
+        return 130
+    _report_training(run, options.json)
+    return 0
+
+
+def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe]":
+    """The recipe that the flags ask for.
+
+    A parameter of the recipe's function, such as --eps, decides several fields; so the flags of the fields are read
+    again over what the parameters give.
+    """
+    from ..recipes import entries, find
+
+    make, text = find(name), entries()[name].text  # an unknown name is said before anything heavy is imported
+    from ..flags import parameters, parse
+
+    given = parameters(make)
+    options, recipe, wanted = parse(_TrainOptions, make(**given), given, args, f"sparring train {name}", text)
+    if wanted != given:
+        options, recipe, _ = parse(_TrainOptions, make(**wanted), wanted, args, f"sparring train {name}", text)
+    return options, recipe
+
+
+def _report_training(run: "RunFolder", as_json: bool) -> None:
+    status = run.status()
+    if as_json:
+        print_json({"run": str(run.path), **status})
+        return
+    best = status["best"]
+    say(
+        f"{run.path}: trained {status['step']} steps; best after step {best['step']}, held-out accuracy "
+        f"{100 * best['clean']:.1f} % clean, {100 * best['robust']:.1f} % robust\n"
+        f"learning curve: {run.learning_curve}\n"
+        f"next: {shlex.join([ourselves(), 'evaluate', str(run.path)])}"
+    )

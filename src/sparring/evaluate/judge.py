@@ -1,0 +1,130 @@
+"""Who is right, as evaluation counts it: once more, in full precision, inside the ball and inside [0, 1]."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import check_images, check_logits
+from ..core import Threat
+from ..errors import UserError
+
+ROUNDING = 1e-5  # relative to eps, and a tenth of it absolute: what float32 makes of a point on the sphere
+
+
+class Verdict(NamedTuple):
+    """For each image: is the model right, what does it take it for (-1: no finite logits), and by which margin.
+
+    The margin `z_y - max_k z_k` is above 0 where the model is right; -inf where its logits are not finite.
+    """
+
+    right: Tensor
+    predicted: Tensor
+    margin: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """A model and how often it is asked: a randomised model is right if it is so in more than half of `draws`."""
+
+    model: nn.Module
+    draws: int = 1
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, y: Tensor, num_classes: int | None = None) -> Verdict:
+        with torch.autocast(x.device.type, enabled=False):
+            verdicts = [_verdict(self.model(x), y, num_classes) for _ in range(self.draws)]
+        if self.draws == 1:
+            return verdicts[0]
+        right = torch.stack([v.right for v in verdicts]).float().mean(0) > 0.5
+        predicted = torch.stack([v.predicted for v in verdicts]).mode(0).values
+        return Verdict(right, predicted, torch.stack([v.margin for v in verdicts]).mean(0))
+
+    def confirm(self, z: Tensor, x: Tensor, y: Tensor, threat: Threat | None) -> tuple[Tensor, Verdict]:
+        """The points as they count, and the verdict on them.
+
+        A point outside the ball is brought back before it is judged. Raises `UserError` for points that are no images.
+        """
+        check_images(z, "adversarial images")  # NaN there means a gradient that was NaN
+        z = z.detach()
+        if threat is not None:
+            outside = threat.norm((z - x).double()) > threat.eps * (1 + ROUNDING) + ROUNDING / 10
+            if bool(outside.any()):
+                z = z.clone()
+                z[outside] = threat.project(z[outside], x[outside])
+        return z, self(z, y)
+
+
+def _verdict(out: Tensor, y: Tensor, num_classes: int | None) -> Verdict:
+    check_logits(out, len(y), num_classes)
+    finite = out.isfinite().all(1)
+    predicted = out.argmax(1).masked_fill(~finite, -1)
+    others = out.scatter(1, y[:, None], -torch.inf).amax(1)
+    margin = (out.gather(1, y[:, None])[:, 0] - others).float().masked_fill(~finite, -torch.inf)
+    return Verdict(predicted == y, predicted, margin)
+
+
+@torch.no_grad()
+def oddities(judge: Judge, x: Tensor, y: Tensor) -> list[str]:
+    """What to know of a model before its figures are believed: is it the same twice, and with gradients on?"""
+    model, notes = judge.model, []
+    first, second = model(x).float(), model(x).float()
+    if random_share(first, second) > 0:
+        if judge.draws == 1:
+            notes.append(
+                "the model gives other logits for the same images: it is randomised, and one pass tells little; use "
+                'AutoAttack with version="rand"'
+            )
+        return notes
+    with torch.enable_grad():
+        z = x.clone().requires_grad_()
+        again = model(z).detach().float()
+    changed = int((again.argmax(1) != first.argmax(1)).sum())
+    if changed:
+        notes.append(
+            f"{changed} of {len(x)} predictions change with no perturbation at all, when gradients are recorded: the "
+            "model treats an attack differently from an evaluation"
+        )
+    return notes
+
+
+def random_share(first: Tensor, second: Tensor) -> float:
+    """The share of examples whose normalised logits differ by more than 1e-4, AutoAttack's threshold."""
+    both = [t / t.norm(dim=1, keepdim=True).clamp_min(1e-10) for t in (first, second)]
+    return float(((both[0] - both[1]).norm(dim=1) > 1e-4).float().mean())
+
+
+class Unaltered:
+    """Notices a model that changes its own weights, buffers or modes in forward."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.modes = {name: module.training for name, module in model.named_modules()}
+        self.tensors = {name: _mark(tensor) for name, tensor in _tensors(model).items()}
+
+    def check(self) -> None:
+        """Raises `UserError` with the name of the module that changed."""
+        modules = dict(self.model.named_modules())
+        for name, training in self.modes.items():
+            if modules[name].training != training:
+                raise UserError(f"the model sets the mode of {_called(name, modules)} in its forward: {_ADVICE}")
+        for name, tensor in _tensors(self.model).items():
+            if _mark(tensor) != self.tensors.get(name):
+                owner, _, last = name.rpartition(".")
+                raise UserError(f"the model changes {last} of {_called(owner, modules)} in its forward: {_ADVICE}")
+
+
+_ADVICE = "what an attack finds would not hold for the next image. Make the forward leave the model as it was"
+
+
+def _called(name: str, modules: dict[str, nn.Module]) -> str:
+    return f"{name or 'itself'} ({type(modules[name]).__name__})"
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _mark(tensor: Tensor) -> tuple[int, int, int]:
+    return id(tensor), tensor._version, tensor.data_ptr()

@@ -1,0 +1,42 @@
+"""How far each example is from the nearest point that fools: the smallest eps, and so a curve over all eps."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks import DDN, FAB, Closest, MinimumNorm
+from ..core import Threat
+from ..errors import UserError
+from ..losses import Margin
+from ..randomness import Rng
+from ..threats import L1, L2, Linf
+from ..views import eval_mode, frozen
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """Minimum-norm attacks on every example, of which the nearest point counts.
+
+    `threat` says in which norm; its eps bounds nothing. As an adversary it gives the nearest fooling points, and the
+    images themselves where it finds none.
+    """
+
+    threat: Threat
+    attacks: tuple[MinimumNorm, ...]
+
+    @classmethod
+    def of(cls, threat: Threat, steps: int = 50) -> "Nearest":
+        """Untargeted FAB, and for L2 DDN as well. Raises `UserError` for other sets than the three balls."""
+        if not isinstance(threat, Linf | L2 | L1):
+            raise UserError(f"smallest distances are found for Linf, L2 and L1, not for {threat!r}")
+        fab = FAB(threat, steps)
+        return cls(threat, (fab, DDN(2 * steps)) if isinstance(threat, L2) else (fab,))
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
+        found = Closest.none(x)
+        rows = torch.arange(len(x), device=x.device)
+        with eval_mode(model), frozen(model):
+            for attack in self.attacks:
+                found.keep(rows, *attack.closest(Margin(model, y), x, rng))
+        return found.points
