@@ -4,6 +4,8 @@ from conftest import Linear, count, toy_net
 from torch import nn
 
 from sparring import (
+    APGD,
+    FAB,
     FGSM,
     L1,
     L2,
@@ -13,9 +15,11 @@ from sparring import (
     Benign,
     Divergence,
     Linf,
+    Margin,
     Near,
     Restarts,
     Split,
+    Square,
     Targeted,
     Untargeted,
     UserError,
@@ -39,21 +43,30 @@ ATTACKS = [
     (PGD(L2(0.5)), L2(0.5)),
     (PGD(L1(4.0)), L1(4.0)),
     (NFGSM(BALL), Linf(3 * EPS)),
+    *((APGD(threat, steps=10), threat) for threat in (BALL, L2(0.5), L1(4.0))),
+    (APGD(BALL, steps=10, to_the_end=True), BALL),
+    *((FAB(threat, steps=5), threat) for threat in (BALL, L2(0.5), L1(4.0))),
+    *((Square(threat, queries=60), threat) for threat in (BALL, L2(0.5), L1(4.0))),
     (Split(((0.5, Benign()), (0.5, FGSM(BALL)))), BALL),
     (Restarts(PGD(BALL, steps=2), 3), BALL),
     (Worst((FGSM(BALL), PGD(BALL, steps=2), PGD(BALL, steps=2, patience=0))), BALL),
 ]
 
 
+def loss_for(attack):
+    """FAB alone needs to know the boundaries."""
+    return Margin if isinstance(attack, FAB) else Untargeted
+
+
 @pytest.mark.parametrize(("attack", "within"), ATTACKS, ids=lambda v: repr(v)[:70])
 def test_every_attack_keeps_its_contract(attack, within):
-    check_attack(attack, within)
+    check_attack(attack, within, loss=loss_for(attack))
 
 
 @pytest.mark.parametrize("attack", [attack for attack, _ in ATTACKS], ids=lambda v: repr(v)[:70])
 def test_the_points_carry_no_graph_even_if_the_images_do(attack):
     model, x = toy_net().eval(), torch.rand(6, 1, 4, 4).requires_grad_()
-    assert not attack(Untargeted(model, torch.arange(6) % 3), x, make_rng(0)).requires_grad
+    assert not attack(loss_for(attack)(model, torch.arange(6) % 3), x, make_rng(0)).requires_grad
 
 
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5), L1(2.0)], ids=repr)

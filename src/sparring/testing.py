@@ -7,17 +7,32 @@ Call one in a test of your own; it raises `AssertionError` saying what does not 
 """
 
 import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_logits
-from .core import Attack, Batch, Classifier, Context, Data, Lens, Objective, Progress, Schedule, Threat, at
+from .core import (
+    Attack,
+    Batch,
+    Classifier,
+    Context,
+    Data,
+    Forward,
+    Lens,
+    Objective,
+    PointLoss,
+    Progress,
+    Schedule,
+    Threat,
+    at,
+)
 from .engine import Method, State, train_step
 from .errors import UserError
 from .losses import Untargeted
-from .randomness import make_rng
+from .randomness import PerExample, make_rng
 from .views import eval_mode, frozen
 
 ROUNDING = 1e-5
@@ -51,7 +66,13 @@ def check_threat(threat: Threat, shape: tuple[int, int, int] = (3, 8, 8), seed: 
     _expect(bool(((step * grad).flatten(1).sum(1)[1:] > 0).all()), "a step goes up")
 
 
-def check_attack(attack: Attack, within: Threat, shape: tuple[int, int, int] = (3, 8, 8), seed: int = 0) -> None:
+def check_attack(
+    attack: Attack,
+    within: Threat,
+    shape: tuple[int, int, int] = (3, 8, 8),
+    seed: int = 0,
+    loss: Callable[[Forward, Tensor], PointLoss] = Untargeted,
+) -> None:
     """Its points lie in `within`, the same for the same seed, and on average they raise the loss.
 
     It returns a detached tensor and leaves alone the images, the model, its mode and its gradients; a single example
@@ -60,17 +81,21 @@ def check_attack(attack: Attack, within: Threat, shape: tuple[int, int, int] = (
     model, x, y = _toy(shape, seed)
     before, kept = copy.deepcopy(model.state_dict()), x.clone()
     with eval_mode(model):
-        loss = Untargeted(model, y)
-        z = attack(loss, x, make_rng(seed))
-        again = attack(loss, x, make_rng(seed))
+        raising = loss(model, y)
+        z = attack(raising, x, make_rng(seed))
+        again = attack(raising, x, make_rng(seed))
         with torch.no_grad():
-            raised = float((loss(z).value - loss(x).value).mean())
-        single = attack(Untargeted(model, y[:1]), x[:1], make_rng(seed))
+            raised = float((raising(z).value - raising(x).value).mean())
+        single = attack(loss(model, y[:1]), x[:1], make_rng(seed))
+        exact, fine, index = copy.deepcopy(model).double(), x.double(), torch.arange(len(x))
+        each = attack(loss(exact, y), fine, PerExample(seed, index))
+        few = attack(loss(exact, y[3:6]), fine[3:6], PerExample(seed, index[3:6]))
     _expect(torch.equal(x, kept), "the images are as they were")
     _expect(z.shape == x.shape and z.dtype == x.dtype and not z.requires_grad, "the result is a detached image batch")
     _expect(single.shape == x[:1].shape, "a single example is a batch")
     _inside(within, z, x, "an attacked point")
     _expect(torch.equal(z, again), "a seed decides the points")
+    _close(few, each[3:6], "with streams of their own, some of the examples get the points that they get among all")
     _expect(raised >= -ROUNDING, f"the loss rises; here it fell by {-raised:.3g} on average")
     _expect(all(torch.equal(t, before[n]) for n, t in model.state_dict().items()), "the model is as it was")
     _expect(all(p.grad is None for p in model.parameters()), "no gradient is left in the parameters")

@@ -139,7 +139,7 @@ def _clean(judge: Judge, data: Data, batch_size: int) -> tuple[Verdict, list[str
         verdicts.append(judge(pixels(batch.x), batch.y, classes))
         unaltered.check()
     first = data[:batch_size]
-    notes = oddities(judge, pixels(first.x), first.y)
+    notes = oddities(judge, pixels(first.x), first.y, verdicts[0].right)
     clean = Verdict(*(torch.cat(part).cpu() for part in zip(*verdicts, strict=True)))
     lost = int((clean.predicted < 0).sum())
     if lost:
@@ -304,9 +304,11 @@ def _distances(nearest: Nearest, book: _Book, books: Mapping[str, tuple[_Chain, 
     """The smallest eps found by anything: 0 where the model is wrong anyway, inf where nothing was found."""
     distance = book.norm.nan_to_num(nan=math.inf)
     for chain, other in books.values():
-        threats = {type(threat_of(stage)) for stage in chain.stages.values()}
-        if threats == {type(nearest.threat)}:
-            distance = torch.minimum(distance, other.norm.nan_to_num(nan=math.inf))
+        threats = [threat_of(stage) for stage in chain.stages.values()]
+        if chain.nearest is None and all(type(threat) is type(nearest.threat) for threat in threats):
+            largest = max(threat.eps for threat in threats if threat is not None)  # a norm may exceed it by rounding
+            norm = other.norm.clamp(max=largest)
+            distance = torch.minimum(distance, norm.nan_to_num(nan=math.inf))
     return distance.masked_fill(book.broken_by == CLEAN, 0.0).numpy()
 
 

@@ -6,9 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..attacks.slope import slope
 from ..checks import check_images, check_logits
 from ..core import Threat
 from ..errors import UserError
+from ..losses import Untargeted
+from ..threats import Linf
 
 ROUNDING = 1e-5  # relative to eps, and a tenth of it absolute: what float32 makes of a point on the sphere
 
@@ -65,28 +68,34 @@ def _verdict(out: Tensor, y: Tensor, num_classes: int | None) -> Verdict:
     return Verdict(predicted == y, predicted, margin)
 
 
-@torch.no_grad()
-def oddities(judge: Judge, x: Tensor, y: Tensor) -> list[str]:
-    """What to know of a model before its figures are believed: is it the same twice, and with gradients on?"""
-    model, notes = judge.model, []
-    first, second = model(x).float(), model(x).float()
-    if random_share(first, second) > 0:
-        if judge.draws == 1:
-            notes.append(
-                "the model gives other logits for the same images: it is randomised, and one pass tells little; use "
-                'AutoAttack with version="rand"'
-            )
-        return notes
-    with torch.enable_grad():
-        z = x.clone().requires_grad_()
-        again = model(z).detach().float()
-    changed = int((again.argmax(1) != first.argmax(1)).sum())
-    if changed:
-        notes.append(
-            f"{changed} of {len(x)} predictions change with no perturbation at all, when gradients are recorded: the "
-            "model treats an attack differently from an evaluation"
+def oddities(judge: Judge, x: Tensor, y: Tensor, right: Tensor) -> list[str]:
+    """What to know of a model before its figures are believed.
+
+    `right` `[B]` is the verdict on `x`. Is the model the same twice? And is a step of PGD that may not move a pixel, with the gradients recorded that an attack needs, as
+    good as no attack?
+    """
+    model, threat = judge.model, Linf(1e-12)
+    with torch.no_grad():
+        share = random_share(model(x).float(), model(x).float())
+    if share > 0:
+        randomised = (
+            f"the model gives other logits the second time for {100 * share:.0f} % of images: it is randomised, and "
+            'one pass tells little; use AutoAttack with version="rand"'
         )
-    return notes
+        return [randomised] if judge.draws == 1 else []
+    try:
+        seen = slope(Untargeted(model, y), x)
+    except UserError as error:  # no gradient: attacks without gradients can do
+        return [str(error)]
+    after = judge(threat.project(x + threat.eps * threat.ascent(seen.grad), x), y)
+    fooled = ~right if seen.fooled is None else seen.fooled
+    changed = int(((after.right != right) | (fooled == right)).sum())
+    if not changed:
+        return []
+    return [
+        f"PGD at eps 0 changes the verdict on {changed} of {len(x)} images: the model treats an attack otherwise than "
+        "an evaluation, and neither figure can be trusted"
+    ]
 
 
 def random_share(first: Tensor, second: Tensor) -> float:

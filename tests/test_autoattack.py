@@ -1,0 +1,494 @@
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from conftest import Linear, count, toy_data, toy_net
+from torch import nn
+
+from sparring import (
+    APGD,
+    FAB,
+    L1,
+    L2,
+    PGD,
+    AutoAttack,
+    Data,
+    EachTarget,
+    Linf,
+    Margin,
+    Nearest,
+    Square,
+    UserError,
+    WhiteBox,
+    autoattack,
+    evaluate,
+    make_rng,
+    perturb,
+)
+from sparring.core import pixels
+from sparring.evaluate.cost import passes
+
+
+@dataclass(frozen=True)
+class Quick:
+    """AutoAttack in small: every kind of attack, a few steps each."""
+
+    threat: Linf | L2 | L1 = Linf(0.06)  # noqa: RUF009
+    draws: int = 1
+
+    def stages(self, num_classes):
+        return {
+            "apgd-ce": WhiteBox(APGD(self.threat, 5)),
+            "apgd-t": EachTarget(APGD(self.threat, 5), Margin),
+            "fab-t": EachTarget(FAB(self.threat, 4), Margin),
+            "square": WhiteBox(Square(self.threat, 60), Margin),
+        }
+
+    def notes(self, num_classes):
+        return ()
+
+
+@pytest.fixture(scope="module")
+def net():
+    """A small net that has learned the toy data, so that some examples fall and others stand."""
+    model, data = toy_net().train(), toy_data()
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(pixels(data.x)), data.y).backward()
+        optimizer.step()
+    return model.eval()
+
+
+# -- the same answer whatever the batch
+
+
+def test_batch_size_order_and_sharding_change_no_verdict(net):
+    data = toy_data()
+    whole = evaluate(net, data, {"quick": Quick()}, batch_size=128)
+    standing = whole.standing["quick"]
+    assert 5 < standing.sum() < 55
+    assert len(set(whole.broken_by("quick"))) >= 3, "several attacks have work to do"
+    for size in (1, 7):
+        again = evaluate(net, data, {"quick": Quick()}, batch_size=size)
+        assert all(np.array_equal(again.standing[name], flags) for name, flags in whole.standing.items())
+        assert np.allclose(again.margin["quick"], whole.margin["quick"], atol=1e-4)
+    order = torch.randperm(len(data), generator=make_rng(1))
+    shuffled = evaluate(net, data[order], {"quick": Quick()}, batch_size=7, index=order)
+    assert np.array_equal(shuffled.standing["quick"], standing[order.numpy()])
+    shards = [torch.arange(0, 25), torch.arange(25, 60)]
+    parts = [evaluate(net, data[rows], {"quick": Quick()}, index=rows).standing["quick"] for rows in shards]
+    assert np.array_equal(np.concatenate(parts), standing)
+
+
+def test_another_seed_draws_other_numbers_and_another_adversary_beside_does_not(net):
+    data, attack = toy_data(), WhiteBox(PGD(Linf(0.05), steps=1))
+    alone = evaluate(net, data, {"pgd": attack}).margin["pgd"]
+    beside = evaluate(net, data, {"first": WhiteBox(Square(Linf(0.05), 5), Margin), "pgd": attack}).margin["pgd"]
+    assert np.array_equal(alone, beside)
+    assert not np.array_equal(alone, evaluate(net, data, {"pgd": attack}, seed=1).margin["pgd"])
+
+
+def test_perturb_gives_an_image_the_same_noise_in_any_batch(net):
+    data = toy_data()
+    x = pixels(data.x)
+    whole = perturb(net, x, data.y, PGD(Linf(0.05), steps=1))
+    some = perturb(net, x[20:30], data.y[20:30], PGD(Linf(0.05), steps=1), index=torch.arange(20, 30))
+    assert torch.allclose(some, whole[20:30], atol=1e-6)
+
+
+# -- a cascade
+
+
+def test_each_attack_sees_only_what_stands(net):
+    seen, data = count(net), toy_data()
+    found = evaluate(net, data, {"quick": Quick()})
+    rows = [f"quick/{name}" for name in Quick().stages(3)]
+    counts = [found.standing[name].sum() for name in ("clean", *rows)]
+    assert counts == sorted(counts, reverse=True)
+    assert np.array_equal(found.standing["quick"], found.standing[rows[-1]])
+    by = found.broken_by("quick")
+    assert (by == "").sum() == counts[-1]
+    for before, name, after in zip(counts, Quick().stages(3), counts[1:], strict=False):
+        assert (by == name).sum() == before - after
+    most = sum(n * c for n, c in zip(counts, (8, 16, 20, 64), strict=False))
+    assert seen.examples <= most + 5 * len(data)
+
+
+def test_what_broke_an_example_is_kept_with_its_size_and_image(net):
+    data, threat = toy_data(), Linf(0.06)
+    found = evaluate(net, data, {"quick": Quick(threat)}, keep_images=True)
+    fallen = found.standing["clean"] & ~found.standing["quick"]
+    x, z = pixels(data.x), torch.from_numpy(found.adversarial["quick"])
+    with torch.no_grad():
+        assert (net(z).argmax(1) == data.y).numpy().tolist() == found.standing["quick"].tolist()
+    assert torch.equal(z[~fallen], x[~fallen])
+    sizes = threat.norm(z - x).numpy()
+    assert np.allclose(found.norm["quick"][fallen], sizes[fallen])
+    assert np.isnan(found.norm["quick"][~fallen]).all()
+    assert sizes.max() <= 0.06 + 1e-6
+    assert (found.margin["quick"][fallen] <= 0).all()
+    assert (found.margin["quick"][found.standing["quick"]] > 0).all()
+    assert (found.margin["quick"] <= found.margin["clean"]).all()
+
+
+# -- AutoAttack
+
+
+def test_the_versions_have_the_published_attacks_in_the_published_order():
+    assert list(AutoAttack(Linf(0.1)).stages(10)) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    plus = ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
+    assert list(AutoAttack(Linf(0.1), "plus").stages(10)) == plus
+    assert list(AutoAttack(Linf(0.1), "rand").stages(10)) == ["apgd-ce", "apgd-dlr"]
+
+
+@pytest.mark.parametrize(
+    ("attack", "wanted"),
+    [
+        (AutoAttack(Linf(0.1)), {"apgd-ce": 101, "apgd-t": 9 * 101, "square": 5001}),
+        (AutoAttack(L2(0.5)), {"apgd-ce": 101, "apgd-t": 9 * 101}),
+        (AutoAttack(L1(5.0)), {"apgd-ce": 5 * 103, "apgd-t": 5 * 103}),
+        (AutoAttack(Linf(0.1), "plus"), {"apgd-ce": 5 * 101, "apgd-dlr": 5 * 101}),
+        (AutoAttack(Linf(0.1), "rand"), {"apgd-ce": 20 * 101, "apgd-dlr": 20 * 101}),
+    ],
+    ids=repr,
+)
+def test_the_attacks_take_as_many_passes_as_published(attack, wanted):
+    """On a model that cannot be broken: steps + 1 a run (L1: three runs), and a few to look at the results."""
+
+    class Sure(nn.Module):
+        def forward(self, x):
+            out = torch.zeros(len(x), 12) + 1e-3 * x.flatten(1).sum(1)[:, None] * torch.arange(12)
+            return out + 50 * nn.functional.one_hot(torch.zeros(len(x), dtype=torch.long), 12)
+
+    model, x = Sure(), torch.full((1, 1, 4, 4), 0.5)
+    seen = count(model)
+    for name, least in wanted.items():
+        seen.forwards = 0
+        attack.stages(12)[name](model, x, torch.zeros(1, dtype=torch.long), make_rng(0))
+        assert least <= seen.forwards <= least + (21 if attack.draws > 1 else 12), name
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_few_classes_work_and_the_result_says_what_was_raised(classes):
+    model, data = toy_net(classes=classes).eval(), toy_data(6, classes)
+    loss = {2: ["apgd-dlr raises the margin: with 2 classes", "apgd-t raises the margin"], 3: ["apgd-t raises"], 4: []}
+    notes = AutoAttack(Linf(0.02), "plus").notes(classes)
+    assert len(notes) == len(loss[classes])
+    assert all(start in note for start, note in zip(loss[classes], notes, strict=True))
+    stages = AutoAttack(Linf(0.02), "plus").stages(classes)
+    x = pixels(data.x)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    for name in ("apgd-dlr", "apgd-t", "fab-t"):
+        seen = count(model)
+        z = stages[name](model, x, y, make_rng(0))
+        assert Linf(0.02).norm(z - x).max() <= 0.02 + 1e-6
+        assert seen.forwards <= (classes - 1) * 205 + 505 * (name == "apgd-dlr"), "as many targets as other classes"
+
+
+def test_autoattack_breaks_a_linear_model_to_its_closed_form():
+    """Two classes; an example falls if its margin is below 2 eps |w|_1."""
+    model = Linear()
+    x = 0.5 + 0.08 * torch.rand(30, 1, 4, 4, generator=make_rng(0))
+    with torch.no_grad():
+        y, margin = model(x).argmax(1), 2 * (x.flatten(1) @ model.w).abs()
+    eps = float(margin.quantile(0.5) / (2 * model.w.detach().abs().sum()))
+    threat = Linf(eps)
+    with pytest.warns(UserWarning, match="apgd-t raises the margin: with 2 classes"):
+        found = autoattack(model, x, y, threat)
+    wanted = (margin > 2 * eps * model.w.abs().sum()).detach().numpy()
+    assert np.array_equal(found.standing["autoattack"], wanted)
+    assert set(found.broken_by("autoattack")) == {"", "apgd-ce"}
+    assert found.table()["autoattack"].correct == 15
+    assert "apgd-t raises the margin" in found.notes[0]
+
+
+def test_bytes_are_images_too():
+    data, model = toy_data(8, 4), toy_net(classes=4).eval()
+    found = [autoattack(model, x, data.y, Linf(0.4)) for x in (data.x, pixels(data.x))]
+    assert np.array_equal(found[0].margin["autoattack"], found[1].margin["autoattack"])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AutoAttack(Linf(0.1), "custom"), "no version 'custom': there is standard, plus and rand"),
+        (lambda: AutoAttack(PGD(Linf(0.1))), "defined for Linf, L2 and L1, not for PGD"),
+        (lambda: EachTarget(PGD(Linf(0.1)), targets=0), "at least one target, not 0"),
+        (lambda: Nearest.of(PGD(Linf(0.1))), "are found for Linf, L2 and L1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_a_threat_too_large_for_the_box_is_refused(net):
+    data = toy_data(6)
+    with pytest.raises(UserError, match=r"L2 eps = 9 is not in \(0, 4\]"):
+        autoattack(net, pixels(data.x), data.y, L2(9))
+
+
+def test_an_empty_set_after_the_clean_pass_is_a_result():
+    data = toy_data()
+    model = toy_net().eval()
+    with torch.no_grad():
+        wrong = (model(pixels(data.x)).argmax(1) + 1) % 3
+    found = evaluate(model, Data(data.x, wrong, data.classes), {"quick": Quick(), "nearest": Nearest.of(Linf(0.1))})
+    assert found.table()["quick"].value == 0.0
+    assert set(found.broken_by("quick")) == {"clean"}
+    assert (found.distance == 0).all()
+
+
+def test_a_batch_of_one_is_a_batch(net):
+    data = toy_data()
+    assert evaluate(net, data[:1], {"quick": Quick()}).table()["quick"].examples == 1
+
+
+# -- what counts
+
+
+@dataclass(frozen=True)
+class Far:
+    """Leaves its ball."""
+
+    threat: Linf
+
+    def __call__(self, model, x, y, rng):
+        return (x + 1.0).clamp(0, 1)
+
+
+def test_a_point_outside_the_ball_is_brought_back_before_it_counts():
+    """Class 1 where the mean pixel is above 0.5; within 0.1 of 0.3, nothing is."""
+
+    class Bright(nn.Module):
+        def forward(self, x):
+            return torch.stack([0.5 - x.flatten(1).mean(1), x.flatten(1).mean(1) - 0.5], 1)
+
+    data = Data(torch.full((4, 1, 2, 2), 0.3), torch.zeros(4, dtype=torch.long), ("a", "b"))
+    found = evaluate(Bright(), data, {"far": Far(Linf(0.1)), "farther": Far(Linf(0.4))}, keep_images=True)
+    assert found.standing["far"].all()
+    assert not found.standing["farther"].any()
+    assert found.adversarial["farther"].max() == pytest.approx(0.7)
+
+
+def test_a_model_that_changes_itself_in_forward_is_refused_with_the_modules_name():
+    class Moody(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(16, 3))
+
+        def forward(self, x):
+            self.inner[1].train()
+            return self.inner(x)
+
+    class Learning(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, x):
+            with torch.no_grad():
+                self.head.weight.mul_(0.99)
+            return self.head(x.flatten(1))
+
+    data = toy_data()
+    with pytest.raises(UserError, match=r"sets the mode of inner.1 \(Dropout\) in its forward"):
+        evaluate(Moody(), data, {"quick": Quick()})
+    with pytest.raises(UserError, match=r"changes weight of head \(Linear\) in its forward"):
+        evaluate(Learning(), data, {"quick": Quick()})
+
+
+def test_pgd_at_eps_0_is_always_tried(net):
+    class Trap(nn.Module):
+        """Right when nobody asks for gradients."""
+
+        def forward(self, x):
+            return net(x) * (-1 if torch.is_grad_enabled() else 1)
+
+    data = toy_data()
+    with pytest.warns(UserWarning, match=r"PGD at eps 0 changes the verdict on \d+ of 60 images"):
+        found = evaluate(Trap(), data, {"square": WhiteBox(Square(Linf(0.01), 2), Margin)})
+    assert "eps 0" in found.notes[0]
+
+
+class Noisy(nn.Module):
+    """A linear model with noise on its input."""
+
+    def __init__(self, sigma):
+        super().__init__()
+        self.linear, self.sigma = Linear(), sigma
+
+    def forward(self, x):
+        return self.linear(x + self.sigma * torch.randn_like(x))
+
+
+def test_a_randomised_model_is_said_to_be_one_and_judged_by_the_majority():
+    torch.manual_seed(0)
+    model = Noisy(0.2)
+    x = 0.5 + 0.08 * torch.rand(20, 1, 4, 4, generator=make_rng(0))
+    y = model.linear(x).argmax(1)
+    with pytest.warns(UserWarning, match='it is randomised.*version="rand"'):
+        once = evaluate(model, Data(x, y, ("a", "b")), {"quick": Quick(Linf(0.001))})
+    assert once.standing["clean"].sum() > 0
+    with pytest.warns(UserWarning, match="apgd-dlr raises the margin"):
+        often = autoattack(model, x, y, Linf(0.001), "rand")
+    assert often.standing["clean"].all(), "more than half of 20 passes are right"
+    assert all("randomised" not in note for note in often.notes)
+
+
+# -- distances
+
+
+def test_the_smallest_eps_is_the_closed_form_of_a_linear_model_and_gives_a_curve():
+    model = Linear()
+    x = 0.5 + 0.08 * torch.rand(30, 1, 4, 4, generator=make_rng(0))
+    with torch.no_grad():
+        score = x.flatten(1) @ model.w
+        y = model(x).argmax(1)
+    y[:3] = 1 - y[:3]
+    found = evaluate(model, Data(x, y, ("a", "b")), {"nearest": Nearest.of(Linf(0.1))})
+    wanted = (score.abs() / model.w.detach().abs().sum()).numpy()
+    assert (found.distance[:3] == 0).all()
+    assert np.allclose(found.distance[3:], wanted[3:], rtol=0.01)
+    assert "nearest" not in found.table()
+    for eps in (0.0, float(np.median(wanted)), 0.5):
+        assert found.robust_at(eps).correct == (found.distance > eps).sum()
+    shown = found.hardest
+    assert len(shown.label) == 8
+    assert np.allclose(np.sort(found.distance[found.distance > 0])[:8], shown.norm, rtol=1e-5)
+
+
+def test_what_another_attack_found_nearer_counts_too(net):
+    data = toy_data()
+    found = evaluate(net, data, {"quick": Quick(), "nearest": Nearest.of(Linf(0.1), steps=2)})
+    broken = found.standing["clean"] & ~found.standing["quick"]
+    assert (found.distance[broken] <= found.norm["quick"][broken]).all()
+    assert found.robust_at(0.06).correct <= found.table()["quick"].correct
+
+
+def test_distances_that_were_not_looked_for_are_not_there(net):
+    with pytest.raises(UserError, match="no distances were looked for"):
+        evaluate(net, toy_data(), {}).robust_at(0.1)
+
+
+# -- resuming
+
+
+class Killed(Exception): ...  # noqa: N818
+
+
+def stop_after(batches):
+    left = iter(range(batches))
+
+    def hear(news):
+        if not news.stage_done and next(left, None) is None:
+            raise Killed
+
+    return hear
+
+
+@pytest.mark.parametrize("batches", [0, 3, 9])
+def test_an_evaluation_that_was_killed_goes_on_and_ends_the_same(net, tmp_path, batches):
+    data, adversaries = toy_data(), {"quick": Quick(), "nearest": Nearest.of(Linf(0.1), steps=3)}
+    untouched = evaluate(net, data, adversaries, batch_size=8, keep_images=True)
+    with pytest.raises(Killed):
+        evaluate(net, data, adversaries, batch_size=8, state=tmp_path, on_news=stop_after(batches))
+    told = []
+    again = evaluate(net, data, adversaries, batch_size=16, state=tmp_path, keep_images=True, on_news=told.append)
+    for name, values in untouched.arrays().items():
+        found = again.arrays()[name]
+        if values.dtype.kind == "f":
+            assert np.allclose(found, values, atol=1e-5, equal_nan=True), name
+        else:
+            assert np.array_equal(found, values), name
+    attacked = sum(news.done for news in told if news.stage_done)
+    assert told[0].done > 0
+    seen = count(net)
+    evaluate(net, data, adversaries, state=tmp_path)
+    assert seen.examples <= 5 * len(data), "all is known: clean pass and its checks alone"
+    assert attacked > 0
+
+
+def test_a_damaged_part_is_done_again(net, tmp_path):
+    data = toy_data()
+    whole = evaluate(net, data, {"quick": Quick()}, batch_size=8, state=tmp_path)
+    parts = sorted(tmp_path.glob("*.npz"))
+    parts[1].write_bytes(parts[1].read_bytes()[:100])
+    parts[-1].write_bytes(b"")
+    with pytest.warns(UserWarning, match="is damaged .*: what it held is done again"):
+        again = evaluate(net, data, {"quick": Quick()}, batch_size=8, state=tmp_path)
+    assert all(np.array_equal(again.standing[name], flags) for name, flags in whole.standing.items())
+
+
+def test_the_state_of_another_evaluation_is_refused(net, tmp_path):
+    data = toy_data()
+    evaluate(net, data, {"quick": Quick()}, state=tmp_path)
+    with pytest.raises(UserError, match=r"the state of another evaluation \(seed: 0 -> 1\)"):
+        evaluate(net, data, {"quick": Quick()}, state=tmp_path, seed=1)
+    with pytest.raises(UserError, match="images: "):
+        evaluate(net, data[:30], {"quick": Quick()}, state=tmp_path)
+    with pytest.raises(UserError, match="model: "):
+        evaluate(toy_net(seed=5).eval(), data, {"quick": Quick()}, state=tmp_path)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds files that are not of an evaluation"):
+        evaluate(net, data, {"quick": Quick()}, state=tmp_path / "more")
+
+
+def test_a_sigkill_loses_nothing(tmp_path):
+    code = f"""
+        import torch
+        from pathlib import Path
+        import sys
+        sys.path.insert(0, {str(os.path.dirname(__file__))!r})
+        from conftest import toy_data, toy_net
+        from sparring import Linf, Margin, Square, WhiteBox, evaluate
+        from sparring.results import write_evaluated
+        attack = WhiteBox(Square(Linf(0.004), 3000), Margin)
+        found = evaluate(toy_net().eval(), toy_data(), {{"a": attack}}, batch_size=2, state={str(tmp_path / "state")!r})
+        write_evaluated(Path({str(tmp_path / "done.npz")!r}), found)
+    """
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
+    process = subprocess.Popen(command)
+    until = time.monotonic() + 60
+    while len(list((tmp_path / "state").glob("*.npz"))) < 2 and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = {path.name: path.read_bytes() for path in (tmp_path / "state").glob("*.npz")}
+    assert before
+    assert subprocess.run(command, check=False).returncode == 0
+    assert all((tmp_path / "state" / name).read_bytes() == content for name, content in before.items())
+    with np.load(tmp_path / "done.npz") as held:
+        found = held["standing/a"]
+    whole = evaluate(toy_net().eval(), toy_data(), {"a": WhiteBox(Square(Linf(0.004), 3000), Margin)})
+    assert np.array_equal(found, whole.standing["a"])
+
+
+# -- the time left
+
+
+def test_the_time_left_is_reckoned_from_passes():
+    stages = AutoAttack(Linf(0.1)).stages(10)
+    costs = {name: passes(adversary, 10) for name, adversary in stages.items()}
+    assert costs == pytest.approx({"apgd-ce": 280, "apgd-t": 2520, "fab-t": 3420, "square": 5000})
+    assert passes(Nearest.of(Linf(0.1)), 10) == pytest.approx(50 * (2 + 9 * 1.8))
+    assert passes(object(), 10) == 1.0
+
+
+def test_the_guess_ends_at_nothing(net):
+    told = []
+    evaluate(net, toy_data(), {"quick": Quick()}, batch_size=16, on_news=told.append)
+    assert told[0].seconds_left > 0
+    assert told[-1].seconds_left == pytest.approx(0, abs=1e-6)
+    assert all(math.isfinite(news.seconds_left) for news in told)
