@@ -119,7 +119,7 @@ def test_each_attack_sees_only_what_stands(net):
     assert (by == "").sum() == counts[-1]
     for before, name, after in zip(counts, Quick().stages(3), counts[1:], strict=False):
         assert (by == name).sum() == before - after
-    most = sum(n * c for n, c in zip(counts, (8, 16, 20, 64), strict=False))
+    most = sum(n * c for n, c in zip(counts, (8, 16, 34, 64), strict=False))
     assert seen.examples <= most + 5 * len(data)
 
 

@@ -142,6 +142,15 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return _tensors(held, path), {}
 
 
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], otherwise: str) -> nn.Module:
+    """The model with these weights in it. Raises `UserError` with `otherwise` and the last detail if they do not fit."""
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{otherwise}: {str(error).splitlines()[-1].strip()}") from error
+    return model
+
+
 def _tensors(held: Any, path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(held, dict) and isinstance(held.get(key), dict):

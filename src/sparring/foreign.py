@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from . import models
-from .checkpoint import read_weights
+from .checkpoint import fill, read_weights
 from .core import Classifier, Data, pixels
 from .data import load_test
 from .errors import UserError, nearest
@@ -62,8 +62,7 @@ def named_model(spec: str, weights: Path, like: Data) -> nn.Module:
     except TypeError as error:
         raise UserError(f"{spec}: {error}") from error
     if set(tensors) == set(model.state_dict()):
-        model.load_state_dict(tensors)
-        return model
+        return fill(model, tensors, f"{weights} is of another architecture than {spec}")
     return load_robustbench(model, tensors)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from . import report
-from .checkpoint import read_weights
+from .checkpoint import fill, read_weights
 from .core import Classifier, Data
 from .environment import device_of
 from .errors import UserError
@@ -38,12 +38,7 @@ def load_model(path: Path | str, recipe: Recipe | None = None) -> nn.Module:
     ours = set(tensors) == set(model.state_dict())
     if not ours and "recipe" not in about and isinstance(model, Classifier):
         return load_robustbench(model, tensors).eval()
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        detail = str(error).splitlines()[-1].strip()
-        raise UserError(f"{path} does not fit the model of its recipe: {detail}") from error
-    return model.eval()
+    return fill(model, tensors, f"{path} does not fit the model of its recipe").eval()
 
 
 def recipe_of(path: Path) -> Recipe:

@@ -71,8 +71,8 @@ def _verdict(out: Tensor, y: Tensor, num_classes: int | None) -> Verdict:
 def oddities(judge: Judge, x: Tensor, y: Tensor, right: Tensor) -> list[str]:
     """What to know of a model before its figures are believed.
 
-    `right` `[B]` is the verdict on `x`. Is the model the same twice? And is a step of PGD that may not move a pixel, with the gradients recorded that an attack needs, as
-    good as no attack?
+    `right` `[B]` is the verdict on `x`. Is the model the same twice? And is a step of PGD that may not move a pixel,
+    with the gradients recorded that an attack needs, as good as no attack?
     """
     model, threat = judge.model, Linf(1e-12)
     with torch.no_grad():

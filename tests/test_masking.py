@@ -1,0 +1,205 @@
+"""The audit: masked models fail it, each for its own reason, and an honestly trained one passes."""
+
+import copy
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from sparring import PGD, CrossEntropy, Data, Linf, Method, Near, UserError, audit
+from sparring.core import Batch, Progress, pixels
+from sparring.data import Digits
+from sparring.engine import State, train_step
+from sparring.evaluate import Budget
+from sparring.models import small_cnn
+from sparring.randomness import make_rng
+from sparring.scores import passed
+
+THREAT = Linf(0.1)
+FEW = Budget(steps=15, queries=200, samples=10, surrogate_steps=60)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return Digits().load()[1][:60]
+
+
+@pytest.fixture(scope="module")
+def honest():
+    """A small net trained against PGD: ten seconds."""
+    train = Digits().load()[0]
+    torch.manual_seed(0)
+    model = small_cnn(10, (1, 8, 8), width=8)
+    method = Method(PGD(THREAT, steps=3, step_size=0.05), CrossEntropy())
+    state = State.start(method, model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True), None, 0)
+    order = torch.randperm(len(train), generator=make_rng(0))
+    for epoch in range(12):
+        for rows in order.split(64):
+            batch = Batch(pixels(train.x[rows]), train.y[rows], rows)
+            train_step(method, state, batch, Progress(state.step, 23, 12))
+            state.step += 1
+        del epoch
+    return model.eval()
+
+
+def findings(model, data, **options):
+    return {finding.name: finding for finding in audit(model, data, THREAT, budget=FEW, **options)}
+
+
+class Wrapped(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.inner = copy.deepcopy(model)
+
+
+class Quantised(Wrapped):
+    def forward(self, x):
+        return self.inner((x * 16).round() / 16)
+
+
+class Saturated(Wrapped):
+    def forward(self, x):
+        return 1000 * self.inner(x)
+
+
+class Shaken(Wrapped):
+    def forward(self, x):
+        return self.inner(x + 0.1 * torch.randn_like(x))
+
+
+class Detached(Wrapped):
+    def forward(self, x):
+        return self.inner(x.detach()).detach()
+
+
+class Optimising(Wrapped):
+    """Moves the image to where it is surer, before it answers."""
+
+    def forward(self, x):
+        with torch.enable_grad():
+            z = x.detach().requires_grad_()
+            (grad,) = torch.autograd.grad(self.inner(z).amax(1).sum(), z)
+        return self.inner(x + 0.01 * grad.sign())
+
+
+def test_an_honestly_trained_model_passes(honest, images):
+    found = findings(honest, images)
+    assert passed(found.values()), [f"{f.name}: {f.meaning}" for f in found.values() if f.verdict == "fail"]
+    assert list(found) == [
+        "train mode",
+        "output",
+        "optimisation inside",
+        "randomness",
+        "gradient flow",
+        "saturated logits",
+        "shattered gradients",
+        "large eps",
+        "black box",
+        "random points",
+        "climbing",
+        "more steps",
+        "transfer",
+    ]
+    assert all(finding.figure is not None and finding.threshold for finding in found.values())
+    assert found["shattered gradients"].figure > 0.3
+
+
+@pytest.mark.parametrize(
+    ("mask", "check", "reason"),
+    [
+        (Quantised, "gradient flow", r"zero gradient of the margin for 100\.0 %"),
+        (Saturated, "gradient flow", r"zero gradient of cross-entropy for \d"),
+        (Saturated, "saturated logits", "probability exactly 1"),
+        (Shaken, "randomness", "100.0 % of examples get other logits"),
+        (Detached, "gradient flow", "no gradient reaches the image"),
+        (Optimising, "optimisation inside", "autograd runs 1 times in one forward"),
+    ],
+)
+def test_a_masked_model_fails_for_the_right_reason(honest, images, mask, check, reason):
+    found = findings(mask(honest), images)
+    assert found[check].verdict == "fail"
+    assert re.search(reason, found[check].meaning), found[check].meaning
+    assert found[check].advice
+    assert not passed(found.values())
+
+
+def test_masked_gradients_lose_to_an_attack_without_any(honest, images):
+    found = findings(Quantised(honest), images)
+    assert found["black box"].verdict == "fail"
+    assert "fall to Square" in found["black box"].meaning
+
+
+def test_checks_that_need_a_gradient_are_skipped_with_the_reason_where_there_is_none(honest, images):
+    found = findings(Detached(honest), images)
+    skipped = [f for f in found.values() if f.verdict == "skip"]
+    assert {f.name for f in skipped} == {"shattered gradients", "large eps", "climbing", "more steps"}
+    assert all("no gradient reaches the image" in f.meaning for f in skipped)
+
+
+def test_gradients_that_point_elsewhere_are_shattered(honest, images):
+    class Rough(Wrapped):
+        """A fine ripple on the input, whose slope hides that of the model."""
+
+        def forward(self, x):
+            return self.inner((x + 1e-4 * torch.sin(5e5 * x) - 0.25) * 2)
+
+    grey = Data(0.25 + pixels(images.x) / 2, images.y, images.classes)  # no pixel is clipped
+    assert findings(Rough(honest), grey)["shattered gradients"].verdict == "fail"
+
+
+def test_an_attack_that_fails_in_a_ball_that_holds_everything_is_told(honest, images):
+    assert findings(Quantised(honest), images)["large eps"].verdict == "fail"
+
+
+def test_probabilities_end_the_audit(honest, images):
+    class Softmax(Wrapped):
+        def forward(self, x):
+            return self.inner(x).softmax(1)
+
+    found = findings(Softmax(honest), images)
+    assert found["output"].verdict == "fail"
+    assert "probabilities" in found["output"].meaning
+    assert "randomness" not in found
+
+
+def test_a_model_that_reads_other_pixels_is_warned_of(honest, images):
+    class Bytes(Wrapped):
+        def forward(self, x):
+            return self.inner(x / 255)
+
+    assert findings(Bytes(honest), images)["output"].verdict == "warn"
+
+
+def test_a_model_in_training_mode_is_warned_of_and_audited_in_eval_mode(images):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.5)).train()
+    found = findings(model, images)
+    assert found["train mode"].verdict == "warn"
+    assert "2 (Dropout)" in found["train mode"].meaning
+    assert found["randomness"].verdict == "pass"
+    assert model.training
+
+
+def test_a_surrogate_that_is_given_is_the_one_that_is_used(honest, images):
+    """Attacks on the model under its own name transfer perfectly, so they find what the mask hides."""
+    found = findings(Quantised(honest), images, surrogate=honest)
+    assert "the surrogate given" in found["transfer"].meaning
+    assert found["transfer"].verdict == "fail"
+
+
+def test_the_audit_leaves_the_model_and_the_global_randomness_as_they_were(honest, images):
+    before = {name: t.clone() for name, t in honest.state_dict().items()}
+    state = torch.random.get_rng_state()
+    findings(honest, images)
+    assert all(torch.equal(t, before[name]) for name, t in honest.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(p.requires_grad for p in honest.parameters())
+
+
+def test_what_cannot_be_audited_is_refused(honest, images):
+    with pytest.raises(UserError, match="defined for Linf, L2 and L1"):
+        audit(honest, images, Near(0.1))
+    wrong = Data(images.x, (honest(pixels(images.x)).argmax(1) + 1) % 10, images.classes)
+    with pytest.raises(UserError, match="gets none of these images right"):
+        audit(honest, wrong, THREAT, budget=FEW)
