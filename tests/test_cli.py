@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from sparring.cli import run
+from sparring.results import read_evaluated
 
 SMALL = [
     "--epochs",
@@ -234,3 +236,109 @@ def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path):
     process.communicate(timeout=60)
     assert process.returncode == 130
     assert line == f"going on after step {step}\n"
+
+
+# -- AutoAttack, curves, models of others, comparisons, audits
+
+FAST = ["--evaluation.examples", "12", "--evaluation.adversaries.pgd-50-10.attack.times", "1"]
+
+
+def test_autoattack_and_a_curve_are_a_flag_each(trained, capsys):
+    assert run(["evaluate", str(trained), "--autoattack", "standard", "--curve", "--keep-images", *FAST]) == 0
+    out, err = capsys.readouterr()
+    for row in ("clean", "fgsm", "autoattack/apgd-ce", "autoattack/square", "autoattack"):
+        assert re.search(rf"│ {row} ", out), row
+    assert "worst classes" in out
+    assert "broken by" in out
+    assert "standing" in err
+    assert (trained / "robustness-curve.png").exists()
+    assert not list(trained.glob("*.state")), "the state is gone when the result is written"
+    found = read_evaluated(trained / "evaluation-best.npz")
+    assert found.adversarial["autoattack"].shape == (12, 1, 8, 8)
+    assert found.distance.shape == (12,)
+
+
+def test_an_evaluation_that_was_killed_goes_on_from_the_shell(trained, capsys, monkeypatch):
+    from sparring.evaluate import ensembles
+
+    monkeypatch.setattr(ensembles.Square, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    command = ["evaluate", str(trained), "--autoattack", "standard", *FAST]
+    assert run(command) == 130
+    assert list(trained.glob("evaluation-best.state/*.npz"))
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert run(command) == 0
+    assert not list(trained.glob("*.state"))
+
+
+@pytest.fixture
+def theirs(trained, tmp_path, monkeypatch):
+    """A module that builds a model, as a user would have it, in the present folder."""
+    (tmp_path / "mymodels.py").write_text(
+        f"from sparring import load_model\n\n\ndef build():\n    return load_model({str(trained)!r})\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    yield "mymodels:build"
+    sys.modules.pop("mymodels", None)
+
+
+def test_a_model_of_ones_own_is_evaluated_and_compared(theirs, capsys):
+    options = ["--data", "digits", "--examples", "12"]
+    for eps in ("0.01", "0.2"):
+        assert run(["evaluate", theirs, *options, "--threat", f"linf:{eps}", "--out", f"at-{eps}"]) == 0
+    assert json.loads(Path("at-0.01/evaluation.json").read_text())["how"]["threat"] == "Linf(eps=0.01)"
+    capsys.readouterr()
+    assert run(["compare", "at-0.01", "at-0.2", "--json"]) == 0
+    pair = json.loads(capsys.readouterr().out)["autoattack"]
+    assert pair["only_second"] == 0, "a larger eps breaks no fewer"
+    assert run(["compare", "at-0.01", "at-0.2"]) == 0
+    assert re.search(r"autoattack: .* against .*; difference \+.* points", capsys.readouterr().out)
+
+
+def test_weights_are_evaluated_by_the_name_of_their_architecture(trained, capsys):
+    weights = str(trained / "best.safetensors")
+    options = ["--model", "small_cnn:width=8", "--data", "digits", "--threat", "linf:0.1", "--examples", "6", "--json"]
+    assert run(["evaluate", weights, *options]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["clean"]["examples"] == 6
+
+
+QUICK = ["--examples", "20", "--steps", "4", "--queries", "20"]
+
+
+def test_an_audit_has_a_table_for_people_and_an_exit_status_for_scripts(trained, theirs, capsys):
+    code = run(["audit", theirs, "--data", "digits", "--threat", "linf:0.1", *QUICK])
+    out = capsys.readouterr().out
+    assert re.search(r"│ gradient flow +│ (pass|warn|fail)", out)
+    assert (code, "FAILED" in out) in ((0, False), (1, True))
+    code = run(["audit", str(trained), "--json", *QUICK])
+    found = json.loads(capsys.readouterr().out)
+    assert found["passed"] == (code == 0)
+    assert {check["name"] for check in found["checks"]} > {"randomness", "black box", "transfer"}
+
+
+def test_an_audit_of_a_masked_model_exits_with_1(theirs, capsys):
+    Path("masked.py").write_text(
+        "import torch\nfrom mymodels import build as inner\n\n\nclass Masked(torch.nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.inner = inner()\n\n"
+        "    def forward(self, x):\n        return self.inner(x.detach())\n"
+    )
+    assert run(["audit", "masked:Masked", "--data", "digits", "--threat", "linf:0.1", *QUICK]) == 1
+    assert re.search(r"fail: gradient flow: the forward detaches its input", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["evaluate", "nobody:build", "--data", "digits", "--threat", "linf:0.1"], "nobody:build cannot be found"),
+        (["evaluate", "os:getcwd", "--data", "digits"], "--threat linf:8/255"),
+        (["evaluate", "os:getcwd", "--data", "digits", "--threat", "linf:0.1"], "gives a str: wanted is a torch.nn"),
+        (["evaluate", "os:getcwd", "--data", "digit", "--threat", "linf:0.1"], "gives a str"),
+        (["audit", "os:getcwd", "--data", "digits"], "nothing says where the model is robust"),
+        (["audit", "nowhere"], "nowhere"),
+        (["compare", "nowhere", "elsewhere"], "holds no evaluation that can be read"),
+        (["compare", "nowhere"], "B is missing"),
+    ],
+)
+def test_a_mistake_about_models_gets_a_sentence(args, message, capsys):
+    assert run(args) == 2
+    assert message in capsys.readouterr().err

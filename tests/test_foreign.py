@@ -10,7 +10,7 @@ from sparring import Data, UserError
 from sparring.core import pixels
 from sparring.data import load_test
 from sparring.foreign import fitting, imported_model, named_model, normalized
-from sparring.models import preact_resnet18, small_cnn
+from sparring.models import Normalize, preact_resnet18, small_cnn
 
 
 @pytest.fixture
@@ -51,6 +51,7 @@ def test_a_path_that_leads_nowhere_is_refused(module, spec, message):
 def test_weights_load_into_an_architecture_by_its_name(tmp_path):
     torch.manual_seed(0)
     model, data = small_cnn(7, (1, 8, 8), width=4), Data(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]), ("a", "b"))
+    model.normalize = Normalize([0.3], [0.7])
     torch.save(model.state_dict(), tmp_path / "w.pt")
     again = named_model("small_cnn:width=4", tmp_path / "w.pt", data)
     x = torch.rand(3, 1, 8, 8)

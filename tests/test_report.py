@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparring.report import adversarial_examples, learning_curve
-from sparring.scores import Examples
+from sparring.report import adversarial_examples, learning_curve, robustness_curve
+from sparring.scores import Evaluated, Examples
 
 ROWS = [
     {"step": 10, "epoch": 0.5, "lr": 0.1, "terms": {"ce_clean": 2.0, "kl": 0.1}},
@@ -55,3 +55,20 @@ def test_adversarial_examples_are_drawn_in_grey_and_in_colour(tmp_path, count, c
 def test_reports_need_no_torch():
     code = "import sys, sparring.report, sparring.results; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_robustness_curve_is_drawn_from_distances(tmp_path):
+    rng = np.random.default_rng(0)
+    distance = np.concatenate([np.zeros(5), rng.random(40).astype(np.float32), [np.inf]])
+    standing = {"clean": distance > 0, "autoattack": distance > 0.5}
+    found = Evaluated(standing, np.zeros(46, dtype=int), ("a",), distance=distance)
+    robustness_curve({"best": found, "last": found}, "Linf", 0.5, tmp_path / "curve.png")
+    with Image.open(tmp_path / "curve.png") as image:
+        assert image.size[0] > 400
+        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 10
+
+
+def test_a_curve_of_a_model_that_is_always_wrong_is_drawn_too(tmp_path):
+    found = Evaluated({"clean": np.zeros(3, dtype=bool)}, np.zeros(3, dtype=int), ("a",), distance=np.zeros(3))
+    robustness_curve({"best": found}, "L2", 1.0, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 3000

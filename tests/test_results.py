@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
 from sparring import Accuracy, RunFolder, UserError
-from sparring.results import write_bytes
-from sparring.scores import Evaluated
+from sparring.results import read_evaluated, write_bytes, write_evaluated
+from sparring.scores import Evaluated, Paired
 
 
 @pytest.mark.parametrize(("correct", "examples"), [(0, 10), (10, 10), (50, 100), (850, 1000), (1, 3)])
@@ -110,3 +112,90 @@ def test_a_file_that_is_not_json_is_named(tmp_path):
     (tmp_path / "recipe.json").write_text("[1]")
     with pytest.raises(UserError, match="it holds a list"):
         run.recipe()
+
+
+def evaluated(**standing):
+    flags = {name: np.array(values, dtype=bool) for name, values in standing.items()}
+    return Evaluated(flags, np.array([0, 0, 0, 1, 1, 1]), ("cat", "dog"))
+
+
+CASCADE = {
+    "clean": [1, 1, 1, 1, 1, 0],
+    "aa/first": [1, 1, 0, 1, 0, 0],
+    "aa/second": [1, 0, 0, 1, 0, 0],
+    "aa": [1, 0, 0, 1, 0, 0],
+    "pgd": [1, 1, 1, 0, 1, 0],
+}
+
+
+def test_what_broke_an_example_is_read_off_the_flags():
+    found = evaluated(**CASCADE)
+    assert found.broken_by("aa").tolist() == ["", "second", "first", "", "first", "clean"]
+    assert found.broken_by("pgd").tolist() == ["", "", "", "pgd", "", "clean"]
+    with pytest.raises(UserError, match="nothing called 'pgdd' was evaluated: did you mean pgd"):
+        found.broken_by("pgdd")
+
+
+def test_classes_are_sorted_from_the_worst():
+    found = evaluated(**CASCADE).by_class("pgd")
+    assert list(found) == ["dog", "cat"]
+    assert (found["dog"], found["cat"]) == (Accuracy(1, 3), Accuracy(3, 3))
+
+
+def test_everything_but_the_pictures_is_read_as_it_was_written(tmp_path):
+    base = evaluated(**CASCADE)
+    more = {
+        "margin": {"aa": np.linspace(-1, 1, 6)},
+        "norm": {"aa": np.array([np.nan, 0.1, 0.2, np.nan, 0.1, np.nan])},
+        "adversarial": {"aa": np.ones((6, 1, 2, 2), dtype=np.float32)},
+        "index": np.arange(6),
+        "distance": np.array([np.inf, 0.1, 0.2, 0.3, 0.1, 0.0]),
+        "notes": ("careful",),
+    }
+    found = replace(base, **more)
+    write_evaluated(tmp_path / "e.npz", found)
+    again = read_evaluated(tmp_path / "e.npz")
+    assert set(again.arrays()) == set(found.arrays())
+    for name, values in found.arrays().items():
+        assert np.array_equal(again.arrays()[name], values, equal_nan=values.dtype.kind == "f"), name
+    assert again.classes == found.classes
+    assert again.notes == ("careful",)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 cut short"])
+def test_a_damaged_evaluation_gets_a_sentence(tmp_path, content):
+    (tmp_path / "e.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"e\.npz holds no evaluation that can be read .*: evaluate again"):
+        read_evaluated(tmp_path / "e.npz")
+    with pytest.raises(UserError, match="holds no evaluation"):
+        read_evaluated(tmp_path / "missing.npz")
+
+
+def test_mcnemars_test_is_the_exact_one():
+    """7 against 1 discordant pairs: twice the lower tail of a fair coin, 2 (1 + 8) / 256."""
+    pair = Paired(7, 1, 100)
+    assert pair.p == pytest.approx(18 / 256)
+    assert pair.difference == pytest.approx(0.06)
+    assert Paired(0, 0, 10).p == 1.0
+    assert Paired(3, 3, 10).p == 1.0
+    assert "+6.00 points" in str(pair)
+
+
+def test_the_interval_of_a_paired_difference_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(1000):
+        split = rng.multinomial(200, [0.1, 0.05, 0.85])
+        low, high = Paired(int(split[0]), int(split[1]), 200).interval
+        hits += low <= 0.05 <= high
+    assert 930 <= hits <= 980
+
+
+def test_two_evaluations_are_paired_example_by_example():
+    a, b = evaluated(**CASCADE), evaluated(**{**CASCADE, "aa": [0, 1, 1, 1, 0, 0]})
+    assert a.paired(b, "aa") == Paired(1, 2, 6)
+    assert a.paired(b, "aa", "pgd") == Paired(1, 3, 6)
+    with pytest.raises(UserError, match="the same images in the same order"):
+        a.paired(replace(b, label=np.array([1, 0, 0, 1, 1, 1])), "aa")
+    with pytest.raises(UserError, match="the same images in the same order"):
+        replace(a, index=np.arange(6)).paired(replace(b, index=np.arange(6)[::-1]), "aa")

@@ -143,7 +143,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], otherwise: str) -> nn.Module:
-    """The model with these weights in it. Raises `UserError` with `otherwise` and the last detail if they do not fit."""
+    """The model with these weights in it. Raises `UserError` with `otherwise` and a detail if they do not fit."""
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

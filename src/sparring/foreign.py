@@ -57,8 +57,9 @@ def named_model(spec: str, weights: Path, like: Data) -> nn.Module:
     given = dict(part.partition("=")[::2] for part in options.split(",") if part)
     tensors, _ = read_weights(weights)
     classes = _classes(tensors) or len(like.classes)
+    blank = Normalize([0.0] * like.shape[0], [1.0] * like.shape[0]) if "normalize.mean" in tensors else None
     try:
-        model = _ARCHITECTURES[name](classes, like.shape, **{key: _value(text) for key, text in given.items()})
+        model = _ARCHITECTURES[name](classes, like.shape, blank, **{k: _value(text) for k, text in given.items()})
     except TypeError as error:
         raise UserError(f"{spec}: {error}") from error
     if set(tensors) == set(model.state_dict()):

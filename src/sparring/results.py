@@ -149,7 +149,7 @@ def read_evaluated(path: Path) -> Evaluated:
     try:
         with path.open("rb") as file, np.load(file) as held:
             return Evaluated.from_arrays({name: held[name] for name in held.files})
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} holds no evaluation that can be read ({error}): evaluate again") from error
 
 

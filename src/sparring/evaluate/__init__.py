@@ -2,7 +2,7 @@
 
 from .accuracy import Cascade, News, evaluate
 from .adversary import Adversary, EachTarget, WhiteBox, perturb, threat_of
-from .autoattack import AutoAttack, autoattack
+from .ensembles import AutoAttack, autoattack
 from .masking import Budget, audit
 from .nearest import Nearest
 

@@ -76,7 +76,7 @@ def robustness_curve(found: Mapping[str, Evaluated], norm: str, eps: float, path
         axes.fill_between(grid, 100 * np.array(low), 100 * np.array(high), alpha=0.2, color=line.get_color())
         name, strongest = min(evaluated.table().items(), key=lambda item: item[1].value)
         below, above = strongest.interval
-        bars = [[100 * (strongest.value - below)], [100 * (above - strongest.value)]]
+        bars = [[max(0.0, 100 * (strongest.value - below))], [max(0.0, 100 * (above - strongest.value))]]
         style: dict[str, Any] = {"fmt": "o", "color": line.get_color(), "capsize": 3}
         axes.errorbar([eps], [100 * strongest.value], yerr=bars, label=f"{which}: {name} at {eps:.3g}", **style)
     axes.set(xlabel=f"eps ({norm})", ylabel="accuracy, %", xlim=(0, reach), ylim=(0, 100))
