@@ -31,6 +31,7 @@ from sparring.trained import recipe_of
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 Threat = Linf | L2 | L1
+THREATS: dict[str, type[Threat]] = {"Linf": Linf, "L2": L2, "L1": L1}
 
 
 class Passes:
@@ -131,7 +132,7 @@ SIDES: dict[str, Callable[..., None]] = {"published": published, "ours": ours}
 
 
 def run(args: argparse.Namespace) -> None:
-    threat = {"Linf": Linf, "L2": L2, "L1": L1}[args.norm](args.eps)
+    threat = THREATS[args.norm](args.eps)
     x, y = images(args.net, args.examples)
     for seed in args.seeds:
         path = args.out / f"{args.side}-{name_of(args.net)}-{args.norm}-{args.eps}-{seed}.npz"
@@ -144,21 +145,105 @@ def run(args: argparse.Namespace) -> None:
         print(path.name, json.dumps(sheet.rows), flush=True)
 
 
+def timed(args: argparse.Namespace) -> None:
+    """The sides take turns, each first in every other round; one file with all seconds."""
+    threat = THREATS[args.norm](args.eps)
+    x, y = images(args.net, args.examples)
+    seconds: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    standing: dict[str, list[int]] = {side: [] for side in SIDES}
+    for turn in range(args.rounds):
+        for side in list(SIDES)[:: 1 if turn % 2 else -1]:
+            model = load_model(args.net)
+            sheet = Sheet(Passes(model))
+            SIDES[side](model, x, y, threat, turn, args.batch, sheet)
+            taken = {stage: row["seconds"] for stage, row in sheet.rows.items() if stage != "clean"}
+            seconds[side].append({**taken, "total": sum(taken.values())})
+            standing[side].append(int(sheet.standing[STAGES[-1]].sum()))
+            print(turn, side, {k: round(v, 2) for k, v in seconds[side][-1].items()}, standing[side][-1], flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    found = {"seconds": seconds, "standing": standing, "examples": args.examples, "threads": args.threads}
+    (args.out / f"time-{name_of(args.net)}-{args.norm}-{args.eps}.json").write_text(json.dumps(found, indent=1))
+
+
+def table(args: argparse.Namespace) -> None:
+    """Both sides joined, as Markdown; and everything as JSON."""
+    summary: dict[str, Any] = {"verdicts": _verdicts(args.out), "time": _times(args.out)}
+    (args.out / "summary.json").write_text(json.dumps(summary, indent=1))
+    print("standing after apgd-ce, apgd-t, fab-t, square; passes an image, forward + backward\n")
+    print("| net | threat | seed | published | ours | equal verdicts | passes, published | passes, ours |")
+    print("|---|---|---|---|---|---|---|---|")
+    for row in summary["verdicts"]:
+        sides = [", ".join(str(row[side]["standing"][stage]) for stage in STAGES) for side in SIDES]
+        passes = [f"{row[side]['forward']:,.0f} + {row[side]['backward']:,.0f}" for side in SIDES]
+        equal = f"{row['equal']} of {row['examples']}"
+        what = f"| {row['net']} | {row['threat']} | {row['seed']}"
+        print(f"{what} | {sides[0]} | {sides[1]} | {equal} | {passes[0]} | {passes[1]} |")
+    print("\n| net | threat | attack | published, s | ours, s | ratio |\n|---|---|---|---|---|---|")
+    for row in summary["time"]:
+        sides = [f"{row[side]['median']:.1f} ({row[side]['least']:.1f} to {row[side]['most']:.1f})" for side in SIDES]
+        print(f"| {row['net']} | {row['threat']} | {row['stage']} | {sides[0]} | {sides[1]} | {row['ratio']:.2f} |")
+
+
+def _verdicts(folder: Path) -> list[dict[str, Any]]:
+    rows = []
+    for path in sorted(folder.glob("published-*.npz")):
+        other = path.with_name(path.name.replace("published", "ours"))
+        if not other.exists():
+            continue
+        net, norm, eps, seed = path.stem.split("-")[1:]
+        sheets = {"published": np.load(path), "ours": np.load(other)}
+        row: dict[str, Any] = {"net": net, "threat": f"{norm} {eps}", "seed": int(seed)}
+        for side, sheet in sheets.items():
+            stages = json.loads(str(sheet["rows"]))
+            counts = {stage: int(stages[stage]["standing"]) if stage in stages else 0 for stage in STAGES}
+            row["examples"] = len(sheet[STAGES[0]])
+            passes = {way: sum(s[way] for s in stages.values()) / row["examples"] for way in ("forward", "backward")}
+            row[side] = {"standing": counts, **passes}
+        finals = [sheet[STAGES[-1]] for sheet in sheets.values()]
+        row["equal"] = int((finals[0] == finals[1]).sum())
+        rows.append(row)
+    return rows
+
+
+def _times(folder: Path) -> list[dict[str, Any]]:
+    rows = []
+    for path in sorted(folder.glob("time-*.json")):
+        _, net, norm, eps = path.stem.split("-", 3)
+        held = json.loads(path.read_text())
+        for stage in (*STAGES, "total"):
+            row: dict[str, Any] = {"net": net, "threat": f"{norm} {eps}", "stage": stage}
+            for side, rounds in held["seconds"].items():
+                taken = [r.get(stage, 0.0) for r in rounds]
+                row[side] = {"median": float(np.median(taken)), "least": min(taken), "most": max(taken)}
+            row["ratio"] = row["published"]["median"] / max(row["ours"]["median"], 1e-9)
+            row["standing"] = held["standing"]
+            rows.append(row)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("run")
-    one.add_argument("side", choices=SIDES)
-    one.add_argument("net", type=Path)
-    one.add_argument("--published", type=Path)
-    one.add_argument("--norm", default="Linf")
-    one.add_argument("--eps", default="0.1")
-    one.add_argument("--examples", type=int, default=500)
-    one.add_argument("--batch", type=int, default=250)
+    both = argparse.ArgumentParser(add_help=False)
+    both.add_argument("net", type=Path)
+    both.add_argument("--published", type=Path)
+    both.add_argument("--norm", default="Linf", choices=THREATS)
+    both.add_argument("--eps", default="0.1")
+    both.add_argument("--examples", type=int, default=500)
+    both.add_argument("--batch", type=int, default=250)
+    both.add_argument("--threads", type=int, default=2)
+    both.add_argument("--out", type=Path, default=Path("results"))
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("side", choices=SIDES)
+    one = commands.add_parser("run", parents=[first, both])
     one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    one.add_argument("--threads", type=int, default=2)
-    one.add_argument("--out", type=Path, default=Path("results"))
     one.set_defaults(do=run)
+    two = commands.add_parser("time", parents=[both])
+    two.add_argument("--rounds", type=int, default=3)
+    two.set_defaults(do=timed)
+    three = commands.add_parser("table")
+    three.add_argument("out", type=Path)
+    three.set_defaults(do=table, threads=2, published=None)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.published:

@@ -98,9 +98,9 @@ def evaluate(
         run = _Run(judge, searched, data, index, clean, batch_size, seed, journal, on_news, keep_images)
         run.work = sum(chain.work * int(clean.right.sum()) for chain in chains)
         books = {chain.name: (chain, run.through(chain)) for chain in chains}
-    notes += [note for chain in chains for note in chain.notes]
     for note in notes:
         warnings.warn(note, stacklevel=2)
+    notes += [note for chain in chains for note in chain.notes]
     return _assembled(data, index, clean, books, tuple(notes), keep_images)
 
 
