@@ -40,12 +40,19 @@ def test_a_model_is_built_by_a_path_from_the_present_folder(module):
     [
         ("theirs:buidl", "theirs:buidl cannot be found .*write module:function"),
         ("nobody:build", "nobody:build cannot be found"),
+        (":build", ":build cannot be found"),
         ("theirs:number", "gives a int: wanted is a torch.nn.Module"),
     ],
 )
 def test_a_path_that_leads_nowhere_is_refused(module, spec, message):
     with pytest.raises(UserError, match=message):
         imported_model(spec)
+
+
+def test_a_function_may_import_from_the_present_folder_itself(module, tmp_path):
+    (tmp_path / "other.py").write_text("def build():\n    from theirs import build as inner\n\n    return inner()\n")
+    assert isinstance(imported_model("other:build"), nn.Sequential)
+    sys.modules.pop("other")
 
 
 def test_weights_load_into_an_architecture_by_its_name(tmp_path):

@@ -203,3 +203,23 @@ def test_what_cannot_be_audited_is_refused(honest, images):
     wrong = Data(images.x, (honest(pixels(images.x)).argmax(1) + 1) % 10, images.classes)
     with pytest.raises(UserError, match="gets none of these images right"):
         audit(honest, wrong, THREAT, budget=FEW)
+
+
+def test_gradients_that_are_nan_are_no_gradients_and_break_nothing(honest, images):
+    class Rooted(Wrapped):
+        def forward(self, x):
+            return self.inner(x) + (x * 0).sqrt().flatten(1).sum(1, keepdim=True)
+
+    found = findings(Rooted(honest), images)
+    assert found["gradient flow"].verdict == "fail"
+    assert "NaN or infinite for 100.0 %" in found["gradient flow"].meaning
+    assert found["shattered gradients"].verdict == "fail"
+    assert found["shattered gradients"].figure is None, "JSON knows no NaN"
+    assert found["large eps"].verdict == "fail", "a point that is NaN breaks nothing"
+    assert found["black box"].verdict == "fail"
+
+
+def test_labels_without_a_class_of_the_model_are_said_to_be(images):
+    torch.manual_seed(0)
+    found = findings(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), images)
+    assert "gives 3 classes, but the data have 10" in found["output"].meaning

@@ -1,5 +1,7 @@
 """What is refused before it can mislead. Each check says what was given, what is allowed and what to do."""
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor, nn
 
@@ -46,8 +48,10 @@ def check_data(data: Data, what: str) -> None:
         raise UserError(f"{what}: {len(data.x)} images, but {len(data.y)} labels")
 
 
-def check_logits(out: Tensor, count: int, num_classes: int | None = None, highest: int | None = None) -> None:
-    """`out` is `[count, C]`, C fits the labels, and it is no probability distribution.
+def check_logits(
+    out: Tensor, count: int, num_classes: int | None = None, highest: int | None = None, later: bool = False
+) -> None:
+    """`out` is `[count, C]`, C fits the labels, and (unless that is checked `later`) it is no probability distribution.
 
     Probabilities saturate: the gradient of a loss on them vanishes and attacks report robustness that is not there.
     """
@@ -60,9 +64,18 @@ def check_logits(out: Tensor, count: int, num_classes: int | None = None, highes
         raise UserError(f"the model gives {out.shape[1]} classes, but the data have {num_classes}")
     if highest is not None and highest >= out.shape[1]:
         raise UserError(f"a label is {highest}, but the model gives {out.shape[1]} classes, 0 to {out.shape[1] - 1}")
+    if not later and bool(probable(out).all()):
+        refuse_probabilities()
+
+
+def probable(out: Tensor) -> Tensor:
+    """Which rows could be probabilities: numbers in [0, 1] that sum to 1. Logits can be, by chance, a few at a time."""
     values = out.detach().float()
-    if bool(((values >= 0) & (values <= 1)).all()) and bool(((values.sum(1) - 1).abs() < 1e-4).all()):
-        raise UserError("the model gives probabilities, and attacks need logits: take the final softmax away")
+    return ((values >= 0) & (values <= 1)).all(1) & ((values.sum(1) - 1).abs() < 1e-4)
+
+
+def refuse_probabilities() -> NoReturn:
+    raise UserError("the model gives probabilities, and attacks need logits: take the final softmax away")
 
 
 @torch.no_grad()

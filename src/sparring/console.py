@@ -155,7 +155,7 @@ def accuracy_table(tables: Mapping[str, Mapping[str, Accuracy]]) -> Table:
 
 def remarks(which: str, evaluated: Evaluated) -> list[str]:
     """What a table does not show, of the last adversary: what broke how many, the worst classes, what to know."""
-    name = list(evaluated.standing)[-1]
+    name, middle = list(evaluated.standing)[-1], evaluated.median_distance()
     broken = evaluated.broken_by(name)
     parts = dict.fromkeys(("clean", *(n.rpartition("/")[2] for n in evaluated.standing)))
     counts = [f"{part} {int((broken == part).sum())}" for part in parts if (broken == part).any()]
@@ -163,6 +163,11 @@ def remarks(which: str, evaluated: Evaluated) -> list[str]:
     return [
         f"{which}: {name} broken by {', '.join(counts) or 'nothing'}",
         f"{which}: worst classes {', '.join(worst)}",
+        *(
+            []
+            if middle is None
+            else [f"{which}: half of the examples that are right at first fall below eps {middle:.4g}"]
+        ),
         *(f"{which}: note: {note}" for note in evaluated.notes),
     ]
 

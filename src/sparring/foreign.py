@@ -34,12 +34,13 @@ def imported_model(spec: str) -> nn.Module:
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{spec} cannot be found ({error}): write module:function, as in mymodels:build") from error
+        try:
+            function = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(f"{spec} cannot be found ({error}): write module:function, as in mymodels:build") from error
+        model = function() if callable(function) and not isinstance(function, nn.Module) else function
     finally:
         sys.path.remove(here)
-    model = function() if callable(function) and not isinstance(function, nn.Module) else function
     if not isinstance(model, nn.Module):
         raise UserError(f"{spec} gives a {type(model).__name__}: wanted is a torch.nn.Module that gives logits")
     return model

@@ -124,6 +124,7 @@ class Evaluated:
     - `norm` is the size of the perturbation that broke an example (NaN where none did), in the norm of the threat.
     - `distance` is the smallest eps that broke it at all, if minimum-norm attacks looked for it: 0 where the model is
       wrong anyway, inf where none did.
+    - `about` says which images these were, and the threat of each adversary.
     - `adversarial` holds whole images, if they were asked for; where nothing broke, the clean ones.
     """
 
@@ -136,6 +137,7 @@ class Evaluated:
     distance: Array | None = None
     adversarial: Mapping[str, Array] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    about: Mapping[str, str] = field(default_factory=dict)
     examples: Examples | None = None
     hardest: Examples | None = None
 
@@ -159,7 +161,14 @@ class Evaluated:
         """The accuracy at another eps, from the distances. Raises `UserError` if nothing looked for them."""
         if self.distance is None:
             raise UserError("no distances were looked for: evaluate with Nearest.of(threat), or with --curve")
-        return Accuracy(int((self.distance > eps).sum()), len(self.distance))
+        return Accuracy(int((self.distance > np.float32(eps)).sum()), len(self.distance))
+
+    def median_distance(self) -> float | None:
+        """Half of the examples that are right at first fall below this eps; None if half of them do not fall at all."""
+        if self.distance is None or not self.standing["clean"].any():
+            return None
+        middle = float(np.median(self.distance[self.standing["clean"]]))
+        return middle if math.isfinite(middle) else None
 
     def by_class(self, name: str) -> dict[str, Accuracy]:
         """The accuracy of each class under an adversary, the worst first."""
@@ -175,6 +184,8 @@ class Evaluated:
         same = np.array_equal(self.label, other.label)
         if self.index is not None and other.index is not None:
             same = same and np.array_equal(self.index, other.index)
+        if "images" in self.about and "images" in other.about:
+            same = same and self.about["images"] == other.about["images"]
         if not same:
             raise UserError("a paired comparison needs both models evaluated on the same images in the same order")
         a, b = self._flags(name), other._flags(other_name or name)
@@ -194,6 +205,7 @@ class Evaluated:
         }
         for group in _GROUPS:
             held |= {f"{group}/{name}": values for name, values in getattr(self, group).items()}
+        held |= {f"about/{name}": np.array(text) for name, text in self.about.items()}
         more = {"index": self.index, "distance": self.distance}
         return held | {name: values for name, values in more.items() if values is not None}
 
@@ -201,8 +213,9 @@ class Evaluated:
     def from_arrays(cls, held: Mapping[str, Array]) -> "Evaluated":
         groups: dict[str, Any] = {
             group: {name.removeprefix(group + "/"): v for name, v in held.items() if name.startswith(group + "/")}
-            for group in _GROUPS
+            for group in (*_GROUPS, "about")
         }
+        groups["about"] = {name: str(text) for name, text in groups["about"].items()}
         groups |= {name: tuple(str(part) for part in held[name]) for name in ("classes", "notes")}
         return cls(label=held["label"], index=held.get("index"), distance=held.get("distance"), **groups)
 

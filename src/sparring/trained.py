@@ -2,8 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from .checkpoint import fill, read_weights
 from .core import Classifier, Data
 from .environment import device_of
 from .errors import UserError
-from .evaluate import News, evaluate, threat_of
+from .evaluate import Nearest, News, evaluate, threat_of
 from .models import load_robustbench
 from .recipe import Evaluation, Recipe, recipe_from_plain
 from .results import RunFolder
@@ -113,22 +112,23 @@ def evaluate_models(
     subset = test if evaluation.examples is None else test[: evaluation.examples]
     found: dict[str, Evaluated] = {}
     done: dict[Callable[[], nn.Module], Evaluated] = {}  # the last weights may be the best
-    with nullcontext() if out is None else _writable(out):
-        for which, load in loaders.items():
-            if load not in done:
-                done[load] = evaluate(
-                    load(),
-                    subset,
-                    evaluation.adversaries,
-                    batch_size=evaluation.batch_size,
-                    seed=seed,
-                    keep_images=keep_images,
-                    state=None if out is None else out.state(which),
-                    on_news=partial(show, which),
-                )
-            found[which] = done[load]
-        if out is not None:
-            _write(out, found, subset.classes, evaluation, how or {})
+    if out is not None:
+        _check_writable(out)
+    for which, load in loaders.items():
+        if load not in done:
+            done[load] = evaluate(
+                load(),
+                subset,
+                evaluation.adversaries,
+                batch_size=evaluation.batch_size,
+                seed=seed,
+                keep_images=keep_images,
+                state=None if out is None else out.state(which),
+                on_news=partial(show, which),
+            )
+        found[which] = done[load]
+    if out is not None:
+        _write(out, found, subset.classes, evaluation, how or {})
     return found
 
 
@@ -151,27 +151,26 @@ def _write(
         report.adversarial_examples(first.examples, classes, out.adversarial_examples)
     if first.hardest is not None:
         report.adversarial_examples(first.hardest, classes, out.hardest_examples)
-    threat = threat_of(dict(evaluation.adversaries))
-    if first.distance is not None and threat is not None:
-        curves = {which: each for which, each in found.items() if each.distance is not None}
-        report.robustness_curve(curves, type(threat).__name__, threat.eps, out.robustness_curve)
+    nearest = next((each for each in evaluation.adversaries.values() if isinstance(each, Nearest)), None)
+    if nearest is not None:
+        norm = type(nearest.threat)
+        bounds = {name: threat_of(each) for name, each in evaluation.adversaries.items() if each is not nearest}
+        points = {name: threat.eps for name, threat in bounds.items() if isinstance(threat, norm)}
+        report.robustness_curve(found, norm.__name__, points, out.robustness_curve)
     for which in found:
         out.forget_state(which)
 
 
-@contextmanager
-def _writable(run: RunFolder) -> Iterator[None]:
+def _check_writable(out: RunFolder) -> None:
     """What cannot be written is better known before than after."""
     try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        if not os.access(run.path, os.W_OK):
+        out.path.mkdir(parents=True, exist_ok=True)
+        if not os.access(out.path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        yield
     except OSError as error:
-        raise UserError(
-            f"{run.path} cannot be written ({error.strerror or error}): name another folder with --out, or evaluate "
-            f"{run.weights('best')}, for which nothing is written"
-        ) from error
+        alone = out.weights("best")
+        instead = f"evaluate {alone}, for which nothing is written" if alone.exists() else "name another with --out"
+        raise UserError(f"{out.path} cannot be written ({error.strerror or error}): {instead}") from error
 
 
 def _on(test: Data, path: Path, recipe: Recipe) -> nn.Module:

@@ -29,7 +29,7 @@ def checkpoints(steps: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class APGD:
-    """Auto-PGD with `steps` + 1 forward and backward passes at most.
+    """Auto-PGD with `steps` + 1 forward and backward passes at most (L1: + 3).
 
     An example leaves at its first point that fools; others get their point of highest loss. With `to_the_end`, all take
     every step and get the point of highest loss.

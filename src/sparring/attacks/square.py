@@ -177,7 +177,7 @@ class _Pyramids:
 
     def _pyramids(self, side: int, numbers: Tensor) -> Tensor:
         """Two pyramids, side by side or one above the other, with a sign for each channel: `[B, C, side, side]`."""
-        shape = _two_pyramids(side, self._order).to(numbers)
+        shape = _two_pyramids(side, self._order, numbers.device, numbers.dtype)
         turned = torch.where((numbers[:, :1] > 0.5)[:, None, None], shape.T, shape)
         return turned * _signs(numbers[:, 1:])[:, :, None, None]
 
@@ -189,12 +189,12 @@ class _Pyramids:
 
 
 @lru_cache(maxsize=64)
-def _two_pyramids(side: int, order: int) -> Tensor:
+def _two_pyramids(side: int, order: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The upper half rises to a peak, the lower falls to one; unit norm."""
     upper = side // 2
     halves = [sign * _pyramid(rows, side, order) for sign, rows in ((1, upper), (-1, side - upper)) if rows]
     both = torch.cat(halves)
-    return both / torch.linalg.vector_norm(both, ord=order)
+    return (both / torch.linalg.vector_norm(both, ord=order)).to(device, dtype)
 
 
 def _pyramid(height: int, width: int, order: int) -> Tensor:

@@ -1,5 +1,6 @@
 """`sparring evaluate` and `sparring compare`."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +43,8 @@ class _Options:
     curve: bool = False
     """Look for the smallest eps of each example: robustness-curve.png and hardest-examples.png (needs a folder)."""
     threat: str | None = None
-    """Where AutoAttack and the curve look: linf:8/255, l2:0.5 or l1:12. Left out, the threat of the recipe."""
+    """Where AutoAttack and the curve look: linf:8/255, l2:0.5 or l1:12. Left out, the threat of the recipe; alone, it
+    adds AutoAttack there."""
     keep_images: bool = False
     """Keep all adversarial images with the per-example results."""
     out: str | None = None
@@ -100,8 +102,10 @@ def evaluate(args: list[str]) -> int:
 
 
 def _plain(evaluated: "Evaluated") -> dict[str, object]:
-    table = {name: accuracy.plain() for name, accuracy in evaluated.table().items()}
-    return {**table, "notes": list(evaluated.notes)} if evaluated.notes else {**table}
+    plain: dict[str, object] = {name: accuracy.plain() for name, accuracy in evaluated.table().items()}
+    if evaluated.distance is not None:
+        plain["median distance"] = evaluated.median_distance()
+    return {**plain, "notes": list(evaluated.notes)} if evaluated.notes else plain
 
 
 def _say_where(path: Path) -> None:
@@ -112,8 +116,6 @@ def _say_where(path: Path) -> None:
     for picture in (run.adversarial_examples, run.robustness_curve, run.hardest_examples):
         if picture.exists():
             say(f"picture: {picture}")
-    if not run.adversarial_examples.exists():
-        say("no example was broken")
 
 
 _Found = tuple[_Options, "dict[str, Evaluated]", "Mapping[str, object]", str | None]
@@ -127,6 +129,8 @@ def _evaluate_ours(path: Path, args: list[str], show: object) -> _Found:
     options, recipe = _chosen(path, args)
     recipe = replace(recipe, evaluation=_with_more(recipe.evaluation, options))
     common = {"device": options.device, "keep_images": options.keep_images, "show": show}
+    if path.is_dir() and options.out:
+        raise UserError(f"what is found of a run is written to its folder, {path}: leave --out away")
     if path.is_dir():
         found = evaluate_run(RunFolder(path), recipe, **common)  # type: ignore[arg-type]
     else:
@@ -152,7 +156,9 @@ def _chosen(path: Path, args: list[str]) -> "tuple[_Options, Recipe]":
 def _with_more(evaluation: "Evaluation", options: _Options) -> "Evaluation":
     """What the recipe evaluates, and what the flags add."""
     if options.autoattack is None and not options.curve:
-        return evaluation
+        if options.threat is None:
+            return evaluation
+        options = replace(options, autoattack="standard")
     threat = _threat(options, evaluation)
     return replace(evaluation, adversaries={**evaluation.adversaries, **_added(options, threat)})
 
@@ -251,6 +257,8 @@ def compare(args: list[str]) -> int:
         print_json({name: pair.plain() for name, pair in pairs.items()})
         return 0
     for name, pair in pairs.items():
+        if a.about.get(name) != b.about.get(name):
+            say(f"note: {name} was not the same in both: {a.about.get(name)} and {b.about.get(name)}", sys.stderr)
         left, right = a.table()[name], b.table()[name]
         say(f"{name}: {left} against {right}; difference {pair}")
         say(f"  only {first} is right on {pair.only_first} images, only {second} on {pair.only_second}")

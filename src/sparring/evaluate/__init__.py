@@ -1,10 +1,12 @@
 """How robust a model really is."""
 
-from .accuracy import Cascade, News, evaluate
+from .accuracy import evaluate
 from .adversary import Adversary, EachTarget, WhiteBox, perturb, threat_of
+from .case import Budget
 from .ensembles import AutoAttack, autoattack
-from .masking import Budget, audit
+from .masking import audit
 from .nearest import Nearest
+from .stages import Cascade, News
 
 __all__ = [
     "Adversary",

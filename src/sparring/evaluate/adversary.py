@@ -1,7 +1,7 @@
 """Attacks that have been told what to fool: what evaluation takes, and the shortest way to attack any model."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,7 +38,7 @@ class WhiteBox:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         with eval_mode(model), frozen(model):
-            loss = self.loss(model, y)
+            loss = self.loss(model.__call__, y)
             return self.attack(loss if self.draws == 1 else Expected(loss, self.draws), x, rng)
 
 
@@ -60,28 +60,37 @@ class EachTarget:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         with eval_mode(model), frozen(model):
             with torch.no_grad():
-                others = model(x).scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
+                others = model(x).scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
             targets = iter(others[:, : min(self.targets, others.shape[1] - 1)].T)
             count = min(self.targets, others.shape[1] - 1)
 
             def run(rows: Tensor) -> Tensor:
-                loss = self.loss(model, y[rows], next(targets)[rows])
+                loss = self.loss(model.__call__, y[rows], next(targets)[rows])
                 return self.attack(loss, x[rows], some(rng, rows))
 
-            return keep_worst(run, count, Margin(model, y), x)
+            return keep_worst(run, count, Margin(model.__call__, y), x)
+
+
+def threats_of(value: Any) -> list[Threat]:
+    """The threats inside a value, in order: of an attack, an adversary, an evaluation. Models are not looked into."""
+    if isinstance(value, Linf | L2 | L1):
+        return [value]
+    if isinstance(value, Mapping):
+        parts = list(value.values())
+    elif isinstance(value, tuple | list):
+        parts = list(value)
+    elif isinstance(value, type | nn.Module | Tensor):
+        parts = []
+    elif dataclasses.is_dataclass(value):
+        parts = [getattr(value, f.name) for f in dataclasses.fields(value)]
+    else:
+        parts = [part for part in getattr(value, "__dict__", {}).values() if isinstance(part, Linf | L2 | L1)]
+    return [threat for part in parts for threat in threats_of(part)]
 
 
 def threat_of(value: Any) -> Threat | None:
-    """The first threat inside a value made of dataclasses: of an attack, an adversary, an evaluation."""
-    if isinstance(value, Linf | L2 | L1):
-        return value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        parts = [getattr(value, f.name) for f in dataclasses.fields(value)]
-    elif isinstance(value, dict):
-        parts = list(value.values())
-    else:
-        parts = list(value) if isinstance(value, tuple) else []
-    return next((found for part in parts if (found := threat_of(part)) is not None), None)
+    """The first threat inside a value."""
+    return next(iter(threats_of(value)), None)
 
 
 def perturb(
@@ -94,5 +103,14 @@ def perturb(
     """
     with eval_mode(model):
         check_examples(model, x, y)
-    index = torch.arange(len(x), device=x.device) if index is None else index
+    index = checked_index(index, len(x), x.device)
     return WhiteBox(attack)(model, x, y, PerExample(seed, index))
+
+
+def checked_index(index: Tensor | None, count: int, device: torch.device) -> Tensor:
+    """One int64 per image, on the device; their places if none is given."""
+    if index is None:
+        return torch.arange(count, device=device)
+    if index.shape != (count,) or index.dtype != torch.int64:
+        raise UserError(f"index is {index.dtype} of shape {tuple(index.shape)}: wanted is one int64 per image")
+    return index.to(device)

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from ..attacks import APGD, FAB, Near, Restarts, Shell, Square, Worst
 from ..checks import check_images, check_logits
-from ..core import Attack, Data, Threat
+from ..core import Attack, Data, Threat, pixels
 from ..errors import UserError
 from ..losses import DLR, Margin, TargetedDLR
 from ..scores import Evaluated
 from ..threats import L1, L2, Linf
 from ..views import eval_mode
-from .accuracy import OnNews, evaluate
+from .accuracy import evaluate
 from .adversary import Adversary, EachTarget, WhiteBox
+from .stages import OnNews
 
 Version = Literal["standard", "plus", "rand"]
 EOT = 20
@@ -110,9 +111,9 @@ def autoattack(
     """
     check_images(x, bytes_too=True)
     with eval_mode(model), torch.no_grad():
-        few = x[:2].float() / 255 if x.dtype == torch.uint8 else x[:2]
+        few = pixels(x[:2]).to(next(model.parameters(), x[:2].float()))
         out = model(few)
-    check_logits(out, len(few))
+    check_logits(out, len(few), later=True)
     data = Data(x, y, tuple(str(k) for k in range(out.shape[1])))
     attack = {"autoattack": AutoAttack(threat, version)}
     return evaluate(

@@ -5,9 +5,9 @@ be read is passed over with a warning, and its examples are attacked again.
 """
 
 import hashlib
+import io
 import re
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +44,7 @@ class Journal:
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
         self.folder, self._about = folder, folder / "about.json"
-        plain = _without_addresses(about)
+        plain = _plain(about)
         if self._about.exists():
             changed = differences(read_json(self._about), plain)
             if changed:
@@ -52,20 +52,48 @@ class Journal:
                     f"{folder} holds the state of another evaluation ({'; '.join(changed)[:300]}): name another "
                     "folder, or delete it"
                 )
-        elif folder.exists() and any(folder.iterdir()):
+        elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise UserError(f"{folder} holds files that are not of an evaluation: name another folder")
         else:
             _make(folder)
             write_json(self._about, plain)
 
+    def same_answers(self, predicted: Array, margin: Array) -> None:
+        """The model must answer clean images `[N]` as it did when the state was begun; weights do not tell code apart.
+
+        Raises `UserError` if more than one example in a hundred is answered differently.
+        """
+        path = self.folder / "clean.npy"
+        answers = np.stack([predicted.astype(np.float64), margin.astype(np.float64)])
+        if not path.exists():
+            with replacing(path) as file:
+                np.save(file, answers)
+            return
+        try:
+            before = np.load(path)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path} is damaged ({error}): delete {self.folder}, and begin again") from error
+        near = np.isclose(before[1], answers[1], rtol=1e-2, atol=1e-2, equal_nan=True) | (before[1] == answers[1])
+        if before.shape != answers.shape or (~near).mean() > 0.01:
+            raise UserError(
+                f"the model answers other than when the state in {self.folder} was begun, though its weights are the "
+                "same: its code has changed. Delete the folder, or name another"
+            )
+
     def parts(self, stage: str) -> Iterator[Part]:
         for path in sorted(self.folder.glob(f"{_file_name(stage)}-{_NUMBER}.npz")):
             try:
-                with path.open("rb") as file, np.load(file) as held:
-                    yield Part(*(held[name] for name in Part._fields))
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                content = path.read_bytes()
+            except OSError as error:  # it may pass
+                raise UserError(f"{path} cannot be read ({error.strerror or error}): try again") from error
+            try:
+                with np.load(io.BytesIO(content)) as held:
+                    part = Part(*(held[name] for name in Part._fields))
+            except Exception as error:  # whatever flipped bits make of a zip file
                 warnings.warn(f"{path} is damaged ({error}): what it held is done again", stacklevel=2)
-                path.unlink()
+                path.rename(path.with_suffix(".damaged"))
+                continue
+            yield part
 
     def add(self, stage: str, part: Part) -> None:
         number = 1 + max((int(path.stem[-6:]) for path in self.folder.glob("*.npz")), default=-1)
@@ -77,7 +105,8 @@ _NUMBER = "[0-9]" * 6
 
 
 def _file_name(stage: str) -> str:
-    return re.sub(r"[^A-Za-z0-9-]", "_", stage)
+    """Readable, and different for different names."""
+    return re.sub(r"[^A-Za-z0-9-]", "_", stage) + "-" + hashlib.sha256(stage.encode()).hexdigest()[:8]
 
 
 def _make(folder: Path) -> None:
@@ -87,11 +116,16 @@ def _make(folder: Path) -> None:
         raise UserError(f"{folder} cannot hold the state of an evaluation: {error.strerror}") from error
 
 
-def _without_addresses(value: Any) -> Any:
-    """Plain values, without the places in memory that Python shows of objects that do not say what they are."""
+def _plain(value: Any) -> Any:
+    """Plain values. Raises `UserError` for an adversary that does not say what it is."""
     if isinstance(value, Mapping):
-        return {str(name): _without_addresses(part) for name, part in value.items()}
-    return re.sub(r" at 0x[0-9a-f]+", "", value) if isinstance(value, str) else value
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, str) and " at 0x" in value:
+        raise UserError(
+            f"{value} does not say what it is, so a state on disk could be that of another: make it a dataclass, or "
+            "evaluate without a state"
+        )
+    return value
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

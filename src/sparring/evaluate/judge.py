@@ -1,13 +1,15 @@
 """Who is right, as evaluation counts it: once more, in full precision, inside the ball and inside [0, 1]."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..attacks.slope import slope
-from ..checks import check_images, check_logits
+from ..checks import check_images, check_logits, probable
 from ..core import Threat
 from ..errors import UserError
 from ..losses import Untargeted
@@ -19,12 +21,14 @@ ROUNDING = 1e-5  # relative to eps, and a tenth of it absolute: what float32 mak
 class Verdict(NamedTuple):
     """For each image: is the model right, what does it take it for (-1: no finite logits), and by which margin.
 
-    The margin `z_y - max_k z_k` is above 0 where the model is right; -inf where its logits are not finite.
+    The margin `z_y - max_k z_k` is above 0 where the model is right; -inf where its logits are not finite. `probable`
+    marks answers that could be probabilities.
     """
 
     right: Tensor
     predicted: Tensor
     margin: Tensor
+    probable: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +46,15 @@ class Judge:
             return verdicts[0]
         right = torch.stack([v.right for v in verdicts]).float().mean(0) > 0.5
         predicted = torch.stack([v.predicted for v in verdicts]).mode(0).values
-        return Verdict(right, predicted, torch.stack([v.margin for v in verdicts]).mean(0))
+        return Verdict(right, predicted, torch.stack([v.margin for v in verdicts]).mean(0), verdicts[0].probable)
 
     def confirm(self, z: Tensor, x: Tensor, y: Tensor, threat: Threat | None) -> tuple[Tensor, Verdict]:
         """The points as they count, and the verdict on them.
 
         A point outside the ball is brought back before it is judged. Raises `UserError` for points that are no images.
         """
-        check_images(z, "adversarial images")  # NaN there means a gradient that was NaN
         z = z.detach()
+        check_images(z, "adversarial images")
         if threat is not None:
             outside = threat.norm((z - x).double()) > threat.eps * (1 + ROUNDING) + ROUNDING / 10
             if bool(outside.any()):
@@ -60,12 +64,12 @@ class Judge:
 
 
 def _verdict(out: Tensor, y: Tensor, num_classes: int | None) -> Verdict:
-    check_logits(out, len(y), num_classes)
+    check_logits(out, len(y), num_classes, later=True)
     finite = out.isfinite().all(1)
     predicted = out.argmax(1).masked_fill(~finite, -1)
     others = out.scatter(1, y[:, None], -torch.inf).amax(1)
     margin = (out.gather(1, y[:, None])[:, 0] - others).float().masked_fill(~finite, -torch.inf)
-    return Verdict(predicted == y, predicted, margin)
+    return Verdict(predicted == y, predicted, margin, probable(out))
 
 
 def oddities(judge: Judge, x: Tensor, y: Tensor, right: Tensor) -> list[str]:
@@ -75,33 +79,67 @@ def oddities(judge: Judge, x: Tensor, y: Tensor, right: Tensor) -> list[str]:
     with the gradients recorded that an attack needs, as good as no attack?
     """
     model, threat = judge.model, Linf(1e-12)
+    with torch.no_grad(), counting() as inside:
+        first = model(x).float()
+    notes = [_INSIDE] if inside else []
     with torch.no_grad():
-        share = random_share(model(x).float(), model(x).float())
+        share, alone = random_share(first, model(x).float()), torch.cat([model(image[None]) for image in x[:4]]).float()
     if share > 0:
         randomised = (
             f"the model gives other logits the second time for {100 * share:.0f} % of images: it is randomised, and "
             'one pass tells little; use AutoAttack with version="rand"'
         )
-        return [randomised] if judge.draws == 1 else []
+        return [*notes, randomised] if judge.draws == 1 else notes
+    if random_share(first[:4], alone, 1e-3) > 0:
+        notes.append("the answer to an image depends on the rest of its batch: figures hold for this batch size alone")
     try:
-        seen = slope(Untargeted(model, y), x)
+        seen = slope(Untargeted(model.__call__, y), x)
     except UserError as error:  # no gradient: attacks without gradients can do
-        return [str(error)]
+        return [*notes, str(error)]
+    lost = int((~seen.grad.isfinite()).flatten(1).any(1).sum())
+    if lost:
+        return [*notes, f"the gradient is NaN or infinite for {lost} of {len(x)} images: gradient attacks cannot work"]
     after = judge(threat.project(x + threat.eps * threat.ascent(seen.grad), x), y)
     fooled = ~right if seen.fooled is None else seen.fooled
     changed = int(((after.right != right) | (fooled == right)).sum())
-    if not changed:
-        return []
-    return [
-        f"PGD at eps 0 changes the verdict on {changed} of {len(x)} images: the model treats an attack otherwise than "
-        "an evaluation, and neither figure can be trusted"
-    ]
+    if changed:
+        notes.append(
+            f"PGD at eps 0 changes the verdict on {changed} of {len(x)} images: the model treats an attack otherwise "
+            "than an evaluation, and neither figure can be trusted"
+        )
+    return notes
 
 
-def random_share(first: Tensor, second: Tensor) -> float:
-    """The share of examples whose normalised logits differ by more than 1e-4, AutoAttack's threshold."""
+_INSIDE = (
+    "autograd runs inside the model's forward: the defence optimises at test time, and AutoAttack does not see through "
+    "that; attack it adaptively"
+)
+
+
+@contextmanager
+def counting() -> Generator[list[str]]:
+    """Notes each call of autograd's engine, by whichever name a model calls it."""
+    autograd: Any = torch.autograd
+    engine = getattr(autograd, "_engine_run_backward", None)  # torch keeps it to itself
+    calls: list[str] = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append("backward")
+        return engine(*args, **options) if engine else None
+
+    if engine is not None:
+        autograd._engine_run_backward = counted
+    try:
+        yield calls
+    finally:
+        if engine is not None:
+            autograd._engine_run_backward = engine
+
+
+def random_share(first: Tensor, second: Tensor, most: float = 1e-4) -> float:
+    """The share of examples whose normalised logits differ by more than `most`, by default AutoAttack's threshold."""
     both = [t / t.norm(dim=1, keepdim=True).clamp_min(1e-10) for t in (first, second)]
-    return float(((both[0] - both[1]).norm(dim=1) > 1e-4).float().mean())
+    return float(((both[0] - both[1]).norm(dim=1) > most).float().mean())
 
 
 class Unaltered:
@@ -113,7 +151,7 @@ class Unaltered:
         self.tensors = {name: _mark(tensor) for name, tensor in _tensors(model).items()}
 
     def check(self) -> None:
-        """Raises `UserError` with the name of the module that changed."""
+        """Raises `UserError` with the name of the module that changed. It reads every weight once."""
         modules = dict(self.model.named_modules())
         for name, training in self.modes.items():
             if modules[name].training != training:
@@ -135,5 +173,8 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _mark(tensor: Tensor) -> tuple[int, int, int]:
-    return id(tensor), tensor._version, tensor.data_ptr()
+def _mark(tensor: Tensor) -> tuple[float, ...]:
+    """Two sums, by which a change shows: torch's count of versions misses some. NaN equals itself here."""
+    with torch.no_grad():
+        wide = tensor.double() if tensor.is_floating_point() else tensor.long()
+        return tuple(float(total.nan_to_num(nan=0.5)) for total in (wide.sum().double(), wide.abs().sum().double()))

@@ -38,5 +38,5 @@ class Nearest:
         rows = torch.arange(len(x), device=x.device)
         with eval_mode(model), frozen(model):
             for attack in self.attacks:
-                found.keep(rows, *attack.closest(Margin(model, y), x, rng))
+                found.keep(rows, *attack.closest(Margin(model.__call__, y), x, rng))
         return found.points

@@ -59,26 +59,30 @@ def adversarial_examples(examples: Examples, classes: Sequence[str], path: Path)
     _save(figure, path)
 
 
-def robustness_curve(found: Mapping[str, Evaluated], norm: str, eps: float, path: Path) -> None:
+def robustness_curve(found: Mapping[str, Evaluated], norm: str, points: Mapping[str, float], path: Path) -> None:
     """Accuracy against eps, from the smallest distances found, with 95 % Wilson bands.
 
-    At `eps` stands the accuracy under the strongest adversary that was run there; the curve does not exceed it.
+    `points` are the adversaries that were run in the same norm, each at its own eps; the curve does not exceed them.
     """
     figure = _figure(6, 3.8)
     axes = figure.subplots()
-    finite = [d[np.isfinite(d)] for e in found.values() if (d := e.distance) is not None]
-    reach = max([1.5 * eps, *(float(np.quantile(d, 0.99)) for d in finite if len(d))])
+    curves = {which: each for which, each in found.items() if each.distance is not None}
+    finite = [d[np.isfinite(d)] for e in curves.values() if (d := e.distance) is not None]
+    reach = max(
+        [1e-3, *(1.5 * eps for eps in points.values()), *(float(np.quantile(d, 0.99)) for d in finite if len(d))]
+    )
     grid = np.linspace(0, reach, 200)
-    for which, evaluated in found.items():
+    for which, evaluated in curves.items():
         at = [evaluated.robust_at(float(e)) for e in grid]
         (line,) = axes.plot(grid, [100 * a.value for a in at], label=f"{which}: minimum-norm attacks")
         low, high = zip(*(a.interval for a in at), strict=True)
         axes.fill_between(grid, 100 * np.array(low), 100 * np.array(high), alpha=0.2, color=line.get_color())
-        name, strongest = min(evaluated.table().items(), key=lambda item: item[1].value)
-        below, above = strongest.interval
-        bars = [[max(0.0, 100 * (strongest.value - below))], [max(0.0, 100 * (above - strongest.value))]]
-        style: dict[str, Any] = {"fmt": "o", "color": line.get_color(), "capsize": 3}
-        axes.errorbar([eps], [100 * strongest.value], yerr=bars, label=f"{which}: {name} at {eps:.3g}", **style)
+        for marker, (name, eps) in zip("os^vD" * len(points), points.items(), strict=False):
+            accuracy = evaluated.table()[name]
+            below, above = accuracy.interval
+            bars = [[max(0.0, 100 * (accuracy.value - below))], [max(0.0, 100 * (above - accuracy.value))]]
+            style: dict[str, Any] = {"fmt": marker, "color": line.get_color(), "capsize": 3, "markersize": 4}
+            axes.errorbar([eps], [100 * accuracy.value], yerr=bars, label=f"{which}: {name}", **style)
     axes.set(xlabel=f"eps ({norm})", ylabel="accuracy, %", xlim=(0, reach), ylim=(0, 100))
     _finish(axes)
     _save(figure, path)

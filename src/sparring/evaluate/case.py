@@ -1,0 +1,108 @@
+"""A model under audit: what several checks need, found once."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks import APGD, Square
+from ..core import Threat, each
+from ..losses import Margin, TargetedDLR
+from ..randomness import PerExample
+from ..scores import Finding
+from .adversary import Adversary, EachTarget, WhiteBox
+from .judge import Judge
+
+Verdict = Literal["pass", "warn", "fail", "skip"]
+BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much an audit spends: `steps` of the attacks that are compared, `queries` of Square, random `samples`."""
+
+    steps: int = 50
+    queries: int = 1000
+    samples: int = 50
+    surrogate_steps: int = 300
+
+
+@dataclass(slots=True)
+class Case:
+    """The model under audit, and what several checks need."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    threat: Threat
+    budget: Budget
+    seed: int
+    randomised: bool = False
+    blocked: str = ""
+    """Why no gradient reaches the image, if none does."""
+    broken: dict[str, Tensor] = field(default_factory=dict)
+
+    def rng(self, rows: Tensor | None = None) -> PerExample:
+        every = torch.arange(len(self.x), device=self.x.device)
+        return PerExample(self.seed, every if rows is None else every[rows])
+
+    def fooled(self, z: Tensor, rows: Tensor) -> Tensor:
+        """Who is fooled by points that are finite; NaN is nothing that an attack has found."""
+        finite = z.isfinite().flatten(1).all(1)
+        z = torch.where(each(finite, z), z, self.x[rows])
+        return ~Judge(self.model)(z, self.y[rows]).right & finite
+
+    def attacked(self, name: str, find: Callable[[Tensor], Tensor]) -> Tensor:
+        """Who an attack breaks, `[N]`; each is run once, on some of the rows at a time."""
+        if name not in self.broken:
+            every = torch.arange(len(self.x), device=self.x.device)
+            self.broken[name] = torch.cat([self.fooled(find(rows), rows) for rows in every.split(BATCH)])
+        return self.broken[name]
+
+    def by(self, name: str, attack: Adversary) -> Tensor:
+        """Who an adversary breaks."""
+        return self.attacked(name, lambda rows: attack(self.model, self.x[rows], self.y[rows], self.rng(rows)))
+
+    def white(self, steps: int | None = None) -> Tensor:
+        """Who falls to APGD on cross-entropy."""
+        count = self.budget.steps if steps is None else steps
+        return self.by(f"apgd-{count}", WhiteBox(APGD(self.threat, count)))
+
+    def best_white(self) -> Tensor:
+        """Who falls to gradients: APGD on cross-entropy, and towards three targets. Nobody, if no gradient arrives."""
+        if self.blocked:
+            return torch.zeros_like(self.y, dtype=torch.bool)
+        loss = TargetedDLR if self.classes > 3 else Margin
+        return self.white() | self.by("apgd-t", EachTarget(APGD(self.threat, self.budget.steps), loss, targets=3))
+
+    def black(self) -> Tensor:
+        """Who falls to Square."""
+        return self.by("square", WhiteBox(Square(self.threat, self.budget.queries), Margin))
+
+    @property
+    def classes(self) -> int:
+        with torch.no_grad():
+            return int(self.model(self.x[:1]).shape[1])
+
+
+def finding(
+    name: str,
+    figure: float | None,
+    meaning: str,
+    verdict: Verdict,
+    threshold: str,
+    advice: str,
+) -> Finding:
+    known = figure if figure is None or math.isfinite(figure) else None  # JSON knows no NaN
+    return Finding(name, known, meaning, verdict, threshold, advice if verdict in ("warn", "fail") else "")
+
+
+def above(figure: float, warn: float, fail: float) -> Verdict:
+    return "fail" if figure > fail else "warn" if figure > warn else "pass"
+
+
+def skip(name: str, why: str) -> Finding:
+    return Finding(name, None, why, "skip", "", "")

@@ -1,0 +1,261 @@
+"""The signs of masked gradients, a function each: a figure, a threshold with its source, a verdict, what to do next."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..attacks import APGD, PGD, Anywhere
+from ..attacks.slope import slope
+from ..checks import refuse_probabilities
+from ..core import Data, PointLoss, Threat, pixels
+from ..errors import UserError
+from ..losses import Margin, Untargeted
+from ..models import small_cnn
+from ..randomness import make_rng
+from ..scores import Finding
+from ..threats import L1, L2, Linf
+from ..views import mode_matters
+from .adversary import WhiteBox
+from .case import Case, Verdict, above, finding, skip
+from .judge import Judge, counting, random_share
+
+Check = Callable[[Case], Finding]
+
+
+# -- what the model is
+
+
+def train_mode(model: nn.Module) -> Finding:
+    layer = mode_matters(model)
+    meaning = f"{layer} is in training mode" if layer else "nothing acts differently in training mode"
+    advice = "the audit looks at it in eval mode; call model.eval() wherever you report figures"
+    return finding("train mode", float(layer is not None), meaning, "warn" if layer else "pass", "none", advice)
+
+
+@torch.no_grad()
+def output(model: nn.Module, data: Data) -> Finding:
+    """Logits, not probabilities; and a model that reads the images in the range that they have."""
+    x, y = pixels(data.x), data.y
+    try:
+        verdict = Judge(model)(x, y, len(data.classes))
+        if bool(verdict.probable.all()):
+            refuse_probabilities()
+    except UserError as error:
+        return finding("output", None, str(error), "fail", "logits", "mend that, and audit again")
+    share, chance = float(verdict.right.float().mean()), 1 / len(data.classes)
+    known: Verdict = "warn" if share < 2 * chance else "pass"
+    advice = "clean accuracy is near chance: does the model expect other pixels than [0, 1]? Give --mean and --std"
+    threshold = f"at least twice chance, {200 * chance:.0f} % (ours)"
+    return finding("output", share, f"clean accuracy {100 * share:.1f} %", known, threshold, advice)
+
+
+def optimisation_inside(model: nn.Module, x: Tensor) -> Finding:
+    """A forward that differentiates adapts to its input; an attack that does not see through that proves little."""
+    with counting() as calls, torch.no_grad():
+        model(x)
+    advice = "the defence optimises at test time: attack it adaptively, through its own steps (Tramèr et al. 2020)"
+    meaning = f"autograd runs {len(calls)} times in one forward"
+    verdict: Verdict = "fail" if calls else "pass"
+    return finding("optimisation inside", float(len(calls)), meaning, verdict, "0 (AutoAttack's check)", advice)
+
+
+# -- what its gradients are
+
+
+@torch.no_grad()
+def randomness(case: Case) -> Finding:
+    share = random_share(case.model(case.x).float(), case.model(case.x).float())
+    case.randomised = share > 0
+    advice = 'average over the noise: evaluate with AutoAttack(threat, "rand"), and report the mean over many draws'
+    meaning = f"{100 * share:.1f} % of examples get other logits the second time"
+    threshold = "normalised logits within 1e-4 (AutoAttack's check)"
+    return finding("randomness", share, meaning, "fail" if share else "pass", threshold, advice)
+
+
+def gradient_flow(case: Case) -> Finding:
+    """A gradient reaches the image, and is not zero: of cross-entropy and of the margin."""
+    name, threshold = "gradient flow", "at most 1 % of examples without a gradient (ours; AutoAttack warns at one)"
+    try:
+        losses: dict[str, PointLoss] = {
+            "the margin": Margin(case.model.__call__, case.y),
+            "cross-entropy": Untargeted(case.model.__call__, case.y),
+        }
+        grads = {what: slope(loss, case.x).grad.flatten(1) for what, loss in losses.items()}
+    except UserError as error:
+        case.blocked = "no gradient reaches the image"
+        advice = "the forward detaches its input: attack with Square, or through a differentiable stand-in (BPDA)"
+        return finding(name, 1.0, str(error).split(":")[0], "fail", threshold, advice)
+    lost = float((~torch.cat(list(grads.values()), 1).isfinite()).any(1).float().mean())
+    if lost:
+        meaning, advice = (
+            f"the gradient is NaN or infinite for {100 * lost:.1f} %",
+            "an attack cannot follow it: mend that",
+        )
+        return finding(name, lost, meaning, "fail", threshold, advice)
+    shares = {what: float((~(grad != 0).any(1)).float().mean()) for what, grad in grads.items()}
+    what, share = max(shares.items(), key=lambda item: item[1])
+    verdict = above(share, 0.0, 0.01)
+    advice = {
+        "the margin": "the forward has steps without a slope, as rounding: replace them by a differentiable stand-in "
+        "when attacking (BPDA, Athalye et al. 2018)",
+        "cross-entropy": "the logits are so large that the loss is flat: attack the margin or DLR instead, which no "
+        "scale flattens",
+    }[what]
+    meaning = ", ".join(f"zero gradient of {loss} for {100 * s:.1f} %" for loss, s in shares.items())
+    return finding(name, share, meaning, verdict, threshold, advice)
+
+
+def saturation(case: Case) -> Finding:
+    """Logits so far apart that float32 cannot tell the probability of the right class from 1."""
+    with torch.no_grad():
+        out = case.model(case.x).float()
+    confident = F.softmax(out, 1).gather(1, case.y[:, None])[:, 0]
+    share = float((confident >= 1).float().mean())
+    verdict = above(share, 0.2, 0.5)
+    advice = "cross-entropy is numerically flat there: trust attacks on DLR or the margin alone"
+    threshold = "at most half of the examples (ours)"
+    meaning = f"probability exactly 1 in float32 for {100 * share:.1f} %"
+    return finding("saturated logits", share, meaning, verdict, threshold, advice)
+
+
+def shattering(case: Case) -> Finding:
+    """Gradients at neighbouring points agree on a surface that an attack can climb."""
+    name, threshold = "shattered gradients", "mean cosine at least 0.1 (ours; the sign: Balduzzi et al. 2017)"
+    if case.blocked:
+        return skip(name, case.blocked)
+    loss = Margin(case.model.__call__, case.y)
+    here = slope(loss, case.x).grad.flatten(1)
+    near = replace_eps(case.threat, case.threat.eps / 10).sample(case.x, case.rng())
+    cosine = F.cosine_similarity(here, slope(loss, near).grad.flatten(1))
+    mean = float(cosine.mean())
+    advice = "the gradient is noise: average it over draws (EoT), or use attacks without gradients, as Square"
+    verdict: Verdict = "pass" if mean >= 0.2 else "warn" if mean >= 0.1 else "fail"  # NaN fails
+    return finding(name, mean, f"cosine {mean:.2f} between points eps / 10 apart", verdict, threshold, advice)
+
+
+def replace_eps(threat: Threat, eps: float) -> Threat:
+    """The same ball with another radius."""
+    return type(threat)(eps)  # type: ignore[call-arg]
+
+
+# -- what attacks find
+
+
+def large_eps(case: Case) -> Finding:
+    """In a ball that holds a uniformly grey image for every example, no classifier can be right about all."""
+    name, threshold = "large eps", "accuracy at most 1 % (Carlini et al. 2019: it must reach 0)"
+    if case.blocked:
+        return skip(name, case.blocked)
+    size = case.x[0].numel()
+    eps = {Linf: 0.5, L2: 0.5 * math.sqrt(size), L1: 0.5 * size}[type(case.threat)]  # type: ignore[index]
+    attack = PGD(replace_eps(case.threat, eps), steps=2 * case.budget.steps, start=Anywhere(), patience=0)
+    broken = case.by("large-eps", WhiteBox(attack))
+    share = 1 - float(broken.float().mean())
+    advice = "the attack loses its way even where everything is allowed: what it reports at a small eps means nothing"
+    return finding(name, share, f"{100 * share:.1f} % stand at eps {eps:g}", above(share, 0.0, 0.01), threshold, advice)
+
+
+def black_box(case: Case) -> Finding:
+    """Square must not find what gradients do not."""
+    white = case.best_white()
+    share = float((case.black() & ~white).float().mean())
+    advice = "gradients are masked: believe the weaker figure, and attack adaptively"
+    threshold = "at most 1 % of examples fall to Square alone (ours; AutoAttack warns at 0.2 points)"
+    meaning = f"{100 * share:.1f} % fall to Square in {case.budget.queries} queries but not to APGD"
+    return finding("black box", share, meaning, above(share, 0.002, 0.01), threshold, advice)
+
+
+def random_points(case: Case) -> Finding:
+    """Random points of the ball must not do what a search by gradients could not."""
+    name, threshold = "random points", "at most 1 % of examples (Carlini et al. 2019: random search must not win)"
+    white = case.best_white()
+    rng, lucky = case.rng(), torch.zeros_like(white)
+    loss = Margin(case.model.__call__, case.y)
+    with torch.no_grad():
+        for _ in range(case.budget.samples):
+            lucky |= loss(case.threat.sample(case.x, rng)).value > 0
+    share = float((lucky & ~white).float().mean())
+    advice = "the search is worse than chance: gradients point the wrong way"
+    meaning = f"{100 * share:.1f} % fall to one of {case.budget.samples} random points but not to APGD"
+    return finding(name, share, meaning, above(share, 0.0, 0.01), threshold, advice)
+
+
+def climbing(case: Case) -> Finding:
+    """The attack ends higher than it began, and higher than random points."""
+    name, threshold = "climbing", "at most 5 % of examples below their best random point (ours)"
+    if case.blocked:
+        return skip(name, case.blocked)
+    loss, rng = Margin(case.model.__call__, case.y), case.rng()
+    found = APGD(case.threat, case.budget.steps, to_the_end=True)(loss, case.x, case.rng())
+    with torch.no_grad():
+        reached = loss(found).value
+        random = torch.stack([loss(case.threat.sample(case.x, rng)).value for _ in range(10)]).amax(0)
+    share = float((random > reached).float().mean())
+    advice = "the attack does not climb: look at its step size, at noise, and at the gradients"
+    meaning = f"{100 * share:.1f} % have a random point of higher loss than the attack's"
+    return finding(name, share, meaning, above(share, 0.01, 0.05), threshold, advice)
+
+
+def convergence(case: Case) -> Finding:
+    """Four times the steps must not change the verdict."""
+    name, threshold = "more steps", "at most 2 % of examples fall to more steps alone (ours)"
+    if case.blocked:
+        return skip(name, case.blocked)
+    share = float((case.white(4 * case.budget.steps) & ~case.white()).float().mean())
+    advice = "the attack has not converged: use more steps and restarts, until nothing is gained"
+    meaning = f"{100 * share:.1f} % fall to {4 * case.budget.steps} steps but not to {case.budget.steps}"
+    return finding(name, share, meaning, above(share, 0.01, 0.02), threshold, advice)
+
+
+CHECKS: tuple[Check, ...] = (
+    randomness,
+    gradient_flow,
+    saturation,
+    shattering,
+    large_eps,
+    black_box,
+    random_points,
+    climbing,
+    convergence,
+)
+
+
+def transfer(case: Case, surrogate: nn.Module | None) -> Finding:
+    """Attacks on another model must not be stronger than attacks on this one."""
+    white = case.best_white()
+    who = "the surrogate given" if surrogate is not None else "a surrogate trained on the model's answers"
+    stand_in = _student(case) if surrogate is None else surrogate
+    attack = WhiteBox(APGD(case.threat, case.budget.steps, to_the_end=True))
+    found = case.attacked("transfer", lambda rows: attack(stand_in, case.x[rows], case.y[rows], case.rng(rows)))
+    share = float((found & ~white).float().mean())
+    advice = "attacks on another model are stronger than those that see this one: its gradients are masked"
+    threshold = "at most 1 % of examples fall to transfer alone (ours; the sign: Carlini et al. 2019)"
+    meaning = f"{100 * share:.1f} % fall to attacks on {who} but not to APGD"
+    return finding("transfer", share, meaning, above(share, 0.002, 0.01), threshold, advice)
+
+
+def _student(case: Case) -> nn.Module:
+    """A small network that learned the model's answers, on the images and on random points of the ball."""
+    channels, height, width = case.x.shape[1:]
+    with torch.random.fork_rng(devices=[case.x.device] if case.x.is_cuda else []):
+        torch.manual_seed(case.seed)
+        student = small_cnn(case.classes, (channels, height, width), width=16).to(case.x.device)
+    adam, rng = torch.optim.Adam(student.parameters(), lr=2e-3), make_rng(case.seed, case.x.device)
+    for rows in _batches(len(case.x), 64, case.budget.surrogate_steps, case.seed):
+        there = rows.to(case.x.device)
+        z = case.threat.sample(case.x[there], rng)
+        with torch.no_grad():
+            wanted = case.model(z).float().softmax(1)
+        adam.zero_grad()
+        F.cross_entropy(student(z), wanted).backward()
+        adam.step()
+    return student.eval()
+
+
+def _batches(count: int, size: int, times: int, seed: int) -> Iterator[Tensor]:
+    rng = make_rng(seed)
+    for _ in range(times):
+        yield torch.randint(count, (min(size, count),), generator=rng)

@@ -1,0 +1,222 @@
+"""An evaluation under way: adversaries as stages, a batch at a time, and what is known of each example."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ..core import Data, Threat, pixels
+from ..errors import UserError
+from ..randomness import PerExample, mixed_seed
+from ..scores import Array
+from ..views import Searched
+from .adversary import Adversary, threat_of, threats_of
+from .cost import passes
+from .journal import Journal, Part
+from .judge import Judge, Unaltered, Verdict
+from .nearest import Nearest
+
+PICTURES = 8
+STANDING, CLEAN = -1, 0
+
+
+@runtime_checkable
+class Cascade(Protocol):
+    """Several adversaries, each on what those before it have left standing, as AutoAttack is."""
+
+    @property
+    def draws(self) -> int:
+        """How often the model is asked before it counts as right: 1, or more if it is randomised."""
+        ...
+
+    def stages(self, num_classes: int) -> Mapping[str, Adversary]: ...
+    def notes(self, num_classes: int) -> tuple[str, ...]:
+        """What a reader of the result has to know."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """How far an evaluation is. `flags` `[N]` says who stands; `seconds_left` is a guess for all that is left to do."""
+
+    adversary: str
+    stage: str
+    done: int
+    todo: int
+    flags: Array
+    seconds_left: float
+    stage_done: bool = False
+
+
+OnNews: TypeAlias = Callable[[News], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """An adversary by its name in the result, as the stages that it consists of."""
+
+    name: str
+    stages: Mapping[str, Adversary]
+    draws: int
+    notes: tuple[str, ...]
+    costs: tuple[float, ...]
+    nearest: Nearest | None = None
+
+    @classmethod
+    def of(cls, name: str, adversary: Adversary | Cascade, classes: int) -> "Chain":
+        if name == "clean" or "/" in name:
+            raise UserError(f"no adversary can be called {name!r}: clean and names with / have a meaning of their own")
+        nearest = adversary if isinstance(adversary, Nearest) else None
+        stages: Mapping[str, Adversary]
+        if isinstance(adversary, Cascade):
+            stages = {f"{name}/{part}": each for part, each in adversary.stages(classes).items()}
+            draws, notes = adversary.draws, adversary.notes(classes)
+        else:
+            stages, draws, notes = {name: adversary}, 1, ()
+        if nearest is None:
+            free = [stage for stage, each in stages.items() if bound(each) is None]
+            notes += tuple(f"nothing bounds {stage}: it names no threat, or several" for stage in free)
+        return cls(name, stages, draws, notes, tuple(passes(each, classes) for each in stages.values()), nearest)
+
+    @property
+    def work(self) -> float:
+        return sum(self.costs)
+
+    def threat(self) -> Threat | None:
+        """The ball that all stages stay in, if it is one."""
+        found = [bound(stage) for stage in self.stages.values()]
+        return found[0] if all(threat == found[0] for threat in found) else None
+
+
+def bound(adversary: Adversary) -> Threat | None:
+    """The ball that points must lie in to count; None for a search that nothing bounds."""
+    found = threats_of(adversary)
+    one = all(threat == found[0] for threat in found)
+    return found[0] if found and one and not isinstance(adversary, Nearest) else None
+
+
+@dataclass(slots=True)
+class Book:
+    """What is known of each example under one adversary. All on the CPU, `[N]`."""
+
+    broken_by: Tensor
+    margin: Tensor
+    norm: Tensor
+    predicted: Tensor
+    images: dict[int, Tensor] = field(default_factory=dict)
+    all_images: bool = False
+
+    @classmethod
+    def open(cls, clean: Verdict, all_images: bool) -> "Book":
+        broken = torch.full_like(clean.predicted, STANDING).masked_fill(~clean.right, CLEAN)
+        nothing = torch.full_like(clean.margin, math.nan)
+        return cls(broken, clean.margin.clone(), nothing, clean.predicted.clone(), all_images=all_images)
+
+    def enter(self, stage: int, part: Part) -> None:
+        rows = torch.from_numpy(part.rows)
+        self.margin[rows] = torch.minimum(self.margin[rows], torch.from_numpy(part.margin))
+        broken = torch.from_numpy(part.broken)
+        lost = rows[broken]
+        self.broken_by[lost] = stage
+        self.norm[lost] = torch.from_numpy(part.norm)[broken]
+        self.predicted[lost] = torch.from_numpy(part.predicted)[broken]
+        self.images.update(zip(lost.tolist(), torch.from_numpy(part.images), strict=True))
+        if not self.all_images:
+            self.images = {row: self.images[row] for row in sorted(self.images)[:PICTURES]}
+
+    def standing(self, stage: int | None = None) -> Tensor:
+        """Who stands after a stage, or now."""
+        standing = self.broken_by == STANDING
+        return standing if stage is None else standing | (self.broken_by > stage)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What an evaluation is done with."""
+
+    judge: Judge
+    searched: Searched
+    unaltered: Unaltered
+    data: Data
+    index: Tensor
+    like: Tensor
+    """An empty tensor of the device and the type that the model takes."""
+    batch_size: int
+    seed: int
+    journal: Journal | None
+    on_news: OnNews
+    keep_images: bool
+
+    def batch(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Images and labels as the model takes them."""
+        return pixels(self.data.x[rows]).to(self.like), self.data.y[rows].to(self.like.device)
+
+
+@dataclass(slots=True)
+class Run:
+    """An evaluation under way. `work` and `done` are in passes through the model."""
+
+    setting: Setting
+    clean: Verdict
+    work: float
+    done: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def through(self, chain: Chain) -> Book:
+        """One adversary on all examples, a stage after the other on what stands."""
+        book = Book.open(self.clean, self.setting.keep_images or chain.nearest is not None)
+        for stage, (name, adversary) in enumerate(chain.stages.items(), 1):
+            self._stage(chain, stage, name, adversary, book)
+            self.setting.unaltered.check()
+        return book
+
+    def _stage(self, chain: Chain, stage: int, name: str, adversary: Adversary, book: Book) -> None:
+        cost, todo, setting = chain.costs[stage - 1], _rows(book.standing()), self.setting
+        count = len(todo)
+        for part in setting.journal.parts(name) if setting.journal is not None else ():
+            book.enter(stage, part)
+            todo = todo[~torch.isin(todo, torch.from_numpy(part.rows))]
+        self.work -= cost * (int(self.clean.right.sum()) - len(todo))
+        done, seed = count - len(todo), mixed_seed(setting.seed, stage)
+        for rows in todo.split(setting.batch_size) if len(todo) else ():
+            part = self._attacked(name, adversary, rows, seed)
+            if setting.journal is not None:
+                setting.journal.add(name, part)
+            book.enter(stage, part)
+            done, self.done = done + len(rows), self.done + cost * len(rows)
+            self._tell(chain.name, name, done, count, book)
+        self._tell(chain.name, name, count, count, book, stage_done=True)
+
+    def _attacked(self, name: str, adversary: Adversary, rows: Tensor, seed: int) -> Part:
+        setting = self.setting
+        x, y = setting.batch(rows.to(setting.data.x.device))
+        x = x.contiguous(memory_format=setting.searched.memory_format)
+        index = setting.index[rows].to(x.device)
+        z = adversary(setting.searched.model, x, y, PerExample(seed, index)).detach()
+        lost = (~z.isfinite()).flatten(1).any(1)
+        if bool(lost.any()):
+            first = int(index[lost][0])
+            raise UserError(
+                f"{name} gives NaN or infinite pixels for {int(lost.sum())} images, first for index {first}: the "
+                "gradient of the model is NaN there, as that of sqrt is at 0. Mend that, for it is no robustness"
+            )
+        threat = bound(adversary)
+        z, verdict = setting.judge.confirm(z, x, y, threat)
+        measure = threat_of(adversary) if isinstance(adversary, Nearest) else threat
+        norm = measure.norm(z - x) if measure is not None else torch.full_like(verdict.margin, math.nan)
+        broken = ~verdict.right
+        tensors = (rows, broken, verdict.margin, norm.float(), verdict.predicted, z[broken].float().contiguous())
+        return Part(*(tensor.cpu().numpy() for tensor in tensors))
+
+    def _tell(self, name: str, stage: str, done: int, todo: int, book: Book, stage_done: bool = False) -> None:
+        seconds = time.monotonic() - self.started
+        left = max(0.0, seconds * (self.work / self.done - 1)) if self.done else seconds
+        self.setting.on_news(News(name, stage, done, todo, book.standing().numpy(), left, stage_done))
+
+
+def _rows(flags: Tensor) -> Tensor:
+    return flags.nonzero()[:, 0]
