@@ -232,6 +232,19 @@ def test_fab_lets_an_example_go_once_a_point_within_eps_fools():
     assert seen.examples < 32 * 2 * 20
 
 
+def test_a_point_just_outside_is_brought_back_or_dropped_as_in_the_released_code():
+    """On a linear model FAB ends up to 5 % beyond the boundary; an eps in between tells the two apart."""
+    model = Linear()
+    x = torch.full((1, 1, 4, 4), 0.5)
+    with torch.no_grad():
+        y, distance = model(x).argmax(1), float(model(x)[0, 0].abs() / model.w.abs().sum())
+    loss, threat = Margin(model, y), Linf(distance * 1.001)
+    kept = FAB(threat, 1, final_search=0)(loss, x, make_rng(0))
+    dropped = FAB(threat, 1, final_search=0, bring_back=False)(loss, x, make_rng(0))
+    assert loss(kept).fooled.all()
+    assert torch.equal(dropped, x)
+
+
 def test_fab_starts_again_elsewhere():
     model, x = toy_net().eval(), torch.rand(8, 1, 4, 4, generator=make_rng(0))
     loss = Margin(model, model(x).argmax(1))

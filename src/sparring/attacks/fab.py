@@ -26,8 +26,10 @@ class FAB:
     class and step), `Margin(model, y, target)` for one (two forward passes and a backward pass a step). As an attack,
     it lets an example go once a point within eps fools; `closest` takes every step and finds the nearest point at all.
 
-    The released code leaves out the paper's `final_search` along the line to the example (there 3 steps, with 0 none),
-    and starts again at random points half of eps away: `Restarts(FAB(threat, start=Shell(0.5)))`.
+    A nearest point that is farther than eps is brought back to eps, where it may still fool, since steps go a little
+    too far. The released code does not (`bring_back=False` gives the example itself), and it leaves out the paper's
+    `final_search` along the line to the example (there 3 steps, with 0 none). It starts again at random points half of
+    eps away: `Restarts(FAB(threat, start=Shell(0.5)))`.
     """
 
     threat: Threat
@@ -36,6 +38,7 @@ class FAB:
     eta: float = 1.05
     beta: float = 0.9
     final_search: int = 3
+    bring_back: bool = True
     start: Start = field(default_factory=lambda: Near(0.0))
 
     def __post_init__(self) -> None:
@@ -46,8 +49,11 @@ class FAB:
 
     def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
         """A point within eps that fools; for other examples, the nearest fooling point brought back to eps."""
-        found = self._search(loss, x.detach(), rng, leave_at=self.threat.eps)
-        return self.threat.project(found.points, x.detach())
+        x = x.detach()
+        found = self._search(loss, x, rng, leave_at=self.threat.eps)
+        if self.bring_back:
+            return self.threat.project(found.points, x)
+        return found.points.where(each(found.norm <= self.threat.eps, x), x)
 
     def closest(self, loss: PointLoss, x: Tensor, rng: Rng) -> Closest:
         return self._search(loss, x.detach(), rng, leave_at=0.0)

@@ -73,7 +73,7 @@ class AutoAttack:
         return APGD(self.threat, ties_halve=True, first_from_zero=True, first_no_stall=True)
 
     def _fab(self, again: bool = False) -> FAB:
-        return FAB(self.threat, final_search=0, start=Shell(0.5) if again else Near(0.0))
+        return FAB(self.threat, final_search=0, bring_back=False, start=Shell(0.5) if again else Near(0.0))
 
     def notes(self, num_classes: int) -> tuple[str, ...]:
         names = ORDER[self.version]
