@@ -163,9 +163,9 @@ def black_box(case: Case) -> Finding:
     white = case.best_white()
     share = float((case.black() & ~white).float().mean())
     advice = "gradients are masked: believe the weaker figure, and attack adaptively"
-    threshold = "at most 1 % of examples fall to Square alone (ours; AutoAttack warns at 0.2 points)"
+    threshold = "at most 3 % of examples fall to Square alone (ours; AutoAttack warns at 0.2 points)"
     meaning = f"{100 * share:.1f} % fall to Square in {case.budget.queries} queries but not to APGD"
-    return finding("black box", share, meaning, above(share, 0.002, 0.01), threshold, advice)
+    return finding("black box", share, meaning, above(share, 0.002, 0.03), threshold, advice)
 
 
 def random_points(case: Case) -> Finding:
@@ -232,9 +232,9 @@ def transfer(case: Case, surrogate: nn.Module | None) -> Finding:
     found = case.attacked("transfer", lambda rows: attack(stand_in, case.x[rows], case.y[rows], case.rng(rows)))
     share = float((found & ~white).float().mean())
     advice = "attacks on another model are stronger than those that see this one: its gradients are masked"
-    threshold = "at most 1 % of examples fall to transfer alone (ours; the sign: Carlini et al. 2019)"
+    threshold = "at most 3 % of examples fall to transfer alone (ours; the sign: Carlini et al. 2019)"
     meaning = f"{100 * share:.1f} % fall to attacks on {who} but not to APGD"
-    return finding("transfer", share, meaning, above(share, 0.002, 0.01), threshold, advice)
+    return finding("transfer", share, meaning, above(share, 0.002, 0.03), threshold, advice)
 
 
 def _student(case: Case) -> nn.Module:
