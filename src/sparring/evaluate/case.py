@@ -40,7 +40,6 @@ class Case:
     threat: Threat
     budget: Budget
     seed: int
-    randomised: bool = False
     blocked: str = ""
     """Why no gradient reaches the image, if none does."""
     broken: dict[str, Tensor] = field(default_factory=dict)

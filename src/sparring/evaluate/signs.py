@@ -68,7 +68,6 @@ def optimisation_inside(model: nn.Module, x: Tensor) -> Finding:
 @torch.no_grad()
 def randomness(case: Case) -> Finding:
     share = random_share(case.model(case.x).float(), case.model(case.x).float())
-    case.randomised = share > 0
     advice = 'average over the noise: evaluate with AutoAttack(threat, "rand"), and report the mean over many draws'
     meaning = f"{100 * share:.1f} % of examples get other logits the second time"
     threshold = "normalised logits within 1e-4 (AutoAttack's check)"
