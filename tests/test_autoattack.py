@@ -119,8 +119,9 @@ def test_each_attack_sees_only_what_stands(net):
     assert (by == "").sum() == counts[-1]
     for before, name, after in zip(counts, Quick().stages(3), counts[1:], strict=False):
         assert (by == name).sum() == before - after
-    most = sum(n * c for n, c in zip(counts, (8, 16, 34, 64), strict=False))
-    assert seen.examples <= most + 5 * len(data)
+    # beside the passes of the attack: on what was searched on, on the model where that is fooled, to confirm
+    most = sum(n * c for n, c in zip(counts, (8 + 2, 16 + 2, 34 + 2, 64 + 2), strict=False))
+    assert seen.examples <= most + 5 * len(data) + 2 * 8
 
 
 def test_what_broke_an_example_is_kept_with_its_size_and_image(net):
@@ -513,23 +514,6 @@ def test_models_that_use_view_are_evaluated():
     before = {name: t.stride() for name, t in model.state_dict().items()}
     assert evaluate(model, data, {"quick": Quick()}).table()["quick"].examples == 8
     assert {name: t.stride() for name, t in model.state_dict().items()} == before
-
-
-def test_convolutions_run_in_channels_last_order_where_the_model_can_do_with_it(net):
-    class Seen(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.head, self.orders = nn.Conv2d(3, 4, 3), nn.Linear(16, 3), set()
-
-        def forward(self, x):
-            self.orders.add(self.conv.weight.is_contiguous(memory_format=torch.channels_last))
-            return self.head(torch.relu(self.conv(x)).flatten(1))
-
-    data = Data(torch.rand(8, 3, 4, 4), torch.arange(8) % 3, ("a", "b", "c"))
-    model = Seen()
-    evaluate(model, data, {"quick": Quick()})
-    assert model.orders == {True}
-    assert not model.conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_dropout_that_stays_on_can_be_attacked_in_expectation():

@@ -230,6 +230,7 @@ def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path):
     step = int(checkpoint.name.removeprefix("step-"))
     command = [*command[:3], *shlex.split(again)[1:]]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr.readline().startswith("about ")
     line = process.stderr.readline()
     process.stderr.readline()  # the end of an epoch: it trains
     process.terminate()

@@ -27,6 +27,7 @@ from sparring import (
     train_step,
 )
 from sparring.core import pixels
+from sparring.fast import Plain
 from sparring.optimizers import SGD
 
 MADRY = Method(PGD(Linf(0.05), steps=2), CrossEntropy())
@@ -53,7 +54,7 @@ def test_the_attack_sees_eval_mode_and_the_update_the_mode_of_the_owner():
     model = toy_net().train()
     model.register_forward_hook(lambda m, *_: modes.append(m.training))
     run(begin(model=model), epochs=1)
-    assert modes == [False, *[False, False, True] * 3], "and the first images are checked in eval mode"
+    assert modes == [*[False] * 3, *[False, False, True] * 3], "first images and copy are checked in eval mode"
 
 
 def test_images_that_were_normalised_outside_the_model_are_refused_at_the_first_step():
@@ -89,7 +90,7 @@ def test_the_attack_leaves_no_gradient_for_the_optimiser_to_find():
     """The weight gradient of a step is that of the outer loss alone, although an attack came before it."""
     data, state = toy_data(), begin(lr=0.0)
     batch = Batch(pixels(data.x[:20]), data.y[:20], torch.arange(20))
-    train_step(MADRY, state, batch, Progress(0, 3, 1))
+    train_step(MADRY, state, batch, Progress(0, 3, 1), search=Plain())
     found = state.model[1].weight.grad.clone()
     again = begin(lr=0.0)
     with torch.no_grad():

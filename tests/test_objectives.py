@@ -25,6 +25,7 @@ from sparring import (
     train_step,
 )
 from sparring.core import pixels
+from sparring.fast import Fast, Plain
 from sparring.testing import check_objective
 
 BALL = Linf(8 / 255)
@@ -47,13 +48,13 @@ def test_every_objective_keeps_its_contract(objective, attack):
     check_objective(objective, attack)
 
 
-def one_step(objective, attack, model):
+def one_step(objective, attack, model, search=Plain()):  # noqa: B008
     """Not the very first, which also runs 8 images to check them."""
     data = toy_data()
     state = State.start(Method(attack, objective), model, torch.optim.SGD(model.parameters(), lr=0.1), data)
     index = torch.arange(12)
     batch = Batch(pixels(data.x[index]), data.y[index], index)
-    return train_step(Method(attack, objective), state, batch, Progress(1, 5, 1), Descend())
+    return train_step(Method(attack, objective), state, batch, Progress(1, 5, 1), Descend(), search)
 
 
 # forwards, backwards: what the theory asks for
@@ -69,10 +70,13 @@ PASSES = [
 
 @pytest.mark.parametrize(("objective", "attack", "forwards", "backwards"), PASSES, ids=lambda v: repr(v)[:40])
 def test_a_training_step_takes_as_many_passes_as_the_theory_says(objective, attack, forwards, backwards):
-    model = toy_net().train()
-    seen = count(model)
-    one_step(objective, attack, model)
-    assert (seen.forwards, seen.backwards) == (forwards, backwards)
+    for search in (Plain(), Fast()):
+        model = toy_net().train()
+        seen = count(model)
+        one_step(objective, attack, model, search)
+        seen.forwards = seen.backwards = 0  # the first step also compares the copy with the model
+        one_step(objective, attack, model, search)
+        assert (seen.forwards, seen.backwards) == (forwards, backwards), search
 
 
 def test_label_smoothing_acts_on_the_update_and_not_on_the_attack():

@@ -1,4 +1,6 @@
+import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -50,6 +52,7 @@ def test_a_run_leaves_everything_that_it_promises(tiny, tmp_path):
         "learning-curve.png",
         "metrics.jsonl",
         "recipe.json",
+        "search.json",
         "status.json",
     }
     assert run.finished()
@@ -167,10 +170,14 @@ def test_a_run_of_another_device_is_not_gone_on_with(tiny, tmp_path):
     with pytest.raises(Interrupted):
         fit(tiny, tmp_path, show=stop_at(2))
     with pytest.MonkeyPatch.context() as patch:
-        state_dict = State.state_dict
-        patch.setattr(State, "state_dict", lambda self: {**state_dict(self), "device": "cuda"})
+        state_dict, stop = State.state_dict, stop_at(3)
+
+        def show(news):
+            patch.setattr(State, "state_dict", lambda self: {**state_dict(self), "device": "cuda"})
+            stop(news)
+
         with pytest.raises(Interrupted):
-            fit(tiny, tmp_path, show=stop_at(3))
+            fit(tiny, tmp_path, show=show)
     with pytest.raises(UserError, match=r"was trained on cuda and cannot go on exactly on cpu: give --device cuda"):
         fit(tiny, tmp_path)
 
@@ -452,3 +459,42 @@ def test_best_weights_of_a_future_that_is_gone_are_forgotten(tiny, tmp_path):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="is no run folder"):
         recipe_of(tmp_path)
+
+
+def test_a_run_says_what_it_will_cost_and_keeps_the_precision_it_was_begun_with(tiny, tmp_path):
+    said = []
+    with pytest.raises(Interrupted):
+        fit(tiny, tmp_path, precision="fp32", show=stop_at(2), say=said.append)
+    assert re.fullmatch(
+        r"about [\d,]+ images/s, \d+ % of the time in the attack; 3 forward and 3 backward passes an example; "
+        r"[\d.]+ minutes to go, attacks in fp32, not compiled",
+        said[0],
+    )
+    assert len(said) == 1
+    with pytest.raises(UserError, match=r"was begun with --precision fp32, and bf16 would round otherwise"):
+        fit(tiny, tmp_path, precision="bf16")
+    with pytest.raises(UserError, match=r"was begun with --compile off, and on would round otherwise"):
+        fit(tiny, tmp_path, compile="on")
+    fit(tiny, tmp_path)
+    whole = fit(tiny, tmp_path.with_name("whole"), precision="fp32")
+    assert bits(whole) == bits(RunFolder(tmp_path))
+
+
+def test_what_a_step_costs_is_found_without_a_trace(tiny, tmp_path):
+    """The steps that were timed are undone to the bit: weights, statistics, momentum, random numbers."""
+    from sparring import pace
+
+    measured = fit(replace(tiny, averaging=EMA(0.9)), tmp_path / "a")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sparring.run.measure", lambda *_: pace.Pace(1.0, 0.5, 1.0, 1.0, 1.0))
+        unmeasured = fit(replace(tiny, averaging=EMA(0.9)), tmp_path / "b")
+    assert bits(measured) == bits(unmeasured)
+
+
+def test_a_profile_says_which_stage_takes_how_long(tiny, tmp_path):
+    run = fit(replace(tiny, epochs=1), tmp_path, profile=True)
+    text = (run.path / "profile.txt").read_text()
+    shares = {name: float(share) for name, share in re.findall(r"^(attack|update) .*?([\d.]+) %$", text, re.MULTILINE)}
+    assert shares["attack"] + shares["update"] == pytest.approx(100, abs=25)
+    assert "convolution" in text
+    assert json.loads((run.path / "profile.json").read_text())["traceEvents"]

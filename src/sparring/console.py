@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,12 +17,23 @@ from .scores import Accuracy, Evaluated, Finding
 QUIET_SECONDS = 15.0  # between plain lines within an epoch
 
 
+class Told(NamedTuple):
+    """What training reports to: after each step, and in sentences."""
+
+    show: Callable[[News], None]
+    say: Callable[[str], None]
+
+
 @contextmanager
-def training() -> Iterator[Callable[[News], None]]:
+def training() -> Iterator[Told]:
     """Shows the course of training."""
     console = Console(stderr=True)
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, highlight=False)
+
     if not console.is_terminal:
-        yield _welcoming(_Lines(console).show, console)
+        yield Told(_welcoming(_Lines(console).show, console), _heard(say))
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
     with Progress(*columns, console=console) as bar:
@@ -34,7 +46,7 @@ def training() -> Iterator[Callable[[News], None]]:
             total = at.epochs * at.steps_per_epoch
             bar.update(task, completed=at.step, total=total, description=_position(news), detail=_detail(news))
 
-        yield _welcoming(show, console)
+        yield Told(_welcoming(show, console), _heard(say))
 
 
 def _welcoming(show: Callable[[News], None], console: Console) -> Callable[[News], None]:
@@ -55,6 +67,14 @@ def _welcoming(show: Callable[[News], None], console: Console) -> Callable[[News
             show(news)
         except (BrokenPipeError, SystemExit):
             heard = False
+
+    return tell
+
+
+def _heard(say: Callable[[str], None]) -> Callable[[str], None]:
+    def tell(text: str) -> None:
+        with suppress(BrokenPipeError, SystemExit):
+            say(text)
 
     return tell
 

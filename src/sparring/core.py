@@ -202,6 +202,18 @@ class Context:
     progress: Progress
 
 
+class Search(Protocol):
+    """Gives what attacks search on in place of a model: the model itself, or what answers alike and sooner."""
+
+    def __call__(self, model: nn.Module, few: Tensor) -> AbstractContextManager[nn.Module]:
+        """As the model is now, in its present mode; `few` images are there to try things with."""
+        ...
+
+    def notes(self, model: nn.Module) -> tuple[str, ...]:
+        """What a user should know of how this model is searched on."""
+        ...
+
+
 class Objective:
     """One method: what the attack raises and what the optimiser lowers.
 

@@ -7,11 +7,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from .averaging import EMA
 from .checks import check_examples
-from .core import Attack, Batch, Context, Data, Lens, Objective, Progress, Schedule, Terms, Update, View, at
+from .core import Attack, Batch, Context, Data, Lens, Objective, Progress, Schedule, Search, Terms, Update, View, at
 from .errors import UserError
+from .fast import Fast
 from .randomness import make_rng
 from .updates import Descend
 from .views import eval_mode, frozen, unchanged
@@ -29,6 +31,10 @@ class Method:
     objective: Objective
     inner_view: View = eval_mode
     outer_view: View = unchanged
+
+
+STAGES = ("attack", "update")
+"""What a profile of a step is divided into."""
 
 
 class NotFinite(UserError):  # noqa: N818
@@ -121,26 +127,35 @@ def train_step(
     batch: Batch,
     progress: Progress,
     update: Update = Descend(),  # noqa: B008
+    search: Search = Fast(),  # noqa: B008
 ) -> Terms:
     """One step of the saddle point: raise the inner loss in `x`, lower the outer loss in the weights.
 
-    Returns the terms of the outer loss, detached. Raises `UserError` if the first step has images
-    outside [0, 1], labels without a class, or probabilities instead of logits.
+    The attack sees what `search` gives for the model, by default a copy that is quicker and rounds differently;
+    `search=Plain()` gives the model itself. The update is in the precision of the model.
+
+    Returns the terms of the outer loss, detached. Raises `UserError` if the first step has images outside [0, 1],
+    labels without a class, or probabilities instead of logits.
     """
     if progress.step == 0:  # once, as it waits for the device and costs a forward pass of 8 images
         with eval_mode(state.model):
             check_examples(state.model, batch.x, batch.y)
 
-    def look() -> Context:
-        return Context(Lens(state.model), batch, state.memory, progress)
+    def look(model: nn.Module) -> Context:
+        return Context(Lens(model), batch, state.memory, progress)
 
-    with method.inner_view(state.model), frozen(state.model):
-        ctx = look()
+    with (
+        record_function(STAGES[0]),
+        method.inner_view(state.model),
+        frozen(state.model),
+        search(state.model, batch.x[:8]) as searched,
+    ):
+        ctx = look(searched)
         with torch.no_grad():
             method.objective.observe(ctx)
         x_adv = at(method.attack, progress)(method.objective.inner(ctx), batch.x, state.rng)
-    with method.outer_view(state.model):
-        return update(state.model, state.optimizer, lambda: method.objective.outer(look(), x_adv))
+    with record_function(STAGES[1]), method.outer_view(state.model):
+        return update(state.model, state.optimizer, lambda: method.objective.outer(look(state.model), x_adv))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +170,7 @@ class Loop:
     update: Update = field(default_factory=Descend)
     averaging: EMA | None = None
     hooks: Sequence[Hook] = ()
+    search: Search = field(default_factory=Fast)
 
     def run(self, method: Method, state: State, batches: Batches) -> None:
         if self.averaging is not None and state.average is None:
@@ -169,7 +185,7 @@ class Loop:
         progress = Progress(state.step, steps_per_epoch, self.epochs)
         for group in state.optimizer.param_groups:
             group["lr"] = at(self.lr, progress)
-        terms = _finite(train_step(method, state, batch, progress, self.update), progress)
+        terms = _finite(train_step(method, state, batch, progress, self.update, self.search), progress)
         state.step += 1
         if self.averaging is not None and state.average is not None:
             self.averaging.update(state.average, state.model, state.step)

@@ -26,6 +26,8 @@ class RunFolder:
         self._environment = self.path / "environment.json"
         self._status = self.path / "status.json"
         self._metrics = self.path / "metrics.jsonl"
+        self._search = self.path / "search.json"
+        self._profiles = (self.path / "profile.json", self.path / "profile.txt")
         self._evaluation = self.path / "evaluation.json"
         self.learning_curve = self.path / "learning-curve.png"
         self.adversarial_examples = self.path / "adversarial-examples.png"
@@ -65,6 +67,13 @@ class RunFolder:
     def set_status(self, status: Mapping[str, Any]) -> None:
         write_json(self._status, status)
 
+    def search(self) -> dict[str, Any] | None:
+        """The precision of the attacks and whether they are compiled, as the run was begun."""
+        return read_json(self._search) if self._search.exists() else None
+
+    def set_search(self, search: Mapping[str, Any]) -> None:
+        write_json(self._search, search)
+
     def foreign(self) -> bool:
         """There are files here, but not those of a run, whose recipe says that it is one of ours."""
         if not self.path.is_dir():
@@ -79,7 +88,7 @@ class RunFolder:
             if folder.exists():
                 shutil.rmtree(folder)
         both = [path for which in ("best", "last") for path in (self.weights(which), self.flags(which))]
-        files = [self._environment, self._status, self._metrics, self._evaluation, *both]
+        files = [self._environment, self._status, self._metrics, self._evaluation, self._search, *self._profiles, *both]
         passing = [path for path in self.path.glob(".*") if ".writing" in path.name]
         # the recipe last: without it, no run is here
         pictures = (self.learning_curve, self.adversarial_examples, self.hardest_examples, self.robustness_curve)

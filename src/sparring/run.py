@@ -16,7 +16,9 @@ from .data import Batches, hold_out
 from .engine import Loop, NotFinite, State
 from .environment import device_of, session
 from .errors import UserError
+from .fast import Compile, Fast, Precision, worth_compiling
 from .hooks import HeldOut, News, Record, Save, Saving, stopping
+from .pace import measure
 from .plain import differences
 from .recipe import Recipe
 from .results import RunFolder
@@ -31,12 +33,20 @@ def fit(
     overwrite: bool = False,
     saving: Saving = Saving(),  # noqa: B008
     tensorboard: bool = False,
+    precision: Precision = "auto",
+    compile: Compile = "auto",
+    profile: bool = False,
     show: Callable[[News], None] = lambda news: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> RunFolder:
     """Trains `recipe` in `folder`, going on from the newest checkpoint if there is one.
 
     A run that was killed at any moment and goes on ends with the same bits as one that was not (on the CPU, with the
-    same number of threads). SIGINT and SIGTERM save after the present step and raise `Interrupted`.
+    same number of threads). `precision` and `compile` are those of the attack (see `Fast`); a run keeps what it was
+    begun with. What a step costs is measured on two steps that are undone, and said in a line to `say`; with `profile`,
+    `profile.json` and `profile.txt` say what takes how long. SIGINT and SIGTERM save after the present step and raise
+    `Interrupted`.
+
     Raises `UserError` for a folder that holds a finished run, another recipe or other files; for bad data; for a
     loss or weights that are not finite; for a full disk. Nothing is overwritten before all else is in order.
     """
@@ -53,6 +63,14 @@ def fit(
             run.begin(recipe.plain())
         checkpoints.load_latest(state)
         run.rewind_metrics(state.step)
+        search = _search(run, where, precision, compile)
+        trace = run.path if profile else None
+        pace = measure(recipe.method, state, batches, recipe.epochs, recipe.update, search, trace)
+        if compile == "auto" and worth_compiling(state.model, where, pace.seconds_left * pace.in_attack):
+            search = Fast(search.precision, "on")
+        run.set_search({"precision": search.precision, "compile": search.compile})
+        for line in (f"{pace}, {search.said(where)}", *search.notes(state.model)):
+            say(line)
         run.add_session(session(recipe.seed, where))
 
         def write_best(state: State) -> None:
@@ -66,7 +84,8 @@ def fit(
             held_out = HeldOut(recipe, held)
             record = Record(run, recipe, show, held_out, writer)
             hooks = (held_out, record, Save(checkpoints, saving, stop, write_best))
-            Loop(recipe.epochs, recipe.lr, recipe.update, recipe.averaging, hooks).run(recipe.method, state, batches)
+            loop = Loop(recipe.epochs, recipe.lr, recipe.update, recipe.averaging, hooks, search)
+            loop.run(recipe.method, state, batches)
             _write_weights(run, "last", recipe, state, train)
             run.set_status({"finished": True, "step": state.step, "best": state.best})
     return run
@@ -113,6 +132,18 @@ def _begin(recipe: Recipe, train: Data, device: torch.device) -> State:
     if recipe.averaging is not None:
         state.average = recipe.averaging.init(model)
     return state
+
+
+def _search(run: RunFolder, device: torch.device, precision: Precision, compile: Compile) -> Fast:
+    """What the run was begun with, or what is asked for: other rounding would not be the same run."""
+    begun = run.search()
+    for name, asked in (("precision", precision), ("compile", compile)):
+        if begun is not None and asked not in ("auto", begun[name]):
+            raise UserError(
+                f"{run.path} was begun with --{name} {begun[name]}, and {asked} would round otherwise: leave it out, "
+                "or start anew in another folder with --out"
+            )
+    return Fast.resolved(device, precision, compile) if begun is None else Fast(begun["precision"], begun["compile"])
 
 
 def _forget_later_best(run: RunFolder, state: State) -> None:

@@ -12,10 +12,11 @@ from torch import nn
 
 from . import report
 from .checkpoint import fill, read_weights
-from .core import Classifier, Data
+from .core import Classifier, Data, Search
 from .environment import device_of
 from .errors import UserError
 from .evaluate import Nearest, News, evaluate, threat_of
+from .fast import Fast
 from .models import load_robustbench
 from .recipe import Evaluation, Recipe, recipe_from_plain
 from .results import RunFolder
@@ -55,6 +56,7 @@ def evaluate_run(
     *,
     device: str = "auto",
     keep_images: bool = False,
+    search: Search | None = None,
     show: Show = lambda which, news: None,
 ) -> dict[str, Evaluated]:
     """Evaluates the best and the last weights of a run on its test set, as `recipe` says, and writes what was found.
@@ -72,7 +74,15 @@ def evaluate_run(
         loaders["last"] = loaders["best"]
     how = {key: recipe.plain()[key] for key in ("data", "evaluation", "seed")}
     return evaluate_models(
-        loaders, test, recipe.evaluation, seed=recipe.seed, out=run, how=how, keep_images=keep_images, show=show
+        loaders,
+        test,
+        recipe.evaluation,
+        seed=recipe.seed,
+        out=run,
+        how=how,
+        keep_images=keep_images,
+        search=search,
+        show=show,
     )
 
 
@@ -83,6 +93,7 @@ def evaluate_weights(
     device: str = "auto",
     out: RunFolder | None = None,
     keep_images: bool = False,
+    search: Search | None = None,
     show: Show = lambda which, news: None,
 ) -> Evaluated:
     """Evaluates a file of weights on the test set of `recipe`, as that says. Without `out`, nothing is written."""
@@ -90,7 +101,15 @@ def evaluate_weights(
     how = {"weights": str(path), **{key: recipe.plain()[key] for key in ("data", "evaluation", "seed")}}
     loaders = {"weights": partial(_on, test, path, recipe)}
     return evaluate_models(
-        loaders, test, recipe.evaluation, seed=recipe.seed, out=out, how=how, keep_images=keep_images, show=show
+        loaders,
+        test,
+        recipe.evaluation,
+        seed=recipe.seed,
+        out=out,
+        how=how,
+        keep_images=keep_images,
+        search=search,
+        show=show,
     )["weights"]
 
 
@@ -103,6 +122,7 @@ def evaluate_models(
     out: RunFolder | None = None,
     how: Mapping[str, Any] | None = None,
     keep_images: bool = False,
+    search: Search | None = None,
     show: Show = lambda which, news: None,
 ) -> dict[str, Evaluated]:
     """Evaluates models, which are loaded by name one after the other, and writes what was found to `out`.
@@ -123,6 +143,7 @@ def evaluate_models(
                 batch_size=evaluation.batch_size,
                 seed=seed,
                 keep_images=keep_images,
+                search=search or Fast(),
                 state=None if out is None else out.state(which),
                 on_news=partial(show, which),
             )

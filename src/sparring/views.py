@@ -2,10 +2,10 @@
 
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -48,45 +48,6 @@ def frozen(model: nn.Module) -> Generator[None]:
     finally:
         for p in wanted:
             p.requires_grad_(True)
-
-
-class Searched(NamedTuple):
-    """What attacks search on, and the order in memory in which it likes images."""
-
-    model: nn.Module
-    memory_format: torch.memory_format = torch.contiguous_format
-
-
-@contextmanager
-def channels_last(model: nn.Module, few: Tensor) -> Generator[Searched]:
-    """The model with its convolution weights in channels-last order on the CPU, where that is faster.
-
-    The numbers are the same; afterwards each weight has its own memory back. `few` `[B, C, H, W]` are tried first: a
-    model that cannot do with it, because of `view` for one, is given as it is.
-    """
-    before = {p: p.data for p in model.parameters() if p.ndim == 4 and p.device.type == "cpu"}
-    for p, data in before.items():
-        p.data = data.contiguous(memory_format=torch.channels_last)
-    try:
-        if before and _runs(model, few, torch.channels_last) and _runs(model, few, torch.contiguous_format):
-            yield Searched(model, torch.channels_last)
-            return
-    finally:
-        for p, data in before.items():
-            p.data = data
-    yield Searched(model)
-
-
-def _runs(model: nn.Module, few: Tensor, memory_format: torch.memory_format) -> bool:
-    with torch.enable_grad():
-        z = few.clone(memory_format=memory_format).requires_grad_()
-        try:
-            out = model(z)
-            if out.requires_grad:
-                torch.autograd.grad(out.sum(), z, allow_unused=True)
-        except RuntimeError:
-            return False
-    return True
 
 
 @contextmanager

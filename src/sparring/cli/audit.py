@@ -56,8 +56,11 @@ class _ForeignOptions(ForeignOptions, _Options):
 def audit(args: list[str]) -> int:
     target, rest = argument(args, "TARGET", _AUDIT)
     from ..environment import device_of
+    from ..fast import tune_process
     from ..flags import parse
     from ..scores import passed
+
+    tune_process()
 
     kind = _ForeignOptions if is_foreign(target, rest) else _Options
     options, _, _ = parse(kind, None, {}, rest, f"sparring audit {target}", _AUDIT)

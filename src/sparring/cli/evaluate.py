@@ -51,6 +51,10 @@ class _Options:
     """Where to write what was found; for a run, its own folder."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What attacks compute in: auto is bf16 where the processor has it. What they find counts in fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile what attacks run on: auto does on a GPU."""
     json: bool = False
     """Print one JSON object on standard output instead of a table."""
 
@@ -80,6 +84,9 @@ class _ForeignOptions(ForeignOptions, _Options): ...
 def evaluate(args: list[str]) -> int:
     target, rest = argument(args, "TARGET", _EVALUATE)
     from .. import console
+    from ..fast import tune_process
+
+    tune_process()
 
     with console.evaluating() as show:
         if is_foreign(target, rest):
@@ -123,12 +130,14 @@ _Found = tuple[_Options, "dict[str, Evaluated]", "Mapping[str, object]", str | N
 
 def _evaluate_ours(path: Path, args: list[str], show: object) -> _Found:
     """A run folder, or weights whose recipe is known."""
+    from ..fast import Fast
     from ..results import RunFolder
     from ..trained import evaluate_run, evaluate_weights
 
     options, recipe = _chosen(path, args)
     recipe = replace(recipe, evaluation=_with_more(recipe.evaluation, options))
-    common = {"device": options.device, "keep_images": options.keep_images, "show": show}
+    search = Fast(options.precision, options.compile)
+    common = {"device": options.device, "keep_images": options.keep_images, "search": search, "show": show}
     if path.is_dir() and options.out:
         raise UserError(f"what is found of a run is written to its folder, {path}: leave --out away")
     if path.is_dir():
@@ -192,6 +201,7 @@ def is_foreign(target: str, args: list[str]) -> bool:
 
 def _evaluate_foreign(target: str, args: list[str], show: object) -> _Found:
     from ..environment import device_of
+    from ..fast import Fast
     from ..flags import parse
     from ..recipe import Evaluation
     from ..results import RunFolder
@@ -214,6 +224,7 @@ def _evaluate_foreign(target: str, args: list[str], show: object) -> _Found:
         out=RunFolder(options.out) if options.out else None,
         how=how,
         keep_images=options.keep_images,
+        search=Fast(options.precision, options.compile),
         show=show,  # type: ignore[arg-type]
     )
     return options, found, evaluation.adversaries, options.out

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from .common import argument, only, ourselves, print_json, say
 
@@ -65,6 +65,12 @@ class _TrainOptions:
     """A checkpoint after every so many steps."""
     tensorboard: bool = False
     """Write TensorBoard events too (needs sparring[tensorboard])."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What attacks compute in: auto is bf16 where the processor has it. The weights are updated in fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile what attacks run on: auto does on a GPU, and for long runs of normalised nets on a CPU."""
+    profile: bool = False
+    """Write profile.json (for a Chrome tracing viewer) and profile.txt (time by stage and operation)."""
     json: bool = False
     """Print one JSON object on standard output instead of sentences."""
 
@@ -73,9 +79,11 @@ def train(args: list[str]) -> int:
     name, rest = argument(args, "RECIPE", _TRAIN)
     options, recipe = _chosen(name, rest)
     from .. import console
+    from ..fast import tune_process
     from ..hooks import Interrupted, Saving
     from ..run import fit
 
+    tune_process()
     out = options.out or f"runs/{name}"
     saving = Saving(options.save_seconds, options.save_steps)
     try:
@@ -87,7 +95,11 @@ def train(args: list[str]) -> int:
                 overwrite=options.overwrite,
                 saving=saving,
                 tensorboard=options.tensorboard,
-                show=told,
+                precision=options.precision,
+                compile=options.compile,
+                profile=options.profile,
+                show=told.show,
+                say=told.say,
             )
     except Interrupted as stop:
         again = shlex.join([ourselves(), "train", *(a for a in args if a != "--overwrite")])

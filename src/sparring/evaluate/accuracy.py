@@ -2,27 +2,23 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_data, refuse_probabilities
-from ..core import Data, pixels
+from ..core import Data, Search, pixels
 from ..errors import UserError
+from ..fast import Fast
 from ..scores import Array, Evaluated, Examples
-from ..views import Searched, channels_last, eval_mode, frozen, full_precision
+from ..views import eval_mode, frozen, full_precision
 from .adversary import Adversary, checked_index
 from .journal import Journal, fingerprint
 from .judge import Judge, Unaltered, Verdict, oddities
 from .nearest import Nearest
 from .stages import CLEAN, PICTURES, Book, Cascade, Chain, OnNews, Run, Setting
-
-Search: TypeAlias = Callable[[nn.Module, Tensor], AbstractContextManager[Searched]]
-"""Gives what attacks search on, for a model and a few images to try it with; what they find counts on the model."""
 
 
 def evaluate(
@@ -35,7 +31,7 @@ def evaluate(
     index: Tensor | None = None,
     keep_images: bool = False,
     state: Path | str | None = None,
-    search: Search = channels_last,
+    search: Search = Fast(),  # noqa: B008
     on_news: OnNews = lambda news: None,
 ) -> Evaluated:
     """Which examples the model gets right: clean, and under each adversary.
@@ -47,8 +43,11 @@ def evaluate(
     The random numbers of an example come from `seed` and its `index` `[N]` (its place in `data`), so that batch size,
     order and sharding change nothing but the last bits of the model's arithmetic. With `state`, a folder, each batch is
     written there when it is done: the same call goes on from it after a crash. `keep_images` puts the adversarial
-    images of broken examples into the result. Raises `UserError` for images outside [0, 1], wrong labels,
-    probabilities instead of logits, and a model that changes itself in forward.
+    images of broken examples into the result.
+
+    Attacks run on what `search` gives for the model, by default a copy that is quicker and rounds differently; where it
+    is fooled and the model is not, they run again on the model. Raises `UserError` for images outside [0, 1], wrong
+    labels, probabilities instead of logits, and a model that changes itself in forward.
     """
     check_data(data, "evaluation")
     if batch_size < 1:
@@ -62,20 +61,22 @@ def evaluate(
     journal = None if state is None else Journal(Path(state), about)
     like = _like(model, data)
     few = pixels(data.x[:8]).to(like)
-    with full_precision(), eval_mode(model), frozen(model), search(model, few) as searched:
+    with full_precision(), eval_mode(model), frozen(model):
         unaltered = Unaltered(model)
-        setting = Setting(
-            judge, searched, unaltered, data, index, like, batch_size, seed, journal, on_news, keep_images
-        )
-        clean, notes = _clean(setting)
-        if journal is not None and judge.draws == 1 and not any("randomised" in note for note in notes):
-            journal.same_answers(clean.predicted.numpy(), clean.margin.numpy())
-        run = Run(setting, clean, work=sum(chain.work * int(clean.right.sum()) for chain in chains))
-        books = {chain.name: (chain, run.through(chain)) for chain in chains}
+        with search(model, few) as searched:
+            setting = Setting(
+                judge, searched, unaltered, data, index, like, batch_size, seed, journal, on_news, keep_images
+            )
+            clean, notes = _clean(setting)
+            if journal is not None and judge.draws == 1 and not any("randomised" in note for note in notes):
+                journal.same_answers(clean.predicted.numpy(), clean.margin.numpy())
+            run = Run(setting, clean, work=sum(chain.work * int(clean.right.sum()) for chain in chains))
+            books = {chain.name: (chain, run.through(chain)) for chain in chains}
     notes += [note for chain, book in books.values() for note in _lost_under(chain, book, clean)]
     for note in notes:
         warnings.warn(note, stacklevel=2)
     notes += [note for chain, book in books.values() for note in (*chain.notes, *_by_square(chain, book))]
+    notes += search.notes(model)
     return _assembled(setting, clean, books, tuple(notes), about)
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core import Data, Threat, pixels
 from ..errors import UserError
+from ..losses import wrong
 from ..randomness import PerExample, mixed_seed
 from ..scores import Array
-from ..views import Searched
 from .adversary import Adversary, threat_of, threats_of
 from .cost import passes
 from .journal import Journal, Part
@@ -139,7 +139,8 @@ class Setting:
     """What an evaluation is done with."""
 
     judge: Judge
-    searched: Searched
+    searched: nn.Module
+    """What attacks search on; what they find counts on the model of the judge."""
     unaltered: Unaltered
     data: Data
     index: Tensor
@@ -154,6 +155,19 @@ class Setting:
     def batch(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Images and labels as the model takes them."""
         return pixels(self.data.x[rows]).to(self.like), self.data.y[rows].to(self.like.device)
+
+    @torch.no_grad()
+    def unlike_model(self, searched: nn.Module, z: Tensor, y: Tensor) -> Tensor:
+        """At which points what is searched on is fooled, or lost, and the model is not: `[B]`."""
+        if searched is self.judge.model:
+            return torch.zeros_like(y, dtype=torch.bool)
+        unlike = ~_finite(z)
+        rows = _rows(~unlike)
+        for model, fooled in ((searched, True), (self.judge.model, False)):
+            if len(rows):  # a model need not take an empty batch
+                rows = rows[wrong(model(z[rows]), y[rows]) == fooled]
+        unlike[rows] = True
+        return unlike
 
 
 @dataclass(slots=True)
@@ -194,17 +208,20 @@ class Run:
     def _attacked(self, name: str, adversary: Adversary, rows: Tensor, seed: int) -> Part:
         setting = self.setting
         x, y = setting.batch(rows.to(setting.data.x.device))
-        x = x.contiguous(memory_format=setting.searched.memory_format)
-        index = setting.index[rows].to(x.device)
-        z = adversary(setting.searched.model, x, y, PerExample(seed, index)).detach()
-        lost = (~z.isfinite()).flatten(1).any(1)
+        index, threat = setting.index[rows].to(x.device), bound(adversary)
+        # a smallest distance is a matter of the last digits, so it is looked for on the model itself
+        searched = setting.judge.model if isinstance(adversary, Nearest) else setting.searched
+        z = adversary(searched, x, y, PerExample(seed, index)).detach()
+        again = setting.unlike_model(searched, z, y)
+        if bool(again.any()):
+            z[again] = adversary(setting.judge.model, x[again], y[again], PerExample(seed, index[again])).detach()
+        lost = ~_finite(z)
         if bool(lost.any()):
             first = int(index[lost][0])
             raise UserError(
                 f"{name} gives NaN or infinite pixels for {int(lost.sum())} images, first for index {first}: the "
                 "gradient of the model is NaN there, as that of sqrt is at 0. Mend that, for it is no robustness"
             )
-        threat = bound(adversary)
         z, verdict = setting.judge.confirm(z, x, y, threat)
         measure = threat_of(adversary) if isinstance(adversary, Nearest) else threat
         norm = measure.norm(z - x) if measure is not None else torch.full_like(verdict.margin, math.nan)
@@ -216,6 +233,10 @@ class Run:
         seconds = time.monotonic() - self.started
         left = max(0.0, seconds * (self.work / self.done - 1)) if self.done else seconds
         self.setting.on_news(News(name, stage, done, todo, book.standing().numpy(), left, stage_done))
+
+
+def _finite(z: Tensor) -> Tensor:
+    return z.isfinite().flatten(1).all(1)
 
 
 def _rows(flags: Tensor) -> Tensor:

@@ -1,0 +1,59 @@
+"""What a process does once so that torch is fast in it: keep the memory that it has had, use the cores it may use."""
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+SWITCH = "SPARRING_ALLOCATOR"
+_TOP_PAD, _TRIM_THRESHOLD, _MMAP_MAX = -2, -1, -4  # names of glibc's mallopt
+_LARGEST, _PAD = 2**31 - 1, 64 * 2**20
+
+
+class Tuned(NamedTuple):
+    """What was done: the allocator ("kept", or why it was left alone) and the number of threads."""
+
+    allocator: str
+    threads: int
+
+
+def tune_process() -> Tuned:
+    """Makes this process keep freed memory, and not use more threads than it has cores.
+
+    glibc's allocator maps every large tensor afresh and gives it back at once: thousands of page faults in a step of an
+    attack. Told to keep the memory, a step is 1.1 to 1.4 times as fast on the CPU; the process stays as large as it
+    once was. It is left alone where another allocator is loaded, where `GLIBC_TUNABLES` says something about it, and if
+    the environment variable SPARRING_ALLOCATOR is `default`. Huge pages brought nothing more, and are left alone.
+    """
+    usable = usable_cores()
+    if "OMP_NUM_THREADS" not in os.environ and usable < torch.get_num_threads():
+        torch.set_num_threads(usable)
+    return Tuned(_keep_memory(), torch.get_num_threads())
+
+
+def _keep_memory() -> str:
+    if os.environ.get(SWITCH, "keep") == "default":
+        return f"default: {SWITCH} says so"
+    if "malloc" in os.environ.get("LD_PRELOAD", "") or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return "default: the environment chooses one"
+    if not sys.platform.startswith("linux"):
+        return f"default: not known on {sys.platform}"
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return "default: the C library has no mallopt"
+    wanted = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _LARGEST), (_TOP_PAD, _PAD))
+    return "kept" if all(mallopt(name, value) == 1 for name, value in wanted) else "default: mallopt refused"
+
+
+def usable_cores() -> int:
+    """The cores that this process may use: by affinity, and by the share of time that a container is given."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max"
+        return cores

@@ -1,0 +1,190 @@
+"""What attacks search on: the model itself, or something that gives the same answers sooner."""
+
+import itertools
+import weakref
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Classifier
+from ..errors import UserError
+from ..views import mode_matters
+from .compiled import Compiled
+from .shadow import Low, Shadow, lowered, structure
+
+Precision = Literal["auto", "fp32", "bf16"]
+Compile = Literal["auto", "on", "off"]
+
+_WORTH_SECONDS = 3600.0
+_AGREEMENT = {
+    torch.float32: 1e-3,
+    torch.bfloat16: 0.1,
+}  # of the length of the logits; a ResNet in bf16 differs by 0.003
+
+
+@dataclass(slots=True)
+class _Known:
+    """What was found out about a model: its shadow, or that it is searched on as it is."""
+
+    structure: tuple[int, ...]
+    shadow: Shadow | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class Plain:
+    """Attacks search on the model as it is."""
+
+    @contextmanager
+    def __call__(self, model: nn.Module, few: Tensor) -> Generator[nn.Module]:
+        del few
+        yield model
+
+    def notes(self, model: nn.Module) -> tuple[str, ...]:
+        del model
+        return ()
+
+
+class Fast:
+    """Gives, for a model and a few images, what attacks search on: `with fast(model, few) as searched: ...`
+
+    In eval mode that is a copy in channels-last order with its batch norm folded, filled anew from the model at each
+    call; in training mode, the model itself under autocast. `precision` is that of its body (pixels are normalised, and
+    logits are computed, in float32): `auto` is bf16 where the processor computes in it. With `compile="on"` the body is
+    compiled, once for each of four sizes of batch; `auto` compiles on CUDA.
+
+    A model that is not in float32, that cannot be copied, or whose copy gives other logits, is searched on as it is;
+    `notes` say why.
+    """
+
+    def __init__(self, precision: Precision = "auto", compile: Compile = "auto") -> None:
+        for name, value, known in (("precision", precision, Precision), ("compile", compile, Compile)):
+            if value not in get_args(known):
+                raise UserError(f"{name} = {value!r} is not one of {', '.join(get_args(known))}")
+        self.precision, self.compile = precision, compile
+        self._known: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
+
+    def __repr__(self) -> str:
+        return f"Fast(precision={self.precision!r}, compile={self.compile!r})"
+
+    @contextmanager
+    def __call__(self, model: nn.Module, few: Tensor) -> Generator[nn.Module]:
+        yield self._searched(model, few)
+
+    @classmethod
+    def resolved(cls, device: torch.device, precision: Precision = "auto", compile: Compile = "auto") -> "Fast":
+        """With what `auto` means on this device."""
+        wanted = cls(precision, compile)
+        low = wanted.dtype(device) == torch.bfloat16
+        return cls("bf16" if low else "fp32", "on" if wanted._compiles(device) else "off")
+
+    def said(self, device: torch.device) -> str:
+        """In words, for the user."""
+        name = {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.dtype(device)]
+        return f"attacks in {name}, {'compiled' if self._compiles(device) else 'not compiled'}"
+
+    def notes(self, model: nn.Module) -> tuple[str, ...]:
+        known = self._known.get(model)
+        return () if known is None else tuple(dict.fromkeys(known.notes))
+
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """What the body of a model is computed in on this device."""
+        low = self.precision == "bf16" or (self.precision == "auto" and computes_bf16(device))
+        return torch.bfloat16 if low else torch.float32
+
+    def _compiles(self, device: torch.device) -> bool:
+        return self.compile == "on" or (self.compile == "auto" and device.type == "cuda")
+
+    def _searched(self, model: nn.Module, few: Tensor) -> nn.Module:
+        known = self._known.get(model)
+        if mode_matters(model) is not None:
+            return model if _refusal(model) else lowered(model, self.dtype(few.device))
+        if known is not None and known.structure == structure(model):
+            if known.shadow is not None:
+                known.shadow.refresh(model)
+        else:
+            self._known[model] = known = _Known(structure(model))
+            known.shadow = self._shadow(model, few, known.notes)
+        return model if known.shadow is None else known.shadow.net
+
+    def _shadow(self, model: nn.Module, few: Tensor, notes: list[str]) -> Shadow | None:
+        """A copy that agrees with the model, in the precision wanted or else in float32; None if there is none."""
+        why, device = _refusal(model), few.device
+        dtypes = dict.fromkeys((self.dtype(device), torch.float32))
+        for dtype, convolutions in itertools.product(dtypes, (True, False)) if why is None else ():
+            try:
+                shadow = Shadow(model, dtype, convolutions)
+                doubt = _difference(shadow.net, model, few, _AGREEMENT[dtype])
+            except Exception as error:  # a model of somebody else's may fail in any way
+                doubt = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            if doubt is None:
+                self._compile(shadow.net, device, notes)
+                return shadow
+            kind = "in channels-last order" if convolutions else "in the order of the model"
+            notes.append(f"a copy of the model in {str(dtype).removeprefix('torch.')} {kind} does not do: {doubt}")
+        notes.append(f"attacks search on the model as it is{f', for {why}' if why else ''}")
+        return None
+
+    def _compile(self, net: nn.Module, device: torch.device, notes: list[str]) -> None:
+        if not self._compiles(device):
+            return
+
+        def failed(why: str) -> None:
+            notes.append(f"the copy of the model that attacks search on is not compiled: {why}")
+
+        if isinstance(net, Classifier):
+            net.body = Compiled(net.body, failed)
+        elif isinstance(net, Low):
+            net.inner = Compiled(net.inner, failed)
+
+
+def worth_compiling(model: nn.Module, device: torch.device, seconds: float) -> bool:
+    """Whether so many seconds of attacks repay on the CPU what compiling costs, up to a minute; on CUDA it always does.
+
+    It gains 7 to 9 % on a ResNet (two cores), since what is normalised without being folded is fused, and nothing on
+    a plain convolutional net.
+    """
+    normalised = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    return device.type == "cuda" or (device.type == "cpu" and normalised and seconds > _WORTH_SECONDS)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the processor has instructions for bf16; emulated, it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch keeps them to itself
+    return any(bool(getattr(torch.cpu, name, bool)()) for name in known)
+
+
+def _refusal(model: nn.Module) -> str | None:
+    """Why a model is not copied at all."""
+    tensors = [p for p in model.parameters() if p.is_floating_point()]
+    other = sorted({str(p.dtype) for p in tensors if p.dtype != torch.float32})
+    if other:
+        return f"its weights are in {', '.join(other)}"
+    return None if tensors else "it has no weights"
+
+
+def _difference(net: nn.Module, model: nn.Module, few: Tensor, most: float) -> str | None:
+    """What speaks against `net` in place of `model`, as seen on a few images: None if nothing does."""
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    with torch.random.fork_rng(devices=[few.device] if few.device.type == "cuda" else []):
+        with torch.no_grad():
+            wanted = model(few)
+        with torch.enable_grad():
+            x = few.detach().clone().requires_grad_()
+            found = net(x)
+            if found.requires_grad:
+                torch.autograd.grad(found.sum(), x, allow_unused=True)
+    if found.shape != wanted.shape or not torch.equal(found.isfinite(), wanted.isfinite()):
+        return f"its logits are {tuple(found.shape)} and not all finite where the model's are"
+    share = float((found.detach() - wanted).nan_to_num().norm() / wanted.nan_to_num().norm().clamp_min(1e-12))
+    if share > most:
+        return f"its logits differ by {100 * share:.2g} %"
+    changed = [name for name, buffer in net.named_buffers() if not torch.equal(buffer, buffers[name])]
+    return f"its forward changes {changed[0]}" if changed else None

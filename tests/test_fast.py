@@ -1,0 +1,419 @@
+"""The fast path gives what the slow one gives, on models that it can copy and on models that it cannot."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import count, toy_data
+from torch import nn
+
+from sparring import PGD, CrossEntropy, Linf, Method, Progress, State, Untargeted, UserError, WhiteBox, make_rng
+from sparring.core import Batch, Classifier, Lens, pixels
+from sparring.engine import train_step
+from sparring.evaluate import evaluate
+from sparring.fast import Fast, Plain, computes_bf16
+from sparring.fast.compiled import Compiled
+from sparring.fast.convolution import FrozenConv
+from sparring.fast.process import tune_process
+from sparring.fast.shadow import Shadow, sites
+from sparring.models import preact_resnet18, resnet18, small_cnn, wide_resnet
+from sparring.views import eval_mode, train_mode
+
+GREY, COLOUR = (1, 28, 28), (3, 32, 32)
+
+
+def lived(model, shape=COLOUR):
+    """With the batch statistics of a few steps of training, in eval mode."""
+    model.train()
+    with torch.no_grad():
+        for seed in range(3):
+            model(torch.rand(8, *shape, generator=make_rng(seed)))
+    return model.eval()
+
+
+def gradient(model, x, y=None):
+    z = x.clone().requires_grad_()
+    out = model(z)
+    value = out.square().sum() if y is None else F.cross_entropy(out, y, reduction="sum")
+    return out.detach(), torch.autograd.grad(value, z)[0]
+
+
+NETS = [
+    (lambda: small_cnn(width=8), GREY, 4),
+    (lambda: preact_resnet18(width=1 / 16), COLOUR, 20),
+    (lambda: resnet18(width=1 / 16), COLOUR, 20),
+    (lambda: wide_resnet(10, 1), COLOUR, 9),
+]
+IDS = ("small_cnn", "preact_resnet18", "resnet18", "wide_resnet")
+
+
+# -- convolutions
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize(
+    ("inner", "outer", "size", "stride", "side", "groups"),
+    [
+        (1, 8, 3, 1, 28, 1),
+        (3, 8, 5, 1, 12, 1),
+        (3, 8, 3, 1, 7, 1),
+        (2, 4, 3, 2, 9, 1),
+        (6, 8, 1, 1, 5, 2),
+        (4, 4, 3, 1, 6, 4),
+    ],
+)
+def test_a_frozen_convolution_is_the_convolution_and_its_gradient(inner, outer, size, stride, side, groups, relu):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(inner, outer, size, stride, padding=size // 2, groups=groups)
+    frozen = FrozenConv(conv, relu, torch.float32)
+    frozen.load(conv.weight, conv.bias)
+    x = torch.randn(5, inner, side, side)
+    wanted = gradient(nn.Sequential(conv, nn.ReLU()) if relu else conv, x)
+    for found, value in zip(gradient(frozen, x), wanted, strict=True):
+        assert torch.allclose(found, value, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        assert torch.allclose(frozen(x), wanted[0], rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_gradient_of_an_image_is_computed_in_blocks():
+    assert FrozenConv(nn.Conv2d(1, 8, 3, padding=1), False, torch.float32).block == 4
+    assert FrozenConv(nn.Conv2d(3, 8, 3, padding=1), False, torch.float32).block == 2
+    for other in (nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3, stride=2, padding=1)):
+        assert FrozenConv(other, False, torch.float32).block == 0
+
+
+# -- copies
+
+
+@pytest.mark.parametrize(("make", "shape", "convs"), NETS, ids=IDS)
+def test_a_copy_answers_and_differentiates_as_its_model(make, shape, convs):
+    torch.manual_seed(0)
+    model = lived(make(), shape)
+    assert len(sites(model)) == convs
+    shadow, x, y = Shadow(model, torch.float32), torch.rand(6, *shape), torch.arange(6)
+    for found, wanted in zip(gradient(shadow.net, x, y), gradient(model, x, y), strict=True):
+        assert (found - wanted).norm() < 1e-3 * wanted.norm()
+    lived(model, shape)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.01 * torch.randn(p.shape, generator=make_rng(1)))
+        before = shadow.net(x)
+        shadow.refresh(model)
+        assert (shadow.net(x) - model(x)).norm() < 1e-4 * model(x).norm() < (before - model(x)).norm()
+
+
+@pytest.mark.parametrize(("make", "shape", "convs"), NETS, ids=IDS)
+def test_in_bf16_few_signs_change_and_gradients_vanish_nowhere(make, shape, convs):
+    torch.manual_seed(0)
+    model, x, y = lived(make(), shape), torch.rand(6, *shape), torch.arange(6)
+    with Fast("bf16")(model, x) as searched:
+        (logits, found), (wanted_logits, wanted) = gradient(searched, x, y), gradient(model, x, y)
+    assert logits.dtype == torch.float32
+    assert 0 < (logits - wanted_logits).norm() < 0.03 * wanted_logits.norm()
+    assert (found.sign() != wanted.sign()).float().mean() < 0.15
+    assert ((found == 0) & (wanted != 0)).float().mean() < 1e-3
+
+
+def test_a_copy_follows_the_weights_and_leaves_the_model_alone():
+    model, data, fast = lived(preact_resnet18(width=1 / 16)), torch.rand(4, *COLOUR), Fast("fp32")
+    before = {name: (t.clone(), t.stride()) for name, t in model.state_dict().items()}
+    with fast(model, data) as first:
+        pass
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name][0]) and tensor.stride() == before[name][1]
+    with torch.no_grad():
+        model.head.bias.add_(1)
+    with fast(model, data) as second:
+        assert second is first, "the copy is made once"
+        assert torch.allclose(second(data), model(data), atol=1e-4)
+    model.body.layer1[0].act1 = nn.Tanh()
+    with fast(model, data) as third:
+        assert third is not first, "and anew for another model"
+        assert torch.allclose(third(data), model(data), atol=1e-4)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_a_copy_of_a_classifier_gives_features_in_one_pass_of_its_body():
+    model = lived(small_cnn(width=4), GREY)
+    x = torch.rand(3, *GREY)
+    with Fast("fp32")(model, x) as searched:
+        assert isinstance(searched, Classifier)
+        seen = count(searched.body)
+        lens = Lens(searched)
+        assert torch.allclose(lens.features(x), model.features(x), atol=1e-5)
+        assert torch.allclose(lens.logits(x), model(x), atol=1e-5)
+        assert seen.forwards == 1
+
+
+def test_in_training_mode_the_model_itself_is_searched_on_with_its_batch_statistics():
+    model, x = preact_resnet18(width=1 / 16), torch.rand(8, *COLOUR)
+    model.body.layer1.eval()
+    modes = [m.training for m in model.modules()]
+    with train_mode(model), Fast("fp32")(model, x) as searched:
+        tracked = int(model.body.layer2[0].bn1.num_batches_tracked)
+        searched(x)
+        assert int(model.body.layer2[0].bn1.num_batches_tracked) == tracked + 1
+    assert [m.training for m in model.modules()] == modes
+
+
+# -- models that cannot be copied
+
+
+class Branching(nn.Module):
+    """Its control flow depends on the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4 * 16, 3)
+
+    def forward(self, x):
+        if x.mean() > 2:
+            x = -x
+        return self.head(self.conv(x).relu().reshape(len(x), -1))
+
+
+class Viewing(Branching):
+    """Its `view` does not go with channels-last tensors."""
+
+    def forward(self, x):
+        return self.head(self.conv(x).view(x.shape[0], -1))
+
+
+class Shared(Branching):
+    """It runs one convolution twice, and reads its weight besides."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head((self.conv(self.conv(x)) + self.conv.weight.sum()).flatten(1))
+
+
+class Counting(Branching):
+    """Its forward updates a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+class Noisy(Branching):
+    def forward(self, x):
+        return super().forward(x) + torch.randn(3)
+
+
+class Normed(Branching):
+    """The weight of its convolution is computed by a hook."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.utils.parametrizations.spectral_norm(self.conv)
+
+
+ODD = [
+    (Branching, None),
+    (Normed, None),
+    (Shared, None),
+    (Viewing, "in channels-last order does not do"),
+    (Counting, "forward changes"),
+    (Noisy, "logits differ"),
+    (lambda: Branching().double(), "float64"),
+]
+
+
+@pytest.mark.parametrize(("make", "note"), ODD, ids=lambda v: getattr(v, "__name__", str(v)))
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_odd_models_are_searched_on_rightly_and_a_note_says_how(make, note, precision):
+    torch.manual_seed(0)
+    model, fast = make().eval(), Fast(precision)
+    like = next(model.parameters())
+    x = torch.rand(6, 1, 4, 4).to(like)
+    with fast(model, x) as searched:
+        if not isinstance(model, Noisy):
+            near = 1e-4 if precision == "fp32" or searched is model else 0.05
+            assert (searched(x) - model(x)).norm() < near * model(x).norm()
+        assert (searched is model) == (note is not None and make is not Viewing)
+    assert (note or "") in " ".join(fast.notes(model))
+    assert bool(fast.notes(model)) == (note is not None)
+
+
+def test_a_hook_on_a_layer_still_sees_it():
+    model, seen = lived(small_cnn(width=4), GREY), []
+    model.body[2].register_forward_hook(lambda *_: seen.append(1))
+    with Fast("fp32")(model, torch.rand(2, *GREY)) as searched:
+        seen.clear()
+        searched(torch.rand(2, *GREY))
+    assert seen
+
+
+def test_what_is_asked_of_the_fast_path_is_checked():
+    with pytest.raises(UserError, match=r"precision = 'fp16' is not one of auto, fp32, bf16"):
+        Fast("fp16")
+    with pytest.raises(UserError, match=r"compile = 'yes' is not one of auto, on, off"):
+        Fast(compile="yes")
+    assert Fast("fp32").dtype(torch.device("cpu")) == torch.float32
+    assert (Fast().dtype(torch.device("cpu")) == torch.bfloat16) == computes_bf16(torch.device("cpu"))
+
+
+# -- compiled
+
+
+def test_a_batch_is_filled_up_to_one_of_four_sizes(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(torch, "compile", lambda module, **_: lambda x: sizes.append(len(x)) or module(x))
+    net = Compiled(nn.Flatten(), pytest.fail)
+    for n in (64, 40, 32, 9, 8, 1, 0):
+        x = torch.rand(n, 1, 2, 2, requires_grad=True)
+        out = net(x)
+        assert torch.equal(out, x.flatten(1))
+        assert torch.equal(torch.autograd.grad(out.sum(), x)[0], torch.ones_like(x))
+    assert sizes == [64, 64, 32, 16, 8, 8]
+
+
+def test_a_model_that_cannot_be_compiled_runs_as_it_is_and_a_note_says_why(monkeypatch):
+    def fails(module, **_):
+        def run(x):
+            raise RuntimeError("no compiler here\nand much more")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", fails)
+    model, x, fast = lived(small_cnn(width=4), GREY), torch.rand(4, *GREY), Fast("fp32", "on")
+    with fast(model, x) as searched:
+        assert torch.allclose(searched(x), model(x), atol=1e-5)
+    assert any("not compiled: it cannot be compiled (RuntimeError: no compiler here)" in n for n in fast.notes(model))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_equals_eager():
+    """The real compiler, on a net small enough for a test; whole nets are compared in benchmarks."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    model, x, y, fast = lived(model, (1, 4, 4)), torch.rand(8, 1, 4, 4), torch.arange(8) % 3, Fast("fp32", "on")
+    with fast(model, x) as searched:
+        for n in (8, 5):
+            for found, wanted in zip(gradient(searched, x[:n], y[:n]), gradient(model, x[:n], y[:n]), strict=True):
+                assert torch.allclose(found, wanted, atol=1e-5)
+    assert not fast.notes(model)
+
+
+# -- training and evaluation
+
+
+def step(search, patience=None):
+    torch.manual_seed(0)
+    model, x, rows = preact_resnet18(width=1 / 16, num_classes=3), torch.rand(8, *COLOUR), torch.arange(8)
+    method = Method(PGD(Linf(0.03), 3, patience=patience), CrossEntropy())
+    state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1))
+    for number in range(2):
+        train_step(method, state, Batch(x, rows % 3, rows), Progress(number, 5, 1), search=search)
+        state.step += 1
+    return model
+
+
+@pytest.mark.parametrize("patience", [None, 0])
+def test_a_step_on_a_copy_in_float32_moves_the_weights_as_one_on_the_model(patience):
+    plain, fast = step(Plain(), patience), step(Fast("fp32"), patience)
+    for (name, wanted), found in zip(plain.state_dict().items(), fast.state_dict().values(), strict=True):
+        assert torch.allclose(found.float(), wanted.float(), atol=2e-3), name
+    assert all(p.requires_grad for p in fast.parameters())
+
+
+def test_training_twice_on_the_fast_path_gives_the_same_bits():
+    first, second = (step(Fast("bf16")).state_dict() for _ in range(2))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+class Lying(nn.Module):
+    """Takes every image for another class: an attack that searches on it stops at once."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return -self.model(x)
+
+
+class Liar(Plain):
+    @contextmanager
+    def __call__(self, model, few):
+        yield Lying(model)
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """A net that has learned something, and images, of which some can be attacked."""
+    torch.manual_seed(0)
+    data, model = toy_data(), nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
+    x, optimizer = pixels(data.x), torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(100):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), data.y).backward()
+        optimizer.step()
+    return model.eval(), data
+
+
+ATTACK = {"pgd": WhiteBox(PGD(Linf(0.1), 10, patience=0))}
+
+
+def test_where_only_the_copy_is_fooled_the_attack_runs_again_on_the_model(learned):
+    wanted = evaluate(*learned, ATTACK, search=Plain())
+    found = evaluate(*learned, ATTACK, search=Liar())
+    assert 0 < wanted.standing["pgd"].sum() < wanted.standing["clean"].sum()
+    assert np.array_equal(found.standing["pgd"], wanted.standing["pgd"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_copy_as_much_is_found_as_on_the_model(learned, precision):
+    wanted = evaluate(*learned, ATTACK, search=Plain()).standing["pgd"]
+    found = evaluate(*learned, ATTACK, search=Fast(precision)).standing["pgd"]
+    assert (found != wanted).mean() <= (0 if precision == "fp32" else 0.04)
+
+
+# -- the process
+
+
+def tuned(**environment):
+    code = "import json; from sparring.fast import tune_process; print(json.dumps(tune_process()))"
+    clean = {k: v for k, v in os.environ.items() if k not in ("SPARRING_ALLOCATOR", "GLIBC_TUNABLES", "LD_PRELOAD")}
+    command = [sys.executable, "-c", code]
+    out = subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=True)
+    return json.loads(out.stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_the_allocator_keeps_memory_unless_somebody_else_decides():
+    assert tuned()[0] == "kept"
+    assert tuned(SPARRING_ALLOCATOR="default")[0] == "default: SPARRING_ALLOCATOR says so"
+    assert tuned(GLIBC_TUNABLES="glibc.malloc.mmap_max=9")[0] == "default: the environment chooses one"
+
+
+def test_a_process_takes_no_more_threads_than_it_has_cores():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(64)
+        assert tune_process().threads <= max(1, os.cpu_count() or 1)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_attack_on_the_fast_path_stays_in_its_ball():
+    model, x, y = lived(small_cnn(width=4), GREY), torch.rand(4, *GREY), torch.arange(4)
+    with eval_mode(model), Fast("bf16")(model, x) as searched:
+        z = PGD(Linf(0.1), 5)(Untargeted(searched.__call__, y), x, make_rng(0))
+    assert z.dtype == torch.float32
+    assert float((z - x).abs().max()) <= 0.1 + 1e-6
+    assert 0 <= float(z.min()) <= float(z.max()) <= 1
