@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring import L1, L2, Linf, autoattack, load_model
-from sparring.core import Data, pixels
+from sparring.core import Classifier, Data, pixels
 from sparring.fast import Fast, Precision, tune_process
 from sparring.trained import recipe_of
 
@@ -38,11 +38,12 @@ THREATS: dict[str, type[Threat]] = {"Linf": Linf, "L2": L2, "L1": L1}
 
 
 class Passes:
-    """Forward and backward passes through a model, in examples."""
+    """Forward and backward passes through a model and its copies, in examples."""
 
     def __init__(self, model: nn.Module) -> None:
         self.forward = self.backward = 0
-        self.handle = model.register_forward_hook(self._seen)
+        body = model.body if isinstance(model, Classifier) else model
+        self.handle = body.register_forward_hook(self._seen)
 
     def _seen(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
         self.forward += len(out)
@@ -168,19 +169,27 @@ def timed(args: argparse.Namespace) -> None:
         tune_process()
     threat = THREATS[args.norm](args.eps)
     x, y = images(args.net, args.examples)
-    seconds: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-    standing: dict[str, list[int]] = {side: [] for side in SIDES}
+    seconds: dict[str, list[dict[str, float]]] = {side: [] for side in args.sides}
+    standing: dict[str, list[int]] = {side: [] for side in args.sides}
+    flags: dict[str, list[str]] = {side: [] for side in args.sides}
     for turn in range(args.rounds):
-        for side in list(SIDES)[:: 1 if turn % 2 else -1]:
+        for side in args.sides[:: 1 if turn % 2 else -1]:
             model = load_model(args.net)
             sheet = Sheet(Passes(model))
             SIDES[side](model, x, y, threat, turn, args.batch, sheet)
             taken = {stage: row["seconds"] for stage, row in sheet.rows.items() if stage != "clean"}
             seconds[side].append({**taken, "total": sum(taken.values())})
             standing[side].append(int(sheet.standing[STAGES[-1]].sum()))
+            flags[side].append("".join(str(int(flag)) for flag in sheet.standing[STAGES[-1]]))
             print(turn, side, {k: round(v, 2) for k, v in seconds[side][-1].items()}, standing[side][-1], flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    found = {"seconds": seconds, "standing": standing, "examples": args.examples, "threads": args.threads}
+    found = {
+        "seconds": seconds,
+        "standing": standing,
+        "flags": flags,
+        "examples": args.examples,
+        "threads": args.threads,
+    }
     suffix = "-tuned" if args.tuned else ""
     (args.out / f"time-{name_of(args.net)}-{args.norm}-{args.eps}{suffix}.json").write_text(json.dumps(found, indent=1))
 
@@ -269,6 +278,7 @@ def main() -> None:
     two = commands.add_parser("time", parents=[both])
     two.add_argument("--rounds", type=int, default=3)
     two.add_argument("--tuned", action="store_true")
+    two.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     two.set_defaults(do=timed)
     three = commands.add_parser("table")
     three.add_argument("out", type=Path)

@@ -209,6 +209,10 @@ class Search(Protocol):
         """As the model is now, in its present mode; `few` images are there to try things with."""
         ...
 
+    def fine(self) -> "Search":
+        """The same with the rounding of float32, for attacks that look for a boundary."""
+        ...
+
     def notes(self, model: nn.Module) -> tuple[str, ...]:
         """What a user should know of how this model is searched on."""
         ...

@@ -1,6 +1,7 @@
 """Optimisers as values. The learning rate is a schedule of the loop and reaches every parameter group."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +27,8 @@ class SGD:
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         groups = _groups(model, self.weight_decay, self.decay_vectors)
-        return torch.optim.SGD(groups, lr=0.0, momentum=self.momentum, nesterov=self.nesterov)
+        rules: dict[str, Any] = {"momentum": self.momentum, "nesterov": self.nesterov}
+        return torch.optim.SGD(groups, lr=0.0, fused=_can_fuse(model), **rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +40,16 @@ class AdamW:
     decay_vectors: bool = True
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(_groups(model, self.weight_decay, self.decay_vectors), lr=0.0, betas=self.betas)
+        groups = _groups(model, self.weight_decay, self.decay_vectors)
+        return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, fused=_can_fuse(model))
 
 
-def _groups(model: nn.Module, weight_decay: float, decay_vectors: bool) -> list[dict[str, object]]:
+def _can_fuse(model: nn.Module) -> bool:
+    """Whether torch has the step in one pass over the memory."""
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in model.parameters())
+
+
+def _groups(model: nn.Module, weight_decay: float, decay_vectors: bool) -> list[dict[str, Any]]:
     wanted = [p for p in model.parameters() if p.requires_grad]
     if decay_vectors:
         return [{"params": wanted, "weight_decay": weight_decay}]

@@ -129,6 +129,9 @@ class _Watched:
         with self.search(model, few) as searched, self.passes.through(searched):
             yield searched
 
+    def fine(self) -> Search:
+        return self.search.fine()
+
     def notes(self, model: nn.Module) -> tuple[str, ...]:
         return self.search.notes(model)
 

@@ -16,7 +16,7 @@ from .data import Batches, hold_out
 from .engine import Loop, NotFinite, State
 from .environment import device_of, session
 from .errors import UserError
-from .fast import Compile, Fast, Precision, worth_compiling
+from .fast import Compile, Fast, Precision, prefer_channels_last, worth_compiling
 from .hooks import HeldOut, News, Record, Save, Saving, stopping
 from .pace import measure
 from .plain import differences
@@ -128,6 +128,7 @@ def _begin(recipe: Recipe, train: Data, device: torch.device) -> State:
     model = recipe.build_model(train).to(device).train()
     with eval_mode(model):
         check_logits(model(pixels(train.x[:8])), len(train.x[:8]), len(train.classes))
+    prefer_channels_last(model, pixels(train.x[:8]))
     state = State.start(recipe.method, model, recipe.optimizer.build(model), train, recipe.seed)
     if recipe.averaging is not None:
         state.average = recipe.averaging.init(model)

@@ -18,7 +18,7 @@ from .adversary import Adversary, checked_index
 from .journal import Journal, fingerprint
 from .judge import Judge, Unaltered, Verdict, oddities
 from .nearest import Nearest
-from .stages import CLEAN, PICTURES, Book, Cascade, Chain, OnNews, Run, Setting
+from .stages import CLEAN, PICTURES, Book, Cascade, Chain, OnNews, Run, Setting, needs_fine
 
 
 def evaluate(
@@ -45,8 +45,9 @@ def evaluate(
     written there when it is done: the same call goes on from it after a crash. `keep_images` puts the adversarial
     images of broken examples into the result.
 
-    Attacks run on what `search` gives for the model, by default a copy that is quicker and rounds differently; where it
-    is fooled and the model is not, they run again on the model. Raises `UserError` for images outside [0, 1], wrong
+    Attacks run on what `search` gives for the model, by default a copy that is quicker and rounds differently (but for
+    L2, L1 and smallest distances, where rounding was seen to matter); where it is fooled and the model is not, they run
+    again on the model. Raises `UserError` for images outside [0, 1], wrong
     labels, probabilities instead of logits, and a model that changes itself in forward.
     """
     check_data(data, "evaluation")
@@ -63,9 +64,11 @@ def evaluate(
     few = pixels(data.x[:8]).to(like)
     with full_precision(), eval_mode(model), frozen(model):
         unaltered = Unaltered(model)
-        with search(model, few) as searched:
+        fine = search.fine() if any(needs_fine(each) for chain in chains for each in chain.stages.values()) else search
+        with search(model, few) as searched, fine(model, few) as finely:
+            both = (searched, finely)
             setting = Setting(
-                judge, searched, unaltered, data, index, like, batch_size, seed, journal, on_news, keep_images
+                judge, *both, unaltered, data, index, like, batch_size, seed, journal, on_news, keep_images
             )
             clean, notes = _clean(setting)
             if journal is not None and judge.draws == 1 and not any("randomised" in note for note in notes):

@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..losses import wrong
 from ..randomness import PerExample, mixed_seed
 from ..scores import Array
+from ..threats import Linf
 from .adversary import Adversary, threat_of, threats_of
 from .cost import passes
 from .journal import Journal, Part
@@ -99,6 +100,11 @@ def bound(adversary: Adversary) -> Threat | None:
     return found[0] if found and one and not isinstance(adversary, Nearest) else None
 
 
+def needs_fine(adversary: Adversary) -> bool:
+    """Whether it looks for what bf16 hides: in L2 and L1, where FAB found less in bf16, and a smallest distance."""
+    return isinstance(adversary, Nearest) or any(not isinstance(threat, Linf) for threat in threats_of(adversary))
+
+
 @dataclass(slots=True)
 class Book:
     """What is known of each example under one adversary. All on the CPU, `[N]`."""
@@ -141,6 +147,8 @@ class Setting:
     judge: Judge
     searched: nn.Module
     """What attacks search on; what they find counts on the model of the judge."""
+    finely: nn.Module
+    """The same with the rounding of float32."""
     unaltered: Unaltered
     data: Data
     index: Tensor
@@ -209,8 +217,7 @@ class Run:
         setting = self.setting
         x, y = setting.batch(rows.to(setting.data.x.device))
         index, threat = setting.index[rows].to(x.device), bound(adversary)
-        # a smallest distance is a matter of the last digits, so it is looked for on the model itself
-        searched = setting.judge.model if isinstance(adversary, Nearest) else setting.searched
+        searched = setting.finely if needs_fine(adversary) else setting.searched
         z = adversary(searched, x, y, PerExample(seed, index)).detach()
         again = setting.unlike_model(searched, z, y)
         if bool(again.any()):

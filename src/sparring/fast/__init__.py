@@ -1,6 +1,16 @@
 """The fast path: what attacks search on, and what a process does to be quick. No other room knows how."""
 
+from .layout import prefer_channels_last
 from .process import tune_process
 from .search import Compile, Fast, Plain, Precision, computes_bf16, worth_compiling
 
-__all__ = ["Compile", "Fast", "Plain", "Precision", "computes_bf16", "tune_process", "worth_compiling"]
+__all__ = [
+    "Compile",
+    "Fast",
+    "Plain",
+    "Precision",
+    "computes_bf16",
+    "prefer_channels_last",
+    "tune_process",
+    "worth_compiling",
+]

@@ -43,6 +43,9 @@ class Plain:
         del few
         yield model
 
+    def fine(self) -> "Plain":
+        return self
+
     def notes(self, model: nn.Module) -> tuple[str, ...]:
         del model
         return ()
@@ -65,6 +68,7 @@ class Fast:
             if value not in get_args(known):
                 raise UserError(f"{name} = {value!r} is not one of {', '.join(get_args(known))}")
         self.precision, self.compile = precision, compile
+        self._fine: Fast | None = None
         self._known: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
@@ -73,6 +77,11 @@ class Fast:
     @contextmanager
     def __call__(self, model: nn.Module, few: Tensor) -> Generator[nn.Module]:
         yield self._searched(model, few)
+
+    def fine(self) -> "Fast":
+        if self._fine is None:
+            self._fine = self if self.precision == "fp32" else Fast("fp32", self.compile)
+        return self._fine
 
     @classmethod
     def resolved(cls, device: torch.device, precision: Precision = "auto", compile: Compile = "auto") -> "Fast":
