@@ -249,6 +249,13 @@ def test_odd_models_are_searched_on_rightly_and_a_note_says_how(make, note, prec
     assert bool(fast.notes(model)) == (note is not None)
 
 
+def test_a_hook_on_a_container_hinders_nothing():
+    model = lived(small_cnn(width=4), GREY)
+    seen = count(model.body)
+    assert len(sites(model)) == 4
+    assert seen.forwards == 0
+
+
 def test_a_hook_on_a_layer_still_sees_it():
     model, seen = lived(small_cnn(width=4), GREY), []
     model.body[2].register_forward_hook(lambda *_: seen.append(1))

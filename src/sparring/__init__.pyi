@@ -41,6 +41,9 @@ from .evaluate import audit as audit
 from .evaluate import autoattack as autoattack
 from .evaluate import evaluate as evaluate
 from .evaluate import perturb as perturb
+from .fast import Fast as Fast
+from .fast import Plain as Plain
+from .fast import tune_process as tune_process
 from .hooks import Interrupted as Interrupted
 from .hooks import News as News
 from .hooks import Saving as Saving

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
+from .bench import Timing
 from .evaluate import News as Doing
 from .hooks import News
 from .scores import Accuracy, Evaluated, Finding
@@ -201,6 +202,21 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     for each in findings:
         verdict = f"[{colours[each.verdict]}]{each.verdict}[/]"
         table.add_row(each.name, verdict, escape(each.meaning), escape(each.threshold))
+    return table
+
+
+def timing_table(timings: Sequence[Timing], ceilings: Mapping[str, float]) -> Table:
+    """A side a row: seconds, how many times as fast as the first of its work, share of the ceiling of convolutions."""
+    table = Table(caption=", ".join(f"{name} {value:,.0f} GFLOP/s" for name, value in ceilings.items()))
+    for column in ("work", "side", "median s", "least", "most", "times", "GFLOP/s", "robust"):
+        table.add_column(column, justify="left" if column in ("work", "side") else "right")
+    first: dict[str, float] = {}
+    for each in timings:
+        times = first.setdefault(each.work, each.median) / each.median
+        seconds = (f"{s:.3f}" for s in (each.median, min(each.seconds), max(each.seconds)))
+        table.add_row(
+            each.work, each.side, *seconds, f"{times:.2f}", f"{each.gflops:,.0f}", f"{100 * each.robust:.1f} %"
+        )
     return table
 
 

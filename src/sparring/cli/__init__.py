@@ -20,6 +20,7 @@ commands:
   evaluate TARGET                clean and robust accuracy, per attack, with intervals
   audit TARGET                   is the robustness real, or are gradients masked?
   compare A B                    two evaluations of the same images, paired
+  bench                          how fast this machine attacks and trains
 
 A TARGET is a run folder, a file of weights, or module:function for a model of your own. Each command takes --help;
 those that report figures take --json and then print one object on standard output.
@@ -36,6 +37,7 @@ _COMMANDS = {
     "evaluate": "evaluate:evaluate",
     "audit": "audit:audit",
     "compare": "evaluate:compare",
+    "bench": "bench:bench",
 }
 
 

@@ -26,7 +26,7 @@ class Site:
 def sites(model: nn.Module) -> list[Site]:
     """The convolutions that can be replaced: those that run once in a forward, in a model that can be traced."""
     try:
-        graph = fx.Tracer().trace(model)
+        graph = fx.Tracer().trace(_unhooked(model))
     except Exception:  # control flow that depends on data, and whatever else a tracer cannot follow
         return []
     called = [node for node in graph.nodes if node.op == "call_module"]
@@ -52,6 +52,15 @@ def sites(model: nn.Module) -> list[Site]:
             names = (None if each is None else str(each.target) for each in (norm, act))
             found.append(Site(str(node.target), *names))
     return found
+
+
+def _unhooked(model: nn.Module) -> nn.Module:
+    """A copy without hooks, which a tracer would call with what is no tensor."""
+    net = copy.deepcopy(model)
+    for module in net.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return net
 
 
 def _bare(module: nn.Module) -> bool:

@@ -1,0 +1,60 @@
+"""`sparring bench`."""
+
+import sys
+from dataclasses import dataclass
+
+from .common import print_json, say
+
+_BENCH = """\
+How fast this machine attacks and trains: PGD-10 on a PreActResNet-18, and a training step with it, as they come (bf16
+where the processor has it) beside plain eager float32, in turns in one process; and what share that is of the most
+that convolutions reach here. Beside each time stands the accuracy under what was done, so that like is compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    width: int = 16
+    """Channels of the first layer; 64 is the usual network."""
+    batch: int = 128
+    """Images at once."""
+    rounds: int = 5
+    """How often each side is timed."""
+    compiled: bool = False
+    """Compile too: half a minute more, two seconds the next time."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    json: bool = False
+    """Print one JSON object on standard output instead of a table."""
+
+
+def bench(args: list[str]) -> int:
+    import tyro
+
+    options = tyro.cli(_Options, args=args, prog="sparring bench", description=_BENCH)
+    from ..bench import bench as run
+    from ..bench import ceilings
+    from ..environment import device_of
+    from ..fast import tune_process
+
+    tuned, device = tune_process(), device_of(options.device)
+    timings = run(
+        options.width,
+        options.batch,
+        options.rounds,
+        device,
+        options.compiled,
+        on_step=lambda text: None if options.json else say(text, sys.stderr),
+    )
+    most = ceilings(device)
+    if options.json:
+        rows = [timing.plain() for timing in timings]
+        print_json({"timings": rows, "ceilings": most, "allocator": tuned.allocator, "threads": tuned.threads})
+        return 0
+    from rich import print as rich_print
+
+    from ..console import timing_table
+
+    rich_print(timing_table(timings, most))
+    where = f"{device}, {tuned.threads} threads, allocator {tuned.allocator}"
+    say(f"width {options.width}, batches of {options.batch}, {where}")
+    return 0
