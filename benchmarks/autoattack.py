@@ -45,6 +45,9 @@ class Passes:
         body = model.body if isinstance(model, Classifier) else model
         self.handle = body.register_forward_hook(self._seen)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Passes":
+        return self
+
     def _seen(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
         self.forward += len(out)
         if out.requires_grad:

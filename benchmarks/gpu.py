@@ -109,6 +109,7 @@ def as_one_graph(model: nn.Module, x: Tensor, y: Tensor) -> Call:
         out.copy_(z.detach())
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         craft()
     torch.cuda.current_stream().wait_stream(stream)
@@ -139,12 +140,13 @@ VARIANTS: dict[str, Make] = {
 
 
 def peak(device: torch.device, call: Call) -> float | None:
-    """MiB of the device at most, in one call."""
+    """MiB of the device at most in one call, beyond what lay there before."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)  # the nets of all variants
     call()
-    return torch.cuda.max_memory_allocated(device) / 2**20
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
 def measured(args: argparse.Namespace, batch: int, device: torch.device, most: float) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from sparring import (
 )
 from sparring.core import pixels
 from sparring.evaluate.cost import passes
+from sparring.fast import Fast, Plain
 
 
 @dataclass(frozen=True)
@@ -381,6 +382,12 @@ def test_distances_that_were_not_looked_for_are_not_there(net):
 
 
 # -- resuming
+
+
+def test_a_state_found_by_another_search_is_refused(net, tmp_path):
+    evaluate(net, toy_data(), {"quick": Quick()}, state=tmp_path, search=Fast("fp32"))
+    with pytest.raises(UserError, match="holds the state of another evaluation"):
+        evaluate(net, toy_data(), {"quick": Quick()}, state=tmp_path, search=Plain())
 
 
 class Killed(Exception): ...  # noqa: N818

@@ -480,6 +480,24 @@ def test_a_run_says_what_it_will_cost_and_keeps_the_precision_it_was_begun_with(
     assert bits(whole) == bits(RunFolder(tmp_path))
 
 
+def test_whether_to_compile_is_decided_once(tiny, tmp_path, monkeypatch):
+    with pytest.raises(Interrupted):
+        fit(tiny, tmp_path / "a", compile="off", show=stop_at(2))
+    monkeypatch.setattr("sparring.run.worth_compiling", lambda *_: True)
+    with pytest.raises(Interrupted):
+        fit(tiny, tmp_path / "a", show=stop_at(4))
+    assert RunFolder(tmp_path / "a").search()["compile"] == "off"
+
+
+def test_a_precision_that_there_is_not_is_refused_before_anything_is_deleted(tiny, tmp_path):
+    with pytest.raises(Interrupted):
+        fit(tiny, tmp_path, show=stop_at(2))
+    with pytest.raises(UserError, match=r"precision = 'half' is not one of"):
+        fit(tiny, tmp_path, precision="half", overwrite=True)
+    assert fit(tiny, tmp_path).finished()
+    assert RunFolder(tmp_path).metrics()
+
+
 def test_what_a_step_costs_is_found_without_a_trace(tiny, tmp_path):
     """The steps that were timed are undone to the bit: weights, statistics, momentum, random numbers."""
     from sparring import pace

@@ -71,7 +71,7 @@ def bench(
     where = torch.device(device)
     model, x, y = subject(width, batch, where)
     gflop = gflop_of_forward(model, x[:1])
-    searches: dict[str, Search] = {"eager fp32": Plain(), "fast": Fast("auto", "off")}
+    searches: dict[str, Search] = {"eager fp32": Plain(), "fast": Fast()}
     if compiled:
         searches["fast, compiled"] = Fast("auto", "on")
     timings = []

@@ -213,6 +213,10 @@ class Search(Protocol):
         """The same with the rounding of float32, for attacks that look for a boundary."""
         ...
 
+    def said(self, device: torch.device) -> str:
+        """In words, as far as it decides a result."""
+        ...
+
     def notes(self, model: nn.Module) -> tuple[str, ...]:
         """What a user should know of how this model is searched on."""
         ...

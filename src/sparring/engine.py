@@ -150,10 +150,9 @@ def train_step(
         frozen(state.model),
         search(state.model, batch.x[:8]) as searched,
     ):
-        ctx = look(searched)
         with torch.no_grad():
-            method.objective.observe(ctx)
-        x_adv = at(method.attack, progress)(method.objective.inner(ctx), batch.x, state.rng)
+            method.objective.observe(look(state.model))  # what is remembered has the precision of the model
+        x_adv = at(method.attack, progress)(method.objective.inner(look(searched)), batch.x, state.rng)
     with record_function(STAGES[1]), method.outer_view(state.model):
         return update(state.model, state.optimizer, lambda: method.objective.outer(look(state.model), x_adv))
 

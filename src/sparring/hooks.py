@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .checkpoint import Checkpoints
-from .core import Data, Progress
+from .core import Data, Progress, Search
 from .engine import State
 from .errors import UserError
 from .evaluate import WhiteBox, evaluate
@@ -58,6 +58,7 @@ class HeldOut:
 
     recipe: Recipe
     data: Data
+    search: Search
     latest: dict[str, float] = field(default_factory=dict)
     improved: bool = False
 
@@ -66,7 +67,7 @@ class HeldOut:
     def on_epoch(self, state: State, progress: Progress) -> None:
         state.check_finite()
         adversary = {"robust": WhiteBox(self.recipe.selection)}
-        found = evaluate(state.evaluated, self.data, adversary, seed=self.recipe.seed)
+        found = evaluate(state.evaluated, self.data, adversary, seed=self.recipe.seed, search=self.search)
         self.latest = {name: accuracy.value for name, accuracy in found.table().items()}
         self.improved = _rank(self.latest) > _rank(state.best)
         if self.improved:

@@ -132,6 +132,9 @@ class _Watched:
     def fine(self) -> Search:
         return self.search.fine()
 
+    def said(self, device: torch.device) -> str:
+        return self.search.said(device)
+
     def notes(self, model: nn.Module) -> tuple[str, ...]:
         return self.search.notes(model)
 

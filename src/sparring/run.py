@@ -52,6 +52,8 @@ def fit(
     """
     run, where = RunFolder(folder), device_of(device)
     _admit(run, recipe, overwrite)
+    fresh = overwrite or run.search() is None
+    search = _search(run, precision, compile) if not fresh else Fast.resolved(where, precision, compile)
     train, held = _prepare(recipe, where)
     state = _begin(recipe, train, where)
     batches = Batches(train, recipe.batch_size, recipe.augment, recipe.seed)
@@ -63,13 +65,13 @@ def fit(
             run.begin(recipe.plain())
         checkpoints.load_latest(state)
         run.rewind_metrics(state.step)
-        search = _search(run, where, precision, compile)
         trace = run.path if profile else None
         pace = measure(recipe.method, state, batches, recipe.epochs, recipe.update, search, trace)
-        if compile == "auto" and worth_compiling(state.model, where, pace.seconds_left * pace.in_attack):
+        notes = search.notes(state.model)
+        if fresh and compile == "auto" and worth_compiling(state.model, where, pace.seconds_left * pace.in_attack):
             search = Fast(search.precision, "on")
         run.set_search({"precision": search.precision, "compile": search.compile})
-        for line in (f"{pace}, {search.said(where)}", *search.notes(state.model)):
+        for line in (f"{pace}, {search.said(where)}", *notes):
             say(line)
         run.add_session(session(recipe.seed, where))
 
@@ -81,7 +83,7 @@ def fit(
         else:
             _forget_later_best(run, state)
         with stopping() as stop, board(state.step) as writer, _drawn(run):
-            held_out = HeldOut(recipe, held)
+            held_out = HeldOut(recipe, held, search)
             record = Record(run, recipe, show, held_out, writer)
             hooks = (held_out, record, Save(checkpoints, saving, stop, write_best))
             loop = Loop(recipe.epochs, recipe.lr, recipe.update, recipe.averaging, hooks, search)
@@ -135,16 +137,16 @@ def _begin(recipe: Recipe, train: Data, device: torch.device) -> State:
     return state
 
 
-def _search(run: RunFolder, device: torch.device, precision: Precision, compile: Compile) -> Fast:
-    """What the run was begun with, or what is asked for: other rounding would not be the same run."""
-    begun = run.search()
+def _search(run: RunFolder, precision: Precision, compile: Compile) -> Fast:
+    """What the run was begun with, if that is what is asked for: other rounding would not be the same run."""
+    begun = run.search() or {}
     for name, asked in (("precision", precision), ("compile", compile)):
-        if begun is not None and asked not in ("auto", begun[name]):
+        if asked not in ("auto", begun[name]):
             raise UserError(
                 f"{run.path} was begun with --{name} {begun[name]}, and {asked} would round otherwise: leave it out, "
                 "or start anew in another folder with --out"
             )
-    return Fast.resolved(device, precision, compile) if begun is None else Fast(begun["precision"], begun["compile"])
+    return Fast(begun["precision"], begun["compile"])
 
 
 def _forget_later_best(run: RunFolder, state: State) -> None:

@@ -31,7 +31,7 @@ def evaluate(
     index: Tensor | None = None,
     keep_images: bool = False,
     state: Path | str | None = None,
-    search: Search = Fast(),  # noqa: B008
+    search: Search | None = None,
     on_news: OnNews = lambda news: None,
 ) -> Evaluated:
     """Which examples the model gets right: clean, and under each adversary.
@@ -45,10 +45,10 @@ def evaluate(
     written there when it is done: the same call goes on from it after a crash. `keep_images` puts the adversarial
     images of broken examples into the result.
 
-    Attacks run on what `search` gives for the model, by default a copy that is quicker and rounds differently (but for
-    L2, L1 and smallest distances, where rounding was seen to matter); where it is fooled and the model is not, they run
-    again on the model. Raises `UserError` for images outside [0, 1], wrong
-    labels, probabilities instead of logits, and a model that changes itself in forward.
+    Attacks run on what `search` gives for the model, by default (`Fast()`) a copy that is quicker and rounds otherwise;
+    in L2, L1 and for smallest distances, where rounding was seen to matter, one in float32. Where the copy is fooled
+    and the model is not, they run again on the model. Raises `UserError` for images outside [0, 1], wrong labels,
+    probabilities instead of logits, and a model that changes itself in forward.
     """
     check_data(data, "evaluation")
     if batch_size < 1:
@@ -58,18 +58,16 @@ def evaluate(
     if sum(chain.nearest is not None for chain in chains) > 1:
         raise UserError("the smallest distances are looked for in one norm at a time: leave all Nearest but one away")
     judge = Judge(model, max((chain.draws for chain in chains), default=1))
-    about = _about(model, data, index, adversaries, seed)
+    search, like = search or Fast(), _like(model, data)
+    about = {**_about(model, data, index, adversaries, seed), "search": search.said(like.device)}
     journal = None if state is None else Journal(Path(state), about)
-    like = _like(model, data)
     few = pixels(data.x[:8]).to(like)
     with full_precision(), eval_mode(model), frozen(model):
         unaltered = Unaltered(model)
         fine = search.fine() if any(needs_fine(each) for chain in chains for each in chain.stages.values()) else search
         with search(model, few) as searched, fine(model, few) as finely:
-            both = (searched, finely)
-            setting = Setting(
-                judge, *both, unaltered, data, index, like, batch_size, seed, journal, on_news, keep_images
-            )
+            how = (index, like, batch_size, seed, journal, on_news, keep_images)
+            setting = Setting(judge, searched, finely, unaltered, data, *how)
             clean, notes = _clean(setting)
             if journal is not None and judge.draws == 1 and not any("randomised" in note for note in notes):
                 journal.same_answers(clean.predicted.numpy(), clean.margin.numpy())
@@ -79,7 +77,7 @@ def evaluate(
     for note in notes:
         warnings.warn(note, stacklevel=2)
     notes += [note for chain, book in books.values() for note in (*chain.notes, *_by_square(chain, book))]
-    notes += search.notes(model)
+    notes += dict.fromkeys((*search.notes(model), *fine.notes(model)))
     return _assembled(setting, clean, books, tuple(notes), about)
 
 

@@ -12,7 +12,6 @@ from ..attacks import APGD, FAB, Near, Restarts, Shell, Square, Worst
 from ..checks import check_images, check_logits
 from ..core import Attack, Data, Search, Threat, pixels
 from ..errors import UserError
-from ..fast import Fast
 from ..losses import DLR, Margin, TargetedDLR
 from ..scores import Evaluated
 from ..threats import L1, L2, Linf
@@ -103,7 +102,7 @@ def autoattack(
     index: Tensor | None = None,
     keep_images: bool = False,
     state: Path | str | None = None,
-    search: Search = Fast(),  # noqa: B008
+    search: Search | None = None,
     on_news: OnNews = lambda news: None,
 ) -> Evaluated:
     """Robust accuracy under AutoAttack of any model that gives logits: `autoattack(model, x, y, Linf("8/255"))`.

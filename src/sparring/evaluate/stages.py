@@ -101,8 +101,9 @@ def bound(adversary: Adversary) -> Threat | None:
 
 
 def needs_fine(adversary: Adversary) -> bool:
-    """Whether it looks for what bf16 hides: in L2 and L1, where FAB found less in bf16, and a smallest distance."""
-    return isinstance(adversary, Nearest) or any(not isinstance(threat, Linf) for threat in threats_of(adversary))
+    """Whether bf16 may hide what it looks for: a smallest distance, and all but Linf, for in L2 FAB found less so."""
+    threats = threats_of(adversary)
+    return isinstance(adversary, Nearest) or not threats or any(not isinstance(threat, Linf) for threat in threats)
 
 
 @dataclass(slots=True)
@@ -171,9 +172,10 @@ class Setting:
             return torch.zeros_like(y, dtype=torch.bool)
         unlike = ~_finite(z)
         rows = _rows(~unlike)
-        for model, fooled in ((searched, True), (self.judge.model, False)):
-            if len(rows):  # a model need not take an empty batch
-                rows = rows[wrong(model(z[rows]), y[rows]) == fooled]
+        with torch.autocast(z.device.type, enabled=False):
+            for model, fooled in ((searched, True), (self.judge.model, False)):
+                if len(rows):  # a model need not take an empty batch
+                    rows = rows[wrong(model(z[rows]), y[rows]) == fooled]
         unlike[rows] = True
         return unlike
 

@@ -20,6 +20,7 @@ class Compiled(nn.Module):
     def __init__(self, inner: nn.Module, on_failure: Callable[[str], None], mode: str | None = None) -> None:
         super().__init__()
         keep_compiled_code()
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # sizes, modes, models
         self.inner, self.largest = inner, 0
         self._on_failure = on_failure
         self._run: Callable[[Tensor], Tensor] | None = torch.compile(inner, dynamic=False, mode=mode)
@@ -30,6 +31,8 @@ class Compiled(nn.Module):
             return out
         try:
             return self._run(self._filled(x))[: len(x)]
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # whatever a compiler says of a model that it cannot compile
             self._run = None
             self._on_failure(f"it cannot be compiled ({_first_line(error)})")

@@ -142,6 +142,8 @@ def _channels_last(x: Tensor) -> Tensor:
     Their memory is the same in either order, so torch leaves the strides alone, takes the tensor for one in the usual
     order, and copies what comes out of the next layer.
     """
+    if x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last):
+        return x
     x = x.contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = x.shape
     return x.as_strided((batch, channels, height, width), (height * width * channels, 1, width * channels, channels))

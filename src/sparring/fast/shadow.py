@@ -5,7 +5,9 @@ folded into it. The copy is filled anew, in place, whenever the weights of the m
 """
 
 import copy
+import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,7 +28,7 @@ class Site:
 def sites(model: nn.Module) -> list[Site]:
     """The convolutions that can be replaced: those that run once in a forward, in a model that can be traced."""
     try:
-        graph = fx.Tracer().trace(_unhooked(model))
+        graph = fx.Tracer().trace(copied(model, hooks=False), _defaults(model))
     except Exception:  # control flow that depends on data, and whatever else a tracer cannot follow
         return []
     called = [node for node in graph.nodes if node.op == "call_module"]
@@ -54,18 +56,30 @@ def sites(model: nn.Module) -> list[Site]:
     return found
 
 
-def _unhooked(model: nn.Module) -> nn.Module:
-    """A copy without hooks, which a tracer would call with what is no tensor."""
-    net = copy.deepcopy(model)
-    for module in net.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
+def copied(model: nn.Module, hooks: bool = True) -> nn.Module:
+    """A copy whose hooks are those of the model, not copies of them and of all that they know; or that has none."""
+    kept = [hook for m in model.modules() for held in _hooks(m) for hook in held.values()]
+    net = copy.deepcopy(model, {id(hook): hook for hook in kept})
+    for module in () if hooks else net.modules():
+        for held in _hooks(module):
+            held.clear()
     return net
+
+
+def _hooks(module: nn.Module) -> tuple[dict[int, Any], ...]:
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return tuple(getattr(module, name) for name in names)
+
+
+def _defaults(model: nn.Module) -> dict[str, Any] | None:
+    """What a forward takes besides the images, by default: with a stand-in for it, another branch would be traced."""
+    rest = list(inspect.signature(model.forward).parameters.values())[1:]
+    return {p.name: p.default for p in rest if p.default is not inspect.Parameter.empty} or None
 
 
 def _bare(module: nn.Module) -> bool:
     """Nothing hooks into it: a hook may compute its weight, as that of the older spectral norm does, or read it."""
-    return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    return not any(_hooks(module))
 
 
 class Low(nn.Module):
@@ -74,6 +88,13 @@ class Low(nn.Module):
     def __init__(self, inner: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.inner, self.dtype = inner, dtype
+
+    def __getattr__(self, name: str) -> Any:
+        """Also what the model inside has, for attacks that know it."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
 
     def forward(self, x: Tensor) -> Tensor:
         low = self.dtype != torch.float32
@@ -84,7 +105,7 @@ class Low(nn.Module):
 
 def lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The same model, not a copy, run in `dtype`; of a `Classifier`, only the body is, and it stays one."""
-    if isinstance(model, Classifier) and type(model).forward is Classifier.forward:
+    if type(model) is Classifier:
         return Classifier(Low(model.body, dtype), model.head, model.normalize)
     return Low(model, dtype)
 
@@ -96,8 +117,8 @@ class Shadow:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, convolutions: bool = True) -> None:
-        self.structure = structure(model)
-        net = copy.deepcopy(model).eval().requires_grad_(False)
+        self.dtype = dtype
+        net = copied(model).eval().requires_grad_(False)
         self._convs = [(site, _replace(net, site, dtype)) for site in (sites(model) if convolutions else ())]
         filled = {id(tensor) for _, conv in self._convs for tensor in conv.buffers()}
         self._others = {name: tensor for name, tensor in _tensors(net).items() if id(tensor) not in filled}
@@ -121,9 +142,15 @@ class Shadow:
             torch._foreach_copy_(list(self._others.values()), [live[name] for name in self._others])
 
 
-def structure(model: nn.Module) -> tuple[int, ...]:
-    """What a shadow stands for: it is made anew when a module has been exchanged or hooked into."""
-    return tuple(part for m in model.modules() for part in (id(m), len(m._forward_hooks), len(m._forward_pre_hooks)))
+def structure(model: nn.Module) -> tuple[Any, ...]:
+    """What a copy stands for. It is made anew when a module or a tensor has been exchanged, or something been set."""
+    modules = [(id(m), *(tuple(held) for held in _hooks(m)), *_settings(m)) for m in model.modules()]
+    return (*modules, *((name, t.shape, t.dtype, t.device) for name, t in _tensors(model).items()))
+
+
+def _settings(module: nn.Module) -> tuple[Any, ...]:
+    """What is said in a word on a module itself, such as its mode, by which its forward may do one thing or another."""
+    return tuple((name, value) for name, value in vars(module).items() if isinstance(value, bool | int | float | str))
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
