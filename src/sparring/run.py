@@ -53,7 +53,7 @@ def fit(
     run, where = RunFolder(folder), device_of(device)
     _admit(run, recipe, overwrite)
     fresh = overwrite or run.search() is None
-    search = _search(run, precision, compile) if not fresh else Fast.resolved(where, precision, compile)
+    search = Fast.resolved(where, precision, compile) if fresh else _search(run, precision, compile)
     train, held = _prepare(recipe, where)
     state = _begin(recipe, train, where)
     batches = Batches(train, recipe.batch_size, recipe.augment, recipe.seed)
@@ -65,14 +65,14 @@ def fit(
             run.begin(recipe.plain())
         checkpoints.load_latest(state)
         run.rewind_metrics(state.step)
-        trace = run.path if profile else None
-        pace = measure(recipe.method, state, batches, recipe.epochs, recipe.update, search, trace)
+        pace = measure(
+            recipe.method, state, batches, recipe.epochs, recipe.update, search, run.path if profile else None
+        )
         notes = search.notes(state.model)
         if fresh and compile == "auto" and worth_compiling(state.model, where, pace.seconds_left * pace.in_attack):
             search = Fast(search.precision, "on")
         run.set_search({"precision": search.precision, "compile": search.compile})
-        for line in (f"{pace}, {search.said(where)}", *notes):
-            say(line)
+        say("\n".join([f"{pace}, {search.said(where)}", *notes]))
         run.add_session(session(recipe.seed, where))
 
         def write_best(state: State) -> None:

@@ -69,8 +69,8 @@ class Fast:
     compiled, once for each of four sizes of batch; `auto` compiles on CUDA.
 
     A model that is not in float32, that cannot be copied, or whose copy gives other logits, is searched on as it is;
-    `notes` say why. A copy is compared with its model when it is made, and then every 64 uses. Not for two threads at
-    once: the copy is filled anew while the other attacks.
+    `notes` say why. A copy is compared with its model when it is made and, unless compiled, every 64 uses. Not for two
+    threads at once: the copy is filled anew while the other attacks.
     """
 
     def __init__(self, precision: Precision = "auto", compile: Compile = "auto") -> None:
@@ -133,7 +133,10 @@ class Fast:
         known.uses += 1
         try:
             known.shadow.refresh(model)
-            return bool(known.uses % _CHECKED_EVERY) or _difference(known.shadow, model, few) is None
+            due = known.uses % _CHECKED_EVERY == 0 and not self._compiles(
+                few.device
+            )  # eight images: one more to compile
+            return not due or _difference(known.shadow, model, few) is None
         except Exception:  # why, is found out and noted when the copy is made anew
             return False
 
