@@ -61,7 +61,6 @@ def audit(args: list[str]) -> int:
     from ..scores import passed
 
     tune_process()
-
     kind = _ForeignOptions if is_foreign(target, rest) else _Options
     options, _, _ = parse(kind, None, {}, rest, f"sparring audit {target}", _AUDIT)
     device = device_of(options.device)

@@ -7,8 +7,8 @@ from .common import print_json, say
 
 _BENCH = """\
 How fast this machine attacks and trains: PGD-10 on a PreActResNet-18, and a training step with it, as they come (bf16
-where the processor has it) beside plain eager float32, in turns in one process; and what share that is of the most
-that convolutions reach here. Beside each time stands the accuracy under what was done, so that like is compared."""
+where the processor has it) beside plain eager float32, in turns in one process; and the most that convolutions and
+matrix products reach here. Beside each time stands the accuracy under what was done, so that like is compared."""
 
 
 @dataclass(frozen=True, kw_only=True)

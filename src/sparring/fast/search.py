@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +21,15 @@ Compile = Literal["auto", "on", "off"]
 
 _WORTH_SECONDS = 900.0
 _CHECKED_EVERY = 64  # uses of a copy
-_AGREEMENT = {
-    torch.float32: 1e-3,
-    torch.bfloat16: 0.1,
-}  # of the length of the logits; a ResNet in bf16 differs by 0.003
+# of the length of the logits; a ResNet in bf16 differs by 0.003
+_AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 @dataclass(slots=True)
 class _Known:
     """What was found out about a model: its shadow, or that it is searched on as it is."""
 
-    structure: tuple[int, ...]
+    structure: tuple[Any, ...]
     shadow: Shadow | None = None
     notes: list[str] = field(default_factory=list)
     uses: int = 0
@@ -133,9 +131,8 @@ class Fast:
         known.uses += 1
         try:
             known.shadow.refresh(model)
-            due = known.uses % _CHECKED_EVERY == 0 and not self._compiles(
-                few.device
-            )  # eight images: one more to compile
+            # a compiled copy is not asked again: a few images would be one more size to compile
+            due = known.uses % _CHECKED_EVERY == 0 and not self._compiles(few.device)
             return not due or _difference(known.shadow, model, few) is None
         except Exception:  # why, is found out and noted when the copy is made anew
             return False
