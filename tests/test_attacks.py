@@ -16,6 +16,7 @@ from sparring import (
     Divergence,
     Linf,
     Margin,
+    MultiGrad,
     Near,
     Restarts,
     Split,
@@ -24,6 +25,7 @@ from sparring import (
     Untargeted,
     UserError,
     Worst,
+    ZeroGrad,
     make_rng,
 )
 from sparring.testing import check_attack
@@ -43,6 +45,8 @@ ATTACKS = [
     (PGD(L2(0.5)), L2(0.5)),
     (PGD(L1(4.0)), L1(4.0)),
     (NFGSM(BALL), Linf(3 * EPS)),
+    (ZeroGrad(BALL), BALL),
+    (MultiGrad(BALL), BALL),
     *((APGD(threat, steps=10), threat) for threat in (BALL, L2(0.5), L1(4.0))),
     (APGD(BALL, steps=10, to_the_end=True), BALL),
     *((FAB(threat, steps=5), threat) for threat in (BALL, L2(0.5), L1(4.0))),
@@ -213,6 +217,37 @@ def test_n_fgsm_leaves_the_ball_and_stays_in_its_reach():
     assert 0.05 < size <= attack.reach.eps == pytest.approx(0.15)
 
 
+def test_zero_grad_leaves_the_pixels_of_the_smallest_gradients_where_they_started():
+    model, x, y = linear_case()
+    x = torch.full_like(x, 0.5)
+    z = ZeroGrad(Linf(0.1), quantile=0.25)(Untargeted(model, y), x, make_rng(0))
+    start = Linf(0.1).sample(x, make_rng(0))
+    still = (z == start).flatten(1)
+    size = model.w.abs()
+    assert (still.sum(1) == 4).all()  # a quarter of 16
+    for row in still:
+        assert size[row].max() < size[~row].min()
+    assert torch.allclose((z - x).abs().flatten(1)[~still], torch.tensor(0.1))  # the rest crossed the set
+
+
+def test_multi_grad_moves_where_all_the_gradients_agree_and_by_all_of_eps():
+    model, x, y = linear_case()
+    x = torch.full_like(x, 0.5)
+    z = MultiGrad(Linf(0.1), points=3)(Untargeted(model, y), x, make_rng(0))
+    assert torch.allclose((z - x).abs(), torch.tensor(0.1))  # the gradient of a linear model is the same everywhere
+
+    class Torn(nn.Module):
+        def forward(self, x):
+            bend = (x.flatten(1)[:, :1] - 0.5).abs()  # a gradient of either sign, by the random point
+            return torch.cat([x.flatten(1)[:, 1:2] + bend, 1 - x.flatten(1)[:, 1:2]], 1)
+
+    x = torch.full((200, 1, 1, 2), 0.5)
+    z = MultiGrad(Linf(0.1), points=3)(Untargeted(Torn(), torch.zeros(200, dtype=torch.long)), x, make_rng(0))
+    moved = (z != x).flatten(1).float().mean(0)
+    assert float(moved[1]) == 1.0
+    assert float(moved[0]) == pytest.approx(0.25, abs=0.1)  # three random signs agree in a quarter of the cases
+
+
 def test_a_targeted_attack_reaches_its_target():
     model, x = toy_net().eval(), torch.rand(30, 1, 4, 4, generator=make_rng(0))
     loss = Targeted(model, (model(x).argmax(1) + 1) % 3)
@@ -247,6 +282,9 @@ def test_attacking_a_model_in_training_mode_is_refused_where_the_mode_matters():
         (lambda: Restarts(Benign(), 0), "at least once, not 0 times"),
         (lambda: Split(((0.5, Benign()), (0.4, Benign()))), r"sum to 1, unlike \[0.5, 0.4\]"),
         (lambda: NFGSM(L2(1.0)), "defined for Linf"),
+        (lambda: ZeroGrad(L2(1.0)), "ZeroGrad is defined for Linf"),
+        (lambda: ZeroGrad(BALL, quantile=1.0), r"quantile = 1 is not in \[0, 1\)"),
+        (lambda: MultiGrad(BALL, points=0), "one point or more, not at 0"),
     ],
 )
 def test_an_attack_that_makes_no_sense_is_refused(make, message):

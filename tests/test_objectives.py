@@ -26,6 +26,7 @@ from sparring import (
 )
 from sparring.core import pixels
 from sparring.fast import Fast, Plain
+from sparring.randomness import make_rng, mixed_seed, uniform
 from sparring.testing import check_objective
 
 BALL = Linf(8 / 255)
@@ -37,6 +38,13 @@ OBJECTIVES = [
     sp.CrossEntropy(label_smoothing=0.2),
     sp.Sum((sp.CrossEntropy(),)),
     sp.TRADES(),
+    sp.CrossEntropy(clean=0.5),
+    sp.MART(),
+    sp.MixUp(),
+    sp.Sum((sp.CrossEntropy(clean=0.5), sp.LogitPairing())),
+    sp.Sum((sp.CrossEntropy(), sp.GradAlign(BALL))),
+    sp.Staged(((2, sp.MixUp()), (1, sp.TRADES()))),
+    sp.Statistics(sp.CrossEntropy(), "both"),
 ]
 
 
@@ -65,6 +73,19 @@ PASSES = [
     (sp.TRADES(), PGD(BALL, steps=10, start=Near()), 13, 12),
     # added terms share the forward pass of the adversarial point, and the attack that of each iterate
     (Sum((CrossEntropy(), sp.TRADES())), PGD(BALL, steps=10, start=Near()), 13, 12),
+    (sp.MART(), PGD(BALL, steps=10), 12, 12),
+    # clean images that the attack leaves alone share their forward pass with the clean term
+    (CrossEntropy(clean=0.5), Benign(), 1, 1),
+    (CrossEntropy(clean=0.5), FGSM(BALL), 3, 3),
+    (Sum((CrossEntropy(clean=0.5), sp.LogitPairing())), PGD(BALL, steps=10), 12, 12),
+    (CrossEntropy(), sp.NFGSM(BALL), 2, 2),
+    (CrossEntropy(), sp.ZeroGrad(BALL), 2, 2),
+    (CrossEntropy(), sp.MultiGrad(BALL, points=3), 4, 4),
+    # two input gradients besides, one of them differentiated again
+    (Sum((CrossEntropy(), sp.GradAlign(BALL))), FGSM(BALL), 4, 5),
+    (sp.MixUp(), Benign(), 1, 1),
+    (sp.Statistics(CrossEntropy(), "adversarial"), FGSM(BALL), 2, 2),
+    (sp.Statistics(CrossEntropy(), "both"), FGSM(BALL), 3, 2),
 ]
 
 
@@ -93,9 +114,15 @@ def test_two_terms_of_one_name_are_refused():
         one_step(Sum((CrossEntropy(), CrossEntropy())), Benign(), toy_net())
 
 
-def context(model):
+def context(model, step=0):
     data = toy_data(12)
-    return Context(Lens(model), Batch(pixels(data.x), data.y, torch.arange(12)), torch.nn.Module(), Progress(0, 1, 1))
+    return Context(
+        Lens(model), Batch(pixels(data.x), data.y, torch.arange(12)), torch.nn.Module(), Progress(step, 10, 1)
+    )
+
+
+def number(tensor):
+    return tensor.detach().item()
 
 
 def test_trades_is_the_formula_of_its_paper():
@@ -150,3 +177,186 @@ def test_trades_has_a_finite_gradient_where_a_probability_underflows():
     assert (model(ctx.batch.x).softmax(1) == 0).any()
     sum(sp.TRADES().outer(ctx, (ctx.batch.x + 0.05).clamp(0, 1)).values()).backward()
     assert model[1].weight.grad.isfinite().all()
+
+
+def test_mart_is_the_formula_of_its_code():
+    model = toy_net().eval()
+    ctx = context(model)
+    z = (ctx.batch.x + 0.03).clamp(0, 1)
+    terms = sp.MART(beta=5.0).outer(ctx, z)
+    p, q = (model(x).detach().double().softmax(1).numpy() for x in (ctx.batch.x, z))
+    y = ctx.batch.y.numpy()
+    bce, kl = [], []
+    for clean, other, label in zip(p, q, y, strict=True):
+        wrong = max(v for k, v in enumerate(other) if k != label)
+        bce.append(-np.log(other[label]) - np.log(1.0001 - wrong + 1e-12))
+        kl.append(np.sum(clean * (np.log(clean) - np.log(other))) * (1.0000001 - clean[label]))
+    assert number(terms["bce"]) == pytest.approx(np.mean(bce), rel=1e-5)
+    assert number(terms["kl"]) == pytest.approx(5.0 * np.mean(kl), rel=1e-2)
+
+
+def test_mixed_cross_entropy_weighs_clean_and_adversarial_images():
+    model = toy_net().eval()
+    ctx = context(model)
+    z = (ctx.batch.x + 0.1).clamp(0, 1)
+    terms = CrossEntropy(clean=0.25).outer(ctx, z)
+    assert number(terms["ce"]) == pytest.approx(0.75 * number(F.cross_entropy(model(z), ctx.batch.y)), rel=1e-5)
+    clean = number(F.cross_entropy(model(ctx.batch.x), ctx.batch.y))
+    assert number(terms["ce_clean"]) == pytest.approx(0.25 * clean, rel=1e-5)
+    with pytest.raises(UserError, match="sum to 1, and clean = 1 is not"):
+        CrossEntropy(clean=1.0)
+
+
+def test_logit_pairing_is_the_mean_squared_distance_of_the_logits():
+    model = toy_net().eval()
+    ctx = context(model)
+    z = (ctx.batch.x + 0.1).clamp(0, 1)
+    found = number(sp.LogitPairing(0.5).outer(ctx, z)["pairing"])
+    apart = (model(ctx.batch.x) - model(z)).detach().numpy()
+    assert found == pytest.approx(0.5 * np.mean(np.sum(apart**2, axis=1)), rel=1e-5)
+
+
+def test_consistency_is_the_divergence_of_two_sharpened_views():
+    model = toy_net().eval()
+    data = toy_data()
+    x, index = pixels(data.x[:12]), torch.arange(6).repeat(2)
+    ctx = Context(Lens(model), Batch(x, data.y[index], index), torch.nn.Module(), Progress(0, 10, 1))
+    found = number(sp.Consistency(weight=2.0, temperature=0.5).outer(ctx, x)["consistency"])
+    p, q = (model(x) / 0.5).softmax(1).detach().numpy().reshape(2, 6, 3)
+    m = (p + q) / 2
+    wanted = np.mean(np.sum(p * np.log(p / m), 1) + np.sum(q * np.log(q / m), 1)) / 2
+    assert found == pytest.approx(2.0 * wanted, rel=1e-4)
+    alone = Context(Lens(model), Batch(x, data.y[:12], torch.arange(12)), torch.nn.Module(), Progress(0, 10, 1))
+    with pytest.raises(UserError, match="every image twice"):
+        sp.Consistency().outer(alone, x)
+    odd = Context(Lens(model), Batch(x[:3], data.y[:3], torch.arange(3)), torch.nn.Module(), Progress(0, 10, 1))
+    with pytest.raises(UserError, match="every image twice"):
+        sp.Consistency().outer(odd, x[:3])
+
+
+def test_a_term_alone_is_no_method():
+    with pytest.raises(UserError, match="add it to a method"):
+        sp.LogitPairing().inner(context(toy_net()))
+    with pytest.raises(UserError, match="a sum needs a method"):
+        Sum((sp.LogitPairing(), sp.Consistency()))
+
+
+def test_grad_align_is_nothing_for_a_linear_model_and_straightens_a_bent_one():
+    torch.manual_seed(0)
+    linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))  # one direction, up or down
+    ctx = context(linear)
+    ctx = Context(ctx.lens, Batch(ctx.batch.x, ctx.batch.y % 2, ctx.batch.index), ctx.memory, ctx.progress)
+    term = sp.GradAlign(Linf(0.3), 1.0)
+    assert number(term.outer(ctx, ctx.batch.x)["misalignment"]) == pytest.approx(0.0, abs=1e-6)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 64), torch.nn.Tanh(), torch.nn.Linear(64, 3))
+    with torch.no_grad():
+        model[1].weight.mul_(8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    first = number(term.outer(context(model), ctx.batch.x)["misalignment"])
+    for step in range(60):
+        Descend()(model, optimizer, lambda step=step: term.outer(context(model, step), ctx.batch.x))
+    assert number(term.outer(context(model), ctx.batch.x)["misalignment"]) < 0.5 * first
+
+
+def test_grad_align_has_the_gradient_of_finite_differences_with_the_first_place_held():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    model, weight, step, size = model.double(), model[1].weight, 1e-5, 0.2
+    data = toy_data()
+    x, y = pixels(data.x[:12]).double(), data.y[:12]
+    ctx = Context(Lens(model), Batch(x, y, torch.arange(12)), torch.nn.Module(), Progress(0, 10, 1))
+    sp.GradAlign(Linf(size), 1.0).outer(ctx, x)["misalignment"].backward()
+    near = x + uniform(x, make_rng(mixed_seed(0, 0)), -size, size)
+
+    def slope(points):
+        points = points.clone().requires_grad_()
+        return torch.autograd.grad(F.cross_entropy(model(points), y, reduction="sum"), points)[0].flatten(1)
+
+    here, found = slope(x), []
+    for side in (step, -step):
+        with torch.no_grad():
+            weight[2, 5] += side
+        found.append(1 - F.cosine_similarity(here, slope(near), dim=1).mean().item())
+        with torch.no_grad():
+            weight[2, 5] -= side
+    assert weight.grad[2, 5].item() == pytest.approx((found[0] - found[1]) / (2 * step), rel=1e-4)
+
+
+def test_grad_align_refuses_what_cannot_be_differentiated_twice():
+    compiled = torch.compile(toy_net(), backend="eager")
+    with pytest.raises(UserError, match="differentiates twice"):
+        sp.GradAlign(BALL).outer(context(compiled), context(compiled).batch.x)
+    inside = toy_net()
+    inside.compile(backend="eager")
+    with pytest.raises(UserError, match="before torch"):
+        sp.GradAlign(BALL).outer(context(inside), context(inside).batch.x)
+
+
+def test_images_without_a_gradient_are_left_out_of_grad_align():
+    class Flat(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return self.w * torch.zeros(len(x), 3) + 0 * x.flatten(1)[:, :3]
+
+    terms = sp.GradAlign(BALL).outer(context(Flat()), context(Flat()).batch.x)
+    assert number(terms["misalignment"]) == 0.0
+
+
+def test_the_paper_weights_of_grad_align():
+    for pixel, weight in ((1, 0.027), (2, 0.036), (4, 0.063), (8, 0.2), (12, 0.632), (16, 2.0)):
+        assert sp.GradAlign.weight_for(pixel / 255) == pytest.approx(weight, rel=0.02)
+
+
+def test_mixup_is_a_function_of_the_step_and_mixes_the_labels_as_the_images():
+    model = toy_net().eval()
+    ctx = context(model, step=3)
+    one, two = (number(sp.MixUp(1.0).outer(ctx, ctx.batch.x)["ce_mixed"]) for _ in range(2))
+    assert one == two
+    assert one != number(sp.MixUp(1.0).outer(context(model, step=4), ctx.batch.x)["ce_mixed"])
+    # where all images and labels are alike, there is nothing to mix
+    x, y = ctx.batch.x[:1].repeat(4, 1, 1, 1), ctx.batch.y[:1].repeat(4)
+    alike = Context(Lens(model), Batch(x, y, torch.arange(4)), torch.nn.Module(), Progress(1, 10, 1))
+    plain = number(F.cross_entropy(model(x), y))
+    assert number(sp.MixUp(0.4).outer(alike, x)["ce_mixed"]) == pytest.approx(plain, rel=1e-5)
+    with pytest.raises(UserError, match="alpha = 0 of mixup"):
+        sp.MixUp(0.0)
+
+
+def test_stages_take_turns_and_each_keeps_its_memory():
+    staged = sp.Staged(((2, sp.MixUp()), (1, CrossEntropy())))
+    model = toy_net().eval()
+    names = []
+    for step in range(6):
+        ctx = context(model, step)
+        ctx = Context(ctx.lens, ctx.batch, staged.init(toy_data()), ctx.progress)
+        names += list(staged.outer(ctx, ctx.batch.x))
+    assert names == ["ce_mixed", "ce_mixed", "ce"] * 2
+    for lengths in ((0, 1), (1.5, 1)):
+        with pytest.raises(UserError, match="whole steps"):
+            sp.Staged(tuple((n, CrossEntropy()) for n in lengths))
+
+
+@pytest.mark.parametrize(
+    ("of", "wanted"), [("adversarial", "adversarial"), ("clean", "clean"), ("both", "adversarial, clean")]
+)
+@pytest.mark.parametrize("method", [CrossEntropy(), sp.TRADES()], ids=repr)
+def test_only_the_chosen_forward_passes_move_the_statistics(method, of, wanted):
+    model = toy_net().train()
+    ctx = context(model)
+    z = (ctx.batch.x + 0.3).clamp(0, 1)
+    before = model[2].running_mean.clone()
+    sp.Statistics(method, of).outer(ctx, z)
+    found, moved = model[2].running_mean.clone(), int(model[2].num_batches_tracked)
+    means = {"adversarial": model[1](z.flatten(1)).mean(0), "clean": model[1](ctx.batch.x.flatten(1)).mean(0)}
+    each = wanted.split(", ")
+    assert moved == len(each)
+    if len(each) == 1:
+        assert torch.allclose(found, 0.9 * before + 0.1 * means[each[0]], atol=1e-6)
+    else:  # TRADES runs the clean images first, cross-entropy last
+        order = each[::-1] if isinstance(method, sp.TRADES) else each
+        for name in order:
+            before = 0.9 * before + 0.1 * means[name]
+        assert torch.allclose(found, before, atol=1e-6)

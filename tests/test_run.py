@@ -504,7 +504,7 @@ def test_what_a_step_costs_is_found_without_a_trace(tiny, tmp_path):
 
     measured = fit(replace(tiny, averaging=EMA(0.9)), tmp_path / "a")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparring.run.measure", lambda *_: pace.Pace(1.0, 0.5, 1.0, 1.0, 1.0))
+        patch.setattr("sparring.run.measure", lambda *_: pace.Pace(1.0, 0.5, 1.0, 1.0, 1.0, 1.0))
         unmeasured = fit(replace(tiny, averaging=EMA(0.9)), tmp_path / "b")
     assert bits(measured) == bits(unmeasured)
 

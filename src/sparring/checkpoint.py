@@ -30,10 +30,14 @@ _KEPT = 2
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest last."""
+    """The checkpoints of one run, newest last. The newest two are kept, and the one of step `pinned`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.pinned: int | None = None
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:09d}"
 
     def paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
@@ -44,7 +48,7 @@ class Checkpoints:
         Raises `NotFinite` rather than keep weights that nothing can go on from.
         """
         state.check_finite()
-        target = self.folder / f"step-{state.step:09d}"
+        target = self.path(state.step)
         writing = self.folder / ".writing"
         try:
             self._write(writing, state)
@@ -55,9 +59,22 @@ class Checkpoints:
             shutil.rmtree(writing, ignore_errors=True)
             raise
         sync_folder(self.folder)
+        pinned = None if self.pinned is None else self.path(self.pinned)
         for old in self.paths()[:-_KEPT]:
-            shutil.rmtree(old)
+            if old != pinned:
+                shutil.rmtree(old)
         return target
+
+    def go_back(self, state: State, step: int) -> bool:
+        """Fills `state` from the checkpoint of `step`, and forgets those after it; False if that is not whole."""
+        contents = _verified(self.path(step))
+        if contents is None:
+            return False
+        _fill(state, *contents)
+        for later in self.paths():
+            if later.name > self.path(step).name:
+                shutil.rmtree(later)
+        return True
 
     def _write(self, folder: Path, state: State) -> None:
         shutil.rmtree(folder, ignore_errors=True)

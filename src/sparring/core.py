@@ -201,6 +201,10 @@ class Context:
     memory: nn.Module
     progress: Progress
 
+    def remembering(self, memory: nn.Module) -> "Context":
+        """The same for a part of an objective, which has its own memory."""
+        return Context(self.lens, self.batch, memory, self.progress)
+
 
 class Search(Protocol):
     """Gives what attacks search on in place of a model: the model itself, or what answers alike and sooner."""

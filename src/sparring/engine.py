@@ -1,15 +1,17 @@
 """The training loop. It names no method, no attack and no trick."""
 
+import copy
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import record_function
 
-from .averaging import EMA
+from .averaging import Averaging
 from .checks import check_examples
 from .core import Attack, Batch, Context, Data, Lens, Objective, Progress, Schedule, Search, Terms, Update, View, at
 from .errors import UserError
@@ -31,6 +33,20 @@ class Method:
     objective: Objective
     inner_view: View = eval_mode
     outer_view: View = unchanged
+
+    def init(self, data: Data) -> nn.Module:
+        """What it remembers from step to step."""
+        return self.objective.init(data)
+
+    def step(self, state: "State", batch: Batch, progress: Progress, update: Update, search: Search) -> Terms:
+        return train_step(self, state, batch, progress, update, search)
+
+
+class Steps(Protocol):
+    """What training needs of a method: what it remembers, and a step. `Method` is one, and `Free` another."""
+
+    def init(self, data: Data) -> nn.Module: ...
+    def step(self, state: "State", batch: Batch, progress: Progress, update: Update, search: Search) -> Terms: ...
 
 
 STAGES = ("attack", "update")
@@ -56,15 +72,17 @@ class State:
     average: nn.Module | None = None
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What hooks remember: numbers, strings, and lists and dicts of them."""
 
     @classmethod
     def start(
-        cls, method: Method, model: nn.Module, optimizer: torch.optim.Optimizer, data: Data | None = None, seed: int = 0
+        cls, method: Steps, model: nn.Module, optimizer: torch.optim.Optimizer, data: Data | None = None, seed: int = 0
     ) -> "State":
         """The beginning of an own loop. `data` is needed by methods that remember something per example."""
         device = next(model.parameters()).device
         none = Data(torch.empty(0, 1, 1, 1), torch.empty(0, dtype=torch.long), ())
-        return cls(model, optimizer, method.objective.init(data or none).to(device), make_rng(seed, device))
+        return cls(model, optimizer, method.init(data or none).to(device), make_rng(seed, device))
 
     @property
     def evaluated(self) -> nn.Module:
@@ -90,6 +108,7 @@ class State:
             "device": self.rng.device.type,
             "step": self.step,
             "best": dict(self.best),
+            "notes": copy.deepcopy(self.notes),
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -105,6 +124,7 @@ class State:
         if saved["cuda_rng"] is not None:
             torch.cuda.set_rng_state(saved["cuda_rng"], self.rng.device)
         self.step, self.best = saved["step"], dict(saved["best"])
+        self.notes = copy.deepcopy(saved.get("notes", {}))  # checkpoints of older versions have none
 
 
 class Hook(Protocol):
@@ -166,30 +186,49 @@ class Loop:
 
     epochs: int
     lr: float | Schedule[float]
-    update: Update = field(default_factory=Descend)
-    averaging: EMA | None = None
+    update: Update | Schedule[Update] = field(default_factory=Descend)
+    averaging: Averaging | None = None
     hooks: Sequence[Hook] = ()
     search: Search = field(default_factory=Fast)
 
-    def run(self, method: Method, state: State, batches: Batches) -> None:
+    def run(self, method: Steps, state: State, batches: Batches, until: int | None = None) -> None:
+        """To the end, or to the end of step number `until`."""
         if self.averaging is not None and state.average is None:
             state.average = self.averaging.init(state.model)
-        while state.step < self.epochs * len(batches):
-            for batch in batches.rest_of_epoch(state.step, state.rng):
-                self._step(method, state, batch, len(batches))
-            for hook in self.hooks:
-                hook.on_epoch(state, Progress(state.step, len(batches), self.epochs))
+        size = len(batches)
+        last = self.epochs * size if until is None else min(until, self.epochs * size)
+        while state.step < last:
+            for batch in itertools.islice(batches.rest_of_epoch(state.step, state.rng), last - state.step):
+                self._step(method, state, batch, size)
+            if state.step % size == 0:
+                self._end_of_epoch(state, batches)
 
-    def _step(self, method: Method, state: State, batch: Batch, steps_per_epoch: int) -> None:
+    def _step(self, method: Steps, state: State, batch: Batch, steps_per_epoch: int) -> None:
         progress = Progress(state.step, steps_per_epoch, self.epochs)
         for group in state.optimizer.param_groups:
             group["lr"] = at(self.lr, progress)
-        terms = _finite(train_step(method, state, batch, progress, self.update, self.search), progress)
+        terms = _finite(method.step(state, batch, progress, at(self.update, progress), self.search), progress)
         state.step += 1
+        progress = Progress(state.step, steps_per_epoch, self.epochs)
         if self.averaging is not None and state.average is not None:
-            self.averaging.update(state.average, state.model, state.step)
+            self.averaging.update(state.average, state.model, progress)
         for hook in self.hooks:
-            hook.on_step(state, Progress(state.step, steps_per_epoch, self.epochs), terms)
+            hook.on_step(state, progress, terms)
+
+    def _end_of_epoch(self, state: State, batches: Batches) -> None:
+        progress = Progress(state.step, len(batches), self.epochs)
+        if self.averaging is not None and state.average is not None:
+            self.averaging.settle(state.average, _images(batches, state), progress)
+        for hook in self.hooks:
+            hook.on_epoch(state, progress)
+
+
+def _images(batches: Batches, state: State) -> Iterator[Tensor]:
+    """Those of the epoch to come, as they will be augmented; nothing that training draws from moves."""
+    rng = torch.Generator(state.rng.device)
+    rng.set_state(state.rng.get_state())
+    for batch in batches.rest_of_epoch(state.step, rng):
+        yield batch.x
 
 
 def _finite(terms: Terms, progress: Progress) -> dict[str, float]:

@@ -14,6 +14,7 @@ from .core import Data, Progress, Search
 from .engine import State
 from .errors import UserError
 from .evaluate import WhiteBox, evaluate
+from .guard import Health, Watch, plain
 from .recipe import Recipe
 from .results import RunFolder
 
@@ -72,6 +73,38 @@ class HeldOut:
         self.improved = _rank(self.latest) > _rank(state.best)
         if self.improved:
             state.best = {**self.latest, "step": state.step}
+
+
+@dataclass(slots=True)
+class Guarding:
+    """Lets the guard look, and tells of what it saw. `Alarm` passes through to whoever can act on it."""
+
+    watch: Watch
+    run: RunFolder
+    checkpoints: Checkpoints
+    held_out: HeldOut
+    say: Callable[[str], None]
+
+    def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None:
+        if progress.step % progress.steps_per_epoch and self.watch.guard.due(progress):
+            self._look(state, progress)
+            self.checkpoints.save(state)  # what a rescue goes back to
+
+    def on_epoch(self, state: State, progress: Progress) -> None:
+        health = self._look(state, progress)
+        self._tell(state, self.watch.overfitting(state, health, self.held_out.latest["robust"]))
+
+    def _look(self, state: State, progress: Progress) -> Health:
+        health, event = self.watch.look(state, progress)
+        self.checkpoints.pinned = self.watch.notes(state)["healthy"]
+        self.run.add_metrics({"step": progress.step, "epoch": progress.epoch, "guard": plain(health)})
+        self._tell(state, event)
+        return health
+
+    def _tell(self, state: State, event: str | None) -> None:
+        if event is not None:
+            self.run.set_guard(self.watch.notes(state)["events"])
+            self.say(event)
 
 
 def _rank(scores: Mapping[str, float]) -> tuple[float, float]:

@@ -93,11 +93,11 @@ class Margin(_OnLogits):
         return Probe(self._differences(out), wrong(out, self.y))
 
     def _differences(self, out: Tensor) -> Tensor:
-        others = _others(out, self.y) if self.target is None else out.gather(1, self.target[:, None])
-        return others - out.gather(1, self.y[:, None])
+        rivals = others(out, self.y) if self.target is None else out.gather(1, self.target[:, None])
+        return rivals - out.gather(1, self.y[:, None])
 
 
-def _others(out: Tensor, y: Tensor) -> Tensor:
+def others(out: Tensor, y: Tensor) -> Tensor:
     """The logits of the classes that are not `y`, `[B, C - 1]`."""
     classes = torch.arange(out.shape[1] - 1, device=out.device)
     return out.gather(1, classes + (classes >= y[:, None]))
@@ -117,7 +117,7 @@ class DLR(_OnLogits):
         out = self.logits(x)
         _need_classes(out, 3, "DLR")
         top = out.topk(3).values
-        margin = _others(out, self.y).amax(1) - out.gather(1, self.y[:, None])[:, 0]
+        margin = others(out, self.y).amax(1) - out.gather(1, self.y[:, None])[:, 0]
         return Probe(margin / (top[:, 0] - top[:, 2] + _TINY), wrong(out, self.y))
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from .core import Attack, Classifier, Closure, PointLoss, Progress, Search, Terms, Update, at
-from .engine import STAGES, Batches, Method, State, train_step
+from .core import Attack, Closure, PointLoss, Progress, Schedule, Search, Terms, Update, at
+from .engine import STAGES, Batches, Method, State, Steps
+from .passes import Passes, Watched, cost
 from .randomness import Rng
 
 
@@ -25,6 +26,8 @@ class Pace:
     """The share of the time that the attack takes, 0 to 1."""
     forward: float
     backward: float
+    mean: float
+    """Forward-backward passes per example and step, over the whole of training."""
     seconds_left: float
 
     def __str__(self) -> str:
@@ -32,17 +35,17 @@ class Pace:
         to_go = f"{left / 3600:.1f} hours" if left > 3600 else f"{left / 60:.1f} minutes"
         return (
             f"about {self.images_per_second:,.0f} images/s, {100 * self.in_attack:.0f} % of the time in the attack; "
-            f"{self.forward:.3g} forward and {self.backward:.3g} backward passes an example; "
-            f"{to_go} to go"
+            f"{self.forward:.3g} forward and {self.backward:.3g} backward passes an example "
+            f"({self.mean:.3g} of both over the whole of training); {to_go} to go"
         )
 
 
 def measure(
-    method: Method,
+    method: Steps,
     state: State,
     batches: Batches,
     epochs: int,
-    update: Update,
+    update: Update | Schedule[Update],
     search: Search,
     trace: Path | None = None,
 ) -> Pace:
@@ -52,12 +55,13 @@ def measure(
     `profile.txt` says which stage and which operation takes how long.
     """
     progress = Progress(state.step, len(batches), epochs)
-    attack, passes = _Timed(at(method.attack, progress)), _Passes()
-    timed, watched = replace(method, attack=attack), _Watched(search, passes)
+    timed, clock = _timed(method, progress)
+    passes = Passes()
+    watched = Watched(search, passes)
 
     def counted(model: nn.Module, optimizer: torch.optim.Optimizer, closure: Closure) -> Terms:
         with passes.through(model):
-            return update(model, optimizer, closure)
+            return at(update, progress)(model, optimizer, closure)
 
     with _undone(state):
         rng = torch.Generator(state.rng.device)
@@ -65,78 +69,49 @@ def measure(
         batch = next(iter(batches.rest_of_epoch(state.step, rng)))
 
         def step() -> float:
-            attack.seconds, passes.forward, passes.backward = 0.0, 0, 0
+            clock.seconds, passes.forward, passes.backward = 0.0, 0, 0
             began = _now(state.rng.device)
-            train_step(timed, state, batch, progress, counted, watched)
+            timed.step(state, batch, progress, counted, watched)
             return _now(state.rng.device) - began
 
         step()
         seconds, count, left = step(), len(batch.x), epochs * len(batches) - state.step
         forward, backward = passes.forward / count, passes.backward / count
-        pace = Pace(count / seconds, attack.seconds / seconds, forward, backward, seconds * left)
+        mean = cost(method, update, epochs, len(batches)).both
+        pace = Pace(
+            images_per_second=count / seconds,
+            in_attack=clock.seconds / seconds,
+            forward=forward,
+            backward=backward,
+            mean=mean,
+            seconds_left=seconds * left * 2 * mean / (forward + backward),
+        )
         if trace is not None:
             _profiled(step, trace)
     return pace
+
+
+def _timed(method: Steps, progress: Progress) -> "tuple[Steps, _Timed]":
+    """The method with its attack on a clock, if it has one of its own."""
+    if not isinstance(method, Method):
+        return method, _Timed(None)
+    clock = _Timed(at(method.attack, progress))
+    return replace(method, attack=clock), clock
 
 
 @dataclass(slots=True)
 class _Timed:
     """An attack, and how long it took."""
 
-    attack: Attack
+    attack: Attack | None
     seconds: float = 0.0
 
     def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+        assert self.attack is not None
         began = _now(x.device)
         z = self.attack(loss, x, rng)
         self.seconds += _now(x.device) - began
         return z
-
-
-@dataclass(slots=True)
-class _Passes:
-    """Counts the examples that go through models, and their gradients that come back."""
-
-    forward: int = 0
-    backward: int = 0
-
-    @contextmanager
-    def through(self, model: nn.Module) -> Generator[None]:
-        handle = (model.body if isinstance(model, Classifier) else model).register_forward_hook(self._seen)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def _seen(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        self.forward += len(out)
-        if out.requires_grad:
-            out.register_hook(self._returned)
-
-    def _returned(self, grad: Tensor) -> None:
-        self.backward += len(grad)
-
-
-@dataclass(frozen=True, slots=True)
-class _Watched:
-    """A search through which passes are counted."""
-
-    search: Search
-    passes: _Passes
-
-    @contextmanager
-    def __call__(self, model: nn.Module, few: Tensor) -> Generator[nn.Module]:
-        with self.search(model, few) as searched, self.passes.through(searched):
-            yield searched
-
-    def fine(self) -> Search:
-        return self.search.fine()
-
-    def said(self, device: torch.device) -> str:
-        return self.search.said(device)
-
-    def notes(self, model: nn.Module) -> tuple[str, ...]:
-        return self.search.notes(model)
 
 
 @contextmanager

@@ -6,16 +6,18 @@ from typing import Any
 
 from torch import nn
 
-from .averaging import EMA
-from .core import Attack, Data, Schedule
+from .averaging import EMA, SWA
+from .core import Attack, Data, Schedule, Update
 from .data import Augment, Source
 from .engine import Method
 from .errors import UserError
 from .evaluate import Adversary
+from .free import Free
+from .guard import Guard
 from .models import Normalize
-from .optimizers import SGD, AdamW
+from .optimizers import SGD, Adam, AdamW
 from .plain import Build, from_plain, to_plain
-from .updates import Descend
+from .updates import Descend, WeightPerturbed
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +43,28 @@ class Recipe:
 
     data: Source
     model: Build[nn.Module]
-    method: Method
+    method: Method | Free
     epochs: int
     lr: float | Schedule[float]
     selection: Attack
     evaluation: Evaluation
     batch_size: int = 128
+    views: int = 1
     augment: tuple[Augment, ...] = ()
-    optimizer: SGD | AdamW = field(default_factory=SGD)
-    update: Descend = field(default_factory=Descend)
-    averaging: EMA | None = None
+    optimizer: SGD | Adam | AdamW = field(default_factory=SGD)
+    update: Descend | WeightPerturbed | Schedule[Update] = field(default_factory=Descend)
+    averaging: EMA | SWA | None = None
     held_out: float = 0.02
+    guard: Guard | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
+        if self.guard is not None and self.guard.action == "rescue" and not isinstance(self.method, Method):
+            raise UserError(
+                f"{type(self.method).__name__} has no attack that a rescue could take the place of: let the guard "
+                "report or stop"
+            )
+        for name in ("epochs", "batch_size", "views"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)} is not at least 1")
         if not 0 < self.held_out < 1:

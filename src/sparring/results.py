@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +27,7 @@ class RunFolder:
         self._status = self.path / "status.json"
         self._metrics = self.path / "metrics.jsonl"
         self._search = self.path / "search.json"
+        self._guard = self.path / "guard.json"
         self._profiles = (self.path / "profile.json", self.path / "profile.txt")
         self._evaluation = self.path / "evaluation.json"
         self.learning_curve = self.path / "learning-curve.png"
@@ -74,6 +75,13 @@ class RunFolder:
     def set_search(self, search: Mapping[str, Any]) -> None:
         write_json(self._search, search)
 
+    def guard(self) -> list[dict[str, Any]]:
+        """What the guard saw and did: `step`, `action` and `what` of each event."""
+        return list(read_json(self._guard)["events"]) if self._guard.exists() else []
+
+    def set_guard(self, events: Sequence[Mapping[str, Any]]) -> None:
+        write_json(self._guard, {"events": [dict(event) for event in events]})
+
     def foreign(self) -> bool:
         """There are files here, but not those of a run, whose recipe says that it is one of ours."""
         if not self.path.is_dir():
@@ -88,7 +96,8 @@ class RunFolder:
             if folder.exists():
                 shutil.rmtree(folder)
         both = [path for which in ("best", "last") for path in (self.weights(which), self.flags(which))]
-        files = [self._environment, self._status, self._metrics, self._evaluation, self._search, *self._profiles, *both]
+        files = [self._environment, self._status, self._metrics, self._evaluation, self._search, self._guard]
+        files += [*self._profiles, *both]
         passing = [path for path in self.path.glob(".*") if ".writing" in path.name]
         # the recipe last: without it, no run is here
         pictures = (self.learning_curve, self.adversarial_examples, self.hardest_examples, self.robustness_curve)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ import torch
 from . import report
 from .checkpoint import Checkpoints, read_weights, save_weights
 from .checks import check_data, check_logits
-from .core import Data, pixels
+from .core import Data, Progress, pixels
 from .data import Batches, hold_out
 from .engine import Loop, NotFinite, State
 from .environment import device_of, session
 from .errors import UserError
 from .fast import Compile, Fast, Precision, prefer_channels_last, worth_compiling
-from .hooks import HeldOut, News, Record, Save, Saving, stopping
-from .pace import measure
+from .guard import Alarm, Guard, Watch
+from .hooks import Guarding, HeldOut, News, Record, Save, Saving, stopping
+from .pace import Pace, measure
 from .plain import differences
+from .randomness import make_rng
 from .recipe import Recipe
 from .results import RunFolder
 from .views import eval_mode
@@ -56,7 +59,7 @@ def fit(
     search = Fast.resolved(where, precision, compile) if fresh else _search(run, precision, compile)
     train, held = _prepare(recipe, where)
     state = _begin(recipe, train, where)
-    batches = Batches(train, recipe.batch_size, recipe.augment, recipe.seed)
+    batches = Batches(train, recipe.batch_size, recipe.augment, recipe.seed, recipe.views)
     board = _board(run) if tensorboard else _no_board
     with run.locked(), _explained(run, state):
         checkpoints = Checkpoints(run.checkpoints)
@@ -72,25 +75,109 @@ def fit(
         if fresh and compile == "auto" and worth_compiling(state.model, where, pace.seconds_left * pace.in_attack):
             search = Fast(search.precision, "on")
         run.set_search({"precision": search.precision, "compile": search.compile})
-        say("\n".join([f"{pace}, {search.said(where)}", *notes]))
+        say("\n".join([f"{pace}, {search.said(where)}", *_guarding(recipe, batches, pace), *notes]))
         run.add_session(session(recipe.seed, where))
-
-        def write_best(state: State) -> None:
-            _write_weights(run, "best", recipe, state, train)
-
-        if state.best.get("step") == state.step:  # the process may have died before it wrote them
-            write_best(state)
-        else:
-            _forget_later_best(run, state)
+        best = _Best(run, recipe, train)
+        best.settle(state)
         with stopping() as stop, board(state.step) as writer, _drawn(run):
             held_out = HeldOut(recipe, held, search)
             record = Record(run, recipe, show, held_out, writer)
-            hooks = (held_out, record, Save(checkpoints, saving, stop, write_best))
+            save = Save(checkpoints, saving, stop, best.write)
+            watch = (
+                None
+                if recipe.guard is None
+                else Watch(recipe.guard, _watched(recipe.guard, train), search, recipe.seed)
+            )
+            guarding = () if watch is None else (Guarding(watch, run, checkpoints, held_out, say),)
+            hooks = (held_out, record, *guarding, save)
             loop = Loop(recipe.epochs, recipe.lr, recipe.update, recipe.averaging, hooks, search)
-            loop.run(recipe.method, state, batches)
+            stopped = _train(loop, recipe, state, batches, watch, _Back(run, checkpoints, best, say))
             _write_weights(run, "last", recipe, state, train)
-            run.set_status({"finished": True, "step": state.step, "best": state.best})
+            run.set_status({"finished": True, "step": state.step, "best": state.best, **stopped})
     return run
+
+
+def _guarding(recipe: Recipe, batches: Batches, pace: Pace) -> list[str]:
+    if recipe.guard is None:
+        return []
+    added = recipe.guard.added(recipe.batch_size * recipe.views, len(batches), pace.mean)
+    return [f"the guard looks {recipe.guard.checks} times an epoch, which adds up to {100 * added:.2g} % of the passes"]
+
+
+def _watched(guard: Guard, train: Data) -> Data:
+    """The training images that the guard looks at, the same throughout."""
+    return train[torch.randperm(len(train), generator=make_rng(1))[: guard.examples].to(train.x.device)]
+
+
+def _train(
+    loop: Loop, recipe: Recipe, state: State, batches: Batches, watch: Watch | None, back: "_Back"
+) -> dict[str, str]:
+    """To the end, or until the guard stops it: then the status says why."""
+    if watch is None:
+        loop.run(recipe.method, state, batches)
+        return {}
+    back.checkpoints.pinned = watch.notes(state)["healthy"]
+    while state.step < loop.epochs * len(batches):
+        method, until = watch.now(recipe.method, state)
+        try:
+            loop.run(method, state, batches, until)
+        except Alarm as alarm:
+            back.go(state, watch)
+            if watch.guard.action == "stop":
+                back.tell(state, watch, watch.stopped(state, alarm))
+                return {"stopped": str(alarm)}
+            progress = Progress(state.step, len(batches), loop.epochs)
+            back.tell(state, watch, watch.rescued(state, alarm, progress))
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Back:
+    """Takes a run back to its last healthy checkpoint, with all that was written since."""
+
+    run: RunFolder
+    checkpoints: Checkpoints
+    best: "_Best"
+    say: Callable[[str], None]
+
+    def go(self, state: State, watch: Watch) -> None:
+        """Without a healthy checkpoint, training stays where it is."""
+        kept = watch.notes(state)
+        if kept["healthy"] is not None and self.checkpoints.go_back(state, kept["healthy"]):
+            self.run.rewind_metrics(state.step)
+            self.best.forget_later(state)
+        watch.notes(state)["events"] = kept["events"]
+
+    def tell(self, state: State, watch: Watch, event: str) -> None:
+        self.checkpoints.save(state)
+        self.run.set_guard(watch.notes(state)["events"])
+        self.say(event)
+
+
+@dataclass(frozen=True, slots=True)
+class _Best:
+    """The file of the best weights, which follows the checkpoint that knows of them."""
+
+    run: RunFolder
+    recipe: Recipe
+    train: Data
+
+    def write(self, state: State) -> None:
+        _write_weights(self.run, "best", self.recipe, state, self.train)
+
+    def settle(self, state: State) -> None:
+        """When training goes on."""
+        if state.best.get("step") == state.step:  # the process may have died before it wrote them
+            self.write(state)
+        else:
+            self.forget_later(state)
+
+    def forget_later(self, state: State) -> None:
+        """After going back, the best weights may be of a future that need not come again."""
+        path = self.run.weights("best")
+        if path.exists() and read_weights(path)[1]["step"] > state.step:
+            path.unlink()
+            state.best = {}
 
 
 def _prepare(recipe: Recipe, device: torch.device) -> tuple[Data, Data]:
@@ -147,14 +234,6 @@ def _search(run: RunFolder, precision: Precision, compile: Compile) -> Fast:
                 "or start anew in another folder with --out"
             )
     return Fast(begun["precision"], begun["compile"])
-
-
-def _forget_later_best(run: RunFolder, state: State) -> None:
-    """After going back past a damaged checkpoint, the best weights may be of a future that need not come again."""
-    path = run.weights("best")
-    if path.exists() and read_weights(path)[1]["step"] > state.step:
-        path.unlink()
-        state.best = {}
 
 
 def _write_weights(run: RunFolder, which: str, recipe: Recipe, state: State, train: Data) -> None:

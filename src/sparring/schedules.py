@@ -4,10 +4,10 @@ Each is a function of `Progress` alone, so a resumed run follows the same values
 """
 
 import math
-from dataclasses import dataclass
-from typing import Generic
+from dataclasses import dataclass, replace
+from typing import Any, Generic
 
-from .core import Progress, T_co
+from .core import Attack, Progress, T_co
 from .errors import UserError
 
 
@@ -74,13 +74,56 @@ class Cycle(Generic[T_co]):
     stages: tuple[tuple[int, T_co], ...]
 
     def __post_init__(self) -> None:
-        if not self.stages or any(length < 1 for length, _ in self.stages):
-            raise UserError(f"a cycle needs stages of at least one step each, not {[s for s, _ in self.stages]}")
+        lengths = [length for length, _ in self.stages]
+        if not lengths or any(not isinstance(length, int) or length < 1 for length in lengths):
+            raise UserError(f"the stages of a cycle last whole steps, at least one each, not {lengths}")
+
+    @property
+    def period(self) -> int:
+        """After so many steps it begins again."""
+        return sum(length for length, _ in self.stages)
 
     def at(self, progress: Progress) -> T_co:
-        where = progress.step % sum(length for length, _ in self.stages)
+        where = progress.step % self.period
         for length, value in self.stages:
             if where < length:
                 return value
             where -= length
         raise AssertionError("unreachable")
+
+
+@dataclass(frozen=True, slots=True)
+class Phases(Generic[T_co]):
+    """One value after the other, each from an epoch on: `Phases(((0, PGD(..)), (60, PGD(.., patience=1))))`."""
+
+    phases: tuple[tuple[float, T_co], ...]
+
+    def __post_init__(self) -> None:
+        begins = [begin for begin, _ in self.phases]
+        if not begins or begins[0] != 0 or begins != sorted(set(begins)):
+            raise UserError(f"phases begin at epoch 0 and each later than the one before, not at {begins}")
+
+    def at(self, progress: Progress) -> T_co:
+        return [value for begin, value in self.phases if begin <= progress.epoch][-1]
+
+
+@dataclass(frozen=True, slots=True)
+class EpsWarmUp:
+    """An attack whose eps rises linearly over the first `epochs` (https://arxiv.org/abs/2010.00467: 10 to 20).
+
+    A step size that the attack was given stays as it is; one that it takes from eps rises too.
+    """
+
+    attack: Attack
+    epochs: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.attack, "threat"):
+            raise UserError(f"{type(self.attack).__name__} has no eps of its own that could rise")
+
+    def at(self, progress: Progress) -> Attack:
+        share = (progress.step + 1) / (self.epochs * progress.steps_per_epoch) if self.epochs > 0 else 1.0
+        attack: Any = self.attack
+        if share >= 1:
+            return attack
+        return replace(attack, threat=replace(attack.threat, eps=share * attack.threat.eps))

@@ -31,6 +31,26 @@ def train_mode(model: nn.Module) -> AbstractContextManager[None]:
     return _mode(model, True)
 
 
+@contextmanager
+def statistics_kept(model: nn.Module) -> Generator[None]:
+    """Batch norm that is in training mode normalises by the batch, and its running statistics stay as they are."""
+    moving = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    for m in moving:
+        m.track_running_stats = False
+    try:
+        yield
+    finally:
+        for m in moving:
+            m.track_running_stats = True
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Generator[None]:
+    """Training mode, but for the running statistics of batch norm, which stay as they are."""
+    with train_mode(model), statistics_kept(model):
+        yield
+
+
 def unchanged(model: nn.Module) -> AbstractContextManager[None]:
     """The model in whatever mode its owner has left it."""
     del model

@@ -3,8 +3,9 @@
 from .apgd import APGD
 from .compose import Restarts, Split, Worst
 from .fab import FAB
-from .gradient import FGSM, NFGSM, PGD, Anywhere, Benign, Near, Shell, Start
+from .gradient import FGSM, PGD, Anywhere, Benign, Near, Shell, Start
 from .minimum import CWL2, DDN, Closest, MinimumNorm
+from .single import NFGSM, MultiGrad, ZeroGrad
 from .square import Square
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Benign",
     "Closest",
     "MinimumNorm",
+    "MultiGrad",
     "Near",
     "Restarts",
     "Shell",
@@ -26,4 +28,5 @@ __all__ = [
     "Square",
     "Start",
     "Worst",
+    "ZeroGrad",
 ]

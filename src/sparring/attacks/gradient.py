@@ -20,7 +20,7 @@ class Benign:
 
     def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
         del loss, rng
-        return x.detach()
+        return x if not x.requires_grad else x.detach()  # itself, so that a clean term shares its forward pass
 
 
 class Start(Protocol):
@@ -96,7 +96,7 @@ class PGD:
         if self.patience is not None and self.patience < 0:
             raise UserError(f"patience counts steps: 0 or more, not {self.patience}")
         if self.step_size is not None:
-            object.__setattr__(self, "step_size", _step_size(self.step_size))
+            object.__setattr__(self, "step_size", step_length(self.step_size))
 
     def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
         x = x.detach()
@@ -144,43 +144,7 @@ def FGSM(threat: Threat, step_size: float | str | None = None, start: Start = Ne
     return PGD(threat, steps=1, step_size=threat.eps if step_size is None else step_size, start=start)
 
 
-@dataclass(frozen=True, slots=True)
-class NFGSM:
-    """One step of length `step_size` (eps if left out) from uniform noise of size `noise` x eps.
-
-    https://arxiv.org/abs/2202.01181. It leaves the ball on purpose: the perturbation reaches
-    `noise` x eps + `step_size`, 3 eps by default, inside [0, 1]. Use it to train, never to evaluate.
-    """
-
-    threat: Linf
-    noise: float = 2.0
-    step_size: float | None = None
-    if TYPE_CHECKING:
-
-        def __init__(self, threat: Linf, noise: float = 2.0, step_size: float | str | None = None) -> None: ...
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.threat, Linf):
-            raise UserError(f"N-FGSM is defined for Linf, not {self.threat!r}")
-        if self.step_size is not None:
-            object.__setattr__(self, "step_size", _step_size(self.step_size))
-
-    @property
-    def reach(self) -> Linf:
-        """The set that its points lie in."""
-        return Linf(min(1.0, self.noise * self.threat.eps + self._length))
-
-    @property
-    def _length(self) -> float:
-        return self.threat.eps if self.step_size is None else self.step_size
-
-    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
-        x, width = x.detach(), self.noise * self.threat.eps
-        z = (x + uniform(x, rng, -width, width)).clamp_(0, 1)
-        return (z + self._length * self.threat.ascent(slope(loss, z).grad)).clamp_(0, 1)
-
-
-def _step_size(value: float | str) -> float:
+def step_length(value: float | str) -> float:
     size = number(value)
     if not (0 < size < math.inf):
         raise UserError(f"step_size = {size:g} is not above 0")

@@ -15,15 +15,19 @@ from .augment import Augment
 class Batches:
     """Full batches of `size`; what is left over at the end of an epoch waits for another order.
 
-    The order of epoch e is a function of `seed` and e, so a resumed run needs no sampler state.
+    The order of epoch e is a function of `seed` and e, so a resumed run needs no sampler state. With `views`, a batch
+    holds every image so many times, each augmented by itself, one view of all images after the other.
     """
 
     data: Data
     size: int
     augment: tuple[Augment, ...] = ()
     seed: int = 0
+    views: int = 1
 
     def __post_init__(self) -> None:
+        if self.views < 1:
+            raise UserError(f"a batch holds every image once or more, not {self.views} times")
         if not 1 <= self.size <= len(self.data):
             raise UserError(f"batches of {self.size} do not go with {len(self.data)} training images")
 
@@ -35,6 +39,7 @@ class Batches:
         epoch, done = divmod(step, len(self))
         order = torch.randperm(len(self.data), generator=make_rng(mixed_seed(self.seed, epoch))).to(self.data.x.device)
         for index in order.split(self.size)[done : len(self)]:
+            index = index.repeat(self.views)
             x = pixels(self.data.x[index])
             for change in self.augment:
                 x = change(x, rng)

@@ -3,19 +3,38 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..core import Context, Data, Objective, Terms
+from ..core import Context, Data, Objective, PointLoss, Progress, Terms
 from ..errors import UserError
 from ..losses import Total
+from ..schedules import Cycle
+
+
+class Term(Objective):
+    """Part of an objective that acts on the update alone: the attack raises what the method raises that it is added to.
+
+    A subclass gives `outer`.
+    """
+
+    def inner(self, ctx: Context) -> PointLoss:
+        raise UserError(
+            f"{type(self).__name__} says nothing about what an attack raises: add it to a method, "
+            f"Sum((CrossEntropy(), {type(self).__name__}(..)))"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Sum(Objective):
     """Adds objectives: their inner losses, their terms, their memories side by side.
 
-    The parts share the forward pass of each tensor. Raises `UserError` when two parts name a term alike.
+    The parts share the forward pass of each tensor. Raises `UserError` when two parts name a term alike, or when no
+    part says what an attack raises.
     """
 
     parts: tuple[Objective, ...]
+
+    def __post_init__(self) -> None:
+        if all(isinstance(part, Term) for part in self.parts):
+            raise UserError("a sum needs a method, CrossEntropy() for example, that says what an attack raises")
 
     def init(self, data: Data) -> nn.Module:
         return nn.ModuleList(part.init(data) for part in self.parts)
@@ -24,8 +43,9 @@ class Sum(Objective):
         for part, own in self._each(ctx):
             part.observe(own)
 
-    def inner(self, ctx: Context) -> Total:
-        return Total(tuple(part.inner(own) for part, own in self._each(ctx)))
+    def inner(self, ctx: Context) -> PointLoss:
+        raised = [part.inner(own) for part, own in self._each(ctx) if not isinstance(part, Term)]
+        return raised[0] if len(raised) == 1 else Total(tuple(raised))
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         named = [item for part, own in self._each(ctx) for item in part.outer(own, x_adv).items()]
@@ -36,7 +56,40 @@ class Sum(Objective):
 
     def _each(self, ctx: Context) -> list[tuple[Objective, Context]]:
         memories = ctx.memory.children()
-        return [
-            (part, Context(ctx.lens, ctx.batch, memory, ctx.progress))
-            for part, memory in zip(self.parts, memories, strict=True)
-        ]
+        return [(part, ctx.remembering(memory)) for part, memory in zip(self.parts, memories, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Staged(Objective):
+    """Another objective from stage to stage, for ever around: `Staged(((78, MixUp()), (312, CrossEntropy())))`.
+
+    Lengths are whole steps, so that it keeps pace with a `Cycle` of attacks. Every part keeps its own memory, and each
+    observes every batch.
+    """
+
+    stages: tuple[tuple[int, Objective], ...]
+
+    def __post_init__(self) -> None:
+        Cycle(self.stages)
+
+    def init(self, data: Data) -> nn.Module:
+        return nn.ModuleList(part.init(data) for _, part in self.stages)
+
+    def observe(self, ctx: Context) -> None:
+        for (_, part), memory in zip(self.stages, ctx.memory.children(), strict=True):
+            part.observe(ctx.remembering(memory))
+
+    def inner(self, ctx: Context) -> PointLoss:
+        return self.at(ctx.progress).inner(self._own(ctx))
+
+    def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
+        return self.at(ctx.progress).outer(self._own(ctx), x_adv)
+
+    def at(self, progress: Progress) -> Objective:
+        """The objective of the present stage."""
+        return Cycle(self.stages).at(progress)
+
+    def _own(self, ctx: Context) -> Context:
+        lengths = [length for length, _ in self.stages]
+        memory = Cycle(tuple(zip(lengths, ctx.memory.children(), strict=True))).at(ctx.progress)
+        return ctx.remembering(memory)

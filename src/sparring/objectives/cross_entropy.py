@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import Context, Objective, PointLoss, Terms
+from ..errors import UserError
 from ..losses import Untargeted
 
 
@@ -12,13 +13,30 @@ class CrossEntropy(Objective):
     """Adversarial training of Madry et al. (https://arxiv.org/abs/1706.06083); with `Benign`, standard training.
 
     `label_smoothing` acts on the update only: the attack raises the hard loss (https://arxiv.org/abs/2010.00467).
+    `clean` is the weight of the clean images in the update, the adversarial ones have the rest: 0.5 is the mixed
+    training of https://arxiv.org/abs/1611.01236.
     """
 
     label_smoothing: float = 0.0
+    clean: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.clean < 1:
+            raise UserError(
+                f"the weights of clean and adversarial images sum to 1, and clean = {self.clean:g} is not in [0, 1); "
+                "for clean images alone use Benign()"
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing = {self.label_smoothing:g} is not in [0, 1)")
 
     def inner(self, ctx: Context) -> PointLoss:
         return Untargeted(ctx.lens.logits, ctx.batch.y)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
-        logits = ctx.lens.logits(x_adv)
-        return {"ce": F.cross_entropy(logits, ctx.batch.y, label_smoothing=self.label_smoothing)}
+        adversarial = self._at(ctx, x_adv)
+        if not self.clean:
+            return {"ce": adversarial}
+        return {"ce": (1 - self.clean) * adversarial, "ce_clean": self.clean * self._at(ctx, ctx.batch.x)}
+
+    def _at(self, ctx: Context, x: Tensor) -> Tensor:
+        return F.cross_entropy(ctx.lens.logits(x), ctx.batch.y, label_smoothing=self.label_smoothing)

@@ -1,0 +1,78 @@
+"""Free adversarial training: both players move by one gradient. Hence a step of its own."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .core import Batch, Context, Data, Lens, Objective, Progress, Search, Terms, Threat, Update, View
+from .engine import State
+from .errors import UserError
+from .objectives.cross_entropy import CrossEntropy
+from .views import unchanged
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Adversarial training for free (https://arxiv.org/abs/1904.12843): every batch is replayed `replays` times.
+
+    Each replay is one forward and one backward pass, whose gradient moves the weights down and the perturbation up, by
+    a step of eps. The perturbation is kept from batch to batch; it begins at 0. A step of training is a batch, hence
+    `replays` updates: epochs are `replays` times fewer. The model is in the mode that its owner left it in throughout.
+
+    The objective may have no inner loss of its own: what is raised is what is lowered, at the adversarial point.
+    """
+
+    threat: Threat
+    replays: int = 8
+    objective: Objective = CrossEntropy()  # noqa: RUF009
+    outer_view: View = unchanged
+
+    def __post_init__(self) -> None:
+        if self.replays < 1:
+            raise UserError(f"a batch is replayed once or more, not {self.replays} times")
+
+    def init(self, data: Data) -> nn.Module:
+        return _Memory(self.objective.init(data))
+
+    def step(self, state: State, batch: Batch, progress: Progress, update: Update, search: Search) -> Terms:
+        del search  # the attack needs the gradient of the weights too: there is nothing to be quicker on
+        memory = state.memory
+        assert isinstance(memory, _Memory)
+        terms: list[Terms] = []
+        with torch.no_grad():
+            self.objective.observe(Context(Lens(state.model), batch, memory.objective, progress))
+        for _ in range(self.replays):
+            delta = memory.delta_for(batch.x)
+            x = self.threat.project(batch.x + delta, batch.x).detach().requires_grad_()
+
+            def closure(x: Tensor = x) -> Terms:
+                return self.objective.outer(Context(Lens(state.model), batch, memory.objective, progress), x)
+
+            with self.outer_view(state.model):
+                terms.append(update(state.model, state.optimizer, closure))
+            assert x.grad is not None
+            z = x.detach() + self.threat.eps * self.threat.ascent(x.grad)
+            memory.delta.copy_(self.threat.project(z, batch.x) - batch.x)
+        return {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]}
+
+
+class _Memory(nn.Module):
+    """The memory of the objective, and the perturbation, whose size is that of a batch."""
+
+    delta: Tensor
+
+    def __init__(self, objective: nn.Module) -> None:
+        super().__init__()
+        self.objective = objective
+        self.register_buffer("delta", torch.zeros(0))
+
+    def delta_for(self, x: Tensor) -> Tensor:
+        if self.delta.shape != x.shape:
+            self.delta = torch.zeros_like(x)
+        return self.delta
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        self.delta = torch.zeros_like(state_dict[prefix + "delta"], device=self.delta.device)
+        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -1,0 +1,209 @@
+"""A guard against catastrophic overfitting that acts, and an alarm for robust overfitting that tells.
+
+Training on examples of a single step can collapse within an epoch: the step goes on fooling the model less and less,
+while an attack of several steps fools it altogether (https://arxiv.org/abs/2001.03994). The guard looks at both on a
+fixed part of the training images.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attacks import PGD
+from .attacks.slope import slope
+from .core import Attack, Data, Progress, Search, Threat, pixels
+from .engine import Method, State, Steps
+from .errors import UserError
+from .losses import Untargeted, wrong
+from .randomness import make_rng, mixed_seed
+from .views import eval_mode, frozen
+
+Action = Literal["report", "stop", "rescue"]
+
+_LEAST_FALL = 0.1  # the accuracy of 256 images is known to 0.06; before anything is learned, it jumps about
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What the guard saw: accuracies under one step and under several, and what the input gradients are like."""
+
+    clean: float
+    fgsm: float
+    pgd: float
+    cosine: float
+    """The mean cosine of the gradients at an image and at a random point of its set; NaN where no image has one."""
+    zeros: float
+    """The share of pixels whose gradient is exactly 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Looks at training `checks` times an epoch, on `examples` training images, and acts on an alarm.
+
+    The alarm is that FGSM leaves `gap` more of the images standing than PGD of `steps` steps does, or that PGD leaves
+    fewer than `fall` x what it left at best, and ten points fewer. `action` is "report", "stop" (the last healthy
+    weights are the last ones), or "rescue": training goes back to the last healthy checkpoint and on from there with
+    `rescue` in place of its attack, PGD of 7 steps if left out, for `rescue_epochs`, twice as long each further time.
+
+    Each epoch it also tells of robust overfitting: the held-out robust accuracy is `overfitting` below its best, while
+    that on the training images has risen by as much.
+    """
+
+    threat: Threat
+    action: Action = "rescue"
+    rescue: Attack | None = None
+    rescue_epochs: float = 1.0
+    checks: int = 2
+    examples: int = 256
+    steps: int = 10
+    gap: float = 0.3
+    fall: float = 0.5
+    overfitting: float = 0.03
+
+    def __post_init__(self) -> None:
+        if self.action not in get_args(Action):
+            raise UserError(f"a guard can {', '.join(get_args(Action))}, not {self.action!r}")
+        for name in ("checks", "examples", "steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)} of a guard is not at least 1")
+        if not (0 < self.gap < 1 and 0 < self.fall < 1 and 0 < self.overfitting < 1):
+            raise UserError("gap, fall and overfitting of a guard are differences and shares of accuracies, in (0, 1)")
+        if self.rescue_epochs <= 0:
+            raise UserError(f"a rescue lasts longer than {self.rescue_epochs:g} epochs")
+
+    @property
+    def passes(self) -> int:
+        """Forward-backward passes of each image at a check, at most: FGSM, PGD, a random point, and three looks."""
+        return self.steps + 4
+
+    def added(self, batch_size: int, steps_per_epoch: int, mean: float) -> float:
+        """The passes that it adds at most, as a share of those of training, which takes `mean` per example and step."""
+        return self.checks * self.examples * self.passes / (batch_size * steps_per_epoch * mean)
+
+    def due(self, progress: Progress) -> bool:
+        """Whether it looks after this step, besides the end of each epoch."""
+        return progress.step % max(1, progress.steps_per_epoch // self.checks) == 0
+
+    def alarm(self, health: Health, best: float) -> str | None:
+        """Why this is catastrophic overfitting, where PGD left `best` standing at its best; None if it is not."""
+        if health.fgsm - health.pgd > self.gap:
+            return f"FGSM leaves {_percent(health.fgsm)} standing, PGD-{self.steps} {_percent(health.pgd)}"
+        if health.pgd < self.fall * best and best - health.pgd > _LEAST_FALL:
+            return f"PGD-{self.steps} leaves {_percent(health.pgd)} standing, after {_percent(best)} before"
+        return None
+
+    def rescuer(self) -> Attack:
+        return self.rescue or PGD(self.threat, steps=7, step_size=self.threat.eps / 4)
+
+
+def examine(model: nn.Module, data: Data, guard: Guard, search: Search, seed: int = 0) -> Health:
+    """How healthy `model` is on these images. Nothing of it changes."""
+    x, y, threat = pixels(data.x), data.y, guard.threat
+    rng = make_rng(seed, x.device)
+    with eval_mode(model), frozen(model), search(model, x[:8]) as searched:
+        loss = Untargeted(searched, y)
+        here, near = slope(loss, x).grad, slope(loss, threat.sample(x, rng)).grad
+        one = threat.project(x + threat.eps * threat.ascent(here), x)
+        many = PGD(threat, guard.steps, threat.eps / 4, patience=0)(loss, x, rng)
+        with torch.no_grad():
+            clean, fgsm, pgd = (float((~wrong(model(z), y)).float().mean()) for z in (x, one, many))
+    return Health(clean, fgsm, pgd, _cosine(here.flatten(1), near.flatten(1)), float((here == 0).float().mean()))
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    felt = (a != 0).any(1) & (b != 0).any(1)
+    return float(F.cosine_similarity(a[felt], b[felt], dim=1).mean())
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+class Alarm(Exception):  # noqa: N818
+    """Training has overfitted catastrophically, and something is to be done."""
+
+    def __init__(self, step: int, why: str) -> None:
+        super().__init__(f"catastrophic overfitting by step {step}: {why}")
+        self.step = step
+
+
+@dataclass(slots=True)
+class Watch:
+    """What a guard remembers, in the notes of the state, so that a resumed run acts as the whole one does."""
+
+    guard: Guard
+    data: Data
+    search: Search
+    seed: int
+
+    def notes(self, state: State) -> dict[str, Any]:
+        """`healthy` is the step of the last healthy checkpoint, `until` the end of a rescue, `events` what happened."""
+        empty: dict[str, Any] = {"healthy": None, "best": 0.0, "alarmed": False, "until": 0, "events": [], "peak": None}
+        return state.notes.setdefault("guard", empty)
+
+    def look(self, state: State, progress: Progress) -> tuple[Health, str | None]:
+        """The health now, and an event to tell of, if there is one. Raises `Alarm` where the guard is to act."""
+        health = examine(state.model, self.data, self.guard, self.search, mixed_seed(self.seed, state.step))
+        notes = self.notes(state)
+        why, before = self.guard.alarm(health, notes["best"]), notes["alarmed"]
+        notes["alarmed"] = why is not None
+        if why is None:
+            notes["healthy"], notes["best"] = state.step, max(notes["best"], health.pgd)
+            return health, None
+        if self.guard.action != "report" and state.step >= notes["until"]:
+            raise Alarm(state.step, why)
+        return health, None if before else self._event(state, f"catastrophic overfitting: {why}", "reported")
+
+    def overfitting(self, state: State, health: Health, held_out: float) -> str | None:
+        """The event of robust overfitting, once for each best epoch."""
+        notes, least = self.notes(state), self.guard.overfitting
+        peak = notes["peak"]
+        if peak is None or held_out > peak["held_out"]:
+            notes["peak"] = {"held_out": held_out, "training": health.pgd, "told": False}
+            return None
+        fallen, risen = peak["held_out"] - held_out, health.pgd - peak["training"]
+        if peak["told"] or fallen < least or risen < least:
+            return None
+        peak["told"] = True
+        return self._event(
+            state,
+            f"robust overfitting: held-out robust accuracy is {_percent(held_out)}, after {_percent(peak['held_out'])} "
+            f"at its best, while that on training images rose from {_percent(peak['training'])} to "
+            f"{_percent(health.pgd)}",
+            "reported",
+        )
+
+    def rescued(self, state: State, alarm: Alarm, progress: Progress) -> str:
+        """Notes the rescue that begins at the state, to which training has gone back."""
+        notes = self.notes(state)
+        times = sum(event["action"] == "rescued" for event in notes["events"])
+        length = max(1, round(self.guard.rescue_epochs * progress.steps_per_epoch * 2**times))
+        notes["until"], notes["alarmed"] = state.step + length, False
+        return self._event(
+            state,
+            f"{alarm}; back to step {state.step}, and on with {self.guard.rescuer()} for {length} steps",
+            "rescued",
+        )
+
+    def stopped(self, state: State, alarm: Alarm) -> str:
+        return self._event(state, f"{alarm}; stopped, with the weights of step {state.step}", "stopped")
+
+    def now(self, method: Steps, state: State) -> tuple[Steps, int | None]:
+        """The method of this moment, and the step at which another one takes over."""
+        until = self.notes(state)["until"]
+        if state.step >= until:
+            return method, None
+        assert isinstance(method, Method)
+        return replace(method, attack=self.guard.rescuer()), until
+
+    def _event(self, state: State, what: str, action: str) -> str:
+        self.notes(state)["events"].append({"step": state.step, "action": action, "what": what})
+        return f"guard, step {state.step}: {what}"
+
+
+def plain(health: Health) -> dict[str, float | None]:
+    """For a row of metrics, where NaN has no place."""
+    return {name: value if value == value else None for name, value in asdict(health).items()}

@@ -1,0 +1,35 @@
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core import Context, Terms
+from ..errors import UserError
+from .added import Term
+
+
+@dataclass(frozen=True, slots=True)
+class Consistency(Term):
+    """The adversarial predictions of two augmentations of an image are drawn together.
+
+    https://arxiv.org/abs/2103.04550: `weight` x the Jensen-Shannon divergence of the two, each sharpened by
+    `temperature`. It needs batches that hold every image twice (`views=2` of the recipe), and is added to a method:
+    `Sum((CrossEntropy(), Consistency()))`.
+    """
+
+    weight: float = 1.0
+    temperature: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise UserError(f"temperature = {self.temperature:g} is not above 0")
+
+    def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
+        first, second = ctx.batch.index.chunk(2) if len(ctx.batch.index) % 2 == 0 else (ctx.batch.index, None)
+        if second is None or not torch.equal(first, second):
+            raise UserError("consistency needs every image twice in a batch: set views = 2 (--views 2)")
+        log_p, log_q = (ctx.lens.logits(x_adv) / self.temperature).log_softmax(1).chunk(2)
+        middle = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, device=log_p.device))
+        apart = [F.kl_div(middle, log, reduction="batchmean", log_target=True) for log in (log_p, log_q)]
+        return {"consistency": self.weight * (apart[0] + apart[1]) / 2}

@@ -1,0 +1,59 @@
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Context, Data, Forward, Lens, Objective, PointLoss, Terms
+from ..views import statistics_kept
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics(Objective):
+    """A method, of whose forward passes in the update only some move the running statistics of batch norm.
+
+    Released codes differ in this without a word, and it decides what the model is at test time. `of` is "adversarial",
+    "clean" or "both". Clean images that the method does not run get a forward pass of their own, without gradient,
+    after the others, as in the code of https://arxiv.org/abs/2010.00467. Whether *crafting* moves the statistics is the
+    inner view: it does in `train_mode`, it does not in `eval_mode` and `batch_statistics`.
+    """
+
+    method: Objective
+    of: Literal["adversarial", "clean", "both"] = "adversarial"
+
+    def init(self, data: Data) -> nn.Module:
+        return self.method.init(data)
+
+    def observe(self, ctx: Context) -> None:
+        self.method.observe(ctx)
+
+    def inner(self, ctx: Context) -> PointLoss:
+        return self.method.inner(ctx)
+
+    def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
+        lens = _Choosing(ctx.lens.model, counts=lambda x: self._counts(x is ctx.batch.x))
+        terms = self.method.outer(Context(lens, ctx.batch, ctx.memory, ctx.progress), x_adv)
+        if self.of != "adversarial" and not lens.met(ctx.batch.x):
+            with torch.no_grad():
+                lens.logits(ctx.batch.x)
+        return terms
+
+    def _counts(self, clean: bool) -> bool:
+        return self.of == "both" or (self.of == "clean") == clean
+
+
+@dataclass(slots=True)
+class _Choosing(Lens):
+    """A lens through which only some tensors move the statistics."""
+
+    counts: Callable[[Tensor], bool] = field(kw_only=True)
+
+    def met(self, x: Tensor) -> bool:
+        return any(known is x for known, _, _ in self._seen)
+
+    def _once(self, forward: Forward, x: Tensor) -> Tensor:
+        if self.counts(x):
+            return Lens._once(self, forward, x)
+        with statistics_kept(self.model):
+            return Lens._once(self, forward, x)

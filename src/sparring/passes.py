@@ -1,0 +1,138 @@
+"""How many times a method runs its model: the cost by which methods are compared."""
+
+import dataclasses
+import random
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .core import Batch, Classifier, Closure, Data, Progress, Schedule, Search, Terms, Update, at
+from .engine import State, Steps
+from .fast import Plain
+
+_MOST_STEPS = 20_000
+
+
+@dataclass(slots=True)
+class Passes:
+    """Counts the examples that go through models, and their gradients that come back."""
+
+    forward: float = 0
+    backward: float = 0
+
+    @property
+    def both(self) -> float:
+        """In forward-backward passes: a forward pass alone counts half."""
+        return (self.forward + self.backward) / 2
+
+    @contextmanager
+    def through(self, model: nn.Module) -> Generator[None]:
+        handle = (model.body if isinstance(model, Classifier) else model).register_forward_hook(self._seen)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _seen(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        self.forward += len(out)
+        if out.requires_grad:
+            out.register_hook(self._returned)
+
+    def _returned(self, grad: Tensor) -> None:
+        self.backward += len(grad)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A search through which passes are counted."""
+
+    search: Search
+    passes: Passes
+
+    @contextmanager
+    def __call__(self, model: nn.Module, few: Tensor) -> Generator[nn.Module]:
+        with self.search(model, few) as searched, self.passes.through(searched):
+            yield searched
+
+    def fine(self) -> Search:
+        return self.search.fine()
+
+    def said(self, device: torch.device) -> str:
+        return self.search.said(device)
+
+    def notes(self, model: nn.Module) -> tuple[str, ...]:
+        return self.search.notes(model)
+
+
+def cost(method: Steps, update: Update | Schedule[Update], epochs: int, steps_per_epoch: int) -> Passes:
+    """The passes of a training, per example of a batch and step, averaged over its steps.
+
+    They are counted: each kind of step is taken once by a toy model that no attack fools, so that an attack which stops
+    early counts in full.
+    """
+    total, seen = epochs * steps_per_epoch, Counter[Any]()
+    steps = range(total) if total <= _MOST_STEPS else sorted(random.Random(0).sample(range(total), _MOST_STEPS))
+    example: dict[Any, Progress] = {}
+    for step in steps:
+        progress = Progress(step, steps_per_epoch, epochs)
+        kind = _kind((method, update), progress)
+        seen[kind] += 1
+        example.setdefault(kind, progress)
+    found = Passes()
+    for kind, count in seen.items():
+        one = _counted(method, at(update, example[kind]), example[kind])
+        found.forward += one.forward * count / len(steps)
+        found.backward += one.backward * count / len(steps)
+    return found
+
+
+def _kind(value: Any, progress: Progress) -> Any:
+    """What a value is at this moment; of a real number only whether it is 0, as no other changes a count of passes."""
+    value = at(value, progress)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return type(value), *(_kind(getattr(value, field.name), progress) for field in dataclasses.fields(value))
+    if isinstance(value, tuple):
+        return tuple(_kind(each, progress) for each in value)
+    return bool(value) if isinstance(value, float) else value
+
+
+_IMAGES = 4
+
+
+def _counted(method: Steps, update: Update, progress: Progress) -> Passes:
+    """One step, per example."""
+    data = Data(torch.full((_IMAGES, 1, 4, 4), 0.5), torch.zeros(_IMAGES, dtype=torch.long), ("right", "b", "c", "d"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = _Toy()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    state = State.start(method, model, optimizer, data)
+    found = Passes()
+    # twice the same images, as those methods want that compare two views
+    index = torch.tensor([0, 1]).repeat(_IMAGES // 2)
+    batch = Batch(data.x, data.y, index)
+
+    def counted(model: nn.Module, optimizer: torch.optim.Optimizer, closure: Closure) -> Terms:
+        with found.through(model):
+            return update(model, optimizer, closure)
+
+    method.step(state, batch, progress, counted, Watched(Plain(), found))
+    return Passes(found.forward / _IMAGES, found.backward / _IMAGES)
+
+
+class _Toy(nn.Module):
+    """Always right, so that no attack stops early; and with a gradient everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Linear(16, 8), nn.Linear(8, 4)
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.head(torch.tanh(self.norm(self.features(x.flatten(1)))))
+        return logits + logits.new_tensor([20.0, 0.0, 0.0, 0.0])

@@ -1,0 +1,55 @@
+"""Multi-stage training, whatever the data: how its stages become an attack and an objective."""
+
+from typing import Literal
+
+from ..attacks import FGSM, PGD, Anywhere, Benign
+from ..core import Attack, Objective
+from ..engine import Method
+from ..errors import UserError
+from ..objectives.added import Staged
+from ..objectives.cross_entropy import CrossEntropy
+from ..objectives.mix_up import MixUp
+from ..schedules import Cycle
+from ..threats import Linf
+
+Reading = Literal["pure", "mixed", "mixup"]
+
+
+def moat(
+    threat: Linf,
+    stages: dict[str, int],
+    order: str,
+    slot: int,
+    steps: int,
+    step_size: float,
+    reading: Reading = "pure",
+    clean: float = 0.5,
+    alpha: float = 1.0,
+) -> Method:
+    """Stages of training, visited in `order` and over again: "b" benign, "s" a single step, "m" several `steps`.
+
+    A stage lasts so many slots as `stages` says under its letter, of `slot` steps each. The abstract of
+    https://arxiv.org/abs/2106.15357 can be read in three ways: "pure" trains on one kind of example in a stage; "mixed"
+    gives clean images the weight `clean` in the other stages too; "mixup" mixes the images of the benign stage in
+    pairs, with shares from Beta(`alpha`, `alpha`). Raises `UserError` for an order with other letters, or for an empty
+    stage.
+    """
+    attacks: dict[str, Attack] = {
+        "b": Benign(),
+        "s": FGSM(threat, 1.25 * threat.eps, Anywhere()),
+        "m": PGD(threat, steps=steps, step_size=step_size),
+    }
+    if not order or set(order) - set(attacks):
+        raise UserError(f"order = {order!r} is not made of b (benign), s (single step) and m (several steps)")
+    if reading not in ("pure", "mixed", "mixup"):
+        raise UserError(f"reading = {reading!r} is not one of pure, mixed, mixup")
+    lengths = [stages[letter] * slot for letter in order]
+    cycle = Cycle(tuple((length, attacks[letter]) for length, letter in zip(lengths, order, strict=True)))
+    if reading == "pure":
+        return Method(cycle, CrossEntropy())
+    inner: dict[str, Objective] = {
+        "b": MixUp(alpha) if reading == "mixup" else CrossEntropy(),
+        "s": CrossEntropy(clean=clean if reading == "mixed" else 0.0),
+    }
+    inner["m"] = inner["s"]
+    return Method(cycle, Staged(tuple((length, inner[letter]) for length, letter in zip(lengths, order, strict=True))))

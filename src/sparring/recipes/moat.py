@@ -1,0 +1,73 @@
+"""Multi-stage Optimization based Adversarial Training (https://arxiv.org/abs/2106.15357).
+
+The abstract is all that is known to us: stages of benign, single-step and multi-step examples, visited periodically.
+Order, lengths, weights and steps are ours, and parameters of the recipes.
+"""
+
+from dataclasses import replace
+
+from ..recipe import Recipe
+from ..schedules import Piecewise
+from ..threats import Linf
+from ._moat import Reading, moat
+from .single_step import cifar10_prn18_fgsm_rs
+from .small import fashion_pgd
+
+
+def cifar10_prn18_moat(
+    eps: float = 8 / 255,
+    benign: int = 1,
+    single: int = 4,
+    multi: int = 1,
+    slot: int = 65,
+    order: str = "bsm",
+    steps: int = 7,
+    reading: Reading = "pure",
+    clean: float = 0.5,
+    alpha: float = 1.0,
+) -> Recipe:
+    """MOAT of PreActResNet-18 on CIFAR-10, Linf 8/255, 110 epochs (untested here: no data).
+
+    A period is `benign` + `single` + `multi` slots of `slot` steps, by default an epoch of clean images, FGSM-RS and
+    PGD-7: 2.83 passes a step. `reading` is "pure" (one kind of example in a stage), "mixed" (clean images with weight
+    `clean` in every stage) or "mixup". `order` may leave letters out. The schedule is that of Bag of Tricks.
+    """
+    threat = Linf(eps)
+    return replace(
+        cifar10_prn18_fgsm_rs(eps),
+        method=moat(
+            threat,
+            {"b": benign, "s": single, "m": multi},
+            order,
+            slot,
+            steps,
+            threat.eps / 4,
+            reading,
+            clean,
+            alpha,
+        ),
+        epochs=110,
+        lr=Piecewise(0.1, (100, 105)),
+    )
+
+
+def fashion_moat(
+    eps: float = 0.1,
+    benign: int = 1,
+    single: int = 4,
+    multi: int = 1,
+    slot: int = 76,
+    order: str = "bsm",
+    steps: int = 5,
+    reading: Reading = "pure",
+    clean: float = 0.5,
+    alpha: float = 1.0,
+) -> Recipe:
+    """MOAT of a small CNN on Fashion-MNIST, Linf 0.1: `fashion_pgd` by stages, at less than half of its passes.
+
+    The stages are those of `cifar10_prn18_moat`.
+    """
+    threat = Linf(eps)
+    stages = {"b": benign, "s": single, "m": multi}
+    method = moat(threat, stages, order, slot, steps, threat.eps / 3, reading, clean, alpha)
+    return replace(fashion_pgd(eps), method=method)

@@ -1,0 +1,99 @@
+"""Free adversarial training: one gradient moves both players."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import count, toy_data, toy_net
+
+from sparring import (
+    Batch,
+    Batches,
+    Build,
+    CrossEntropy,
+    Descend,
+    Free,
+    Linf,
+    Loop,
+    Plain,
+    Progress,
+    State,
+    UserError,
+    fit,
+)
+from sparring.core import pixels
+from sparring.models import small_cnn
+
+
+def test_it_is_the_formula_of_its_paper():
+    data, ours = toy_data(), toy_net().train()
+    theirs, method = copy.deepcopy(ours), Free(Linf(0.1), replays=3)
+    state = State.start(method, ours, torch.optim.SGD(ours.parameters(), lr=0.1), data)
+    optimizer, delta = torch.optim.SGD(theirs.parameters(), lr=0.1), torch.zeros(20, 1, 4, 4)
+    for step in range(2):
+        rows = torch.arange(20 * step, 20 * step + 20)
+        x, y = pixels(data.x[rows]), data.y[rows]
+        method.step(state, Batch(x, y, rows), Progress(step + 1, 3, 1), Descend(), Plain())
+        for _ in range(3):
+            z = (x + delta).clamp(0, 1).requires_grad_()
+            optimizer.zero_grad()
+            F.cross_entropy(theirs(z), y).backward()
+            optimizer.step()
+            delta = ((z.detach() + 0.1 * z.grad.sign() - x).clamp(-0.1, 0.1) + x).clamp(0, 1) - x
+    assert torch.allclose(state.memory.delta, delta, atol=1e-6)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-6)
+
+
+def test_a_replay_is_one_forward_and_one_backward_pass():
+    data, model = toy_data(), toy_net().train()
+    method = Free(Linf(0.1), replays=8)
+    state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1), data)
+    seen = count(model)
+    rows = torch.arange(12)
+    method.step(state, Batch(pixels(data.x[rows]), data.y[rows], rows), Progress(1, 3, 1), Descend(), Plain())
+    assert (seen.forwards, seen.backwards) == (8, 8)
+
+
+def test_the_perturbation_survives_a_saved_state():
+    method, data = Free(Linf(0.1), replays=2), toy_data()
+
+    def begin(seed):
+        model = toy_net(seed).train()
+        return State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1), data)
+
+    def go(state, epochs):
+        Loop(epochs, 0.1).run(method, state, Batches(data, 20))
+        return state
+
+    whole, half, other = go(begin(0), 4), go(begin(0), 2), begin(1)
+    assert half.memory.delta.abs().max() == pytest.approx(0.1, abs=1e-6)
+    other.model.load_state_dict(half.model.state_dict())
+    other.load_state_dict(copy.deepcopy(half.state_dict()))
+    go(other, 4)
+    assert all(torch.equal(p, q) for p, q in zip(whole.model.parameters(), other.model.parameters(), strict=True))
+    assert torch.equal(whole.memory.delta, other.memory.delta)
+
+
+def test_a_run_of_it_is_a_run_like_any_other(tiny, tmp_path):
+    from dataclasses import replace
+
+    said = []
+    recipe = replace(tiny, method=Free(Linf(0.1), 2), model=Build(small_cnn, width=4))
+    run = fit(recipe, tmp_path / "free", say=said.append)
+    assert run.finished()
+    assert "2 of both over the whole of training" in said[0]
+    assert "0 % of the time in the attack" in said[0]
+
+
+def test_what_makes_no_sense_is_refused(tiny):
+    from dataclasses import replace
+
+    from sparring import Guard
+
+    with pytest.raises(UserError, match="once or more, not 0 times"):
+        Free(Linf(0.1), 0)
+    with pytest.raises(UserError, match="let the guard report or stop"):
+        replace(tiny, method=Free(Linf(0.1)), guard=Guard(Linf(0.1)))
+    replace(tiny, method=Free(Linf(0.1), objective=CrossEntropy()), guard=Guard(Linf(0.1), "stop"))

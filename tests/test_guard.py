@@ -1,0 +1,186 @@
+"""The guard: what it sees, when it calls an alarm, what it does about it, and that a resumed run does the same."""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from conftest import Linear, toy_data, toy_net
+
+from sparring import FGSM, PGD, Build, CrossEntropy, Cyclic, Data, Guard, Linf, Method, Plain, State, UserError, fit
+from sparring.checkpoint import read_weights
+from sparring.guard import Health, Watch, examine
+from sparring.hooks import Saving
+from sparring.models import small_cnn
+from sparring.recipes.small import quickstart
+
+BALL = Linf(0.1)
+
+
+def health(**changed):
+    return replace(Health(clean=0.9, fgsm=0.7, pgd=0.65, cosine=0.8, zeros=0.0), **changed)
+
+
+def test_a_linear_model_looks_healthy_and_has_one_gradient_everywhere():
+    x = (torch.rand(40, 1, 4, 4) * 255).to(torch.uint8)
+    model = Linear()
+    y = model(x.float() / 255).argmax(1)
+    found = examine(model, Data(x, y, ("a", "b")), Guard(BALL), Plain())
+    assert found.clean == 1.0
+    assert found.fgsm == found.pgd < 1.0
+    assert found.cosine == pytest.approx(1.0, abs=1e-5)
+    assert found.zeros == 0.0
+    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    torch.nn.init.zeros_(flat[1].weight)
+    found = examine(flat, Data(x, y, ("a", "b")), Guard(BALL), Plain())
+    assert found.zeros == 1.0
+    assert math.isnan(found.cosine)
+
+
+def test_looking_changes_nothing():
+    model, data = toy_net().train(), toy_data()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    a, b = (examine(model, data, Guard(BALL), Plain(), seed=3) for _ in range(2))
+    assert a == b
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert model.training
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("seen", "best", "why"),
+    [
+        (health(), 0.7, None),
+        (health(fgsm=0.9, pgd=0.55), 0.7, "FGSM leaves 90.0 % standing, PGD-10 55.0 %"),
+        (health(fgsm=0.4, pgd=0.3), 0.7, "PGD-10 leaves 30.0 % standing, after 70.0 % before"),
+        (health(fgsm=0.4, pgd=0.36), 0.7, None),
+        (health(fgsm=0.02, pgd=0.0), 0.09, None),  # nothing was learned yet
+    ],
+)
+def test_the_alarm_is_a_gap_or_a_fall(seen, best, why):
+    assert Guard(BALL).alarm(seen, best) == why
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"action": "hope"}, "can report, stop, rescue, not 'hope'"),
+        ({"checks": 0}, "checks = 0 of a guard is not at least 1"),
+        ({"gap": 0.0}, "differences and shares"),
+        ({"rescue_epochs": 0.0}, "lasts longer than 0"),
+    ],
+)
+def test_a_guard_that_makes_no_sense_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        Guard(BALL, **change)
+
+
+def collapsing(action, epochs=3, width=8, **guard):
+    """FGSM with a large eps on the digits: the step soon fools a model less than PGD does."""
+    threat = Linf(0.35)
+    return replace(
+        quickstart(threat.eps),
+        model=Build(small_cnn, width=width, batch_norm=True),
+        method=Method(FGSM(threat), CrossEntropy()),
+        lr=Cyclic(0.05, 0.3),
+        epochs=epochs,
+        selection=PGD(threat, steps=10, step_size=threat.eps / 4, patience=0),
+        guard=None if action is None else Guard(threat, action, **guard),
+    )
+
+
+NERVOUS = {"gap": 0.02, "examples": 64, "rescue_epochs": 0.4}
+
+
+def held_out(run):
+    return [row["held_out"]["robust"] for row in run.metrics() if "held_out" in row]
+
+
+def test_a_report_changes_nothing_but_the_report(tmp_path):
+    said = []
+    watched = fit(collapsing("report", **NERVOUS), tmp_path / "a", say=said.append)
+    alone = fit(collapsing(None), tmp_path / "b")
+    tensors = [read_weights(run.weights("last"))[0] for run in (watched, alone)]
+    assert all(torch.equal(t, tensors[1][n]) for n, t in tensors[0].items())
+    event, *_ = watched.guard()
+    alarmed = [row["guard"]["fgsm"] - row["guard"]["pgd"] > 0.02 for row in watched.metrics() if "guard" in row]
+    began = sum(now and not before for now, before in pairwise([False, *alarmed][::-1]))
+    assert len(watched.guard()) == began >= 1  # once, not at every check
+    assert event["action"] == "reported"
+    assert f"guard, step {event['step']}: catastrophic overfitting" in "".join(said)
+    assert "the guard looks 2 times an epoch, which adds up to" in said[0]
+    assert alone.guard() == []
+
+
+def test_a_stopped_run_ends_with_its_last_healthy_weights(tmp_path):
+    run = fit(collapsing("stop", **NERVOUS), tmp_path / "r")
+    status, (event,) = run.status(), run.guard()
+    assert status["finished"]
+    assert "catastrophic overfitting by step" in status["stopped"]
+    assert status["step"] == event["step"] < 3 * 20
+    assert max(row["step"] for row in run.metrics()) <= status["step"]
+    assert read_weights(run.weights("last"))[1]["step"] == status["step"]
+
+
+class Killed(BaseException):
+    """As a kill would be: nothing is saved that was not saved before."""
+
+
+@pytest.mark.parametrize("saving", [Saving(), Saving(steps=7)], ids=["by-epoch", "every-7-steps"])
+def test_a_rescued_run_that_is_killed_goes_on_bit_for_bit(tmp_path, saving):
+    recipe = collapsing("rescue", **NERVOUS)
+    whole = fit(recipe, tmp_path / "whole")
+    assert [event["action"] for event in whole.guard()].count("rescued") >= 2
+    done, limit = 0, 5
+
+    def kill(news):
+        nonlocal done
+        done += 1
+        if done % limit == 0:
+            raise Killed
+
+    for attempt in range(60):
+        limit = 5 + 6 * attempt  # at another moment each time
+        try:
+            run = fit(recipe, tmp_path / "cut", show=kill, saving=saving)
+            break
+        except Killed:
+            done = 0
+    assert attempt >= 3
+    assert run.weights("last").read_bytes() == whole.weights("last").read_bytes()
+    assert run.guard() == whole.guard()
+    rows = [[row for row in each.metrics() if "guard" in row] for each in (run, whole)]
+    assert rows[0] == rows[1]
+
+
+def test_the_guard_catches_a_collapse_and_saves_the_run(tmp_path):
+    threat, shape = Linf(0.35), {"epochs": 15, "width": 32}
+    alone = fit(collapsing(None, **shape), tmp_path / "alone")
+    rescued = fit(collapsing("rescue", **shape), tmp_path / "rescued")
+    several = replace(collapsing(None, **shape), method=Method(PGD(threat, 7, threat.eps / 4), CrossEntropy()))
+    multi = fit(several, tmp_path / "multi")
+    assert held_out(alone)[-1] < 0.03
+    assert held_out(rescued)[-1] >= 0.8 * held_out(multi)[-1]
+    assert held_out(rescued)[-1] > 0.1
+    first = rescued.guard()[0]
+    # the alarm comes at the first look at which one could be seen, and no step of the collapse is kept
+    looks = [row for row in rescued.metrics() if "guard" in row]
+    assert first["action"] == "rescued"
+    assert not any(row["guard"]["fgsm"] - row["guard"]["pgd"] > 0.3 for row in looks if row["step"] <= first["step"])
+    assert "back to step" in first["what"]
+
+
+def test_robust_overfitting_is_told_once_for_each_best_epoch():
+    watch = Watch(Guard(BALL), toy_data(), Plain(), 0)
+    model = toy_net()
+    state = State.start(Method(FGSM(BALL), CrossEntropy()), model, torch.optim.SGD(model.parameters(), lr=0.1))
+    told = [
+        watch.overfitting(state, health(pgd=training), held)
+        for training, held in [(0.5, 0.48), (0.55, 0.52), (0.6, 0.47), (0.65, 0.46), (0.7, 0.53), (0.9, 0.45)]
+    ]
+    assert [event is not None for event in told] == [False, False, True, False, False, True]
+    assert "held-out robust accuracy is 47.0 %, after 52.0 % at its best" in told[2]
+    assert "from 55.0 % to 60.0 %" in told[2]
+    # falling together is no overfitting
+    assert watch.overfitting(state, health(pgd=0.3), 0.2) is None

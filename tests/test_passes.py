@@ -1,0 +1,55 @@
+"""The cost of a training in passes, counted."""
+
+import pytest
+
+import sparring as sp
+from sparring import FGSM, PGD, Anywhere, Benign, CrossEntropy, Descend, Linf, Method, Near, Phases, WeightPerturbed
+from sparring.passes import cost
+from sparring.recipes import find
+
+BALL = Linf(8 / 255)
+RS = FGSM(BALL, 1.25 * BALL.eps, Anywhere())
+
+
+@pytest.mark.parametrize(
+    ("method", "update", "forward", "backward"),
+    [
+        (Method(Benign(), CrossEntropy()), Descend(), 1, 1),
+        (Method(RS, CrossEntropy()), Descend(), 2, 2),
+        (Method(PGD(BALL, 7), CrossEntropy()), Descend(), 8, 8),
+        (Method(PGD(BALL, 7, patience=0), CrossEntropy()), Descend(), 8, 8),  # at most
+        (Method(PGD(BALL, 10, start=Near()), sp.TRADES()), Descend(), 13, 12),
+        (Method(PGD(BALL, 10), CrossEntropy()), WeightPerturbed(), 12, 12),
+        (Method(PGD(BALL, 10), CrossEntropy()), Phases(((0, Descend()), (5, WeightPerturbed()))), 11.5, 11.5),
+        (sp.Free(BALL, 8), Descend(), 8, 8),
+    ],
+    ids=lambda v: repr(v)[:60],
+)
+def test_the_passes_of_a_method_are_those_of_the_theory(method, update, forward, backward):
+    found = cost(method, update, epochs=10, steps_per_epoch=20)
+    assert (found.forward, found.backward) == (pytest.approx(forward), pytest.approx(backward))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "steps", "wanted"),
+    [((1, 1, 1), 3, 2.33), ((1, 2, 1), 3, 2.25), ((1, 4, 1), 7, 2.83), ((1, 1, 1), 7, 3.67), ((1, 3, 1), 10, 3.60)],
+)
+@pytest.mark.parametrize("reading", ["pure", "mixup"])
+def test_stages_cost_their_mean(lengths, steps, wanted, reading):
+    benign, single, multi = lengths
+    recipe = find("cifar10_prn18_moat")(
+        benign=benign, single=single, multi=multi, slot=10, steps=steps, reading=reading
+    )
+    found = cost(recipe.method, recipe.update, epochs=10 * sum(lengths), steps_per_epoch=10)
+    assert found.both == pytest.approx(wanted, abs=0.005)
+
+
+def test_clean_images_in_every_stage_cost_one_more_pass_where_the_attack_moved_them():
+    recipe = find("cifar10_prn18_moat")(slot=1, reading="mixed")
+    found = cost(recipe.method, recipe.update, epochs=1, steps_per_epoch=600)
+    assert found.both == pytest.approx((1 + 4 * 3 + 9) / 6)
+
+
+def test_a_long_training_is_sampled():
+    method = Method(sp.Cycle(((1, Benign()), (3, RS))), CrossEntropy())
+    assert cost(method, Descend(), epochs=200, steps_per_epoch=500).both == pytest.approx(1.75, abs=0.02)
