@@ -33,10 +33,12 @@ class Pace:
     def __str__(self) -> str:
         left = self.seconds_left
         to_go = f"{left / 3600:.1f} hours" if left > 3600 else f"{left / 60:.1f} minutes"
+        both = (self.forward + self.backward) / 2
+        changes = "" if abs(self.mean - both) < 0.01 * both else f", {self.mean:.3g} of both over the whole of training"
         return (
             f"about {self.images_per_second:,.0f} images/s, {100 * self.in_attack:.0f} % of the time in the attack; "
-            f"{self.forward:.3g} forward and {self.backward:.3g} backward passes an example "
-            f"({self.mean:.3g} of both over the whole of training); {to_go} to go"
+            f"{self.forward:.3g} forward and {self.backward:.3g} backward passes an example{changes}; "
+            f"{to_go} to go"
         )
 
 

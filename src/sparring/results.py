@@ -149,6 +149,10 @@ class RunFolder:
     def read_flags(self, which: str) -> Evaluated:
         return read_evaluated(self.flags(which))
 
+    def evaluated(self) -> bool:
+        """Whether its best and its last weights were evaluated."""
+        return self._evaluation.exists() and all(self.flags(which).exists() for which in ("best", "last"))
+
     def write_evaluation(self, table: Mapping[str, Any]) -> None:
         write_json(self._evaluation, table)
 

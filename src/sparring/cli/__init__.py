@@ -20,6 +20,7 @@ commands:
   evaluate TARGET                clean and robust accuracy, per attack, with intervals
   audit TARGET                   is the robustness real, or are gradients masked?
   compare A B                    two evaluations of the same images, paired
+  study NAME                     what a paper claims, re-examined
   bench                          how fast this machine attacks and trains
 
 A TARGET is a run folder, a file of weights, or module:function for a model of your own. Each command takes --help;
@@ -37,6 +38,7 @@ _COMMANDS = {
     "evaluate": "evaluate:evaluate",
     "audit": "audit:audit",
     "compare": "evaluate:compare",
+    "study": "study:study",
     "bench": "bench:bench",
 }
 

@@ -3,7 +3,7 @@
 from .augment import Augment, Crop, Cutout, Flip
 from .batches import Batches, hold_out
 from .named import load_test
-from .sources import CIFAR10, CIFAR100, KMNIST, MNIST, NPZ, SVHN, Digits, FashionMNIST, ImageFolder, Source
+from .sources import CIFAR10, CIFAR100, KMNIST, MNIST, NPZ, SVHN, Digits, FashionMNIST, Few, ImageFolder, Source
 
 __all__ = [
     "CIFAR10",
@@ -18,6 +18,7 @@ __all__ = [
     "Cutout",
     "Digits",
     "FashionMNIST",
+    "Few",
     "Flip",
     "ImageFolder",
     "Source",

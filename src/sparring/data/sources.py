@@ -256,3 +256,23 @@ class ImageFolder:
         with Image.open(path) as image:
             square = ImageOps.fit(image.convert("RGB"), (self.size, self.size))
         return np.asarray(square).transpose(2, 0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Few:
+    """The first `train` training images of another source, and the first `test` test images (all, if left out)."""
+
+    source: Source
+    train: int
+    test: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.train < 1 or (self.test is not None and self.test < 1):
+            raise UserError(f"there is at least one image to train on and to test on, not {self.train} and {self.test}")
+
+    def load(self) -> TrainTest:
+        train, test = self.source.load()
+        for count, data, name in ((self.train, train, "training"), (self.test or 1, test, "test")):
+            if count > len(data):
+                raise UserError(f"{count} {name} images are asked for, and there are {len(data)}")
+        return train[: self.train], test[: self.test]

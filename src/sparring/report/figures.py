@@ -19,7 +19,7 @@ def learning_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     epochs = [row for row in rows if "held_out" in row]
     if not steps and not epochs:
         return
-    figure = _figure(9, 3.4)
+    figure = new_figure(9, 3.4)
     left, right = figure.subplots(1, 2)
     for name in dict.fromkeys(name for row in steps for name in row["terms"]):
         known = [(row["epoch"], row["terms"][name]) for row in steps if name in row["terms"]]
@@ -33,8 +33,8 @@ def learning_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         right.axvline(best["epoch"], color="grey", linestyle=":", label="best")
     right.set(xlabel="epoch", ylabel="held-out accuracy, %", ylim=(0, 100))
     for axes in (left, right):
-        _finish(axes)
-    _save(figure, path)
+        finish(axes)
+    save(figure, path)
 
 
 def adversarial_examples(examples: Examples, classes: Sequence[str], path: Path) -> None:
@@ -42,7 +42,7 @@ def adversarial_examples(examples: Examples, classes: Sequence[str], path: Path)
     count = len(examples.label)
     delta = examples.adversarial - examples.clean
     largest = float(np.abs(delta).max()) or 1.0
-    figure = _figure(1.4 * max(3, count) + 0.6, 5.2)
+    figure = new_figure(1.4 * max(3, count) + 0.6, 5.2)
     grid = figure.subplots(3, count, squeeze=False)
     rows = (examples.clean, 0.5 + delta / (2 * largest), examples.adversarial)
     titles = (examples.clean_prediction, None, examples.adversarial_prediction)
@@ -56,7 +56,7 @@ def adversarial_examples(examples: Examples, classes: Sequence[str], path: Path)
                 axes.set_title(f"eps {examples.norm[i]:.3g}", fontsize=8)
     for axes, label in zip(grid[:, 0], ("clean", f"perturbation\n(largest {largest:.3g})", "adversarial"), strict=True):
         axes.set_ylabel(label, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def robustness_curve(found: Mapping[str, Evaluated], norm: str, points: Mapping[str, float], path: Path) -> None:
@@ -64,7 +64,7 @@ def robustness_curve(found: Mapping[str, Evaluated], norm: str, points: Mapping[
 
     `points` are the adversaries that were run in the same norm, each at its own eps; the curve does not exceed them.
     """
-    figure = _figure(6, 3.8)
+    figure = new_figure(6, 3.8)
     axes = figure.subplots()
     curves = {which: each for which, each in found.items() if each.distance is not None}
     finite = [d[np.isfinite(d)] for e in curves.values() if (d := e.distance) is not None]
@@ -84,8 +84,8 @@ def robustness_curve(found: Mapping[str, Evaluated], norm: str, points: Mapping[
             style: dict[str, Any] = {"fmt": marker, "color": line.get_color(), "capsize": 3, "markersize": 4}
             axes.errorbar([eps], [100 * accuracy.value], yerr=bars, label=f"{which}: {name}", **style)
     axes.set(xlabel=f"eps ({norm})", ylabel="accuracy, %", xlim=(0, reach), ylim=(0, 100))
-    _finish(axes)
-    _save(figure, path)
+    finish(axes)
+    save(figure, path)
 
 
 def _name(classes: Sequence[str], number: int) -> str:
@@ -98,7 +98,7 @@ def _picture(axes: "Axes", image: Array) -> None:
     axes.set(xticks=[], yticks=[])
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -107,13 +107,16 @@ def _figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def _finish(axes: "Axes") -> None:
+def finish(axes: "Axes") -> None:
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
 
 
-def _save(figure: "Figure", path: Path) -> None:
-    temporary = path.with_name(f".{path.stem}.writing.png")
-    figure.savefig(temporary, dpi=130)
+def save(figure: "Figure", path: Path) -> None:
+    from matplotlib import rc_context
+
+    temporary = path.with_name(f".{path.stem}.writing{path.suffix}")
+    with rc_context({"svg.hashsalt": "sparring", "svg.fonttype": "none"}):  # equal figures shall be equal files
+        figure.savefig(temporary, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
     temporary.replace(path)

@@ -1,0 +1,33 @@
+"""Studies by name: every module here with a function `study` that returns a `Study`. Listing them imports no torch."""
+
+import ast
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from .study import Study
+
+SCALES = ("smoke", "cpu", "gpu")
+
+
+def entries() -> dict[str, str]:
+    """The names of all studies, each with the first line of its docstring, read off the source text."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.FunctionDef) and node.name == "study" for node in tree.body):
+            found[path.stem] = (ast.get_docstring(tree) or "").split("\n")[0]
+    return found
+
+
+def find(name: str) -> "Callable[[str], Study]":
+    """The function that makes a study for a scale. Raises `UserError` with the nearest names if there is none."""
+    known = entries()
+    if name not in known:
+        raise UserError(f"no study {name!r}: {nearest(name, known)}")
+    function: Callable[[str], Study] = importlib.import_module(f"{__name__}.{name}").study
+    return function

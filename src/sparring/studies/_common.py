@@ -1,0 +1,72 @@
+"""What the studies share: small worlds to train in, and an evaluation that several attacks have to leave standing."""
+
+from dataclasses import dataclass, replace
+
+from ..attacks import APGD, FGSM, PGD
+from ..data import Digits, FashionMNIST, Few
+from ..engine import Method
+from ..errors import UserError
+from ..evaluate import EachTarget, WhiteBox
+from ..losses import TargetedDLR
+from ..models import preact_resnet18, small_cnn
+from ..objectives.cross_entropy import CrossEntropy
+from ..plain import Build
+from ..recipe import Evaluation, Recipe
+from ..recipes.small import quickstart
+from ..schedules import Piecewise
+from ..threats import Linf
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Where a study takes place: how many images, epochs and seeds, by its scale."""
+
+    train: int
+    test: int
+    seeds: int
+
+
+def worlds(scale: str, known: dict[str, World]) -> World:
+    if scale not in known:
+        raise UserError(f"a study has no scale {scale!r}: {', '.join(known)}")
+    return known[scale]
+
+
+def evaluation(threat: Linf, steps: int = 20, strong: int = 30, targets: int = 3) -> Evaluation:
+    """FGSM, PGD, and APGD towards the likeliest other classes on the DLR loss; what any of them fools is fooled."""
+    return Evaluation(
+        {
+            "fgsm": WhiteBox(FGSM(threat)),
+            f"pgd-{steps}": WhiteBox(PGD(threat, steps, threat.eps / 4, patience=0)),
+            f"apgd-t-{strong}": EachTarget(APGD(threat, steps=strong), TargetedDLR, targets),
+        }
+    )
+
+
+def base(scale: str, world: World, threat: Linf, epochs: int) -> Recipe:
+    """PGD-AT of a small net with batch norm, as in Bag of Tricks but for the size: SGD, the rate in three pieces."""
+    recipe = replace(
+        quickstart(threat.eps),
+        data=Few(FashionMNIST(), world.train, world.test),
+        method=Method(PGD(threat, steps=5, step_size=threat.eps / 3), CrossEntropy()),
+        epochs=epochs,
+        lr=Piecewise(0.1, (round(10 / 11 * epochs, 2), round(21 / 22 * epochs, 2))),
+        batch_size=64,
+        held_out=0.1,
+        selection=PGD(threat, steps=5, step_size=threat.eps / 3, patience=0),
+        evaluation=evaluation(threat),
+    )
+    if scale == "smoke":
+        tiny = evaluation(threat, steps=2, strong=3, targets=1)
+        return replace(
+            recipe,
+            data=Few(Digits(), world.train, world.test),
+            model=Build(small_cnn, width=2, batch_norm=True),
+            method=Method(PGD(threat, steps=2, step_size=threat.eps / 2), CrossEntropy()),
+            selection=PGD(threat, steps=1),
+            evaluation=tiny,
+        )
+    if scale == "gpu":
+        wide = Build(preact_resnet18, width=0.25)
+        return replace(recipe, model=wide, batch_size=128)
+    return replace(recipe, model=Build(small_cnn, width=8, batch_norm=True))

@@ -1,0 +1,137 @@
+"""Carries a study out: every training in a folder of its own, side by side where there are cores for it."""
+
+import multiprocessing
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..environment import device_of
+from ..errors import UserError
+from ..fast import tune_process
+from ..fast.process import usable_cores
+from ..passes import cost
+from ..plain import differences
+from ..recipe import Recipe, recipe_from_plain
+from ..results import RunFolder
+from ..run import fit
+from ..trained import evaluate_run
+from .study import Findings, Study, gathered
+from .writing import write
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training and its evaluation."""
+
+    arm: str
+    seed: int
+    recipe: dict[str, Any]
+    path: Path
+    passes: float
+
+    def __str__(self) -> str:
+        return f"{self.arm}, seed {self.seed}"
+
+
+def run_study(
+    study: Study,
+    folder: Path | str,
+    *,
+    scale: str,
+    device: str = "auto",
+    workers: int | None = None,
+    overwrite: bool = False,
+    say: Say = lambda text: None,
+) -> Findings:
+    """Trains and evaluates what is not there yet, and writes what it came to: see `writing.write`.
+
+    Trainings that are finished stay as they are, interrupted ones go on. `workers` trainings run side by side, each on
+    its share of the cores: on a CPU as many as there are cores, else one. Raises `UserError` for a folder that holds
+    trainings of other recipes.
+    """
+    folder, where = Path(folder), device_of(device)
+    jobs = _jobs(study, folder)
+    if overwrite:
+        shutil.rmtree(folder / "runs", ignore_errors=True)
+    _admit(jobs)
+    left = [job for job in jobs if not _done(RunFolder(job.path))]
+    many = min(workers or (usable_cores() if where.type == "cpu" else 1), max(1, len(left)))
+    say(f"{study.title}: {len(jobs)} trainings, {len(jobs) - len(left)} of them done; {many} at a time")
+    _carry_out(sorted(left, key=lambda job: -job.passes), many, device, say)
+    findings = gathered(study, {(job.arm, job.seed): RunFolder(job.path) for job in jobs})
+    write(findings, folder, scale)
+    return findings
+
+
+def _jobs(study: Study, folder: Path) -> list[Job]:
+    jobs = []
+    for arm in study.arms:
+        recipe = arm.recipe
+        each = cost(recipe.method, recipe.update, recipe.epochs, 100).both * recipe.epochs
+        for seed in range(study.seeds):
+            path = folder / "runs" / f"{arm.folder}-{seed}"
+            jobs.append(Job(arm.name, seed, arm.seeded(seed).plain(), path, each))
+    return jobs
+
+
+def _done(run: RunFolder) -> bool:
+    return run.recipe() is not None and run.finished() and run.evaluated()
+
+
+def _admit(jobs: list[Job]) -> None:
+    """A training of another recipe is not taken for one of this study."""
+    for job in jobs:
+        known = RunFolder(job.path).recipe()
+        if known is not None and known != job.recipe:
+            changed = "; ".join(differences(known, job.recipe)[:3])
+            raise UserError(
+                f"{job.path} holds a training of another recipe ({changed}): --overwrite the trainings of this folder, "
+                "or choose another one with --out"
+            )
+
+
+def _carry_out(jobs: list[Job], workers: int, device: str, say: Say) -> None:
+    if workers == 1:
+        for count, job in enumerate(jobs, start=1):
+            say(f"{count}/{len(jobs)} {job}: {_do(job, device)}")
+        return
+    threads = max(1, usable_cores() // workers)
+    context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of torch
+    with ProcessPoolExecutor(workers, context, initializer=_settle, initargs=(threads,)) as pool:
+        futures: dict[Future[str], Job] = {pool.submit(_do, job, device): job for job in jobs}
+        open_, count = set(futures), 0
+        while open_:
+            done, open_ = wait(open_, return_when=FIRST_EXCEPTION, timeout=1.0)
+            for future in done:
+                count += 1
+                try:
+                    say(f"{count}/{len(jobs)} {futures[future]}: {future.result()}")
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+
+
+def _settle(threads: int) -> None:
+    """What a process does before its first training."""
+    torch.set_num_threads(threads)
+    tune_process()
+
+
+def _do(job: Job, device: str) -> str:
+    """Trains and evaluates what is missing of one job, and says in words what it came to."""
+    recipe: Recipe = recipe_from_plain(job.recipe)
+    run = RunFolder(job.path)
+    try:
+        if run.recipe() is None or not run.finished():
+            fit(recipe, job.path, device=device)
+        table: Mapping[str, Any] = evaluate_run(run, recipe, device=device)["last"].table()
+    except UserError as error:
+        raise UserError(f"{job}: {error}") from None
+    return ", ".join(f"{name} {100 * accuracy.value:.1f} %" for name, accuracy in table.items() if "/" not in name)

@@ -1,0 +1,140 @@
+"""A study: trainings x seeds, what they came to, and what that says about the claims of a paper."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..bootstrap import Cell, Cells, Claim, Verdict, interval, judge, observed, resampled
+from ..errors import UserError
+from ..passes import cost
+from ..recipe import Recipe
+from ..results import RunFolder
+from ..scores import Array
+
+WEIGHTS = ("best", "last")
+WORST = "worst"
+"""Stands under every adversary of the evaluation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One of the trainings that a study compares."""
+
+    name: str
+    recipe: Recipe
+
+    @property
+    def folder(self) -> str:
+        return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-")
+
+    def seeded(self, seed: int) -> Recipe:
+        return replace(self.recipe, seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """Trainings that are compared on the same test images, with the same seeds, and the claims that they decide.
+
+    `baseline` is the arm that the table gives differences to. All arms are evaluated alike.
+    """
+
+    name: str
+    title: str
+    source: str
+    baseline: str
+    arms: tuple[Arm, ...]
+    claims: tuple[Claim, ...]
+    seeds: int = 3
+    remarks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        folders = [arm.folder for arm in self.arms]
+        if len(set(folders)) < len(folders):
+            raise UserError(f"two arms of a study share a folder: {sorted(folders)}")
+        if self.baseline not in [arm.name for arm in self.arms]:
+            raise UserError(f"the baseline {self.baseline!r} is none of the arms")
+        if self.seeds < 1:
+            raise UserError(f"a study has at least one seed, not {self.seeds}")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What an arm came to. Accuracies and differences are (value, low, high), 0 to 1, by (weights, adversary)."""
+
+    arm: str
+    passes_a_step: float
+    passes: float
+    """Forward-backward passes of the whole training, in millions of images."""
+    accuracy: Mapping[tuple[str, str], tuple[float, float, float]]
+    difference: Mapping[tuple[str, str], tuple[float, float, float]]
+    """To the baseline, paired."""
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    study: Study
+    adversaries: tuple[str, ...]
+    rows: tuple[Row, ...]
+    verdicts: tuple[Verdict, ...]
+    flags: Mapping[Cell, Array]
+    curves: Mapping[str, tuple[Array, Array]]
+    """Of each arm: passes so far, and held-out robust accuracy, the mean over the seeds, after each epoch."""
+
+
+def gathered(study: Study, runs: Mapping[tuple[str, int], RunFolder]) -> Findings:
+    """What the runs, each by its arm and seed, say together."""
+    flags = _flags(study, runs)
+    replicas, seen = resampled(flags), observed(flags)
+    adversaries = tuple(dict.fromkeys(under for _, _, under in flags))
+    keys = [(which, under) for which in WEIGHTS for under in adversaries]
+    rows, curves = [], {}
+    for arm in study.arms:
+        history = [_history(runs[arm.name, seed]) for seed in range(study.seeds)]
+        steps, held_out = history[0][0], np.mean([h[1] for h in history], axis=0)
+        each = _passes(arm, steps)
+        curves[arm.name] = (each * steps * arm.recipe.batch_size * arm.recipe.views / 1e6, held_out)
+        accuracy = {
+            key: _estimate(seen, replicas, lambda cells, k=key, a=arm: cells(a.name, k[1], k[0])) for key in keys
+        }
+        difference = {
+            key: _estimate(
+                seen,
+                replicas,
+                lambda cells, k=key, a=arm: cells(a.name, k[1], k[0]) - cells(study.baseline, k[1], k[0]),
+            )
+            for key in keys
+        }
+        rows.append(Row(arm.name, each, float(curves[arm.name][0][-1]), accuracy, difference))
+    verdicts = tuple(judge(claim, flags, replicas) for claim in study.claims)
+    return Findings(study, adversaries, tuple(rows), verdicts, flags, curves)
+
+
+def _estimate(seen: Cells, replicas: Cells, statistic) -> tuple[float, float, float]:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    return float(statistic(seen)[0]), *interval(statistic(replicas))
+
+
+def _flags(study: Study, runs: Mapping[tuple[str, int], RunFolder]) -> dict[Cell, Array]:
+    """Right or not, `[S, N]`, of each arm, for both weights, under each adversary and under the worst of them."""
+    found: dict[Cell, list[Array]] = {}
+    for arm in study.arms:
+        for seed in range(study.seeds):
+            for which in WEIGHTS:
+                standing = runs[arm.name, seed].read_flags(which).standing
+                whole = {name: flags for name, flags in standing.items() if "/" not in name}
+                whole[WORST] = np.logical_and.reduce(list(whole.values()))
+                for under, flags in whole.items():
+                    found.setdefault((arm.name, which, under), []).append(flags)
+    return {cell: np.stack(flags) for cell, flags in found.items()}
+
+
+def _history(run: RunFolder) -> tuple[Array, Array]:
+    rows = [row for row in run.metrics() if "held_out" in row]
+    return np.array([row["step"] for row in rows]), np.array([row["held_out"]["robust"] for row in rows])
+
+
+def _passes(arm: Arm, steps: Array) -> float:
+    """Forward-backward passes per example and step, as the run was: an epoch is as long as its first one."""
+    recipe = arm.recipe
+    return cost(recipe.method, recipe.update, recipe.epochs, int(steps[0])).both

@@ -1,0 +1,174 @@
+"""What a study leaves behind: tables, verdicts, a figure, and the results of every example."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import report
+from ..environment import session
+from ..results import replacing, write_bytes, write_json
+from .study import WEIGHTS, Findings, Row
+
+Estimate = tuple[float, float, float]
+
+
+def write(findings: Findings, folder: Path, scale: str) -> None:
+    """Writes `study.json`, `table.csv`, `table.md` with the verdicts, `figure.svg`, `figure.png` and `examples.npz`."""
+    environment = session(0, _cpu_or_cuda())
+    write_json(folder / "study.json", _plain(findings, scale, environment))
+    write_bytes(folder / "table.csv", _csv(findings).encode())
+    write_bytes(folder / "table.md", _markdown(findings, scale, environment).encode())
+    with replacing(folder / "examples.npz") as file:
+        np.savez_compressed(file, **{"/".join(cell): flags for cell, flags in findings.flags.items()})  # type: ignore[arg-type]
+    rows = [(row.arm, {name: row.accuracy["last", name] for name in findings.adversaries}) for row in findings.rows]
+    for kind in ("svg", "png"):
+        report.study(rows, findings.curves, findings.study.title, folder / f"figure.{kind}")
+
+
+def _cpu_or_cuda() -> Any:
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _plain(findings: Findings, scale: str, environment: dict[str, Any]) -> dict[str, Any]:
+    study = findings.study
+    arms = {
+        row.arm: {
+            "passes_a_step": row.passes_a_step,
+            "million_passes": row.passes,
+            "accuracy": _nested(row.accuracy),
+            "difference": _nested(row.difference),
+            "by_seed": {
+                which: {name: findings.flags[row.arm, which, name].mean(1).tolist() for name in findings.adversaries}
+                for which in WEIGHTS
+            },
+        }
+        for row in findings.rows
+    }
+    return {
+        "study": study.name,
+        "source": study.source,
+        "scale": scale,
+        "seeds": study.seeds,
+        "examples": int(next(iter(findings.flags.values())).shape[1]),
+        "baseline": study.baseline,
+        "arms": arms,
+        "verdicts": [verdict.plain() for verdict in findings.verdicts],
+        "curves": {arm: {"passes": x.tolist(), "held_out": y.tolist()} for arm, (x, y) in findings.curves.items()},
+        "environment": environment,
+    }
+
+
+def _nested(estimates: Any) -> dict[str, dict[str, dict[str, float]]]:
+    return {
+        which: {
+            name: dict(zip(("value", "low", "high"), estimate, strict=True))
+            for (weights, name), estimate in estimates.items()
+            if weights == which
+        }
+        for which in WEIGHTS
+    }
+
+
+def _csv(findings: Findings) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        [
+            *("arm", "passes_a_step", "million_passes", "weights", "adversary"),
+            *("accuracy", "low", "high", "difference", "difference_low", "difference_high"),
+        ]
+    )
+    for row in findings.rows:
+        for (which, name), estimate in row.accuracy.items():
+            numbers = [f"{value:.5f}" for value in (*estimate, *row.difference[which, name])]
+            writer.writerow([row.arm, f"{row.passes_a_step:.4f}", f"{row.passes:.4f}", which, name, *numbers])
+    return out.getvalue()
+
+
+def _markdown(findings: Findings, scale: str, environment: dict[str, Any]) -> str:
+    study, names = findings.study, findings.adversaries
+    examples = next(iter(findings.flags.values())).shape[1]
+    head = [
+        "training",
+        "passes a step",
+        "million passes",
+        *names,
+        f"worst, less that of {study.baseline}",
+        "best epoch less last",
+    ]
+    ranked = sorted(findings.rows, key=lambda row: -row.accuracy["last", "worst"][0])
+    lines = [
+        f"# {study.title}",
+        "",
+        f"`sparring study {study.name} --scale {scale}`: {len(findings.rows)} trainings x {study.seeds} seeds, "
+        f"{examples} test images, the last weights. Accuracy in per cent with 95 % intervals (bootstrap over seeds and "
+        "images, paired for differences). *worst* counts an image only if it stands under every attack. A pass is "
+        "forward and backward.",
+        "",
+        _row(head),
+        _row(["---", *["---:"] * (len(head) - 1)]),
+        *(_row(_cells(row, findings)) for row in ranked),
+        "",
+        "## Claims",
+        "",
+        _row(["claim", "number", "found, points", "verdict at this scale"]),
+        _row(["---", "---", "---:", "---"]),
+        *(
+            _row(
+                [
+                    verdict.claim,
+                    verdict.rule,
+                    _points((verdict.value, verdict.low, verdict.high)),
+                    f"**{verdict.outcome}**",
+                ]
+            )
+            for verdict in findings.verdicts
+        ),
+        "",
+        *(f"- {remark}" for remark in study.remarks),
+        "",
+        f"Environment: {_said(environment)}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cells(row: Row, findings: Findings) -> list[str]:
+    gap = _gap(row)
+    return [
+        row.arm,
+        f"{row.passes_a_step:.2f}",
+        f"{row.passes:.2f}",
+        *(_percent(row.accuracy["last", name]) for name in findings.adversaries),
+        "" if row.arm == findings.study.baseline else _points(row.difference["last", "worst"]),
+        gap,
+    ]
+
+
+def _gap(row: Row) -> str:
+    return f"{100 * (row.accuracy['best', 'worst'][0] - row.accuracy['last', 'worst'][0]):+.1f}"
+
+
+def _percent(estimate: Estimate) -> str:
+    value, low, high = (100 * number for number in estimate)
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _points(estimate: Estimate) -> str:
+    value, low, high = (100 * number for number in estimate)
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _said(environment: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key} {value}" for key, value in environment.items() if isinstance(value, str | int) and key != "seed"
+    )
