@@ -25,6 +25,7 @@ from sparring.data import (
     Cutout,
     Digits,
     FashionMNIST,
+    Few,
     Flip,
     ImageFolder,
     hold_out,
@@ -404,3 +405,27 @@ def test_augmentation_repeats_itself_from_a_seed_and_leaves_its_input_alone(augm
     assert torch.equal(augment(x, make_rng(3)), augment(x, make_rng(3)))
     assert not torch.equal(augment(x, make_rng(3)), augment(x, make_rng(4)))
     assert torch.equal(x, kept)
+
+
+def test_few_images_are_the_first_ones():
+    train, test = Digits().load()
+    few, some = Few(Digits(), 30, 20).load()
+    assert torch.equal(few.x, train.x[:30])
+    assert torch.equal(some.y, test.y[:20])
+    assert len(Few(Digits(), 30).load()[1]) == len(test)
+    with pytest.raises(UserError, match="9999 training images are asked for, and there are 1437"):
+        Few(Digits(), 9999).load()
+    with pytest.raises(UserError, match="at least one image"):
+        Few(Digits(), 0)
+
+
+def test_views_are_the_same_images_augmented_apart():
+    data = Digits().load()[0]
+    (batch, *_) = Batches(data, 16, (Flip(),), seed=0, views=2).rest_of_epoch(0, make_rng(0))
+    assert batch.x.shape[0] == 32
+    first, second = batch.index.chunk(2)
+    assert torch.equal(first, second)
+    assert torch.equal(batch.y[:16], batch.y[16:])
+    assert not torch.equal(batch.x[:16], batch.x[16:])
+    with pytest.raises(UserError, match="once or more, not 0 times"):
+        Batches(data, 16, views=0)

@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from sparring import PGD, Build, Linf, Method, Recipe, UserError
+from sparring import PGD, Build, Linf, Method, MixUp, Progress, Recipe, UserError, at
 from sparring.models import preact_resnet18, small_cnn
 from sparring.plain import differences, from_plain, to_plain
 from sparring.recipe import recipe_from_plain
@@ -20,6 +20,13 @@ def test_the_recipes_that_were_promised_are_there():
         "cifar10_rn18_pgd",
         "cifar10_rn18_trades",
         "cifar10_wrn34_10_trades",
+        "cifar10_rn18_mart",
+        "cifar10_prn18_awp",
+        "cifar10_prn18_swa",
+        "cifar10_prn18_free",
+        "cifar10_prn18_grad_align",
+        "cifar10_prn18_moat",
+        "fashion_moat",
     } <= set(NAMES)
 
 
@@ -133,3 +140,37 @@ def test_a_derived_recipe_changes_what_it_says_and_nothing_else():
     assert changed == {"method"}
     assert isinstance(trades, Recipe)
     assert trades.model == Build(small_cnn, width=16)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"benign": 0}, "whole steps, at least one each, not \\[0, 304, 76\\]"),
+        ({"slot": 0}, "whole steps, at least one each"),
+        ({"single": 1.5}, "whole steps, at least one each"),
+        ({"order": "bxm"}, "order = 'bxm' is not made of b .benign., s .single step. and m"),
+        ({"order": ""}, "order = '' is not made of"),
+        ({"reading": "loud"}, "reading = 'loud' is not one of pure, mixed, mixup"),
+        ({"reading": "mixed", "clean": 1.0}, "sum to 1, and clean = 1 is not"),
+        ({"reading": "mixup", "alpha": 0.0}, "alpha = 0 of mixup is not above 0"),
+    ],
+)
+def test_stages_that_make_no_sense_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        find("fashion_moat")(**change)
+
+
+def test_the_stages_of_moat_are_visited_in_their_order_and_over_again():
+    recipe = find("fashion_moat")(benign=1, single=2, multi=1, slot=3, order="msb")
+    names = [type(at(recipe.method.attack, Progress(s, 100, 8))).__name__ for s in range(24)]
+    steps = [getattr(at(recipe.method.attack, Progress(s, 100, 8)), "steps", 0) for s in range(12)]
+    assert steps == [5] * 3 + [1] * 6 + [0] * 3
+    assert names[:12] == names[12:]
+
+
+def test_stages_keep_pace_with_their_objectives():
+    recipe = find("fashion_moat")(slot=2, reading="mixup")
+    lengths = [[length for length, _ in part.stages] for part in (recipe.method.attack, recipe.method.objective)]
+    assert lengths[0] == lengths[1] == [2, 8, 2]
+    assert isinstance(at(recipe.method.objective, Progress(1, 100, 8)), MixUp)
+    assert not isinstance(at(recipe.method.objective, Progress(2, 100, 8)), MixUp)

@@ -40,9 +40,18 @@ def show(args: list[str]) -> int:
 
         say(entries()[name].text + "\n")
         rich_print(Pretty(recipe, expand_all=True))
-        say(f"\nevery field: sparring train {name} --help")
+        from ..passes import cost
+
+        found = cost(recipe.method, recipe.update, recipe.epochs, _USUAL)
+        say(
+            f"\ncost: {found.forward:.3g} forward and {found.backward:.3g} backward passes an example and step, "
+            f"averaged over {recipe.epochs} epochs\nevery field: sparring train {name} --help"
+        )
     return 0
 
+
+_USUAL = 390
+"""Steps of an epoch of CIFAR-10, where no data are loaded that would tell."""
 
 _TRAIN = """\
 usage: sparring train RECIPE [--out DIR] [--overwrite] [--device NAME] [--json] [--field.path VALUE ...]

@@ -1,0 +1,73 @@
+"""Resampling: intervals that cover what they should, differences that are paired, verdicts by a stated rule."""
+
+import numpy as np
+import pytest
+
+from sparring.bootstrap import Claim, interval, judge, observed, resampled
+from sparring.errors import UserError
+
+
+def cells(seed, rate, seeds=4, examples=200, between=0.0, extra=0.0):
+    """Two trainings that differ by `extra`; seeds differ by a normal of size `between`."""
+    rng = np.random.default_rng(seed)
+    own = rate + between * rng.standard_normal((2, seeds, 1))
+    hard = rng.random((1, 1, examples))  # the same examples are hard for both
+    a, b = (hard[0] < own[0]), (hard[0] < own[1] + extra)
+    return {("a", "last", "pgd"): a, ("b", "last", "pgd"): b}
+
+
+def difference(c):
+    return c("b", "pgd") - c("a", "pgd")
+
+
+def test_what_is_observed_is_the_mean():
+    flags = cells(0, 0.6)
+    assert observed(flags)("a", "pgd")[0] == pytest.approx(flags["a", "last", "pgd"].mean())
+
+
+def test_one_seed_gives_the_binomial_interval():
+    flags = {("a", "last", "pgd"): np.arange(500)[None] < 300}
+    low, high = interval(resampled(flags)("a", "pgd"))
+    half = 1.96 * np.sqrt(0.6 * 0.4 / 500)
+    assert (low, high) == (pytest.approx(0.6 - half, abs=0.006), pytest.approx(0.6 + half, abs=0.006))
+
+
+def test_the_interval_of_a_difference_covers_the_truth_about_as_often_as_it_says():
+    covered = 0
+    for seed in range(200):
+        low, high = interval(difference(resampled(cells(seed, 0.6, between=0.03), replicas=400, seed=seed)))
+        covered += low <= 0.0 <= high
+    assert 0.87 <= covered / 200 <= 0.99  # four seeds are few: a little below 0.95
+
+
+def test_differences_are_paired():
+    flags = cells(1, 0.6)  # the same examples, no difference between seeds: a and b agree everywhere
+    assert np.all(difference(resampled(flags)) == 0.0)
+    single = resampled(flags)("a", "pgd")
+    assert interval(single)[1] - interval(single)[0] > 0.05
+
+
+@pytest.mark.parametrize(("extra", "outcome"), [(0.2, "supported"), (-0.2, "not supported"), (0.004, "undecided")])
+def test_a_verdict_follows_its_interval(extra, outcome):
+    flags = cells(2, 0.5, between=0.01, extra=extra)
+    found = judge(Claim("b is better", "b - a", difference), flags, resampled(flags))
+    assert found.outcome == outcome
+    assert found.low <= found.value <= found.high
+
+
+def test_one_seed_decides_nothing():
+    flags = cells(2, 0.5, seeds=1, extra=0.3)
+    assert judge(Claim("b is better", "b - a", difference), flags, resampled(flags)).outcome == "undecided"
+
+
+def test_the_bound_of_a_claim_counts():
+    flags = cells(2, 0.5, extra=0.2)
+    replicas = resampled(flags)
+    assert judge(Claim("much", "b - a", difference, more_than=0.1), flags, replicas).outcome == "supported"
+    assert judge(Claim("more", "b - a", difference, more_than=0.4), flags, replicas).outcome == "not supported"
+
+
+def test_other_examples_cannot_be_paired():
+    flags = {("a", "last", "pgd"): np.ones((2, 5)), ("b", "last", "pgd"): np.ones((2, 6))}
+    with pytest.raises(UserError, match="the same seeds and examples everywhere"):
+        resampled(flags)

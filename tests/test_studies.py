@@ -1,0 +1,156 @@
+"""Studies: what they write, that nothing finished is done again, that an interrupted one goes on."""
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sparring import CrossEntropy, Linf, Method, UserError
+from sparring.attacks import FGSM
+from sparring.bootstrap import Claim
+from sparring.cli import run as shell
+from sparring.results import RunFolder
+from sparring.studies import entries, find
+from sparring.studies.running import run_study
+from sparring.studies.study import Arm, Study
+
+SCALES = ("smoke", "cpu", "gpu")
+
+
+def small(tiny, **changed):
+    """Two trainings, two seeds: seconds."""
+    one = replace(tiny, epochs=1)
+    other = replace(one, method=Method(FGSM(Linf(0.1)), CrossEntropy()))
+    given = {
+        "name": "small",
+        "title": "PGD and FGSM",
+        "source": "https://arxiv.org/abs/1706.06083",
+        "baseline": "PGD-2",
+        "arms": (Arm("PGD-2", one), Arm("FGSM", other)),
+        "claims": (
+            Claim("PGD is better.", "PGD-2 less FGSM, worst", lambda c: c("PGD-2", "worst") - c("FGSM", "worst")),
+        ),
+        "seeds": 2,
+        **changed,
+    }
+    return Study(**given)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished study, to be copied."""
+    import conftest
+
+    folder = tmp_path_factory.mktemp("study")
+    said = []
+    run_study(small(conftest.tiny.__wrapped__()), folder, scale="smoke", workers=1, say=said.append)
+    return folder, said
+
+
+def test_a_study_leaves_tables_a_figure_verdicts_and_every_example(done):
+    folder, said = done
+    assert {p.name for p in folder.iterdir()} == {
+        "examples.npz",
+        "figure.png",
+        "figure.svg",
+        "runs",
+        "study.json",
+        "table.csv",
+        "table.md",
+    }
+    assert {p.name for p in (folder / "runs").iterdir()} == {"pgd-2-0", "pgd-2-1", "fgsm-0", "fgsm-1"}
+    with np.load(folder / "examples.npz") as held:
+        examples = {name: held[name] for name in held.files}
+    assert examples["PGD-2/last/pgd-3"].shape == (2, 40)
+    worst = examples["PGD-2/last/clean"] & examples["PGD-2/last/pgd-3"]
+    assert np.array_equal(examples["PGD-2/last/worst"], worst)
+    plain = json.loads((folder / "study.json").read_text())
+    value = plain["arms"]["PGD-2"]["accuracy"]["last"]["worst"]
+    assert value["value"] == pytest.approx(worst.mean())
+    assert value["low"] <= value["value"] <= value["high"]
+    assert plain["arms"]["PGD-2"]["passes_a_step"] == 3
+    assert plain["arms"]["FGSM"]["passes_a_step"] == 2
+    assert plain["arms"]["PGD-2"]["difference"]["last"]["worst"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert [v["outcome"] in ("supported", "not supported", "undecided") for v in plain["verdicts"]] == [True]
+    rows = list(csv.DictReader((folder / "table.csv").open()))
+    assert len(rows) == 2 * 2 * 3  # trainings x weights x (clean, pgd-3, worst)
+    text = (folder / "table.md").read_text()
+    assert "| PGD-2 | 3.00 |" in text
+    assert "PGD is better." in text
+    assert "<svg" in (folder / "figure.svg").read_text()
+    assert said[0] == "PGD and FGSM: 4 trainings, 0 of them done; 1 at a time"
+    assert len(said) == 5
+
+
+def test_what_is_finished_is_not_done_again(done, tiny, tmp_path):
+    folder = tmp_path / "again"
+    shutil.copytree(done[0], folder)
+    before = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*.safetensors")}
+    table, said = (folder / "table.csv").read_bytes(), []
+    run_study(small(tiny), folder, scale="smoke", workers=1, say=said.append)
+    assert said == ["PGD and FGSM: 4 trainings, 4 of them done; 1 at a time"]
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert (folder / "table.csv").read_bytes() == table
+
+
+def test_an_interrupted_study_does_what_is_missing_with_the_same_result(done, tiny, tmp_path):
+    folder = tmp_path / "cut"
+    shutil.copytree(done[0], folder)
+    shutil.rmtree(folder / "runs" / "fgsm-1")  # not begun
+    for path in (folder / "runs" / "pgd-2-0").glob("evaluation*"):  # trained, not evaluated
+        path.unlink()
+    said = []
+    run_study(small(tiny), folder, scale="smoke", workers=2, say=said.append)
+    assert said[0] == "PGD and FGSM: 4 trainings, 2 of them done; 2 at a time"
+    assert (folder / "table.csv").read_bytes() == (done[0] / "table.csv").read_bytes()
+
+
+def test_a_training_of_another_recipe_is_not_taken_for_one_of_the_study(done, tiny, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(done[0], folder)
+    changed = small(replace(tiny, batch_size=128))
+    with pytest.raises(UserError, match=r"another recipe \(batch_size: 256 -> 128\): --overwrite"):
+        run_study(changed, folder, scale="smoke", workers=1)
+    run_study(changed, folder, scale="smoke", workers=1, overwrite=True)
+    assert RunFolder(folder / "runs" / "fgsm-0").recipe()["batch_size"] == 128
+
+
+def test_a_study_that_makes_no_sense_is_refused(tiny):
+    one = Arm("a", tiny)
+    with pytest.raises(UserError, match="share a folder"):
+        small(tiny, arms=(one, Arm("A", tiny)), baseline="a")
+    with pytest.raises(UserError, match="'b' is none of the arms"):
+        small(tiny, arms=(one,), baseline="b")
+    with pytest.raises(UserError, match="at least one seed, not 0"):
+        small(tiny, seeds=0)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", sorted(entries()))
+def test_every_study_can_be_made_at_every_scale(name, scale):
+    study = find(name)(scale)
+    assert study.name == name
+    assert study.seeds >= (1 if scale == "smoke" else 3)
+    assert all(
+        set(arm.recipe.evaluation.adversaries) == set(study.arms[0].recipe.evaluation.adversaries) for arm in study.arms
+    )
+    for arm in study.arms:
+        assert arm.recipe.plain()["$"] == "recipe:Recipe"
+
+
+def test_an_unknown_study_or_scale_is_refused():
+    with pytest.raises(UserError, match="no study 'trick': did you mean tricks"):
+        find("trick")
+    with pytest.raises(UserError, match="no scale 'huge': smoke, cpu, gpu"):
+        find("tricks")("huge")
+
+
+@pytest.mark.parametrize("name", sorted(entries()))
+def test_the_smoke_scale_of_a_study_runs_from_the_shell(name, tmp_path, capsys):
+    assert shell(["study", name, "--scale", "smoke", "--out", str(tmp_path / "s"), "--workers", "1", "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["study"] == name
+    assert {verdict["outcome"] for verdict in plain["verdicts"]} == {"undecided"}  # one seed decides nothing
