@@ -121,6 +121,8 @@ def test_a_stopped_run_ends_with_its_last_healthy_weights(tmp_path):
     assert status["step"] == event["step"] < 3 * 20
     assert max(row["step"] for row in run.metrics()) <= status["step"]
     assert read_weights(run.weights("last"))[1]["step"] == status["step"]
+    assert status["best"]["step"] <= status["step"]
+    assert run.weights("best").exists()
 
 
 class Killed(BaseException):

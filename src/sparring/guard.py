@@ -85,7 +85,8 @@ class Guard:
 
     def due(self, progress: Progress) -> bool:
         """Whether it looks after this step, besides the end of each epoch."""
-        return progress.step % max(1, progress.steps_per_epoch // self.checks) == 0
+        within, size = (progress.step - 1) % progress.steps_per_epoch + 1, progress.steps_per_epoch
+        return within * self.checks // size > (within - 1) * self.checks // size
 
     def alarm(self, health: Health, best: float) -> str | None:
         """Why this is catastrophic overfitting, where PGD left `best` standing at its best; None if it is not."""

@@ -82,6 +82,14 @@ def mixed_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
 
 
+def seed_of_step(step: int) -> int:
+    """For what an objective draws: the same however often it is asked in a step, another for another seed of torch.
+
+    That seed is part of torch's generator, and saved with it.
+    """
+    return mixed_seed(torch.initial_seed(), step)
+
+
 _STRIDE = -0x61C8864680B583EB  # 2^64 divided by the golden ratio, as a signed number
 
 

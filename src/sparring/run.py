@@ -92,6 +92,9 @@ def fit(
             hooks = (held_out, record, *guarding, save)
             loop = Loop(recipe.epochs, recipe.lr, recipe.update, recipe.averaging, hooks, search)
             stopped = _train(loop, recipe, state, batches, watch, _Back(run, checkpoints, best, say))
+            if stopped:  # perhaps in the middle of the first epoch, where nothing was the best yet
+                held_out.on_epoch(state, Progress(state.step, len(batches), recipe.epochs))
+                best.settle(state)
             _write_weights(run, "last", recipe, state, train)
             run.set_status({"finished": True, "step": state.step, "best": state.best, **stopped})
     return run

@@ -1,11 +1,12 @@
 """`sparring study`."""
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .common import argument, print_json, say
+from .common import argument, ourselves, print_json, say
 
 _STUDY = """\
 usage: sparring study NAME [--scale smoke|cpu|gpu] [--out DIR] [--workers N] [--overwrite] [--json]
@@ -33,6 +34,10 @@ class _Options:
     """Print study.json on standard output instead of sentences."""
 
 
+def _again(args: list[str]) -> str:
+    return shlex.join([ourselves(), "study", *(a for a in args if a != "--overwrite")])
+
+
 def study(args: list[str]) -> int:
     from ..studies import entries, find
 
@@ -53,15 +58,19 @@ def study(args: list[str]) -> int:
     if options.seeds is not None:
         wanted = replace(wanted, seeds=options.seeds)
     folder = Path(options.out or f"results/{name}-{options.scale}")
-    findings = run_study(
-        wanted,
-        folder,
-        scale=options.scale,
-        device=options.device,
-        workers=options.workers,
-        overwrite=options.overwrite,
-        say=lambda text: say(text, sys.stderr),
-    )
+    try:
+        findings = run_study(
+            wanted,
+            folder,
+            scale=options.scale,
+            device=options.device,
+            workers=options.workers,
+            overwrite=options.overwrite,
+            say=lambda text: say(text, sys.stderr),
+        )
+    except KeyboardInterrupt:
+        say(f"sparring: stopped; what is trained is kept. Go on with: {_again(args)}", sys.stderr)
+        return 130
     if options.json:
         print_json(read_json(folder / "study.json"))
         return 0

@@ -142,6 +142,8 @@ def _report_training(run: "RunFolder", as_json: bool) -> None:
         print_json({"run": str(run.path), **status})
         return
     best = status["best"]
+    if events := run.guard():
+        say(f"guard: {len(events)} {'event' if len(events) == 1 else 'events'} in {run.path / 'guard.json'}")
     say(
         f"{run.path}: trained {status['step']} steps; best after step {best['step']}, held-out accuracy "
         f"{100 * best['clean']:.1f} % clean, {100 * best['robust']:.1f} % robust\n"

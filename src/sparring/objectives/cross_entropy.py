@@ -12,9 +12,10 @@ from ..losses import Untargeted
 class CrossEntropy(Objective):
     """Adversarial training of Madry et al. (https://arxiv.org/abs/1706.06083); with `Benign`, standard training.
 
-    `label_smoothing` acts on the update only: the attack raises the hard loss (https://arxiv.org/abs/2010.00467).
-    `clean` is the weight of the clean images in the update, the adversarial ones have the rest: 0.5 is the mixed
-    training of https://arxiv.org/abs/1611.01236.
+    `label_smoothing` acts on the update only, the attack raises the hard loss; the true class has 1 - s, every other
+    one s / (C - 1) (https://arxiv.org/abs/2010.00467; torch's own smoothing gives the true class s / C more). `clean`
+    is the weight of the clean images in the update, the adversarial ones have the rest: 0.5 is the mixed training of
+    https://arxiv.org/abs/1611.01236.
     """
 
     label_smoothing: float = 0.0
@@ -26,8 +27,8 @@ class CrossEntropy(Objective):
                 f"the weights of clean and adversarial images sum to 1, and clean = {self.clean:g} is not in [0, 1); "
                 "for clean images alone use Benign()"
             )
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"label_smoothing = {self.label_smoothing:g} is not in [0, 1)")
+        if not 0 <= self.label_smoothing <= 0.5:
+            raise UserError(f"label_smoothing = {self.label_smoothing:g} is not in [0, 0.5]")
 
     def inner(self, ctx: Context) -> PointLoss:
         return Untargeted(ctx.lens.logits, ctx.batch.y)
@@ -39,4 +40,7 @@ class CrossEntropy(Objective):
         return {"ce": (1 - self.clean) * adversarial, "ce_clean": self.clean * self._at(ctx, ctx.batch.x)}
 
     def _at(self, ctx: Context, x: Tensor) -> Tensor:
-        return F.cross_entropy(ctx.lens.logits(x), ctx.batch.y, label_smoothing=self.label_smoothing)
+        logits = ctx.lens.logits(x)
+        classes = logits.shape[1]
+        spread = self.label_smoothing * classes / (classes - 1) if self.label_smoothing else 0.0
+        return F.cross_entropy(logits, ctx.batch.y, label_smoothing=min(1.0, spread))

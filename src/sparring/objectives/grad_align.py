@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..core import Context, Terms
 from ..errors import UserError
-from ..randomness import make_rng, mixed_seed, uniform
+from ..randomness import make_rng, seed_of_step, uniform
 from ..threats import Linf
 from ..views import statistics_kept
 from .added import Term
@@ -26,7 +26,6 @@ class GradAlign(Term):
 
     threat: Linf
     weight: float = 0.2
-    seed: int = 0
 
     @staticmethod
     def weight_for(eps: float) -> float:
@@ -35,7 +34,7 @@ class GradAlign(Term):
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         _refuse_compiled(ctx.lens.model)
-        x, rng = ctx.batch.x.detach(), make_rng(mixed_seed(self.seed, ctx.progress.step), ctx.batch.x.device)
+        x, rng = ctx.batch.x.detach(), make_rng(seed_of_step(ctx.progress.step), ctx.batch.x.device)
         near = x + uniform(x, rng, -self.threat.eps, self.threat.eps)
         with statistics_kept(ctx.lens.model):
             here = _gradient(ctx, x, twice=False)

@@ -8,19 +8,18 @@ from torch import Tensor
 from ..core import Context, Objective, PointLoss, Terms
 from ..errors import UserError
 from ..losses import Untargeted
-from ..randomness import make_rng, mixed_seed
+from ..randomness import make_rng, seed_of_step
 
 
 @dataclass(frozen=True, slots=True)
 class MixUp(Objective):
     """Cross-entropy on images mixed in pairs (https://arxiv.org/abs/1710.09412), one share from Beta(alpha, alpha).
 
-    What is mixed is what the attack returns: clean images with `Benign()`. Share and pairs are a function of `seed` and
-    the step alone.
+    What is mixed is what the attack returns: clean images with `Benign()`. Share and pairs are a function of the step
+    and of the seed that torch was given.
     """
 
     alpha: float = 1.0
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.alpha <= 0:
@@ -30,7 +29,7 @@ class MixUp(Objective):
         return Untargeted(ctx.lens.logits, ctx.batch.y)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
-        chance, y = mixed_seed(self.seed, ctx.progress.step), ctx.batch.y
+        chance, y = seed_of_step(ctx.progress.step), ctx.batch.y
         share = float(np.random.default_rng(chance).beta(self.alpha, self.alpha))
         other = torch.randperm(len(y), generator=make_rng(chance)).to(y.device)
         logits = ctx.lens.logits(share * x_adv + (1 - share) * x_adv[other])

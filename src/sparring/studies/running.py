@@ -2,8 +2,12 @@
 
 import multiprocessing
 import shutil
-from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+import signal
+import types
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ from ..environment import device_of
 from ..errors import UserError
 from ..fast import tune_process
 from ..fast.process import usable_cores
+from ..hooks import Interrupted
 from ..passes import cost
 from ..plain import differences
 from ..recipe import Recipe, recipe_from_plain
@@ -104,18 +109,38 @@ def _carry_out(jobs: list[Job], workers: int, device: str, say: Say) -> None:
         return
     threads = max(1, usable_cores() // workers)
     context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of torch
-    with ProcessPoolExecutor(workers, context, initializer=_settle, initargs=(threads,)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_settle, initargs=(threads,)) as pool, _terminable():
         futures: dict[Future[str], Job] = {pool.submit(_do, job, device): job for job in jobs}
-        open_, count = set(futures), 0
-        while open_:
-            done, open_ = wait(open_, return_when=FIRST_EXCEPTION, timeout=1.0)
-            for future in done:
-                count += 1
-                try:
-                    say(f"{count}/{len(jobs)} {futures[future]}: {future.result()}")
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+        try:
+            for count, future in enumerate(as_completed(futures), start=1):
+                say(f"{count}/{len(jobs)} {futures[future]}: {future.result()}")
+        except BrokenProcessPool:
+            raise UserError(
+                "a process that trained died, perhaps for want of memory: give fewer --workers; the command goes on"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()  # a training saves what it has
+            raise
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM is taken for Ctrl-C, so that no process is left behind. Outside the main thread it cannot be."""
+
+    def interrupt(number: int, frame: types.FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _settle(threads: int) -> None:
@@ -134,4 +159,6 @@ def _do(job: Job, device: str) -> str:
         table: Mapping[str, Any] = evaluate_run(run, recipe, device=device)["last"].table()
     except UserError as error:
         raise UserError(f"{job}: {error}") from None
+    except Interrupted:
+        raise KeyboardInterrupt from None  # what a process can hand on
     return ", ".join(f"{name} {100 * accuracy.value:.1f} %" for name, accuracy in table.items() if "/" not in name)

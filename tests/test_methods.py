@@ -1,0 +1,83 @@
+"""Every method trains on the digits through `fit`, and goes on bit for bit from where it was interrupted."""
+
+from dataclasses import replace
+
+import pytest
+
+import sparring as sp
+from sparring import (
+    FGSM,
+    PGD,
+    Anywhere,
+    Benign,
+    Build,
+    CrossEntropy,
+    Cycle,
+    Descend,
+    Linf,
+    Method,
+    Near,
+    Phases,
+    Sum,
+    fit,
+)
+from sparring.data import Flip
+from sparring.hooks import Interrupted
+from sparring.models import small_cnn
+
+BALL = Linf(0.1)
+SHORT = PGD(BALL, steps=2, step_size=0.05)
+RS = FGSM(BALL, 0.125, Anywhere())
+
+
+def method(objective, attack=SHORT, **views):
+    return {"method": Method(attack, objective, **views)}
+
+
+CHANGES = {
+    "mart": method(sp.MART(), PGD(BALL, 2, 0.05, Near())),
+    "alp": method(Sum((CrossEntropy(clean=0.5), sp.LogitPairing()))),
+    "consistency": {**method(Sum((CrossEntropy(), sp.Consistency()))), "views": 2, "augment": (Flip(),)},
+    "awp": {"update": sp.WeightPerturbed(0.01)},
+    "awp later": {"update": Phases(((0, Descend()), (1, sp.WeightPerturbed(0.005))))},
+    "swa": {"averaging": sp.SWA(1)},
+    "fgsm-rs": method(CrossEntropy(), RS),
+    "n-fgsm": method(CrossEntropy(), sp.NFGSM(BALL)),
+    "zero-grad": method(CrossEntropy(), sp.ZeroGrad(BALL)),
+    "multi-grad": method(CrossEntropy(), sp.MultiGrad(BALL)),
+    "grad-align": method(Sum((CrossEntropy(), sp.GradAlign(BALL))), FGSM(BALL)),
+    "free": {"method": sp.Free(BALL, 3)},
+    "moat": method(CrossEntropy(), Cycle(((1, Benign()), (2, RS), (1, SHORT)))),
+    "moat, mixup": method(
+        sp.Staged(((1, sp.MixUp()), (3, CrossEntropy(clean=0.5)))), Cycle(((1, Benign()), (2, RS), (1, SHORT)))
+    ),
+    "label smoothing": method(CrossEntropy(label_smoothing=0.2)),
+    "statistics": method(sp.Statistics(CrossEntropy(), "both"), inner_view=sp.batch_statistics),
+    "training mode": method(CrossEntropy(), inner_view=sp.train_mode),
+    "patience": method(CrossEntropy(), Phases(((0, replace(SHORT, patience=0)), (1, replace(SHORT, patience=1))))),
+    "eps warm-up": method(CrossEntropy(), sp.EpsWarmUp(SHORT, 2)),
+    "central": {"optimizer": sp.SGD(centralize="weights")},
+    "adam": {"optimizer": sp.Adam(), "lr": 0.001},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_method_trains_and_resumes_bit_for_bit_on_digits(name, tiny, tmp_path):
+    recipe = replace(tiny, model=Build(small_cnn, width=4, batch_norm=True), **CHANGES[name])
+    whole = fit(recipe, tmp_path / "whole")
+
+    def stop(news):
+        if news.progress.step == 7 and news.held_out is None:  # in the middle of the second epoch of five steps
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        fit(recipe, tmp_path / "cut", show=stop)
+    cut = fit(recipe, tmp_path / "cut")
+    assert cut.weights("last").read_bytes() == whole.weights("last").read_bytes()
+    losses = [sum(row["terms"].values()) for row in whole.metrics() if "terms" in row]
+    assert losses
+    held_out = [row["held_out"] for row in whole.metrics() if "held_out" in row]
+    assert len(held_out) == 3
