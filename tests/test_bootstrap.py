@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sparring.bootstrap import Claim, interval, judge, observed, resampled
+from sparring.bootstrap import Claim, judge, observed, resampled
 from sparring.errors import UserError
 
 
@@ -25,26 +25,41 @@ def test_what_is_observed_is_the_mean():
     assert observed(flags)("a", "pgd")[0] == pytest.approx(flags["a", "last", "pgd"].mean())
 
 
+def interval(flags, statistic, **how):
+    value = float(statistic(observed(flags))[0])
+    return resampled(flags, **how).interval(statistic, value)
+
+
 def test_one_seed_gives_the_binomial_interval():
     flags = {("a", "last", "pgd"): np.arange(500)[None] < 300}
-    low, high = interval(resampled(flags)("a", "pgd"))
     half = 1.96 * np.sqrt(0.6 * 0.4 / 500)
-    assert (low, high) == (pytest.approx(0.6 - half, abs=0.006), pytest.approx(0.6 + half, abs=0.006))
+    assert interval(flags, lambda c: c("a", "pgd")) == pytest.approx((0.6 - half, 0.6 + half), abs=0.002)
 
 
-def test_the_interval_of_a_difference_covers_the_truth_about_as_often_as_it_says():
+@pytest.mark.parametrize(("between", "examples"), [(0.05, 1000), (0.03, 100), (0.0, 100)])
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_the_interval_of_a_difference_covers_the_truth_as_often_as_it_says(seeds, between, examples):
     covered = 0
-    for seed in range(200):
-        low, high = interval(difference(resampled(cells(seed, 0.6, between=0.03), replicas=400, seed=seed)))
+    for seed in range(100):
+        flags = cells(seed, 0.6, seeds=seeds, between=between, examples=examples)
+        low, high = interval(flags, difference, replicas=300, seed=seed)
         covered += low <= 0.0 <= high
-    assert 0.87 <= covered / 200 <= 0.99  # four seeds are few: a little below 0.95
+    assert covered / 100 >= 0.89  # 0.95, less what 100 trials can miss it by
+
+
+def test_few_seeds_that_differ_give_the_interval_of_student():
+    rates = np.array([0.5, 0.6, 0.7])
+    flags = {("a", "last", "pgd"): np.arange(10_000)[None] < 10_000 * rates[:, None]}
+    low, high = interval(flags, lambda c: c("a", "pgd"))
+    half = 4.303 * rates.std(ddof=1) / np.sqrt(3)  # t with two degrees of freedom
+    assert (low, high) == pytest.approx((0.6 - half, 0.6 + half), abs=0.01)
 
 
 def test_differences_are_paired():
     flags = cells(1, 0.6)  # the same examples, no difference between seeds: a and b agree everywhere
-    assert np.all(difference(resampled(flags)) == 0.0)
-    single = resampled(flags)("a", "pgd")
-    assert interval(single)[1] - interval(single)[0] > 0.05
+    assert interval(flags, difference) == (0.0, 0.0)
+    low, high = interval(flags, lambda c: c("a", "pgd"))
+    assert high - low > 0.05
 
 
 @pytest.mark.parametrize(("extra", "outcome"), [(0.2, "supported"), (-0.2, "not supported"), (0.004, "undecided")])

@@ -15,6 +15,7 @@ Outcome = Literal["supported", "not supported", "undecided"]
 
 REPLICAS = 4000
 LEVEL = 0.95
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +28,40 @@ class Cells:
         return self.values[arm, which, under]
 
 
+Statistic: TypeAlias = Callable[[Cells], Array]
+
+
 def observed(flags: Mapping[Cell, Array]) -> Cells:
     """The accuracies themselves. `flags` are `[S, N]`: right or not, by seed and example."""
     return Cells({cell: np.array([each.mean()]) for cell, each in flags.items()})
 
 
-def resampled(flags: Mapping[Cell, Array], replicas: int = REPLICAS, seed: int = 0) -> Cells:
-    """The accuracies in so many draws of seeds and examples, the same in all cells: differences are paired.
+@dataclass(frozen=True, slots=True)
+class Resampled:
+    """Replicas of the accuracies of `seeds` trainings: with seeds and examples drawn, and with seeds alone."""
+
+    both: Cells
+    seeds_alone: Cells
+    seeds: int
+
+    def interval(self, statistic: Statistic, value: float) -> tuple[float, float]:
+        """95 % around the observed `value`: Student's t, with the standard error that the replicas have.
+
+        Its degrees of freedom are Satterthwaite's (https://doi.org/10.2307/3002019): S - 1 where seeds make all the
+        difference, many where examples do. A percentile of a few seeds would never lie outside of them.
+        """
+        from scipy.stats import t
+
+        total = float(statistic(self.both).var())
+        between = min(float(statistic(self.seeds_alone).var()), total)
+        real = self.seeds > 1 and between > _ROUNDING * total
+        freedom = (self.seeds - 1) * (total / between) ** 2 if real else math.inf
+        half = float(t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(total)
+        return value - half, value + half
+
+
+def resampled(flags: Mapping[Cell, Array], replicas: int = REPLICAS, seed: int = 0) -> Resampled:
+    """Accuracies in so many draws of seeds and examples, the same in all cells: differences are paired.
 
     S - 1 of S seeds are drawn, which makes the variance between seeds unbiased where few were trained (the rescaling
     bootstrap of Rao and Wu, https://doi.org/10.1080/01621459.1988.10478591, with m = n - 1). With one seed, the
@@ -47,13 +75,9 @@ def resampled(flags: Mapping[Cell, Array], replicas: int = REPLICAS, seed: int =
     chosen = rng.integers(seeds, size=(replicas, max(1, seeds - 1)))
     weights = rng.multinomial(examples, np.full(examples, 1 / examples), size=replicas).astype(np.float32) / examples
     rows = np.arange(replicas)[:, None]
-    return Cells({cell: (weights @ each.T.astype(np.float32))[rows, chosen].mean(1) for cell, each in flags.items()})
-
-
-def interval(values: Array) -> tuple[float, float]:
-    """The middle 95 % of the replicas."""
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    both = {cell: (weights @ each.T.astype(np.float32))[rows, chosen].mean(1) for cell, each in flags.items()}
+    alone = {cell: each.mean(1)[chosen].mean(1) for cell, each in flags.items()}
+    return Resampled(Cells(both), Cells(alone), seeds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +89,7 @@ class Claim:
 
     sentence: str
     rule: str
-    statistic: Callable[[Cells], Array]
+    statistic: Statistic
     more_than: float = 0.0
 
 
@@ -87,15 +111,14 @@ class Verdict:
         return asdict(self)
 
 
-def judge(claim: Claim, flags: Mapping[Cell, Array], replicas: Cells) -> Verdict:
+def judge(claim: Claim, flags: Mapping[Cell, Array], replicas: Resampled) -> Verdict:
     value = float(claim.statistic(observed(flags))[0])
-    low, high = interval(claim.statistic(replicas))
     if math.isnan(value):
         raise UserError(f"the number of {claim.sentence!r} is not defined")
-    seeds = next(iter(flags.values())).shape[0]
+    low, high = replicas.interval(claim.statistic, value)
     outcome: Outcome = "undecided"
-    if seeds > 1 and low > claim.more_than:
+    if replicas.seeds > 1 and low > claim.more_than:
         outcome = "supported"
-    elif seeds > 1 and high <= claim.more_than:
+    elif replicas.seeds > 1 and high <= claim.more_than:
         outcome = "not supported"
     return Verdict(claim.sentence, claim.rule, value, low, high, outcome)

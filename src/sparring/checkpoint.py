@@ -35,6 +35,9 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.pinned: int | None = None
+        for aside in folder.glob(".step-*.old"):  # a kill came between two renames
+            original = folder / aside.name[1 : -len(".old")]
+            shutil.rmtree(aside) if original.exists() else aside.rename(original)
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}"
@@ -52,9 +55,11 @@ class Checkpoints:
         writing = self.folder / ".writing"
         try:
             self._write(writing, state)
+            aside = self.folder / f".{target.name}.old"
             if target.exists():
-                shutil.rmtree(target)
+                target.rename(aside)
             writing.rename(target)
+            shutil.rmtree(aside, ignore_errors=True)
         except OSError:
             shutil.rmtree(writing, ignore_errors=True)
             raise

@@ -224,7 +224,7 @@ class Loop:
 
 
 def _images(batches: Batches, state: State) -> Iterator[Tensor]:
-    """Those of the epoch to come, as they will be augmented; nothing that training draws from moves."""
+    """Those of the epoch to come, augmented by chance of their own; nothing that training draws from moves."""
     rng = torch.Generator(state.rng.device)
     rng.set_state(state.rng.get_state())
     for batch in batches.rest_of_epoch(state.step, rng):

@@ -126,9 +126,9 @@ def _percent(share: float) -> str:
 class Alarm(Exception):  # noqa: N818
     """Training has overfitted catastrophically, and something is to be done."""
 
-    def __init__(self, step: int, why: str) -> None:
+    def __init__(self, step: int, why: str, health: Health) -> None:
         super().__init__(f"catastrophic overfitting by step {step}: {why}")
-        self.step = step
+        self.step, self.health = step, health
 
 
 @dataclass(slots=True)
@@ -145,18 +145,22 @@ class Watch:
         empty: dict[str, Any] = {"healthy": None, "best": 0.0, "alarmed": False, "until": 0, "events": [], "peak": None}
         return state.notes.setdefault("guard", empty)
 
+    def examined(self, model: nn.Module, state: State) -> Health:
+        return examine(model, self.data, self.guard, self.search, mixed_seed(self.seed, state.step))
+
     def look(self, state: State, progress: Progress) -> tuple[Health, str | None]:
         """The health now, and an event to tell of, if there is one. Raises `Alarm` where the guard is to act."""
-        health = examine(state.model, self.data, self.guard, self.search, mixed_seed(self.seed, state.step))
-        notes = self.notes(state)
+        health, notes = self.examined(state.model, state), self.notes(state)
         why, before = self.guard.alarm(health, notes["best"]), notes["alarmed"]
         notes["alarmed"] = why is not None
         if why is None:
             notes["healthy"], notes["best"] = state.step, max(notes["best"], health.pgd)
             return health, None
         if self.guard.action != "report" and state.step >= notes["until"]:
-            raise Alarm(state.step, why)
-        return health, None if before else self._event(state, f"catastrophic overfitting: {why}", "reported")
+            raise Alarm(state.step, why, health)
+        if before:
+            return health, None
+        return health, self._event(state, f"catastrophic overfitting: {why}", "reported", health)
 
     def overfitting(self, state: State, health: Health, held_out: float) -> str | None:
         """The event of robust overfitting, once for each best epoch."""
@@ -175,22 +179,24 @@ class Watch:
             f"at its best, while that on training images rose from {_percent(peak['training'])} to "
             f"{_percent(health.pgd)}",
             "reported",
+            health,
         )
 
-    def rescued(self, state: State, alarm: Alarm, progress: Progress) -> str:
-        """Notes the rescue that begins at the state, to which training has gone back."""
+    def rescued(self, state: State, alarm: Alarm, steps_per_epoch: int, gone_back: bool) -> str:
+        """Notes the rescue that begins at the state."""
         notes = self.notes(state)
         times = sum(event["action"] == "rescued" for event in notes["events"])
-        length = max(1, round(self.guard.rescue_epochs * progress.steps_per_epoch * 2**times))
+        length = max(1, round(self.guard.rescue_epochs * steps_per_epoch * 2**times))
         notes["until"], notes["alarmed"] = state.step + length, False
         return self._event(
             state,
-            f"{alarm}; back to step {state.step}, and on with {self.guard.rescuer()} for {length} steps",
+            f"{alarm}; {_where(state, gone_back)}, and on with {self.guard.rescuer()} for {length} steps",
             "rescued",
+            alarm.health,
         )
 
-    def stopped(self, state: State, alarm: Alarm) -> str:
-        return self._event(state, f"{alarm}; stopped, with the weights of step {state.step}", "stopped")
+    def stopped(self, state: State, alarm: Alarm, gone_back: bool) -> str:
+        return self._event(state, f"{alarm}; {_where(state, gone_back)}, and stopped", "stopped", alarm.health)
 
     def now(self, method: Steps, state: State) -> tuple[Steps, int | None]:
         """The method of this moment, and the step at which another one takes over."""
@@ -200,9 +206,14 @@ class Watch:
         assert isinstance(method, Method)
         return replace(method, attack=self.guard.rescuer()), until
 
-    def _event(self, state: State, what: str, action: str) -> str:
-        self.notes(state)["events"].append({"step": state.step, "action": action, "what": what})
+    def _event(self, state: State, what: str, action: str, health: Health) -> str:
+        event = {"step": state.step, "action": action, "what": what, "health": plain(health)}
+        self.notes(state)["events"].append(event)
         return f"guard, step {state.step}: {what}"
+
+
+def _where(state: State, gone_back: bool) -> str:
+    return f"back to step {state.step}" if gone_back else f"no healthy checkpoint to go back to at step {state.step}"
 
 
 def plain(health: Health) -> dict[str, float | None]:

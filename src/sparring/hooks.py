@@ -92,6 +92,8 @@ class Guarding:
 
     def on_epoch(self, state: State, progress: Progress) -> None:
         health = self._look(state, progress)
+        if state.average is not None:  # the held-out accuracy is that of the average
+            health = self.watch.examined(state.average, state)
         self._tell(state, self.watch.overfitting(state, health, self.held_out.latest["robust"]))
 
     def _look(self, state: State, progress: Progress) -> Health:

@@ -13,7 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from .core import Attack, Closure, PointLoss, Progress, Schedule, Search, Terms, Update, at
 from .engine import STAGES, Batches, Method, State, Steps
-from .passes import Passes, Watched, cost
+from .errors import UserError
+from .passes import Passes, Watched, cost, cost_now
 from .randomness import Rng
 
 
@@ -26,15 +27,14 @@ class Pace:
     """The share of the time that the attack takes, 0 to 1."""
     forward: float
     backward: float
-    mean: float
-    """Forward-backward passes per example and step, over the whole of training."""
+    mean: float | None
+    """Forward-backward passes per example and step over the whole of training, if it goes on at another cost."""
     seconds_left: float
 
     def __str__(self) -> str:
         left = self.seconds_left
         to_go = f"{left / 3600:.1f} hours" if left > 3600 else f"{left / 60:.1f} minutes"
-        both = (self.forward + self.backward) / 2
-        changes = "" if abs(self.mean - both) < 0.01 * both else f", {self.mean:.3g} of both over the whole of training"
+        changes = "" if self.mean is None else f", {self.mean:.3g} of both over the whole of training"
         return (
             f"about {self.images_per_second:,.0f} images/s, {100 * self.in_attack:.0f} % of the time in the attack; "
             f"{self.forward:.3g} forward and {self.backward:.3g} backward passes an example{changes}; "
@@ -79,18 +79,27 @@ def measure(
         step()
         seconds, count, left = step(), len(batch.x), epochs * len(batches) - state.step
         forward, backward = passes.forward / count, passes.backward / count
-        mean = cost(method, update, epochs, len(batches)).both
+        mean, now = _costs(method, update, progress)
         pace = Pace(
             images_per_second=count / seconds,
             in_attack=clock.seconds / seconds,
             forward=forward,
             backward=backward,
-            mean=mean,
-            seconds_left=seconds * left * 2 * mean / (forward + backward),
+            mean=None if abs(mean - now) < 0.01 * now else mean,
+            seconds_left=seconds * left * mean / now,
         )
         if trace is not None:
             _profiled(step, trace)
     return pace
+
+
+def _costs(method: Steps, update: Update | Schedule[Update], progress: Progress) -> tuple[float, float]:
+    """The passes of a step, over the whole of training and now; of methods that no toy can take, a 1 for each."""
+    try:
+        whole = cost(method, update, progress.epochs, progress.steps_per_epoch).both
+        return whole, cost_now(method, update, progress).both
+    except UserError:
+        return 1.0, 1.0
 
 
 def _timed(method: Steps, progress: Progress) -> "tuple[Steps, _Timed]":

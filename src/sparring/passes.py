@@ -91,6 +91,11 @@ def cost(method: Steps, update: Update | Schedule[Update], epochs: int, steps_pe
     return found
 
 
+def cost_now(method: Steps, update: Update | Schedule[Update], progress: Progress) -> Passes:
+    """The same of the step that `progress` is before."""
+    return _counted(method, at(update, progress), progress)
+
+
 def _kind(value: Any, progress: Progress) -> Any:
     """What a value is at this moment; of a real number only whether it is 0, as no other changes a count of passes."""
     value = at(value, progress)
@@ -106,10 +111,10 @@ _IMAGES = 4
 
 def _counted(method: Steps, update: Update, progress: Progress) -> Passes:
     """One step, per example."""
-    data = Data(torch.full((_IMAGES, 1, 4, 4), 0.5), torch.zeros(_IMAGES, dtype=torch.long), ("right", "b", "c", "d"))
+    data = Data(torch.full((_IMAGES, 3, 32, 32), 0.5), torch.zeros(_IMAGES, dtype=torch.long), ("right", "b", "c", "d"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = _Toy()
+        model = _toy()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     state = State.start(method, model, optimizer, data)
     found = Passes()
@@ -125,14 +130,10 @@ def _counted(method: Steps, update: Update, progress: Progress) -> Passes:
     return Passes(found.forward / _IMAGES, found.backward / _IMAGES)
 
 
-class _Toy(nn.Module):
+def _toy() -> Classifier:
     """Always right, so that no attack stops early; and with a gradient everywhere."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features, self.head = nn.Linear(16, 8), nn.Linear(8, 4)
-        self.norm = nn.BatchNorm1d(8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.head(torch.tanh(self.norm(self.features(x.flatten(1)))))
-        return logits + logits.new_tensor([20.0, 0.0, 0.0, 0.0])
+    body = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 8), nn.BatchNorm1d(8), nn.Tanh())
+    head = nn.Linear(8, 4)
+    with torch.no_grad():
+        head.bias.copy_(torch.tensor([20.0, 0.0, 0.0, 0.0]))
+    return Classifier(body, head)

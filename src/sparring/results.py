@@ -124,6 +124,10 @@ class RunFolder:
         sessions = read_json(self._environment)["sessions"] if self._environment.exists() else []
         write_json(self._environment, {"sessions": [*sessions, dict(session)]})
 
+    def sessions(self) -> list[dict[str, Any]]:
+        """The starts and resumptions of the run."""
+        return list(read_json(self._environment)["sessions"])
+
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         with self._metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -103,8 +103,9 @@ def fit(
 def _guarding(recipe: Recipe, batches: Batches, pace: Pace) -> list[str]:
     if recipe.guard is None:
         return []
-    added = recipe.guard.added(recipe.batch_size * recipe.views, len(batches), pace.mean)
-    return [f"the guard looks {recipe.guard.checks} times an epoch, which adds up to {100 * added:.2g} % of the passes"]
+    mean = pace.mean or (pace.forward + pace.backward) / 2
+    added = recipe.guard.added(recipe.batch_size * recipe.views, len(batches), mean)
+    return [f"the guard looks {recipe.guard.checks} times an epoch, which adds up to {100 * added:.3g} % of the passes"]
 
 
 def _watched(guard: Guard, train: Data) -> Data:
@@ -119,18 +120,21 @@ def _train(
     if watch is None:
         loop.run(recipe.method, state, batches)
         return {}
-    back.checkpoints.pinned = watch.notes(state)["healthy"]
+    notes = watch.notes(state)
+    back.checkpoints.pinned = notes["healthy"]
+    back.run.set_guard(notes["events"])  # a kill may have come before it was written
+    if notes["events"] and notes["events"][-1]["action"] == "stopped":
+        return {"stopped": notes["events"][-1]["what"]}
     while state.step < loop.epochs * len(batches):
         method, until = watch.now(recipe.method, state)
         try:
             loop.run(method, state, batches, until)
         except Alarm as alarm:
-            back.go(state, watch)
+            gone_back = back.go(state, watch)
             if watch.guard.action == "stop":
-                back.tell(state, watch, watch.stopped(state, alarm))
-                return {"stopped": str(alarm)}
-            progress = Progress(state.step, len(batches), loop.epochs)
-            back.tell(state, watch, watch.rescued(state, alarm, progress))
+                back.tell(state, watch, watch.stopped(state, alarm, gone_back))
+                return {"stopped": watch.notes(state)["events"][-1]["what"]}
+            back.tell(state, watch, watch.rescued(state, alarm, len(batches), gone_back))
     return {}
 
 
@@ -143,16 +147,20 @@ class _Back:
     best: "_Best"
     say: Callable[[str], None]
 
-    def go(self, state: State, watch: Watch) -> None:
-        """Without a healthy checkpoint, training stays where it is."""
+    def go(self, state: State, watch: Watch) -> bool:
+        """Without a healthy checkpoint, training stays where it is, and this is False."""
         kept = watch.notes(state)
-        if kept["healthy"] is not None and self.checkpoints.go_back(state, kept["healthy"]):
+        gone_back = kept["healthy"] is not None and self.checkpoints.go_back(state, kept["healthy"])
+        if gone_back:
             self.run.rewind_metrics(state.step)
             self.best.forget_later(state)
         watch.notes(state)["events"] = kept["events"]
+        return gone_back
 
     def tell(self, state: State, watch: Watch, event: str) -> None:
         self.checkpoints.save(state)
+        if state.best.get("step") == state.step:
+            self.best.write(state)
         self.run.set_guard(watch.notes(state)["events"])
         self.say(event)
 
@@ -180,6 +188,7 @@ class _Best:
         path = self.run.weights("best")
         if path.exists() and read_weights(path)[1]["step"] > state.step:
             path.unlink()
+        if not path.exists():
             state.best = {}
 
 

@@ -19,7 +19,8 @@ that was interrupted goes on; trainings that are finished are not done again."""
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     scale: Literal["smoke", "cpu", "gpu"] = "cpu"
-    """smoke takes a minute and decides nothing; cpu is for two cores, gpu for one data-centre GPU: 20 minutes each."""
+    """smoke takes a minute and decides nothing; cpu is for two cores and 20 minutes; gpu is meant for one data-centre
+    GPU and as long, and was not tried."""
     out: str | None = None
     """Its folder; results/NAME-SCALE if left out."""
     seeds: int | None = None

@@ -15,8 +15,8 @@ class Statistics(Objective):
 
     Released codes differ in this without a word, and it decides what the model is at test time. `of` is "adversarial",
     "clean" or "both". Clean images that the method does not run get a forward pass of their own, without gradient,
-    after the others, as in the code of https://arxiv.org/abs/2010.00467. Whether *crafting* moves the statistics is the
-    inner view: it does in `train_mode`, it does not in `eval_mode` and `batch_statistics`.
+    after the others; the code of https://arxiv.org/abs/2010.00467 runs them twice a step. Whether *crafting* moves the
+    statistics is the inner view: it does in `train_mode`, it does not in `eval_mode` and `batch_statistics`.
     """
 
     method: Objective

@@ -1,7 +1,7 @@
 """Carries a study out: every training in a folder of its own, side by side where there are cores for it."""
 
 import multiprocessing
-import shutil
+import os
 import signal
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +9,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,18 @@ def run_study(
     """
     folder, where = Path(folder), device_of(device)
     jobs = _jobs(study, folder)
-    if overwrite:
-        shutil.rmtree(folder / "runs", ignore_errors=True)
+    if workers is not None and workers < 1:
+        raise UserError(f"workers = {workers} is not at least 1")
+    for job in jobs if overwrite else ():
+        if not RunFolder(job.path).foreign():
+            RunFolder(job.path).clear()
     _admit(jobs)
     left = [job for job in jobs if not _done(RunFolder(job.path))]
     many = min(workers or (usable_cores() if where.type == "cpu" else 1), max(1, len(left)))
     say(f"{study.title}: {len(jobs)} trainings, {len(jobs) - len(left)} of them done; {many} at a time")
     _carry_out(sorted(left, key=lambda job: -job.passes), many, device, say)
     findings = gathered(study, {(job.arm, job.seed): RunFolder(job.path) for job in jobs})
-    write(findings, folder, scale)
+    write(findings, folder, scale, RunFolder(jobs[0].path).sessions()[-1])
     return findings
 
 
@@ -103,24 +107,44 @@ def _admit(jobs: list[Job]) -> None:
 
 
 def _carry_out(jobs: list[Job], workers: int, device: str, say: Say) -> None:
+    """All of them; what failed is said in the end, when the others are done."""
+    failed: list[str] = []
+
+    def tell(count: int, job: Job, outcome: Callable[[], str]) -> None:
+        try:
+            said = outcome()
+        except UserError as error:
+            failed.append(said := f"failed: {error}")
+        say(f"{count}/{len(jobs)} {job}: {said}")
+
+    _each(jobs, workers, device, tell)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(jobs)} trainings failed, the others are done. The first: "
+            + failed[0].removeprefix("failed: ")
+        )
+
+
+def _each(jobs: list[Job], workers: int, device: str, tell: Callable[[int, Job, Callable[[], str]], None]) -> None:
+    """Calls `tell` with each outcome, in the order in which they come."""
     if workers == 1:
         for count, job in enumerate(jobs, start=1):
-            say(f"{count}/{len(jobs)} {job}: {_do(job, device)}")
+            tell(count, job, partial(_do, job, device))
         return
-    threads = max(1, usable_cores() // workers)
+    threads, others = max(1, usable_cores() // workers), set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of torch
     with ProcessPoolExecutor(workers, context, initializer=_settle, initargs=(threads,)) as pool, _terminable():
         futures: dict[Future[str], Job] = {pool.submit(_do, job, device): job for job in jobs}
         try:
             for count, future in enumerate(as_completed(futures), start=1):
-                say(f"{count}/{len(jobs)} {futures[future]}: {future.result()}")
+                tell(count, futures[future], future.result)
         except BrokenProcessPool:
             raise UserError(
                 "a process that trained died, perhaps for want of memory: give fewer --workers; the command goes on"
             ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
+            for child in set(multiprocessing.active_children()) - others:
                 child.terminate()  # a training saves what it has
             raise
 
@@ -144,7 +168,9 @@ def _terminable() -> Iterator[None]:
 
 
 def _settle(threads: int) -> None:
-    """What a process does before its first training."""
+    """What a process does before its first training. In a session of its own, Ctrl-C does not reach it twice."""
+    if hasattr(os, "setsid"):
+        os.setsid()
     torch.set_num_threads(threads)
     tune_process()
 

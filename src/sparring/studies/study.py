@@ -3,10 +3,11 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from ..bootstrap import Cell, Cells, Claim, Verdict, interval, judge, observed, resampled
+from ..bootstrap import Cell, Cells, Claim, Resampled, Statistic, Verdict, judge, observed, resampled
 from ..errors import UserError
 from ..passes import cost
 from ..recipe import Recipe
@@ -95,24 +96,29 @@ def gathered(study: Study, runs: Mapping[tuple[str, int], RunFolder]) -> Finding
         steps, held_out = history[0][0], np.mean([h[1] for h in history], axis=0)
         each = _passes(arm, steps)
         curves[arm.name] = (each * steps * arm.recipe.batch_size * arm.recipe.views / 1e6, held_out)
-        accuracy = {
-            key: _estimate(seen, replicas, lambda cells, k=key, a=arm: cells(a.name, k[1], k[0])) for key in keys
-        }
-        difference = {
-            key: _estimate(
-                seen,
-                replicas,
-                lambda cells, k=key, a=arm: cells(a.name, k[1], k[0]) - cells(study.baseline, k[1], k[0]),
-            )
-            for key in keys
-        }
+        accuracy, difference = {}, {}
+        for which, under in keys:
+            own = partial(_accuracy, arm=arm.name, which=which, under=under)
+            value, low, high = _estimate(seen, replicas, own)
+            accuracy[which, under] = value, max(0.0, low), min(1.0, high)
+            less = partial(_difference, arm=arm.name, other=study.baseline, which=which, under=under)
+            difference[which, under] = _estimate(seen, replicas, less)
         rows.append(Row(arm.name, each, float(curves[arm.name][0][-1]), accuracy, difference))
     verdicts = tuple(judge(claim, flags, replicas) for claim in study.claims)
     return Findings(study, adversaries, tuple(rows), verdicts, flags, curves)
 
 
-def _estimate(seen: Cells, replicas: Cells, statistic) -> tuple[float, float, float]:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    return float(statistic(seen)[0]), *interval(statistic(replicas))
+def _accuracy(cells: Cells, arm: str, which: str, under: str) -> Array:
+    return cells(arm, under, which)
+
+
+def _difference(cells: Cells, arm: str, other: str, which: str, under: str) -> Array:
+    return cells(arm, under, which) - cells(other, under, which)
+
+
+def _estimate(seen: Cells, replicas: Resampled, statistic: Statistic) -> tuple[float, float, float]:
+    value = float(statistic(seen)[0])
+    return value, *replicas.interval(statistic, value)
 
 
 def _flags(study: Study, runs: Mapping[tuple[str, int], RunFolder]) -> dict[Cell, Array]:

@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 
 from .. import report
-from ..environment import session
 from ..results import replacing, write_bytes, write_json
 from .study import WEIGHTS, Findings, Row
 
 Estimate = tuple[float, float, float]
 
 
-def write(findings: Findings, folder: Path, scale: str) -> None:
-    """Writes `study.json`, `table.csv`, `table.md` with the verdicts, `figure.svg`, `figure.png` and `examples.npz`."""
-    environment = session(0, _cpu_or_cuda())
+def write(findings: Findings, folder: Path, scale: str, environment: dict[str, Any]) -> None:
+    """Writes `study.json`, `table.csv`, `table.md` with the verdicts, `figure.svg`, `figure.png` and `examples.npz`.
+
+    `environment` is where the trainings were, as their run folders say.
+    """
     write_json(folder / "study.json", _plain(findings, scale, environment))
     write_bytes(folder / "table.csv", _csv(findings).encode())
     write_bytes(folder / "table.md", _markdown(findings, scale, environment).encode())
@@ -26,12 +27,6 @@ def write(findings: Findings, folder: Path, scale: str) -> None:
     rows = [(row.arm, {name: row.accuracy["last", name] for name in findings.adversaries}) for row in findings.rows]
     for kind in ("svg", "png"):
         report.study(rows, findings.curves, findings.study.title, folder / f"figure.{kind}")
-
-
-def _cpu_or_cuda() -> Any:
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _plain(findings: Findings, scale: str, environment: dict[str, Any]) -> dict[str, Any]:
@@ -169,6 +164,5 @@ def _row(cells: list[str]) -> str:
 
 
 def _said(environment: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key} {value}" for key, value in environment.items() if isinstance(value, str | int) and key != "seed"
-    )
+    wanted = {key: environment[key] for key in ("started", "commit", "platform", "device", "threads")}
+    return ", ".join(f"{key} {value}" for key, value in {**wanted, **environment["versions"]}.items())
