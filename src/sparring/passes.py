@@ -77,6 +77,7 @@ def cost(method: Steps, update: Update | Schedule[Update], epochs: int, steps_pe
     """
     total, seen = epochs * steps_per_epoch, Counter[Any]()
     steps = range(total) if total <= _MOST_STEPS else sorted(random.Random(0).sample(range(total), _MOST_STEPS))
+    steps = steps if _changes((method, update)) else [0]
     example: dict[Any, Progress] = {}
     for step in steps:
         progress = Progress(step, steps_per_epoch, epochs)
@@ -94,6 +95,15 @@ def cost(method: Steps, update: Update | Schedule[Update], epochs: int, steps_pe
 def cost_now(method: Steps, update: Update | Schedule[Update], progress: Progress) -> Passes:
     """The same of the step that `progress` is before."""
     return _counted(method, at(update, progress), progress)
+
+
+def _changes(value: Any) -> bool:
+    """Whether there is a schedule in it."""
+    if isinstance(value, Schedule):
+        return True
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return any(_changes(getattr(value, field.name)) for field in dataclasses.fields(value))
+    return isinstance(value, tuple) and any(map(_changes, value))
 
 
 def _kind(value: Any, progress: Progress) -> Any:

@@ -71,8 +71,8 @@ class _Bench:
     def train(self, method: Attack | Method | Free, peak: float = 0.1) -> Recipe:
         steps = method if isinstance(method, Method | Free) else Method(method, CrossEntropy())
         draft = base(self.scale, self.world, self.threat, 1)
-        # stages are visited many times; a hundred epochs tell their mean
-        each = cost(steps, draft.update, 100, self.epoch).both
+        # the longest period is four epochs
+        each = cost(steps, draft.update, 12, self.epoch).both
         epochs = max(1, round(_PASSES[self.scale] / each))
         recipe = base(self.scale, self.world, self.threat, epochs)
         return replace(recipe, method=steps, lr=Cyclic(peak, top=0.4), update=Descend(max_norm=1.0))
