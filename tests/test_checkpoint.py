@@ -159,3 +159,32 @@ def test_equal_weights_are_equal_files(tmp_path):
     for i in range(10):
         save_weights(tmp_path / str(i), toy_net(), about)
     assert len({(tmp_path / str(i)).read_bytes() for i in range(10)}) == 1
+
+
+def test_a_pinned_checkpoint_outlives_newer_ones_and_can_be_gone_back_to(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3, 4):
+        checkpoints.pinned = 1 if step == 1 else checkpoints.pinned
+        checkpoints.save(state(step))
+    assert [p.name[-1] for p in checkpoints.paths()] == ["1", "3", "4"]
+    fresh = state(9, seed=1)
+    assert checkpoints.go_back(fresh, 1)
+    same(state(1), fresh)
+    assert [p.name[-1] for p in checkpoints.paths()] == ["1"]
+    assert not checkpoints.go_back(fresh, 2)
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_kill_while_a_checkpoint_is_replaced_loses_nothing(tmp_path, renamed):
+    checkpoints = Checkpoints(tmp_path)
+    path = checkpoints.save(state(5))
+    aside = path.with_name(f".{path.name}.old")
+    if renamed:  # the new one was in place already
+        path.rename(aside)
+        checkpoints.save(state(5))
+    else:
+        path.rename(aside)
+    fresh = state(seed=1)
+    assert Checkpoints(tmp_path).load_latest(fresh) == path
+    same(state(5), fresh)
+    assert not aside.exists()

@@ -8,7 +8,22 @@ import pytest
 import torch
 from conftest import Linear, toy_data, toy_net
 
-from sparring import FGSM, PGD, Build, CrossEntropy, Cyclic, Data, Guard, Linf, Method, Plain, State, UserError, fit
+from sparring import (
+    FGSM,
+    PGD,
+    Build,
+    CrossEntropy,
+    Cyclic,
+    Data,
+    Guard,
+    Linf,
+    Method,
+    Plain,
+    Progress,
+    State,
+    UserError,
+    fit,
+)
 from sparring.checkpoint import read_weights
 from sparring.guard import Health, Watch, examine
 from sparring.hooks import Saving
@@ -123,6 +138,28 @@ def test_a_stopped_run_ends_with_its_last_healthy_weights(tmp_path):
     assert read_weights(run.weights("last"))[1]["step"] == status["step"]
     assert status["best"]["step"] <= status["step"]
     assert run.weights("best").exists()
+
+
+def test_a_rescue_without_a_healthy_checkpoint_says_so_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(Guard, "alarm", lambda self, health, best: "made up" if best == 0.0 else None)
+    seen = []
+    run = fit(collapsing("rescue", 1, **NERVOUS), tmp_path / "r", say=seen.append)
+    assert run.finished()
+    assert "no healthy checkpoint to go back to at step 10" in run.guard()[0]["what"]
+    assert run.guard()[0]["health"]["fgsm"] >= 0.0
+    monkeypatch.undo()
+    monkeypatch.setattr(Guard, "alarm", lambda self, health, best: "made up")
+    stopped = fit(collapsing("stop", 2, checks=1), tmp_path / "s")
+    assert stopped.status()["step"] == 20
+    assert stopped.weights("best").exists()
+
+
+@pytest.mark.parametrize(("checks", "size"), [(2, 391), (2, 45), (4, 10), (6, 11), (1, 7)])
+def test_it_looks_as_often_as_it_says(checks, size):
+    looks = [Guard(BALL, checks=checks).due(Progress(step, size, 3)) for step in range(1, 2 * size + 1)]
+    assert sum(looks) == 2 * checks
+    assert looks[size - 1]
+    assert looks[-1]
 
 
 class Killed(BaseException):

@@ -53,3 +53,17 @@ def test_clean_images_in_every_stage_cost_one_more_pass_where_the_attack_moved_t
 def test_a_long_training_is_sampled():
     method = Method(sp.Cycle(((1, Benign()), (3, RS))), CrossEntropy())
     assert cost(method, Descend(), epochs=200, steps_per_epoch=500).both == pytest.approx(1.75, abs=0.02)
+
+
+@pytest.mark.parametrize("threat", [sp.L1(20.0), sp.L2(5.0), Linf(1.0)], ids=repr)
+def test_large_sets_have_a_cost_too(threat):
+    found = cost(Method(PGD(threat, 3), CrossEntropy()), Descend(), epochs=2, steps_per_epoch=3)
+    assert found.both == 4
+
+
+def test_an_objective_that_reads_features_has_a_cost():
+    class OnFeatures(CrossEntropy):
+        def outer(self, ctx, x_adv):
+            return {"f": ctx.lens.features(x_adv).square().mean()}
+
+    assert cost(Method(RS, OnFeatures()), Descend(), epochs=1, steps_per_epoch=3).both == 2

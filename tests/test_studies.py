@@ -118,6 +118,35 @@ def test_a_training_of_another_recipe_is_not_taken_for_one_of_the_study(done, ti
     assert RunFolder(folder / "runs" / "fgsm-0").recipe()["batch_size"] == 128
 
 
+def test_a_training_that_fails_is_named_when_the_others_are_done(tiny, tmp_path):
+    broken = small(tiny, arms=(Arm("PGD-2", tiny), Arm("broken", replace(tiny, lr=1e12))), claims=())
+    with pytest.raises(UserError, match=r"2 of 4 trainings failed, the others are done. The first: broken, seed"):
+        run_study(broken, tmp_path / "s", scale="smoke", workers=1)
+    assert RunFolder(tmp_path / "s" / "runs" / "pgd-2-1").evaluated()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_study_that_is_stopped_keeps_what_it_has(tiny, tmp_path, workers):
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    folder = tmp_path / "s"
+    command = [sys.executable, "-c", "from sparring.cli import main; main()", "study", "tricks", "--scale", "smoke"]
+    process = subprocess.Popen(
+        [*command, "--workers", str(workers), "--out", str(folder)], stderr=subprocess.PIPE, text=True
+    )
+    while not list(folder.glob("runs/*/metrics.jsonl")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1].startswith("sparring: stopped; what is trained is kept. Go on with:")
+    assert "Traceback" not in said
+    assert not (folder / "table.md").exists()
+
+
 def test_a_study_that_makes_no_sense_is_refused(tiny):
     one = Arm("a", tiny)
     with pytest.raises(UserError, match="share a folder"):
@@ -126,6 +155,8 @@ def test_a_study_that_makes_no_sense_is_refused(tiny):
         small(tiny, arms=(one,), baseline="b")
     with pytest.raises(UserError, match="at least one seed, not 0"):
         small(tiny, seeds=0)
+    with pytest.raises(UserError, match="workers = 0 is not at least 1"):
+        run_study(small(tiny), "nowhere", scale="smoke", workers=0)
 
 
 @pytest.mark.parametrize("scale", SCALES)
