@@ -18,7 +18,7 @@ from .engine import Loop, NotFinite, State
 from .environment import device_of, session
 from .errors import UserError
 from .fast import Compile, Fast, Precision, prefer_channels_last, worth_compiling
-from .guard import Alarm, Guard, Watch
+from .guard import Alarm, Watch
 from .hooks import Guarding, HeldOut, News, Record, Save, Saving, stopping
 from .pace import Pace, measure
 from .plain import differences
@@ -83,11 +83,7 @@ def fit(
             held_out = HeldOut(recipe, held, search)
             record = Record(run, recipe, show, held_out, writer)
             save = Save(checkpoints, saving, stop, best.write)
-            watch = (
-                None
-                if recipe.guard is None
-                else Watch(recipe.guard, _watched(recipe.guard, train), search, recipe.seed)
-            )
+            watch = _watch(recipe, train, search)
             guarding = () if watch is None else (Guarding(watch, run, checkpoints, held_out, say),)
             hooks = (held_out, record, *guarding, save)
             loop = Loop(recipe.epochs, recipe.lr, recipe.update, recipe.averaging, hooks, search)
@@ -108,9 +104,12 @@ def _guarding(recipe: Recipe, batches: Batches, pace: Pace) -> list[str]:
     return [f"the guard looks {recipe.guard.checks} times an epoch, which adds up to {100 * added:.3g} % of the passes"]
 
 
-def _watched(guard: Guard, train: Data) -> Data:
-    """The training images that the guard looks at, the same throughout."""
-    return train[torch.randperm(len(train), generator=make_rng(1))[: guard.examples].to(train.x.device)]
+def _watch(recipe: Recipe, train: Data, search: Fast) -> Watch | None:
+    """The guard of the recipe, with the training images that it looks at, the same throughout."""
+    if recipe.guard is None:
+        return None
+    rows = torch.randperm(len(train), generator=make_rng(1))[: recipe.guard.examples].to(train.x.device)
+    return Watch(recipe.guard, train[rows], search, recipe.seed)
 
 
 def _train(
