@@ -93,10 +93,9 @@ def _can_fuse(model: nn.Module) -> bool:
 
 
 def _groups(model: nn.Module, weight_decay: float, decay_vectors: bool) -> list[dict[str, Any]]:
+    """Parameters without a dimension, such as the alpha of `SmoothReLU`, are never decayed."""
     wanted = [p for p in model.parameters() if p.requires_grad]
-    if decay_vectors:
-        return [{"params": wanted, "weight_decay": weight_decay}]
-    return [
-        {"params": [p for p in wanted if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in wanted if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    least = 1 if decay_vectors else 2
+    free = [p for p in wanted if p.ndim < least]
+    decayed = {"params": [p for p in wanted if p.ndim >= least], "weight_decay": weight_decay}
+    return [decayed, {"params": free, "weight_decay": 0.0}] if free or not decay_vectors else [decayed]

@@ -142,7 +142,7 @@ def _counted(method: Steps, update: Update, progress: Progress) -> Passes:
 
 def _toy() -> Classifier:
     """Always right, so that no attack stops early; and with a gradient everywhere."""
-    body = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 8), nn.BatchNorm1d(8), nn.Tanh())
+    body = nn.Sequential(nn.AvgPool2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(48, 8), nn.BatchNorm1d(8), nn.Tanh())
     head = nn.Linear(8, 4)
     with torch.no_grad():
         head.bias.copy_(torch.tensor([20.0, 0.0, 0.0, 0.0]))

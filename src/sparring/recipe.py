@@ -11,7 +11,7 @@ from .core import Attack, Data, Schedule, Update
 from .data import Augment, Source
 from .engine import Method
 from .errors import UserError
-from .evaluate import Adversary
+from .evaluate import Adversary, Cascade
 from .free import Free
 from .guard import Guard
 from .models import Normalize
@@ -24,7 +24,7 @@ from .updates import Descend, WeightPerturbed
 class Evaluation:
     """What `sparring evaluate` does: each adversary on the first `examples` test images (all, if left out)."""
 
-    adversaries: Mapping[str, Adversary]
+    adversaries: Mapping[str, Adversary | Cascade]
     examples: int | None = None
     batch_size: int = 256
 

@@ -3,7 +3,7 @@
 from .apgd import APGD
 from .compose import Restarts, Split, Worst
 from .fab import FAB
-from .gradient import FGSM, PGD, Anywhere, Benign, Near, Shell, Start
+from .gradient import FGSM, PGD, Anywhere, Benign, Near, Shell, Sometimes, Start
 from .minimum import CWL2, DDN, Closest, MinimumNorm
 from .single import NFGSM, MultiGrad, ZeroGrad
 from .square import Square
@@ -24,6 +24,7 @@ __all__ = [
     "Near",
     "Restarts",
     "Shell",
+    "Sometimes",
     "Split",
     "Square",
     "Start",

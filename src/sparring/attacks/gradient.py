@@ -65,6 +65,26 @@ class Shell:
 
 
 @dataclass(frozen=True, slots=True)
+class Sometimes:
+    """`start`, or with probability `clean` the examples themselves: one draw decides for a whole batch.
+
+    The released code of Feature Denoising and of Smooth Adversarial Training has `clean` 0.2 in training.
+    """
+
+    start: Start
+    clean: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.clean <= 1:
+            raise UserError(f"clean = {self.clean:g} is no probability")
+
+    def __call__(self, threat: Threat, x: Tensor, rng: Rng) -> Tensor:
+        drawn = uniform(x.new_empty(len(x), 1), rng, 0, 1)[:1]
+        z = self.start(threat, x, rng)
+        return torch.where(drawn.view(-1, *[1] * (x.ndim - 1)) < self.clean, x, z)
+
+
+@dataclass(frozen=True, slots=True)
 class PGD:
     """Projected gradient ascent (https://arxiv.org/abs/1706.06083): `steps` forward and backward passes.
 

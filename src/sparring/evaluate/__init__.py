@@ -1,7 +1,7 @@
 """How robust a model really is."""
 
 from .accuracy import evaluate
-from .adversary import Adversary, EachTarget, WhiteBox, perturb, threat_of
+from .adversary import Adversary, EachTarget, Through, WhiteBox, perturb, threat_of
 from .case import Budget
 from .ensembles import AutoAttack, autoattack
 from .masking import audit
@@ -16,6 +16,7 @@ __all__ = [
     "EachTarget",
     "Nearest",
     "News",
+    "Through",
     "WhiteBox",
     "audit",
     "autoattack",

@@ -66,7 +66,7 @@ def evaluate(
         unaltered = Unaltered(model)
         fine = search.fine() if any(needs_fine(each) for chain in chains for each in chain.stages.values()) else search
         with search(model, few) as searched, fine(model, few) as finely:
-            how = (index, like, batch_size, seed, journal, on_news, keep_images)
+            how = (index, like, batch_size, seed, journal, on_news, keep_images, search)
             setting = Setting(judge, searched, finely, unaltered, data, *how)
             clean, notes = _clean(setting)
             if journal is not None and judge.draws == 1 and not any("randomised" in note for note in notes):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..attacks.compose import keep_worst
 from ..checks import check_examples
-from ..core import Attack, Forward, PointLoss, Threat
+from ..core import Attack, Forward, PointLoss, Threat, View
 from ..errors import UserError
 from ..losses import Expected, Margin, TargetedDLR, Untargeted
 from ..randomness import PerExample, Rng, some
@@ -69,6 +69,22 @@ class EachTarget:
                 return self.attack(loss, x[rows], some(rng, rows))
 
             return keep_worst(run, count, Margin(model.__call__, y), x)
+
+
+@dataclass(frozen=True, slots=True)
+class Through:
+    """An adversary that sees the model through a view, and is judged on the model without it.
+
+    `Through(SmoothBackward(1.0), WhiteBox(PGD(threat)))` follows another gradient than that of ReLU: a net that was
+    trained with a gradient of its own must not be believed under one gradient alone.
+    """
+
+    view: View
+    adversary: Adversary
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
+        with self.view(model):
+            return self.adversary(model, x, y, rng)
 
 
 def threats_of(value: Any) -> list[Threat]:

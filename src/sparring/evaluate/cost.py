@@ -2,7 +2,7 @@
 
 from ..attacks import APGD, DDN, FAB, PGD, Restarts, Split, Square, Worst
 from ..losses import Margin
-from .adversary import EachTarget, WhiteBox
+from .adversary import EachTarget, Through, WhiteBox
 from .nearest import Nearest
 
 BACKWARD = 1.8  # in forward passes: what a convolutional net takes on the CPU, from output to input
@@ -10,6 +10,8 @@ BACKWARD = 1.8  # in forward passes: what a convolutional net takes on the CPU, 
 
 def passes(adversary: object, num_classes: int) -> float:
     """For one example, in forward passes; 1 for what is not known here."""
+    if isinstance(adversary, Through):
+        return passes(adversary.adversary, num_classes)
     if isinstance(adversary, EachTarget):
         return min(adversary.targets, num_classes - 1) * _attack(adversary.attack, boundaries=1)
     if isinstance(adversary, WhiteBox):

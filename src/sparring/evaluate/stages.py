@@ -2,20 +2,21 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from ..core import Data, Threat, pixels
+from ..core import Data, Search, Threat, pixels
 from ..errors import UserError
 from ..losses import wrong
 from ..randomness import PerExample, mixed_seed
 from ..scores import Array
 from ..threats import Linf
-from .adversary import Adversary, threat_of, threats_of
+from .adversary import Adversary, Through, threat_of, threats_of
 from .cost import passes
 from .journal import Journal, Part
 from .judge import Judge, Unaltered, Verdict
@@ -160,6 +161,18 @@ class Setting:
     journal: Journal | None
     on_news: OnNews
     keep_images: bool
+    search: Search
+
+    @contextmanager
+    def seen_by(self, adversary: Adversary) -> Generator[tuple[Adversary, nn.Module]]:
+        """The adversary, and what it searches on; the model itself may look otherwise meanwhile."""
+        fine = needs_fine(adversary)
+        if not isinstance(adversary, Through):
+            yield adversary, self.finely if fine else self.searched
+            return
+        search = self.search.fine() if fine else self.search
+        with adversary.view(self.judge.model), search(self.judge.model, self.batch(slice(8))[0]) as searched:
+            yield adversary.adversary, searched
 
     def batch(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Images and labels as the model takes them."""
@@ -219,11 +232,11 @@ class Run:
         setting = self.setting
         x, y = setting.batch(rows.to(setting.data.x.device))
         index, threat = setting.index[rows].to(x.device), bound(adversary)
-        searched = setting.finely if needs_fine(adversary) else setting.searched
-        z = adversary(searched, x, y, PerExample(seed, index)).detach()
-        again = setting.unlike_model(searched, z, y)
-        if bool(again.any()):
-            z[again] = adversary(setting.judge.model, x[again], y[again], PerExample(seed, index[again])).detach()
+        with setting.seen_by(adversary) as (attack, searched):
+            z = attack(searched, x, y, PerExample(seed, index)).detach()
+            again = setting.unlike_model(searched, z, y)
+            if bool(again.any()):
+                z[again] = attack(setting.judge.model, x[again], y[again], PerExample(seed, index[again])).detach()
         lost = ~_finite(z)
         if bool(lost.any()):
             first = int(index[lost][0])

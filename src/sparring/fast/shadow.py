@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..core import Classifier
+from ..core import Classifier, Pointwise
 from .convolution import FrozenConv
 
 
@@ -28,7 +28,7 @@ class Site:
 def sites(model: nn.Module) -> list[Site]:
     """The convolutions that can be replaced: those that run once in a forward, in a model that can be traced."""
     try:
-        graph = fx.Tracer().trace(copied(model, hooks=False), _defaults(model))
+        graph = _Tracer().trace(copied(model, hooks=False), _defaults(model))
     except Exception:  # control flow that depends on data, and whatever else a tracer cannot follow
         return []
     called = [node for node in graph.nodes if node.op == "call_module"]
@@ -54,6 +54,13 @@ def sites(model: nn.Module) -> list[Site]:
             names = (None if each is None else str(each.target) for each in (norm, act))
             found.append(Site(str(node.target), *names))
     return found
+
+
+class _Tracer(fx.Tracer):
+    """Does not look into activations of ours, whose gradients are written by hand."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Pointwise) or super().is_leaf_module(m, module_qualified_name)
 
 
 def copied(model: nn.Module, hooks: bool = True) -> nn.Module:

@@ -1,18 +1,21 @@
 """Classifiers with the normalisation inside: functions that return a `Classifier`."""
 
-from .activations import activation
+from .activations import SmoothReLU, activation
 from .classifier import Normalize
 from .resnet import preact_resnet18, resnet18
 from .robustbench import load_robustbench
 from .small_cnn import small_cnn
+from .swap import swap_activation
 from .wide_resnet import wide_resnet
 
 __all__ = [
     "Normalize",
+    "SmoothReLU",
     "activation",
     "load_robustbench",
     "preact_resnet18",
     "resnet18",
     "small_cnn",
+    "swap_activation",
     "wide_resnet",
 ]

@@ -3,6 +3,7 @@
 from torch import nn
 
 from ..core import Classifier
+from ..errors import UserError
 from .activations import activation as act
 
 
@@ -13,11 +14,15 @@ def small_cnn(
     width: int = 32,
     activation: str = "relu",
     batch_norm: bool = False,
+    depth: int = 1,
 ) -> Classifier:
     """Four 3x3 convolutions, two of them with stride 2, and two linear layers; batch norm if it is wanted.
 
-    With the defaults it has 0.7 M parameters. `shape` is (channels, height, width).
+    With the defaults it has 0.7 M parameters. `shape` is (channels, height, width). Before each of the two with stride,
+    there are `depth` convolutions.
     """
+    if depth < 1:
+        raise UserError(f"a small CNN has at least one convolution before each stride, not {depth}")
     channels, height, columns = shape
     area = -(-height // 4) * -(-columns // 4)  # both strides round up
 
@@ -27,8 +32,10 @@ def small_cnn(
 
     body = nn.Sequential(
         *block(channels, width, 1),
+        *(layer for _ in range(depth - 1) for layer in block(width, width, 1)),
         *block(width, width, 2),
         *block(width, 2 * width, 1),
+        *(layer for _ in range(depth - 1) for layer in block(2 * width, 2 * width, 1)),
         *block(2 * width, 2 * width, 2),
         nn.Flatten(),
         nn.Linear(2 * width * area, 4 * width),

@@ -22,7 +22,7 @@ def study(
     figure = new_figure(11.5, 1.4 + 0.32 * len(rows))
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     ranked = sorted(rows, key=lambda row: row[1]["worst"][0])
-    names = [name for name in ranked[0][1] if name != "worst"]
+    names = [name for name in ranked[0][1] if name != "worst" and all(name in row[1] for row in rows)]
     for name, marker in zip([*names, "worst"], "o^sDvP" * 2, strict=False):
         at = [100 * row[1][name][0] for row in ranked]
         bars = [

@@ -16,7 +16,7 @@ from ..scores import Array
 
 WEIGHTS = ("best", "last")
 WORST = "worst"
-"""Stands under every adversary of the evaluation."""
+"""Stands under every adversary of the evaluation that is not set apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,8 @@ class Arm:
 class Study:
     """Trainings that are compared on the same test images, with the same seeds, and the claims that they decide.
 
-    `baseline` is the arm that the table gives differences to. All arms are evaluated alike.
+    `baseline` is the arm that the table gives differences to. All arms are evaluated alike, but for adversaries that
+    are set `apart`: these do not count as the worst, and an arm may go without them.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Study:
     claims: tuple[Claim, ...]
     seeds: int = 3
     remarks: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         folders = [arm.folder for arm in self.arms]
@@ -58,6 +60,9 @@ class Study:
             raise UserError(f"the baseline {self.baseline!r} is none of the arms")
         if self.seeds < 1:
             raise UserError(f"a study has at least one seed, not {self.seeds}")
+        alike = {tuple(n for n in arm.recipe.evaluation.adversaries if n not in self.apart) for arm in self.arms}
+        if len(alike) > 1:
+            raise UserError(f"arms of a study are evaluated by different adversaries, none of them apart: {alike}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,6 @@ def gathered(study: Study, runs: Mapping[tuple[str, int], RunFolder]) -> Finding
     flags = _flags(study, runs)
     replicas, seen = resampled(flags), observed(flags)
     adversaries = tuple(dict.fromkeys(under for _, _, under in flags))
-    keys = [(which, under) for which in WEIGHTS for under in adversaries]
     rows, curves = [], {}
     for arm in study.arms:
         history = [_history(runs[arm.name, seed]) for seed in range(study.seeds)]
@@ -97,12 +101,13 @@ def gathered(study: Study, runs: Mapping[tuple[str, int], RunFolder]) -> Finding
         each = _passes(arm, steps)
         curves[arm.name] = (each * steps * arm.recipe.batch_size * arm.recipe.views / 1e6, held_out)
         accuracy, difference = {}, {}
-        for which, under in keys:
+        for which, under in ((which, under) for name, which, under in flags if name == arm.name):
             own = partial(_accuracy, arm=arm.name, which=which, under=under)
             value, low, high = _estimate(seen, replicas, own)
             accuracy[which, under] = value, max(0.0, low), min(1.0, high)
-            less = partial(_difference, arm=arm.name, other=study.baseline, which=which, under=under)
-            difference[which, under] = _estimate(seen, replicas, less)
+            if (study.baseline, which, under) in flags:
+                less = partial(_difference, arm=arm.name, other=study.baseline, which=which, under=under)
+                difference[which, under] = _estimate(seen, replicas, less)
         rows.append(Row(arm.name, each, float(curves[arm.name][0][-1]), accuracy, difference))
     verdicts = tuple(judge(claim, flags, replicas) for claim in study.claims)
     return Findings(study, adversaries, tuple(rows), verdicts, flags, curves)
@@ -122,14 +127,14 @@ def _estimate(seen: Cells, replicas: Resampled, statistic: Statistic) -> tuple[f
 
 
 def _flags(study: Study, runs: Mapping[tuple[str, int], RunFolder]) -> dict[Cell, Array]:
-    """Right or not, `[S, N]`, of each arm, for both weights, under each adversary and under the worst of them."""
+    """Right or not, `[S, N]`, of each arm, for both weights, under each of its adversaries and the worst of them."""
     found: dict[Cell, list[Array]] = {}
     for arm in study.arms:
         for seed in range(study.seeds):
             for which in WEIGHTS:
                 standing = runs[arm.name, seed].read_flags(which).standing
                 whole = {name: flags for name, flags in standing.items() if "/" not in name}
-                whole[WORST] = np.logical_and.reduce(list(whole.values()))
+                whole[WORST] = np.logical_and.reduce([whole[name] for name in whole if name not in study.apart])
                 for under, flags in whole.items():
                     found.setdefault((arm.name, which, under), []).append(flags)
     return {cell: np.stack(flags) for cell, flags in found.items()}

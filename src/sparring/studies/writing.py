@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import report
 from ..results import replacing, write_bytes, write_json
-from .study import WEIGHTS, Findings, Row
+from .study import WEIGHTS, Findings, Row, Study
 
 Estimate = tuple[float, float, float]
 
@@ -24,7 +24,10 @@ def write(findings: Findings, folder: Path, scale: str, environment: dict[str, A
     write_bytes(folder / "table.md", _markdown(findings, scale, environment).encode())
     with replacing(folder / "examples.npz") as file:
         np.savez_compressed(file, **{"/".join(cell): flags for cell, flags in findings.flags.items()})  # type: ignore[arg-type]
-    rows = [(row.arm, {name: row.accuracy["last", name] for name in findings.adversaries}) for row in findings.rows]
+    rows = [
+        (row.arm, {name: row.accuracy["last", name] for name in findings.adversaries if ("last", name) in row.accuracy})
+        for row in findings.rows
+    ]
     for kind in ("svg", "png"):
         report.study(rows, findings.curves, findings.study.title, folder / f"figure.{kind}")
 
@@ -38,7 +41,11 @@ def _plain(findings: Findings, scale: str, environment: dict[str, Any]) -> dict[
             "accuracy": _nested(row.accuracy),
             "difference": _nested(row.difference),
             "by_seed": {
-                which: {name: findings.flags[row.arm, which, name].mean(1).tolist() for name in findings.adversaries}
+                which: {
+                    name: flags.mean(1).tolist()
+                    for (arm, weights, name), flags in findings.flags.items()
+                    if (arm, weights) == (row.arm, which)
+                }
                 for which in WEIGHTS
             },
         }
@@ -80,7 +87,9 @@ def _csv(findings: Findings) -> str:
     )
     for row in findings.rows:
         for (which, name), estimate in row.accuracy.items():
-            numbers = [f"{value:.5f}" for value in (*estimate, *row.difference[which, name])]
+            less = row.difference.get((which, name))
+            numbers = [*(f"{value:.5f}" for value in estimate), *(f"{v:.5f}" for v in less or ())]
+            numbers += [""] * (6 - len(numbers))
             writer.writerow([row.arm, f"{row.passes_a_step:.4f}", f"{row.passes:.4f}", which, name, *numbers])
     return out.getvalue()
 
@@ -102,8 +111,8 @@ def _markdown(findings: Findings, scale: str, environment: dict[str, Any]) -> st
         "",
         f"`sparring study {study.name} --scale {scale}`: {len(findings.rows)} trainings x {study.seeds} seeds, "
         f"{examples} test images, the last weights. Accuracy in per cent with 95 % intervals (bootstrap over seeds and "
-        "images, paired for differences). *worst* counts an image only if it stands under every attack. A pass is "
-        "forward and backward.",
+        "images, paired for differences). *worst* counts an image only if it stands under every attack"
+        f"{_apart(study)}. A pass is forward and backward.",
         "",
         _row(head),
         _row(["---", *["---:"] * (len(head) - 1)]),
@@ -133,13 +142,17 @@ def _markdown(findings: Findings, scale: str, environment: dict[str, Any]) -> st
     return "\n".join(lines)
 
 
+def _apart(study: Study) -> str:
+    return f" but {', '.join(study.apart)}" if study.apart else ""
+
+
 def _cells(row: Row, findings: Findings) -> list[str]:
     gap = _gap(row)
     return [
         row.arm,
         f"{row.passes_a_step:.2f}",
         f"{row.passes:.2f}",
-        *(_percent(row.accuracy["last", name]) for name in findings.adversaries),
+        *(_percent(row.accuracy.get(("last", name))) for name in findings.adversaries),
         "" if row.arm == findings.study.baseline else _points(row.difference["last", "worst"]),
         gap,
     ]
@@ -149,7 +162,9 @@ def _gap(row: Row) -> str:
     return f"{100 * (row.accuracy['best', 'worst'][0] - row.accuracy['last', 'worst'][0]):+.1f}"
 
 
-def _percent(estimate: Estimate) -> str:
+def _percent(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
     value, low, high = (100 * number for number in estimate)
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 

@@ -1,0 +1,123 @@
+"""Another activation in any model, and what a model hides from that."""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+
+from torch import nn
+
+from ..core import Pointwise
+from ..errors import UserError
+from .activations import activation
+
+_SWAPPED = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus),
+    *(nn.Hardswish, Pointwise),
+)
+_ALIKE = {"swish", "gelutanh", "quickgelu", "hardswish", "hardmish", "mish", "gelu", "silu", "relu"}
+"""The same in other libraries, by the name of the class in lower case."""
+_FUNCTIONS = {
+    *(
+        "relu",
+        "relu_",
+        "relu6",
+        "leaky_relu",
+        "leaky_relu_",
+        "prelu",
+        "rrelu",
+        "rrelu_",
+        "elu",
+        "elu_",
+        "celu",
+        "celu_",
+    ),
+    *("selu", "selu_", "gelu", "silu", "mish", "softplus", "hardswish", "threshold", "threshold_"),
+}
+
+
+def swap_activation(model: nn.Module, name: str, *, strict: bool = True) -> nn.Module:
+    """Puts the activation `name` in the place of every activation module of `model`, and returns the model.
+
+    Swapped are ReLU and its relatives, smooth or not; gates (sigmoid, tanh, softmax) stay, and so does PReLU, which has
+    weights. Nothing is computed in place afterwards. Names and weights of everything else remain, so that state dicts
+    load. A module that is called at several places stays one module: with smooth_relu, these places share one alpha.
+
+    Raises `UserError` for an unknown name and for a model without anything to swap. Calls of functions, as `F.relu(x)`,
+    cannot be swapped: a model that has some in its source, or whose code throws away what an activation returns
+    because it was computed in place, is refused with their places and left as it was. With `strict=False` they stay
+    as they are: for calls that are never reached.
+    """
+    new = activation(name)  # an unknown name is said before anything is changed
+    sites = [path for path, module in model.named_modules(remove_duplicate=False) if _is_activation(module)]
+    hidden = list(_hidden(model))
+    if hidden and strict:
+        more = f" and {len(hidden) - 5} more" if len(hidden) > 5 else ""
+        raise UserError(
+            f"{type(model).__name__} has activations that are no modules, and cannot be swapped: "
+            f"{'; '.join(hidden[:5])}{more}. Make modules of them, or pass strict=False if they are never reached"
+        )
+    if not sites:
+        raise UserError(
+            f"{type(model).__name__} has no activation that could be swapped: it holds "
+            f"{', '.join(sorted({type(m).__name__ for m in model.modules()}))}"
+        )
+    if sites == [""]:
+        return new
+    swapped: dict[int, nn.Module] = {}
+    for path in sites:
+        old = model.get_submodule(path)
+        # one module for one, so that what was shared is shared
+        swapped.setdefault(id(old), activation(name).train(old.training))
+        model.set_submodule(path, swapped[id(old)])
+    where = next(model.parameters(), None)
+    for module in swapped.values() if where is not None else ():
+        assert where is not None
+        module.to(where.device)
+    return model
+
+
+def _is_activation(module: nn.Module) -> bool:
+    bare = not any(True for _ in module.children()) and not any(True for _ in module.parameters(recurse=False))
+    known = isinstance(module, _SWAPPED) or type(module).__name__.lower() in _ALIKE
+    return known and (bare or isinstance(module, Pointwise))
+
+
+def _hidden(model: nn.Module) -> Iterator[str]:
+    """Where the source of the model's classes calls activations that no swap reaches."""
+    classes = dict.fromkeys(type(m) for m in model.modules() if not type(m).__module__.startswith("torch.nn."))
+    for kind in classes:
+        if issubclass(kind, nn.Module) and not issubclass(kind, (*_SWAPPED,)) and kind.__name__.lower() not in _ALIKE:
+            names = {n for m in model.modules() if type(m) is kind for n, c in m.named_children() if _is_activation(c)}
+            yield from _calls(kind, names)
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if callable(value) and getattr(value, "__name__", "") in _FUNCTIONS and not isinstance(value, type):
+                yield f"the function {value.__name__} as {f'{path}.' if path else ''}{name} ({type(module).__name__})"
+
+
+def _calls(kind: type[nn.Module], children: set[str]) -> Iterator[str]:
+    for owner in kind.__mro__:
+        if not issubclass(owner, nn.Module) or owner.__module__.startswith("torch.nn."):
+            continue
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
+        except (OSError, TypeError, SyntaxError):  # no source: built at run time
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and _called(node) in _FUNCTIONS and not _of_self(node):
+                yield f"{ast.unparse(node.func)} in {owner.__name__}"
+            thrown = node.value if isinstance(node, ast.Expr) else None
+            if isinstance(thrown, ast.Call) and _of_self(thrown) and _called(thrown) in children:
+                yield f"what self.{_called(thrown)} returns is thrown away in {owner.__name__}"
+
+
+def _called(node: ast.Call) -> str:
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def _of_self(node: ast.Call) -> bool:
+    """`self.relu(x)` calls a module; `x.relu()` and `F.relu(x)` a function."""
+    return (
+        isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name) and node.func.value.id == "self"
+    )

@@ -1,0 +1,224 @@
+"""Smooth Adversarial Training (https://arxiv.org/abs/2006.14536): smooth activations, and smooth gradients alone."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..attacks import FGSM, PGD, Anywhere, Square
+from ..bootstrap import Cells, Claim
+from ..core import View
+from ..engine import Method
+from ..evaluate import Adversary, AutoAttack, Cascade, Through, WhiteBox
+from ..losses import Margin
+from ..models import small_cnn
+from ..objectives.cross_entropy import CrossEntropy
+from ..optimizers import SGD
+from ..plain import Build, Scalar
+from ..recipe import Evaluation, Recipe
+from ..schedules import Piecewise
+from ..scores import Array
+from ..threats import Linf
+from ..views import SmoothBackward, Together, eval_mode, unchanged
+from ._common import World, base, evaluation, worlds
+from .study import WORST, Arm, Study
+
+_WORLDS = {"smoke": World(200, 40, 1), "cpu": World(5000, 300, 3), "gpu": World(20000, 2000, 5)}
+_EPOCHS = {"smoke": 1, "cpu": 9, "gpu": 30}
+_QUERIES = {"smoke": 10, "cpu": 200, "gpu": 1000}
+_DECAY = 1e-3
+_SURROGATES = (1.0, 100.0)
+_TIMES = (2, 4, 8)
+
+_SMOOTH = {
+    "Parametric Softplus": "parametric_softplus",
+    "Softplus": "softplus",
+    "SiLU": "silu",
+    "GELU": "gelu",
+    "ELU": "elu",
+    "SmoothReLU": "smooth_relu",
+}
+_MORE = {"Mish": "mish", "CELU, a = 2": "celu:2", "ELU, a = 2": "elu:2", "LeakyReLU": "leaky_relu"}
+
+
+def study(scale: str) -> Study:
+    """Activations, the two places of a smooth gradient, controls and scaling."""
+    bench = _Bench(scale, worlds(scale, _WORLDS))
+    return Study(
+        name="smooth",
+        title="Smooth adversarial training",
+        source="https://arxiv.org/abs/2006.14536",
+        baseline="ReLU",
+        arms=tuple(Arm(name, recipe) for name, recipe in _arms(bench).items()),
+        claims=_CLAIMS,
+        seeds=bench.world.seeds,
+        apart=tuple(bench.strong()),
+        remarks=(
+            "All train by PGD-1: one step of eps from a random start. Nothing was tuned for one activation.",
+            "Nets with ReLU are also attacked by PGD-20 along the gradients of softplus with alpha 1 and 100; the "
+            "others, in the same place, by PGD-20 again from other starts.",
+            f"Wide is twice the width, deep twice the convolutions before each stride. Epochs: {bench.epochs}.",
+        ),
+    )
+
+
+class _Bench:
+    """Makes recipes that differ in the net, the gradients and the length."""
+
+    def __init__(self, scale: str, world: World) -> None:
+        self.scale, self.world, self.threat = scale, world, Linf(0.1)
+        self.epochs = _EPOCHS[scale]
+        self.pgd = PGD(self.threat, 2 if scale == "smoke" else 20, self.threat.eps / 4, patience=0)
+
+    def train(
+        self,
+        activation: str = "relu",
+        attack: PGD | None = None,
+        times: int = 1,
+        strong: bool = False,
+        **size: int,
+    ) -> Recipe:
+        """`times` as many epochs as usual; `size` is of the net."""
+        recipe = base(self.scale, self.world, self.threat, times * self.epochs)
+        width = {"smoke": 2, "cpu": 8, "gpu": 64}[self.scale]
+        options: dict[str, Scalar] = {"width": width, "batch_norm": True, "activation": activation, **size}
+        return replace(
+            recipe,
+            model=Build(small_cnn, **options),
+            method=Method(attack or FGSM(self.threat, self.threat.eps, Anywhere()), CrossEntropy()),
+            lr=Piecewise(0.1, tuple(round(share * recipe.epochs, 2) for share in (0.3, 0.6, 0.9))),
+            optimizer=SGD(weight_decay=_DECAY, decay_vectors=False),
+            evaluation=self.evaluation(activation == "relu", strong),
+        )
+
+    def scaled(self, activation: str) -> dict[str, Recipe]:
+        wide = {"smoke": 4, "cpu": 16, "gpu": 128}[self.scale]
+        return {"wide": self.train(activation, width=wide), "deep": self.train(activation, depth=2)}
+
+    def surgery(self, attacker: bool, update: bool) -> Recipe:
+        """A net with ReLU, and the gradient of a softplus in one place or in both."""
+        recipe, smooth = self.train(), SmoothBackward(10.0)
+        inner: View = Together((eval_mode, smooth)) if attacker else eval_mode
+        assert isinstance(recipe.method, Method)
+        outer: View = smooth if update else unchanged
+        return replace(recipe, method=replace(recipe.method, inner_view=inner, outer_view=outer))
+
+    def evaluation(self, relu: bool, strong: bool) -> Evaluation:
+        smoke = self.scale == "smoke"
+        found: dict[str, Adversary | Cascade] = {}
+        found |= {"fgsm": WhiteBox(FGSM(self.threat))} if smoke else evaluation(self.threat).adversaries
+        pgd = WhiteBox(self.pgd)
+        for alpha in _SURROGATES:
+            found[f"backward {alpha:g}"] = Through(SmoothBackward(alpha), pgd) if relu else pgd
+        found["square"] = WhiteBox(Square(self.threat, _QUERIES[self.scale]), Margin)
+        return Evaluation(found | (self.strong() if strong else {}))
+
+    def strong(self) -> dict[str, Adversary | Cascade]:
+        """More steps, AutoAttack, and larger eps."""
+        more = {"smoke": 4}.get(self.scale, 200)
+        found: dict[str, Adversary | Cascade] = {f"pgd-{more}": WhiteBox(replace(self.pgd, steps=more))}
+        if self.scale != "smoke":
+            found["autoattack"] = AutoAttack(self.threat)
+        for times in _TIMES:
+            wide = Linf(times * self.threat.eps)
+            found[f"eps x {times}"] = WhiteBox(replace(self.pgd, threat=wide, step_size=wide.eps / 4))
+        return found
+
+
+def _arms(bench: _Bench) -> dict[str, Recipe]:
+    names = {"ReLU": "relu", **_SMOOTH, **_MORE}
+    return {
+        **{name: bench.train(kind, strong=name in ("ReLU", "SiLU")) for name, kind in names.items()},
+        "ReLU, smooth attacker": bench.surgery(True, False),
+        "ReLU, smooth update": bench.surgery(False, True),
+        "ReLU, smooth both": bench.surgery(True, True),
+        "ReLU, PGD-2": bench.train(attack=PGD(bench.threat, 2, bench.threat.eps / 2)),
+        "ReLU, twice as long": bench.train(times=2),
+        **{f"ReLU, {size}": recipe for size, recipe in bench.scaled("relu").items()},
+        **{f"SiLU, {size}": recipe for size, recipe in bench.scaled("silu").items()},
+    }
+
+
+def _less(cells: Cells, arm: str, other: str, under: str = WORST) -> Array:
+    return cells(arm, under) - cells(other, under)
+
+
+def _least(cells: Cells, arms: tuple[str, ...], other: str = "ReLU", under: str = WORST) -> Array:
+    return np.min([_less(cells, arm, other, under) for arm in arms], axis=0)
+
+
+def _more_steps(cells: Cells) -> Array:
+    """The most points by which many steps of PGD or AutoAttack leave less than PGD-20 does."""
+    names = {under for _, _, under in cells.values}
+    known = [name for name in names if name.startswith("pgd-") or name == "autoattack"]
+    first = min(known, key=lambda name: int(name.removeprefix("pgd-")) if name != "autoattack" else 10**6)
+    return np.max([cells(arm, first) - cells(arm, name) for arm in ("ReLU", "SiLU") for name in known], axis=0)
+
+
+_CLAIMS = (
+    Claim(
+        "SiLU is more robust than ReLU.",
+        "its robust accuracy (worst), less that of ReLU, is above 0",
+        lambda cells: _less(cells, "SiLU", "ReLU"),
+    ),
+    Claim(
+        "SiLU is as accurate as ReLU.",
+        "its clean accuracy, less that of ReLU, is above -1 point",
+        lambda cells: _less(cells, "SiLU", "ReLU", "clean"),
+        more_than=-0.01,
+    ),
+    Claim(
+        "Each of the six smooth activations is more robust than ReLU.",
+        "the least of their robust accuracies (worst), less that of ReLU, is above 0",
+        lambda cells: _least(cells, tuple(_SMOOTH)),
+    ),
+    Claim(
+        "Where it is not smooth, ELU loses what CELU keeps (a = 2).",
+        "robust accuracy (worst) of CELU, less that of ELU, is above 0",
+        lambda cells: _less(cells, "CELU, a = 2", "ELU, a = 2"),
+    ),
+    Claim(
+        "A smooth gradient for the attacker alone helps.",
+        "robust accuracy (worst), less that of ReLU, is above 0",
+        lambda cells: _less(cells, "ReLU, smooth attacker", "ReLU"),
+    ),
+    Claim(
+        "A smooth gradient for the update alone helps.",
+        "robust accuracy (worst), less that of ReLU, is above 0",
+        lambda cells: _less(cells, "ReLU, smooth update", "ReLU"),
+    ),
+    Claim(
+        "Both together help.",
+        "robust accuracy (worst), less that of ReLU, is above 0",
+        lambda cells: _less(cells, "ReLU, smooth both", "ReLU"),
+    ),
+    Claim(
+        "A smooth forward pass helps beyond smooth gradients.",
+        "robust accuracy (worst) of Parametric Softplus, less that of ReLU with both gradients smooth, is above 0",
+        lambda cells: _less(cells, "Parametric Softplus", "ReLU, smooth both"),
+    ),
+    Claim(
+        "A stronger attacker and longer training do not bring ReLU to SiLU.",
+        "robust accuracy (worst) of SiLU, less the better of ReLU with PGD-2 and ReLU twice as long, is above 0",
+        lambda cells: np.minimum(_less(cells, "SiLU", "ReLU, PGD-2"), _less(cells, "SiLU", "ReLU, twice as long")),
+    ),
+    Claim(
+        "Wider and deeper nets with SiLU are more robust.",
+        "robust accuracy (worst) of the less robust of wide and deep, less that of SiLU, is above 0",
+        lambda cells: _least(cells, ("SiLU, wide", "SiLU, deep"), "SiLU"),
+    ),
+    Claim(
+        "At each size SiLU is more robust than ReLU.",
+        "the lesser of its gains in robust accuracy (worst) over ReLU, wide and deep, is above 0",
+        lambda cells: np.minimum(*(_less(cells, f"SiLU, {size}", f"ReLU, {size}") for size in ("wide", "deep"))),
+    ),
+    Claim(
+        "Robustness falls to zero as eps grows.",
+        f"a point, less what stands of ReLU and of SiLU under PGD at {_TIMES[-1]} eps, is above 0",
+        lambda cells: 0.01 - np.maximum(*(cells(arm, f"eps x {_TIMES[-1]}") for arm in ("ReLU", "SiLU"))),
+    ),
+    Claim(
+        "More steps and AutoAttack find little more.",
+        "5 points, less the most by which PGD-200 or AutoAttack leave fewer of ReLU or SiLU than PGD-20, is above 0",
+        lambda cells: 0.05 - _more_steps(cells),
+    ),
+)
