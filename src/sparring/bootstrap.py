@@ -122,3 +122,11 @@ def judge(claim: Claim, flags: Mapping[Cell, Array], replicas: Resampled) -> Ver
     elif replicas.seeds > 1 and high <= claim.more_than:
         outcome = "not supported"
     return Verdict(claim.sentence, claim.rule, value, low, high, outcome)
+
+
+def mean_interval(values: Array, replicas: int = REPLICAS, seed: int = 0) -> tuple[float, float]:
+    """95 % around the mean of `values` `[N]`: percentiles of the means of as many draws with replacement."""
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=replicas) / len(values)
+    low, high = np.quantile(weights @ values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

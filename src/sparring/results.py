@@ -43,6 +43,10 @@ class RunFolder:
         """Per-example results of `best` or `last`."""
         return self.path / f"evaluation-{which}.npz"
 
+    def analysis(self, name: str, ending: str) -> Path:
+        """What an analysis found: `json` its figures, `npz` those of each image, `png` the picture."""
+        return self.path / f"analysis-{name}.{ending}"
+
     def state(self, which: str) -> Path:
         """Where an evaluation under way keeps what it has found."""
         return self.path / f"evaluation-{which}.state"
@@ -98,6 +102,7 @@ class RunFolder:
         both = [path for which in ("best", "last") for path in (self.weights(which), self.flags(which))]
         files = [self._environment, self._status, self._metrics, self._evaluation, self._search, self._guard]
         files += [*self._profiles, *both]
+        files += [path for path in self.path.glob("analysis-*") if path.suffix in (".json", ".npz", ".png")]
         passing = [path for path in self.path.glob(".*") if ".writing" in path.name]
         # the recipe last: without it, no run is here
         pictures = (self.learning_curve, self.adversarial_examples, self.hardest_examples, self.robustness_curve)

@@ -19,6 +19,7 @@ commands:
   train RECIPE [--out DIR]       train it; on an unfinished run, go on
   evaluate TARGET                clean and robust accuracy, per attack, with intervals
   audit TARGET                   is the robustness real, or are gradients masked?
+  analyze RUN KIND               why: the loss around images
   compare A B                    two evaluations of the same images, paired
   study NAME                     what a paper claims, re-examined
   bench                          how fast this machine attacks and trains
@@ -36,6 +37,7 @@ _COMMANDS = {
     "show": "train:show",
     "train": "train:train",
     "evaluate": "evaluate:evaluate",
+    "analyze": "analyze:analyze",
     "audit": "audit:audit",
     "compare": "evaluate:compare",
     "study": "study:study",

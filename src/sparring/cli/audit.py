@@ -12,7 +12,7 @@ from .evaluate import ForeignOptions, foreign, is_foreign
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..core import Data, Threat
+    from ..core import Labelled, Threat
 
 _AUDIT = """\
 usage: sparring audit TARGET [--threat THREAT] [--examples N] [--surrogate RUN_OR_WEIGHTS] [--device NAME] [--json] ...
@@ -70,10 +70,10 @@ def audit(args: list[str]) -> int:
     from ..trained import load_model
 
     surrogate = None if options.surrogate is None else load_model(options.surrogate).to(device)
-    test = test if options.examples is None else test[: options.examples]
+    data = test[: options.examples]
     found = run_audit(
         model.to(device),
-        test.to(device),
+        data.to(device),
         threat,
         surrogate=surrogate,
         budget=Budget(options.steps, options.queries),
@@ -89,11 +89,11 @@ def audit(args: list[str]) -> int:
 
         rich_print(findings_table(found))
         say("\n".join(f"{each.verdict}: {each.name}: {each.advice}" for each in found if each.advice))
-        say(f"{target}, {len(test)} images, {threat}: " + ("no check failed" if passed(found) else "FAILED"))
+        say(f"{target}, {len(data)} images, {threat}: " + ("no check failed" if passed(found) else "FAILED"))
     return 0 if passed(found) else 1
 
 
-def _subject(target: str, options: _Options, args: list[str]) -> "tuple[nn.Module, Data, Threat]":
+def _subject(target: str, options: _Options, args: list[str]) -> "tuple[nn.Module, Labelled, Threat]":
     from ..threats import threat
 
     given = threat(options.threat) if options.threat else None

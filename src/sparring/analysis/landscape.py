@@ -1,0 +1,150 @@
+"""The loss around images: how it bends on the way of an attack, how fast its gradient turns, and pictures of it."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks import PGD
+from ..attacks.slope import slope
+from ..bootstrap import mean_interval
+from ..core import Data, PointLoss, Threat, each, pixels
+from ..errors import UserError
+from ..losses import Untargeted
+from ..randomness import PerExample, normal
+from ..scores import Array
+from ..views import eval_mode, frozen, full_precision
+
+DISTANCES = (1.0, 0.1, 0.01)
+"""At which the gradient is compared with that at the image, in eps."""
+MEANINGS = {
+    "loss": "cross-entropy at the image, nats",
+    "loss under attack": "cross-entropy where PGD ends",
+    "gradient": "L2 length of the gradient at the image, nats per unit of L2",
+    "curvature": "mean second derivative of the loss along the straight line from the image to where PGD ends",
+    "curvature / gradient": "the same, for a gradient of length 1",
+    "nonlinearity": "by how much the loss at the end of the attack differs from the line along the gradient, nats",
+    **{f"lipschitz at {d:g} eps": f"largest change of the gradient over distance, {d:g} eps away" for d in DISTANCES},
+}
+_BATCH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Landscape:
+    """What was found: `values[name]` `[N]` for each image, named as in `MEANINGS`; and surfaces of a few images.
+
+    `surfaces` `[P, G, G]` is the loss of the first P images at `x + a u + b v`, a along the rows and b along the
+    columns, both on `grid` `[G]` in eps; u is the steepest direction in the norm of the threat, v one by chance.
+    """
+
+    threat: str
+    values: Mapping[str, Array]
+    surfaces: Array
+    grid: Array
+
+    def plain(self) -> dict[str, Any]:
+        """Mean with a 95 % bootstrap interval over images, median and largest of each figure."""
+        summary = {}
+        for name, found in self.values.items():
+            low, high = mean_interval(found)
+            figures = {"mean": float(found.mean()), "low": low, "high": high}
+            more = {"median": float(torch.from_numpy(found).median()), "largest": float(found.max())}
+            summary[name] = {**figures, **more, "meaning": MEANINGS[name]}
+        return {"threat": self.threat, "examples": len(next(iter(self.values.values()))), "figures": summary}
+
+    def arrays(self) -> dict[str, Array]:
+        return {**self.values, "surfaces": self.surfaces, "grid": self.grid}
+
+
+def landscape(
+    model: nn.Module,
+    data: Data,
+    threat: Threat,
+    *,
+    steps: int = 20,
+    points: int = 10,
+    pictures: int = 3,
+    resolution: int = 31,
+    seed: int = 0,
+) -> Landscape:
+    """Looks at the cross-entropy around the images of `data`, in eval mode and in float64, so that differences count.
+
+    PGD with `steps` says where the attack goes. The curvature along its way is exact, kinks included: the change of the
+    slope along the line, over its length. The Lipschitz constant of the gradient is bounded from below, by the largest
+    quotient among `points` random directions and that of the attack, at three distances: where the loss has kinks it
+    grows without bound as the distance falls. Directions are normal, of the length given in the norm of the threat.
+    Points may leave [0, 1].
+    """
+    if points < 1 or resolution < 2:
+        raise UserError(f"a landscape needs a direction and a grid of two, not {points} and {resolution}")
+    wide = _double(model)
+    found: dict[str, list[Tensor]] = {name: [] for name in MEANINGS}
+    with full_precision(), eval_mode(wide), frozen(wide):
+        for rows in torch.arange(len(data), device=data.y.device).split(_BATCH):
+            x, y, rng = pixels(data.x[rows]).double(), data.y[rows], PerExample(seed, rows)
+            loss = Untargeted(wide.__call__, y)
+            z = PGD(threat, steps, threat.eps / 4)(loss, x, rng)
+            for name, values in _measured(loss, x, z, threat, rng, points).items():
+                found[name].append(values.cpu())
+        grid = torch.linspace(-2, 2, resolution, dtype=torch.float64, device=data.y.device)
+        few = data[: min(pictures, len(data))]
+        surfaces = _surfaces(wide, few, threat, grid, seed)
+    arrays = {name: torch.cat(parts).numpy() for name, parts in found.items()}
+    return Landscape(repr(threat), arrays, surfaces.cpu().numpy(), grid.cpu().numpy())
+
+
+def _double(model: nn.Module) -> nn.Module:
+    """A copy in float64."""
+    return copy.deepcopy(model).double()
+
+
+def _measured(loss: PointLoss, x: Tensor, z: Tensor, threat: Threat, rng: PerExample, points: int) -> dict[str, Tensor]:
+    """What `MEANINGS` says, `[B]` each."""
+    here, there, delta = slope(loss, x), slope(loss, z), z - x
+    length = _length(delta).clamp_min(1e-12)
+    gradient, along = _length(here.grad), _inner(there.grad - here.grad, delta)
+    found = {
+        "loss": here.value,
+        "loss under attack": there.value,
+        "gradient": gradient,
+        "curvature": along / length**2,
+        "curvature / gradient": along / length**2 / gradient.clamp_min(1e-12),
+        "nonlinearity": (there.value - here.value - _inner(here.grad, delta)).abs(),
+    }
+    directions = [delta, *(normal(x, rng) for _ in range(points))]
+    for distance in DISTANCES:
+        found[f"lipschitz at {distance:g} eps"] = torch.stack(
+            [_quotient(loss, x, here.grad, d, distance * threat.eps, threat) for d in directions]
+        ).amax(0)
+    return found
+
+
+def _quotient(loss: PointLoss, x: Tensor, grad: Tensor, direction: Tensor, size: float, threat: Threat) -> Tensor:
+    """By how much the gradient changes, over the L2 distance, a step of `size` (in the norm of the threat) away."""
+    step = direction * each(size / threat.norm(direction).clamp_min(1e-12), x)
+    return _length(slope(loss, x + step).grad - grad) / _length(step).clamp_min(1e-12)
+
+
+def _surfaces(model: nn.Module, data: Data, threat: Threat, grid: Tensor, seed: int) -> Tensor:
+    """`[P, G, G]`, a line of the grid for all images at a time."""
+    x, y = pixels(data.x).double(), data.y
+    steepest = threat.ascent(slope(Untargeted(model.__call__, y), x).grad)
+    chance = threat.ascent(normal(x, PerExample(seed, torch.arange(len(x), device=x.device))))
+    steps = grid * threat.eps
+    with torch.no_grad():
+        lines = [
+            torch.stack([Untargeted(model.__call__, y)(x + a * steepest + b * chance).value for b in steps], 1)
+            for a in steps
+        ]
+    return torch.stack(lines, 1)
+
+
+def _length(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1)
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).flatten(1).sum(1)
