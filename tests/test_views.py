@@ -1,20 +1,43 @@
 import pytest
 import torch
-from conftest import toy_net
+from conftest import toy_data, toy_net
 from torch import nn
 
-from sparring import batch_statistics, eval_mode, frozen, train_mode, unchanged
-from sparring.views import mode_matters, statistics_kept
+from sparring import (
+    PGD,
+    SGD,
+    Batch,
+    CrossEntropy,
+    Fast,
+    Linf,
+    Method,
+    Plain,
+    Progress,
+    State,
+    UserError,
+    batch_statistics,
+    eval_mode,
+    frozen,
+    train_mode,
+    train_step,
+    unchanged,
+)
+from sparring.fast.convolution import FrozenConv
+from sparring.models import small_cnn
+from sparring.views import SmoothBackward, Together, mode_matters, statistics_kept
 
 
 def modes(model):
-    return [m.training for m in model.modules()]
+    return [(m.training, type(m), sorted(vars(m))) for m in model.modules()]
 
 
-VIEWS = [eval_mode, train_mode, batch_statistics, statistics_kept, frozen, unchanged]
+VIEWS = [
+    *(eval_mode, train_mode, batch_statistics, statistics_kept, frozen, unchanged),
+    *(SmoothBackward(), Together((eval_mode, SmoothBackward(2.0)))),
+]
 
 
-@pytest.mark.parametrize("view", VIEWS, ids=lambda v: v.__name__)
+@pytest.mark.parametrize("view", VIEWS, ids=lambda v: getattr(v, "__name__", repr(v)))
 def test_every_view_undoes_itself_also_after_an_exception(view):
     model = toy_net().train()
     model[2].eval()
@@ -45,9 +68,9 @@ def test_batch_norm_goes_by_the_batch_and_its_statistics_stay():
 def test_views_do_what_they_say():
     model = toy_net().train()
     with eval_mode(model):
-        assert not any(modes(model))
+        assert not any(m.training for m in model.modules())
     with eval_mode(model), train_mode(model):
-        assert all(modes(model))
+        assert all(m.training for m in model.modules())
     with frozen(model):
         assert not any(p.requires_grad for p in model.parameters())
 
@@ -57,3 +80,94 @@ def test_only_layers_that_act_differently_make_the_mode_matter():
     assert mode_matters(toy_net().eval()) is None
     assert mode_matters(nn.Sequential(nn.Linear(2, 2), nn.ReLU()).train()) is None
     assert mode_matters(nn.Dropout()) == "itself (Dropout)"
+
+
+# -- smooth gradients
+
+
+def smooth(model, x, alpha=10.0):
+    """Logits, and their gradient by the images, with the gradient of ReLU smoothed."""
+    x = x.clone().requires_grad_()
+    with SmoothBackward(alpha)(model):
+        out = model(x)
+        (grad,) = torch.autograd.grad(out.pow(2).sum(), x)
+    return out.detach(), grad
+
+
+def test_a_smooth_gradient_leaves_logits_bit_identical_and_is_the_chain_rule_with_a_sigmoid():
+    torch.manual_seed(0)
+    first, last = nn.Linear(16, 9), nn.Linear(9, 3)
+    model, x = nn.Sequential(nn.Flatten(), first, nn.ReLU(inplace=True), last), torch.randn(5, 1, 4, 4)
+    out, grad = smooth(model, x)
+    assert torch.equal(out, model(x))
+    hidden = first(x.flatten(1))
+    by_hidden = (2 * out @ last.weight) * torch.sigmoid(10 * hidden)
+    assert torch.allclose(grad.flatten(1), by_hidden @ first.weight, atol=1e-5)
+    assert type(model[2]) is nn.ReLU
+
+
+def test_a_harder_softplus_has_the_gradient_of_relu():
+    torch.manual_seed(0)
+    model, x = small_cnn(shape=(1, 8, 8), width=4, batch_norm=True).eval(), torch.rand(4, 1, 8, 8)
+    z = x.clone().requires_grad_()
+    (plain,) = torch.autograd.grad(model(z).pow(2).sum(), z)
+    apart = [float((smooth(model, x, alpha)[1] - plain).norm() / plain.norm()) for alpha in (1.0, 100.0, 1e6)]
+    assert apart[0] > apart[1] > apart[2]
+    assert apart[2] < 1e-4
+
+
+def test_a_smooth_gradient_refuses_what_it_cannot_smooth():
+    with pytest.raises(UserError, match="Sequential has no nn.ReLU"), SmoothBackward()(nn.Sequential(nn.SiLU())):
+        pass
+    with pytest.raises(UserError, match="alpha = 0 is no number above 0"):
+        SmoothBackward(0.0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_fast_path_sees_the_smooth_gradient_and_makes_its_copy_once(precision):
+    torch.manual_seed(0)
+    model, x = small_cnn(shape=(1, 8, 8), width=4, batch_norm=True).eval(), torch.rand(4, 1, 8, 8)
+    fast = Fast(precision, "off")
+    _, wanted = smooth(model, x)
+    copies = set()
+    for _ in range(3):
+        with SmoothBackward()(model), fast(model, x) as searched:
+            z = x.clone().requires_grad_()
+            (grad,) = torch.autograd.grad(searched(z).pow(2).sum(), z)
+            copies.add(id(searched))
+            convolutions = [m for m in searched.modules() if isinstance(m, FrozenConv)]
+    assert len(copies) == 1
+    assert len(convolutions) == 4 and not any(conv.relu for conv in convolutions)
+    assert float((grad - wanted).norm() / wanted.norm()) < (1e-4 if precision == "fp32" else 0.05)
+    with fast(model, x) as searched:
+        assert all(conv.relu for conv in searched.modules() if isinstance(conv, FrozenConv))
+
+
+def test_views_go_together_and_come_apart():
+    model = small_cnn(shape=(1, 8, 8), width=2).train()
+    both = Together((eval_mode, SmoothBackward(3.0)))
+    with both(model):
+        assert not model.training and type(model.body[1]) is not nn.ReLU
+    assert model.training and type(model.body[1]) is nn.ReLU
+
+
+@pytest.mark.parametrize(("attacker", "update"), [(True, False), (False, True), (True, True)])
+def test_a_method_trains_with_smooth_gradients_in_either_place(attacker, update):
+    """A step with the gradients as they are, and with each of the two smoothed: the weights end elsewhere."""
+
+    def step(attacker, update):
+        torch.manual_seed(0)
+        model = small_cnn(3, shape=(1, 4, 4), width=2)
+        inner = Together((eval_mode, SmoothBackward())) if attacker else eval_mode
+        method = Method(PGD(Linf(0.2), 2, 0.1), CrossEntropy(), inner, SmoothBackward() if update else unchanged)
+        optimizer = SGD().build(model)
+        data = toy_data()
+        state = State.start(method, model, optimizer, data)
+        optimizer.param_groups[0]["lr"] = 0.1
+        batch = Batch(data.x / 255, data.y, torch.arange(len(data)))
+        train_step(method, state, batch, Progress(0, 1, 1), search=Plain())
+        assert type(model.body[1]) is nn.ReLU
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    assert not torch.equal(step(attacker, update), step(False, False))
+    assert torch.equal(step(attacker, update), step(attacker, update))

@@ -110,7 +110,7 @@ def subject(width: int, batch: int, device: torch.device, steps: int = 40) -> tu
     torch.manual_seed(0)
     data = Digits().load()[0]
     rows = torch.arange(batch) % len(data)
-    every = F.interpolate(pixels(data.x), size=32, mode="bilinear").expand(-1, 3, -1, -1)
+    every = F.interpolate(pixels(data[:].x), size=32, mode="bilinear").expand(-1, 3, -1, -1)
     x, y = every[rows].contiguous().to(device), data.y[rows].to(device)
     normalize = Normalize(every.mean((0, 2, 3)).tolist(), every.std((0, 2, 3)).tolist())
     model = preact_resnet18(10, (3, 32, 32), normalize, width / 64).to(device)

@@ -1,7 +1,7 @@
 """The nouns every room shares. Imports torch and nothing of ours that needs it."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
@@ -45,11 +45,41 @@ class Data:
     def to(self, device: torch.device | str) -> "Data":
         return Data(self.x.to(device), self.y.to(device), self.classes)
 
+    def part(self, rows: Tensor) -> "Data":
+        return self[rows]
+
+    def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple["Data", Tensor]]:
+        del seed
+        for rows in batches:
+            yield self[rows], rows
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height, width."""
         channels, height, width = self.x.shape[1:]
         return channels, height, width
+
+
+class Labelled(Protocol):
+    """Labelled images in memory (`Data`), or in files, where those that are asked for by their rows become `Data`."""
+
+    @property
+    def y(self) -> Tensor: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: Tensor | slice) -> Data: ...
+    def to(self, device: torch.device | str) -> "Labelled": ...
+
+    def part(self, rows: Tensor) -> "Labelled":
+        """Some of them, still in files if they are there."""
+        ...
+
+    def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple[Data, Tensor]]:
+        """One batch after the other for training, with the rows that it holds. `seed` decides what is cut out."""
+        ...
 
 
 def pixels(x: Tensor) -> Tensor:
@@ -238,7 +268,7 @@ class Objective:
     `observe` is the only place that may change it.
     """
 
-    def init(self, data: Data) -> nn.Module:
+    def init(self, data: Labelled) -> nn.Module:
         """What this method remembers: a label bank, a teacher, a feature bank. By default nothing."""
         del data
         return nn.Module()

@@ -13,7 +13,22 @@ from torch.profiler import record_function
 
 from .averaging import Averaging
 from .checks import check_examples
-from .core import Attack, Batch, Context, Data, Lens, Objective, Progress, Schedule, Search, Terms, Update, View, at
+from .core import (
+    Attack,
+    Batch,
+    Context,
+    Data,
+    Labelled,
+    Lens,
+    Objective,
+    Progress,
+    Schedule,
+    Search,
+    Terms,
+    Update,
+    View,
+    at,
+)
 from .errors import UserError
 from .fast import Fast
 from .randomness import make_rng
@@ -34,7 +49,7 @@ class Method:
     inner_view: View = eval_mode
     outer_view: View = unchanged
 
-    def init(self, data: Data) -> nn.Module:
+    def init(self, data: Labelled) -> nn.Module:
         """What it remembers from step to step."""
         return self.objective.init(data)
 
@@ -45,7 +60,7 @@ class Method:
 class Steps(Protocol):
     """What training needs of a method: what it remembers, and a step. `Method` is one, and `Free` another."""
 
-    def init(self, data: Data) -> nn.Module: ...
+    def init(self, data: Labelled) -> nn.Module: ...
     def step(self, state: "State", batch: Batch, progress: Progress, update: Update, search: Search) -> Terms: ...
 
 
@@ -77,7 +92,12 @@ class State:
 
     @classmethod
     def start(
-        cls, method: Steps, model: nn.Module, optimizer: torch.optim.Optimizer, data: Data | None = None, seed: int = 0
+        cls,
+        method: Steps,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data: Labelled | None = None,
+        seed: int = 0,
     ) -> "State":
         """The beginning of an own loop. `data` is needed by methods that remember something per example."""
         device = next(model.parameters()).device

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .core import Batch, Context, Data, Lens, Objective, Progress, Search, Terms, Threat, Update, View
+from .core import Batch, Context, Labelled, Lens, Objective, Progress, Search, Terms, Threat, Update, View
 from .engine import State
 from .errors import UserError
 from .objectives.cross_entropy import CrossEntropy
@@ -33,7 +33,7 @@ class Free:
         if self.replays < 1:
             raise UserError(f"a batch is replayed once or more, not {self.replays} times")
 
-    def init(self, data: Data) -> nn.Module:
+    def init(self, data: Labelled) -> nn.Module:
         return _Memory(self.objective.init(data))
 
     def step(self, state: State, batch: Batch, progress: Progress, update: Update, search: Search) -> Terms:

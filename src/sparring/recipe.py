@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from .averaging import EMA, SWA
-from .core import Attack, Data, Schedule, Update
+from .core import Attack, Labelled, Schedule, Update
 from .data import Augment, Source
 from .engine import Method
 from .errors import UserError
@@ -70,7 +70,7 @@ class Recipe:
         if not 0 < self.held_out < 1:
             raise UserError(f"held_out = {self.held_out:g} is not in (0, 1): some images must select the best epoch")
 
-    def build_model(self, data: Data) -> nn.Module:
+    def build_model(self, data: Labelled) -> nn.Module:
         """The model for the classes and the shape of `data`, normalising by the statistics of `data`."""
         return self.model(num_classes=len(data.classes), shape=data.shape, normalize=Normalize.of(data))
 

@@ -12,7 +12,7 @@ import torch
 from . import report
 from .checkpoint import Checkpoints, read_weights, save_weights
 from .checks import check_data, check_logits
-from .core import Data, Progress, pixels
+from .core import Data, Labelled, Progress, pixels
 from .data import Batches, hold_out
 from .engine import Loop, NotFinite, State
 from .environment import device_of, session
@@ -104,11 +104,11 @@ def _guarding(recipe: Recipe, batches: Batches, pace: Pace) -> list[str]:
     return [f"the guard looks {recipe.guard.checks} times an epoch, which adds up to {100 * added:.3g} % of the passes"]
 
 
-def _watch(recipe: Recipe, train: Data, search: Fast) -> Watch | None:
+def _watch(recipe: Recipe, train: Labelled, search: Fast) -> Watch | None:
     """The guard of the recipe, with the training images that it looks at, the same throughout."""
     if recipe.guard is None:
         return None
-    rows = torch.randperm(len(train), generator=make_rng(1))[: recipe.guard.examples].to(train.x.device)
+    rows = torch.randperm(len(train), generator=make_rng(1))[: recipe.guard.examples].to(train.y.device)
     return Watch(recipe.guard, train[rows], search, recipe.seed)
 
 
@@ -170,7 +170,7 @@ class _Best:
 
     run: RunFolder
     recipe: Recipe
-    train: Data
+    train: Labelled
 
     def write(self, state: State) -> None:
         _write_weights(self.run, "best", self.recipe, state, self.train)
@@ -191,11 +191,11 @@ class _Best:
             state.best = {}
 
 
-def _prepare(recipe: Recipe, device: torch.device) -> tuple[Data, Data]:
+def _prepare(recipe: Recipe, device: torch.device) -> tuple[Labelled, Data]:
     """What is trained on and what selects "best", on the device. The test images are checked, and then left alone."""
     train, test = recipe.data.load()
     for data, name in ((train, "training"), (test, "test")):
-        check_data(data, name)
+        check_data(data if isinstance(data, Data) else data[:8], name)  # files show what they hold when they are read
     if train.shape != test.shape:
         raise UserError(f"training images are {train.shape}, but test images are {test.shape}")
     train, held = hold_out(train, recipe.held_out)
@@ -222,13 +222,14 @@ def _admit(run: RunFolder, recipe: Recipe, overwrite: bool) -> bool:
 
 
 @torch.no_grad()
-def _begin(recipe: Recipe, train: Data, device: torch.device) -> State:
+def _begin(recipe: Recipe, train: Labelled, device: torch.device) -> State:
     """The state before the first step, with a model that was seen to give logits for these data."""
     torch.manual_seed(recipe.seed)
     model = recipe.build_model(train).to(device).train()
     with eval_mode(model):
-        check_logits(model(pixels(train.x[:8])), len(train.x[:8]), len(train.classes))
-    prefer_channels_last(model, pixels(train.x[:8]))
+        few = pixels(train[:8].x)
+        check_logits(model(few), len(few), len(train.classes))
+    prefer_channels_last(model, few)
     state = State.start(recipe.method, model, recipe.optimizer.build(model), train, recipe.seed)
     if recipe.averaging is not None:
         state.average = recipe.averaging.init(model)
@@ -247,7 +248,7 @@ def _search(run: RunFolder, precision: Precision, compile: Compile) -> Fast:
     return Fast(begun["precision"], begun["compile"])
 
 
-def _write_weights(run: RunFolder, which: str, recipe: Recipe, state: State, train: Data) -> None:
+def _write_weights(run: RunFolder, which: str, recipe: Recipe, state: State, train: Labelled) -> None:
     about = {"recipe": recipe.plain(), "step": state.step, "classes": train.classes, "shape": train.shape}
     save_weights(run.weights(which), state.evaluated, about)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from . import report
 from .checkpoint import fill, read_weights
-from .core import Classifier, Data, Search
+from .core import Classifier, Data, Labelled, Search
 from .environment import device_of
 from .errors import UserError
 from .evaluate import Nearest, News, evaluate, threat_of
@@ -115,7 +115,7 @@ def evaluate_weights(
 
 def evaluate_models(
     loaders: Mapping[str, Callable[[], nn.Module]],
-    test: Data,
+    test: Labelled,
     evaluation: Evaluation,
     *,
     seed: int = 0,
@@ -129,7 +129,7 @@ def evaluate_models(
 
     While it runs, its state is kept there, and removed in the end.
     """
-    subset = test if evaluation.examples is None else test[: evaluation.examples]
+    subset = test[: evaluation.examples]
     found: dict[str, Evaluated] = {}
     done: dict[Callable[[], nn.Module], Evaluated] = {}  # the last weights may be the best
     if out is not None:
@@ -194,16 +194,16 @@ def _check_writable(out: RunFolder) -> None:
         raise UserError(f"{out.path} cannot be written ({error.strerror or error}): {instead}") from error
 
 
-def _on(test: Data, path: Path, recipe: Recipe) -> nn.Module:
-    return load_model(path, recipe).to(test.x.device)
+def _on(test: Labelled, path: Path, recipe: Recipe) -> nn.Module:
+    return load_model(path, recipe).to(test.y.device)
 
 
-def _test_images(recipe: Recipe, device: str) -> Data:
+def _test_images(recipe: Recipe, device: str) -> Labelled:
     where = device_of(device)  # a device that is not here is said before anything is loaded
     return recipe.data.load()[1].to(where)
 
 
-def _like(about: dict[str, object], recipe: Recipe) -> Data:
+def _like(about: dict[str, object], recipe: Recipe) -> Labelled:
     """Data of the classes and the shape that a model was made for: what its weights say, or else its training set."""
     classes, shape = about.get("classes"), about.get("shape")
     if isinstance(classes, list) and isinstance(shape, list):

@@ -3,7 +3,20 @@
 from .augment import Augment, Crop, Cutout, Flip
 from .batches import Batches, hold_out
 from .named import load_test
-from .sources import CIFAR10, CIFAR100, KMNIST, MNIST, NPZ, SVHN, Digits, FashionMNIST, Few, ImageFolder, Source
+from .sources import (
+    CIFAR10,
+    CIFAR100,
+    KMNIST,
+    MNIST,
+    NPZ,
+    SVHN,
+    Digits,
+    FashionMNIST,
+    Few,
+    ImageFolder,
+    ImageStream,
+    Source,
+)
 
 __all__ = [
     "CIFAR10",
@@ -21,6 +34,7 @@ __all__ = [
     "Few",
     "Flip",
     "ImageFolder",
+    "ImageStream",
     "Source",
     "hold_out",
     "load_test",

@@ -1,11 +1,11 @@
-"""The training set on the device: batches by index, augmented there, in an order that depends on seed and epoch."""
+"""The training set in batches by index, augmented on the device, in an order that depends on seed and epoch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from ..core import Batch, Data, pixels
+from ..core import Batch, Data, Labelled, pixels
 from ..errors import UserError
 from ..randomness import make_rng, mixed_seed
 from .augment import Augment
@@ -19,7 +19,7 @@ class Batches:
     holds every image so many times, each augmented by itself, one view of all images after the other.
     """
 
-    data: Data
+    data: Labelled
     size: int
     augment: tuple[Augment, ...] = ()
     seed: int = 0
@@ -37,16 +37,17 @@ class Batches:
     def rest_of_epoch(self, step: int, rng: torch.Generator) -> Iterator[Batch]:
         """The batches of the epoch that `step` lies in, from that step on. `rng` drives the augmentation."""
         epoch, done = divmod(step, len(self))
-        order = torch.randperm(len(self.data), generator=make_rng(mixed_seed(self.seed, epoch))).to(self.data.x.device)
-        for index in order.split(self.size)[done : len(self)]:
-            index = index.repeat(self.views)
-            x = pixels(self.data.x[index])
+        seed = mixed_seed(self.seed, epoch)
+        order = torch.randperm(len(self.data), generator=make_rng(seed)).to(self.data.y.device)
+        wanted = [index.repeat(self.views) for index in order.split(self.size)[done : len(self)]]
+        for part, index in self.data.read(wanted, seed):
+            x = pixels(part.x)
             for change in self.augment:
                 x = change(x, rng)
-            yield Batch(x, self.data.y[index], index)
+            yield Batch(x, part.y, index)
 
 
-def hold_out(data: Data, share: float) -> tuple[Data, Data]:
+def hold_out(data: Labelled, share: float) -> tuple[Labelled, Data]:
     """Splits off a fixed part of the training set, the same for every seed, by which "best" is chosen."""
     count = round(share * len(data))
     if not 1 <= count < len(data):
@@ -54,5 +55,5 @@ def hold_out(data: Data, share: float) -> tuple[Data, Data]:
             f"holding out {share:g} of {len(data)} training images leaves {len(data) - count} to train on and "
             f"{count} to select by: both need at least one"
         )
-    order = torch.randperm(len(data), generator=make_rng(0)).to(data.x.device)
-    return data[order[count:].sort().values], data[order[:count].sort().values]
+    order = torch.randperm(len(data), generator=make_rng(0)).to(data.y.device)
+    return data.part(order[count:].sort().values), data[order[:count].sort().values]

@@ -32,7 +32,7 @@ def load_test(spec: str) -> Data:
     if name not in known:
         raise UserError(f"no data called {spec!r}: {nearest(name, ['npz:FILE', *known])}")
     source: Any = known[name]
-    test: Data = (source(where) if where else source()).load()[1]
+    test: Data = (source(where) if where else source()).load()[1][:]
     return test
 
 

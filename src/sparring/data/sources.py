@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from ..checks import check_data
-from ..core import Data
+from ..core import Data, Labelled
 from ..errors import UserError
 from .files import Remote, locate, read
 from .formats import read_cifar, read_idx, read_member, read_svhn
+from .pictures import Pictures, Square, Unreadable, Window, class_folders, listed, mixed
 
-TrainTest = tuple[Data, Data]
+TrainTest = tuple[Labelled, Labelled]
 
 
 class Source(Protocol):
@@ -227,35 +228,52 @@ def channels_first(x: "np.ndarray[Any, Any]", what: str) -> "np.ndarray[Any, Any
 
 @dataclass(frozen=True, slots=True)
 class ImageFolder:
-    """Pictures in `folder`/train/CLASS/ and `folder`/test/CLASS/, cut to their central square and scaled to `size`."""
+    """Pictures in `folder`/train/CLASS/ and `folder`/test/CLASS/, cut to their central square and scaled to `size`.
+
+    All are in memory; for what does not fit, see `ImageStream`. A file that cannot be read stops it, or with
+    `unreadable="skip"` is left out, named and counted.
+    """
 
     folder: str
     size: int = 32
+    unreadable: Unreadable = "stop"
 
     def load(self) -> TrainTest:
-        train = Path(self.folder, "train")
-        classes = sorted(p.name for p in train.iterdir() if p.is_dir()) if train.is_dir() else []
-        if not classes:
-            raise UserError(f"there are no class folders in {train}: pictures are looked for in {train}/CLASS/")
-        return self._part("train", classes), self._part("test", classes)
+        top = Path(self.folder)
+        classes = class_folders(top / "train")
+        return self._part(top / "train", classes), self._part(top / "test", classes)
 
-    def _part(self, part: str, classes: list[str]) -> Data:
-        top = Path(self.folder, part)
-        strange = {p.name for p in top.iterdir() if p.is_dir()} - set(classes) if top.is_dir() else set()
-        if strange:
-            raise UserError(f"{top} has classes that the training set lacks: {', '.join(sorted(strange))}")
-        found = [(p, i) for i, name in enumerate(classes) for p in sorted((top / name).glob("*")) if p.is_file()]
-        if not found:
-            raise UserError(f"there are no pictures in {top}/CLASS/")
-        x = np.stack([read(path, self._picture) for path, _ in found])
-        return labelled(x, np.array([i for _, i in found]), classes, str(top))
+    def _part(self, top: Path, classes: list[str]) -> Data:
+        data = Pictures(top, *listed(top, classes), tuple(classes), Square(self.size), self.unreadable)[:]
+        check_data(data, str(top))
+        return data
 
-    def _picture(self, path: Path) -> "np.ndarray[Any, Any]":
-        from PIL import Image, ImageOps
 
-        with Image.open(path) as image:
-            square = ImageOps.fit(image.convert("RGB"), (self.size, self.size))
-        return np.asarray(square).transpose(2, 0, 1)
+@dataclass(frozen=True, slots=True)
+class ImageStream:
+    """Pictures in folders as ImageNet's are, `folder`/train/CLASS/ and `folder`/val/CLASS/ (or test), read on the way.
+
+    Training pictures are decoded, and windows of `scale` cut out of them, in `workers` processes (as many as there are
+    cores, if left out), ahead of training; what is held out, and the test pictures that an evaluation takes, are
+    decoded into memory. Their order is mixed, always alike, so that the first so many are of all classes. A file that
+    cannot be read stops it, or with `unreadable="skip"` is skipped, named and counted.
+    """
+
+    folder: str
+    size: int = 224
+    scale: tuple[float, float] = (0.08, 1.0)
+    workers: int | None = None
+    unreadable: Unreadable = "stop"
+
+    def load(self) -> TrainTest:
+        top = Path(self.folder)
+        classes = class_folders(top / "train")
+        test = next((top / name for name in ("val", "test") if (top / name).is_dir()), top / "val")
+        return self._part(top / "train", classes), self._part(test, classes)
+
+    def _part(self, top: Path, classes: list[str]) -> Pictures:
+        look = Window(self.size, self.scale)
+        return mixed(Pictures(top, *listed(top, classes), tuple(classes), look, self.unreadable, self.workers))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from .activations import SmoothReLU, activation
 from .classifier import Normalize
+from .imagenet import efficientnet, imagenet_resnet
 from .resnet import preact_resnet18, resnet18
 from .robustbench import load_robustbench
 from .small_cnn import small_cnn
@@ -12,6 +13,8 @@ __all__ = [
     "Normalize",
     "SmoothReLU",
     "activation",
+    "efficientnet",
+    "imagenet_resnet",
     "load_robustbench",
     "preact_resnet18",
     "resnet18",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..core import Data, pixels
+from ..core import Data, Labelled, pixels
 
 
 class Normalize(nn.Module):
@@ -20,9 +20,12 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
     @classmethod
-    def of(cls, data: Data) -> "Normalize":
-        """The statistics of `data`, one mean and one deviation per channel, from 10,000 images at most."""
-        x = pixels(data.x[:10_000]).double()
+    def of(cls, data: Labelled) -> "Normalize":
+        """The statistics of `data`, one mean and one deviation per channel, from the first 10,000 images at most.
+
+        From the first 1,000 if they are still in files.
+        """
+        x = pixels(data[: 10_000 if isinstance(data, Data) else 1000].x).double()
         return cls(x.mean((0, 2, 3)).tolist(), x.std((0, 2, 3)).clamp_min(1e-6).tolist())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,11 +15,13 @@ def small_cnn(
     activation: str = "relu",
     batch_norm: bool = False,
     depth: int = 1,
+    hidden: bool = True,
 ) -> Classifier:
     """Four 3x3 convolutions, two of them with stride 2, and two linear layers; batch norm if it is wanted.
 
     With the defaults it has 0.7 M parameters. `shape` is (channels, height, width). Before each of the two with stride,
-    there are `depth` convolutions.
+    there are `depth` convolutions. Without `hidden`, the first of the linear layers is left out, the only one that batch
+    norm does not reach.
     """
     if depth < 1:
         raise UserError(f"a small CNN has at least one convolution before each stride, not {depth}")
@@ -30,6 +32,8 @@ def small_cnn(
         norm = [nn.BatchNorm2d(out)] if batch_norm else []
         return [nn.Conv2d(inside, out, 3, stride=stride, padding=1, bias=not batch_norm), *norm, act(activation)]
 
+    features = 2 * width * area
+    last = [nn.Linear(features, 4 * width), act(activation)] if hidden else []
     body = nn.Sequential(
         *block(channels, width, 1),
         *(layer for _ in range(depth - 1) for layer in block(width, width, 1)),
@@ -38,7 +42,6 @@ def small_cnn(
         *(layer for _ in range(depth - 1) for layer in block(2 * width, 2 * width, 1)),
         *block(2 * width, 2 * width, 2),
         nn.Flatten(),
-        nn.Linear(2 * width * area, 4 * width),
-        act(activation),
+        *last,
     )
-    return Classifier(body, nn.Linear(4 * width, num_classes), normalize)
+    return Classifier(body, nn.Linear(4 * width if hidden else features, num_classes), normalize)

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..core import Context, Data, Objective, PointLoss, Progress, Terms
+from ..core import Context, Labelled, Objective, PointLoss, Progress, Terms
 from ..errors import UserError
 from ..losses import Total
 from ..schedules import Cycle
@@ -36,7 +36,7 @@ class Sum(Objective):
         if all(isinstance(part, Term) for part in self.parts):
             raise UserError("a sum needs a method, CrossEntropy() for example, that says what an attack raises")
 
-    def init(self, data: Data) -> nn.Module:
+    def init(self, data: Labelled) -> nn.Module:
         return nn.ModuleList(part.init(data) for part in self.parts)
 
     def observe(self, ctx: Context) -> None:
@@ -72,7 +72,7 @@ class Staged(Objective):
     def __post_init__(self) -> None:
         Cycle(self.stages)
 
-    def init(self, data: Data) -> nn.Module:
+    def init(self, data: Labelled) -> nn.Module:
         return nn.ModuleList(part.init(data) for _, part in self.stages)
 
     def observe(self, ctx: Context) -> None:

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..core import Context, Data, Forward, Lens, Objective, PointLoss, Terms
+from ..core import Context, Forward, Labelled, Lens, Objective, PointLoss, Terms
 from ..views import statistics_kept
 
 
@@ -22,7 +22,7 @@ class Statistics(Objective):
     method: Objective
     of: Literal["adversarial", "clean", "both"] = "adversarial"
 
-    def init(self, data: Data) -> nn.Module:
+    def init(self, data: Labelled) -> nn.Module:
         return self.method.init(data)
 
     def observe(self, ctx: Context) -> None:

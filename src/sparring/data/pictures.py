@@ -1,0 +1,284 @@
+"""Pictures in files: found by their folders, decoded when they are asked for, in other processes ahead of training."""
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..core import Data
+from ..errors import UserError
+from ..fast.process import usable_cores
+from ..randomness import make_rng, mixed_seed
+from .files import read
+
+Unreadable = Literal["stop", "skip"]
+Array = np.ndarray[Any, Any]
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+_AHEAD = 3  # batches that each worker holds ready
+_NAMED = 5  # files that are named one by one
+
+
+class Look(Protocol):
+    """How a picture becomes `[3, size, size]` bytes: as it is seen in evaluation, and in training."""
+
+    @property
+    def size(self) -> int: ...
+    def centre(self, path: Path) -> Array: ...
+    def chance(self, path: Path, rng: np.random.Generator) -> Array: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Square:
+    """The largest square in the middle, resized."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f"pictures of {self.size} pixels are none")
+
+    def centre(self, path: Path) -> Array:
+        from PIL import Image, ImageOps
+
+        with Image.open(path) as image:
+            square = ImageOps.fit(image.convert("RGB"), (self.size, self.size))
+        return np.asarray(square).transpose(2, 0, 1)
+
+    def chance(self, path: Path, rng: np.random.Generator) -> Array:
+        del rng
+        return self.centre(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """For training, a window of `scale` (least and most) of the area and an aspect between 3/4 and 4/3, resized
+    (https://arxiv.org/abs/1409.4842); in evaluation, the middle 7/8 of the largest square.
+
+    JPEG is decoded at the smallest of its own scales that is not smaller than the result.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.08, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f"pictures of {self.size} pixels are none")
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise UserError(f"scale = {self.scale} is no share of the area: wanted is 0 < least <= most <= 1")
+
+    def centre(self, path: Path) -> Array:
+        return self._cut(path, lambda width, height: _middle(width, height, min(width, height) * 7 / 8))
+
+    def chance(self, path: Path, rng: np.random.Generator) -> Array:
+        return self._cut(path, lambda width, height: _window(width, height, self.scale, rng))
+
+    def _cut(self, path: Path, box: Callable[[int, int], Box]) -> Array:
+        from PIL import Image
+
+        with Image.open(path) as image:
+            width, height = image.size
+            left, top, right, bottom = box(width, height)
+            share = self.size / min(right - left, bottom - top)
+            if share < 1:  # the decoder of JPEG can leave out what would be scaled away
+                image.draft("RGB", (math.ceil(width * share), math.ceil(height * share)))
+            wide, high = image.size
+            corners = (left, top, right, bottom)
+            scaled = [
+                at * new / old for at, new, old in zip(corners, (wide, high) * 2, (width, height) * 2, strict=True)
+            ]
+            inside = (scaled[0], scaled[1], min(scaled[2], wide), min(scaled[3], high))  # but for rounding, they are
+            small = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR, inside)
+        return np.asarray(small).transpose(2, 0, 1)
+
+
+def _middle(width: int, height: int, side: float) -> Box:
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def _window(width: int, height: int, scale: tuple[float, float], rng: np.random.Generator) -> Box:
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        wide, high = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        if wide <= width and high <= height:
+            left, top = rng.uniform(0, width - wide), rng.uniform(0, height - high)
+            return left, top, left + wide, top + high
+    return _middle(width, height, min(width, height))
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Labelled pictures in files, as `sparring.core.Labelled`: rows that are asked for are decoded, as they are seen in
+    evaluation; `read` decodes batches for training in `workers` other processes (0: in this one), a few ahead.
+
+    What is cut out of a picture is decided by seed and row alone, so neither the number of workers nor an interruption
+    changes it. A file that cannot be read stops everything, or is skipped: left out of rows that are asked for, and in
+    training replaced by the next that can be read, with its own label and row. Either way it is named and counted.
+    """
+
+    folder: Path
+    names: Array
+    """Paths below the folder, as bytes: a million of them are small, and are not copied for every worker."""
+    y: Tensor
+    classes: tuple[str, ...]
+    look: Look
+    unreadable: Unreadable = "stop"
+    workers: int | None = None
+    device: str | torch.device = "cpu"
+    lost: dict[str, str] = field(default_factory=dict, compare=False)
+    """Why which file was skipped so far."""
+
+    def __post_init__(self) -> None:
+        if self.unreadable not in get_args(Unreadable):
+            raise UserError(
+                f"unreadable = {self.unreadable!r}: a file that cannot be read is a reason to stop or to skip"
+            )
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"there cannot be {self.workers} workers")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 3, self.look.size, self.look.size
+
+    def to(self, device: torch.device | str) -> "Pictures":
+        return replace(self, device=device, y=self.y.to(device))
+
+    def part(self, rows: Tensor) -> "Pictures":
+        return replace(self, names=self.names[rows.cpu().numpy()], y=self.y[rows])
+
+    def path(self, row: int) -> Path:
+        return self.folder / os.fsdecode(bytes(self.names[row]))
+
+    def __getitem__(self, rows: Tensor | slice) -> Data:
+        wanted = np.arange(len(self))[rows if isinstance(rows, slice) else rows.cpu().numpy()]
+        with ThreadPoolExecutor(usable_cores()) as pool:  # the decoder runs without Python's lock
+            found = list(pool.map(self._seen, wanted.tolist()))
+        for row, image in zip(wanted.tolist(), found, strict=True):
+            if isinstance(image, str):
+                self._lose({self.path(row): image})
+        kept = [(row, image) for row, image in zip(wanted.tolist(), found, strict=True) if not isinstance(image, str)]
+        if not kept and len(wanted):
+            raise UserError(f"none of {len(wanted)} pictures in {self.folder} can be read")
+        x = np.stack([image for _, image in kept]) if kept else np.zeros((0, *self.shape), np.uint8)
+        y = self.y[torch.tensor([row for row, _ in kept], dtype=torch.long, device=self.device)]
+        return Data(torch.from_numpy(x).to(self.device), y, self.classes)
+
+    def _seen(self, row: int) -> "Array | str":
+        """The picture, or why there is none."""
+        return self._tried(row, self.look.centre)
+
+    def _tried(self, row: int, look: Callable[[Path], Array]) -> "Array | str":
+        try:
+            return read(self.path(row), look)
+        except UserError as error:
+            if self.unreadable == "stop":
+                raise
+            return str(error)
+
+    def _lose(self, new: dict[Path, str]) -> None:
+        for path, why in new.items():
+            if str(path) not in self.lost:
+                self.lost[str(path)] = why
+                if len(self.lost) <= _NAMED:
+                    warnings.warn(f"{why}; it is skipped, the {_nth(len(self.lost))} of {len(self)}", stacklevel=2)
+                elif len(self.lost) & (len(self.lost) - 1) == 0:  # 8, 16, 32, ...
+                    warnings.warn(f"{len(self.lost)} of {len(self)} pictures were skipped by now", stacklevel=2)
+
+    def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple[Data, Tensor]]:
+        workers = usable_cores() if self.workers is None else self.workers
+        ahead: dict[str, Any] = {"prefetch_factor": _AHEAD} if workers else {}
+        loader = DataLoader(
+            _Windows(self, seed),
+            batch_sampler=[rows.tolist() for rows in batches],
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=torch.device(self.device).type == "cuda",
+            generator=make_rng(0),  # what it draws from would else be torch's own generator, which training draws from
+            **ahead,
+        )
+        for x, rows, lost in loader:
+            self._lose({Path(path): why for path, why in lost.items()})
+            there = rows.to(self.device)
+            yield Data(x.to(self.device, non_blocking=True), self.y[there], self.classes), there
+
+
+class _Windows(Dataset[Any]):
+    """What a worker does: pictures by their rows, a batch at a time."""
+
+    def __init__(self, pictures: Pictures, seed: int) -> None:
+        self.pictures, self.seed = replace(pictures, y=torch.empty(0, dtype=torch.long), device="cpu", lost={}), seed
+
+    def __getitems__(self, rows: list[int]) -> tuple[Tensor, Tensor, dict[str, str]]:
+        found: list[tuple[Array, int]] = []
+        lost: dict[str, str] = {}
+        seen: dict[int, int] = {}  # a row may come several times, as so many views
+        for row in rows:
+            seen[row] = seen.get(row, -1) + 1
+            found.append(self._window(row, seen[row], lost))
+        x = np.stack([image for image, _ in found])
+        return torch.from_numpy(x), torch.tensor([row for _, row in found]), lost
+
+    def _window(self, row: int, view: int, lost: dict[str, str]) -> tuple[Array, int]:
+        """Of the row, or of the next that can be read."""
+        for other in range(len(self.pictures)):
+            there = (row + other) % len(self.pictures)
+            rng = np.random.default_rng((self.seed, there, view))
+            image = self.pictures._tried(there, lambda path, rng=rng: self.pictures.look.chance(path, rng))  # type: ignore[misc]
+            if not isinstance(image, str):
+                return image, there
+            lost[str(self.pictures.path(there))] = image
+        raise UserError(f"none of {len(self.pictures)} pictures in {self.pictures.folder} can be read")
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _nth(count: int) -> str:
+    return f"{count}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(count, 'th') }"
+
+
+def listed(folder: Path, classes: Sequence[str]) -> tuple[Array, Tensor]:
+    """Paths below `folder` and class numbers of the files in `folder`/CLASS/, in order. Raises `UserError` for none."""
+    strange = (
+        {entry.name for entry in os.scandir(folder) if entry.is_dir()} - set(classes) if folder.is_dir() else set()
+    )
+    if strange:
+        raise UserError(f"{folder} has classes that the training set lacks: {', '.join(sorted(strange))}")
+    found = [
+        (os.fsencode(f"{name}/{entry}"), number)
+        for number, name in enumerate(classes)
+        if (folder / name).is_dir()
+        for entry in sorted(each.name for each in os.scandir(folder / name) if each.is_file())
+    ]
+    if not found:
+        raise UserError(f"there are no pictures in {folder}/CLASS/")
+    return np.array([path for path, _ in found]), torch.tensor([number for _, number in found])
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Their names, sorted."""
+    found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()) if folder.is_dir() else []
+    if not found:
+        raise UserError(f"there are no class folders in {folder}: pictures are looked for in {folder}/CLASS/")
+    return found
+
+
+def mixed(pictures: Pictures) -> Pictures:
+    """In an order by chance, always the same: the first so many are then a sample of all classes."""
+    return pictures.part(torch.randperm(len(pictures), generator=make_rng(mixed_seed(0, len(pictures)))))

@@ -1,0 +1,108 @@
+"""ImageNet's networks, which timm has: `pip install 'sparring[imagenet]'`. None of them is copied here.
+
+Pixels are taken to [-1, 1], as in the released code of Smooth Adversarial Training.
+"""
+
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from ..core import Classifier
+from ..errors import UserError, nearest
+from .classifier import Normalize
+from .swap import swap_activation
+
+BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+SIZES = {
+    "b0": (1.0, 1.0, 224, 0.2),
+    "b1": (1.0, 1.1, 240, 0.2),
+    "b2": (1.1, 1.2, 260, 0.3),
+    "b3": (1.2, 1.4, 300, 0.3),
+    "b4": (1.4, 1.8, 380, 0.4),
+    "b5": (1.6, 2.2, 456, 0.4),
+    "b6": (1.8, 2.6, 528, 0.5),
+    "b7": (2.0, 3.1, 600, 0.5),
+    "l1": (3.9, 3.7, 600, 0.5),
+}
+"""EfficientNets: width, depth, pixels, dropout (https://arxiv.org/abs/1905.11946; L1: the authors' released code)."""
+
+
+def imagenet_resnet(
+    depth: int = 50,
+    groups: int = 1,
+    group_width: int = 64,
+    num_classes: int = 1000,
+    shape: tuple[int, int, int] = (3, 224, 224),
+    normalize: nn.Module | None = None,
+    activation: str = "relu",
+) -> Classifier:
+    """ResNet-26, 50, 101 or 152 for large pictures, timm's: stride in the 3x3 convolutions, last norms zero at first.
+
+    ResNeXt-50-32x4d has 32 `groups` of `group_width` 4, and counts as twice as wide; 32x8d as four times.
+    """
+    resnet = _timm("resnet")
+    if depth not in BLOCKS:
+        raise UserError(f"there is a ResNet of depth {', '.join(map(str, BLOCKS))} here, not of {depth}")
+    body = resnet.ResNet(
+        resnet.Bottleneck, BLOCKS[depth], num_classes=0, in_chans=shape[0], cardinality=groups, base_width=group_width
+    )
+    head = nn.Linear(body.num_features, num_classes)
+    nn.init.normal_(head.weight, std=0.01)
+    nn.init.zeros_(head.bias)
+    return _classifier(body, head, activation, shape)
+
+
+def efficientnet(
+    width: float = 1.0,
+    depth: float = 1.0,
+    dropout: float = 0.2,
+    num_classes: int = 1000,
+    shape: tuple[int, int, int] = (3, 224, 224),
+    normalize: nn.Module | None = None,
+    activation: str = "silu",
+) -> Classifier:
+    """EfficientNet (https://arxiv.org/abs/1905.11946) of any `width` and `depth`, factors on those of B0, timm's.
+
+    B0 to B7 and L1 are in `SIZES`, with the resolution that goes with them.
+    """
+    model = _timm("efficientnet")
+    body = model._gen_efficientnet(  # timm names B0 to B8 and L2 only, and takes no other factors under these names
+        "efficientnet_b0", channel_multiplier=width, depth_multiplier=depth, num_classes=0, in_chans=shape[0]
+    )
+    head = nn.Linear(body.num_features, num_classes)
+    bound = num_classes**-0.5
+    nn.init.uniform_(head.weight, -bound, bound)
+    nn.init.zeros_(head.bias)
+    return _classifier(body, nn.Sequential(nn.Dropout(dropout), head) if dropout else head, activation, shape)
+
+
+def size_of(variant: str) -> tuple[float, float, int, float]:
+    """Width, depth, pixels and dropout of an EfficientNet by its name, b0 to b7 or l1."""
+    if variant.lower() not in SIZES:
+        raise UserError(f"no EfficientNet {variant!r}: {nearest(variant, SIZES)}")
+    return SIZES[variant.lower()]
+
+
+def _classifier(body: nn.Module, head: nn.Module, activation: str, shape: tuple[int, int, int]) -> Classifier:
+    half = [0.5] * shape[0]
+    return Classifier(swap_activation(body, activation), head, Normalize(half, half))
+
+
+def _timm(name: str) -> ModuleType:
+    import importlib
+
+    try:
+        found: ModuleType = importlib.import_module(f"timm.models.{name}")
+    except ImportError as error:
+        raise UserError(
+            f"this model comes from timm, which cannot be imported ({str(error).splitlines()[0]}): "
+            "pip install 'sparring[imagenet]'"
+        ) from error
+    except RuntimeError as error:  # torchvision of another build than torch fails like this
+        raise UserError(
+            f"timm is installed, but torchvision does not load with torch {torch.__version__} "
+            f"({str(error).splitlines()[0]}): install the torchvision that belongs to it"
+        ) from error
+    return found

@@ -1,0 +1,218 @@
+"""Pictures that stay in their files until they are asked for."""
+
+import os
+import signal
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from sparring import Batches, Data, UserError, evaluate_run, fit, make_rng
+from sparring.data import Few, Flip, ImageFolder, ImageStream, hold_out
+from sparring.data.pictures import Window, _window
+from sparring.models import Normalize
+from sparring.hooks import Interrupted
+
+CLASSES = ("ant", "bee", "cat")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three classes of grey value: 12 pictures each to train on, 4 to test on, JPEG and PNG of several sizes."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 12), ("val", 4)):
+        for number, name in enumerate(CLASSES):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                shape = (20 + 3 * (i % 4), 24, 3)
+                image = np.clip(70 * number + 40 + rng.integers(-25, 25, shape), 0, 255).astype(np.uint8)
+                ending = ("png", "jpg", "jpeg", "JPG")[i % 4]
+                Image.fromarray(image).save(tmp_path / part / name / f"{i:02}.{ending}")
+    return tmp_path
+
+
+def batches(source, size=6, seed=0, workers=0, views=1, augment=()):
+    train = replace(source, workers=workers).load()[0]
+    return Batches(train, size, augment, seed, views)
+
+
+def all_of(epoch):
+    epoch = list(epoch)
+    return torch.cat([b.x for b in epoch]), torch.cat([b.y for b in epoch]), torch.cat([b.index for b in epoch])
+
+
+def test_a_stream_is_a_training_set_of_bytes_in_mixed_order(pictures):
+    train, test = ImageStream(str(pictures), size=16).load()
+    assert (len(train), len(test), train.shape, train.classes) == (36, 12, (3, 16, 16), CLASSES)
+    assert len(set(test.y[:6].tolist())) == 3, "the first so many are of all classes"
+    data = train[:]
+    assert isinstance(data, Data) and data.x.dtype == torch.uint8 and data.x.shape == (36, 3, 16, 16)
+    brightness = data.x.float().mean((1, 2, 3))
+    assert torch.equal((brightness / 70 - 0.5).round().long().clamp(0, 2), data.y), "labels go with their pictures"
+    rows = torch.tensor([5, 3])
+    assert torch.equal(train[rows].x, data.x[rows])
+    assert torch.equal(train.part(rows)[:].x, data.x[rows])
+    again = ImageStream(str(pictures), size=16).load()[0]
+    assert torch.equal(again[:].x, data.x)
+
+
+def test_windows_depend_on_seed_epoch_and_picture_and_not_on_workers(pictures):
+    source = ImageStream(str(pictures), size=16)
+    alone = all_of(batches(source).rest_of_epoch(0, make_rng(0)))
+    assert alone[0].dtype == torch.float32 and alone[0].max() <= 1 and len(alone[0]) == 36
+    assert sorted(alone[2].tolist()) == list(range(36))
+    helped = all_of(batches(source, workers=2).rest_of_epoch(0, make_rng(0)))
+    assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
+    later = all_of(batches(source).rest_of_epoch(4, make_rng(0)))
+    assert torch.equal(later[0], alone[0][24:]), "an epoch can be entered anywhere"
+    other = all_of(batches(source).rest_of_epoch(6, make_rng(0)))
+    assert not torch.equal(other[2], alone[2])
+    back = torch.argsort(alone[2]), torch.argsort(other[2])
+    assert not torch.equal(alone[0][back[0]], other[0][back[1]]), "another epoch cuts out other windows"
+    seeded = all_of(batches(source, seed=1).rest_of_epoch(0, make_rng(0)))
+    assert not torch.equal(seeded[2], alone[2])
+
+
+def test_several_views_are_several_windows_of_a_picture(pictures):
+    batch = next(batches(ImageStream(str(pictures), size=16), views=2).rest_of_epoch(0, make_rng(0)))
+    assert torch.equal(batch.index[:6], batch.index[6:])
+    assert not torch.equal(batch.x[:6], batch.x[6:])
+
+
+def test_reading_ahead_draws_nothing_from_torch(pictures):
+    before = torch.get_rng_state()
+    all_of(batches(ImageStream(str(pictures), size=16), workers=1).rest_of_epoch(0, make_rng(0)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_windows_lie_in_the_picture_and_cover_what_they_should():
+    rng = np.random.default_rng(0)
+    shares, aspects = [], []
+    for _ in range(500):
+        left, top, right, bottom = _window(400, 300, (0.08, 1.0), rng)
+        assert -1e-9 <= left <= right <= 400 + 1e-9 and -1e-9 <= top <= bottom <= 300 + 1e-9
+        shares.append((right - left) * (bottom - top) / 120_000)
+        aspects.append((right - left) / (bottom - top))
+    assert 0.08 <= min(shares) < 0.12 and max(shares) > 0.8
+    assert 0.75 - 1e-9 <= min(aspects) < 0.8 and 1.25 < max(aspects) <= 4 / 3 + 1e-9
+    assert _window(1000, 10, (1.0, 1.0), rng) == (495, 0, 505, 10), "no such window fits: the square in the middle"
+
+
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path):
+    ramp = np.linspace(0, 255, 640)[None, :, None] * np.ones((480, 1, 3))
+    for name in ("a.jpg", "a.png"):
+        Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / name, quality=95) if name.endswith("jpg") else (
+            Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / name)
+        )
+    small = [Window(32).centre(tmp_path / name).astype(float) for name in ("a.jpg", "a.png")]
+    assert np.abs(small[0] - small[1]).max() < 6
+    # the middle 420 of 640 columns of a ramp from 0 to 255
+    wanted = 255 * (110 + 420 * (np.arange(32) + 0.5) / 32) / 640
+    assert np.abs(small[1][0, 16] - wanted).max() < 3
+
+
+@pytest.fixture
+def damaged(pictures):
+    (pictures / "train" / "bee" / "03.JPG").write_bytes(b"no picture")
+    (pictures / "train" / "cat" / "notes.txt").write_text("nothing")
+    (pictures / "val" / "ant" / "00.png").write_bytes(b"")
+    return pictures
+
+
+def test_a_file_that_cannot_be_read_stops_and_is_named(damaged):
+    source = ImageStream(str(damaged), size=16)
+    with pytest.raises(UserError, match=r"(03\.JPG|notes\.txt) is truncated or corrupt"):
+        all_of(batches(source).rest_of_epoch(0, make_rng(0)))
+    with pytest.raises(UserError, match=r"(03\.JPG|notes\.txt) is truncated or corrupt"):
+        all_of(batches(source, workers=1).rest_of_epoch(0, make_rng(0)))
+    with pytest.raises(UserError, match=r"00\.png is truncated or corrupt"):
+        source.load()[1][:]
+    with pytest.raises(UserError, match="is truncated or corrupt"):
+        ImageFolder(str(damaged), size=16).load()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_is_skipped_is_named_and_counted_once(damaged, workers):
+    found = batches(ImageStream(str(damaged), size=16, unreadable="skip"), workers=workers)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        x, y, index = all_of(found.rest_of_epoch(0, make_rng(0)))
+        all_of(found.rest_of_epoch(6, make_rng(0)))
+    said = [str(w.message) for w in seen]
+    assert len(said) == 2 and "it is skipped, the 1st of 37" in said[0] and "the 2nd of 37" in said[1]
+    assert {name.rpartition("/")[2] for name in found.data.lost} == {"03.JPG", "notes.txt"}
+    assert len(x) == 36 and torch.equal(found.data.y[index], y), "what took its place has its own label"
+    names = [found.data.path(i).name for i in index.tolist()]
+    assert "notes.txt" not in names
+    with pytest.warns(UserWarning, match="the 1st of 12"):
+        assert len(ImageStream(str(damaged), size=16, unreadable="skip").load()[1][:]) == 11
+
+
+def test_a_folder_in_memory_can_skip_too(damaged):
+    (damaged / "val").rename(damaged / "test")
+    with pytest.warns(UserWarning, match="is skipped"):
+        train, test = ImageFolder(str(damaged), size=16, unreadable="skip").load()
+    assert (len(train), len(test)) == (35, 11)
+
+
+def test_a_folder_of_nothing_but_rubbish_is_refused(damaged):
+    for path in (damaged / "train").glob("*/*"):
+        path.write_bytes(b"rubbish")
+    train = ImageStream(str(damaged), size=16, unreadable="skip", workers=0).load()[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(UserError, match="none of 37 pictures in .* can be read"):
+            train[:]
+        with pytest.raises(UserError, match="none of 37 pictures in .* can be read"):
+            next(Batches(train, 4).rest_of_epoch(0, make_rng(0)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": 0}, "pictures of 0 pixels are none"),
+        ({"scale": (0.5, 0.2)}, "is no share of the area"),
+        ({"unreadable": "ignore"}, "a reason to stop or to skip"),
+        ({"workers": -1}, "there cannot be -1 workers"),
+        ({"folder": "nowhere"}, "there are no class folders in nowhere/train"),
+    ],
+)
+def test_a_stream_that_makes_no_sense_is_refused(pictures, change, message):
+    with pytest.raises(UserError, match=message):
+        replace(ImageStream(str(pictures)), **change).load()
+
+
+def test_what_is_held_out_is_decoded_and_the_rest_stays_in_files(pictures):
+    train = ImageStream(str(pictures), size=16).load()[0]
+    rest, held = hold_out(train, 0.25)
+    assert (len(rest), len(held)) == (27, 9) and isinstance(held, Data) and not isinstance(rest, Data)
+    paths = {rest.path(i) for i in range(27)}
+    assert len(paths) == 27
+    assert Normalize.of(train).mean.shape == (1, 3, 1, 1)
+    few = Few(ImageStream(str(pictures), size=16), 5, 3).load()
+    assert all(isinstance(part, Data) for part in few)
+
+
+def test_a_run_on_a_stream_is_interrupted_resumed_and_evaluated(tiny, pictures, tmp_path):
+    """With workers or without, interrupted or not: the same bits."""
+    source = ImageStream(str(pictures), size=8, workers=0, scale=(0.5, 1.0))
+    recipe = replace(tiny, data=source, batch_size=8, held_out=0.25, augment=(Flip(),))
+    whole = fit(recipe, tmp_path / "whole", device="cpu")
+    other = replace(recipe, data=replace(source, workers=1))
+
+    def stop(news):
+        if news.progress.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        fit(other, tmp_path / "part", device="cpu", show=stop)
+    part = fit(other, tmp_path / "part", device="cpu")
+    for which in ("best", "last"):
+        a, b = (load_file(run.weights(which)) for run in (whole, part))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    found = evaluate_run(whole, recipe, device="cpu")
+    assert len(found["last"].standing["clean"]) == 12
