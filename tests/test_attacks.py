@@ -28,6 +28,7 @@ from sparring import (
     ZeroGrad,
     make_rng,
 )
+from sparring.attacks import Sometimes
 from sparring.testing import check_attack
 
 EPS = 8 / 255
@@ -296,3 +297,14 @@ def test_the_default_step_size_crosses_the_set():
     model, x, y = linear_case()
     z = PGD(Linf(0.2), steps=4)(Untargeted(model, y), x, make_rng(0))
     assert torch.allclose((z - x).abs(), torch.full_like(x, 0.2), atol=1e-6)
+
+
+def test_a_start_is_sometimes_the_image_itself_for_the_whole_batch():
+    x, threat, rng = torch.full((8, 1, 4, 4), 0.5), Linf(0.1), make_rng(0)
+    clean = [torch.equal(Sometimes(Anywhere(), 0.3)(threat, x, rng), x) for _ in range(400)]
+    assert 0.23 < sum(clean) / 400 < 0.37
+    moved = Sometimes(Anywhere(), 0.0)(threat, x, rng)
+    assert (moved != x).flatten(1).any(1).all()
+    assert torch.equal(Sometimes(Anywhere(), 1.0)(threat, x, rng), x)
+    with pytest.raises(UserError, match=r"clean = 1.5 is no probability"):
+        Sometimes(Anywhere(), 1.5)

@@ -1,3 +1,4 @@
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +14,10 @@ from sparring import (
     PGD,
     Benign,
     Data,
+    Fast,
     Linf,
     Near,
+    Plain,
     Restarts,
     UserError,
     WhiteBox,
@@ -24,6 +27,9 @@ from sparring import (
     perturb,
 )
 from sparring.core import pixels
+from sparring.evaluate import Through
+from sparring.evaluate.cost import passes
+from sparring.views import SmoothBackward
 
 
 def linear_data(n=200):
@@ -174,3 +180,36 @@ def test_one_step_of_perturb_is_fgsm_written_out():
     (grad,) = torch.autograd.grad(nn.functional.cross_entropy(model(x), data.y, reduction="sum"), x)
     wanted = (x + 0.03 * grad.sign()).clamp(0, 1).detach()
     assert torch.allclose(perturb(model, x.detach(), data.y, FGSM(Linf(0.03), start=Near(0.0))), wanted, atol=1e-6)
+
+
+class Dead(nn.Module):
+    """Class 1 wins where a unit is alive that is dead at every image: its own gradient tells nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.act = nn.Parameter(torch.ones(16)), nn.ReLU()
+
+    def forward(self, x):
+        score = self.act(x.flatten(1) @ self.w - 8.2)
+        return torch.stack([torch.full_like(score, 0.1), 10 * score], 1)
+
+
+@pytest.mark.parametrize("search", [Plain(), Fast("fp32", "off"), Fast("bf16", "off")], ids=repr)
+def test_an_adversary_follows_the_gradient_of_a_view_and_is_judged_without_it(search):
+    model, data = Dead(), Data(torch.full((5, 1, 4, 4), 0.5), torch.zeros(5, dtype=torch.long), ("a", "b"))
+    pgd = WhiteBox(PGD(Linf(0.1), 2, 0.05, start=Near(0.0), patience=0))
+    both = {"plain": pgd, "smooth": Through(SmoothBackward(1.0), pgd), "again": pgd}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the notes of the fast path on a model of two tensors
+        found = evaluate(model, data, both, search=search)
+    assert found.standing["plain"].all() and found.standing["again"].all()
+    assert not found.standing["smooth"].any()
+    assert found.norm["smooth"].max() <= 0.1 + 1e-6
+    assert type(model.act) is nn.ReLU
+    z = both["smooth"](model, data.x, data.y, make_rng(0))
+    assert float((z - data.x).abs().max()) == pytest.approx(0.05), "it rests once it fools"
+
+
+def test_a_view_costs_what_its_adversary_costs():
+    pgd = WhiteBox(PGD(Linf(0.1), 7))
+    assert passes(Through(SmoothBackward(), pgd), 10) == passes(pgd, 10)

@@ -58,12 +58,19 @@ CHANGES = {
     "eps warm-up": method(CrossEntropy(), sp.EpsWarmUp(SHORT, 2)),
     "central": {"optimizer": sp.SGD(centralize="weights")},
     "adam": {"optimizer": sp.Adam(), "lr": 0.001},
+    "smooth": {"model": Build(small_cnn, width=4, batch_norm=True, activation="smooth_relu")},
+    "smooth attacker": method(CrossEntropy(), RS, inner_view=sp.Together((sp.eval_mode, sp.SmoothBackward()))),
+    "smooth both": method(
+        *(CrossEntropy(), RS),
+        inner_view=sp.Together((sp.eval_mode, sp.SmoothBackward())),
+        outer_view=sp.SmoothBackward(),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_method_trains_and_resumes_bit_for_bit_on_digits(name, tiny, tmp_path):
-    recipe = replace(tiny, model=Build(small_cnn, width=4, batch_norm=True), **CHANGES[name])
+    recipe = replace(tiny, **{"model": Build(small_cnn, width=4, batch_norm=True), **CHANGES[name]})
     whole = fit(recipe, tmp_path / "whole")
 
     def stop(news):

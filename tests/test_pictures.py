@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from sparring import Batches, Data, UserError, evaluate_run, fit, make_rng
 from sparring.data import Few, Flip, ImageFolder, ImageStream, hold_out
 from sparring.data.pictures import Window, _window
-from sparring.models import Normalize
 from sparring.hooks import Interrupted
+from sparring.models import Normalize
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -165,9 +165,9 @@ def test_a_folder_of_nothing_but_rubbish_is_refused(damaged):
     train = ImageStream(str(damaged), size=16, unreadable="skip", workers=0).load()[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(UserError, match="none of 37 pictures in .* can be read"):
+        with pytest.raises(UserError, match=r"none of 37 pictures in .* can be read"):
             train[:]
-        with pytest.raises(UserError, match="none of 37 pictures in .* can be read"):
+        with pytest.raises(UserError, match=r"none of 37 pictures in .* can be read"):
             next(Batches(train, 4).rest_of_epoch(0, make_rng(0)))
 
 

@@ -1,3 +1,4 @@
+import inspect
 import json
 from dataclasses import dataclass, replace
 
@@ -51,7 +52,7 @@ def test_the_eps_of_a_recipe_reaches_training_selection_and_evaluation_alike(nam
 
 def test_recipes_that_cite_numbers_without_having_run_say_so():
     for name, entry in entries().items():
-        assert ("untested" in entry.summary) == name.startswith("cifar")
+        assert ("untested" in entry.summary) == name.startswith(("cifar", "imagenet"))
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest():
@@ -174,3 +175,18 @@ def test_stages_keep_pace_with_their_objectives():
     assert lengths[0] == lengths[1] == [2, 8, 2]
     assert isinstance(at(recipe.method.objective, Progress(1, 100, 8)), MixUp)
     assert not isinstance(at(recipe.method.objective, Progress(2, 100, 8)), MixUp)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_activation_is_a_field_of_every_recipe(name):
+    parameters = inspect.signature(find(name)().model.function).parameters
+    assert "activation" in parameters
+
+
+def test_what_the_released_code_adds_to_smooth_training_is_a_field_and_off():
+    recipe = find("imagenet_resnet_smooth")()
+    assert recipe.method.objective.label_smoothing == 0
+    assert recipe.method.attack.start.clean == 0
+    assert not recipe.optimizer.nesterov and not recipe.optimizer.decay_vectors
+    assert recipe.method.attack.steps == 1 and recipe.method.attack.step_size == recipe.method.attack.threat.eps
+    assert [recipe.lr.at(Progress(e, 1, 100)) for e in (29, 30, 60, 90)] == pytest.approx([0.1, 0.01, 0.001, 0.0001])

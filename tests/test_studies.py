@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sparring import CrossEntropy, Linf, Method, UserError
+from sparring import PGD, CrossEntropy, Linf, Method, UserError, WhiteBox
 from sparring.attacks import FGSM
 from sparring.bootstrap import Claim
 from sparring.cli import run as shell
@@ -147,6 +147,27 @@ def test_a_study_that_is_stopped_keeps_what_it_has(tiny, tmp_path, workers):
     assert not (folder / "table.md").exists()
 
 
+def test_what_is_set_apart_is_shown_where_it_was_done_and_does_not_count(tiny, tmp_path):
+    """An attack at a larger eps, on one of the two trainings."""
+    far = WhiteBox(PGD(Linf(0.5), steps=3, patience=0))
+    more = replace(tiny.evaluation, adversaries={**tiny.evaluation.adversaries, "far": far})
+    arms = (Arm("PGD-2", replace(tiny, epochs=1)), Arm("other", replace(tiny, epochs=1, evaluation=more)))
+    with pytest.raises(UserError, match="different adversaries, none of them apart"):
+        small(tiny, arms=arms)
+    claim = Claim("It is far.", "less", lambda cells: cells("other", "worst") - cells("other", "far"))
+    found = run_study(small(tiny, arms=arms, claims=(claim,), apart=("far",)), tmp_path, scale="smoke", workers=1)
+    first, other = found.rows
+    assert ("last", "far") in other.accuracy and ("last", "far") not in first.accuracy
+    assert ("last", "far") not in other.difference
+    pgd = found.flags["other", "last", "pgd-3"] & found.flags["other", "last", "clean"]
+    assert np.array_equal(found.flags["other", "last", "worst"], pgd)
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert [(row["arm"], row["difference"]) for row in rows if row["adversary"] == "far"] == [("other", "")] * 2
+    text = (tmp_path / "table.md").read_text()
+    assert "stands under every attack but far." in text
+    assert json.loads((tmp_path / "study.json").read_text())["arms"]["other"]["by_seed"]["last"]["far"]
+
+
 def test_a_study_that_makes_no_sense_is_refused(tiny):
     one = Arm("a", tiny)
     with pytest.raises(UserError, match="share a folder"):
@@ -165,9 +186,7 @@ def test_every_study_can_be_made_at_every_scale(name, scale):
     study = find(name)(scale)
     assert study.name == name
     assert study.seeds >= (1 if scale == "smoke" else 3)
-    assert all(
-        set(arm.recipe.evaluation.adversaries) == set(study.arms[0].recipe.evaluation.adversaries) for arm in study.arms
-    )
+    assert {*study.apart} <= {*study.arms[0].recipe.evaluation.adversaries}
     for arm in study.arms:
         assert arm.recipe.plain()["$"] == "recipe:Recipe"
 

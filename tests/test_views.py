@@ -117,7 +117,7 @@ def test_a_harder_softplus_has_the_gradient_of_relu():
 
 
 def test_a_smooth_gradient_refuses_what_it_cannot_smooth():
-    with pytest.raises(UserError, match="Sequential has no nn.ReLU"), SmoothBackward()(nn.Sequential(nn.SiLU())):
+    with pytest.raises(UserError, match=r"Sequential has no nn\.ReLU"), SmoothBackward()(nn.Sequential(nn.SiLU())):
         pass
     with pytest.raises(UserError, match="alpha = 0 is no number above 0"):
         SmoothBackward(0.0)

@@ -20,8 +20,8 @@ def small_cnn(
     """Four 3x3 convolutions, two of them with stride 2, and two linear layers; batch norm if it is wanted.
 
     With the defaults it has 0.7 M parameters. `shape` is (channels, height, width). Before each of the two with stride,
-    there are `depth` convolutions. Without `hidden`, the first of the linear layers is left out, the only one that batch
-    norm does not reach.
+    there are `depth` convolutions. Without `hidden`, the first of the linear layers is left out, the only one that
+    batch norm does not reach.
     """
     if depth < 1:
         raise UserError(f"a small CNN has at least one convolution before each stride, not {depth}")
