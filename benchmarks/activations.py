@@ -5,12 +5,11 @@
 
 A step crafts by one step from a random start and moves the weights once (PreActResNet-18). Three ways: in float32 on
 the model as it is; on the fast path, as by default; and with both attack and update compiled. Times are taken in turns
-in one process; memory is the peak of a process of its own, less what it held before its first step (CUDA: torch's peak).
+in one process; memory is the peak of a process of its own, less what it held before its first step (CUDA: torch's).
 """
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -64,13 +63,18 @@ def memory(name: str, way: str, options: argparse.Namespace) -> float:
 
 
 def peak(name: str, way: str, options: argparse.Namespace) -> float:
+    tune_process()
     call = step(name, way, options)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = high_water()
     for _ in range(3):
         call()
-    if options.device != "cpu":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    return high_water() - before if options.device == "cpu" else torch.cuda.max_memory_allocated() / 2**20
+
+
+def high_water() -> float:
+    """MiB of this process; what `getrusage` says begins with the peak of the parent."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1024
 
 
 def main() -> None:

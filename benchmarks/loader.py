@@ -20,6 +20,7 @@ from PIL import Image
 from sparring import Batches, Linf, Method, Progress, State, UserError, make_rng, train_step
 from sparring.attacks import FGSM, Anywhere
 from sparring.data import Flip, ImageStream
+from sparring.data.pictures import AHEAD
 from sparring.environment import session
 from sparring.fast import Fast, tune_process
 from sparring.models import imagenet_resnet
@@ -44,17 +45,17 @@ def read(folder: Path, workers: int, batch: int, size: int) -> float:
     """Pictures a second, over an epoch."""
     train = ImageStream(str(folder), size, workers=workers).load()[0]
     batches = Batches(train, batch, (Flip(),))
-    began, seen = 0.0, 0
+    began, seen, ahead = 0.0, 0, AHEAD * workers
     for i, each in enumerate(batches.rest_of_epoch(0, make_rng(0))):
-        if i == 0:  # the workers have started
+        if i == ahead:  # what was ready when the clock began does not count
             began = time.perf_counter()
-        else:
+        elif i > ahead:
             seen += len(each.x)
     return seen / (time.perf_counter() - began)
 
 
-def trained(batches: Iterable[object], device: torch.device, batch: int, size: int, steps: int) -> list[float]:
-    """Seconds of each step, with whatever the batches take."""
+def trained(batches: Iterable[object], device: torch.device, size: int, ahead: int, steps: int) -> list[float]:
+    """Seconds of each step after the first `ahead`, with whatever the batches take."""
     torch.manual_seed(0)
     model = imagenet_resnet(num_classes=2, shape=(3, size, size), activation="silu").to(device).train()
     threat = Linf("4/255")
@@ -62,20 +63,20 @@ def trained(batches: Iterable[object], device: torch.device, batch: int, size: i
     optimizer = SGD().build(model)
     state, search, taken = State.start(method, model, optimizer), Fast(), []
     began = time.perf_counter()
-    for each, _ in zip(batches, range(steps + 1), strict=False):
+    for each, _ in zip(batches, range(ahead + steps), strict=False):
         train_step(method, state, each, Progress(1, 100, 1), search=search)  # type: ignore[arg-type]
         if device.type == "cuda":
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - began)
         began = time.perf_counter()
-    return taken[1:]
+    return taken[ahead:]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--pictures", type=int, default=600)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
@@ -92,9 +93,9 @@ def main() -> None:
         train = ImageStream(str(folder), options.size, workers=options.workers[-1]).load()[0]
         held = Batches(train[: options.batch * 2].to(device), options.batch)
         ready = [b for epoch in range(options.steps) for b in held.rest_of_epoch(2 * epoch, make_rng(0, device))]
-        alone = trained(ready, device, options.batch, options.size, options.steps)
-        stream = Batches(train.to(device), options.batch, (Flip(),))
-        both = trained(stream.rest_of_epoch(0, make_rng(0, device)), device, options.batch, options.size, options.steps)
+        alone = trained(ready, device, options.size, 1, options.steps)
+        stream = Batches(train.to(device), options.batch, (Flip(),)).rest_of_epoch(0, make_rng(0, device))
+        both = trained(stream, device, options.size, AHEAD * options.workers[-1] + 1, options.steps)
     found = {
         "machine": session(0, device),
         "settings": {**vars(options), "out": "", "kilobytes": kilobytes},

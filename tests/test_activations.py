@@ -7,8 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparring import SGD, UserError
-from sparring.models import SmoothReLU, activation, preact_resnet18, resnet18, small_cnn, swap_activation, wide_resnet
+from sparring import SGD, UserError, unchanged
+from sparring.models import (
+    SmoothBackward,
+    SmoothReLU,
+    activation,
+    preact_resnet18,
+    resnet18,
+    small_cnn,
+    swap_activation,
+    wide_resnet,
+)
 from sparring.models.activations import KINDS
 
 # name, f(x) for a number, whether the derivative is continuous at 0
@@ -146,6 +155,17 @@ class Careless(nn.Module):
         return x
 
 
+class Nested(nn.Module):
+    """Calls the activation of its part, which is a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.ModuleDict({"relu": nn.ReLU()})
+
+    def forward(self, x):
+        return self.part.relu(x)
+
+
 def kinds(model):
     return [type(m) for m in model.modules() if not list(m.children())]
 
@@ -155,7 +175,9 @@ BUILT = [
     lambda: resnet18(width=0.05),
     lambda: preact_resnet18(width=0.05, activation="elu:2"),
     lambda: wide_resnet(10, 1),
-    lambda: nn.Sequential(Residual(), nn.Sequential(nn.GELU(), Residual()), nn.LeakyReLU()),
+    lambda: nn.Sequential(
+        Residual(), nn.Sequential(nn.GELU(), Residual()), nn.LeakyReLU(), nn.Hardtanh(0, 6), Nested()
+    ),
 ]
 
 
@@ -187,6 +209,20 @@ def test_swapping_gives_the_model_that_would_have_been_built():
     assert torch.equal(swap_activation(plain, "silu")(x), built(x))
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of torch's compiler itself
+@pytest.mark.parametrize("view", [unchanged, SmoothBackward()], ids=["plain", "smooth"])
+def test_gradients_that_are_written_by_hand_are_the_same_compiled(view):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), SmoothReLU(9.0), nn.Linear(8, 1))
+    x = torch.rand(5, 6, requires_grad=True)
+    wanted = [x, *net.parameters()]
+    with view(net):
+        plain = torch.autograd.grad(net(x).sum(), wanted)
+        torch._dynamo.reset()
+        compiled = torch.autograd.grad(torch.compile(net, backend="aot_eager", fullgraph=True)(x).sum(), wanted)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain, compiled, strict=True))
+
+
 def test_a_module_called_twice_stays_one():
     block = swap_activation(Residual(), "smooth_relu")
     assert sum(p.numel() for p in block.parameters()) == sum(p.numel() for p in Residual().parameters()) + 1
@@ -206,6 +242,10 @@ def test_a_single_activation_becomes_another():
         (nn.Sequential(nn.Linear(2, 2), nn.PReLU()), "no activation that could be swapped"),
         (Functional(), "F.relu in Functional; torch.relu in Functional"),
         (nn.Sequential(nn.ReLU(), Careless()), "what self.relu returns is thrown away in Careless"),
+        (
+            nn.Sequential(nn.ReLU(), Nested(), Functional()),
+            r"Seq.*swapped: F.relu in Functional; torch.relu in Functional",
+        ),
         (nn.TransformerEncoderLayer(4, 1), r"the function relu as activation \(TransformerEncoderLayer\)"),
     ],
 )

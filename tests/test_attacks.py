@@ -18,6 +18,7 @@ from sparring import (
     Margin,
     MultiGrad,
     Near,
+    PerExample,
     Restarts,
     Split,
     Square,
@@ -306,5 +307,13 @@ def test_a_start_is_sometimes_the_image_itself_for_the_whole_batch():
     moved = Sometimes(Anywhere(), 0.0)(threat, x, rng)
     assert (moved != x).flatten(1).any(1).all()
     assert torch.equal(Sometimes(Anywhere(), 1.0)(threat, x, rng), x)
+    many = x.repeat(40, 1, 1, 1)
+    each = PerExample(0, torch.arange(len(many)))
+    alike = (Sometimes(Anywhere(), 0.3)(threat, many, each) == many).flatten(1).all(1)
+    assert 0.2 < float(alike.float().mean()) < 0.4, "in evaluation each example draws for itself"
+    alone = Sometimes(Anywhere(), 0.3)(threat, many[7:8], PerExample(0, torch.tensor([7])))
+    assert torch.equal(
+        alone == many[7:8], (Sometimes(Anywhere(), 0.3)(threat, many, PerExample(0, torch.arange(320))) == many)[7:8]
+    )
     with pytest.raises(UserError, match=r"clean = 1.5 is no probability"):
         Sometimes(Anywhere(), 1.5)

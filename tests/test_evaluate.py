@@ -8,6 +8,7 @@ from conftest import Linear, toy_data, toy_net
 from torch import nn
 
 from sparring import (
+    FAB,
     FGSM,
     L1,
     L2,
@@ -27,9 +28,10 @@ from sparring import (
     perturb,
 )
 from sparring.core import pixels
-from sparring.evaluate import Through
+from sparring.evaluate import InTurn, Nearest, Through
 from sparring.evaluate.cost import passes
-from sparring.views import SmoothBackward
+from sparring.models import SmoothBackward
+from sparring.views import Together, eval_mode, train_mode
 
 
 def linear_data(n=200):
@@ -208,6 +210,30 @@ def test_an_adversary_follows_the_gradient_of_a_view_and_is_judged_without_it(se
     assert type(model.act) is nn.ReLU
     z = both["smooth"](model, data.x, data.y, make_rng(0))
     assert float((z - data.x).abs().max()) == pytest.approx(0.05), "it rests once it fools"
+
+
+def test_what_cannot_look_through_a_view_is_refused():
+    pgd = WhiteBox(PGD(Linf(0.1), 2))
+    smooth = SmoothBackward(2.0)
+    with pytest.raises(UserError, match=r"a Through cannot look through a view: .* several views as one"):
+        Through(smooth, Through(smooth, pgd))
+    with pytest.raises(UserError, match="a Nearest cannot look through a view"):
+        Through(smooth, Nearest(Linf(0.1), (FAB(Linf(0.1)),)))
+    with pytest.raises(UserError, match="train_mode is undone by the adversary"):
+        Through(train_mode, pgd)
+    both = Through(Together((eval_mode, smooth)), pgd)
+    assert repr(both).startswith("Through(Together((eval_mode, SmoothBackward(alpha=2.0, strict=True))), WhiteBox(")
+
+
+def test_adversaries_in_turn_leave_what_stands_under_all_of_them():
+    model, data = toy_net().eval(), toy_data()
+    parts = {"fgsm": WhiteBox(FGSM(Linf(0.05))), "pgd": WhiteBox(PGD(Linf(0.05), 5, patience=0))}
+    found = evaluate(model, data, {**parts, "worst": InTurn(parts)})
+    assert (found.standing["worst"] <= found.standing["fgsm"] & found.standing["clean"]).all()
+    assert np.array_equal(found.standing["worst/fgsm"], found.standing["fgsm"])
+    assert found.standing["worst"].sum() < found.standing["clean"].sum()
+    with pytest.raises(UserError, match="there is at least one adversary"):
+        InTurn({})
 
 
 def test_a_view_costs_what_its_adversary_costs():

@@ -9,10 +9,10 @@ import torch
 from conftest import Linear, toy_data
 from torch import nn
 
-from sparring import L2, Data, Linf, UserError, fit
+from sparring import L2, PGD, Data, Linf, UserError, WhiteBox, fit
 from sparring.analysis import landscape
 from sparring.analysis.landscape import MEANINGS
-from sparring.bootstrap import mean_interval
+from sparring.bootstrap import interval
 from sparring.cli import run as shell
 from sparring.models import small_cnn
 from sparring.plain import Build
@@ -90,18 +90,24 @@ def test_surfaces_hold_the_loss_at_the_image_in_their_middle():
     assert next(model.parameters()).dtype == torch.float32
     plain = found.plain()
     assert set(plain["figures"]) == set(MEANINGS)
-    assert all(f["low"] <= f["mean"] <= f["high"] <= f["largest"] + 1e-9 for f in plain["figures"].values())
+    for figure in plain["figures"].values():
+        for estimate in (figure["mean"], figure["median"]):
+            assert estimate["low"] <= estimate["value"] <= estimate["high"] <= figure["largest"] + 1e-9
+    parts = landscape(model, toy_data(), Linf(0.1), pictures=2, resolution=5, points=1, batch_size=7)
+    assert all(np.allclose(parts.values[name], values) for name, values in found.values.items())
     again = landscape(model, toy_data(), Linf(0.1), pictures=2, resolution=5, points=1)
     assert all(np.array_equal(again.values[name], values) for name, values in found.values.items())
-    with pytest.raises(UserError, match="a direction and a grid of two"):
+    with pytest.raises(UserError, match="a direction, a grid of two and batches of one, not 0"):
         landscape(model, toy_data(), Linf(0.1), points=0)
 
 
-def test_the_interval_of_a_mean_is_that_of_a_normal_for_many_values():
+def test_intervals_of_mean_and_median_are_those_of_normal_values():
     values = np.random.default_rng(0).normal(3, 2, 2000)
-    low, high = mean_interval(values)
-    assert (high - low) / 2 == pytest.approx(1.96 * 2 / np.sqrt(2000), rel=0.07)
-    assert mean_interval(np.ones(5)) == (1.0, 1.0)
+    low, high = interval(values, np.mean)
+    assert (high - low) / 2 == pytest.approx(1.96 * 2 / np.sqrt(2000), rel=0.1)
+    low, high = interval(values, np.median)
+    assert (high - low) / 2 == pytest.approx(1.96 * 2 * np.sqrt(np.pi / 2 / 2000), rel=0.15)
+    assert interval(np.ones(5), np.median) == (1.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -123,12 +129,28 @@ def test_a_run_is_analysed_from_the_shell(runs, capsys):
     assert saved["examples"] == 8 and saved["threat"] == "Linf(eps=0.1)"
     assert (runs / "relu" / "analysis-landscape.png").stat().st_size > 10_000
     with np.load(runs / "relu" / "analysis-landscape.npz") as held:
-        assert held["curvature"].mean() == pytest.approx(saved["figures"]["curvature"]["mean"])
+        assert held["curvature"].mean() == pytest.approx(saved["figures"]["curvature"]["mean"]["value"])
     args = ["--beside", str(runs / "silu"), "--examples", "4", "--points", "1", "--steps", "1", "--json"]
     assert shell(["analyze", relu, "landscape", *args, "--threat", "l2:0.5", "--weights", "last"]) == 0
     both = json.loads(capsys.readouterr().out)
-    assert list(both["runs"]) == [relu, str(runs / "silu")] and both["how"]["weights"] == "last"
-    assert both["runs"][relu]["threat"] == "L2(eps=0.5)"
+    assert [run["run"] for run in both["runs"]] == [relu, str(runs / "silu")] and both["how"]["weights"] == "last"
+    assert both["runs"][0]["threat"] == "L2(eps=0.5)"
+    assert (
+        shell(["analyze", relu, "landscape", "--beside", relu, "--examples", "4", "--points", "1", "--steps", "1"]) == 0
+    )
+    assert "difference" in capsys.readouterr().out
+
+
+def test_runs_of_other_images_are_not_compared(runs, tiny, capsys):
+    adversaries = {"pgd": WhiteBox(PGD(Linf(0.2), 2))}
+    fit(
+        replace(tiny, epochs=1, evaluation=replace(tiny.evaluation, adversaries=adversaries)),
+        runs / "other",
+        device="cpu",
+    )
+    args = ["--beside", str(runs / "other"), "--examples", "4", "--points", "1", "--steps", "1"]
+    assert shell(["analyze", str(runs / "relu"), "landscape", *args]) == 2
+    assert "are of other test images or another threat" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

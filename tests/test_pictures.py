@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from safetensors.torch import load_file
 
 from sparring import Batches, Data, UserError, evaluate_run, fit, make_rng
@@ -16,6 +19,7 @@ from sparring.data import Few, Flip, ImageFolder, ImageStream, hold_out
 from sparring.data.pictures import Window, _window
 from sparring.hooks import Interrupted
 from sparring.models import Normalize
+from sparring.results import RunFolder
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -102,13 +106,17 @@ def test_windows_lie_in_the_picture_and_cover_what_they_should():
     assert _window(1000, 10, (1.0, 1.0), rng) == (495, 0, 505, 10), "no such window fits: the square in the middle"
 
 
-def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path):
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path, monkeypatch):
     ramp = np.linspace(0, 255, 640)[None, :, None] * np.ones((480, 1, 3))
     for name in ("a.jpg", "a.png"):
         Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / name, quality=95) if name.endswith("jpg") else (
             Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / name)
         )
+    decoded = []
+    draft = JpegImageFile.draft
+    monkeypatch.setattr(JpegImageFile, "draft", lambda self, *how: (draft(self, *how), decoded.append(self.size))[0])
     small = [Window(32).centre(tmp_path / name).astype(float) for name in ("a.jpg", "a.png")]
+    assert decoded == [(80, 60)], "an eighth, of which the square is 52 pixels"
     assert np.abs(small[0] - small[1]).max() < 6
     # the middle 420 of 640 columns of a ramp from 0 to 255
     wanted = 255 * (110 + 420 * (np.arange(32) + 0.5) / 32) / 640
@@ -125,14 +133,24 @@ def damaged(pictures):
 
 def test_a_file_that_cannot_be_read_stops_and_is_named(damaged):
     source = ImageStream(str(damaged), size=16)
-    with pytest.raises(UserError, match=r"(03\.JPG|notes\.txt) is truncated or corrupt"):
-        all_of(batches(source).rest_of_epoch(0, make_rng(0)))
-    with pytest.raises(UserError, match=r"(03\.JPG|notes\.txt) is truncated or corrupt"):
-        all_of(batches(source, workers=1).rest_of_epoch(0, make_rng(0)))
-    with pytest.raises(UserError, match=r"00\.png is truncated or corrupt"):
+    sentence = r"^\S*/(03\.JPG|notes\.txt|00\.png) is no picture that can be read \(.*\): take it away, or skip .*$"
+    for workers in (0, 1):
+        with pytest.raises(UserError, match=sentence) as error:
+            all_of(batches(source, workers=workers).rest_of_epoch(0, make_rng(0)))
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=sentence):
         source.load()[1][:]
-    with pytest.raises(UserError, match="is truncated or corrupt"):
+    with pytest.raises(UserError, match="is no picture that can be read"):
         ImageFolder(str(damaged), size=16).load()
+
+
+def test_what_is_hidden_is_no_class_and_no_picture(pictures):
+    (pictures / "train" / ".cache").mkdir()
+    (pictures / "train" / "ant" / ".hidden").write_text("nothing")
+    assert len(ImageStream(str(pictures), size=16).load()[0][:]) == 36
+    (pictures / "val" / "dog").mkdir()
+    with pytest.raises(UserError, match="classes that the training set lacks: dog"):
+        ImageStream(str(pictures)).load()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -216,3 +234,36 @@ def test_a_run_on_a_stream_is_interrupted_resumed_and_evaluated(tiny, pictures, 
         assert all(torch.equal(a[key], b[key]) for key in a)
     found = evaluate_run(whole, recipe, device="cpu")
     assert len(found["last"].standing["clean"]) == 12
+
+
+def test_a_signal_to_all_processes_lets_the_run_save(pictures, tmp_path):
+    """As a batch system sends it: to the one that trains and to its workers."""
+    code = f"""
+import os, signal
+from dataclasses import replace
+from sparring import PGD, Build, CrossEntropy, Linf, Method, fit
+from sparring.data import ImageStream
+from sparring.hooks import Interrupted
+from sparring.models import small_cnn
+from sparring.recipes.small import quickstart
+
+attack = PGD(Linf(0.1), steps=2)
+recipe = replace(
+    quickstart(), data=ImageStream({str(pictures)!r}, size=8, workers=2), model=Build(small_cnn, width=2), epochs=50,
+    batch_size=8, held_out=0.25, method=Method(attack, CrossEntropy()), selection=attack,
+)
+
+def stop(news):
+    if news.progress.step == 5:
+        os.killpg(0, signal.SIGTERM)
+
+try:
+    fit(recipe, {str(tmp_path / "run")!r}, device="cpu", show=stop)
+except Interrupted:
+    print("saved")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True, timeout=120, check=False
+    )
+    assert done.stdout.strip() == "saved", done.stderr
+    assert RunFolder(tmp_path / "run").checkpoints.exists()

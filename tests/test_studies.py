@@ -176,6 +176,8 @@ def test_a_study_that_makes_no_sense_is_refused(tiny):
         small(tiny, arms=(one,), baseline="b")
     with pytest.raises(UserError, match="at least one seed, not 0"):
         small(tiny, seeds=0)
+    with pytest.raises(UserError, match="'far' is set apart, but no arm is evaluated by it"):
+        small(tiny, apart=("far",))
     with pytest.raises(UserError, match="workers = 0 is not at least 1"):
         run_study(small(tiny), "nowhere", scale="smoke", workers=0)
 

@@ -23,8 +23,8 @@ from sparring import (
     unchanged,
 )
 from sparring.fast.convolution import FrozenConv
-from sparring.models import small_cnn
-from sparring.views import SmoothBackward, Together, mode_matters, statistics_kept
+from sparring.models import SmoothBackward, small_cnn
+from sparring.views import Together, mode_matters, statistics_kept
 
 
 def modes(model):
@@ -116,7 +116,20 @@ def test_a_harder_softplus_has_the_gradient_of_relu():
     assert apart[2] < 1e-4
 
 
+class Hidden(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return self.act(x) + torch.relu(x)
+
+
 def test_a_smooth_gradient_refuses_what_it_cannot_smooth():
+    with pytest.raises(UserError, match=r"cannot be smoothed: torch\.relu in Hidden"), SmoothBackward()(Hidden()):
+        pass
+    with SmoothBackward(strict=False)(Hidden()) as nothing:
+        assert nothing is None
     with pytest.raises(UserError, match=r"Sequential has no nn\.ReLU"), SmoothBackward()(nn.Sequential(nn.SiLU())):
         pass
     with pytest.raises(UserError, match="alpha = 0 is no number above 0"):
@@ -140,7 +153,16 @@ def test_the_fast_path_sees_the_smooth_gradient_and_makes_its_copy_once(precisio
     assert len(convolutions) == 4 and not any(conv.relu for conv in convolutions)
     assert float((grad - wanted).norm() / wanted.norm()) < (1e-4 if precision == "fp32" else 0.05)
     with fast(model, x) as searched:
+        plain = searched
         assert all(conv.relu for conv in searched.modules() if isinstance(conv, FrozenConv))
+    with torch.no_grad():
+        model.head.bias += 1.0
+    for _ in range(2):  # now and then another view: both copies are kept, and filled anew
+        with SmoothBackward()(model), fast(model, x) as searched:
+            assert id(searched) in copies
+            assert torch.allclose(searched(x), model(x), atol=1e-4 if precision == "fp32" else 0.05)
+        with fast(model, x) as searched:
+            assert searched is plain
 
 
 def test_views_go_together_and_come_apart():

@@ -38,6 +38,7 @@ from .engine import train_step as train_step
 from .errors import UserError as UserError
 from .evaluate import AutoAttack as AutoAttack
 from .evaluate import EachTarget as EachTarget
+from .evaluate import InTurn as InTurn
 from .evaluate import Nearest as Nearest
 from .evaluate import Through as Through
 from .evaluate import WhiteBox as WhiteBox
@@ -61,6 +62,7 @@ from .losses import Targeted as Targeted
 from .losses import TargetedDLR as TargetedDLR
 from .losses import Total as Total
 from .losses import Untargeted as Untargeted
+from .models import SmoothBackward as SmoothBackward
 from .models import swap_activation as swap_activation
 from .objectives.added import Staged as Staged
 from .objectives.added import Sum as Sum
@@ -104,7 +106,6 @@ from .trained import evaluate_run as evaluate_run
 from .trained import load_model as load_model
 from .updates import Descend as Descend
 from .updates import WeightPerturbed as WeightPerturbed
-from .views import SmoothBackward as SmoothBackward
 from .views import Together as Together
 from .views import batch_statistics as batch_statistics
 from .views import eval_mode as eval_mode

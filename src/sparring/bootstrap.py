@@ -124,9 +124,10 @@ def judge(claim: Claim, flags: Mapping[Cell, Array], replicas: Resampled) -> Ver
     return Verdict(claim.sentence, claim.rule, value, low, high, outcome)
 
 
-def mean_interval(values: Array, replicas: int = REPLICAS, seed: int = 0) -> tuple[float, float]:
-    """95 % around the mean of `values` `[N]`: percentiles of the means of as many draws with replacement."""
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=replicas) / len(values)
-    low, high = np.quantile(weights @ values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def interval(
+    values: Array, statistic: Callable[..., Array], replicas: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % around a statistic (`np.mean`, `np.median`) of `values` `[N]`: percentiles over draws with replacement."""
+    drawn = np.random.default_rng(seed).integers(len(values), size=(replicas, len(values)))
+    low, high = np.quantile(statistic(values[drawn], axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

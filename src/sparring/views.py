@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from .core import Pointwise, View
-from .errors import UserError
+from .core import View
 
 
 @contextmanager
@@ -74,66 +73,14 @@ def frozen(model: nn.Module) -> Generator[None]:
             p.requires_grad_(True)
 
 
-@dataclass(frozen=True, slots=True)
-class SmoothBackward:
-    """Every `nn.ReLU` computes what it did, but its gradient is that of a softplus: sigmoid(`alpha` x) for 1[x > 0].
-
-    As `inner_view` or `outer_view` of a method, it smooths the gradient that crafts the attack, or that moves the
-    weights (https://arxiv.org/abs/2006.14536, with alpha 10). Logits keep their bits. Raises `UserError` for a model
-    without an `nn.ReLU`.
-    """
-
-    alpha: float = 10.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.alpha < float("inf"):
-            raise UserError(f"alpha = {self.alpha:g} is no number above 0")
-
-    @contextmanager
-    def __call__(self, model: nn.Module) -> Generator[None]:
-        sites = [m for m in model.modules() if type(m) is nn.ReLU]
-        if not sites:
-            raise UserError(
-                f"{type(model).__name__} has no nn.ReLU whose gradient could be smoothed: leave SmoothBackward away"
-            )
-        for m in sites:  # the module stays the same, and so do names, hooks and what is known of the model
-            m.__class__ = _SmoothlyDerived
-            setattr(m, _ALPHA, self.alpha)
-        try:
-            yield
-        finally:
-            for m in sites:
-                m.__class__ = nn.ReLU
-                delattr(m, _ALPHA)
-
-
-_ALPHA = "alpha of the gradient"
-
-
-class _SmoothlyDerived(Pointwise, nn.ReLU):
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = _SmoothReLUGradient.apply(x, getattr(self, _ALPHA))
-        return out
-
-
-class _SmoothReLUGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, alpha: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.alpha = alpha
-        return x.relu()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return grad * torch.sigmoid(ctx.alpha * x), None
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Together:
     """Several views at once, the first outermost: `Together((eval_mode, SmoothBackward()))`."""
 
     views: tuple[View, ...]
+
+    def __repr__(self) -> str:
+        return f"Together(({', '.join(map(named, self.views))}))"
 
     @contextmanager
     def __call__(self, model: nn.Module) -> Generator[None]:
@@ -141,6 +88,11 @@ class Together:
             for view in self.views:
                 stack.enter_context(view(model))
             yield
+
+
+def named(view: View) -> str:
+    """A view in words that are the same in every process."""
+    return getattr(view, "__name__", None) or repr(view)
 
 
 @contextmanager

@@ -1,5 +1,5 @@
 """Why a model is as robust as it is."""
 
-from .landscape import Landscape, landscape
+from .landscape import Landscape, estimate, landscape
 
-__all__ = ["Landscape", "landscape"]
+__all__ = ["Landscape", "estimate", "landscape"]

@@ -1,16 +1,18 @@
 """The loss around images: how it bends on the way of an attack, how fast its gradient turns, and pictures of it."""
 
 import copy
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..attacks import PGD
 from ..attacks.slope import slope
-from ..bootstrap import mean_interval
+from ..bootstrap import interval
 from ..core import Data, PointLoss, Threat, each, pixels
 from ..errors import UserError
 from ..losses import Untargeted
@@ -29,7 +31,6 @@ MEANINGS = {
     "nonlinearity": "by how much the loss at the end of the attack differs from the line along the gradient, nats",
     **{f"lipschitz at {d:g} eps": f"largest change of the gradient over distance, {d:g} eps away" for d in DISTANCES},
 }
-_BATCH = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +47,29 @@ class Landscape:
     grid: Array
 
     def plain(self) -> dict[str, Any]:
-        """Mean with a 95 % bootstrap interval over images, median and largest of each figure."""
-        summary = {}
-        for name, found in self.values.items():
-            low, high = mean_interval(found)
-            figures = {"mean": float(found.mean()), "low": low, "high": high}
-            more = {"median": float(torch.from_numpy(found).median()), "largest": float(found.max())}
-            summary[name] = {**figures, **more, "meaning": MEANINGS[name]}
+        """Median and mean of each figure, with 95 % bootstrap intervals over images, and its largest.
+
+        Where a ratio has a small denominator on some images, the mean says little.
+        """
+        summary = {
+            name: {
+                "median": estimate(found, np.median),
+                "mean": estimate(found, np.mean),
+                "largest": float(found.max()),
+                "meaning": MEANINGS[name],
+            }
+            for name, found in self.values.items()
+        }
         return {"threat": self.threat, "examples": len(next(iter(self.values.values()))), "figures": summary}
 
     def arrays(self) -> dict[str, Array]:
         return {**self.values, "surfaces": self.surfaces, "grid": self.grid}
+
+
+def estimate(values: Array, statistic: Callable[..., Any]) -> dict[str, float]:
+    """A statistic with its interval over images."""
+    low, high = interval(values, statistic)
+    return {"value": float(statistic(values)), "low": low, "high": high}
 
 
 def landscape(
@@ -68,6 +81,7 @@ def landscape(
     points: int = 10,
     pictures: int = 3,
     resolution: int = 31,
+    batch_size: int = 128,
     seed: int = 0,
 ) -> Landscape:
     """Looks at the cross-entropy around the images of `data`, in eval mode and in float64, so that differences count.
@@ -78,12 +92,14 @@ def landscape(
     grows without bound as the distance falls. Directions are normal, of the length given in the norm of the threat.
     Points may leave [0, 1].
     """
-    if points < 1 or resolution < 2:
-        raise UserError(f"a landscape needs a direction and a grid of two, not {points} and {resolution}")
+    if points < 1 or resolution < 2 or batch_size < 1:
+        raise UserError(
+            f"a landscape needs a direction, a grid of two and batches of one, not {points}, {resolution}, {batch_size}"
+        )
     wide = _double(model)
     found: dict[str, list[Tensor]] = {name: [] for name in MEANINGS}
     with full_precision(), eval_mode(wide), frozen(wide):
-        for rows in torch.arange(len(data), device=data.y.device).split(_BATCH):
+        for rows in torch.arange(len(data), device=data.y.device).split(batch_size):
             x, y, rng = pixels(data.x[rows]).double(), data.y[rows], PerExample(seed, rows)
             loss = Untargeted(wide.__call__, y)
             z = PGD(threat, steps, threat.eps / 4)(loss, x, rng)
@@ -114,12 +130,12 @@ def _measured(loss: PointLoss, x: Tensor, z: Tensor, threat: Threat, rng: PerExa
         "curvature / gradient": along / length**2 / gradient.clamp_min(1e-12),
         "nonlinearity": (there.value - here.value - _inner(here.grad, delta)).abs(),
     }
-    directions = [delta, *(normal(x, rng) for _ in range(points))]
-    for distance in DISTANCES:
-        found[f"lipschitz at {distance:g} eps"] = torch.stack(
-            [_quotient(loss, x, here.grad, d, distance * threat.eps, threat) for d in directions]
-        ).amax(0)
-    return found
+    largest = {f"lipschitz at {distance:g} eps": torch.zeros_like(gradient) for distance in DISTANCES}
+    for direction in itertools.chain([delta], (normal(x, rng) for _ in range(points))):
+        for distance, name in zip(DISTANCES, largest, strict=True):
+            new = _quotient(loss, x, here.grad, direction, distance * threat.eps, threat)
+            largest[name] = torch.maximum(largest[name], new)
+    return {**found, **largest}
 
 
 def _quotient(loss: PointLoss, x: Tensor, grad: Tensor, direction: Tensor, size: float, threat: Threat) -> Tensor:

@@ -66,7 +66,7 @@ class Shell:
 
 @dataclass(frozen=True, slots=True)
 class Sometimes:
-    """`start`, or with probability `clean` the examples themselves: one draw decides for a whole batch.
+    """`start`, or with probability `clean` the examples themselves; in training one draw decides for a whole batch.
 
     The released code of Feature Denoising and of Smooth Adversarial Training has `clean` 0.2 in training.
     """
@@ -79,7 +79,8 @@ class Sometimes:
             raise UserError(f"clean = {self.clean:g} is no probability")
 
     def __call__(self, threat: Threat, x: Tensor, rng: Rng) -> Tensor:
-        drawn = uniform(x.new_empty(len(x), 1), rng, 0, 1)[:1]
+        drawn = uniform(x.new_empty(len(x), 1), rng, 0, 1)
+        drawn = drawn[:1] if isinstance(rng, torch.Generator) else drawn
         z = self.start(threat, x, rng)
         return torch.where(drawn.view(-1, *[1] * (x.ndim - 1)) < self.clean, x, z)
 

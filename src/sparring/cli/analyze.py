@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..errors import UserError, nearest
 from .common import argument, print_json, say
@@ -41,6 +41,8 @@ class _Options:
     """Steps of the attack."""
     points: int = 10
     """Random directions by which the Lipschitz constant is bounded from below."""
+    batch_size: int = 128
+    """Images at a time; fewer need less memory."""
     seed: int = 0
     """Decides all random numbers."""
     device: str = "auto"
@@ -64,45 +66,58 @@ def analyze(args: list[str]) -> int:
     from ..results import RunFolder, replacing, write_json
 
     tune_process()
-    run, found = RunFolder(target), {}
-    for name in dict.fromkeys([target, *([options.beside] if options.beside else [])]):
+    names = [target, *([options.beside] if options.beside else [])]
+    found = []
+    for name in names:
         if not options.json:
             say(f"looking at {name}", sys.stderr)
-        found[name] = _looked(Path(name), options)
-    plain = {name: each.plain() for name, each in found.items()}
+        found.append(_looked(Path(name), options))
+    if len({(each.landscape.threat, each.labels) for each in found}) > 1:
+        raise UserError(
+            f"{' and '.join(names)} are of other test images or another threat: name one, as --threat linf:8/255"
+        )
+    run, first = RunFolder(target), found[0].landscape
     how = {key: getattr(options, key) for key in ("weights", "steps", "points", "seed")}
-    write_json(run.analysis(kind, "json"), {**plain[target], "how": how})
+    write_json(run.analysis(kind, "json"), {**first.plain(), "how": how})
     import numpy as np
 
     with replacing(run.analysis(kind, "npz")) as file:
-        np.savez_compressed(file, **found[target].arrays())  # type: ignore[arg-type]
-    surfaces = {Path(name).name: each.surfaces for name, each in found.items()}
-    report.landscape(surfaces, found[target].grid, found[target].threat, run.analysis(kind, "png"))
+        np.savez_compressed(file, **first.arrays())  # type: ignore[arg-type]
+    short = [Path(name).name for name in names]
+    labels = short if len(set(short)) == len(short) else names
+    surfaces = [(label, each.landscape.surfaces) for label, each in zip(labels, found, strict=True)]
+    report.landscape(surfaces, first.grid, first.threat, run.analysis(kind, "png"))
+    plain = [{"run": name, **each.landscape.plain()} for name, each in zip(names, found, strict=True)]
     if options.json:
         print_json({"runs": plain, "how": how})
-    else:
-        _show(plain)
-        say(f"{run.analysis(kind, 'json')}, {run.analysis(kind, 'png')}")
+        return 0
+    _show(labels, [each.landscape for each in found])
+    say("medians, and of differences by image, with 95 % intervals over images; another training would differ by more")
+    say(f"{run.analysis(kind, 'json')}, {run.analysis(kind, 'png')}")
     return 0
 
 
-def _looked(path: Path, options: _Options) -> "Landscape":
+class _Looked(NamedTuple):
+    landscape: "Landscape"
+    labels: tuple[int, ...]
+
+
+def _looked(path: Path, options: _Options) -> _Looked:
     from ..analysis import landscape
     from ..environment import device_of
+    from ..results import RunFolder
     from ..trained import load_model, recipe_of
 
     if not path.is_dir():
         raise UserError(f"{path} is no run folder")
-    from ..results import RunFolder
-
     device, recipe = device_of(options.device), recipe_of(path)
     weights = RunFolder(path).weights(options.weights)
     if not weights.exists():
         raise UserError(f"{path} has no {options.weights} weights yet: train it first")
     test = recipe.data.load()[1][: options.examples].to(device)
-    threat = _threat(recipe, options)
-    model = load_model(weights, recipe).to(device)
-    return landscape(model, test, threat, steps=options.steps, points=options.points, seed=options.seed)
+    how = {key: getattr(options, key) for key in ("steps", "points", "seed", "batch_size")}
+    found = landscape(load_model(weights, recipe).to(device), test, _threat(recipe, options), **how)
+    return _Looked(found, tuple(test.y.tolist()))
 
 
 def _threat(recipe: Any, options: _Options) -> "Threat":
@@ -115,13 +130,24 @@ def _threat(recipe: Any, options: _Options) -> "Threat":
     return found
 
 
-def _show(plain: dict[str, Any]) -> None:
+def _show(names: list[str], found: "list[Landscape]") -> None:
+    import numpy as np
     from rich import print as rich_print
     from rich.table import Table
 
-    table = Table("", *(f"{name}: mean, 95 %" for name in plain), *(f"{name}: largest" for name in plain), "meaning")
-    for figure, one in next(iter(plain.values()))["figures"].items():
-        rows = [each["figures"][figure] for each in plain.values()]
-        means = [f"{row['mean']:.4g} [{row['low']:.4g}, {row['high']:.4g}]" for row in rows]
-        table.add_row(figure, *means, *(f"{row['largest']:.4g}" for row in rows), one["meaning"])
+    from ..analysis import estimate
+
+    paired = ["difference"] if len(found) > 1 else []
+    table = Table("", *names, *paired)
+    plain = [each.plain()["figures"] for each in found]
+    for figure in plain[0]:
+        cells = [_said(each[figure]["median"]) for each in plain]
+        if paired:
+            cells.append(_said(estimate(found[1].values[figure] - found[0].values[figure], np.median)))
+        table.add_row(figure, *cells)
     rich_print(table)
+    say("\n".join(f"{figure}: {one['meaning']}" for figure, one in plain[0].items()))
+
+
+def _said(estimate: dict[str, float]) -> str:
+    return f"{estimate['value']:.4g} [{estimate['low']:.4g}, {estimate['high']:.4g}]"

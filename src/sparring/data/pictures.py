@@ -2,10 +2,13 @@
 
 import math
 import os
+import signal
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -18,13 +21,12 @@ from ..core import Data
 from ..errors import UserError
 from ..fast.process import usable_cores
 from ..randomness import make_rng, mixed_seed
-from .files import read
 
 Unreadable = Literal["stop", "skip"]
 Array = np.ndarray[Any, Any]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
-_AHEAD = 3  # batches that each worker holds ready
+AHEAD = 3  # batches that each worker holds ready
 _NAMED = 5  # files that are named one by one
 
 
@@ -126,6 +128,7 @@ class Pictures:
     What is cut out of a picture is decided by seed and row alone, so neither the number of workers nor an interruption
     changes it. A file that cannot be read stops everything, or is skipped: left out of rows that are asked for, and in
     training replaced by the next that can be read, with its own label and row. Either way it is named and counted.
+    Signals are for the process that trains: workers heed only its own.
     """
 
     folder: Path
@@ -168,51 +171,57 @@ class Pictures:
         wanted = np.arange(len(self))[rows if isinstance(rows, slice) else rows.cpu().numpy()]
         with ThreadPoolExecutor(usable_cores()) as pool:  # the decoder runs without Python's lock
             found = list(pool.map(self._seen, wanted.tolist()))
-        for row, image in zip(wanted.tolist(), found, strict=True):
-            if isinstance(image, str):
-                self._lose({self.path(row): image})
-        kept = [(row, image) for row, image in zip(wanted.tolist(), found, strict=True) if not isinstance(image, str)]
-        if not kept and len(wanted):
-            raise UserError(f"none of {len(wanted)} pictures in {self.folder} can be read")
+        both = list(zip(wanted.tolist(), found, strict=True))
+        self._lose({str(self.path(row)): image for row, image in both if isinstance(image, str)})
+        kept = [(row, image) for row, image in both if not isinstance(image, str)]
         x = np.stack([image for _, image in kept]) if kept else np.zeros((0, *self.shape), np.uint8)
         y = self.y[torch.tensor([row for row, _ in kept], dtype=torch.long, device=self.device)]
         return Data(torch.from_numpy(x).to(self.device), y, self.classes)
 
     def _seen(self, row: int) -> "Array | str":
+        return self.tried(row, self.look.centre)
+
+    def tried(self, row: int, look: Callable[[Path], Array]) -> "Array | str":
         """The picture, or why there is none."""
-        return self._tried(row, self.look.centre)
-
-    def _tried(self, row: int, look: Callable[[Path], Array]) -> "Array | str":
+        path = self.path(row)
         try:
-            return read(self.path(row), look)
-        except UserError as error:
-            if self.unreadable == "stop":
-                raise
-            return str(error)
+            return look(path)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a broken file makes a decoder raise
+            return (
+                f"{path} is no picture that can be read ({str(error).splitlines()[0] if str(error) else type(error)})"
+            )
 
-    def _lose(self, new: dict[Path, str]) -> None:
+    def _lose(self, new: Mapping[str, str]) -> None:
+        """Says which files could not be read, once of each, and stops if that is wanted or if there are no others."""
         for path, why in new.items():
-            if str(path) not in self.lost:
-                self.lost[str(path)] = why
+            if self.unreadable == "stop":
+                raise UserError(f'{why}: take it away, or skip such files with unreadable="skip"')
+            if path not in self.lost:
+                self.lost[path] = why
                 if len(self.lost) <= _NAMED:
                     warnings.warn(f"{why}; it is skipped, the {_nth(len(self.lost))} of {len(self)}", stacklevel=2)
                 elif len(self.lost) & (len(self.lost) - 1) == 0:  # 8, 16, 32, ...
                     warnings.warn(f"{len(self.lost)} of {len(self)} pictures were skipped by now", stacklevel=2)
+        if len(self.lost) >= len(self) > 0:
+            raise UserError(f"none of {len(self)} pictures in {self.folder} can be read")
 
     def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple[Data, Tensor]]:
         workers = usable_cores() if self.workers is None else self.workers
-        ahead: dict[str, Any] = {"prefetch_factor": _AHEAD} if workers else {}
+        ahead: dict[str, Any] = {"prefetch_factor": AHEAD} if workers else {}
         loader = DataLoader(
             _Windows(self, seed),
             batch_sampler=[rows.tolist() for rows in batches],
             num_workers=workers,
             collate_fn=_as_it_is,
+            worker_init_fn=_heed_parent_only,
             pin_memory=torch.device(self.device).type == "cuda",
             generator=make_rng(0),  # what it draws from would else be torch's own generator, which training draws from
             **ahead,
         )
         for x, rows, lost in loader:
-            self._lose({Path(path): why for path, why in lost.items()})
+            self._lose(lost)
             there = rows.to(self.device)
             yield Data(x.to(self.device, non_blocking=True), self.y[there], self.classes), there
 
@@ -234,15 +243,31 @@ class _Windows(Dataset[Any]):
         return torch.from_numpy(x), torch.tensor([row for _, row in found]), lost
 
     def _window(self, row: int, view: int, lost: dict[str, str]) -> tuple[Array, int]:
-        """Of the row, or of the next that can be read."""
-        for other in range(len(self.pictures)):
-            there = (row + other) % len(self.pictures)
+        """Of the row, or of the next that can be read; nothing, if there is none."""
+        pictures = self.pictures
+        for other in range(len(pictures)):
+            there = (row + other) % len(pictures)
             rng = np.random.default_rng((self.seed, there, view))
-            image = self.pictures._tried(there, lambda path, rng=rng: self.pictures.look.chance(path, rng))  # type: ignore[misc]
+            image = pictures.tried(there, partial(pictures.look.chance, rng=rng))
             if not isinstance(image, str):
                 return image, there
-            lost[str(self.pictures.path(there))] = image
-        raise UserError(f"none of {len(self.pictures)} pictures in {self.pictures.folder} can be read")
+            lost[str(pictures.path(there))] = image
+        return np.zeros(pictures.shape, np.uint8), row
+
+
+def _heed_parent_only(worker: int) -> None:
+    """SIGINT and SIGTERM to a whole group of processes shall let the one that trains finish its step."""
+    del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_parent_says, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_parent_says(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -255,16 +280,14 @@ def _nth(count: int) -> str:
 
 def listed(folder: Path, classes: Sequence[str]) -> tuple[Array, Tensor]:
     """Paths below `folder` and class numbers of the files in `folder`/CLASS/, in order. Raises `UserError` for none."""
-    strange = (
-        {entry.name for entry in os.scandir(folder) if entry.is_dir()} - set(classes) if folder.is_dir() else set()
-    )
+    strange = set(_folders(folder)) - set(classes)
     if strange:
         raise UserError(f"{folder} has classes that the training set lacks: {', '.join(sorted(strange))}")
     found = [
         (os.fsencode(f"{name}/{entry}"), number)
         for number, name in enumerate(classes)
         if (folder / name).is_dir()
-        for entry in sorted(each.name for each in os.scandir(folder / name) if each.is_file())
+        for entry in sorted(e.name for e in os.scandir(folder / name) if e.is_file() and not e.name.startswith("."))
     ]
     if not found:
         raise UserError(f"there are no pictures in {folder}/CLASS/")
@@ -272,11 +295,17 @@ def listed(folder: Path, classes: Sequence[str]) -> tuple[Array, Tensor]:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Their names, sorted."""
-    found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()) if folder.is_dir() else []
+    """Their names, sorted; those that begin with a dot are none."""
+    found = sorted(_folders(folder))
     if not found:
         raise UserError(f"there are no class folders in {folder}: pictures are looked for in {folder}/CLASS/")
     return found
+
+
+def _folders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
 
 
 def mixed(pictures: Pictures) -> Pictures:

@@ -3,7 +3,7 @@
 from .accuracy import evaluate
 from .adversary import Adversary, EachTarget, Through, WhiteBox, perturb, threat_of
 from .case import Budget
-from .ensembles import AutoAttack, autoattack
+from .ensembles import AutoAttack, InTurn, autoattack
 from .masking import audit
 from .nearest import Nearest
 from .stages import Cascade, News
@@ -14,6 +14,7 @@ __all__ = [
     "Budget",
     "Cascade",
     "EachTarget",
+    "InTurn",
     "Nearest",
     "News",
     "Through",

@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..losses import Expected, Margin, TargetedDLR, Untargeted
 from ..randomness import PerExample, Rng, some
 from ..threats import L1, L2, Linf
-from ..views import eval_mode, frozen
+from ..views import Together, eval_mode, frozen, named
 
 
 class Adversary(Protocol):
@@ -71,16 +71,29 @@ class EachTarget:
             return keep_worst(run, count, Margin(model.__call__, y), x)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Through:
     """An adversary that sees the model through a view, and is judged on the model without it.
 
     `Through(SmoothBackward(1.0), WhiteBox(PGD(threat)))` follows another gradient than that of ReLU: a net that was
-    trained with a gradient of its own must not be believed under one gradient alone.
+    trained with a gradient of its own must not be believed under one gradient alone. Several views are one, `Together`;
+    a mode is no view for this, since adversaries set eval mode themselves.
     """
 
     view: View
     adversary: Adversary
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.adversary, WhiteBox | EachTarget):
+            raise UserError(
+                f"a {type(self.adversary).__name__} cannot look through a view: give it to each WhiteBox or EachTarget "
+                "inside, and several views as one, Together((..))"
+            )
+        if getattr(self.view, "__module__", "") == eval_mode.__module__ and not isinstance(self.view, Together):
+            raise UserError(f"{named(self.view)} is undone by the adversary, which sets eval mode itself")
+
+    def __repr__(self) -> str:
+        return f"Through({named(self.view)}, {self.adversary!r})"
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         with self.view(model):

@@ -20,6 +20,30 @@ from .accuracy import evaluate
 from .adversary import Adversary, EachTarget, WhiteBox
 from .stages import OnNews
 
+
+@dataclass(frozen=True, slots=True)
+class InTurn:
+    """Several adversaries, each on what those before it have left: what stands at the end, stands under all of them."""
+
+    parts: Mapping[str, Adversary]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise UserError("in turn, there is at least one adversary")
+
+    @property
+    def draws(self) -> int:
+        return 1
+
+    def stages(self, num_classes: int) -> Mapping[str, Adversary]:
+        del num_classes
+        return self.parts
+
+    def notes(self, num_classes: int) -> tuple[str, ...]:
+        del num_classes
+        return ()
+
+
 Version = Literal["standard", "plus", "rand"]
 EOT = 20
 

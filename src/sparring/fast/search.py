@@ -21,13 +21,14 @@ Compile = Literal["auto", "on", "off"]
 
 _WORTH_SECONDS = 900.0
 _CHECKED_EVERY = 64  # uses of a copy
+_KEPT = 2  # copies of a model: a view may change how it looks, again and again
 # of the length of the logits; a ResNet in bf16 differs by 0.003
 _AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 @dataclass(slots=True)
 class _Known:
-    """What was found out about a model: its shadow, or that it is searched on as it is."""
+    """What was found out about a model as it looked: its shadow, or that it is searched on as it is."""
 
     structure: tuple[Any, ...]
     shadow: Shadow | None = None
@@ -77,7 +78,7 @@ class Fast:
                 raise UserError(f"{name} = {value!r} is not one of {', '.join(get_args(known))}")
         self.precision, self.compile = precision, compile
         self._fine: Fast | None = None
-        self._known: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[nn.Module, list[_Known]] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"Fast(precision={self.precision!r}, compile={self.compile!r})"
@@ -104,8 +105,7 @@ class Fast:
         return f"attacks in {name}, {'compiled' if self._compiles(device) else 'not compiled'}"
 
     def notes(self, model: nn.Module) -> tuple[str, ...]:
-        known = self._known.get(model)
-        return () if known is None else tuple(dict.fromkeys(known.notes))
+        return tuple(dict.fromkeys(note for known in self._known.get(model, ()) for note in known.notes))
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """What the body of a model is computed in on this device."""
@@ -118,21 +118,27 @@ class Fast:
     def _searched(self, model: nn.Module, few: Tensor) -> nn.Module:
         if mode_matters(model) is not None:
             return model if _refusal(model) else lowered(model, self.dtype(few.device))
-        known = self._known.get(model)
-        if known is None or known.structure != structure(model) or not self._refreshed(known, model, few):
-            self._known[model] = known = _Known(structure(model))
+        kept, looks = self._known.setdefault(model, []), structure(model)
+        known = next((each for each in kept if each.structure == looks), None)
+        if known is None or not self._refreshed(known, model, few, back=known is not kept[0]):
+            kept[:] = [each for each in kept if each is not known]
+            known = _Known(looks)
             known.shadow = self._shadow(model, few, known.notes)
+        kept[:] = [known, *(each for each in kept if each is not known)][:_KEPT]
         return model if known.shadow is None else known.shadow.net
 
-    def _refreshed(self, known: _Known, model: nn.Module, few: Tensor) -> bool:
-        """Whether the copy could be filled anew and, as is seen now and then, still agrees with the model."""
+    def _refreshed(self, known: _Known, model: nn.Module, few: Tensor, back: bool) -> bool:
+        """Whether the copy could be filled anew and, as is seen now and then, still agrees with the model.
+
+        It is always seen when the model looks as it once did again (`back`).
+        """
         if known.shadow is None:
             return True
         known.uses += 1
         try:
             known.shadow.refresh(model)
             # a compiled copy is not asked again: a few images would be one more size to compile
-            due = known.uses % _CHECKED_EVERY == 0 and not self._compiles(few.device)
+            due = (back or known.uses % _CHECKED_EVERY == 0) and not self._compiles(few.device)
             return not due or _difference(known.shadow, model, few) is None
         except Exception:  # why, is found out and noted when the copy is made anew
             return False

@@ -4,6 +4,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
+from functools import lru_cache
 
 from torch import nn
 
@@ -13,7 +14,7 @@ from .activations import activation
 
 _SWAPPED = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus),
-    *(nn.Hardswish, Pointwise),
+    *(nn.Hardswish, nn.Hardtanh, nn.Threshold, Pointwise),
 )
 _ALIKE = {"swish", "gelutanh", "quickgelu", "hardswish", "hardmish", "mish", "gelu", "silu", "relu"}
 """The same in other libraries, by the name of the class in lower case."""
@@ -42,6 +43,7 @@ def swap_activation(model: nn.Module, name: str, *, strict: bool = True) -> nn.M
     Swapped are ReLU and its relatives, smooth or not; gates (sigmoid, tanh, softmax) stay, and so does PReLU, which has
     weights. Nothing is computed in place afterwards. Names and weights of everything else remain, so that state dicts
     load. A module that is called at several places stays one module: with smooth_relu, these places share one alpha.
+    Hooks of what is swapped are gone.
 
     Raises `UserError` for an unknown name and for a model without anything to swap. Calls of functions, as `F.relu(x)`,
     cannot be swapped: a model that has some in its source, or whose code throws away what an activation returns
@@ -50,13 +52,7 @@ def swap_activation(model: nn.Module, name: str, *, strict: bool = True) -> nn.M
     """
     new = activation(name)  # an unknown name is said before anything is changed
     sites = [path for path, module in model.named_modules(remove_duplicate=False) if _is_activation(module)]
-    hidden = list(_hidden(model))
-    if hidden and strict:
-        more = f" and {len(hidden) - 5} more" if len(hidden) > 5 else ""
-        raise UserError(
-            f"{type(model).__name__} has activations that are no modules, and cannot be swapped: "
-            f"{'; '.join(hidden[:5])}{more}. Make modules of them, or pass strict=False if they are never reached"
-        )
+    refuse_hidden(model, strict, "swapped")
     if not sites:
         raise UserError(
             f"{type(model).__name__} has no activation that could be swapped: it holds "
@@ -77,6 +73,17 @@ def swap_activation(model: nn.Module, name: str, *, strict: bool = True) -> nn.M
     return model
 
 
+def refuse_hidden(model: nn.Module, strict: bool, what: str) -> None:
+    """Raises `UserError` for activations that are no modules of their own, and so cannot be swapped or the like."""
+    hidden = list(_hidden(model)) if strict else []
+    if hidden:
+        more = f" and {len(hidden) - 5} more" if len(hidden) > 5 else ""
+        raise UserError(
+            f"{type(model).__name__} has activations that are no modules, and cannot be {what}: "
+            f"{'; '.join(hidden[:5])}{more}. Make modules of them, or pass strict=False if they are never reached"
+        )
+
+
 def _is_activation(module: nn.Module) -> bool:
     bare = not any(True for _ in module.children()) and not any(True for _ in module.parameters(recurse=False))
     known = isinstance(module, _SWAPPED) or type(module).__name__.lower() in _ALIKE
@@ -89,14 +96,16 @@ def _hidden(model: nn.Module) -> Iterator[str]:
     for kind in classes:
         if issubclass(kind, nn.Module) and not issubclass(kind, (*_SWAPPED,)) and kind.__name__.lower() not in _ALIKE:
             names = {n for m in model.modules() if type(m) is kind for n, c in m.named_children() if _is_activation(c)}
-            yield from _calls(kind, names)
+            yield from _calls(kind, frozenset(names))  # type: ignore[arg-type]
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             if callable(value) and getattr(value, "__name__", "") in _FUNCTIONS and not isinstance(value, type):
                 yield f"the function {value.__name__} as {f'{path}.' if path else ''}{name} ({type(module).__name__})"
 
 
-def _calls(kind: type[nn.Module], children: set[str]) -> Iterator[str]:
+@lru_cache(maxsize=512)  # the source of a class does not change
+def _calls(kind: type[nn.Module], children: frozenset[str]) -> tuple[str, ...]:
+    found: list[str] = []
     for owner in kind.__mro__:
         if not issubclass(owner, nn.Module) or owner.__module__.startswith("torch.nn."):
             continue
@@ -106,10 +115,11 @@ def _calls(kind: type[nn.Module], children: set[str]) -> Iterator[str]:
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and _called(node) in _FUNCTIONS and not _of_self(node):
-                yield f"{ast.unparse(node.func)} in {owner.__name__}"
+                found.append(f"{ast.unparse(node.func)} in {owner.__name__}")
             thrown = node.value if isinstance(node, ast.Expr) else None
             if isinstance(thrown, ast.Call) and _of_self(thrown) and _called(thrown) in children:
-                yield f"what self.{_called(thrown)} returns is thrown away in {owner.__name__}"
+                found.append(f"what self.{_called(thrown)} returns is thrown away in {owner.__name__}")
+    return tuple(found)
 
 
 def _called(node: ast.Call) -> str:
@@ -117,7 +127,10 @@ def _called(node: ast.Call) -> str:
 
 
 def _of_self(node: ast.Call) -> bool:
-    """`self.relu(x)` calls a module; `x.relu()` and `F.relu(x)` a function."""
-    return (
-        isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name) and node.func.value.id == "self"
-    )
+    """`self.relu(x)` and `self.part.relu(x)` call a module; `x.relu()`, `F.relu(x)`, `self.mask.relu()` a function."""
+    if not isinstance(node.func, ast.Attribute) or not node.args:
+        return False
+    owner = node.func.value
+    while isinstance(owner, ast.Attribute):
+        owner = owner.value
+    return isinstance(owner, ast.Name) and owner.id == "self"

@@ -6,9 +6,9 @@ from ..attacks import FGSM, PGD, Anywhere, Sometimes, Square
 from ..core import View
 from ..data import Flip, ImageStream
 from ..engine import Method
-from ..evaluate import Through, WhiteBox
+from ..evaluate import InTurn, Through, WhiteBox
 from ..losses import Margin
-from ..models import efficientnet, imagenet_resnet, small_cnn
+from ..models import SmoothBackward, efficientnet, imagenet_resnet, small_cnn
 from ..models.imagenet import size_of
 from ..objectives.cross_entropy import CrossEntropy
 from ..optimizers import SGD
@@ -16,7 +16,7 @@ from ..plain import Build
 from ..recipe import Evaluation, Recipe
 from ..schedules import Piecewise
 from ..threats import Linf
-from ..views import SmoothBackward, Together, eval_mode, unchanged
+from ..views import Together, eval_mode, unchanged
 from ._common import select_by_pgd
 from .small import fashion_pgd
 
@@ -44,18 +44,19 @@ def fashion_smooth_backward(
     """ReLU forward and a smooth gradient backward, for the attacker, the update or both, on Fashion-MNIST, Linf 0.1.
 
     The ablation of the paper: the gradient of ReLU is that of a softplus, sigmoid(alpha x). The evaluation follows the
-    gradient of ReLU and those of softer and harder softplus, and Square, which needs none; what counts is the worst.
+    gradient of ReLU, those of softer and harder softplus, and then Square, which needs none: what counts is who stands
+    in the end.
     """
     threat, smooth = Linf(eps), SmoothBackward(alpha)
     recipe, pgd = fashion_smooth(eps, "relu"), WhiteBox(PGD(threat, 50, threat.eps / 4, patience=0))
     inner: View = Together((eval_mode, smooth)) if attacker else eval_mode
     outer: View = smooth if update else unchanged
     known = {f"backward-{a:g}": Through(SmoothBackward(a), pgd) for a in (1.0, 10.0, 100.0)}
-    square = {"square": WhiteBox(Square(threat, 1000), Margin)}
+    worst = InTurn({"backward-relu": pgd, **known, "square": WhiteBox(Square(threat, 1000), Margin)})
     return replace(
         recipe,
         method=Method(_one_step(threat), CrossEntropy(), inner, outer),
-        evaluation=replace(recipe.evaluation, adversaries={**recipe.evaluation.adversaries, **known, **square}),
+        evaluation=replace(recipe.evaluation, adversaries={**recipe.evaluation.adversaries, "worst": worst}),
     )
 
 

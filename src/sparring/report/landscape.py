@@ -1,6 +1,6 @@
 """Loss surfaces. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +9,19 @@ from ..scores import Array
 from .figures import new_figure, save
 
 
-def landscape(surfaces: Mapping[str, Array], grid: Array, threat: str, path: Path) -> None:
+def landscape(surfaces: Sequence[tuple[str, Array]], grid: Array, threat: str, path: Path) -> None:
     """A row for each model by name, a column for each image: the loss over (steepest, random) directions.
 
-    `surfaces` are `[P, G, G]` in nats, `grid` `[G]` in eps. Heights of a column have one scale, from the same images.
+    `surfaces` are names and `[P, G, G]` in nats, of the same images; `grid` `[G]` is in eps. A column has one scale.
     """
-    count = len(next(iter(surfaces.values())))
+    count = len(surfaces[0][1])
     figure = new_figure(3.4 * count + 0.4, 3.1 * len(surfaces) + 0.3)
     along, chance = np.meshgrid(grid, grid, indexing="ij")
-    for i, (name, each) in enumerate(surfaces.items()):
+    for i, (name, each) in enumerate(surfaces):
         for k in range(count):
             axes = figure.add_subplot(len(surfaces), count, i * count + k + 1, projection="3d")
-            low = min(float(s[k].min()) for s in surfaces.values())
-            high = max(float(s[k].max()) for s in surfaces.values())
+            low = min(float(s[k].min()) for _, s in surfaces)
+            high = max(float(s[k].max()) for _, s in surfaces)
             axes.plot_surface(
                 along, chance, each[k], cmap="viridis", vmin=low, vmax=high, rcount=40, ccount=40, linewidth=0
             )

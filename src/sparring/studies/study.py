@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from ..bootstrap import Cell, Cells, Claim, Resampled, Statistic, Verdict, judge, observed, resampled
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..passes import cost
 from ..recipe import Recipe
 from ..results import RunFolder
@@ -60,6 +60,10 @@ class Study:
             raise UserError(f"the baseline {self.baseline!r} is none of the arms")
         if self.seeds < 1:
             raise UserError(f"a study has at least one seed, not {self.seeds}")
+        known = {name for arm in self.arms for name in arm.recipe.evaluation.adversaries}
+        for name in self.apart:
+            if name not in known:
+                raise UserError(f"{name!r} is set apart, but no arm is evaluated by it: {nearest(name, known)}")
         alike = {tuple(n for n in arm.recipe.evaluation.adversaries if n not in self.apart) for arm in self.arms}
         if len(alike) > 1:
             raise UserError(f"arms of a study are evaluated by different adversaries, none of them apart: {alike}")
