@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--names", nargs="+", choices=NAMES, default=list(NAMES), help="relu among them")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
@@ -95,7 +96,9 @@ def main() -> None:
     tune_process()
     rows = []
     for way in options.ways:
-        taken, _ = in_turns({n: step(n, way, options) for n in NAMES}, options.rounds, torch.device(options.device))
+        taken, _ = in_turns(
+            {n: step(n, way, options) for n in options.names}, options.rounds, torch.device(options.device)
+        )
         # no compiled memory on the CPU: the compiler's own is more than that of the net
         known = way != "compiled" or options.device != "cpu"
         for name, seconds in taken.items():

@@ -47,18 +47,20 @@ class _SmoothReLU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, r: Tensor) -> Tensor:
         ctx.save_for_backward(x, r)
         wide, alpha = _wide(x), _wide(r).square()
-        return (wide - torch.log1p(alpha * wide.abs()) / alpha).relu_().to(x.dtype)
+        less = wide.abs().mul_(alpha).log1p_().div_(alpha)
+        return torch.sub(wide, less, out=less).relu_().to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, r = ctx.saved_tensors
-        above, alpha = _wide(x).relu(), _wide(r).square()
-        slope = alpha * above / (1 + alpha * above)
+        alpha = _wide(r).square()
+        scaled = alpha * _wide(x).relu()
+        slope = scaled / (1 + scaled)
         by_x = (grad * slope).to(x.dtype) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return by_x, None
-        by_alpha = (torch.log1p(alpha * above) - slope) / alpha.square()
-        return by_x, ((grad * by_alpha).sum() * 2 * _wide(r)).to(r.dtype)
+        by_alpha = (grad * (torch.log1p(scaled) - slope)).sum() / alpha.square()
+        return by_x, (by_alpha * 2 * _wide(r)).to(r.dtype)
 
 
 def _wide(x: Tensor) -> Tensor:
