@@ -2,7 +2,7 @@
 
     python benchmarks/loader.py --out results           # needs timm for ResNet-50
 
-Pictures are made: 500 x 375 JPEGs of smooth noise, about as large as those of ImageNet (110 KB).
+Pictures are made: 500 x 375 JPEGs of smooth noise, 87 KB each, a little smaller than those of ImageNet.
 """
 
 import argparse

@@ -22,7 +22,7 @@ from .small import fashion_pgd
 
 
 def fashion_smooth(eps: float = 0.1, activation: str = "silu") -> Recipe:
-    """PGD-1 AT of a small CNN with SiLU on Fashion-MNIST, Linf 0.1: six minutes on two cores.
+    """PGD-1 AT of a small CNN with SiLU on Fashion-MNIST, Linf 0.1: two minutes on two cores.
 
     `fashion_pgd` by the recipe of Smooth Adversarial Training: one step of eps from a random start, weight decay 1e-4
     on matrices only, the rate in steps, PGD-200 to evaluate. `activation` is any of `sparring.models.activation`.
