@@ -206,11 +206,11 @@ def test_broken_mat_npz_and_picture_files_are_named(tmp_path):
     for part in ("train", "test"):
         (tmp_path / part / "x").mkdir(parents=True)
         (tmp_path / part / "x" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    refused(ImageFolder(str(tmp_path)), r"1\.png is truncated or corrupt")
+    refused(ImageFolder(str(tmp_path)), r"1\.png is no picture that can be read")
     Image.new("L", (40, 40), 7).save(tmp_path / "train" / "x" / "1.png")
     raw = (tmp_path / "train" / "x" / "1.png").read_bytes()
     (tmp_path / "train" / "x" / "1.png").write_bytes(raw.replace(b"IDAT", b"I\x00AT"))
-    refused(ImageFolder(str(tmp_path)), r"1\.png is truncated or corrupt")
+    refused(ImageFolder(str(tmp_path)), r"1\.png is no picture that can be read")
 
 
 def test_missing_files_are_named_with_where_they_were_looked_for(tmp_path):

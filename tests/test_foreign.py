@@ -79,7 +79,7 @@ def test_robustbench_names_load_too(tmp_path):
     ("spec", "message"),
     [
         ("resnet81", "no architecture 'resnet81': did you mean"),
-        ("small_cnn:depth=3", "small_cnn:depth=3: .*depth"),
+        ("small_cnn:deep=3", "small_cnn:deep=3: .*deep"),
         ("small_cnn:width=8", "another architecture"),
     ],
 )

@@ -23,6 +23,7 @@ MODELS = [
     (small_cnn, {}, (1, 28, 28)),
     (small_cnn, {"width": 4, "activation": "silu"}, (1, 8, 8)),
     (small_cnn, {"width": 3}, (3, 9, 7)),
+    (small_cnn, {"width": 3, "depth": 2, "hidden": False, "batch_norm": True}, (1, 12, 12)),
     (preact_resnet18, {"width": 0.125}, (3, 32, 32)),
     (preact_resnet18, {"width": 0.125, "activation": "softplus"}, (1, 28, 28)),
     (resnet18, {"width": 0.125}, (3, 32, 32)),
@@ -54,6 +55,24 @@ def test_the_models_have_the_published_numbers_of_parameters():
 def test_a_width_factor_scales_the_channels():
     wide, narrow = preact_resnet18(width=1.0), preact_resnet18(width=0.25)
     assert narrow.body.layer4[1].conv2.weight.shape[0] * 4 == wide.body.layer4[1].conv2.weight.shape[0]
+
+
+def test_the_layers_of_a_small_cnn_draw_in_order():
+    """So that a seed gives the weights that it always gave."""
+    torch.manual_seed(0)
+    wanted = [nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3), nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(16, 8)]
+    torch.manual_seed(0)
+    body = small_cnn(3, (1, 8, 8), width=2).body
+    found = [m for m in body if list(m.parameters())]
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(found, wanted, strict=True))
+
+
+def test_a_small_cnn_can_be_deeper_and_without_its_hidden_layer():
+    convolutions = [sum(isinstance(m, nn.Conv2d) for m in small_cnn(depth=d, width=2).body) for d in (1, 2, 3)]
+    assert convolutions == [4, 6, 8]
+    assert small_cnn(width=2, hidden=False).head.in_features == 4 * 7 * 7
+    with pytest.raises(UserError, match="at least one convolution before each stride, not 0"):
+        small_cnn(depth=0)
 
 
 def test_a_depth_that_no_wide_resnet_has_is_refused():

@@ -33,7 +33,6 @@ def small_cnn(
         return [nn.Conv2d(inside, out, 3, stride=stride, padding=1, bias=not batch_norm), *norm, act(activation)]
 
     features = 2 * width * area
-    last = [nn.Linear(features, 4 * width), act(activation)] if hidden else []
     body = nn.Sequential(
         *block(channels, width, 1),
         *(layer for _ in range(depth - 1) for layer in block(width, width, 1)),
@@ -42,6 +41,6 @@ def small_cnn(
         *(layer for _ in range(depth - 1) for layer in block(2 * width, 2 * width, 1)),
         *block(2 * width, 2 * width, 2),
         nn.Flatten(),
-        *last,
+        *([nn.Linear(features, 4 * width), act(activation)] if hidden else []),
     )
     return Classifier(body, nn.Linear(4 * width if hidden else features, num_classes), normalize)
