@@ -82,7 +82,7 @@ def test_kinks_make_the_gradient_jump_however_close_and_smooth_activations_do_no
 
 def test_surfaces_hold_the_loss_at_the_image_in_their_middle():
     torch.manual_seed(0)
-    model = small_cnn(3, shape=(1, 4, 4), width=2).eval()
+    model = small_cnn(3, shape=(1, 4, 4), width=4, activation="silu").eval()
     found = landscape(model, toy_data(), Linf(0.1), pictures=2, resolution=5, points=1)
     assert found.surfaces.shape == (2, 5, 5) and np.allclose(found.grid, [-2, -1, 0, 1, 2])
     assert np.allclose(found.surfaces[:, 2, 2], found.values["loss"][:2])
