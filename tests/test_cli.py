@@ -343,3 +343,13 @@ def test_an_audit_of_a_masked_model_exits_with_1(theirs, capsys):
 def test_a_mistake_about_models_gets_a_sentence(args, message, capsys):
     assert run(args) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_switch_of_a_recipe_can_be_turned_off():
+    from sparring.cli.train import _chosen
+    from sparring.models import SmoothBackward
+
+    _, recipe = _chosen("fashion_smooth_backward", ["--no-smooth-attack", "--alpha", "3", "--epochs", "1"])
+    assert recipe.epochs == 1
+    assert recipe.method.inner_view.__name__ == "eval_mode"
+    assert recipe.method.outer_view == SmoothBackward(3.0)

@@ -1,3 +1,4 @@
+import dataclasses
 import inspect
 import json
 from dataclasses import dataclass, replace
@@ -175,6 +176,12 @@ def test_stages_keep_pace_with_their_objectives():
     assert lengths[0] == lengths[1] == [2, 8, 2]
     assert isinstance(at(recipe.method.objective, Progress(1, 100, 8)), MixUp)
     assert not isinstance(at(recipe.method.objective, Progress(2, 100, 8)), MixUp)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_parameter_of_a_recipe_hides_no_field_on_the_command_line(name):
+    fields = {field.name for field in dataclasses.fields(Recipe)}
+    assert not fields & set(inspect.signature(find(name)).parameters)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -132,7 +132,7 @@ def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe]":
     given = parameters(make)
     options, recipe, wanted = parse(_TrainOptions, make(**given), given, args, f"sparring train {name}", text)
     if wanted != given:
-        options, recipe, _ = parse(_TrainOptions, make(**wanted), wanted, args, f"sparring train {name}", text)
+        options, recipe, _ = parse(_TrainOptions, make(**wanted), given, args, f"sparring train {name}", text)
     return options, recipe
 
 

@@ -39,7 +39,7 @@ def fashion_smooth(eps: float = 0.1, activation: str = "silu") -> Recipe:
 
 
 def fashion_smooth_backward(
-    eps: float = 0.1, alpha: float = 10.0, attacker: bool = True, update: bool = True
+    eps: float = 0.1, alpha: float = 10.0, smooth_attack: bool = True, smooth_update: bool = True
 ) -> Recipe:
     """ReLU forward and a smooth gradient backward, for the attacker, the update or both, on Fashion-MNIST, Linf 0.1.
 
@@ -49,8 +49,8 @@ def fashion_smooth_backward(
     """
     threat, smooth = Linf(eps), SmoothBackward(alpha)
     recipe, pgd = fashion_smooth(eps, "relu"), WhiteBox(PGD(threat, 50, threat.eps / 4, patience=0))
-    inner: View = Together((eval_mode, smooth)) if attacker else eval_mode
-    outer: View = smooth if update else unchanged
+    inner: View = Together((eval_mode, smooth)) if smooth_attack else eval_mode
+    outer: View = smooth if smooth_update else unchanged
     known = {f"backward-{a:g}": Through(SmoothBackward(a), pgd) for a in (1.0, 10.0, 100.0)}
     worst = InTurn({"backward-relu": pgd, **known, "square": WhiteBox(Square(threat, 1000), Margin)})
     return replace(
