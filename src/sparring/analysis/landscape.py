@@ -96,7 +96,7 @@ def landscape(
         raise UserError(
             f"a landscape needs a direction, a grid of two and batches of one, not {points}, {resolution}, {batch_size}"
         )
-    wide = _double(model)
+    wide = copy.deepcopy(model).double()
     found: dict[str, list[Tensor]] = {name: [] for name in MEANINGS}
     with full_precision(), eval_mode(wide), frozen(wide):
         for rows in torch.arange(len(data), device=data.y.device).split(batch_size):
@@ -110,11 +110,6 @@ def landscape(
         surfaces = _surfaces(wide, few, threat, grid, seed)
     arrays = {name: torch.cat(parts).numpy() for name, parts in found.items()}
     return Landscape(repr(threat), arrays, surfaces.cpu().numpy(), grid.cpu().numpy())
-
-
-def _double(model: nn.Module) -> nn.Module:
-    """A copy in float64."""
-    return copy.deepcopy(model).double()
 
 
 def _measured(loss: PointLoss, x: Tensor, z: Tensor, threat: Threat, rng: PerExample, points: int) -> dict[str, Tensor]:

@@ -3,14 +3,13 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..errors import UserError, nearest
-from .common import argument, print_json, say
+from .common import argument, print_json, say, threat_for
 
 if TYPE_CHECKING:
     from ..analysis import Landscape
-    from ..core import Threat
 
 _ANALYZE = """\
 usage: sparring analyze RUN KIND [--beside RUN] [--examples N] [--threat THREAT] [--weights best|last] [--json] ...
@@ -116,18 +115,8 @@ def _looked(path: Path, options: _Options) -> _Looked:
         raise UserError(f"{path} has no {options.weights} weights yet: train it first")
     test = recipe.data.load()[1][: options.examples].to(device)
     how = {key: getattr(options, key) for key in ("steps", "points", "seed", "batch_size")}
-    found = landscape(load_model(weights, recipe).to(device), test, _threat(recipe, options), **how)
+    found = landscape(load_model(weights, recipe).to(device), test, threat_for(recipe, options.threat), **how)
     return _Looked(found, tuple(test.y.tolist()))
-
-
-def _threat(recipe: Any, options: _Options) -> "Threat":
-    from ..evaluate import threat_of
-    from ..threats import threat
-
-    found = threat(options.threat) if options.threat else threat_of(dict(recipe.evaluation.adversaries))
-    if found is None:
-        raise UserError("the recipe names no threat: name one, as --threat linf:8/255")
-    return found
 
 
 def _show(names: list[str], found: "list[Landscape]") -> None:

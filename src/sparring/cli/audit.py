@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .common import argument, print_json, say, value_of
+from .common import argument, print_json, say, threat_for, value_of
 from .evaluate import ForeignOptions, foreign, is_foreign
 
 if TYPE_CHECKING:
@@ -101,13 +101,9 @@ def _subject(target: str, options: _Options, args: list[str]) -> "tuple[nn.Modul
         if given is None:
             raise UserError("nothing says where the model is robust: name it, as --threat linf:8/255")
         return *foreign(target, options), given
-    from ..evaluate import threat_of
     from ..recipes import find
     from ..trained import load_model, recipe_of
 
     named = value_of("--recipe", args)
     recipe = find(named)() if named else recipe_of(Path(target))
-    known = given or threat_of(dict(recipe.evaluation.adversaries))
-    if known is None:
-        raise UserError("the recipe names no threat: name one, as --threat linf:8/255")
-    return load_model(target, recipe), recipe.data.load()[1], known
+    return load_model(target, recipe), recipe.data.load()[1], threat_for(recipe, options.threat)

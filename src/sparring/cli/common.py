@@ -6,9 +6,13 @@ import sys
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import UserError
+
+if TYPE_CHECKING:
+    from ..core import Threat
+    from ..recipe import Recipe
 
 
 def argument(args: list[str], what: str, usage: str) -> tuple[str, list[str]]:
@@ -34,6 +38,17 @@ def value_of(flag: str, args: list[str]) -> str | None:
     after = [b for a, b in pairwise(args) if a == flag]
     joined = [a.removeprefix(flag + "=") for a in args if a.startswith(flag + "=")]
     return next(iter(after + joined), None)
+
+
+def threat_for(recipe: "Recipe", given: str | None) -> "Threat":
+    """The threat that a flag names, or else that of the recipe's evaluation. Raises `UserError` if there is none."""
+    from ..evaluate import threat_of
+    from ..threats import threat
+
+    found = threat(given) if given else threat_of(dict(recipe.evaluation.adversaries))
+    if found is None:
+        raise UserError("the recipe names no threat: name one, as --threat linf:8/255")
+    return found
 
 
 def only(args: list[str], usage: str, *known: str) -> None:

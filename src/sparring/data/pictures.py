@@ -162,7 +162,7 @@ class Pictures:
         return replace(self, device=device, y=self.y.to(device))
 
     def part(self, rows: Tensor) -> "Pictures":
-        return replace(self, names=self.names[rows.cpu().numpy()], y=self.y[rows])
+        return replace(self, names=self.names[rows.cpu().numpy()], y=self.y[rows], lost={})
 
     def path(self, row: int) -> Path:
         return self.folder / os.fsdecode(bytes(self.names[row]))
@@ -170,16 +170,13 @@ class Pictures:
     def __getitem__(self, rows: Tensor | slice) -> Data:
         wanted = np.arange(len(self))[rows if isinstance(rows, slice) else rows.cpu().numpy()]
         with ThreadPoolExecutor(usable_cores()) as pool:  # the decoder runs without Python's lock
-            found = list(pool.map(self._seen, wanted.tolist()))
+            found = list(pool.map(partial(self.tried, look=self.look.centre), wanted.tolist()))
         both = list(zip(wanted.tolist(), found, strict=True))
         self._lose({str(self.path(row)): image for row, image in both if isinstance(image, str)})
         kept = [(row, image) for row, image in both if not isinstance(image, str)]
         x = np.stack([image for _, image in kept]) if kept else np.zeros((0, *self.shape), np.uint8)
         y = self.y[torch.tensor([row for row, _ in kept], dtype=torch.long, device=self.device)]
         return Data(torch.from_numpy(x).to(self.device), y, self.classes)
-
-    def _seen(self, row: int) -> "Array | str":
-        return self.tried(row, self.look.centre)
 
     def tried(self, row: int, look: Callable[[Path], Array]) -> "Array | str":
         """The picture, or why there is none."""

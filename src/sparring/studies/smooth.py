@@ -153,8 +153,8 @@ def _less(cells: Cells, arm: str, other: str, under: str = WORST) -> Array:
     return cells(arm, under) - cells(other, under)
 
 
-def _least(cells: Cells, arms: tuple[str, ...], other: str = "ReLU", under: str = WORST) -> Array:
-    return np.min([_less(cells, arm, other, under) for arm in arms], axis=0)
+def _least(cells: Cells, arms: tuple[str, ...], other: str = "ReLU") -> Array:
+    return np.min([_less(cells, arm, other) for arm in arms], axis=0)
 
 
 def _more_steps(cells: Cells) -> Array:
