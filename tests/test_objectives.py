@@ -45,6 +45,8 @@ OBJECTIVES = [
     sp.Sum((sp.CrossEntropy(), sp.GradAlign(BALL))),
     sp.Staged(((2, sp.MixUp()), (1, sp.TRADES()))),
     sp.Statistics(sp.CrossEntropy(), "both"),
+    sp.Sum((sp.CrossEntropy(), sp.TemporalEnsembling(3.0))),
+    sp.Sum((sp.TRADES(), sp.TemporalEnsembling(sp.Ramp(3.0, 2, 2), on="clean"))),
 ]
 
 
@@ -86,6 +88,9 @@ PASSES = [
     (sp.MixUp(), Benign(), 1, 1),
     (sp.Statistics(CrossEntropy(), "adversarial"), FGSM(BALL), 2, 2),
     (sp.Statistics(CrossEntropy(), "both"), FGSM(BALL), 3, 2),
+    # one clean pass for the bank; the terms share the others
+    (Sum((CrossEntropy(), sp.TemporalEnsembling(30.0))), PGD(BALL, steps=10), 12, 11),
+    (Sum((sp.TRADES(), sp.TemporalEnsembling(30.0, on="clean"))), PGD(BALL, steps=10, start=Near()), 14, 12),
 ]
 
 

@@ -47,7 +47,7 @@ def test_metrics_survive_a_line_that_was_cut_short_and_can_be_rewound(tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4')
     assert [row["step"] for row in run.metrics()] == [10, 20, 30]
-    run.rewind_metrics(20)
+    run.rewind(20)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 10}\n{"step": 20}\n'
 
 

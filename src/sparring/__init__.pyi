@@ -1,3 +1,4 @@
+from .analysis import Remember as Remember
 from .attacks import APGD as APGD
 from .attacks import CWL2 as CWL2
 from .attacks import DDN as DDN
@@ -31,6 +32,9 @@ from .core import Schedule as Schedule
 from .core import Threat as Threat
 from .core import at as at
 from .data import Batches as Batches
+from .data import Kept as Kept
+from .data import LabelNoise as LabelNoise
+from .data import PixelNoise as PixelNoise
 from .engine import Loop as Loop
 from .engine import Method as Method
 from .engine import State as State
@@ -58,6 +62,7 @@ from .losses import DLR as DLR
 from .losses import Divergence as Divergence
 from .losses import Expected as Expected
 from .losses import Margin as Margin
+from .losses import SquaredDistance as SquaredDistance
 from .losses import Targeted as Targeted
 from .losses import TargetedDLR as TargetedDLR
 from .losses import Total as Total
@@ -74,6 +79,7 @@ from .objectives.mart import MART as MART
 from .objectives.mix_up import MixUp as MixUp
 from .objectives.pairing import LogitPairing as LogitPairing
 from .objectives.statistics import Statistics as Statistics
+from .objectives.temporal_ensembling import TemporalEnsembling as TemporalEnsembling
 from .objectives.trades import TRADES as TRADES
 from .optimizers import SGD as SGD
 from .optimizers import Adam as Adam
@@ -95,6 +101,7 @@ from .schedules import Cyclic as Cyclic
 from .schedules import EpsWarmUp as EpsWarmUp
 from .schedules import Phases as Phases
 from .schedules import Piecewise as Piecewise
+from .schedules import Ramp as Ramp
 from .schedules import WarmUp as WarmUp
 from .scores import Accuracy as Accuracy
 from .scores import Evaluated as Evaluated

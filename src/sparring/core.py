@@ -48,6 +48,9 @@ class Data:
     def part(self, rows: Tensor) -> "Data":
         return self[rows]
 
+    def relabelled(self, y: Tensor) -> "Data":
+        return Data(self.x, y.to(self.y.device), self.classes)
+
     def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple["Data", Tensor]]:
         del seed
         for rows in batches:
@@ -75,6 +78,10 @@ class Labelled(Protocol):
 
     def part(self, rows: Tensor) -> "Labelled":
         """Some of them, still in files if they are there."""
+        ...
+
+    def relabelled(self, y: Tensor) -> "Labelled":
+        """The same images with other labels `[N]`."""
         ...
 
     def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple[Data, Tensor]]:

@@ -9,8 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import nn
+
+from .analysis import Remember
 from .checkpoint import Checkpoints
-from .core import Data, Progress, Search
+from .core import Data, Labelled, Progress, Search
 from .engine import State
 from .errors import UserError
 from .evaluate import WhiteBox, evaluate
@@ -129,7 +133,8 @@ class Record:
     def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None:
         self.steps, self.terms = self.steps + 1, terms
         if progress.step % LOG_EVERY == 0:
-            self._write(progress, {"lr": state.optimizer.param_groups[0]["lr"], "terms": dict(terms)})
+            lr, gradient = state.optimizer.param_groups[0]["lr"], gradient_norm(state.model)
+            self._write(progress, {"lr": lr, "terms": dict(terms), "gradient": gradient})
         self.show(self._news(progress))
 
     def on_epoch(self, state: State, progress: Progress) -> None:
@@ -148,6 +153,31 @@ class Record:
         per_second = self.steps / max(1e-9, time.monotonic() - self.began)
         left = (progress.epochs * progress.steps_per_epoch - progress.step) / per_second if per_second else math.inf
         return News(progress, self.terms, per_second * self.recipe.batch_size, left, held_out, best)
+
+
+def gradient_norm(model: nn.Module) -> float:
+    """The L2 length of the gradient of the last step, over all weights: as the optimiser saw it, clipped if it was."""
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    return float(torch.stack(torch._foreach_norm(grads)).norm()) if grads else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Remembering:
+    """Writes down what the model is like on each training example."""
+
+    remember: Remember
+    run: RunFolder
+    data: Labelled
+    search: Search
+    seed: int
+
+    def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None: ...
+
+    def on_epoch(self, state: State, progress: Progress) -> None:
+        epoch = round(progress.epoch)
+        if self.remember.due(epoch, progress.epochs):
+            facts = self.remember.looked(state.evaluated, self.data, self.search, self.seed)
+            self.run.add_memory(progress.step, epoch, facts)
 
 
 @dataclass(slots=True)

@@ -158,6 +158,18 @@ class Divergence(_OnLogits):
 
 
 @dataclass(frozen=True, slots=True)
+class SquaredDistance(_OnLogits):
+    """`weight` x the squared distance, summed over the classes, of the prediction from fixed `p` `[B, C]`."""
+
+    logits: Forward
+    p: Tensor
+    weight: float = 1.0
+
+    def __call__(self, x: Tensor) -> Probe:
+        return Probe(self.weight * (self.logits(x).softmax(1) - self.p).square().sum(1))
+
+
+@dataclass(frozen=True, slots=True)
 class Total:
     """The sum of point losses; the first that can tell who is fooled decides."""
 

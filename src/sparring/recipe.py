@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from .analysis import Remember
 from .averaging import EMA, SWA
-from .core import Attack, Labelled, Schedule, Update
-from .data import Augment, Source
+from .core import Attack, Data, Labelled, Schedule, Update
+from .data import Alteration, Augment, Source, Training, altered, hold_out
+from .data.relabel import beside
 from .engine import Method
 from .errors import UserError
 from .evaluate import Adversary, Cascade
@@ -38,7 +42,8 @@ class Recipe:
     """Everything that decides a run. Vary it with `dataclasses.replace`; train it with `sparring.fit`.
 
     "best" is the epoch of the highest accuracy under `selection` on the share `held_out` of the training set; the
-    test set selects nothing.
+    test set selects nothing. What is trained on is the rest, altered by `alter`; what the model is like on its examples
+    is kept if one asks it to `remember`.
     """
 
     data: Source
@@ -51,11 +56,13 @@ class Recipe:
     batch_size: int = 128
     views: int = 1
     augment: tuple[Augment, ...] = ()
+    alter: tuple[Alteration, ...] = ()
     optimizer: SGD | Adam | AdamW = field(default_factory=SGD)
     update: Descend | WeightPerturbed | Schedule[Update] = field(default_factory=Descend)
     averaging: EMA | SWA | None = None
     held_out: float = 0.02
     guard: Guard | None = None
+    remember: Remember | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,6 +80,11 @@ class Recipe:
     def build_model(self, data: Labelled) -> nn.Module:
         """The model for the classes and the shape of `data`, normalising by the statistics of `data`."""
         return self.model(num_classes=len(data.classes), shape=data.shape, normalize=Normalize.of(data))
+
+    def split(self, train: Labelled, folder: Path, device: torch.device) -> tuple[Training, Data]:
+        """What is trained on in `folder`, and what is held out, on the device."""
+        rest, held = hold_out(train, self.held_out)
+        return altered(rest.to(device), beside(self.alter, folder), self.seed), held.to(device)
 
     def plain(self) -> dict[str, Any]:
         return to_plain(self)

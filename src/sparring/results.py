@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from .errors import UserError
-from .scores import Evaluated
+from .scores import Array, Evaluated, Memory
 
 
 class RunFolder:
@@ -22,6 +22,7 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
+        self.memory = self.path / "memory"
         self._recipe = self.path / "recipe.json"
         self._environment = self.path / "environment.json"
         self._status = self.path / "status.json"
@@ -30,6 +31,7 @@ class RunFolder:
         self._guard = self.path / "guard.json"
         self._profiles = (self.path / "profile.json", self.path / "profile.txt")
         self._evaluation = self.path / "evaluation.json"
+        self._training = self.path / "training.npz"
         self.learning_curve = self.path / "learning-curve.png"
         self.adversarial_examples = self.path / "adversarial-examples.png"
         self.hardest_examples = self.path / "hardest-examples.png"
@@ -96,12 +98,13 @@ class RunFolder:
 
     def clear(self) -> None:
         """Removes what a run writes, and nothing else."""
-        for folder in (self.checkpoints, self.tensorboard, self.state("best"), self.state("last")):
+        folders = (self.checkpoints, self.tensorboard, self.memory, self.state("best"), self.state("last"))
+        for folder in folders:
             if folder.exists():
                 shutil.rmtree(folder)
         both = [path for which in ("best", "last") for path in (self.weights(which), self.flags(which))]
         files = [self._environment, self._status, self._metrics, self._evaluation, self._search, self._guard]
-        files += [*self._profiles, *both]
+        files += [*self._profiles, *both, self._training]
         files += [path for path in self.path.glob("analysis-*") if path.suffix in (".json", ".npz", ".png")]
         passing = [path for path in self.path.glob(".*") if ".writing" in path.name]
         # the recipe last: without it, no run is here
@@ -147,10 +150,66 @@ class RunFolder:
                 rows.append(json.loads(line))
         return rows
 
-    def rewind_metrics(self, step: int) -> None:
-        """Forgets what was logged after `step`: it will be trained again."""
+    def rewind(self, step: int) -> None:
+        """Forgets what was logged and remembered after `step`: it will be trained again."""
         kept = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
         write_bytes(self._metrics, "".join(kept).encode())
+        for path in self.memory.glob("step-*.npz"):
+            if int(path.stem.removeprefix("step-")) > step:
+                path.unlink()
+
+    def settle_training(self, arrays: Mapping[str, Array]) -> None:
+        """Which images were trained on (`rows`), with which labels (`y`), and which are `true`.
+
+        Raises `UserError` if the run was begun on others.
+        """
+        if self._training.exists():
+            begun = _read_arrays(self._training, "training set", "start a new run in another folder")
+            if not all(name in begun and np.array_equal(begun[name], each) for name, each in arrays.items()):
+                raise UserError(
+                    f"{self.path} was begun on other training examples or labels ({self._training}), than its recipe "
+                    "gives now: restore the data, or the runs that it chooses by; or start a new run in another folder"
+                )
+            return
+        with replacing(self._training) as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+    def training(self) -> dict[str, Array] | None:
+        """The same arrays; none if nothing was changed and nothing remembered."""
+        return _read_arrays(self._training, "training set", "train again") if self._training.exists() else None
+
+    def add_memory(self, step: int, epoch: float, facts: Mapping[str, Array]) -> None:
+        """Losses and correctness of all training examples after `step`, in some 4 bytes an example."""
+        self.memory.mkdir(exist_ok=True)
+        packed = {
+            name: np.packbits(each) if each.dtype == bool else np.minimum(each, _LARGEST).astype(np.float16)
+            for name, each in facts.items()
+        }
+        with replacing(self.memory / f"step-{step:08d}.npz") as file:
+            np.savez(file, epoch=epoch, **packed)  # type: ignore[arg-type]
+
+    def read_memory(self) -> Memory:
+        """What was remembered of the training examples. Raises `UserError` if nothing was."""
+        paths, training = sorted(self.memory.glob("step-*.npz")), self.training()
+        if not paths or training is None:
+            raise UserError(
+                f"{self.path} remembers no training examples: train it with a recipe that has remember=Remember(..)"
+            )
+        looks = [_read_arrays(path, "memory", "train again") for path in paths]
+        y = training["y"]
+        facts = {
+            name: np.stack(
+                [
+                    look[name].astype(np.float32)
+                    if look[name].dtype == np.float16
+                    else np.unpackbits(look[name], count=len(y)).astype(bool)
+                    for look in looks
+                ]
+            )
+            for name in looks[0]
+            if name != "epoch"
+        }
+        return Memory(y, training["true"], np.array([float(look["epoch"]) for look in looks]), **facts)
 
     def write_flags(self, which: str, evaluated: Evaluated) -> None:
         write_evaluated(self.flags(which), evaluated)
@@ -169,6 +228,17 @@ class RunFolder:
         return read_json(self._evaluation)
 
 
+_LARGEST = 65504.0  # of half precision
+
+
+def _read_arrays(path: Path, what: str, remedy: str) -> dict[str, Array]:
+    try:
+        with path.open("rb") as file, np.load(file) as held:
+            return {name: held[name] for name in held.files}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} holds no {what} that can be read ({error}): {remedy}") from error
+
+
 def write_evaluated(path: Path, evaluated: Evaluated) -> None:
     """One .npz: an array for each fact, named like `standing/autoattack` or `margin/clean`."""
     with replacing(path) as file:
@@ -177,10 +247,10 @@ def write_evaluated(path: Path, evaluated: Evaluated) -> None:
 
 def read_evaluated(path: Path) -> Evaluated:
     """What `write_evaluated` wrote. Raises `UserError` for a file that is missing, or damaged, or another."""
+    arrays = _read_arrays(path, "evaluation", "evaluate again")
     try:
-        with path.open("rb") as file, np.load(file) as held:
-            return Evaluated.from_arrays({name: held[name] for name in held.files})
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        return Evaluated.from_arrays(arrays)
+    except (ValueError, KeyError) as error:
         raise UserError(f"{path} holds no evaluation that can be read ({error}): evaluate again") from error
 
 

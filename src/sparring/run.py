@@ -10,16 +10,17 @@ from typing import Any
 import torch
 
 from . import report
+from .bank import Bank
 from .checkpoint import Checkpoints, read_weights, save_weights
 from .checks import check_data, check_logits
 from .core import Data, Labelled, Progress, pixels
-from .data import Batches, hold_out
+from .data import Batches, Training
 from .engine import Loop, NotFinite, State
 from .environment import device_of, session
 from .errors import UserError
 from .fast import Compile, Fast, Precision, prefer_channels_last, worth_compiling
 from .guard import Alarm, Watch
-from .hooks import Guarding, HeldOut, News, Record, Save, Saving, stopping
+from .hooks import Guarding, HeldOut, News, Record, Remembering, Save, Saving, stopping
 from .pace import Pace, measure
 from .plain import differences
 from .randomness import make_rng
@@ -57,7 +58,8 @@ def fit(
     _admit(run, recipe, overwrite)
     fresh = overwrite or run.search() is None
     search = Fast.resolved(where, precision, compile) if fresh else _search(run, precision, compile)
-    train, held = _prepare(recipe, where)
+    training, held = _prepare(recipe, run.path, where)
+    train = training.data
     state = _begin(recipe, train, where)
     batches = Batches(train, recipe.batch_size, recipe.augment, recipe.seed, recipe.views)
     board = _board(run) if tensorboard else _no_board
@@ -66,8 +68,10 @@ def fit(
         if not _admit(run, recipe, overwrite) or not checkpoints.paths():
             run.clear()
             run.begin(recipe.plain())
+        if recipe.alter or recipe.remember:
+            run.settle_training(training.arrays())
         checkpoints.load_latest(state)
-        run.rewind_metrics(state.step)
+        run.rewind(state.step)
         pace = measure(
             recipe.method, state, batches, recipe.epochs, recipe.update, search, run.path if profile else None
         )
@@ -75,7 +79,7 @@ def fit(
         if fresh and compile == "auto" and worth_compiling(state.model, where, pace.seconds_left * pace.in_attack):
             search = Fast(search.precision, "on")
         run.set_search({"precision": search.precision, "compile": search.compile})
-        say("\n".join([f"{pace}, {search.said(where)}", *_guarding(recipe, batches, pace), *notes]))
+        say("\n".join([f"{pace}, {search.said(where)}", *_guarding(recipe, batches, pace), *_banks(state), *notes]))
         run.add_session(session(recipe.seed, where))
         best = _Best(run, recipe, train)
         best.settle(state)
@@ -85,7 +89,7 @@ def fit(
             save = Save(checkpoints, saving, stop, best.write)
             watch = _watch(recipe, train, search)
             guarding = () if watch is None else (Guarding(watch, run, checkpoints, held_out, say),)
-            hooks = (held_out, record, *guarding, save)
+            hooks = (held_out, record, *_remembering(recipe, run, train, search), *guarding, save)
             loop = Loop(recipe.epochs, recipe.lr, recipe.update, recipe.averaging, hooks, search)
             stopped = _train(loop, recipe, state, batches, watch, _Back(run, checkpoints, best, say))
             if stopped:  # perhaps in the middle of the first epoch, where nothing was the best yet
@@ -102,6 +106,14 @@ def _guarding(recipe: Recipe, batches: Batches, pace: Pace) -> list[str]:
     mean = pace.mean or (pace.forward + pace.backward) / 2
     added = recipe.guard.added(recipe.batch_size * recipe.views, len(batches), mean)
     return [f"the guard looks {recipe.guard.checks} times an epoch, which adds up to {100 * added:.3g} % of the passes"]
+
+
+def _remembering(recipe: Recipe, run: RunFolder, train: Labelled, search: Fast) -> tuple[Remembering, ...]:
+    return () if recipe.remember is None else (Remembering(recipe.remember, run, train, search, recipe.seed),)
+
+
+def _banks(state: State) -> list[str]:
+    return [str(module) for module in state.memory.modules() if isinstance(module, Bank)]
 
 
 def _watch(recipe: Recipe, train: Labelled, search: Fast) -> Watch | None:
@@ -151,7 +163,7 @@ class _Back:
         kept = watch.notes(state)
         gone_back = kept["healthy"] is not None and self.checkpoints.go_back(state, kept["healthy"])
         if gone_back:
-            self.run.rewind_metrics(state.step)
+            self.run.rewind(state.step)
             self.best.forget_later(state)
         watch.notes(state)["events"] = kept["events"]
         return gone_back
@@ -191,15 +203,14 @@ class _Best:
             state.best = {}
 
 
-def _prepare(recipe: Recipe, device: torch.device) -> tuple[Labelled, Data]:
+def _prepare(recipe: Recipe, folder: Path, device: torch.device) -> tuple[Training, Data]:
     """What is trained on and what selects "best", on the device. The test images are checked, and then left alone."""
     train, test = recipe.data.load()
     for data, name in ((train, "training"), (test, "test")):
         check_data(data if isinstance(data, Data) else data[:8], name)  # files show what they hold when they are read
     if train.shape != test.shape:
         raise UserError(f"training images are {train.shape}, but test images are {test.shape}")
-    train, held = hold_out(train, recipe.held_out)
-    return train.to(device), held.to(device)
+    return recipe.split(train, folder, device)
 
 
 def _admit(run: RunFolder, recipe: Recipe, overwrite: bool) -> bool:

@@ -68,6 +68,32 @@ class WarmUp:
 
 
 @dataclass(frozen=True, slots=True)
+class Ramp:
+    """0 before epoch `start`, `peak` after epoch `end`, between them peak x exp(-5 (1 - t)²), t from 0 to 1.
+
+    The ramp-up of https://arxiv.org/abs/1610.02242. Epochs are counted from 1, as in the papers that use it: the first
+    has the number 1, and all steps of an epoch have the same value.
+    """
+
+    peak: float
+    start: float = 90.0
+    end: float = 150.0
+
+    def __post_init__(self) -> None:
+        if not self.start <= self.end:
+            raise UserError(f"a ramp ends at epoch {self.end:g} and begins after that, at {self.start:g}")
+
+    def at(self, progress: Progress) -> float:
+        number = int(progress.epoch) + 1
+        if number < self.start:
+            return 0.0
+        if number >= self.end:
+            return self.peak
+        share = (number - self.start) / (self.end - self.start)
+        return self.peak * math.exp(-5 * (1 - share) ** 2)
+
+
+@dataclass(frozen=True, slots=True)
 class Cycle(Generic[T_co]):
     """Repeats a list of (number of steps, value) for ever. Steps are whole numbers, so no stage drifts."""
 

@@ -221,3 +221,34 @@ class Evaluated:
 
 
 _GROUPS = ("standing", "margin", "norm", "adversarial")
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a run was like on each of its N training examples, at E moments: cross-entropy with the label that was
+    trained on, and whether that was predicted; at the image, and where an attack on it ended.
+    """
+
+    y: Array
+    true: Array
+    """The labels before any were changed, `[N]`."""
+    epochs: Array
+    clean_loss: Array
+    adversarial_loss: Array
+    clean_right: Array
+    adversarial_right: Array
+
+    @property
+    def difficulty(self) -> Array:
+        """The mean adversarial loss over the epochs, `[N]`."""
+        mean: Array = self.adversarial_loss.mean(0, dtype=np.float64)
+        return mean
+
+    @property
+    def forgotten(self) -> Array:
+        """How often an example was predicted right under attack, and at the next look was not, `[N]`.
+
+        https://arxiv.org/abs/1812.05159, here from look to look.
+        """
+        lost: Array = (self.adversarial_right[:-1] & ~self.adversarial_right[1:]).sum(0)
+        return lost

@@ -114,7 +114,7 @@ def check_objective(
     method = Method(attack, objective)
     whole, half = (_trained(method, shape, seed, steps) for steps in (6, 3))
     _same(whole, _trained(method, shape, seed, 6), "training repeats itself from its seed")
-    fresh = _start(method, shape, seed + 1)
+    fresh = _start(method, shape, seed, other=True)
     for name, module in fresh.modules().items():
         module.load_state_dict(copy.deepcopy(half.modules()[name].state_dict()))
     fresh.load_state_dict(copy.deepcopy(half.state_dict()))
@@ -191,10 +191,13 @@ def _toy(shape: tuple[int, int, int], seed: int) -> tuple[Classifier, Tensor, Te
     return model, x, torch.arange(12) % 3
 
 
-def _start(method: Method, shape: tuple[int, int, int], seed: int) -> State:
+def _start(method: Method, shape: tuple[int, int, int], seed: int, other: bool = False) -> State:
+    """The beginning, or that of `other` weights and another stream of chance on the same images."""
     model, x, y = _toy(shape, seed)
+    if other:
+        model = _toy(shape, seed + 1)[0]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    return State.start(method, model, optimizer, Data(x, y, ("a", "b", "c")), seed)
+    return State.start(method, model, optimizer, Data(x, y, ("a", "b", "c")), seed + other)
 
 
 def _steps(method: Method, state: State, shape: tuple[int, int, int], seed: int, until: int) -> State:

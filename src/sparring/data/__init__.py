@@ -3,6 +3,7 @@
 from .augment import Augment, Crop, Cutout, Flip
 from .batches import Batches, hold_out
 from .named import load_test
+from .relabel import Alteration, Kept, LabelNoise, PixelNoise, Training, altered
 from .sources import (
     CIFAR10,
     CIFAR100,
@@ -25,6 +26,7 @@ __all__ = [
     "MNIST",
     "NPZ",
     "SVHN",
+    "Alteration",
     "Augment",
     "Batches",
     "Crop",
@@ -35,7 +37,12 @@ __all__ = [
     "Flip",
     "ImageFolder",
     "ImageStream",
+    "Kept",
+    "LabelNoise",
+    "PixelNoise",
     "Source",
+    "Training",
+    "altered",
     "hold_out",
     "load_test",
 ]

@@ -164,6 +164,9 @@ class Pictures:
     def part(self, rows: Tensor) -> "Pictures":
         return replace(self, names=self.names[rows.cpu().numpy()], y=self.y[rows], lost={})
 
+    def relabelled(self, y: Tensor) -> "Pictures":
+        return replace(self, y=y.to(self.device))
+
     def path(self, row: int) -> Path:
         return self.folder / os.fsdecode(bytes(self.names[row]))
 

@@ -10,14 +10,19 @@ from ..schedules import Cycle
 
 
 class Term(Objective):
-    """Part of an objective that acts on the update alone: the attack raises what the method raises that it is added to.
+    """Part of an objective, which says too little of what the attack raises to be trained with alone.
 
-    A subclass gives `outer`.
+    A subclass gives `outer`, and `raised` if the attack is to raise something of it beside the method's own loss.
     """
+
+    def raised(self, ctx: Context) -> PointLoss | None:
+        """What the attack raises besides. By default nothing: the term acts on the update alone."""
+        del ctx
+        return None
 
     def inner(self, ctx: Context) -> PointLoss:
         raise UserError(
-            f"{type(self).__name__} says nothing about what an attack raises: add it to a method, "
+            f"{type(self).__name__} does not say what an attack raises: add it to a method, "
             f"Sum((CrossEntropy(), {type(self).__name__}(..)))"
         )
 
@@ -44,7 +49,8 @@ class Sum(Objective):
             part.observe(own)
 
     def inner(self, ctx: Context) -> PointLoss:
-        raised = [part.inner(own) for part, own in self._each(ctx) if not isinstance(part, Term)]
+        both = [part.raised(own) if isinstance(part, Term) else part.inner(own) for part, own in self._each(ctx)]
+        raised = [loss for loss in both if loss is not None]
         return raised[0] if len(raised) == 1 else Total(tuple(raised))
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:

@@ -1,0 +1,259 @@
+"""Complexity measures: numbers of a net that are said to explain how well its robustness generalises.
+
+Each is a function with its formula and source. W are the weights of two dimensions or more, a convolution as the matrix
+`[out, in x height x width]` of its kernel; biases and batch norm are not counted. z are logits.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..attacks import PGD, Anywhere
+from ..attacks.slope import slope
+from ..core import Classifier, Data, Forward, PointLoss, Probe, Threat, each, pixels
+from ..errors import UserError
+from ..losses import Margin, Untargeted
+from ..randomness import PerExample
+from ..threats import L2
+from ..views import eval_mode, frozen
+
+
+class NotDefined(UserError):  # noqa: N818
+    """A measure has no meaning for this net."""
+
+
+def matrices(model: nn.Module) -> list[Tensor]:
+    """The W."""
+    found = [p.detach().flatten(1) for name, p in model.named_parameters() if p.ndim > 1 and name.endswith("weight")]
+    if not found:
+        raise NotDefined(f"not defined for {type(model).__name__}, which has no weights of two dimensions")
+    return found
+
+
+def weight_norm(model: nn.Module) -> float:
+    """Σ |W|_F² (https://arxiv.org/abs/1503.00036)."""
+    return sum(float(w.square().sum()) for w in matrices(model))
+
+
+def distance(model: nn.Module, initial: nn.Module) -> float:
+    """Σ |W - W₀|_F² from the weights before training (https://arxiv.org/abs/1901.01672)."""
+    return sum(float((w - w0).square().sum()) for w, w0 in zip(matrices(model), matrices(initial), strict=True))
+
+
+def log_spectral(model: nn.Module) -> float:
+    """log(Π |W|₂² x Σ |W|_F² / |W|₂²), the spectral complexity without the margin (https://arxiv.org/abs/1707.09564)."""
+    found = matrices(model)
+    sigmas = [float(torch.linalg.matrix_norm(w.double(), 2)) for w in found]
+    if min(sigmas) == 0:
+        raise NotDefined("not defined for a net with a weight that is 0 throughout")
+    ratios = [float(w.square().sum()) / s**2 for w, s in zip(found, sigmas, strict=True)]
+    return 2 * sum(map(math.log, sigmas)) + math.log(sum(ratios))
+
+
+_PATHS = frozenset(
+    [
+        *("convolution", "addmm", "mm", "mean", "sum", "add", "add_", "cat", "constant_pad_nd", "relu", "relu_"),
+        *("avg_pool2d", "_adaptive_avg_pool2d", "max_pool2d_with_indices"),
+        *("view", "_unsafe_view", "reshape", "flatten", "t", "permute", "transpose", "expand", "slice", "squeeze"),
+        *("unsqueeze", "clone", "detach", "alias"),
+    ]
+)
+
+
+class _PathsOnly(TorchDispatchMode):
+    """Refuses operations through which no product of weights passes unchanged."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name not in _PATHS:
+            raise NotDefined(f"not defined for a net with the operation {name}: paths go through ReLU and linear maps")
+        return func(*args, **(kwargs or {}))
+
+
+def path_norm(model: nn.Module, shape: tuple[int, int, int]) -> float:
+    """sqrt(Σ over paths of Π w²): squared weights run on an image of ones, their outputs summed, without normalisation
+    and batch norm (https://arxiv.org/abs/1504.01796).
+
+    Biases count as paths that begin there. Raises `NotDefined` for nets with anything but linear maps, ReLU and
+    pooling, attention for example.
+    """
+    squared = copy.deepcopy(model).double().eval()
+    if isinstance(squared, Classifier):
+        squared.normalize = nn.Identity()
+    for parent in list(squared.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, _BatchNorm):
+                setattr(parent, name, nn.Identity())
+    with torch.no_grad():
+        for p in squared.parameters():
+            p.square_()
+        ones = torch.ones(1, *shape, dtype=torch.float64, device=next(squared.parameters()).device)
+        with _PathsOnly():
+            out = squared(ones)
+    return math.sqrt(float(out.sum()))
+
+
+def margin(model: nn.Module, x: Tensor, y: Tensor, quantile: float = 0.1) -> float:
+    """The 10th percentile of z_y - max z_j, j ≠ y, at `x` `[B, ...]`, adversarial examples here."""
+    with torch.no_grad():
+        return float(torch.quantile(-Margin(model, y)(x).value.double(), quantile))
+
+
+def thickness(
+    model: nn.Module,
+    x: Tensor,
+    rng: PerExample,
+    eps: float = 1.0,
+    steps: int = 10,
+    alpha: float = 0.0,
+    beta: float = 0.75,
+) -> float:
+    """E[ |x_r - x_s| x share of the segment where alpha < p_i - p_j < beta ]: how thick the boundary is.
+
+    x_r are the images, of predicted class i; x_s is where PGD in an L2 ball of `eps` ends, of class j. Images whose
+    class does not change are left out (https://arxiv.org/abs/2007.05086, alpha 0, beta 0.75). Raises `NotDefined` if
+    none changes.
+    """
+    with torch.no_grad():
+        i = model(x).argmax(1)
+    threat = L2(eps)
+    z = PGD(threat, steps, threat.eps / 4)(Untargeted(model.__call__, i), x, rng)
+    with torch.no_grad():
+        j = model(z).argmax(1)
+        changed = (i != j).nonzero()[:, 0]
+        if not len(changed):
+            raise NotDefined(f"not defined where no image changes its class within an L2 ball of {eps:g}")
+        x, z, i, j = x[changed], z[changed], i[changed], j[changed]
+        within = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        points = (torch.arange(_POINTS, device=x.device, dtype=x.dtype) + 0.5) / _POINTS
+        for t in points:
+            p = model(t * x + (1 - t) * z).softmax(1)
+            gap = p.gather(1, i[:, None]) - p.gather(1, j[:, None])
+            within += ((gap > alpha) & (gap < beta))[:, 0]
+        return float(((x - z).flatten(1).norm(dim=1) * within / _POINTS).mean())
+
+
+_POINTS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class _Quotient:
+    """|z(x) - z(x')|₁ / |x - x'| in the norm of a threat."""
+
+    logits: Forward
+    origin: Tensor
+    known: Tensor
+    threat: Threat
+
+    def __call__(self, x: Tensor) -> Probe:
+        apart = self.threat.norm(x - self.origin).clamp_min(1e-12)
+        return Probe((self.logits(x) - self.known).abs().sum(1) / apart)
+
+    def __getitem__(self, rows: Tensor) -> PointLoss:
+        return _Quotient(self.logits, self.origin[rows], self.known[rows], self.threat)
+
+
+def lipschitz(model: nn.Module, x: Tensor, threat: Threat, rng: PerExample, steps: int = 10) -> float:
+    """Mean over images of max |z(x) - z(x')|₁ / |x - x'| within the threat, sought by PGD
+    (https://arxiv.org/abs/2003.02460).
+    """
+    with torch.no_grad():
+        loss = _Quotient(model.__call__, x, model(x), threat)
+    z = PGD(threat, steps, threat.eps / 4, Anywhere())(loss, x, rng)
+    with torch.no_grad():
+        return float(loss(z).value.mean())
+
+
+def sharpness(model: nn.Module, x: Tensor, y: Tensor, gamma: float = 0.01, steps: int = 5) -> float:
+    """Max L(w + v) - L(w) over |v| <= gamma |w|, layer by layer, where L is the mean cross-entropy at `x`, adversarial
+    examples here (https://arxiv.org/abs/2004.05884). Sought by gradient steps; `x` stays as it is.
+    """
+    moved = copy.deepcopy(model)
+    weights = [p for p in moved.parameters() if p.ndim > 1]
+    origin = [w.detach().clone() for w in weights]
+    with torch.no_grad():
+        before = best = float(F.cross_entropy(moved(x), y))
+    for _ in range(steps):
+        grads = torch.autograd.grad(F.cross_entropy(moved(x), y), weights)
+        with torch.no_grad():
+            for w, g, w0 in zip(weights, grads, origin, strict=True):
+                most = gamma * w0.norm()
+                v = w - w0 + 2.5 / steps * most * g / g.norm().clamp_min(1e-20)
+                w.copy_(w0 + v * (most / v.norm().clamp_min(1e-20)).clamp(max=1.0))
+            best = max(best, float(F.cross_entropy(moved(x), y)))
+    return best - before
+
+
+def input_gradient(model: nn.Module, x: Tensor, y: Tensor, p: float = 2.0) -> float:
+    """The mean of |∇ₓ CE| in the norm `p`, at the images (https://arxiv.org/abs/1802.08760)."""
+    return float(slope(Untargeted(model.__call__, y), x).grad.flatten(1).norm(p=p, dim=1).mean())
+
+
+def curvature(model: nn.Module, x: Tensor, y: Tensor, h: float = 0.01) -> float:
+    """The mean of |∇CE(x + h g) - ∇CE(x)| / h, g the gradient at x, of length 1 (https://arxiv.org/abs/1811.09716)."""
+    loss = Untargeted(model.__call__, y)
+    here = slope(loss, x).grad
+    g = here / each(here.flatten(1).norm(dim=1).clamp_min(1e-20), x)
+    return float(((slope(loss, x + h * g).grad - here).flatten(1).norm(dim=1) / h).mean())
+
+
+def complexity(
+    model: nn.Module,
+    initial: nn.Module,
+    data: Data,
+    threat: Threat,
+    *,
+    steps: int = 10,
+    thick: float | None = None,
+    seed: int = 0,
+) -> Mapping[str, float | str]:
+    """All measures by name, on training images, in eval mode and float64. One that has no meaning says why instead.
+
+    Boundaries are sought within an L2 ball of `thick`, if left out of a tenth of the square root of the dimensions.
+    """
+    wide, first = (copy.deepcopy(net).double() for net in (model, initial))
+    x, y = pixels(data.x).double(), data.y
+    rng = PerExample(seed, torch.arange(len(x), device=x.device))
+    ball = thick or 0.1 * math.sqrt(x[0].numel())
+    with eval_mode(wide):
+        with frozen(wide):
+            z = PGD(threat, steps, threat.eps / 4)(Untargeted(wide.__call__, y), x, rng)
+        found: dict[str, float | str] = {}
+
+        def measure(name: str, value: Callable[[], float]) -> None:
+            try:
+                found[name] = value()
+            except NotDefined as error:
+                found[name] = str(error)
+
+        measure("weight norm", lambda: weight_norm(wide))
+        measure("distance from initialisation", lambda: distance(wide, first))
+        measure("log spectral complexity", lambda: log_spectral(wide))
+        measure("log path norm", lambda: math.log(path_norm(wide, data.shape)))
+        gamma = margin(wide, z, y)
+        measure("adversarial margin", lambda: gamma)
+        measure("1 / margin²", lambda: _over(1.0, gamma**2))
+        measure("weight norm / margin²", lambda: _over(weight_norm(wide), gamma**2))
+        measure("path norm / margin", lambda: _over(path_norm(wide, data.shape), abs(gamma)))
+        with frozen(wide):
+            measure("boundary thickness", lambda: thickness(wide, x, rng, ball, steps))
+            measure("local Lipschitz constant", lambda: lipschitz(wide, x, threat, rng, steps))
+            measure("input gradient, L1", lambda: input_gradient(wide, x, y, 1.0))
+            measure("input gradient, L2", lambda: input_gradient(wide, x, y))
+            measure("input curvature", lambda: curvature(wide, x, y))
+        measure("weight sharpness", lambda: sharpness(wide, z, y))
+    return found
+
+
+def _over(a: float, b: float) -> float:
+    if b == 0:
+        raise NotDefined("not defined for a margin of 0")
+    return a / b

@@ -1,0 +1,58 @@
+"""What a model is like on each training example, to be remembered from epoch to epoch."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Attack, Labelled, Search, pixels
+from ..errors import UserError
+from ..losses import Untargeted, wrong
+from ..randomness import PerExample
+from ..scores import Array
+from ..views import eval_mode, frozen
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Looks at all training examples after every so many epochs, and after the last, by an attack of its own.
+
+    It changes nothing of the training. Losses and correctness go to the run folder, some 4 bytes an example and look;
+    their difficulty and what was forgotten, `RunFolder.read_memory` says.
+    """
+
+    attack: Attack
+    every: int = 1
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.batch_size < 1:
+            raise UserError(
+                f"one looks every epoch or more seldom, at an example or more at a time, not every {self.every} at "
+                f"{self.batch_size}"
+            )
+
+    def due(self, epoch: int, epochs: int) -> bool:
+        return epoch % self.every == 0 or epoch == epochs
+
+    def looked(self, model: nn.Module, data: Labelled, search: Search, seed: int) -> dict[str, Array]:
+        """`clean_loss`, `adversarial_loss`, `clean_right`, `adversarial_right`, each `[N]`."""
+        found: dict[str, list[Tensor]] = {}
+        with eval_mode(model), frozen(model):
+            for rows in torch.arange(len(data), device=data.y.device).split(self.batch_size):
+                part = data[rows]
+                x, y = pixels(part.x), part.y
+                with search(model, x[:8]) as searched:
+                    z = self.attack(Untargeted(searched, y), x, PerExample(seed, rows))
+                for name, points in (("clean", x), ("adversarial", z)):
+                    loss, right = _told(model, points, y)
+                    found.setdefault(f"{name}_loss", []).append(loss)
+                    found.setdefault(f"{name}_right", []).append(right)
+        return {name: torch.cat(parts).cpu().numpy() for name, parts in found.items()}
+
+
+@torch.no_grad()
+def _told(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    logits = model(x).float()
+    return F.cross_entropy(logits, y, reduction="none"), ~wrong(logits, y)

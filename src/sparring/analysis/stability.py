@@ -1,0 +1,191 @@
+"""How stable the gradient of a training loss is when the weights move: what decides whether training converges."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from ..attacks import PGD, Benign, Near
+from ..core import Batch, Context, Data, Lens, Progress, Threat, at, pixels
+from ..engine import Method
+from ..errors import UserError
+from ..losses import Untargeted
+from ..objectives.cross_entropy import CrossEntropy
+from ..objectives.trades import TRADES
+from ..randomness import PerExample, make_rng
+from ..scores import Array
+from ..views import eval_mode, frozen, full_precision
+
+LENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+DIRECTIONS = {"up": "+ gradient / |gradient|", "down": "- gradient / |gradient|"}
+"""Which way the weights are moved. https://arxiv.org/abs/2106.01606 may mean either; a step of training is "down"."""
+
+
+def losses(threat: Threat, steps: int = 10, beta: float = 6.0) -> dict[str, Method]:
+    """Those that the paper compares: clean cross-entropy, PGD-AT, and TRADES, each with the attack of its training."""
+    return {
+        "clean": Method(Benign(), CrossEntropy()),
+        "PGD-AT": Method(PGD(threat, steps, threat.eps / 4), CrossEntropy()),
+        "TRADES": Method(PGD(threat, steps, threat.eps / 4, Near()), TRADES(beta)),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Stability:
+    """Of each loss J by name: `value` J(θ), `norm` |∇J(θ)|, and, by (loss, direction), over `lengths` `[K]`
+
+    `change`  |∇J(θ ± λ d) - ∇J(θ)|, and
+    `cosine`  that between the two gradients,
+
+    where d is ∇J(θ) / |∇J(θ)| and λ, the L2 length of the move, is in `lengths`. `weights` is |θ|.
+    """
+
+    lengths: Array
+    weights: float
+    value: Mapping[str, float]
+    norm: Mapping[str, float]
+    change: Mapping[tuple[str, str], Array]
+    cosine: Mapping[tuple[str, str], Array]
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "lengths": self.lengths.tolist(),
+            "weights": self.weights,
+            "losses": {
+                name: {
+                    "value": self.value[name],
+                    "gradient": self.norm[name],
+                    **{
+                        f"weights moved by length x ({DIRECTIONS[way]})": {
+                            "change": self.change[name, way].tolist(),
+                            "cosine": self.cosine[name, way].tolist(),
+                        }
+                        for way in DIRECTIONS
+                    },
+                }
+                for name in self.value
+            },
+        }
+
+
+def stability(
+    model: nn.Module,
+    data: Data,
+    methods: Mapping[str, Method],
+    *,
+    lengths: Sequence[float] = LENGTHS,
+    batch_size: int = 128,
+    seed: int = 0,
+) -> Stability:
+    """Moves the weights along the gradient of each method's loss, averaged over `data`, and back.
+
+    The model is in eval mode and in float64. Adversarial examples are crafted anew at the moved weights, from the same
+    random numbers; their attacks have no memory of earlier steps.
+    """
+    if not lengths or min(lengths) <= 0:
+        raise UserError(f"weights are moved by lengths above 0, not by {list(lengths)}")
+    wide = copy.deepcopy(model).double()
+    value, norm = {}, {}
+    change: dict[tuple[str, str], Array] = {}
+    cosine: dict[tuple[str, str], Array] = {}
+    with full_precision(), eval_mode(wide):
+        origin = parameters_to_vector(wide.parameters()).detach().clone()
+        for name, method in methods.items():
+            value[name], here = gradient(method, wide, data, batch_size, seed)
+            norm[name] = float(here.norm())
+            for way, sign in (("up", 1.0), ("down", -1.0)):
+                there = []
+                for length in lengths:
+                    vector_to_parameters(origin + sign * length * here / here.norm(), wide.parameters())
+                    there.append(gradient(method, wide, data, batch_size, seed)[1])
+                change[name, way] = np.array([float((g - here).norm()) for g in there])
+                cosine[name, way] = np.array([float(F.cosine_similarity(g, here, dim=0)) for g in there])
+            vector_to_parameters(origin, wide.parameters())
+    return Stability(np.array(lengths), float(origin.norm()), value, norm, change, cosine)
+
+
+def gradient(method: Method, model: nn.Module, data: Data, batch_size: int, seed: int) -> tuple[float, Tensor]:
+    """The loss of a method, and its gradient by the weights as one vector, averaged over `data`; both at `model`."""
+    model.zero_grad(set_to_none=True)
+    value, dtype = 0.0, next(model.parameters()).dtype
+    for index in torch.arange(len(data), device=data.y.device).split(batch_size):
+        batch = Batch(pixels(data.x[index]).to(dtype), data.y[index], index)
+        loss = _loss(method, model, batch, method.init(data), PerExample(seed, index)) * (len(index) / len(data))
+        loss.backward()
+        value += float(loss.detach())
+    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    model.zero_grad(set_to_none=True)
+    return value, parameters_to_vector(found)
+
+
+def _loss(method: Method, model: nn.Module, batch: Batch, memory: nn.Module, rng: PerExample) -> Tensor:
+    """What the update lowers, at the points that the attack finds."""
+
+    def look() -> Context:
+        return Context(Lens(model), batch, memory, progress)
+
+    progress = Progress(0, 1, 1)
+    with frozen(model):
+        x_adv = at(method.attack, progress)(method.objective.inner(look()), batch.x, rng)
+    return torch.stack(list(method.objective.outer(look(), x_adv).values())).sum()
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Theorem 1 of https://arxiv.org/abs/2106.01606 at two weights: `jump` <= `clean` + 2 eps K.
+
+    `jump` is the change of the adversarial gradient, `clean` that of the clean gradient, and K bounds how fast the
+    gradient by the weights changes with the image. The last term stays when the two weights become one.
+    """
+
+    jump: float
+    clean: float
+    lipschitz: float
+    eps: float
+
+    @property
+    def most(self) -> float:
+        return self.clean + 2 * self.eps * self.lipschitz
+
+
+def bound(
+    model: nn.Module, other: nn.Module, data: Data, threat: Threat, *, steps: int = 10, points: int = 20, seed: int = 0
+) -> Bound:
+    """Both sides of the bound for two models of one architecture, on small data.
+
+    K is the largest quotient |∇CE(x') - ∇CE(x)| / |x' - x|, in the norm of the threat, that is found at `points` random
+    points around each image and at its adversarial point, for both weights: a lower bound of the real one.
+    """
+    methods, attack, quotients = losses(threat, steps), PGD(threat, steps, threat.eps / 4), [0.0]
+    clean: list[Tensor] = []
+    adversarial: list[Tensor] = []
+    for net in (model, other):
+        wide = copy.deepcopy(net).double()
+        with full_precision(), eval_mode(wide):
+            clean.append(gradient(methods["clean"], wide, data, len(data), seed)[1])
+            adversarial.append(gradient(methods["PGD-AT"], wide, data, len(data), seed)[1])
+            for row in range(len(data)):
+                one = data[row : row + 1]
+                x, y, rng = pixels(one.x).double(), one.y, PerExample(seed, torch.tensor([row], device=one.y.device))
+                with frozen(wide):
+                    near = [attack(Untargeted(wide.__call__, y), x, rng)]
+                near += [threat.sample(x, make_rng(seed + k, x.device)) for k in range(points)]
+                here = _by_weights(wide, x, y)
+                for z in near:
+                    apart = float(threat.norm(z - x))
+                    quotients.append(float((_by_weights(wide, z, y) - here).norm()) / max(apart, 1e-12))
+    jump = float((adversarial[0] - adversarial[1]).norm())
+    return Bound(jump, float((clean[0] - clean[1]).norm()), max(quotients), threat.eps)
+
+
+def _by_weights(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    parameters = list(model.parameters())
+    grads = torch.autograd.grad(F.cross_entropy(model(x), y), parameters, allow_unused=True)
+    found = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
+    return parameters_to_vector(found)

@@ -1,0 +1,144 @@
+"""A row of numbers for every training example, kept where there is room for it."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .core import Data, Labelled
+from .errors import UserError
+
+Place: TypeAlias = Literal["auto", "device", "host", "disk"]
+
+WHOLE = 256 * 2**20
+"""Up to so many bytes a bank is in float32; a larger one is in half precision."""
+ON_DEVICE = 512 * 2**20
+"""Up to so many bytes it is where the model is; a larger one stays on the host."""
+OF_MEMORY = 1 / 4
+"""Up to this share of the host's memory; a larger one is a file, mapped into memory."""
+
+
+class Bank(nn.Module):
+    """`[N, C]`: a row for each example of a training set, 0 at first. Read and written by index, in float32.
+
+    What it is kept in (float32 or half precision) follows from its size alone, so that a resumed run rounds alike
+    wherever it is; where it is kept can be chosen with `place`. It is a buffer: saved and loaded with the rest of the
+    state. Loading a bank of another training set raises `UserError`, as do data without a length.
+    """
+
+    rows: Tensor
+    owner: Tensor
+
+    def __init__(self, data: Labelled, columns: int, place: Place = "auto") -> None:
+        super().__init__()
+        count = _length(data)
+        self.dtype, self.place = chosen(count, columns, place, _memory())
+        self.register_buffer("rows", _zeros(count, columns, self.dtype, self.place))
+        self.register_buffer("owner", _fingerprint(data))
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """The rows of `index` `[B]`, `[B, C]`, where `index` is."""
+        return self.rows[index.to(self.rows.device)].to(index.device, torch.float32)
+
+    def __setitem__(self, index: Tensor, values: Tensor) -> None:
+        self.rows[index.to(self.rows.device)] = values.detach().to(self.rows.device, self.dtype)
+
+    def check(self, index: Tensor) -> None:
+        """Raises `UserError` for an index that is of no example. On a GPU it waits."""
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= len(self.rows):
+            raise UserError(
+                f"a batch has the index {low if low < 0 else high}, but examples are numbered from 0 to "
+                f"{len(self.rows) - 1}: memory of single examples needs the place of each in the training set"
+            )
+
+    def __str__(self) -> str:
+        count, columns = self.rows.shape
+        size = self.rows.numel() * self.rows.element_size() / 1e6
+        where = {"device": "beside the model", "host": "in the memory of the host", "disk": "in a file on the disk"}
+        return (
+            f"a bank of {count:,} x {columns} predictions is kept {where[self.place]}, in "
+            f"{str(self.dtype).removeprefix('torch.')}, {size:,.1f} MB"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Bank":
+        """What is kept on the host stays there when the rest of the state is moved."""
+        return super()._apply(fn, recurse) if self.place == "device" else self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        shape = tuple(state_dict[prefix + "rows"].shape)
+        if shape != tuple(self.rows.shape):
+            raise UserError(
+                f"the saved bank is of {shape[0]:,} examples and {shape[1]} classes, but this training set has "
+                f"{len(self.rows):,} and {self.rows.shape[1]}: it is of another data set"
+            )
+        if not torch.equal(state_dict[prefix + "owner"].cpu(), self.owner.cpu()):
+            raise UserError(
+                "the saved bank is of as many examples, but of other labels or images: the data set has changed since "
+                "this training began"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def chosen(count: int, columns: int, place: Place, memory: int) -> tuple[torch.dtype, Place]:
+    """In what, and where, so many rows are kept on a machine with `memory` bytes."""
+    numbers = count * columns
+    dtype = torch.float32 if 4 * numbers <= WHOLE else torch.float16
+    size = numbers * dtype.itemsize
+    if place != "auto":
+        return dtype, place
+    if size <= ON_DEVICE:
+        return dtype, "device"
+    return dtype, "host" if size <= OF_MEMORY * memory else "disk"
+
+
+def _length(data: Labelled) -> int:
+    try:
+        count = len(data)
+    except TypeError:
+        count = 0
+    if not count:
+        raise UserError(
+            "memory of single examples needs a training set whose examples have a number, from 0 on: what is streamed "
+            "without end or without an index has none. In a loop of your own, give it to "
+            "State.start(method, model, optimizer, data)"
+        )
+    return count
+
+
+def _zeros(count: int, columns: int, dtype: torch.dtype, place: Place) -> Tensor:
+    if place != "disk":
+        return torch.zeros(count, columns, dtype=dtype)
+    numbers = np.float32 if dtype == torch.float32 else np.float16
+    with tempfile.TemporaryFile() as file:  # it has no name, and lasts as long as the map
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, count * columns * dtype.itemsize)
+        except OSError as error:
+            raise UserError(
+                f"there is no room for a bank of {count:,} x {columns} predictions in {tempfile.gettempdir()} "
+                f"({error.strerror}): name another folder in TMPDIR"
+            ) from error
+        return torch.from_numpy(np.memmap(file, numbers, "w+", shape=(count, columns)))
+
+
+def _memory() -> int:
+    """Bytes of this machine."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return 8 * 2**30
+
+
+def _fingerprint(data: Labelled) -> Tensor:
+    """Labels, classes and shape, and a few of the images where they are in memory."""
+    digest = hashlib.sha256(repr((data.classes, data.shape)).encode())
+    digest.update(data.y.cpu().numpy().tobytes())
+    if isinstance(data, Data):
+        digest.update(data.x[:: max(1, len(data) // 64)].cpu().contiguous().numpy().tobytes())
+    return torch.tensor(int.from_bytes(digest.digest()[:7], "big"))

@@ -1,0 +1,78 @@
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from ..bank import Bank, Place
+from ..core import Context, Labelled, PointLoss, Schedule, Terms, at
+from ..errors import UserError
+from ..losses import SquaredDistance
+from ..schedules import Ramp
+from ..views import eval_mode
+from .added import Term
+
+
+@dataclass(frozen=True, slots=True)
+class TemporalEnsembling(Term):
+    """Predictions are drawn to the average of what the model said of an image before (https://arxiv.org/abs/2106.01606).
+
+    `weight` x |p(x') - q|², summed over the classes and averaged over the examples, is raised by the attack and lowered
+    by the update. Before each attack q, the row of the image in a bank, becomes `decay` x q + (1 - decay) x p(x), where
+    p(x) is the prediction in eval mode at the clean image; it enters with sum 1. While the weight is 0 nothing of this
+    happens. Added to a method: `Sum((CrossEntropy(), TemporalEnsembling()))`.
+
+    `on` is the prediction that the update draws, for TRADES the "clean" one; the attack always raises the distance of
+    the adversarial one. The paper's weight, 30 for CIFAR-10, is for the sum over classes. The released code averages
+    over them too: with `per_class` a weight is C times weaker, and its 300 is 30 here for 10 classes, but 3 for 100.
+
+    `place` is where the bank is kept; left alone, it is chosen by size. Raises `UserError` for data whose examples have
+    no number.
+    """
+
+    weight: float | Schedule[float] = Ramp(30.0)  # noqa: RUF009
+    decay: float = 0.9
+    on: Literal["adversarial", "clean"] = "adversarial"
+    per_class: bool = False
+    place: Place = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise UserError(f"decay = {self.decay:g} of temporal ensembling is not in [0, 1)")
+
+    def init(self, data: Labelled) -> nn.Module:
+        return Bank(data, len(data.classes), self.place)
+
+    def observe(self, ctx: Context) -> None:
+        bank, index = _bank(ctx), ctx.batch.index
+        if ctx.progress.step == 0 or index.device.type == "cpu":
+            bank.check(index)
+        if not at(self.weight, ctx.progress):
+            return
+        with eval_mode(ctx.lens.model):
+            p = ctx.lens.logits(ctx.batch.x).softmax(1)
+        same = (index[:, None] == index).to(p.dtype)  # an image may be in a batch several times, as so many views
+        bank[index] = self.decay * bank[index] + (1 - self.decay) * (same @ p) / same.sum(1, keepdim=True)
+
+    def raised(self, ctx: Context) -> PointLoss | None:
+        weight = self._weight(ctx)
+        return SquaredDistance(ctx.lens.logits, self._target(ctx), weight) if weight else None
+
+    def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
+        weight = self._weight(ctx)
+        if not weight:
+            return {}
+        drawn = SquaredDistance(ctx.lens.logits, self._target(ctx), weight)
+        return {"ensemble": drawn(x_adv if self.on == "adversarial" else ctx.batch.x).value.mean()}
+
+    def _weight(self, ctx: Context) -> float:
+        """Of the sum over classes."""
+        return at(self.weight, ctx.progress) / (_bank(ctx).rows.shape[1] if self.per_class else 1)
+
+    def _target(self, ctx: Context) -> Tensor:
+        row = _bank(ctx)[ctx.batch.index]
+        return row / row.sum(1, keepdim=True)
+
+
+def _bank(ctx: Context) -> Bank:
+    assert isinstance(ctx.memory, Bank)
+    return ctx.memory
