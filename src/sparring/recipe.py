@@ -81,6 +81,11 @@ class Recipe:
         """The model for the classes and the shape of `data`, normalising by the statistics of `data`."""
         return self.model(num_classes=len(data.classes), shape=data.shape, normalize=Normalize.of(data))
 
+    def initial_model(self, data: Labelled) -> nn.Module:
+        """The same before its first step, as the seed has it. Torch's own generator is set."""
+        torch.manual_seed(self.seed)
+        return self.build_model(data)
+
     def split(self, train: Labelled, folder: Path, device: torch.device) -> tuple[Training, Data]:
         """What is trained on in `folder`, and what is held out, on the device."""
         rest, held = hold_out(train, self.held_out)

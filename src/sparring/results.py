@@ -188,10 +188,13 @@ class RunFolder:
         with replacing(self.memory / f"step-{step:08d}.npz") as file:
             np.savez(file, epoch=epoch, **packed)  # type: ignore[arg-type]
 
+    def remembers(self) -> bool:
+        return self._training.exists() and any(self.memory.glob("step-*.npz"))
+
     def read_memory(self) -> Memory:
         """What was remembered of the training examples. Raises `UserError` if nothing was."""
         paths, training = sorted(self.memory.glob("step-*.npz")), self.training()
-        if not paths or training is None:
+        if not self.remembers() or training is None:
             raise UserError(
                 f"{self.path} remembers no training examples: train it with a recipe that has remember=Remember(..)"
             )

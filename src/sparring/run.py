@@ -235,8 +235,7 @@ def _admit(run: RunFolder, recipe: Recipe, overwrite: bool) -> bool:
 @torch.no_grad()
 def _begin(recipe: Recipe, train: Labelled, device: torch.device) -> State:
     """The state before the first step, with a model that was seen to give logits for these data."""
-    torch.manual_seed(recipe.seed)
-    model = recipe.build_model(train).to(device).train()
+    model = recipe.initial_model(train).to(device).train()
     with eval_mode(model):
         few = pixels(train[:8].x)
         check_logits(model(few), len(few), len(train.classes))

@@ -1,6 +1,22 @@
 """Why a model is as robust as it is."""
 
+from .complexity import complexity
 from .landscape import Landscape, estimate, landscape
 from .memory import Remember
+from .stability import Stability, bound, losses, stability
 
-__all__ = ["Landscape", "Remember", "estimate", "landscape"]
+PHASES = ("first third", "second third", "last third")
+"""Of training, in which the length of the gradient is averaged."""
+
+__all__ = [
+    "PHASES",
+    "Landscape",
+    "Remember",
+    "Stability",
+    "bound",
+    "complexity",
+    "estimate",
+    "landscape",
+    "losses",
+    "stability",
+]

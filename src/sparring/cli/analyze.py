@@ -1,14 +1,15 @@
 """`sparring analyze`."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..errors import UserError, nearest
 from .common import argument, print_json, say, threat_for
 
 if TYPE_CHECKING:
+    from ..analyses import Looked, Memorization
     from ..analysis import Landscape
 
 _ANALYZE = """\
@@ -16,30 +17,28 @@ usage: sparring analyze RUN KIND [--beside RUN] [--examples N] [--threat THREAT]
 
 Looks into a run. KIND is
 
-  landscape   how the loss bends around test images: curvature on the way of an attack, the Lipschitz constant of the
-              gradient, and loss surfaces over (steepest, random) directions
+  landscape      how the loss bends around test images: curvature on the way of an attack, the Lipschitz constant of
+                 the gradient, and loss surfaces over (steepest, random) directions
+  memorization   what was learned by heart: the robust generalisation gap, labels that were changed, how stable the
+                 gradient of three training losses is when the weights move, complexity measures, hard examples
 
 Figures go to analysis-KIND.json of the run folder, those of every image to .npz, the picture to .png.
 
   sparring analyze runs/relu landscape
-  sparring analyze runs/relu landscape --beside runs/silu"""
-
-_KINDS = ("landscape",)
+  sparring analyze runs/pgd memorization --weights last --beside runs/trades"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options:
+class _Common:
     beside: str | None = None
     """Another run, analysed alike and drawn in the same picture."""
     examples: int = 200
-    """How many test images to look at, the first ones."""
+    """How many images to look at, the first ones."""
     threat: str | None = None
     """Where the attack goes: linf:8/255, l2:0.5 or l1:12. Left out, the threat of the recipe."""
     weights: Literal["best", "last"] = "best"
     steps: int = 20
     """Steps of the attack."""
-    points: int = 10
-    """Random directions by which the Lipschitz constant is bounded from below."""
     batch_size: int = 128
     """Images at a time; fewer need less memory."""
     seed: int = 0
@@ -50,89 +49,111 @@ class _Options:
     """Print one JSON object on standard output instead of a table."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Landscape(_Common):
+    points: int = 10
+    """Random directions by which the Lipschitz constant is bounded from below."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Memorization(_Common):
+    steps: int = 10
+    """Steps of the attack."""
+
+
 def analyze(args: list[str]) -> int:
     target, rest = argument(args, "RUN", _ANALYZE)
     kind, rest = argument(rest, "KIND", _ANALYZE)
-    if kind not in _KINDS:
-        raise UserError(f"no analysis {kind!r}: {nearest(kind, _KINDS)}")
+    if kind == "landscape":
+        return _landscape(target, _options(_Landscape, target, kind, rest))
+    if kind == "memorization":
+        return _memorization(target, _options(_Memorization, target, kind, rest))
+    raise UserError(f"no analysis {kind!r}: {nearest(kind, ('landscape', 'memorization'))}")
+
+
+Options = TypeVar("Options", bound=_Common)
+
+
+def _options(kind: type[Options], target: str, name: str, args: list[str]) -> Options:
     import tyro
 
-    options = tyro.cli(_Options, args=rest, prog=f"sparring analyze {target} {kind}", description=_ANALYZE)
+    options = tyro.cli(kind, args=args, prog=f"sparring analyze {target} {name}", description=_ANALYZE)
     if options.examples < 1:
         raise UserError(f"an analysis needs at least one image, not {options.examples}")
-    from .. import report
     from ..fast import tune_process
-    from ..results import RunFolder, replacing, write_json
 
     tune_process()
-    names = [target, *([options.beside] if options.beside else [])]
-    found = []
-    for name in names:
-        if not options.json:
-            say(f"looking at {name}", sys.stderr)
-        found.append(_looked(Path(name), options))
-    if len({(each.landscape.threat, each.labels) for each in found}) > 1:
-        raise UserError(
-            f"{' and '.join(names)} are of other test images or another threat: name one, as --threat linf:8/255"
-        )
-    run, first = RunFolder(target), found[0].landscape
-    how = {key: getattr(options, key) for key in ("weights", "steps", "points", "seed")}
-    write_json(run.analysis(kind, "json"), {**first.plain(), "how": how})
-    import numpy as np
+    return options
 
-    with replacing(run.analysis(kind, "npz")) as file:
-        np.savez_compressed(file, **first.arrays())  # type: ignore[arg-type]
+
+def _opened(target: str, options: _Common) -> "dict[str, Looked]":
+    """The runs by their names, as short as they are unequal."""
+    from ..analyses import opened
+
+    names = [target, *([options.beside] if options.beside else [])]
     short = [Path(name).name for name in names]
     labels = short if len(set(short)) == len(short) else names
-    surfaces = [(label, each.landscape.surfaces) for label, each in zip(labels, found, strict=True)]
-    report.landscape(surfaces, first.grid, first.threat, run.analysis(kind, "png"))
-    plain = [{"run": name, **each.landscape.plain()} for name, each in zip(names, found, strict=True)]
+    found = {}
+    for label, name in zip(labels, names, strict=True):
+        if not options.json:
+            say(f"looking at {name}", sys.stderr)
+        found[label] = opened(Path(name), options.weights, options.examples, options.device)
+    return found
+
+
+def _how(options: _Common) -> dict[str, Any]:
+    """What decides the figures."""
+    return {key: value for key, value in asdict(options).items() if key not in ("beside", "device", "json", "threat")}
+
+
+def _landscape(target: str, options: _Landscape) -> int:
+    import numpy as np
+
+    from .. import report
+    from ..analysis import landscape
+    from ..results import replacing, write_json
+
+    runs = _opened(target, options)
+    found: dict[str, Landscape] = {}
+    for name, run in runs.items():
+        how = {key: getattr(options, key) for key in ("steps", "points", "seed", "batch_size")}
+        found[name] = landscape(run.model, run.test, threat_for(run.recipe, options.threat), **how)
+    alike = {(found[name].threat, tuple(run.test.y.tolist())) for name, run in runs.items()}
+    if len(alike) > 1:
+        raise UserError(
+            f"{' and '.join(runs)} are of other test images or another threat: name one, as --threat linf:8/255"
+        )
+    folder, first = next(iter(runs.values())).run, next(iter(found.values()))
+    write_json(folder.analysis("landscape", "json"), {**first.plain(), "how": _how(options)})
+    with replacing(folder.analysis("landscape", "npz")) as file:
+        np.savez_compressed(file, **first.arrays())  # type: ignore[arg-type]
+    surfaces = [(name, each.surfaces) for name, each in found.items()]
+    report.landscape(surfaces, first.grid, first.threat, folder.analysis("landscape", "png"))
     if options.json:
-        print_json({"runs": plain, "how": how})
+        plain = [{"run": str(runs[name].run.path), **each.plain()} for name, each in found.items()]
+        print_json({"runs": plain, "how": _how(options)})
         return 0
-    _show(labels, [each.landscape for each in found])
+    _show_landscape(found)
     say("medians, and of differences by image, with 95 % intervals over images; another training would differ by more")
-    say(f"{run.analysis(kind, 'json')}, {run.analysis(kind, 'png')}")
+    say(f"{folder.analysis('landscape', 'json')}, {folder.analysis('landscape', 'png')}")
     return 0
 
 
-class _Looked(NamedTuple):
-    landscape: "Landscape"
-    labels: tuple[int, ...]
-
-
-def _looked(path: Path, options: _Options) -> _Looked:
-    from ..analysis import landscape
-    from ..environment import device_of
-    from ..results import RunFolder
-    from ..trained import load_model, recipe_of
-
-    if not path.is_dir():
-        raise UserError(f"{path} is no run folder")
-    device, recipe = device_of(options.device), recipe_of(path)
-    weights = RunFolder(path).weights(options.weights)
-    if not weights.exists():
-        raise UserError(f"{path} has no {options.weights} weights yet: train it first")
-    test = recipe.data.load()[1][: options.examples].to(device)
-    how = {key: getattr(options, key) for key in ("steps", "points", "seed", "batch_size")}
-    found = landscape(load_model(weights, recipe).to(device), test, threat_for(recipe, options.threat), **how)
-    return _Looked(found, tuple(test.y.tolist()))
-
-
-def _show(names: list[str], found: "list[Landscape]") -> None:
+def _show_landscape(found: "dict[str, Landscape]") -> None:
     import numpy as np
     from rich import print as rich_print
     from rich.table import Table
 
     from ..analysis import estimate
 
-    paired = ["difference"] if len(found) > 1 else []
-    table = Table("", *names, *paired)
-    plain = [each.plain()["figures"] for each in found]
+    each = list(found.values())
+    paired = ["difference"] if len(each) > 1 else []
+    table = Table("", *found, *paired)
+    plain = [one.plain()["figures"] for one in each]
     for figure in plain[0]:
-        cells = [_said(each[figure]["median"]) for each in plain]
+        cells = [_said(one[figure]["median"]) for one in plain]
         if paired:
-            cells.append(_said(estimate(found[1].values[figure] - found[0].values[figure], np.median)))
+            cells.append(_said(estimate(each[1].values[figure] - each[0].values[figure], np.median)))
         table.add_row(figure, *cells)
     rich_print(table)
     say("\n".join(f"{figure}: {one['meaning']}" for figure, one in plain[0].items()))
@@ -140,3 +161,65 @@ def _show(names: list[str], found: "list[Landscape]") -> None:
 
 def _said(estimate: dict[str, float]) -> str:
     return f"{estimate['value']:.4g} [{estimate['low']:.4g}, {estimate['high']:.4g}]"
+
+
+def _memorization(target: str, options: _Memorization) -> int:
+    from ..analyses import agreement, difficulties, memorization, write_memorization
+
+    runs = _opened(target, options)
+    how = {key: getattr(options, key) for key in ("examples", "steps", "batch_size", "seed")}
+    found = {name: memorization(run, threat_for(run.recipe, options.threat), **how) for name, run in runs.items()}
+    folder = next(iter(runs.values())).run
+    write_memorization(folder, list(found.items()), _how(options))
+    alike = None if len(found) < 2 else agreement(*difficulties(*found.values()))
+    if options.json:
+        plain = [{"run": str(runs[name].run.path), **each.plain()} for name, each in found.items()]
+        print_json({"runs": plain, "agreement": None if alike is None else asdict(alike), "how": _how(options)})
+        return 0
+    _show_memorization(found)
+    if alike is not None:
+        say(
+            f"do the two find the same examples hard? Kendall's tau of the adversarial losses of {alike.examples} "
+            f"training examples is {alike.tau:.3f} [{alike.low:.3f}, {alike.high:.3f}]"
+        )
+    say(f"{folder.analysis('memorization', 'json')}, {folder.analysis('memorization', 'png')}")
+    return 0
+
+
+def _show_memorization(found: "dict[str, Memorization]") -> None:
+    from rich import print as rich_print
+    from rich.table import Table
+
+    table = Table("", *found)
+    rows: dict[str, list[str]] = {}
+    for each in found.values():
+        for name, cell in _cells(each).items():
+            rows.setdefault(name, []).append(cell)
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    rich_print(table)
+
+
+def _cells(found: "Memorization") -> dict[str, str]:
+    """What there is to say of a run, in the same order for all."""
+    fitted = {name: str(found.fitted[name]) if name in found.fitted else "" for name in _FITTED}
+    steady = {
+        f"{loss}: cosine of the gradient after moving by {found.stability.lengths[i]:g}, {way}": f"{values[i]:.3f}"
+        for (loss, way), values in found.stability.cosine.items()
+        for i in (len(values) // 2,)
+    }
+    return {
+        **{f"{part}, {under}": str(accuracy) for (part, under), accuracy in found.accuracy.items()},
+        "robust generalisation gap": f"{100 * found.gap:.1f} points",
+        "labels that were changed": f"{100 * found.wrong:.1f} %",
+        **{f"there, {name}": cell for name, cell in fitted.items()},
+        **{
+            f"gradient in the {phase} of training": "" if length is None else f"{length:.4g}"
+            for phase, length in found.plain()["gradient"].items()
+        },
+        **steady,
+        **{name: value if isinstance(value, str) else f"{value:.4g}" for name, value in found.measures.items()},
+    }
+
+
+_FITTED = ("given label, clean", "given label, robust", "true label, clean", "true label, robust")

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from .common import argument, only, ourselves, print_json, say
@@ -80,6 +80,8 @@ class _TrainOptions:
     """Compile what attacks run on: auto does on a GPU, and for long runs of normalised nets on a CPU."""
     profile: bool = False
     """Write profile.json (for a Chrome tracing viewer) and profile.txt (time by stage and operation)."""
+    memory: bool = False
+    """Remember loss and correctness of every training example after each epoch, by the attack that selects."""
     json: bool = False
     """Print one JSON object on standard output instead of sentences."""
 
@@ -133,6 +135,10 @@ def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe]":
     options, recipe, wanted = parse(_TrainOptions, make(**given), given, args, f"sparring train {name}", text)
     if wanted != given:
         options, recipe, _ = parse(_TrainOptions, make(**wanted), given, args, f"sparring train {name}", text)
+    if options.memory and recipe.remember is None:
+        from ..analysis import Remember
+
+        recipe = replace(recipe, remember=Remember(recipe.selection))
     return options, recipe
 
 

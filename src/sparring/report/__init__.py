@@ -2,6 +2,15 @@
 
 from .figures import adversarial_examples, learning_curve, robustness_curve
 from .landscape import landscape
+from .memorization import Memorized, memorization
 from .studies import study
 
-__all__ = ["adversarial_examples", "landscape", "learning_curve", "robustness_curve", "study"]
+__all__ = [
+    "Memorized",
+    "adversarial_examples",
+    "landscape",
+    "learning_curve",
+    "memorization",
+    "robustness_curve",
+    "study",
+]

@@ -1,0 +1,238 @@
+"""Runs looked into: their models and training sets are loaded, measured, and what was found is written beside them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import report
+from .analysis import PHASES, Remember, Stability, complexity, losses, stability
+from .attacks import PGD
+from .bootstrap import interval
+from .core import Data, Threat
+from .data import Training
+from .environment import device_of
+from .errors import UserError
+from .evaluate import WhiteBox, evaluate
+from .fast import Fast
+from .recipe import Recipe
+from .results import RunFolder, replacing, write_json
+from .scores import Accuracy, Array, Memory
+from .trained import load_model, recipe_of
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A run that was trained, on a device: its recipe, the model, and images of both parts."""
+
+    run: RunFolder
+    recipe: Recipe
+    model: torch.nn.Module
+    training: Training
+    test: Data
+
+
+def opened(path: Path, weights: str, examples: int, device: str) -> Looked:
+    """The first `examples` test images, and the training set as the run altered it.
+
+    Raises `UserError` for what is no run folder, or was not trained yet.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} is no run folder")
+    where, recipe, run = device_of(device), recipe_of(path), RunFolder(path)
+    if not run.weights(weights).exists():
+        raise UserError(f"{path} has no {weights} weights yet: train it first")
+    train, test = recipe.data.load()
+    training, _ = recipe.split(train, path, where)
+    if recipe.alter:
+        run.settle_training(training.arrays())
+    return Looked(run, recipe, load_model(run.weights(weights), recipe).to(where), training, test[:examples].to(where))
+
+
+@dataclass(frozen=True, slots=True)
+class Memorization:
+    """What a net has learned by heart, how stable its losses are, and how complex it is.
+
+    `accuracy` is by (part, under): "train" with the labels that were trained on, "test"; "clean", "robust". `fitted` is
+    the accuracy, clean and robust, on training examples whose label was changed, with the label given and the true one;
+    empty if none was. `loss` `[N]` is the adversarial loss of each of the training examples looked at, whose numbers
+    are `rows`.
+    """
+
+    threat: str
+    accuracy: Mapping[tuple[str, str], Accuracy]
+    wrong: float
+    fitted: Mapping[str, Accuracy]
+    stability: Stability
+    measures: Mapping[str, float | str]
+    loss: Array
+    rows: Array
+    memory: Memory | None
+    gradients: Sequence[tuple[float, float]]
+    """(epoch, L2 length of the gradient) during training."""
+
+    @property
+    def gap(self) -> float:
+        """How much more of the training set than of the test set stands under attack."""
+        return self.accuracy["train", "robust"].value - self.accuracy["test", "robust"].value
+
+    def plain(self) -> dict[str, Any]:
+        memory = self.memory
+        return {
+            "threat": self.threat,
+            "accuracy": {f"{part}, {under}": found.plain() for (part, under), found in self.accuracy.items()},
+            "robust generalisation gap": self.gap,
+            "labels": {
+                "wrong": self.wrong,
+                **{name: found.plain() for name, found in self.fitted.items()},
+            },
+            "stability": self.stability.plain(),
+            "measures": {
+                name: {"not defined": value} if isinstance(value, str) else value
+                for name, value in self.measures.items()
+            },
+            "gradient": dict(zip(PHASES, self.phases(), strict=True)),
+            "memory": None
+            if memory is None
+            else {
+                "epochs": memory.epochs.tolist(),
+                "clean accuracy": memory.clean_right.mean(1).tolist(),
+                "robust accuracy": memory.adversarial_right.mean(1).tolist(),
+                "forgotten, times an example": float(memory.forgotten.mean()),
+                "hardest": np.argsort(-memory.difficulty, kind="stable")[:20].tolist(),
+            },
+        }
+
+    def phases(self) -> list[float | None]:
+        """The mean length of the gradient in each third of training."""
+        last = max((epoch for epoch, _ in self.gradients), default=0.0)
+        thirds = [
+            [g for epoch, g in self.gradients if k * last / 3 < epoch <= (k + 1) * last / 3] for k in range(len(PHASES))
+        ]
+        return [float(np.mean(third)) if third else None for third in thirds]
+
+    def arrays(self) -> dict[str, Array]:
+        found = {"loss": self.loss, "rows": self.rows}
+        if self.memory is not None:
+            found |= {"difficulty": self.memory.difficulty, "forgotten": self.memory.forgotten, "y": self.memory.y}
+        return found
+
+
+def memorization(
+    looked: Looked, threat: Threat, *, examples: int = 300, steps: int = 10, batch_size: int = 128, seed: int = 0
+) -> Memorization:
+    """Looks at the first `examples` training images, and at the test images of `looked`, with PGD of `steps`."""
+    training, model, recipe = looked.training, looked.model, looked.recipe
+    few = training.data[: min(examples, len(training))]
+    pgd = PGD(threat, steps, threat.eps / 4, patience=0)
+    accuracy: dict[tuple[str, str], Accuracy] = {}
+    for part, data in (("train", few), ("test", looked.test)):
+        table = evaluate(model, data, {"robust": WhiteBox(pgd)}, seed=seed, batch_size=batch_size).table()
+        accuracy |= {(part, under): table[under] for under in ("clean", "robust")}
+    with torch.random.fork_rng(devices=[]):
+        initial = recipe.initial_model(training.data).to(few.y.device)
+    how = Remember(pgd, batch_size=batch_size)
+    seen = how.looked(model, few, Fast(), seed)
+    run = looked.run
+    return Memorization(
+        threat=repr(threat),
+        accuracy=accuracy,
+        wrong=float(training.wrong.float().mean()),
+        fitted=_fitted(looked, pgd, examples, batch_size, seed),
+        stability=stability(model, few, losses(threat, steps), batch_size=batch_size, seed=seed),
+        measures=complexity(model, initial, few, threat, steps=steps, seed=seed),
+        loss=seen["adversarial_loss"],
+        rows=training.rows[: len(few)].cpu().numpy(),
+        memory=run.read_memory() if run.remembers() else None,
+        gradients=[(row["epoch"], row["gradient"]) for row in run.metrics() if "gradient" in row],
+    )
+
+
+def _fitted(looked: Looked, pgd: PGD, examples: int, batch_size: int, seed: int) -> dict[str, Accuracy]:
+    """The accuracy on the first `examples` of those with wrong labels."""
+    training = looked.training
+    rows = training.wrong.nonzero()[:, 0][:examples]
+    if not len(rows):
+        return {}
+    data = training.data[rows]
+    found: dict[str, Accuracy] = {}
+    for name, y in (("given", data.y), ("true", training.true[rows])):
+        part = Data(data.x, y, data.classes)
+        table = evaluate(looked.model, part, {"robust": WhiteBox(pgd)}, seed=seed, batch_size=batch_size).table()
+        found |= {f"{name} label, {under}": table[under] for under in ("clean", "robust")}
+    return found
+
+
+def write_memorization(run: RunFolder, found: Sequence[tuple[str, Memorization]], how: Mapping[str, Any]) -> None:
+    """`analysis-memorization.json`, `.npz` and `.png`; the picture is of all runs, the figures of the first."""
+    first = found[0][1]
+    write_json(run.analysis("memorization", "json"), {**first.plain(), "how": dict(how)})
+    with replacing(run.analysis("memorization", "npz")) as file:
+        np.savez_compressed(file, **first.arrays())  # type: ignore[arg-type]
+    drawn = [
+        report.Memorized(
+            name,
+            each.stability.lengths,
+            each.stability.change,
+            each.stability.cosine,
+            each.gradients,
+            None if each.memory is None else (each.memory.epochs, each.memory.adversarial_right.mean(1)),
+        )
+        for name, each in found
+    ]
+    report.memorization(drawn, run.analysis("memorization", "png"))
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Kendall's tau of the adversarial losses of the same examples in two nets, with 95 % over examples."""
+
+    tau: float
+    low: float
+    high: float
+    examples: int
+
+
+def agreement(one: Array, other: Array, replicas: int = 200) -> Agreement:
+    """Whether two nets find the same examples hard: losses `[N]` each."""
+    from scipy.stats import kendalltau
+
+    def tau(rows: Array, axis: int = -1) -> Array:
+        del axis
+        return np.array([kendalltau(one[each], other[each]).statistic for each in np.atleast_2d(rows)])
+
+    everyone = np.arange(len(one))
+    low, high = interval(everyone, tau, replicas)
+    return Agreement(float(tau(everyone)[0]), low, high, len(one))
+
+
+def difficulties(one: Memorization, other: Memorization) -> tuple[Array, Array]:
+    """How hard the same training examples are to two runs: as remembered, or else at their weights.
+
+    Raises `UserError` for runs on other training examples or labels.
+    """
+    a, b = one.memory, other.memory
+    if a is not None and b is not None:
+        if not np.array_equal(a.y, b.y):
+            raise UserError("the two runs were trained on other examples or labels: their difficulties do not compare")
+        return a.difficulty, b.difficulty
+    if not np.array_equal(one.rows, other.rows):
+        raise UserError("the two runs were trained on other examples: their difficulties do not compare")
+    return one.loss, other.loss
+
+
+def look_for_memorization(run: RunFolder, device: str, examples: int, steps: int) -> None:
+    """What a study does after each training, if it is not there: the last weights, the threat of the evaluation."""
+    if run.analysis("memorization", "json").exists():
+        return
+    from .evaluate import threat_of
+
+    looked = opened(run.path, "last", examples, device)
+    threat = threat_of(dict(looked.recipe.evaluation.adversaries))
+    assert threat is not None
+    found = memorization(looked, threat, examples=examples, steps=steps, seed=looked.recipe.seed)
+    how = {"weights": "last", "examples": examples, "steps": steps, "seed": looked.recipe.seed}
+    write_memorization(run, [(run.path.name, found)], how)
