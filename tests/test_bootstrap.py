@@ -65,21 +65,23 @@ def test_differences_are_paired():
 @pytest.mark.parametrize(("extra", "outcome"), [(0.2, "supported"), (-0.2, "not supported"), (0.004, "undecided")])
 def test_a_verdict_follows_its_interval(extra, outcome):
     flags = cells(2, 0.5, between=0.01, extra=extra)
-    found = judge(Claim("b is better", "b - a", difference), flags, resampled(flags))
+    found = judge(Claim("b is better", "b - a", difference), observed(flags), resampled(flags))
     assert found.outcome == outcome
     assert found.low <= found.value <= found.high
 
 
 def test_one_seed_decides_nothing():
     flags = cells(2, 0.5, seeds=1, extra=0.3)
-    assert judge(Claim("b is better", "b - a", difference), flags, resampled(flags)).outcome == "undecided"
+    assert judge(Claim("b is better", "b - a", difference), observed(flags), resampled(flags)).outcome == "undecided"
 
 
 def test_the_bound_of_a_claim_counts():
     flags = cells(2, 0.5, extra=0.2)
     replicas = resampled(flags)
-    assert judge(Claim("much", "b - a", difference, more_than=0.1), flags, replicas).outcome == "supported"
-    assert judge(Claim("more", "b - a", difference, more_than=0.4), flags, replicas).outcome == "not supported"
+    assert judge(Claim("much", "b - a", difference, more_than=0.1), observed(flags), replicas).outcome == "supported"
+    assert (
+        judge(Claim("more", "b - a", difference, more_than=0.4), observed(flags), replicas).outcome == "not supported"
+    )
 
 
 def test_other_examples_cannot_be_paired():

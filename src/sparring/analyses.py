@@ -10,13 +10,14 @@ import torch
 
 from . import report
 from .analysis import PHASES, Remember, Stability, complexity, losses, stability
+from .analysis.stability import LENGTHS
 from .attacks import PGD
 from .bootstrap import interval
 from .core import Data, Threat
 from .data import Training
 from .environment import device_of
 from .errors import UserError
-from .evaluate import WhiteBox, evaluate
+from .evaluate import WhiteBox, evaluate, threat_of
 from .fast import Fast
 from .recipe import Recipe
 from .results import RunFolder, replacing, write_json
@@ -122,11 +123,23 @@ class Memorization:
 
 
 def memorization(
-    looked: Looked, threat: Threat, *, examples: int = 300, steps: int = 10, batch_size: int = 128, seed: int = 0
+    looked: Looked,
+    threat: Threat,
+    *,
+    examples: int = 300,
+    close: int = 100,
+    steps: int = 10,
+    lengths: Sequence[float] = LENGTHS,
+    batch_size: int = 128,
+    seed: int = 0,
 ) -> Memorization:
-    """Looks at the first `examples` training images, and at the test images of `looked`, with PGD of `steps`."""
+    """Looks at the first `examples` training images, and at the test images of `looked`, with PGD of `steps`.
+
+    The first `close` of the training images are for stability and complexity, which are slow.
+    """
     training, model, recipe = looked.training, looked.model, looked.recipe
     few = training.data[: min(examples, len(training))]
+    fewer = few[: min(close, len(few))]
     pgd = PGD(threat, steps, threat.eps / 4, patience=0)
     accuracy: dict[tuple[str, str], Accuracy] = {}
     for part, data in (("train", few), ("test", looked.test)):
@@ -142,8 +155,8 @@ def memorization(
         accuracy=accuracy,
         wrong=float(training.wrong.float().mean()),
         fitted=_fitted(looked, pgd, examples, batch_size, seed),
-        stability=stability(model, few, losses(threat, steps), batch_size=batch_size, seed=seed),
-        measures=complexity(model, initial, few, threat, steps=steps, seed=seed),
+        stability=stability(model, fewer, losses(threat, steps), lengths=lengths, batch_size=batch_size, seed=seed),
+        measures=complexity(model, initial, fewer, threat, steps=steps, seed=seed),
         loss=seen["adversarial_loss"],
         rows=training.rows[: len(few)].cpu().numpy(),
         memory=run.read_memory() if run.remembers() else None,
@@ -224,15 +237,13 @@ def difficulties(one: Memorization, other: Memorization) -> tuple[Array, Array]:
     return one.loss, other.loss
 
 
-def look_for_memorization(run: RunFolder, device: str, examples: int, steps: int) -> None:
-    """What a study does after each training, if it is not there: the last weights, the threat of the evaluation."""
-    if run.analysis("memorization", "json").exists():
-        return
-    from .evaluate import threat_of
-
+def look_for_memorization(
+    run: RunFolder, device: str, examples: int, close: int, steps: int, lengths: tuple[float, ...]
+) -> None:
+    """What a study does after each training: the last weights, the threat of the evaluation."""
     looked = opened(run.path, "last", examples, device)
     threat = threat_of(dict(looked.recipe.evaluation.adversaries))
     assert threat is not None
-    found = memorization(looked, threat, examples=examples, steps=steps, seed=looked.recipe.seed)
-    how = {"weights": "last", "examples": examples, "steps": steps, "seed": looked.recipe.seed}
-    write_memorization(run, [(run.path.name, found)], how)
+    how = {"examples": examples, "close": close, "steps": steps, "seed": looked.recipe.seed}
+    found = memorization(looked, threat, lengths=lengths, **how)
+    write_memorization(run, [(run.path.name, found)], {"weights": "last", **how})

@@ -20,7 +20,9 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """Accuracies, 0 to 1, each `[R]`: as observed (R = 1), or in R replicas that resampling gave."""
+    """Accuracies, 0 to 1, and other numbers of trainings, each `[R]`: as observed (R = 1), or in R replicas that
+    resampling gave.
+    """
 
     values: Mapping[Cell, Array]
 
@@ -31,9 +33,9 @@ class Cells:
 Statistic: TypeAlias = Callable[[Cells], Array]
 
 
-def observed(flags: Mapping[Cell, Array]) -> Cells:
-    """The accuracies themselves. `flags` are `[S, N]`: right or not, by seed and example."""
-    return Cells({cell: np.array([each.mean()]) for cell, each in flags.items()})
+def observed(flags: Mapping[Cell, Array], numbers: Mapping[Cell, Array] | None = None) -> Cells:
+    """The accuracies themselves. `flags` are `[S, N]`: right or not, by seed and example; `numbers` are `[S]`."""
+    return Cells({cell: np.array([each.mean()]) for cell, each in {**flags, **(numbers or {})}.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,14 @@ class Resampled:
         return value - half, value + half
 
 
-def resampled(flags: Mapping[Cell, Array], replicas: int = REPLICAS, seed: int = 0) -> Resampled:
-    """Accuracies in so many draws of seeds and examples, the same in all cells: differences are paired.
+def resampled(
+    flags: Mapping[Cell, Array],
+    replicas: int = REPLICAS,
+    seed: int = 0,
+    numbers: Mapping[Cell, Array] | None = None,
+) -> Resampled:
+    """Accuracies in so many draws of seeds and examples, the same in all cells: differences are paired. `numbers` `[S]`
+    vary with the seeds alone.
 
     S - 1 of S seeds are drawn, which makes the variance between seeds unbiased where few were trained (the rescaling
     bootstrap of Rao and Wu, https://doi.org/10.1080/01621459.1988.10478591, with m = n - 1). With one seed, the
@@ -77,20 +85,23 @@ def resampled(flags: Mapping[Cell, Array], replicas: int = REPLICAS, seed: int =
     rows = np.arange(replicas)[:, None]
     both = {cell: (weights @ each.T.astype(np.float32))[rows, chosen].mean(1) for cell, each in flags.items()}
     alone = {cell: each.mean(1)[chosen].mean(1) for cell, each in flags.items()}
-    return Resampled(Cells(both), Cells(alone), seeds)
+    others = {cell: each[chosen].mean(1) for cell, each in (numbers or {}).items()}
+    return Resampled(Cells({**both, **others}), Cells({**alone, **others}), seeds)
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
     """What a paper says, and a number that would have to be above `more_than` if it holds.
 
-    `sentence` is the claim, `rule` says the number in words, `statistic` computes it from accuracies.
+    `sentence` is the claim, `rule` says the number in words, `statistic` computes it from accuracies and other numbers.
+    What is no accuracy has a `unit`, that of an accuracy is points.
     """
 
     sentence: str
     rule: str
     statistic: Statistic
     more_than: float = 0.0
+    unit: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +117,14 @@ class Verdict:
     low: float
     high: float
     outcome: Outcome
+    unit: str | None = None
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def judge(claim: Claim, flags: Mapping[Cell, Array], replicas: Resampled) -> Verdict:
-    value = float(claim.statistic(observed(flags))[0])
+def judge(claim: Claim, seen: Cells, replicas: Resampled) -> Verdict:
+    value = float(claim.statistic(seen)[0])
     if math.isnan(value):
         raise UserError(f"the number of {claim.sentence!r} is not defined")
     low, high = replicas.interval(claim.statistic, value)
@@ -121,7 +133,7 @@ def judge(claim: Claim, flags: Mapping[Cell, Array], replicas: Resampled) -> Ver
         outcome = "supported"
     elif replicas.seeds > 1 and high <= claim.more_than:
         outcome = "not supported"
-    return Verdict(claim.sentence, claim.rule, value, low, high, outcome)
+    return Verdict(claim.sentence, claim.rule, value, low, high, outcome, claim.unit)
 
 
 def interval(

@@ -12,7 +12,7 @@ from .analysis import Remember
 from .averaging import EMA, SWA
 from .core import Attack, Data, Labelled, Schedule, Update
 from .data import Alteration, Augment, Source, Training, altered, hold_out
-from .data.relabel import beside
+from .data.relabel import named
 from .engine import Method
 from .errors import UserError
 from .evaluate import Adversary, Cascade
@@ -89,7 +89,7 @@ class Recipe:
     def split(self, train: Labelled, folder: Path, device: torch.device) -> tuple[Training, Data]:
         """What is trained on in `folder`, and what is held out, on the device."""
         rest, held = hold_out(train, self.held_out)
-        return altered(rest.to(device), beside(self.alter, folder), self.seed), held.to(device)
+        return altered(rest.to(device), named(self.alter, folder, self.seed), self.seed), held.to(device)
 
     def plain(self) -> dict[str, Any]:
         return to_plain(self)

@@ -22,7 +22,7 @@ from ..randomness import PerExample, make_rng
 from ..scores import Array
 from ..views import eval_mode, frozen, full_precision
 
-LENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+LENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3)
 DIRECTIONS = {"up": "+ gradient / |gradient|", "down": "- gradient / |gradient|"}
 """Which way the weights are moved. https://arxiv.org/abs/2106.01606 may mean either; a step of training is "down"."""
 
@@ -102,7 +102,9 @@ def stability(
             for way, sign in (("up", 1.0), ("down", -1.0)):
                 there = []
                 for length in lengths:
-                    vector_to_parameters(origin + sign * length * here / here.norm(), wide.parameters())
+                    vector_to_parameters(
+                        origin + sign * length * here / here.norm().clamp_min(1e-300), wide.parameters()
+                    )
                     there.append(gradient(method, wide, data, batch_size, seed)[1])
                 change[name, way] = np.array([float((g - here).norm()) for g in there])
                 cosine[name, way] = np.array([float(F.cosine_similarity(g, here, dim=0)) for g in there])

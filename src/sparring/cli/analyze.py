@@ -57,6 +57,10 @@ class _Landscape(_Common):
 
 @dataclass(frozen=True, kw_only=True)
 class _Memorization(_Common):
+    examples: int = 300
+    """How many images of the training set and of the test set to look at, the first ones."""
+    close: int = 100
+    """On how many of the training images stability and complexity are measured."""
     steps: int = 10
     """Steps of the attack."""
 
@@ -78,7 +82,7 @@ def _options(kind: type[Options], target: str, name: str, args: list[str]) -> Op
     import tyro
 
     options = tyro.cli(kind, args=args, prog=f"sparring analyze {target} {name}", description=_ANALYZE)
-    if options.examples < 1:
+    if options.examples < 1 or getattr(options, "close", 1) < 1:
         raise UserError(f"an analysis needs at least one image, not {options.examples}")
     from ..fast import tune_process
 
@@ -167,7 +171,7 @@ def _memorization(target: str, options: _Memorization) -> int:
     from ..analyses import agreement, difficulties, memorization, write_memorization
 
     runs = _opened(target, options)
-    how = {key: getattr(options, key) for key in ("examples", "steps", "batch_size", "seed")}
+    how = {key: getattr(options, key) for key in ("examples", "close", "steps", "batch_size", "seed")}
     found = {name: memorization(run, threat_for(run.recipe, options.threat), **how) for name, run in runs.items()}
     folder = next(iter(runs.values())).run
     write_memorization(folder, list(found.items()), _how(options))

@@ -123,8 +123,8 @@ class Kept:
     """A `share` of the training set: the "easy", the "hard" or "random" examples, in the order of the training set.
 
     How hard an example is, the runs `by` say that remembered their examples (`Remember`): by their adversarial loss,
-    averaged over epochs and runs. They are named by their folders, or, beside the folder of this run, by name alone,
-    and must have been trained on the same images and labels. "random" needs none.
+    averaged over epochs and runs. They are named by their folders, or, beside the folder of this run, by name alone;
+    `{seed}` is that of this run. They must have been trained on the same images and labels. "random" needs none.
     """
 
     share: float = 0.8
@@ -164,10 +164,12 @@ class Kept:
         return np.mean(found, axis=0)
 
 
-def beside(alterations: Sequence[Alteration], folder: Path) -> tuple[Alteration, ...]:
-    """Runs that are named alone are looked for beside `folder`."""
+def named(alterations: Sequence[Alteration], folder: Path, seed: int) -> tuple[Alteration, ...]:
+    """The runs that they choose by, as folders: with the seed filled in, and a mere name looked for beside `folder`."""
     return tuple(
-        replace(each, by=tuple(_found(name, folder) for name in each.by)) if isinstance(each, Kept) else each
+        replace(each, by=tuple(_found(name.replace("{seed}", str(seed)), folder) for name in each.by))
+        if isinstance(each, Kept)
+        else each
         for each in alterations
     )
 

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ from ..recipe import Recipe, recipe_from_plain
 from ..results import RunFolder
 from ..run import fit
 from ..trained import evaluate_run
-from .study import Findings, Study, gathered
+from .study import Findings, Look, Study, gathered
 from .writing import write
 
 Say = Callable[[str], None]
@@ -41,6 +41,8 @@ class Job:
     recipe: dict[str, Any]
     path: Path
     passes: float
+    after: bool
+    look: Look | None
 
     def __str__(self) -> str:
         return f"{self.arm}, seed {self.seed}"
@@ -70,10 +72,11 @@ def run_study(
         if not RunFolder(job.path).foreign():
             RunFolder(job.path).clear()
     _admit(jobs)
-    left = [job for job in jobs if not _done(RunFolder(job.path))]
+    left = [job for job in jobs if not _done(job)]
     many = min(workers or (usable_cores() if where.type == "cpu" else 1), max(1, len(left)))
     say(f"{study.title}: {len(jobs)} trainings, {len(jobs) - len(left)} of them done; {many} at a time")
-    _carry_out(sorted(left, key=lambda job: -job.passes), many, device, say)
+    for wave in ([job for job in left if not job.after], [job for job in left if job.after]):
+        _carry_out(sorted(wave, key=lambda job: -job.passes), many, device, say)
     findings = gathered(study, {(job.arm, job.seed): RunFolder(job.path) for job in jobs})
     write(findings, folder, scale, RunFolder(jobs[0].path).sessions()[-1])
     return findings
@@ -86,12 +89,14 @@ def _jobs(study: Study, folder: Path) -> list[Job]:
         each = cost(recipe.method, recipe.update, recipe.epochs, 100).both * recipe.epochs
         for seed in range(study.seeds):
             path = folder / "runs" / f"{arm.folder}-{seed}"
-            jobs.append(Job(arm.name, seed, arm.seeded(seed).plain(), path, each))
+            jobs.append(Job(arm.name, seed, arm.seeded(seed).plain(), path, each, arm.after, study.look))
     return jobs
 
 
-def _done(run: RunFolder) -> bool:
-    return run.recipe() is not None and run.finished() and run.evaluated()
+def _done(job: Job) -> bool:
+    run = RunFolder(job.path)
+    seen = job.look is None or run.analysis(job.look.kind, "json").exists()
+    return run.recipe() is not None and run.finished() and run.evaluated() and seen
 
 
 def _admit(jobs: list[Job]) -> None:
@@ -176,15 +181,19 @@ def _settle(threads: int) -> None:
 
 
 def _do(job: Job, device: str) -> str:
-    """Trains and evaluates what is missing of one job, and says in words what it came to."""
+    """Trains, evaluates and looks at what is missing of one job, and says in words what it came to."""
     recipe: Recipe = recipe_from_plain(job.recipe)
     run = RunFolder(job.path)
     try:
         if run.recipe() is None or not run.finished():
             fit(recipe, job.path, device=device)
-        table: Mapping[str, Any] = evaluate_run(run, recipe, device=device)["last"].table()
+        if not run.evaluated():
+            evaluate_run(run, recipe, device=device)
+        if job.look is not None:
+            job.look.look(run, device)
     except UserError as error:
         raise UserError(f"{job}: {error}") from None
     except Interrupted:
         raise KeyboardInterrupt from None  # what a process can hand on
+    table = run.read_flags("last").table()
     return ", ".join(f"{name} {100 * accuracy.value:.1f} %" for name, accuracy in table.items() if "/" not in name)

@@ -1,9 +1,10 @@
 """A study: trainings x seeds, what they came to, and what that says about the claims of a paper."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -17,6 +18,10 @@ from ..scores import Array
 WEIGHTS = ("best", "last")
 WORST = "worst"
 """Stands under every adversary of the evaluation that is not set apart."""
+RUN = "run"
+"""In place of which weights, for numbers that are of a training and no accuracy on the test images."""
+
+Runs: TypeAlias = Mapping[tuple[str, int], RunFolder]  # by arm and seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,8 @@ class Arm:
 
     name: str
     recipe: Recipe
+    after: bool = False
+    """It is trained when all arms without this are done, whose folders its recipe may name."""
 
     @property
     def folder(self) -> str:
@@ -34,12 +41,21 @@ class Arm:
         return replace(self.recipe, seed=seed)
 
 
+class Look(NamedTuple):
+    """An analysis of every run: `look(run, device)` writes the `kind` of analysis to its folder."""
+
+    kind: str
+    look: Callable[[RunFolder, str], None]
+
+
 @dataclass(frozen=True, slots=True)
 class Study:
     """Trainings that are compared on the same test images, with the same seeds, and the claims that they decide.
 
     `baseline` is the arm that the table gives differences to. All arms are evaluated alike, but for adversaries that
-    are set `apart`: these do not count as the worst, and an arm may go without them.
+    are set `apart`: these do not count as the worst, and an arm may go without them. After each training and its
+    evaluation, `look` looks at the run; in the end `numbers` gives, of all runs, further numbers `[S]` by arm and name,
+    which claims may ask for.
     """
 
     name: str
@@ -51,6 +67,8 @@ class Study:
     seeds: int = 3
     remarks: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
+    look: Look | None = None
+    numbers: Callable[[Runs], Mapping[tuple[str, str], Array]] | None = None
 
     def __post_init__(self) -> None:
         folders = [arm.folder for arm in self.arms]
@@ -89,14 +107,20 @@ class Findings:
     rows: tuple[Row, ...]
     verdicts: tuple[Verdict, ...]
     flags: Mapping[Cell, Array]
+    numbers: Mapping[tuple[str, str], Array]
+    """`[S]`, by arm (or by what is about several arms) and name."""
+    estimates: Mapping[tuple[str, str], tuple[float, float, float]]
+    """The same, (mean, low, high)."""
     curves: Mapping[str, tuple[Array, Array]]
     """Of each arm: passes so far, and held-out robust accuracy, the mean over the seeds, after each epoch."""
 
 
-def gathered(study: Study, runs: Mapping[tuple[str, int], RunFolder]) -> Findings:
+def gathered(study: Study, runs: Runs) -> Findings:
     """What the runs, each by its arm and seed, say together."""
     flags = _flags(study, runs)
-    replicas, seen = resampled(flags), observed(flags)
+    given = {} if study.numbers is None else study.numbers(runs)
+    cells = {(owner, RUN, name): each for (owner, name), each in given.items()}
+    replicas, seen = resampled(flags, numbers=cells), observed(flags, cells)
     adversaries = tuple(dict.fromkeys(under for _, _, under in flags))
     rows, curves = [], {}
     for arm in study.arms:
@@ -113,8 +137,12 @@ def gathered(study: Study, runs: Mapping[tuple[str, int], RunFolder]) -> Finding
                 less = partial(_difference, arm=arm.name, other=study.baseline, which=which, under=under)
                 difference[which, under] = _estimate(seen, replicas, less)
         rows.append(Row(arm.name, each, float(curves[arm.name][0][-1]), accuracy, difference))
-    verdicts = tuple(judge(claim, flags, replicas) for claim in study.claims)
-    return Findings(study, adversaries, tuple(rows), verdicts, flags, curves)
+    estimates = {
+        (owner, name): _estimate(seen, replicas, partial(_accuracy, arm=owner, which=RUN, under=name))
+        for owner, name in given
+    }
+    verdicts = tuple(judge(claim, seen, replicas) for claim in study.claims)
+    return Findings(study, adversaries, tuple(rows), verdicts, flags, given, estimates, curves)
 
 
 def _accuracy(cells: Cells, arm: str, which: str, under: str) -> Array:
@@ -130,7 +158,7 @@ def _estimate(seen: Cells, replicas: Resampled, statistic: Statistic) -> tuple[f
     return value, *replicas.interval(statistic, value)
 
 
-def _flags(study: Study, runs: Mapping[tuple[str, int], RunFolder]) -> dict[Cell, Array]:
+def _flags(study: Study, runs: Runs) -> dict[Cell, Array]:
     """Right or not, `[S, N]`, of each arm, for both weights, under each of its adversaries and the worst of them."""
     found: dict[Cell, list[Array]] = {}
     for arm in study.arms:

@@ -2,12 +2,14 @@
 
 import csv
 import io
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import report
+from ..bootstrap import Verdict
 from ..results import replacing, write_bytes, write_json
 from .study import WEIGHTS, Findings, Row, Study
 
@@ -59,21 +61,29 @@ def _plain(findings: Findings, scale: str, environment: dict[str, Any]) -> dict[
         "examples": int(next(iter(findings.flags.values())).shape[1]),
         "baseline": study.baseline,
         "arms": arms,
+        **({"numbers": _plain_numbers(findings)} if findings.numbers else {}),
         "verdicts": [verdict.plain() for verdict in findings.verdicts],
         "curves": {arm: {"passes": x.tolist(), "held_out": y.tolist()} for arm, (x, y) in findings.curves.items()},
         "environment": environment,
     }
 
 
+def _plain_numbers(findings: Findings) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for (owner, name), estimate in findings.estimates.items():
+        found.setdefault(owner, {})[name] = {**_named(estimate), "by_seed": findings.numbers[owner, name].tolist()}
+    return found
+
+
 def _nested(estimates: Any) -> dict[str, dict[str, dict[str, float]]]:
     return {
-        which: {
-            name: dict(zip(("value", "low", "high"), estimate, strict=True))
-            for (weights, name), estimate in estimates.items()
-            if weights == which
-        }
+        which: {name: _named(estimate) for (weights, name), estimate in estimates.items() if weights == which}
         for which in WEIGHTS
     }
+
+
+def _named(estimate: Estimate) -> dict[str, float]:
+    return dict(zip(("value", "low", "high"), estimate, strict=True))
 
 
 def _csv(findings: Findings) -> str:
@@ -118,16 +128,17 @@ def _markdown(findings: Findings, scale: str, environment: dict[str, Any]) -> st
         _row(["---", *["---:"] * (len(head) - 1)]),
         *(_row(_cells(row, findings)) for row in ranked),
         "",
+        *_numbers(findings),
         "## Claims",
         "",
-        _row(["claim", "number", "found, points", "verdict at this scale"]),
+        _row(["claim", "number", "found, points unless said", "verdict at this scale"]),
         _row(["---", "---", "---:", "---"]),
         *(
             _row(
                 [
                     verdict.claim,
                     verdict.rule,
-                    _points((verdict.value, verdict.low, verdict.high)),
+                    _found(verdict),
                     f"**{verdict.outcome}**",
                 ]
             )
@@ -140,6 +151,38 @@ def _markdown(findings: Findings, scale: str, environment: dict[str, Any]) -> st
         "",
     ]
     return "\n".join(lines)
+
+
+def _numbers(findings: Findings) -> list[str]:
+    """Tables of what is no accuracy on the test images: of each training, and of what is about all of them."""
+    estimates = findings.estimates
+    arms = [row.arm for row in findings.rows]
+    groups = [name for name in dict.fromkeys(owner for owner, _ in estimates) if name not in arms]
+    names = list(dict.fromkeys(name for owner, name in estimates if owner in arms))
+    rows = list(dict.fromkeys(name for owner, name in estimates if owner in groups))
+    own = _table("training", names, {arm: [estimates.get((arm, name)) for name in names] for arm in arms})
+    shared = _table("", groups, {name: [estimates.get((group, name)) for group in groups] for name in rows})
+    if not names:
+        return []
+    head = ["## Other numbers", "", "Means over the seeds with 95 % intervals (Student's t).", ""]
+    return [*head, *own, "", *([*shared, ""] if groups else [])]
+
+
+def _table(corner: str, columns: list[str], rows: dict[str, list[Estimate | None]]) -> list[str]:
+    lines = [_row([name, *map(_number, cells)]) for name, cells in rows.items() if any(cells)]
+    return [_row([corner, *columns]), _row(["---", *["---:"] * len(columns)]), *lines]
+
+
+def _number(estimate: Estimate | None) -> str:
+    if estimate is None or math.isnan(estimate[0]):
+        return ""
+    value, low, high = estimate
+    return f"{value:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def _found(verdict: Verdict) -> str:
+    estimate = (verdict.value, verdict.low, verdict.high)
+    return _points(estimate) if verdict.unit is None else f"{_number(estimate)} {verdict.unit}".strip()
 
 
 def _apart(study: Study) -> str:
