@@ -33,12 +33,12 @@ from ..updates import WeightPerturbed
 from ._common import World, evaluation, worlds
 from .study import RUN, WORST, Arm, Look, Runs, Study
 
-_WORLDS = {"smoke": World(60, 40, 1), "cpu": World(500, 360, 3), "gpu": World(5000, 360, 5)}
+_WORLDS = {"smoke": World(60, 40, 1), "cpu": World(400, 360, 3), "gpu": World(5000, 360, 5)}
 _DIGITS = {"smoke": 200, "cpu": 360, "gpu": 1200}
 _FIT = {"smoke": 3, "cpu": 60, "gpu": 150}  # epochs with digits
-_LONG = {"smoke": 4, "cpu": 30, "gpu": 100}  # and with clothes
+_LONG = {"smoke": 4, "cpu": 36, "gpu": 100}  # and with clothes
 _LOOK = {"smoke": (20, 10, 1), "cpu": (360, 40, 10), "gpu": (1000, 500, 10)}  # images, close ones, steps
-_NOISE = 0.1
+_NOISE = 0.2
 _AWAY = 0.1  # how far weights are moved where stability is judged
 _RHO = 0.5  # a rank correlation that explains
 
@@ -73,10 +73,7 @@ def study(scale: str) -> Study:
             "Easy, hard and random examples are 80 % of the training set, by the adversarial losses of the PGD-AT net "
             "of the same seed.",
         ),
-        look=Look(
-            "memorization",
-            partial(look_for_memorization, examples=examples, close=close, steps=steps, lengths=(_AWAY,)),
-        ),
+        look=Look("memorization", look),
         numbers=_numbers,
     )
 
