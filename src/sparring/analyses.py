@@ -1,7 +1,7 @@
 """Runs looked into: their models and training sets are loaded, measured, and what was found is written beside them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from . import report
-from .analysis import PHASES, Remember, Stability, complexity, losses, stability
+from .analysis import PHASES, Stability, complexity, losses, remembering, stability
 from .analysis.stability import LENGTHS
 from .attacks import PGD
+from .bank import fingerprint
 from .bootstrap import interval
 from .core import Data, Threat
 from .data import Training
@@ -71,6 +72,8 @@ class Memorization:
     measures: Mapping[str, float | str]
     loss: Array
     rows: Array
+    owner: int
+    """A number for the training set: for its labels, and for some of its images."""
     memory: Memory | None
     gradients: Sequence[tuple[float, float]]
     """(epoch, L2 length of the gradient) during training."""
@@ -145,10 +148,9 @@ def memorization(
     for part, data in (("train", few), ("test", looked.test)):
         table = evaluate(model, data, {"robust": WhiteBox(pgd)}, seed=seed, batch_size=batch_size).table()
         accuracy |= {(part, under): table[under] for under in ("clean", "robust")}
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng([few.y.device] if few.y.is_cuda else []):
         initial = recipe.initial_model(training.data).to(few.y.device)
-    how = Remember(pgd, batch_size=batch_size)
-    seen = how.looked(model, few, Fast(), seed)
+    seen = replace(remembering(pgd), batch_size=batch_size).looked(model, few, Fast(), seed)
     run = looked.run
     return Memorization(
         threat=repr(threat),
@@ -159,6 +161,7 @@ def memorization(
         measures=complexity(model, initial, fewer, threat, steps=steps, seed=seed),
         loss=seen["adversarial_loss"],
         rows=training.rows[: len(few)].cpu().numpy(),
+        owner=int(fingerprint(training.data)),
         memory=run.read_memory() if run.remembers() else None,
         gradients=[(row["epoch"], row["gradient"]) for row in run.metrics() if "gradient" in row],
     )
@@ -180,9 +183,8 @@ def _fitted(looked: Looked, pgd: PGD, examples: int, batch_size: int, seed: int)
 
 
 def write_memorization(run: RunFolder, found: Sequence[tuple[str, Memorization]], how: Mapping[str, Any]) -> None:
-    """`analysis-memorization.json`, `.npz` and `.png`; the picture is of all runs, the figures of the first."""
+    """`analysis-memorization.npz`, `.png` and, last, `.json`: the picture of all runs, the figures of the first."""
     first = found[0][1]
-    write_json(run.analysis("memorization", "json"), {**first.plain(), "how": dict(how)})
     with replacing(run.analysis("memorization", "npz")) as file:
         np.savez_compressed(file, **first.arrays())  # type: ignore[arg-type]
     drawn = [
@@ -197,6 +199,7 @@ def write_memorization(run: RunFolder, found: Sequence[tuple[str, Memorization]]
         for name, each in found
     ]
     report.memorization(drawn, run.analysis("memorization", "png"))
+    write_json(run.analysis("memorization", "json"), {**first.plain(), "how": dict(how)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,23 +230,18 @@ def difficulties(one: Memorization, other: Memorization) -> tuple[Array, Array]:
 
     Raises `UserError` for runs on other training examples or labels.
     """
+    if one.owner != other.owner:
+        raise UserError(
+            "the two runs were trained on other examples or labels, so it cannot be said whether they find the same "
+            "examples hard: look at each by itself"
+        )
     a, b = one.memory, other.memory
-    if a is not None and b is not None:
-        if not np.array_equal(a.y, b.y):
-            raise UserError("the two runs were trained on other examples or labels: their difficulties do not compare")
-        return a.difficulty, b.difficulty
-    if not np.array_equal(one.rows, other.rows):
-        raise UserError("the two runs were trained on other examples: their difficulties do not compare")
-    return one.loss, other.loss
+    return (one.loss, other.loss) if a is None or b is None else (a.difficulty, b.difficulty)
 
 
-def look_for_memorization(
-    run: RunFolder, device: str, examples: int, close: int, steps: int, lengths: tuple[float, ...]
-) -> None:
-    """What a study does after each training: the last weights, the threat of the evaluation."""
-    looked = opened(run.path, "last", examples, device)
+def look_for_memorization(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
+    """What a study does after each training: the last weights, the threat of the evaluation, the rest as `how` says."""
+    looked = opened(run.path, "last", how["examples"], device)
     threat = threat_of(dict(looked.recipe.evaluation.adversaries))
     assert threat is not None
-    how = {"examples": examples, "close": close, "steps": steps, "seed": looked.recipe.seed}
-    found = memorization(looked, threat, lengths=lengths, **how)
-    write_memorization(run, [(run.path.name, found)], {"weights": "last", **how})
+    write_memorization(run, [(run.path.name, memorization(looked, threat, **how))], how)

@@ -28,7 +28,9 @@ class Bank(nn.Module):
 
     What it is kept in (float32 or half precision) follows from its size alone, so that a resumed run rounds alike
     wherever it is; where it is kept can be chosen with `place`. It is a buffer: saved and loaded with the rest of the
-    state. Loading a bank of another training set raises `UserError`, as do data without a length.
+    state, so that a checkpoint is as much larger, and as much memory is needed while it is written. A file on the disk
+    is in TMPDIR, which should not be in memory itself. Loading a bank of another training set raises `UserError`, as do
+    data without a length.
     """
 
     rows: Tensor
@@ -39,7 +41,7 @@ class Bank(nn.Module):
         count = _length(data)
         self.dtype, self.place = chosen(count, columns, place, _memory())
         self.register_buffer("rows", _zeros(count, columns, self.dtype, self.place))
-        self.register_buffer("owner", _fingerprint(data))
+        self.register_buffer("owner", fingerprint(data))
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """The rows of `index` `[B]`, `[B, C]`, where `index` is."""
@@ -135,8 +137,8 @@ def _memory() -> int:
         return 8 * 2**30
 
 
-def _fingerprint(data: Labelled) -> Tensor:
-    """Labels, classes and shape, and a few of the images where they are in memory."""
+def fingerprint(data: Labelled) -> Tensor:
+    """A number for a training set: for its labels, classes and shape, and for a few of its images if in memory."""
     digest = hashlib.sha256(repr((data.classes, data.shape)).encode())
     digest.update(data.y.cpu().numpy().tobytes())
     if isinstance(data, Data):

@@ -108,7 +108,8 @@ class Claim:
 class Verdict:
     """What a claim came to: supported if the whole interval is above the bound, not supported if none of it is.
 
-    One seed decides nothing.
+    One seed decides nothing, nor do numbers of trainings that are the same for all seeds: they say nothing of their
+    spread.
     """
 
     claim: str
@@ -129,9 +130,10 @@ def judge(claim: Claim, seen: Cells, replicas: Resampled) -> Verdict:
         raise UserError(f"the number of {claim.sentence!r} is not defined")
     low, high = replicas.interval(claim.statistic, value)
     outcome: Outcome = "undecided"
-    if replicas.seeds > 1 and low > claim.more_than:
+    telling = replicas.seeds > 1 and (claim.unit is None or low < high)
+    if telling and low > claim.more_than:
         outcome = "supported"
-    elif replicas.seeds > 1 and high <= claim.more_than:
+    elif telling and high <= claim.more_than:
         outcome = "not supported"
     return Verdict(claim.sentence, claim.rule, value, low, high, outcome, claim.unit)
 

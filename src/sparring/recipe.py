@@ -1,7 +1,7 @@
 """A recipe: everything that decides a run, as one typed value."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .guard import Guard
 from .models import Normalize
 from .optimizers import SGD, Adam, AdamW
 from .plain import Build, from_plain, to_plain
+from .schedules import Ramp
 from .updates import Descend, WeightPerturbed
 
 
@@ -74,6 +75,12 @@ class Recipe:
         for name in ("epochs", "batch_size", "views"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)} is not at least 1")
+        for ramp in _ramps(self.method):
+            if ramp.start > self.epochs:
+                raise UserError(
+                    f"a weight begins to rise at epoch {ramp.start:g}, after the end of these {self.epochs}: it would "
+                    "be 0 throughout. Let it begin earlier, or train longer"
+                )
         if not 0 < self.held_out < 1:
             raise UserError(f"held_out = {self.held_out:g} is not in (0, 1): some images must select the best epoch")
 
@@ -93,6 +100,17 @@ class Recipe:
 
     def plain(self) -> dict[str, Any]:
         return to_plain(self)
+
+
+def _ramps(value: object) -> Iterator[Ramp]:
+    if isinstance(value, Ramp):
+        yield value
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _ramps(part)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for part in fields(value):
+            yield from _ramps(getattr(value, part.name))
 
 
 def recipe_from_plain(plain: Mapping[str, Any]) -> Recipe:

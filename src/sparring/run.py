@@ -79,7 +79,8 @@ def fit(
         if fresh and compile == "auto" and worth_compiling(state.model, where, pace.seconds_left * pace.in_attack):
             search = Fast(search.precision, "on")
         run.set_search({"precision": search.precision, "compile": search.compile})
-        say("\n".join([f"{pace}, {search.said(where)}", *_guarding(recipe, batches, pace), *_banks(state), *notes]))
+        more = (*_guarding(recipe, batches, pace), *_banks(state), *_looks(recipe, train), *notes)
+        say("\n".join([f"{pace}, {search.said(where)}", *more]))
         run.add_session(session(recipe.seed, where))
         best = _Best(run, recipe, train)
         best.settle(state)
@@ -110,6 +111,13 @@ def _guarding(recipe: Recipe, batches: Batches, pace: Pace) -> list[str]:
 
 def _remembering(recipe: Recipe, run: RunFolder, train: Labelled, search: Fast) -> tuple[Remembering, ...]:
     return () if recipe.remember is None else (Remembering(recipe.remember, run, train, search, recipe.seed),)
+
+
+def _looks(recipe: Recipe, train: Labelled) -> list[str]:
+    if recipe.remember is None:
+        return []
+    every = "epoch" if recipe.remember.every == 1 else f"{recipe.remember.every} epochs"
+    return [f"every {every} all {len(train):,} training examples are attacked once more, to be remembered: not counted"]
 
 
 def _banks(state: State) -> list[str]:

@@ -2,7 +2,7 @@
 
 from .complexity import complexity
 from .landscape import Landscape, estimate, landscape
-from .memory import Remember
+from .memory import Remember, remembering
 from .stability import Stability, bound, losses, stability
 
 PHASES = ("first third", "second third", "last third")
@@ -18,5 +18,6 @@ __all__ = [
     "estimate",
     "landscape",
     "losses",
+    "remembering",
     "stability",
 ]

@@ -30,12 +30,16 @@ class NotDefined(UserError):  # noqa: N818
     """A measure has no meaning for this net."""
 
 
-def matrices(model: nn.Module) -> list[Tensor]:
-    """The W."""
-    found = [p.detach().flatten(1) for name, p in model.named_parameters() if p.ndim > 1 and name.endswith("weight")]
+def _weights(model: nn.Module) -> list[nn.Parameter]:
+    found = [p for name, p in model.named_parameters() if p.ndim > 1 and name.endswith("weight")]
     if not found:
         raise NotDefined(f"not defined for {type(model).__name__}, which has no weights of two dimensions")
     return found
+
+
+def matrices(model: nn.Module) -> list[Tensor]:
+    """The W."""
+    return [p.detach().flatten(1) for p in _weights(model)]
 
 
 def weight_norm(model: nn.Module) -> float:
@@ -98,7 +102,10 @@ def path_norm(model: nn.Module, shape: tuple[int, int, int]) -> float:
         ones = torch.ones(1, *shape, dtype=torch.float64, device=next(squared.parameters()).device)
         with _PathsOnly():
             out = squared(ones)
-    return math.sqrt(float(out.sum()))
+    total = float(out.sum())
+    if not 0 < total < math.inf:
+        raise NotDefined(f"not defined where the sum over paths is {total:g}")
+    return math.sqrt(total)
 
 
 def margin(model: nn.Module, x: Tensor, y: Tensor, quantile: float = 0.1) -> float:
@@ -177,14 +184,16 @@ def sharpness(model: nn.Module, x: Tensor, y: Tensor, gamma: float = 0.01, steps
     examples here (https://arxiv.org/abs/2004.05884). Sought by gradient steps; `x` stays as it is.
     """
     moved = copy.deepcopy(model)
-    weights = [p for p in moved.parameters() if p.ndim > 1]
+    weights = _weights(moved.requires_grad_(True))
     origin = [w.detach().clone() for w in weights]
     with torch.no_grad():
         before = best = float(F.cross_entropy(moved(x), y))
     for _ in range(steps):
-        grads = torch.autograd.grad(F.cross_entropy(moved(x), y), weights)
+        grads = torch.autograd.grad(F.cross_entropy(moved(x), y), weights, allow_unused=True)
         with torch.no_grad():
             for w, g, w0 in zip(weights, grads, origin, strict=True):
+                if g is None:
+                    continue
                 most = gamma * w0.norm()
                 v = w - w0 + 2.5 / steps * most * g / g.norm().clamp_min(1e-20)
                 w.copy_(w0 + v * (most / v.norm().clamp_min(1e-20)).clamp(max=1.0))
@@ -215,9 +224,10 @@ def complexity(
     thick: float | None = None,
     seed: int = 0,
 ) -> Mapping[str, float | str]:
-    """All measures by name, on training images, in eval mode and float64. One that has no meaning says why instead.
+    """All measures by name, on training images (all at once), in eval mode and float64.
 
-    Boundaries are sought within an L2 ball of `thick`, if left out of a tenth of the square root of the dimensions.
+    One that has no meaning says why instead of a number. Boundaries are sought within an L2 ball of `thick`, if left
+    out of a tenth of the square root of the dimensions.
     """
     wide, first = (copy.deepcopy(net).double() for net in (model, initial))
     x, y = pixels(data.x).double(), data.y
@@ -240,9 +250,10 @@ def complexity(
         measure("log path norm", lambda: math.log(path_norm(wide, data.shape)))
         gamma = margin(wide, z, y)
         measure("adversarial margin", lambda: gamma)
-        measure("1 / margin²", lambda: _over(1.0, gamma**2))
-        measure("weight norm / margin²", lambda: _over(weight_norm(wide), gamma**2))
-        measure("path norm / margin", lambda: _over(path_norm(wide, data.shape), abs(gamma)))
+        measure("1 / margin²", lambda: 1 / _positive(gamma) ** 2)
+        measure("log spectral complexity / margin²", lambda: log_spectral(wide) - 2 * math.log(_positive(gamma)))
+        measure("weight norm / margin²", lambda: weight_norm(wide) / _positive(gamma) ** 2)
+        measure("path norm / margin", lambda: path_norm(wide, data.shape) / _positive(gamma))
         with frozen(wide):
             measure("boundary thickness", lambda: thickness(wide, x, rng, ball, steps))
             measure("local Lipschitz constant", lambda: lipschitz(wide, x, threat, rng, steps))
@@ -253,7 +264,8 @@ def complexity(
     return found
 
 
-def _over(a: float, b: float) -> float:
-    if b == 0:
-        raise NotDefined("not defined for a margin of 0")
-    return a / b
+def _positive(gamma: float) -> float:
+    """Who is right by a negative margin is wrong, and its square would hide that."""
+    if gamma <= 0:
+        raise NotDefined("not defined for a margin that is not above 0")
+    return gamma

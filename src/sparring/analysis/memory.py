@@ -1,6 +1,7 @@
 """What a model is like on each training example, to be remembered from epoch to epoch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,8 @@ class Remember:
     """Looks at all training examples after every so many epochs, and after the last, by an attack of its own.
 
     It changes nothing of the training. Losses and correctness go to the run folder, some 4 bytes an example and look;
-    their difficulty and what was forgotten, `RunFolder.read_memory` says.
+    their difficulty and what was forgotten, `RunFolder.read_memory` says. Raises `UserError` for an attack that stops
+    once an example is fooled: where it ends, the loss is not the largest.
     """
 
     attack: Attack
@@ -31,6 +33,12 @@ class Remember:
             raise UserError(
                 f"one looks every epoch or more seldom, at an example or more at a time, not every {self.every} at "
                 f"{self.batch_size}"
+            )
+
+        if getattr(self.attack, "patience", None) is not None:
+            raise UserError(
+                "examples are remembered by their loss, so the attack must go on when they are fooled: give it "
+                "patience=None"
             )
 
     def due(self, epoch: int, epochs: int) -> bool:
@@ -50,6 +58,12 @@ class Remember:
                     found.setdefault(f"{name}_loss", []).append(loss)
                     found.setdefault(f"{name}_right", []).append(right)
         return {name: torch.cat(parts).cpu().numpy() for name, parts in found.items()}
+
+
+def remembering(attack: Attack, every: int = 1) -> Remember:
+    """By an attack, which goes on to its end when an example is fooled."""
+    whole: Any = attack
+    return Remember(replace(whole, patience=None) if hasattr(whole, "patience") else whole, every)
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ class _Memorization(_Common):
     examples: int = 300
     """How many images of the training set and of the test set to look at, the first ones."""
     close: int = 100
-    """On how many of the training images stability and complexity are measured."""
+    """On how many of the training images stability and complexity are measured, all at once."""
     steps: int = 10
     """Steps of the attack."""
 
@@ -82,8 +82,9 @@ def _options(kind: type[Options], target: str, name: str, args: list[str]) -> Op
     import tyro
 
     options = tyro.cli(kind, args=args, prog=f"sparring analyze {target} {name}", description=_ANALYZE)
-    if options.examples < 1 or getattr(options, "close", 1) < 1:
-        raise UserError(f"an analysis needs at least one image, not {options.examples}")
+    least = min(options.examples, getattr(options, "close", 1))
+    if least < 1:
+        raise UserError(f"an analysis needs at least one image, not {least}")
     from ..fast import tune_process
 
     tune_process()
@@ -173,6 +174,10 @@ def _memorization(target: str, options: _Memorization) -> int:
     runs = _opened(target, options)
     how = {key: getattr(options, key) for key in ("examples", "close", "steps", "batch_size", "seed")}
     found = {name: memorization(run, threat_for(run.recipe, options.threat), **how) for name, run in runs.items()}
+    if len({(found[name].threat, tuple(run.test.y.tolist())) for name, run in runs.items()}) > 1:
+        raise UserError(
+            f"{' and '.join(runs)} are of other test images or another threat: name one, as --threat linf:8/255"
+        )
     folder = next(iter(runs.values())).run
     write_memorization(folder, list(found.items()), _how(options))
     alike = None if len(found) < 2 else agreement(*difficulties(*found.values()))
@@ -213,6 +218,7 @@ def _cells(found: "Memorization") -> dict[str, str]:
         for i in (len(values) // 2,)
     }
     return {
+        "threat": found.threat,
         **{f"{part}, {under}": str(accuracy) for (part, under), accuracy in found.accuracy.items()},
         "robust generalisation gap": f"{100 * found.gap:.1f} points",
         "labels that were changed": f"{100 * found.wrong:.1f} %",

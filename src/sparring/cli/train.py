@@ -136,9 +136,9 @@ def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe]":
     if wanted != given:
         options, recipe, _ = parse(_TrainOptions, make(**wanted), given, args, f"sparring train {name}", text)
     if options.memory and recipe.remember is None:
-        from ..analysis import Remember
+        from ..analysis import remembering
 
-        recipe = replace(recipe, remember=Remember(recipe.selection))
+        recipe = replace(recipe, remember=remembering(recipe.selection))
     return options, recipe
 
 

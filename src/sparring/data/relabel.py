@@ -83,7 +83,7 @@ class LabelNoise:
 
 @dataclass(frozen=True, slots=True)
 class PixelNoise:
-    """Training images lose their structure (https://arxiv.org/abs/1611.03530).
+    """Training images lose their structure, after https://arxiv.org/abs/1611.03530; test images keep theirs.
 
     "shuffled": one permutation of the pixels for all images; "random": one for each image; "gaussian": pixels drawn
     with mean and deviation of those of the training set, and clipped to [0, 1]. Channels of a pixel stay together.
@@ -154,6 +154,8 @@ class Kept:
         """`[N]`: the mean adversarial loss."""
         found = []
         for name in self.by:
+            if not Path(name).is_dir():
+                raise UserError(f"there is no run {name!r} to choose examples by, neither here nor beside this run")
             memory = RunFolder(name).read_memory()
             if not np.array_equal(memory.y, training.data.y.cpu().numpy()):
                 raise UserError(

@@ -38,6 +38,9 @@ class TemporalEnsembling(Term):
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
             raise UserError(f"decay = {self.decay:g} of temporal ensembling is not in [0, 1)")
+        peak = self.weight.peak if isinstance(self.weight, Ramp) else self.weight
+        if isinstance(peak, float | int) and peak < 0:
+            raise UserError(f"a weight of {peak:g} would drive predictions away from their ensemble")
 
     def init(self, data: Labelled) -> nn.Module:
         return Bank(data, len(data.classes), self.place)

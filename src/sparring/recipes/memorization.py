@@ -101,9 +101,9 @@ def digits_random_labels(eps: float = 3 / 32, rate: float = 1.0, train: Trained 
         epochs=60,
         lr=Piecewise(0.1, (20, 40)),
         batch_size=45,
-        optimizer=SGD(),
+        optimizer=SGD(weight_decay=0.0),
         alter=(LabelNoise(rate),),
-        remember=Remember(PGD(threat, steps=10, step_size=threat.eps / 4, patience=0), every=10),
+        remember=Remember(PGD(threat, steps=10, step_size=threat.eps / 4), every=10),
     )
 
 
@@ -122,9 +122,9 @@ def cifar10_wrn28_10_random_labels(eps: float = 8 / 255, rate: float = 1.0, trai
         epochs=300,
         lr=Piecewise(0.1, (100, 200)),
         augment=(),
-        optimizer=SGD(),
+        optimizer=SGD(weight_decay=0.0),
         alter=(LabelNoise(rate),),
-        remember=Remember(PGD(threat, steps=10, step_size=threat.eps / 4, patience=0), every=10),
+        remember=Remember(PGD(threat, steps=10, step_size=threat.eps / 4), every=10),
     )
 
 

@@ -1,5 +1,6 @@
 """Carries a study out: every training in a folder of its own, side by side where there are cores for it."""
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -75,8 +76,7 @@ def run_study(
     left = [job for job in jobs if not _done(job)]
     many = min(workers or (usable_cores() if where.type == "cpu" else 1), max(1, len(left)))
     say(f"{study.title}: {len(jobs)} trainings, {len(jobs) - len(left)} of them done; {many} at a time")
-    for wave in ([job for job in left if not job.after], [job for job in left if job.after]):
-        _carry_out(sorted(wave, key=lambda job: -job.passes), many, device, say)
+    _carry_out(sorted(left, key=lambda job: -job.passes), many, device, say)
     findings = gathered(study, {(job.arm, job.seed): RunFolder(job.path) for job in jobs})
     write(findings, folder, scale, RunFolder(jobs[0].path).sessions()[-1])
     return findings
@@ -95,7 +95,7 @@ def _jobs(study: Study, folder: Path) -> list[Job]:
 
 def _done(job: Job) -> bool:
     run = RunFolder(job.path)
-    seen = job.look is None or run.analysis(job.look.kind, "json").exists()
+    seen = job.look is None or job.look.done(run)
     return run.recipe() is not None and run.finished() and run.evaluated() and seen
 
 
@@ -112,17 +112,19 @@ def _admit(jobs: list[Job]) -> None:
 
 
 def _carry_out(jobs: list[Job], workers: int, device: str, say: Say) -> None:
-    """All of them; what failed is said in the end, when the others are done."""
+    """All of them, those that come after others in the end; what failed is said when the rest is done."""
     failed: list[str] = []
+    done = itertools.count(1)
 
-    def tell(count: int, job: Job, outcome: Callable[[], str]) -> None:
+    def tell(job: Job, outcome: Callable[[], str]) -> None:
         try:
             said = outcome()
         except UserError as error:
             failed.append(said := f"failed: {error}")
-        say(f"{count}/{len(jobs)} {job}: {said}")
+        say(f"{next(done)}/{len(jobs)} {job}: {said}")
 
-    _each(jobs, workers, device, tell)
+    for after in (False, True):
+        _each([job for job in jobs if job.after == after], workers, device, tell)
     if failed:
         raise UserError(
             f"{len(failed)} of {len(jobs)} trainings failed, the others are done. The first: "
@@ -130,19 +132,19 @@ def _carry_out(jobs: list[Job], workers: int, device: str, say: Say) -> None:
         )
 
 
-def _each(jobs: list[Job], workers: int, device: str, tell: Callable[[int, Job, Callable[[], str]], None]) -> None:
+def _each(jobs: list[Job], workers: int, device: str, tell: Callable[[Job, Callable[[], str]], None]) -> None:
     """Calls `tell` with each outcome, in the order in which they come."""
-    if workers == 1:
-        for count, job in enumerate(jobs, start=1):
-            tell(count, job, partial(_do, job, device))
+    if workers == 1 or not jobs:
+        for job in jobs:
+            tell(job, partial(_do, job, device))
         return
     threads, others = max(1, usable_cores() // workers), set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of torch
     with ProcessPoolExecutor(workers, context, initializer=_settle, initargs=(threads,)) as pool, _terminable():
         futures: dict[Future[str], Job] = {pool.submit(_do, job, device): job for job in jobs}
         try:
-            for count, future in enumerate(as_completed(futures), start=1):
-                tell(count, futures[future], future.result)
+            for future in as_completed(futures):
+                tell(futures[future], future.result)
         except BrokenProcessPool:
             raise UserError(
                 "a process that trained died, perhaps for want of memory: give fewer --workers; the command goes on"
@@ -189,8 +191,8 @@ def _do(job: Job, device: str) -> str:
             fit(recipe, job.path, device=device)
         if not run.evaluated():
             evaluate_run(run, recipe, device=device)
-        if job.look is not None:
-            job.look.look(run, device)
+        if job.look is not None and not job.look.done(run):
+            job.look.look(run, device, job.look.how)
     except UserError as error:
         raise UserError(f"{job}: {error}") from None
     except Interrupted:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from ..bootstrap import Cell, Cells, Claim, Resampled, Statistic, Verdict, judge
 from ..errors import UserError, nearest
 from ..passes import cost
 from ..recipe import Recipe
-from ..results import RunFolder
+from ..results import RunFolder, read_json
 from ..scores import Array
 
 WEIGHTS = ("best", "last")
@@ -42,10 +42,18 @@ class Arm:
 
 
 class Look(NamedTuple):
-    """An analysis of every run: `look(run, device)` writes the `kind` of analysis to its folder."""
+    """An analysis of every run: `look(run, device, how)` writes the `kind` of analysis to its folder, and `how` it was
+    done.
+    """
 
     kind: str
-    look: Callable[[RunFolder, str], None]
+    look: Callable[[RunFolder, str, Mapping[str, Any]], None]
+    how: Mapping[str, Any]
+
+    def done(self, run: RunFolder) -> bool:
+        """In this way: somebody may have analysed the run in another."""
+        path = run.analysis(self.kind, "json")
+        return path.exists() and read_json(path).get("how") == self.how
 
 
 @dataclass(frozen=True, slots=True)

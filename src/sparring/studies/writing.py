@@ -131,7 +131,7 @@ def _markdown(findings: Findings, scale: str, environment: dict[str, Any]) -> st
         *_numbers(findings),
         "## Claims",
         "",
-        _row(["claim", "number", "found, points unless said", "verdict at this scale"]),
+        _row(["claim", "number", "found: points of accuracy, or as said", "verdict at this scale"]),
         _row(["---", "---", "---:", "---"]),
         *(
             _row(
@@ -164,7 +164,12 @@ def _numbers(findings: Findings) -> list[str]:
     shared = _table("", groups, {name: [estimates.get((group, name)) for group in groups] for name in rows})
     if not names:
         return []
-    head = ["## Other numbers", "", "Means over the seeds with 95 % intervals (Student's t).", ""]
+    head = [
+        "## Other numbers",
+        "",
+        "Means over the seeds with 95 % intervals (Student's t). Accuracies and shares are between 0 and 1.",
+        "",
+    ]
     return [*head, *own, "", *([*shared, ""] if groups else [])]
 
 

@@ -1,0 +1,173 @@
+"""Memorization of runs, from the shell; and on digits, TRADES learns random labels by heart where PGD-AT does not."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kendalltau
+
+from sparring import PGD, TRADES, CrossEntropy, LabelNoise, Linf, Method, Near, PixelNoise, Remember, UserError, fit
+from sparring.analyses import agreement, memorization, opened
+from sparring.cli import run as shell
+from sparring.data import Digits, Few
+from sparring.models import small_cnn
+from sparring.plain import Build
+from sparring.recipes import find
+from sparring.recipes.memorization import digits_random_labels, fashion_kept
+from sparring.results import RunFolder
+from sparring.studies.study import Study
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """PGD-AT and TRADES, shortly, on labels a fifth of which were drawn anew."""
+    import conftest
+
+    folder = tmp_path_factory.mktemp("runs")
+    threat = Linf(0.1)
+    recipe = replace(
+        conftest.tiny.__wrapped__(),
+        data=Few(Digits(), 300, 60),
+        batch_size=32,
+        lr=0.1,
+        epochs=4,
+        alter=(LabelNoise(0.5),),
+        remember=Remember(PGD(threat, steps=2, patience=0), every=2),
+    )
+    near = Method(PGD(threat, steps=2, start=Near()), TRADES())
+    return recipe, fit(recipe, folder / "pgd"), fit(replace(recipe, method=near, remember=None), folder / "trades")
+
+
+def test_analyze_says_what_was_learned_by_heart(runs, capsys):
+    _, run, other = runs
+    given = ["--weights", "last", "--examples", "50", "--close", "10", "--steps", "2"]
+    assert shell(["analyze", str(run.path), "memorization", "--beside", str(other.path), *given]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for part in ("robust generalisation gap", "labels that were changed", "log path norm", "Kendall's tau"):
+        assert part in said, said
+    found = json.loads(run.analysis("memorization", "json").read_text())
+    assert run.analysis("memorization", "png").stat().st_size > 10_000
+    training = run.training()
+    wrong = training["y"] != training["true"]
+    assert found["labels"]["wrong"] == pytest.approx(wrong.mean())
+    assert found["labels"]["given label, clean"]["examples"] == 50
+    accuracy = {name: each["accuracy"] for name, each in found["accuracy"].items()}
+    assert found["robust generalisation gap"] == accuracy["train, robust"] - accuracy["test, robust"]
+    memory = run.read_memory()
+    assert found["memory"]["robust accuracy"] == pytest.approx(memory.adversarial_right.mean(1))
+    hardest = np.argsort(-memory.difficulty, kind="stable")[:20]
+    assert found["memory"]["hardest"] == training["rows"][hardest].tolist()
+    assert list(found["gradient"]) == ["first third", "second third", "last third"]
+    logged = [row["gradient"] for row in run.metrics() if "gradient" in row]
+    assert len(logged) == 3  # of 32 steps, every tenth
+    assert min(logged) > 0
+    with np.load(run.analysis("memorization", "npz")) as held:
+        assert held["difficulty"].shape == (270,)
+    assert not other.analysis("memorization", "json").exists()
+
+
+def test_as_json_both_runs_and_how_they_agree(runs, capsys):
+    _, run, other = runs
+    given = ["--weights", "last", "--examples", "40", "--close", "5", "--steps", "1", "--json"]
+    assert shell(["analyze", str(other.path), "memorization", "--beside", str(run.path), *given]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [each["run"] for each in found["runs"]] == [str(other.path), str(run.path)]
+    assert found["runs"][0]["memory"] is None
+    assert found["agreement"]["examples"] == 40  # one of the two remembers nothing: at the weights
+    assert found["how"]["weights"] == "last"
+
+
+def test_accuracies_are_on_the_labels_that_were_trained_on(runs):
+    recipe, run, _ = runs
+    looked = opened(run.path, "last", 60, "cpu")
+    found = memorization(looked, Linf(0.1), examples=270, close=5, steps=1)
+    training = run.training()
+    with torch.no_grad():
+        right = (looked.model(looked.training.data.x.float() / 255).argmax(1) == looked.training.data.y).numpy()
+    assert found.accuracy["train", "clean"].correct == right.sum()
+    wrong = training["y"] != training["true"]
+    assert found.fitted["given label, clean"].correct == right[wrong].sum()
+    assert np.array_equal(looked.training.data.y.numpy(), training["y"])
+    assert recipe.seed == 0
+
+
+def test_agreement_is_kendalls_tau_with_an_interval():
+    rng = np.random.default_rng(0)
+    one = rng.random(200)
+    other = one + 0.3 * rng.random(200)
+    found = agreement(one, other)
+    assert found.tau == pytest.approx(kendalltau(one, other).statistic)
+    assert found.low < found.tau < found.high
+    assert found.examples == 200
+    assert agreement(one, rng.random(200)).low < 0 < agreement(one, rng.random(200)).high
+
+
+def test_what_does_not_compare_is_said(runs, tmp_path):
+    recipe, run, _ = runs
+    strange = fit(replace(recipe, alter=(LabelNoise(0.3),), epochs=1), tmp_path / "strange")
+    given = ["--weights", "last", "--examples", "10", "--close", "2", "--steps", "1"]
+    assert shell(["analyze", str(run.path), "memorization", "--beside", str(strange.path), *given]) == 2
+
+
+def test_bad_input_from_the_shell_has_its_sentence(runs, tmp_path, capsys):
+    _, run, _ = runs
+    for args, sentence in (
+        ([str(run.path), "memorisation"], "no analysis 'memorisation'"),
+        ([str(tmp_path / "none"), "memorization"], "is no run folder"),
+        ([str(run.path), "memorization", "--close", "0"], "at least one image"),
+    ):
+        assert shell(["analyze", *args]) == 2
+        assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar10_rn18_pgd_te", "cifar10_rn18_trades_te", "fashion_pgd_te", "fashion_trades_te"]
+)
+def test_the_recipes_have_the_weight_of_the_paper(name):
+    recipe = find(name)()
+    method, term = recipe.method.objective.parts
+    assert (term.weight.peak, term.decay, term.per_class) == (30.0, 0.9, False)
+    trades = "trades" in name
+    assert isinstance(method, TRADES if trades else CrossEntropy)
+    assert term.on == ("clean" if trades else "adversarial")
+    share = (term.weight.start / recipe.epochs, term.weight.end / recipe.epochs)
+    assert share == pytest.approx((0.45, 0.75), abs=0.06)
+
+
+def test_recipes_with_changed_training_sets():
+    assert digits_random_labels(rate=0.3).alter == (LabelNoise(0.3),)
+    assert fashion_kept(by="runs/a", keep="hard", share=0.5).alter[0].by == ("runs/a",)
+    assert find("cifar10_wrn28_10_random_labels")(train="pgd").augment == ()
+
+
+def fitted(train: str, folder) -> float:
+    """Training accuracy on random labels in the end, clean."""
+    recipe = digits_random_labels(train=train)
+    recipe = replace(
+        recipe,
+        data=Few(Digits(), 200),
+        model=Build(small_cnn, width=48, batch_norm=True),
+        epochs=60,
+        lr=replace(recipe.lr, milestones=(30, 45)),
+        remember=replace(recipe.remember, every=60),
+    )
+    return float(fit(recipe, folder).read_memory().clean_right[-1].mean())
+
+
+def test_trades_fits_random_labels_and_pgd_at_does_not(tmp_path):
+    """The same net, images, eps and number of steps (https://arxiv.org/abs/2106.01606)."""
+    trades, pgd = (fitted(train, tmp_path / train) for train in ("trades", "pgd"))
+    assert trades > 0.95, trades
+    assert pgd < 0.5, pgd
+
+
+def test_pixels_can_be_changed_in_a_run(tmp_path):
+    recipe = replace(digits_random_labels(), alter=(PixelNoise("shuffled"),), epochs=1, remember=None)
+    recipe = replace(recipe, model=Build(small_cnn, width=2))
+    run = fit(recipe, tmp_path)
+    assert np.array_equal(run.training()["y"], run.training()["true"])
+    with pytest.raises(UserError, match="remembers no training examples"):
+        RunFolder(tmp_path).read_memory()
+    assert issubclass(Study, object)
