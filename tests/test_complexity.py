@@ -168,10 +168,10 @@ def test_the_sharpness_of_one_weight():
     class One(nn.Module):
         def __init__(self):
             super().__init__()
-            self.w = nn.Parameter(torch.tensor([[2.0]], dtype=torch.float64))
+            self.weight = nn.Parameter(torch.tensor([[2.0]], dtype=torch.float64))
 
         def forward(self, x):
-            score = self.w[0, 0] * x.flatten(1)[:, 0]
+            score = self.weight[0, 0] * x.flatten(1)[:, 0]
             return torch.stack([score, torch.zeros_like(score)], 1)
 
     model, x, y = One(), torch.ones(2, 1, 1, 1, dtype=torch.float64), torch.zeros(2, dtype=torch.long)
@@ -181,7 +181,7 @@ def test_the_sharpness_of_one_weight():
 
     for gamma in (0.01, 0.5):
         assert sharpness(model, x, y, gamma) == pytest.approx(loss(2 * (1 - gamma)) - loss(2))
-    assert model.w.item() == 2.0
+    assert model.weight.item() == 2.0
 
 
 def test_gradient_and_curvature_of_a_linear_model():
@@ -211,8 +211,8 @@ def test_all_measures_of_a_net_at_once():
     assert found["distance from initialisation"] == pytest.approx(first.head.weight.numel())
     assert found["log path norm"] == pytest.approx(math.log(path_norm(net, (1, 8, 8))))
     gamma = found["adversarial margin"]
-    assert found["1 / margin²"] == pytest.approx(1 / gamma**2)
-    assert found["weight norm / margin²"] == pytest.approx(found["weight norm"] / gamma**2)
+    assert gamma < 0
+    assert found["1 / margin²"] == found["path norm / margin"] == "not defined for a margin that is not above 0"
     assert all(isinstance(v, float) or str(v).startswith("not defined") for v in found.values())
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
     assert net.training
@@ -220,3 +220,31 @@ def test_all_measures_of_a_net_at_once():
     assert found == complexity(net, first, data, Linf(0.1), steps=2)
     with pytest.raises(UserError, match="no weights of two dimensions"):
         matrices(nn.BatchNorm1d(3))
+
+
+def test_measures_by_the_margin_of_a_net_that_is_right():
+    """Logits far apart: every margin is positive."""
+    net = linear(20 * torch.eye(4)[:3])
+    x = 0.2 + 0.6 * torch.eye(4)[:3].view(3, 1, 2, 2)
+    found = complexity(net, net, Data(x, torch.arange(3), ("a", "b", "c")), Linf(0.05), steps=5)
+    gamma = found["adversarial margin"]
+    assert gamma == pytest.approx(20 * (0.6 - 0.1), rel=1e-2)
+    assert found["1 / margin²"] == pytest.approx(1 / gamma**2)
+    assert found["weight norm / margin²"] == pytest.approx(1200 / gamma**2)
+    assert found["path norm / margin"] == pytest.approx(math.sqrt(1200) / gamma)
+    assert found["log spectral complexity / margin²"] == pytest.approx(math.log(1200) - 2 * math.log(gamma))
+
+
+def test_frozen_and_unused_weights_are_no_reason_to_fail():
+    torch.manual_seed(0)
+    net = small_cnn(3, (1, 8, 8), width=2)
+    net.body[0].requires_grad_(False)
+    net.unused = nn.Linear(2, 2)
+    data = Data(torch.rand(4, 1, 8, 8), torch.arange(4) % 3, ("a", "b", "c"))
+    assert isinstance(complexity(net, net, data, Linf(0.1), steps=1)["weight sharpness"], float)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()
+    found = complexity(net, net, data, Linf(0.1), steps=1)
+    assert found["log path norm"] == "not defined where the sum over paths is 0"
+    assert "0 throughout" in found["log spectral complexity"]

@@ -34,14 +34,15 @@ def runs(tmp_path_factory):
         lr=0.1,
         epochs=4,
         alter=(LabelNoise(0.5),),
-        remember=Remember(PGD(threat, steps=2, patience=0), every=2),
+        remember=Remember(PGD(threat, steps=2), every=2),
     )
     near = Method(PGD(threat, steps=2, start=Near()), TRADES())
     return recipe, fit(recipe, folder / "pgd"), fit(replace(recipe, method=near, remember=None), folder / "trades")
 
 
-def test_analyze_says_what_was_learned_by_heart(runs, capsys):
+def test_analyze_says_what_was_learned_by_heart(runs, capsys, monkeypatch):
     _, run, other = runs
+    monkeypatch.setenv("COLUMNS", "200")
     given = ["--weights", "last", "--examples", "50", "--close", "10", "--steps", "2"]
     assert shell(["analyze", str(run.path), "memorization", "--beside", str(other.path), *given]) == 0
     said = " ".join(capsys.readouterr().out.split())

@@ -109,7 +109,7 @@ def remembered(tmp_path_factory):
         data=Few(Digits(), 300, 40),
         batch_size=64,
         alter=(LabelNoise(0.2),),
-        remember=Remember(PGD(Linf(0.1), steps=2, patience=0), every=2),
+        remember=Remember(PGD(Linf(0.1), steps=2), every=2),
     )
     return recipe, fit(recipe, folder)
 
@@ -175,7 +175,7 @@ def test_a_random_subset_needs_no_reference_and_a_name_may_hold_the_seed(remembe
     assert len(sizes[0]) == len(sizes[1]) == 135
     assert not torch.equal(*sizes)
     named = replace(recipe, alter=(*recipe.alter, Kept(0.5, "easy", (str(run.path.parent / "r{seed}"),))))
-    with pytest.raises(UserError, match="r0 remembers no training examples"):
+    with pytest.raises(UserError, match=r"there is no run '.*r0' to choose examples by"):
         named.split(train, tmp_path, cpu)
 
 
@@ -230,3 +230,5 @@ def test_from_the_shell_any_recipe_remembers(tmp_path, capsys):
     assert RunFolder(tmp_path / "run").read_memory().epochs.tolist() == [1]
     with pytest.raises(UserError, match="one looks every epoch"):
         Remember(PGD(Linf(0.1)), every=0)
+    with pytest.raises(UserError, match="must go on when they are fooled"):
+        Remember(PGD(Linf(0.1), patience=0))

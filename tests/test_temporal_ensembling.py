@@ -325,6 +325,17 @@ def test_a_run_whose_file_was_exchanged_does_not_go_on(tiny, tmp_path):
         fit(recipe, tmp_path / "run")
 
 
+def test_a_ramp_that_begins_after_the_end_is_refused(tiny):
+    """It would be plain training, without a word."""
+    objective = Sum((CrossEntropy(), TemporalEnsembling()))
+    with pytest.raises(UserError, match="begins to rise at epoch 90, after the end of these 3"):
+        replace(tiny, method=replace(tiny.method, objective=objective))
+    replace(tiny, method=replace(tiny.method, objective=objective), epochs=90)
+    for weight in (-1.0, Ramp(-1.0)):
+        with pytest.raises(UserError, match="drive predictions away"):
+            TemporalEnsembling(weight)
+
+
 def test_a_decay_of_one_never_forgets_and_never_learns():
     with pytest.raises(UserError, match="decay = 1"):
         TemporalEnsembling(decay=1.0)
