@@ -88,3 +88,25 @@ def test_other_examples_cannot_be_paired():
     flags = {("a", "last", "pgd"): np.ones((2, 5)), ("b", "last", "pgd"): np.ones((2, 6))}
     with pytest.raises(UserError, match="the same seeds and examples everywhere"):
         resampled(flags)
+
+
+def test_numbers_of_trainings_vary_with_their_seeds_alone():
+    """Three numbers: the mean, and Student's interval with two degrees of freedom."""
+    values = np.array([1.0, 4.0, 2.5])
+    flags = {("a", "last", "pgd"): np.ones((3, 50), dtype=bool)}
+    numbers = {("a", "run", "length"): values, ("b", "run", "length"): values + 1}
+    seen, replicas = observed(flags, numbers), resampled(flags, numbers=numbers)
+
+    def statistic(c):
+        return c("a", "length", "run")
+
+    low, high = replicas.interval(statistic, float(statistic(seen)[0]))
+    half = 4.303 * values.std(ddof=1) / np.sqrt(3)
+    assert (low, high) == pytest.approx((2.5 - half, 2.5 + half), rel=0.06)
+    steady = Claim("b is longer", "b - a", lambda c: c("b", "length", "run") - c("a", "length", "run"), 0.5, "(length)")
+    found = judge(steady, seen, replicas)
+    assert found.value == found.low == found.high == 1.0
+    assert found.outcome == "undecided"  # three equal numbers say nothing of their spread
+    assert found.plain()["unit"] == "(length)"
+    longer = Claim("a is above -9", "a + 9", lambda c: c("a", "length", "run") + 9, unit="(length)")
+    assert judge(longer, seen, replicas).outcome == "supported"

@@ -8,14 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sparring import PGD, CrossEntropy, Linf, Method, UserError, WhiteBox
+from sparring import PGD, CrossEntropy, Kept, Linf, Method, Remember, UserError, WhiteBox
 from sparring.attacks import FGSM
 from sparring.bootstrap import Claim
 from sparring.cli import run as shell
+from sparring.data import Digits, Few
 from sparring.results import RunFolder
 from sparring.studies import entries, find
 from sparring.studies.running import run_study
-from sparring.studies.study import Arm, Study
+from sparring.studies.study import Arm, Look, Study
 
 SCALES = ("smoke", "cpu", "gpu")
 
@@ -166,6 +167,78 @@ def test_what_is_set_apart_is_shown_where_it_was_done_and_does_not_count(tiny, t
     text = (tmp_path / "table.md").read_text()
     assert "stands under every attack but far." in text
     assert json.loads((tmp_path / "study.json").read_text())["arms"]["other"]["by_seed"]["last"]["far"]
+
+
+def look(run, device, how):
+    """An analysis that counts how often it was done."""
+    path = run.analysis("steps", "json")
+    before = json.loads(path.read_text())["done"] if path.exists() else 0
+    path.write_text(json.dumps({"steps": run.status()["step"], "done": before + 1, "how": how}))
+
+
+def numbers(runs):
+    facts = {key: json.loads(run.analysis("steps", "json").read_text()) for key, run in runs.items()}
+    arms = sorted({arm for arm, _ in runs})
+    found = {(arm, "steps"): np.array([facts[arm, seed]["steps"] + seed for seed in (0, 1)]) for arm in arms}
+    return {**found, ("all of them", "done"): np.array([sum(fact["done"] for fact in facts.values())] * 2)}
+
+
+def test_analyses_of_every_run_give_numbers_for_tables_and_claims(tiny, tmp_path):
+    claim = Claim(
+        "FGSM takes longer.", "steps", lambda c: c("FGSM", "steps", "run") - c("PGD-2", "steps", "run"), unit="(steps)"
+    )
+    study = small(tiny, claims=(claim,), look=Look("steps", look, {"often": 1}), numbers=numbers)
+    found = run_study(study, tmp_path, scale="smoke", workers=1)
+    steps = RunFolder(tmp_path / "runs" / "fgsm-0").status()["step"]
+    assert found.numbers["FGSM", "steps"].tolist() == [steps, steps + 1]
+    assert found.estimates["FGSM", "steps"][0] == steps + 0.5
+    assert found.numbers["all of them", "done"].tolist() == [4, 4]
+    text = (tmp_path / "table.md").read_text()
+    assert "| training | steps |" in text
+    assert "|  | all of them |" in text
+    assert "| done | 4 [4, 4] |" in text
+    assert "| 0 [0, 0] (steps) | **undecided** |" in text
+    plain = json.loads((tmp_path / "study.json").read_text())
+    assert plain["numbers"]["FGSM"]["steps"]["by_seed"] == [steps, steps + 1]
+    # what was done in this way is not done again; what somebody did in another way is
+    again = run_study(study, tmp_path, scale="smoke", workers=1)
+    assert again.numbers["all of them", "done"].tolist() == [4, 4]
+    look(RunFolder(tmp_path / "runs" / "fgsm-1"), "cpu", {"often": 2})
+    said = []
+    last = run_study(study, tmp_path, scale="smoke", workers=1, say=said.append)
+    assert last.numbers["all of them", "done"].tolist() == [6, 6]
+    assert [line for line in said if "FGSM, seed 1" in line] == [line for line in said if line.startswith("1/1 ")]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_arms_that_need_others_come_after_them_whatever_they_cost(tiny, tmp_path, workers):
+    reference = replace(tiny, data=Few(Digits(), 200, 40), batch_size=32, epochs=1, remember=Remember(FGSM(Linf(0.1))))
+    chosen = replace(reference, remember=None, epochs=2, alter=(Kept(0.5, "easy", ("reference-{seed}",)),))
+    arms = (Arm("Chosen", chosen, after=True), Arm("Reference", reference))
+    said = []
+    study = small(tiny, arms=arms, claims=(), baseline="Reference")
+    run_study(study, tmp_path, scale="smoke", workers=workers, say=said.append)
+    assert [line.split(":")[0].split(",")[0] for line in said[1:5]] == [
+        "1/4 Reference",
+        "2/4 Reference",
+        "3/4 Chosen",
+        "4/4 Chosen",
+    ]
+    for seed in (0, 1):
+        hard = RunFolder(tmp_path / "runs" / f"reference-{seed}").read_memory().difficulty
+        rows = RunFolder(tmp_path / "runs" / f"chosen-{seed}").training()["rows"]
+        assert sorted(rows) == sorted(np.argsort(hard, kind="stable")[:90]) or hard[rows].max() <= np.median(hard)
+
+
+def test_a_failure_before_does_not_keep_what_comes_after_from_trying(tiny, tmp_path):
+    few = replace(tiny, epochs=1)
+    lost = replace(few, alter=(Kept(0.5, "easy", ("nowhere",)),))
+    arms = (Arm("broken", replace(tiny, lr=1e12)), Arm("lost", lost, after=True), Arm("PGD-2", few, after=True))
+    said = []
+    with pytest.raises(UserError, match="4 of 6 trainings failed"):
+        run_study(small(tiny, arms=arms, claims=()), tmp_path, scale="smoke", workers=1, say=said.append)
+    assert any("there is no run 'nowhere'" in line for line in said)
+    assert RunFolder(tmp_path / "runs" / "pgd-2-1").evaluated()
 
 
 def test_a_study_that_makes_no_sense_is_refused(tiny):

@@ -34,7 +34,7 @@ from .study import RUN, WORST, Arm, Look, Runs, Study
 
 _WORLDS = {"smoke": World(60, 40, 1), "cpu": World(400, 360, 3), "gpu": World(5000, 360, 5)}
 _DIGITS = {"smoke": 200, "cpu": 360, "gpu": 1200}
-_FIT = {"smoke": 3, "cpu": 60, "gpu": 150}  # epochs with digits
+_FIT = {"smoke": 3, "cpu": 75, "gpu": 150}  # epochs with digits
 _LONG = {"smoke": 4, "cpu": 36, "gpu": 100}  # and with clothes
 _LOOK = {"smoke": (20, 10, 1), "cpu": (360, 40, 10), "gpu": (1000, 500, 10)}  # images, close ones, steps
 _NOISE = 0.2
