@@ -1,4 +1,4 @@
-"""Memorization of runs, from the shell; and on digits, TRADES learns random labels by heart where PGD-AT does not."""
+"""Memorization of runs, from the shell; and on digits, TRADES learns random labels where PGD-AT does not."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,6 @@ from sparring.plain import Build
 from sparring.recipes import find
 from sparring.recipes.memorization import digits_random_labels, fashion_kept
 from sparring.results import RunFolder
-from sparring.studies.study import Study
 
 
 @pytest.fixture(scope="module")
@@ -144,24 +143,23 @@ def test_recipes_with_changed_training_sets():
 
 
 def fitted(train: str, folder) -> float:
-    """Training accuracy on random labels in the end, clean."""
+    """Training accuracy on random labels in the end, clean, after half of the epochs of the recipe."""
     recipe = digits_random_labels(train=train)
     recipe = replace(
         recipe,
-        data=Few(Digits(), 200),
-        model=Build(small_cnn, width=48, batch_norm=True),
-        epochs=60,
-        lr=replace(recipe.lr, milestones=(30, 45)),
-        remember=replace(recipe.remember, every=60),
+        model=Build(small_cnn, width=32, batch_norm=True),
+        epochs=30,
+        lr=replace(recipe.lr, milestones=(10, 20)),
+        remember=replace(recipe.remember, every=30),
     )
     return float(fit(recipe, folder).read_memory().clean_right[-1].mean())
 
 
-def test_trades_fits_random_labels_and_pgd_at_does_not(tmp_path):
-    """The same net, images, eps and number of steps (https://arxiv.org/abs/2106.01606)."""
+def test_trades_learns_random_labels_where_pgd_at_does_not(tmp_path):
+    """The same net, images, eps and number of steps; whether TRADES fits them, the study says."""
     trades, pgd = (fitted(train, tmp_path / train) for train in ("trades", "pgd"))
-    assert trades > 0.95, trades
-    assert pgd < 0.5, pgd
+    assert trades > 0.6, trades
+    assert pgd < 0.25, pgd
 
 
 def test_pixels_can_be_changed_in_a_run(tmp_path):
@@ -171,4 +169,3 @@ def test_pixels_can_be_changed_in_a_run(tmp_path):
     assert np.array_equal(run.training()["y"], run.training()["true"])
     with pytest.raises(UserError, match="remembers no training examples"):
         RunFolder(tmp_path).read_memory()
-    assert issubclass(Study, object)

@@ -197,7 +197,7 @@ def test_analyses_of_every_run_give_numbers_for_tables_and_claims(tiny, tmp_path
     assert "| training | steps |" in text
     assert "|  | all of them |" in text
     assert "| done | 4 [4, 4] |" in text
-    assert "| 0 [0, 0] (steps) | **undecided** |" in text
+    assert "| +0 [+0, +0] (steps) | **undecided** |" in text
     plain = json.loads((tmp_path / "study.json").read_text())
     assert plain["numbers"]["FGSM"]["steps"]["by_seed"] == [steps, steps + 1]
     # what was done in this way is not done again; what somebody did in another way is

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import toy_data, toy_net
-from test_run import stop_at
+from test_run import bits, stop_at
 from torch import nn
 
 import sparring.bank as banks
@@ -323,6 +323,19 @@ def test_a_run_whose_file_was_exchanged_does_not_go_on(tiny, tmp_path):
     written(1)
     with pytest.raises(UserError, match="the data set has changed since this training began"):
         fit(recipe, tmp_path / "run")
+
+
+def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(tiny, tmp_path):
+    """Stopped in the middle of an epoch, when the bank is in use."""
+    objective = Sum((TRADES(), TemporalEnsembling(Ramp(30.0, 2, 3), on="clean")))
+    attack = replace(tiny.method.attack, start=Near())
+    recipe = replace(tiny, method=Method(attack, objective), batch_size=128)
+    whole = fit(recipe, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        fit(recipe, tmp_path / "half", show=stop_at(15))
+    half = fit(recipe, tmp_path / "half")
+    assert bits(half) == bits(whole)
+    assert "ensemble" in whole.metrics()[-2]["terms"] or "ensemble" in whole.metrics()[-3]["terms"]
 
 
 def test_a_ramp_that_begins_after_the_end_is_refused(tiny):

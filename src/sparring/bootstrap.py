@@ -120,6 +120,13 @@ class Verdict:
     outcome: Outcome
     unit: str | None = None
 
+    def found(self) -> str:
+        """The number with its interval."""
+        if self.unit is None:
+            value, low, high = (100 * number for number in (self.value, self.low, self.high))
+            return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+        return f"{self.value:+.3g} [{self.low:+.3g}, {self.high:+.3g}] {self.unit}"
+
     def plain(self) -> dict[str, Any]:
         return asdict(self)
 

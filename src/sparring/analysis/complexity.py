@@ -84,7 +84,7 @@ class _PathsOnly(TorchDispatchMode):
 
 def path_norm(model: nn.Module, shape: tuple[int, int, int]) -> float:
     """sqrt(Σ over paths of Π w²): squared weights run on an image of ones, their outputs summed, without normalisation
-    and batch norm (https://arxiv.org/abs/1504.01796).
+    and batch norm (https://arxiv.org/abs/1706.08947).
 
     Biases count as paths that begin there. Raises `NotDefined` for nets with anything but linear maps, ReLU and
     pooling, attention for example.

@@ -76,7 +76,6 @@ def study(args: list[str]) -> int:
         print_json(read_json(folder / "study.json"))
         return 0
     for verdict in findings.verdicts:
-        found = f"{100 * verdict.value:+.1f} points [{100 * verdict.low:+.1f}, {100 * verdict.high:+.1f}]"
-        say(f"{verdict.outcome}: {verdict.claim} ({found})")
+        say(f"{verdict.outcome}: {verdict.claim} ({verdict.found()}{'' if verdict.unit else ' points'})")
     say(f"{folder / 'table.md'}, {folder / 'figure.svg'}")
     return 0

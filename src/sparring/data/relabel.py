@@ -128,7 +128,7 @@ class Kept:
     """
 
     share: float = 0.8
-    which: Literal["easy", "hard", "random"] = "easy"
+    which: Literal["easy", "hard", "random"] = "random"
     by: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -53,8 +53,9 @@ class TemporalEnsembling(Term):
             return
         with eval_mode(ctx.lens.model):
             p = ctx.lens.logits(ctx.batch.x).softmax(1)
-        same = (index[:, None] == index).to(p.dtype)  # an image may be in a batch several times, as so many views
-        bank[index] = self.decay * bank[index] + (1 - self.decay) * (same @ p) / same.sum(1, keepdim=True)
+        same = (index[:, None] == index).double()  # an image may be in a batch several times, as so many views
+        mean = (same @ p.double() / same.sum(1, keepdim=True)).float()
+        bank[index] = self.decay * bank[index] + (1 - self.decay) * mean
 
     def raised(self, ctx: Context) -> PointLoss | None:
         weight = self._weight(ctx)

@@ -86,7 +86,7 @@ def fashion_kept(
 
 
 def digits_random_labels(eps: float = 3 / 32, rate: float = 1.0, train: Trained = "trades") -> Recipe:
-    """TRADES or PGD-AT of a CNN on 400 digits whose labels are drawn at random, Linf 3/32: a minute on two cores.
+    """TRADES or PGD-AT of a CNN on 360 digits whose labels are drawn at random, Linf 3/32: a minute on two cores.
 
     No augmentation and no weight decay, rate 0.1 divided by 10 after each third, as in the paper. Training accuracy
     under attack is in the run folder, every tenth epoch; `sparring analyze RUN memorization --weights last` shows it.

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from .. import report
-from ..bootstrap import Verdict
 from ..results import replacing, write_bytes, write_json
 from .study import WEIGHTS, Findings, Row, Study
 
@@ -138,7 +137,7 @@ def _markdown(findings: Findings, scale: str, environment: dict[str, Any]) -> st
                 [
                     verdict.claim,
                     verdict.rule,
-                    _found(verdict),
+                    verdict.found(),
                     f"**{verdict.outcome}**",
                 ]
             )
@@ -183,11 +182,6 @@ def _number(estimate: Estimate | None) -> str:
         return ""
     value, low, high = estimate
     return f"{value:.3g} [{low:.3g}, {high:.3g}]"
-
-
-def _found(verdict: Verdict) -> str:
-    estimate = (verdict.value, verdict.low, verdict.high)
-    return _points(estimate) if verdict.unit is None else f"{_number(estimate)} {verdict.unit}".strip()
 
 
 def _apart(study: Study) -> str:
