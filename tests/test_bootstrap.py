@@ -67,6 +67,7 @@ def test_a_verdict_follows_its_interval(extra, outcome):
     flags = cells(2, 0.5, between=0.01, extra=extra)
     found = judge(Claim("b is better", "b - a", difference), observed(flags), resampled(flags))
     assert found.outcome == outcome
+    assert found.found() == f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
     assert found.low <= found.value <= found.high
 
 
@@ -108,5 +109,6 @@ def test_numbers_of_trainings_vary_with_their_seeds_alone():
     assert found.value == found.low == found.high == 1.0
     assert found.outcome == "undecided"  # three equal numbers say nothing of their spread
     assert found.plain()["unit"] == "(length)"
+    assert found.found() == "+1 [+1, +1] (length)"
     longer = Claim("a is above -9", "a + 9", lambda c: c("a", "length", "run") + 9, unit="(length)")
     assert judge(longer, seen, replicas).outcome == "supported"

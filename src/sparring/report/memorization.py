@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,7 +40,8 @@ def memorization(runs: Sequence[Memorized], path: Path) -> None:
         for axes, found, label in ((change, run.change, "change of the gradient"), (cosine, run.cosine, "cosine")):
             for (loss, way), values in found.items():
                 style = "-" if way == "up" else "--"
-                axes.plot(run.lengths, values, style, label=f"{loss}, {way}", color=_COLOURS.get(loss), linewidth=1.2)
+                look: dict[str, Any] = {"color": _COLOURS.get(loss), "linewidth": 1.2, "marker": "o", "markersize": 3}
+                axes.plot(run.lengths, values, style, label=f"{loss}, {way}", **look)
             axes.set(xscale="log", xlabel="weights moved by", ylabel=label)
         if all(np.all(values > 0) for values in run.change.values()):
             change.set(yscale="log")

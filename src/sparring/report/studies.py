@@ -19,7 +19,7 @@ def study(
 
     `rows` are (training, {adversary: (value, low, high)}), `curves` are (passes, held-out robust accuracy).
     """
-    figure = new_figure(11.5, 1.4 + 0.32 * len(rows))
+    figure = new_figure(14, 1.4 + 0.32 * len(rows))
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     ranked = sorted(rows, key=lambda row: row[1]["worst"][0])
     names = [name for name in ranked[0][1] if name != "worst" and all(name in row[1] for row in rows)]
@@ -41,6 +41,6 @@ def study(
     )
     finish(left)
     right.grid(alpha=0.3)
-    right.legend(fontsize=6, ncols=2)
+    figure.legend(*right.get_legend_handles_labels(), fontsize=7, loc="outside right center")
     figure.suptitle(title, fontsize=10)
     save(figure, path)
