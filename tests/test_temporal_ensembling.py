@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import toy_data, toy_net
 from test_run import bits, stop_at
-from torch import nn
 
 import sparring.bank as banks
 from sparring import (
@@ -354,4 +353,3 @@ def test_a_decay_of_one_never_forgets_and_never_learns():
         TemporalEnsembling(decay=1.0)
     with pytest.raises(UserError, match="add it to a method"):
         ALWAYS.inner(context(ALWAYS, toy_net().eval(), toy_data(12)))
-    assert isinstance(ALWAYS.init(toy_data(12)), nn.Module)

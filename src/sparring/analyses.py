@@ -36,6 +36,14 @@ class Looked:
     training: Training
     test: Data
 
+    def check_alike(self, other: "Looked") -> None:
+        """Raises `UserError` for runs on other training examples or labels: they cannot agree on which are hard."""
+        if not torch.equal(fingerprint(self.training.data), fingerprint(other.training.data)):
+            raise UserError(
+                "the two runs were trained on other examples or labels, so it cannot be said whether they find the "
+                "same examples hard: look at each by itself"
+            )
+
 
 def opened(path: Path, weights: str, examples: int, device: str) -> Looked:
     """The first `examples` test images, and the training set as the run altered it.
@@ -72,8 +80,6 @@ class Memorization:
     measures: Mapping[str, float | str]
     loss: Array
     rows: Array
-    owner: int
-    """A number for the training set: for its labels, and for some of its images."""
     memory: Memory | None
     gradients: Sequence[tuple[float, float]]
     """(epoch, L2 length of the gradient) during training."""
@@ -98,7 +104,7 @@ class Memorization:
                 name: {"not defined": value} if isinstance(value, str) else value
                 for name, value in self.measures.items()
             },
-            "gradient": dict(zip(PHASES, self.phases(), strict=True)),
+            "gradient": self.phases(),
             "memory": None
             if memory is None
             else {
@@ -110,13 +116,14 @@ class Memorization:
             },
         }
 
-    def phases(self) -> list[float | None]:
+    def phases(self) -> dict[str, float | None]:
         """The mean length of the gradient in each third of training."""
         last = max((epoch for epoch, _ in self.gradients), default=0.0)
         thirds = [
             [g for epoch, g in self.gradients if k * last / 3 < epoch <= (k + 1) * last / 3] for k in range(len(PHASES))
         ]
-        return [float(np.mean(third)) if third else None for third in thirds]
+        means = [float(np.mean(third)) if third else None for third in thirds]
+        return dict(zip(PHASES, means, strict=True))
 
     def arrays(self) -> dict[str, Array]:
         found = {"loss": self.loss, "rows": self.rows}
@@ -161,7 +168,6 @@ def memorization(
         measures=complexity(model, initial, fewer, threat, steps=steps, seed=seed),
         loss=seen["adversarial_loss"],
         rows=training.rows[: len(few)].cpu().numpy(),
-        owner=int(fingerprint(training.data)),
         memory=run.read_memory() if run.remembers() else None,
         gradients=[(row["epoch"], row["gradient"]) for row in run.metrics() if "gradient" in row],
     )
@@ -212,7 +218,7 @@ class Agreement:
     examples: int
 
 
-def agreement(one: Array, other: Array, replicas: int = 200) -> Agreement:
+def agreement(one: Array, other: Array) -> Agreement:
     """Whether two nets find the same examples hard: losses `[N]` each."""
     from scipy.stats import kendalltau
 
@@ -221,20 +227,12 @@ def agreement(one: Array, other: Array, replicas: int = 200) -> Agreement:
         return np.array([kendalltau(one[each], other[each]).statistic for each in np.atleast_2d(rows)])
 
     everyone = np.arange(len(one))
-    low, high = interval(everyone, tau, replicas)
+    low, high = interval(everyone, tau, replicas=200)
     return Agreement(float(tau(everyone)[0]), low, high, len(one))
 
 
 def difficulties(one: Memorization, other: Memorization) -> tuple[Array, Array]:
-    """How hard the same training examples are to two runs: as remembered, or else at their weights.
-
-    Raises `UserError` for runs on other training examples or labels.
-    """
-    if one.owner != other.owner:
-        raise UserError(
-            "the two runs were trained on other examples or labels, so it cannot be said whether they find the same "
-            "examples hard: look at each by itself"
-        )
+    """How hard the same training examples are to two runs: as remembered, or else at their weights."""
     a, b = one.memory, other.memory
     return (one.loss, other.loss) if a is None or b is None else (a.difficulty, b.difficulty)
 

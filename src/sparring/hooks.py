@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from .analysis import Remember
@@ -158,7 +157,7 @@ class Record:
 def gradient_norm(model: nn.Module) -> float:
     """The L2 length of the gradient of the last step, over all weights: as the optimiser saw it, clipped if it was."""
     grads = [p.grad for p in model.parameters() if p.grad is not None]
-    return float(torch.stack(torch._foreach_norm(grads)).norm()) if grads else 0.0
+    return float(nn.utils.get_total_norm(grads))
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,6 @@ class Remember:
                 f"one looks every epoch or more seldom, at an example or more at a time, not every {self.every} at "
                 f"{self.batch_size}"
             )
-
         if getattr(self.attack, "patience", None) is not None:
             raise UserError(
                 "examples are remembered by their loss, so the attack must go on when they are fooled: give it "

@@ -11,6 +11,7 @@ from .common import argument, print_json, say, threat_for
 if TYPE_CHECKING:
     from ..analyses import Looked, Memorization
     from ..analysis import Landscape
+    from ..core import Threat
 
 _ANALYZE = """\
 usage: sparring analyze RUN KIND [--beside RUN] [--examples N] [--threat THREAT] [--weights best|last] [--json] ...
@@ -91,8 +92,11 @@ def _options(kind: type[Options], target: str, name: str, args: list[str]) -> Op
     return options
 
 
-def _opened(target: str, options: _Common) -> "dict[str, Looked]":
-    """The runs by their names, as short as they are unequal."""
+def _opened(target: str, options: _Common) -> "tuple[dict[str, Looked], Threat]":
+    """The runs by their names, as short as they are unequal, and the threat that they have in common.
+
+    Raises `UserError` for two that have another threat, or other test images, before anything is measured.
+    """
     from ..analyses import opened
 
     names = [target, *([options.beside] if options.beside else [])]
@@ -103,7 +107,12 @@ def _opened(target: str, options: _Common) -> "dict[str, Looked]":
         if not options.json:
             say(f"looking at {name}", sys.stderr)
         found[label] = opened(Path(name), options.weights, options.examples, options.device)
-    return found
+    threats = [threat_for(run.recipe, options.threat) for run in found.values()]
+    if len({(repr(t), tuple(run.test.y.tolist())) for t, run in zip(threats, found.values(), strict=True)}) > 1:
+        raise UserError(
+            f"{' and '.join(names)} are of other test images or another threat: name one, as --threat linf:8/255"
+        )
+    return found, threats[0]
 
 
 def _how(options: _Common) -> dict[str, Any]:
@@ -118,16 +127,9 @@ def _landscape(target: str, options: _Landscape) -> int:
     from ..analysis import landscape
     from ..results import replacing, write_json
 
-    runs = _opened(target, options)
-    found: dict[str, Landscape] = {}
-    for name, run in runs.items():
-        how = {key: getattr(options, key) for key in ("steps", "points", "seed", "batch_size")}
-        found[name] = landscape(run.model, run.test, threat_for(run.recipe, options.threat), **how)
-    alike = {(found[name].threat, tuple(run.test.y.tolist())) for name, run in runs.items()}
-    if len(alike) > 1:
-        raise UserError(
-            f"{' and '.join(runs)} are of other test images or another threat: name one, as --threat linf:8/255"
-        )
+    runs, threat = _opened(target, options)
+    how = {key: getattr(options, key) for key in ("steps", "points", "seed", "batch_size")}
+    found = {name: landscape(run.model, run.test, threat, **how) for name, run in runs.items()}
     folder, first = next(iter(runs.values())).run, next(iter(found.values()))
     write_json(folder.analysis("landscape", "json"), {**first.plain(), "how": _how(options)})
     with replacing(folder.analysis("landscape", "npz")) as file:
@@ -171,14 +173,13 @@ def _said(estimate: dict[str, float]) -> str:
 def _memorization(target: str, options: _Memorization) -> int:
     from ..analyses import agreement, difficulties, memorization, write_memorization
 
-    runs = _opened(target, options)
+    runs, threat = _opened(target, options)
+    first, *others = runs.values()
+    for other in others:
+        first.check_alike(other)
     how = {key: getattr(options, key) for key in ("examples", "close", "steps", "batch_size", "seed")}
-    found = {name: memorization(run, threat_for(run.recipe, options.threat), **how) for name, run in runs.items()}
-    if len({(found[name].threat, tuple(run.test.y.tolist())) for name, run in runs.items()}) > 1:
-        raise UserError(
-            f"{' and '.join(runs)} are of other test images or another threat: name one, as --threat linf:8/255"
-        )
-    folder = next(iter(runs.values())).run
+    found = {name: memorization(run, threat, **how) for name, run in runs.items()}
+    folder = first.run
     write_memorization(folder, list(found.items()), _how(options))
     alike = None if len(found) < 2 else agreement(*difficulties(*found.values()))
     if options.json:
@@ -225,7 +226,7 @@ def _cells(found: "Memorization") -> dict[str, str]:
         **{f"there, {name}": cell for name, cell in fitted.items()},
         **{
             f"gradient in the {phase} of training": "" if length is None else f"{length:.4g}"
-            for phase, length in found.plain()["gradient"].items()
+            for phase, length in found.phases().items()
         },
         **steady,
         **{name: value if isinstance(value, str) else f"{value:.4g}" for name, value in found.measures.items()},

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..analyses import agreement, look_for_memorization
+from ..analyses import look_for_memorization
 from ..analysis import remembering
 from ..analysis.stability import DIRECTIONS
 from ..attacks import PGD, Anywhere, Near
@@ -236,8 +236,8 @@ def _cosine(seen: Mapping[str, Any], loss: str) -> float:
 
 def _tau(runs: Runs, one: tuple[str, int], other: tuple[str, int]) -> float:
     """Of the difficulties that two runs remember of the same examples."""
-    a, b = (runs[key].read_memory() for key in (one, other))
-    return agreement(a.difficulty, b.difficulty, replicas=1).tau
+    a, b = (runs[key].read_memory().difficulty for key in (one, other))
+    return _kendall(a, b)
 
 
 def _measured(runs: list[Any]) -> list[str]:
@@ -246,11 +246,16 @@ def _measured(runs: list[Any]) -> list[str]:
 
 
 def _explained(runs: list[Any], name: str) -> float:
-    """Kendall's tau of a measure and the robust generalisation gap; 0 where one of them is the same for all."""
+    """Kendall's tau of a measure and the robust generalisation gap."""
+    return _kendall([run["measures"][name] for run in runs], [run["robust generalisation gap"] for run in runs])
+
+
+def _kendall(a: Any, b: Any) -> float:
+    """0 where one of the two is the same throughout."""
     from scipy.stats import kendalltau
 
-    tau = kendalltau([run["measures"][name] for run in runs], [run["robust generalisation gap"] for run in runs])
-    return 0.0 if np.isnan(tau.statistic) else float(tau.statistic)
+    tau = float(kendalltau(a, b).statistic)
+    return 0.0 if np.isnan(tau) else tau
 
 
 _PAIRS = (("PGD-AT, true labels", "TRADES, true labels", 1), ("PGD-AT", "TRADES", 0))
