@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from . import report
-from .analysis import PHASES, Stability, complexity, losses, remembering, stability
+from .analysis import PHASES, Representation, Stability, complexity, losses, remembering, representation, stability
 from .analysis.stability import LENGTHS
 from .attacks import PGD
 from .bank import fingerprint
@@ -156,7 +156,7 @@ def memorization(
         table = evaluate(model, data, {"robust": WhiteBox(pgd)}, seed=seed, batch_size=batch_size).table()
         accuracy |= {(part, under): table[under] for under in ("clean", "robust")}
     with torch.random.fork_rng([few.y.device] if few.y.is_cuda else []):
-        initial = recipe.initial_model(training.data).to(few.y.device)
+        initial = recipe.initial_model(training.data, looked.run.path).to(few.y.device)
     seen = replace(remembering(pgd), batch_size=batch_size).looked(model, few, Fast(), seed)
     run = looked.run
     return Memorization(
@@ -239,7 +239,44 @@ def difficulties(one: Memorization, other: Memorization) -> tuple[Array, Array]:
 
 def look_for_memorization(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
     """What a study does after each training: the last weights, the threat of the evaluation, the rest as `how` says."""
-    looked = opened(run.path, "last", how["examples"], device)
+    looked, threat = _last(run, how["examples"], device)
+    write_memorization(run, [(run.path.name, memorization(looked, threat, **how))], how)
+
+
+def _last(run: RunFolder, examples: int, device: str) -> tuple[Looked, Threat]:
+    looked = opened(run.path, "last", examples, device)
     threat = threat_of(dict(looked.recipe.evaluation.adversaries))
     assert threat is not None
-    write_memorization(run, [(run.path.name, memorization(looked, threat, **how))], how)
+    return looked, threat
+
+
+# -- representations
+
+
+def represented(looked: Looked, threat: Threat, *, bank: int = 5000, **how: Any) -> Representation:
+    """What the features of a run are worth, read by the first `bank` of its training images; `how` as the analysis."""
+    return representation(looked.model, looked.training.data[:bank], looked.test, threat, **how)
+
+
+def write_representation(run: RunFolder, found: Sequence[tuple[str, Representation]], how: Mapping[str, Any]) -> None:
+    """`analysis-representation.png` of all runs and, last, `.json` of the first."""
+    drawn = [
+        (
+            name,
+            {
+                reading: [(each.value, *each.interval) for each in (r.clean, r.robust, r.defended)]
+                for reading, r in one.readings.items()
+            },
+        )
+        for name, one in found
+    ]
+    report.representation(drawn, run.analysis("representation", "png"))
+    write_json(run.analysis("representation", "json"), {**found[0][1].plain(), "how": dict(how)})
+
+
+def look_at_representation(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
+    """What a study does after each training: as for memorization."""
+    rest: dict[str, Any] = {key: each for key, each in how.items() if key != "examples"}
+    rest["softness"] = tuple(how["softness"])
+    looked, threat = _last(run, how["examples"], device)
+    write_representation(run, [(run.path.name, represented(looked, threat, **rest))], how)

@@ -21,9 +21,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from .core import Classifier
 from .engine import State
 from .errors import UserError
-from .results import sync_folder, write_bytes
+from .results import RunFolder, sync_folder, write_bytes
 
 _WEIGHTS, _REST, _SUMS = "weights.safetensors", "state.pt", "checksums.json"
 _KEPT = 2
@@ -171,6 +172,22 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], otherwise: str) -> nn.
     except RuntimeError as error:
         raise UserError(f"{otherwise}: {str(error).splitlines()[-1].strip()}") from error
     return model
+
+
+def started(model: nn.Module, path: str) -> nn.Module:
+    """The model with the best weights of a run in `path`, or those of a file; of another head, without the head's.
+
+    Raises `UserError` for a folder without them, and for a body that does not fit.
+    """
+    file = RunFolder(path).weights("best") if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise UserError(f"training is to start from {path}, which has no best weights: train that run first")
+    tensors, _ = read_weights(file)
+    own = model.state_dict()
+    if set(tensors) != set(own) and isinstance(model, Classifier):
+        heads = {name: tensor for name, tensor in own.items() if name.startswith("head.")}
+        tensors = {**{n: t for n, t in tensors.items() if not n.startswith("head.")}, **heads}
+    return fill(model, tensors, f"training cannot start from {file}, which is of another model")
 
 
 def _tensors(held: Any, path: Path) -> dict[str, Tensor]:

@@ -195,6 +195,19 @@ class Pointwise(nn.Module):
     """Treats every number by itself, as activations do. Whoever traces a model need not look inside."""
 
 
+class Reference(nn.Module):
+    """Only reads its buffers, which may be as large as a training set: what attacks search on shares them."""
+
+
+class Encoder(nn.Module):
+    """A body that gives more than its features: `encoder(x)` is `[B, F]`, `encoder(x, parts=True)` a tuple.
+
+    The features come first in it, and then what objectives read besides: feature maps, or a projection.
+    """
+
+    in_parts = True
+
+
 @dataclass(slots=True)
 class Lens:
     """A model seen through one phase of one step.
@@ -205,25 +218,37 @@ class Lens:
     """
 
     model: nn.Module
-    _seen: "deque[tuple[Tensor, int, Tensor]]" = field(default_factory=lambda: deque(maxlen=2))
+    _seen: "deque[tuple[Tensor, int, tuple[Tensor, ...]]]" = field(default_factory=lambda: deque(maxlen=2))
 
     def logits(self, x: Tensor) -> Tensor:
         if isinstance(self.model, Classifier) and type(self.model).forward is Classifier.forward:
             return self.model.head(self.features(x))
-        return self._once(self.model, x)
+        return self._once(lambda z: (self.model(z),), x)[0]
 
     def features(self, x: Tensor) -> Tensor:
+        model = self._classifier()
+        return self._once(lambda z: (model.features(z),), x)[0]
+
+    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The features, and what else the body of the model gives (`Encoder`)."""
+        model = self._classifier()
+        if not getattr(model.body, "in_parts", False):
+            return (self.features(x),)
+        return self._once(lambda z: model.body(model.normalize(z), parts=True), x, least=2)
+
+    def _classifier(self) -> Classifier:
         if not isinstance(self.model, Classifier):
             raise UserError(
                 f"features are asked of a {type(self.model).__name__}, which does not say what they are: "
                 "wrap it as sparring.Classifier(body, head)"
             )
-        return self._once(self.model.features, x)
+        return self.model
 
-    def _once(self, forward: Forward, x: Tensor) -> Tensor:
-        """The remembered output, unless a gradient is wanted now that was not recorded then."""
+    def _once(self, forward: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, least: int = 1) -> tuple[Tensor, ...]:
+        """The remembered output, unless a gradient is wanted now that was not recorded then, or `least` parts are."""
         for known, version, out in self._seen:
-            if known is x and version == x._version and (out.requires_grad or not self._wants_grad(x)):
+            fits = len(out) >= least and (out[0].requires_grad or not self._wants_grad(x))
+            if known is x and version == x._version and fits:
                 return out
         out = forward(x)
         self._seen.append((x, x._version, out))

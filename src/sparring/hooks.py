@@ -18,6 +18,7 @@ from .engine import State
 from .errors import UserError
 from .evaluate import WhiteBox, evaluate
 from .guard import Health, Watch, plain
+from .models import knn_of, refill
 from .recipe import Recipe
 from .results import RunFolder
 
@@ -177,6 +178,38 @@ class Remembering:
         if self.remember.due(epoch, progress.epochs):
             facts = self.remember.looked(state.evaluated, self.data, self.search, self.seed)
             self.run.add_memory(progress.step, epoch, facts)
+
+
+COLLAPSED = 0.01
+"""A representation whose spread is below this tells nothing apart."""
+
+
+@dataclass(slots=True)
+class Rereading:
+    """Encodes the bank of nearest neighbours anew before anything is evaluated, and sounds the alarm at a collapse."""
+
+    data: Labelled
+    run: RunFolder
+    say: Callable[[str], None]
+    alarmed: bool = False
+
+    def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None: ...
+
+    def on_epoch(self, state: State, progress: Progress) -> None:
+        for model in {id(m): m for m in (state.model, state.evaluated)}.values():
+            refill(model, self.data)
+        head = knn_of(state.evaluated)
+        assert head is not None
+        collapsed = head.spread < COLLAPSED
+        row = {"spread": head.spread, **({"alarm": "features collapsed"} if collapsed else {})}
+        self.run.add_metrics({"step": progress.step, "epoch": progress.epoch, **row})
+        if collapsed and not self.alarmed:
+            self.say(
+                f"ALARM: after epoch {progress.epoch:g} the features of all images are alike (spread "
+                f"{head.spread:.2g}; 1 would be all around): the representation has collapsed and tells nothing apart. "
+                "Use larger batches or a lower learning rate, or a contrast with other images"
+            )
+        self.alarmed = collapsed
 
 
 @dataclass(slots=True)

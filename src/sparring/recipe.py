@@ -10,9 +10,10 @@ from torch import nn
 
 from .analysis import Remember
 from .averaging import EMA, SWA
+from .checkpoint import started
 from .core import Attack, Data, Labelled, Schedule, Update
 from .data import Alteration, Augment, Source, Training, altered, hold_out
-from .data.relabel import named
+from .data.relabel import beside, named
 from .engine import Method
 from .errors import UserError
 from .evaluate import Adversary, Cascade
@@ -44,7 +45,8 @@ class Recipe:
 
     "best" is the epoch of the highest accuracy under `selection` on the share `held_out` of the training set; the
     test set selects nothing. What is trained on is the rest, altered by `alter`; what the model is like on its examples
-    is kept if one asks it to `remember`.
+    is kept if one asks it to `remember`. Training begins with the best weights of the run `weights_from`, a folder or
+    the name of one beside the own, with {seed} in it if need be; of another kind of head, the body alone is taken.
     """
 
     data: Source
@@ -57,6 +59,7 @@ class Recipe:
     batch_size: int = 128
     views: int = 1
     augment: tuple[Augment, ...] = ()
+    weights_from: str = ""
     alter: tuple[Alteration, ...] = ()
     optimizer: SGD | Adam | AdamW = field(default_factory=SGD)
     update: Descend | WeightPerturbed | Schedule[Update] = field(default_factory=Descend)
@@ -88,10 +91,11 @@ class Recipe:
         """The model for the classes and the shape of `data`, normalising by the statistics of `data`."""
         return self.model(num_classes=len(data.classes), shape=data.shape, normalize=Normalize.of(data))
 
-    def initial_model(self, data: Labelled) -> nn.Module:
-        """The same before its first step, as the seed has it. Torch's own generator is set."""
+    def initial_model(self, data: Labelled, folder: Path) -> nn.Module:
+        """The same before its first step in `folder`, from the seed or another run. Torch's own generator is set."""
         torch.manual_seed(self.seed)
-        return self.build_model(data)
+        model = self.build_model(data)
+        return started(model, beside(self.weights_from, folder, self.seed)) if self.weights_from else model
 
     def split(self, train: Labelled, folder: Path, device: torch.device) -> tuple[Training, Data]:
         """What is trained on in `folder`, and what is held out, on the device."""

@@ -20,7 +20,8 @@ from .environment import device_of, session
 from .errors import UserError
 from .fast import Compile, Fast, Precision, prefer_channels_last, worth_compiling
 from .guard import Alarm, Watch
-from .hooks import Guarding, HeldOut, News, Record, Remembering, Save, Saving, stopping
+from .hooks import Guarding, HeldOut, News, Record, Remembering, Rereading, Save, Saving, stopping
+from .models import knn_of, refill
 from .pace import Pace, measure
 from .plain import differences
 from .randomness import make_rng
@@ -60,7 +61,7 @@ def fit(
     search = Fast.resolved(where, precision, compile) if fresh else _search(run, precision, compile)
     training, held = _prepare(recipe, run.path, where)
     train = training.data
-    state = _begin(recipe, train, where)
+    state = _begin(recipe, train, run.path, where)
     batches = Batches(train, recipe.batch_size, recipe.augment, recipe.seed, recipe.views)
     board = _board(run) if tensorboard else _no_board
     with run.locked(), _explained(run, state):
@@ -90,7 +91,14 @@ def fit(
             save = Save(checkpoints, saving, stop, best.write)
             watch = _watch(recipe, train, search)
             guarding = () if watch is None else (Guarding(watch, run, checkpoints, held_out, say),)
-            hooks = (held_out, record, *_remembering(recipe, run, train, search), *guarding, save)
+            hooks = (
+                *_readers(state, train, run, say),
+                held_out,
+                record,
+                *_remembering(recipe, run, train, search),
+                *guarding,
+                save,
+            )
             loop = Loop(recipe.epochs, recipe.lr, recipe.update, recipe.averaging, hooks, search)
             stopped = _train(loop, recipe, state, batches, watch, _Back(run, checkpoints, best, say))
             if stopped:  # perhaps in the middle of the first epoch, where nothing was the best yet
@@ -121,7 +129,18 @@ def _looks(recipe: Recipe, train: Labelled) -> list[str]:
 
 
 def _banks(state: State) -> list[str]:
-    return [str(module) for module in state.memory.modules() if isinstance(module, Bank)]
+    found = [str(module) for module in state.memory.modules() if isinstance(module, Bank)]
+    head = knn_of(state.model)
+    if head is not None:
+        found.append(
+            f"{len(head.rows):,} training images are the bank of {head.k} nearest neighbours, encoded anew after each "
+            "epoch: not counted"
+        )
+    return found
+
+
+def _readers(state: State, train: Labelled, run: RunFolder, say: Callable[[str], None]) -> tuple[Rereading, ...]:
+    return () if knn_of(state.model) is None else (Rereading(train, run, say),)
 
 
 def _watch(recipe: Recipe, train: Labelled, search: Fast) -> Watch | None:
@@ -241,9 +260,10 @@ def _admit(run: RunFolder, recipe: Recipe, overwrite: bool) -> bool:
 
 
 @torch.no_grad()
-def _begin(recipe: Recipe, train: Labelled, device: torch.device) -> State:
+def _begin(recipe: Recipe, train: Labelled, folder: Path, device: torch.device) -> State:
     """The state before the first step, with a model that was seen to give logits for these data."""
-    model = recipe.initial_model(train).to(device).train()
+    model = recipe.initial_model(train, folder).to(device).train()
+    refill(model, train)
     with eval_mode(model):
         few = pixels(train[:8].x)
         check_logits(model(few), len(few), len(train.classes))

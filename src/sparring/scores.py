@@ -144,6 +144,11 @@ class Evaluated:
     def table(self) -> dict[str, Accuracy]:
         return {name: Accuracy(int(flags.sum()), len(flags)) for name, flags in self.standing.items()}
 
+    def defended(self, name: str) -> Accuracy:
+        """The defence success rate: of the examples that are right, the share that stays so under an adversary."""
+        right = int(self._flags("clean").sum())
+        return Accuracy(int(self._flags(name).sum()), max(1, right))
+
     def broken_by(self, name: str) -> Array:
         """What broke each example under an adversary, `[N]`.
 

@@ -10,7 +10,7 @@ from .common import argument, print_json, say, threat_for
 
 if TYPE_CHECKING:
     from ..analyses import Looked, Memorization
-    from ..analysis import Landscape
+    from ..analysis import Landscape, Representation
     from ..core import Threat
 
 _ANALYZE = """\
@@ -22,11 +22,14 @@ Looks into a run. KIND is
                  the gradient, and loss surfaces over (steepest, random) directions
   memorization   what was learned by heart: the robust generalisation gap, labels that were changed, how stable the
                  gradient of three training losses is when the weights move, complexity measures, hard examples
+  representation what its features are worth: read by nearest neighbours, by a linear probe and by the head of the run,
+                 clean and under the worst of several attacks; what they keep of an image that is attacked
 
 Figures go to analysis-KIND.json of the run folder, those of every image to .npz, the picture to .png.
 
   sparring analyze runs/relu landscape
-  sparring analyze runs/pgd memorization --weights last --beside runs/trades"""
+  sparring analyze runs/pgd memorization --weights last --beside runs/trades
+  sparring analyze runs/fashion_amdim representation --beside runs/fashion_sat"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,16 @@ class _Memorization(_Common):
     """Steps of the attack."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Representation(_Common):
+    bank: int = 5000
+    """How many training images are read by, the first ones."""
+    k: int = 75
+    """Nearest neighbours that vote, one vote each."""
+    restarts: int = 2
+    """Of the attacks on soft votes."""
+
+
 def analyze(args: list[str]) -> int:
     target, rest = argument(args, "RUN", _ANALYZE)
     kind, rest = argument(rest, "KIND", _ANALYZE)
@@ -73,7 +86,9 @@ def analyze(args: list[str]) -> int:
         return _landscape(target, _options(_Landscape, target, kind, rest))
     if kind == "memorization":
         return _memorization(target, _options(_Memorization, target, kind, rest))
-    raise UserError(f"no analysis {kind!r}: {nearest(kind, ('landscape', 'memorization'))}")
+    if kind == "representation":
+        return _representation(target, _options(_Representation, target, kind, rest))
+    raise UserError(f"no analysis {kind!r}: {nearest(kind, ('landscape', 'memorization', 'representation'))}")
 
 
 Options = TypeVar("Options", bound=_Common)
@@ -194,6 +209,40 @@ def _memorization(target: str, options: _Memorization) -> int:
         )
     say(f"{folder.analysis('memorization', 'json')}, {folder.analysis('memorization', 'png')}")
     return 0
+
+
+def _representation(target: str, options: _Representation) -> int:
+    from ..analyses import represented, write_representation
+
+    runs, threat = _opened(target, options)
+    how = {key: getattr(options, key) for key in ("bank", "k", "steps", "restarts", "batch_size", "seed")}
+    found = {name: represented(run, threat, **how) for name, run in runs.items()}
+    folder = next(iter(runs.values())).run
+    write_representation(folder, list(found.items()), _how(options))
+    if options.json:
+        plain = [{"run": str(runs[name].run.path), **each.plain()} for name, each in found.items()]
+        print_json({"runs": plain, "how": _how(options)})
+        return 0
+    _show_representation(found)
+    say("defended: of the images that are right, the share that stays so under the worst of the attacks")
+    say(f"{folder.analysis('representation', 'json')}, {folder.analysis('representation', 'png')}")
+    return 0
+
+
+def _show_representation(found: "dict[str, Representation]") -> None:
+    from rich import print as rich_print
+    from rich.table import Table
+
+    table = Table("", "read by", "clean", "robust", "defended")
+    for name, each in found.items():
+        for reading, r in each.readings.items():
+            table.add_row(name, reading, str(r.clean), str(r.robust), str(r.defended))
+    rich_print(table)
+    for name, each in found.items():
+        say(
+            f"{name}: {each.threat}; information between the features of an image and of its adversarial version, from "
+            f"below: {each.information}; spread of the features {each.spread:.2f}, effective rank {each.rank:.1f}"
+        )
 
 
 def _show_memorization(found: "dict[str, Memorization]") -> None:

@@ -1,6 +1,6 @@
 """Data sets as values, and batches of them on the device."""
 
-from .augment import Augment, Crop, Cutout, Flip
+from .augment import Augment, Crop, Cutout, Flip, Grey, Jitter, ResizedCrop
 from .batches import Batches, hold_out
 from .named import load_test
 from .relabel import Alteration, Kept, LabelNoise, PixelNoise, Training, altered
@@ -35,11 +35,14 @@ __all__ = [
     "FashionMNIST",
     "Few",
     "Flip",
+    "Grey",
     "ImageFolder",
     "ImageStream",
+    "Jitter",
     "Kept",
     "LabelNoise",
     "PixelNoise",
+    "ResizedCrop",
     "Source",
     "Training",
     "altered",

@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core import each
+from ..errors import UserError
+
 
 class Augment(Protocol):
     def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor: ...
@@ -25,9 +28,9 @@ class Crop:
         corner = torch.randint(2 * self.padding + 1, (2, n, 1), generator=rng, device=x.device)
         rows = corner[0] + torch.arange(height, device=x.device)
         columns = corner[1] + torch.arange(width, device=x.device)
-        each = torch.arange(n, device=x.device)[:, None, None]
+        image = torch.arange(n, device=x.device)[:, None, None]
         # indexing on both sides of a slice puts the channels last
-        return wide[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+        return wide[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +56,77 @@ class Cutout:
         centre = torch.randint(size, (n, 1), generator=rng, device=device)
         from_centre = torch.arange(size, device=device) - centre
         return (from_centre >= -(self.length // 2)) & (from_centre < self.length - self.length // 2)
+
+
+@dataclass(frozen=True, slots=True)
+class ResizedCrop:
+    """A random window, of a share of the area in `scale` and a ratio of the sides in `ratio`, stretched to the image.
+
+    As in https://arxiv.org/abs/1409.4842, bilinear; a window that would be larger than the image is cut to it.
+    """
+
+    scale: tuple[float, float] = (0.3, 1.0)
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+
+    def __post_init__(self) -> None:
+        if not (0 < self.scale[0] <= self.scale[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1]):
+            raise UserError(f"windows take a share in (0, 1], not {self.scale}, with a ratio above 0, not {self.ratio}")
+
+    def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        u = torch.rand(4, len(x), generator=rng, device=x.device)
+        area = self.scale[0] + u[0] * (self.scale[1] - self.scale[0])
+        low, high = (torch.tensor(r, device=x.device).log() for r in self.ratio)
+        ratio = (low + u[1] * (high - low)).exp()
+        width, height = (area * ratio).sqrt().clamp_max(1), (area / ratio).sqrt().clamp_max(1)
+        none = torch.zeros_like(area)
+        # from places in the window, -1 to 1 both ways, to places in the image
+        across = torch.stack([width, none, (1 - width) * (2 * u[2] - 1)], 1)
+        down = torch.stack([none, height, (1 - height) * (2 * u[3] - 1)], 1)
+        grid = F.affine_grid(torch.stack([across, down], 1), list(x.shape), align_corners=False)
+        return F.grid_sample(x, grid, padding_mode="border", align_corners=False).clamp_(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Jitter:
+    """Brightness, contrast and, of three channels, saturation change by random factors, in a share `p` of the images.
+
+    Each factor is in 1 - its strength to 1 + its strength; brightness is changed first, then contrast, then saturation.
+    The hue stays.
+    """
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    p: float = 0.8
+
+    def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        u = torch.rand(4, len(x), generator=rng, device=x.device)
+        strengths = (self.brightness, self.contrast, self.saturation)
+        bright, contrast, saturation = (each(1 + s * (2 * v - 1), x) for s, v in zip(strengths, u, strict=False))
+        out = (x * bright).clamp(0, 1)
+        out = _blend(out, grey(out).mean((2, 3), keepdim=True), contrast)
+        if x.shape[1] == 3:
+            out = _blend(out, grey(out), saturation)
+        return torch.where(each(u[3] < self.p, x), out, x)
+
+
+@dataclass(frozen=True, slots=True)
+class Grey:
+    """A share `p` of the images loses its colour."""
+
+    p: float = 0.25
+
+    def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        lost = torch.rand(len(x), generator=rng, device=x.device) < self.p
+        return torch.where(each(lost, x), grey(x).expand_as(x), x)
+
+
+def grey(x: Tensor) -> Tensor:
+    """The luma of three channels (ITU-R 601), or the mean of other numbers of them; `[B, 1, H, W]`."""
+    if x.shape[1] != 3:
+        return x.mean(1, keepdim=True)
+    return (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def _blend(x: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    return (share * x + (1 - share) * other).clamp(0, 1)

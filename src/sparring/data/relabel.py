@@ -169,13 +169,13 @@ class Kept:
 def named(alterations: Sequence[Alteration], folder: Path, seed: int) -> tuple[Alteration, ...]:
     """The runs that they choose by, as folders: with the seed filled in, and a mere name looked for beside `folder`."""
     return tuple(
-        replace(each, by=tuple(_found(name.replace("{seed}", str(seed)), folder) for name in each.by))
-        if isinstance(each, Kept)
-        else each
+        replace(each, by=tuple(beside(name, folder, seed) for name in each.by)) if isinstance(each, Kept) else each
         for each in alterations
     )
 
 
-def _found(name: str, folder: Path) -> str:
+def beside(name: str, folder: Path, seed: int) -> str:
+    """The folder of another run: a mere name is one beside `folder`, if there is; {seed} in it is filled in."""
+    name = name.replace("{seed}", str(seed))
     near = folder.parent / name
     return str(near) if Path(name).name == name and near.is_dir() else name

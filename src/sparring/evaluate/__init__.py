@@ -6,19 +6,25 @@ from .case import Budget
 from .ensembles import AutoAttack, InTurn, autoattack
 from .masking import audit
 from .nearest import Nearest
+from .representation import ByProbe, OnFeatures, OnGuides, OnVotes, WorstOnNeighbours
 from .stages import Cascade, News
 
 __all__ = [
     "Adversary",
     "AutoAttack",
     "Budget",
+    "ByProbe",
     "Cascade",
     "EachTarget",
     "InTurn",
     "Nearest",
     "News",
+    "OnFeatures",
+    "OnGuides",
+    "OnVotes",
     "Through",
     "WhiteBox",
+    "WorstOnNeighbours",
     "audit",
     "autoattack",
     "evaluate",

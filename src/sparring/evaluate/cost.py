@@ -4,6 +4,7 @@ from ..attacks import APGD, DDN, FAB, PGD, Restarts, Split, Square, Worst
 from ..losses import Margin
 from .adversary import EachTarget, Through, WhiteBox
 from .nearest import Nearest
+from .representation import ByProbe, OnFeatures, OnGuides, OnVotes
 
 BACKWARD = 1.8  # in forward passes: what a convolutional net takes on the CPU, from output to input
 
@@ -14,6 +15,8 @@ def passes(adversary: object, num_classes: int) -> float:
         return passes(adversary.adversary, num_classes)
     if isinstance(adversary, EachTarget):
         return min(adversary.targets, num_classes - 1) * _attack(adversary.attack, boundaries=1)
+    if isinstance(adversary, ByProbe | OnFeatures | OnGuides | OnVotes):
+        return _attack(adversary.attack, boundaries=1)
     if isinstance(adversary, WhiteBox):
         boundaries = num_classes - 1 if adversary.loss is Margin else 1
         return adversary.draws * _attack(adversary.attack, boundaries)

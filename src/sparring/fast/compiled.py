@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +23,14 @@ class Compiled(nn.Module):
         keep_compiled_code()
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # sizes, modes, models
         self.inner, self.largest = inner, 0
+        self.in_parts = getattr(inner, "in_parts", False)
         self._on_failure = on_failure
         self._run: Callable[[Tensor], Tensor] | None = torch.compile(inner, dynamic=False, mode=mode)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self._run is None or not len(x):
-            out: Tensor = self.inner(x)
-            return out
+    def forward(self, x: Tensor, **parts: bool) -> Any:
+        """With `parts`, an `Encoder` gives more than its features: that runs as it is."""
+        if self._run is None or parts or not len(x):
+            return self.inner(x, **parts)
         try:
             return self._run(self._filled(x))[: len(x)]
         except torch.OutOfMemoryError:

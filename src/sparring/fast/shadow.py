@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..core import Classifier, Pointwise
+from ..core import Classifier, Pointwise, Reference
 from .convolution import FrozenConv
 
 
@@ -57,16 +57,20 @@ def sites(model: nn.Module) -> list[Site]:
 
 
 class _Tracer(fx.Tracer):
-    """Does not look into activations of ours, whose gradients are written by hand."""
+    """Does not look into activations of ours, whose gradients are written by hand, nor into what reads a bank."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Pointwise) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, Pointwise | Reference) or super().is_leaf_module(m, module_qualified_name)
 
 
 def copied(model: nn.Module, hooks: bool = True) -> nn.Module:
-    """A copy whose hooks are those of the model, not copies of them and of all that they know; or that has none."""
-    kept = [hook for m in model.modules() for held in _hooks(m) for hook in held.values()]
-    net = copy.deepcopy(model, {id(hook): hook for hook in kept})
+    """A copy whose hooks are those of the model, not copies of them and of all that they know; or that has none.
+
+    It shares the buffers that a `Reference` reads.
+    """
+    kept: list[Any] = [hook for m in model.modules() for held in _hooks(m) for hook in held.values()]
+    kept += [buffer for m in model.modules() if isinstance(m, Reference) for buffer in m.buffers(recurse=False)]
+    net = copy.deepcopy(model, {id(each): each for each in kept})
     for module in () if hooks else net.modules():
         for held in _hooks(module):
             held.clear()
@@ -103,11 +107,11 @@ class Low(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("inner"), name)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, **parts: bool) -> Any:
         low = self.dtype != torch.float32
         with torch.autocast(x.device.type, self.dtype if low else None, enabled=low, cache_enabled=False):
-            out: Tensor = self.inner(x)
-        return out.float()
+            out = self.inner(x, **parts)
+        return tuple(each.float() for each in out) if isinstance(out, tuple) else out.float()
 
 
 def lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -128,7 +132,8 @@ class Shadow:
         net = copied(model).eval().requires_grad_(False)
         self._convs = [(site, _replace(net, site, dtype)) for site in (sites(model) if convolutions else ())]
         filled = {id(tensor) for _, conv in self._convs for tensor in conv.buffers()}
-        self._others = {name: tensor for name, tensor in _tensors(net).items() if id(tensor) not in filled}
+        shared = {id(tensor) for tensor in _tensors(model).values()}
+        self._others = {name: t for name, t in _tensors(net).items() if id(t) not in filled | shared}
         for module in reversed(list(net.modules())):
             if type(module) is nn.Linear:
                 module.__class__ = _FullLinear

@@ -5,14 +5,28 @@ Names inside a body are those of RobustBench's models, so that published weights
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Classifier
 from .activations import activation as act
 
 
-def _conv(inner: int, outer: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inner, outer, size, stride, padding=size // 2, bias=False)
+class _Thin(nn.Conv2d):
+    """A 1x1 convolution of few channels with a stride, as one without of every so many pixels.
+
+    For fewer than 8 channels, oneDNN's kernel for AVX2 writes beyond its memory in the gradient of the weight, and the
+    process dies (seen with torch 2.13 and 2.14, on a processor without AVX-512).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.stride
+        return F.conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias)
+
+
+def conv(inner: int, outer: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
+    kind = _Thin if size == 1 and stride > 1 and inner < 8 else nn.Conv2d
+    return kind(inner, outer, size, stride, padding=size // 2, bias=False)
 
 
 class BasicBlock(nn.Module):
@@ -20,11 +34,11 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inner: int, outer: int, stride: int, activation: str) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.act1 = _conv(inner, outer, 3, stride), nn.BatchNorm2d(outer), act(activation)
-        self.conv2, self.bn2, self.act2 = _conv(outer, outer), nn.BatchNorm2d(outer), act(activation)
+        self.conv1, self.bn1, self.act1 = conv(inner, outer, 3, stride), nn.BatchNorm2d(outer), act(activation)
+        self.conv2, self.bn2, self.act2 = conv(outer, outer), nn.BatchNorm2d(outer), act(activation)
         changes = stride != 1 or inner != outer
         self.shortcut = nn.Sequential(
-            *([_conv(inner, outer, 1, stride), nn.BatchNorm2d(outer)] if changes else []),
+            *([conv(inner, outer, 1, stride), nn.BatchNorm2d(outer)] if changes else []),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,10 +51,10 @@ class PreActBlock(nn.Module):
 
     def __init__(self, inner: int, outer: int, stride: int, activation: str) -> None:
         super().__init__()
-        self.bn1, self.act1, self.conv1 = nn.BatchNorm2d(inner), act(activation), _conv(inner, outer, 3, stride)
-        self.bn2, self.act2, self.conv2 = nn.BatchNorm2d(outer), act(activation), _conv(outer, outer)
+        self.bn1, self.act1, self.conv1 = nn.BatchNorm2d(inner), act(activation), conv(inner, outer, 3, stride)
+        self.bn2, self.act2, self.conv2 = nn.BatchNorm2d(outer), act(activation), conv(outer, outer)
         changes = stride != 1 or inner != outer
-        self.shortcut = nn.Sequential(*([_conv(inner, outer, 1, stride)] if changes else []))
+        self.shortcut = nn.Sequential(*([conv(inner, outer, 1, stride)] if changes else []))
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv2(self.act2(self.bn2(self.conv1(self.act1(self.bn1(x))))))
@@ -55,7 +69,7 @@ class _Stages(nn.Module):
 
     def __init__(self, block: Block, widths: tuple[int, ...], channels: int, activation: str) -> None:
         super().__init__()
-        self.conv1 = _conv(channels, widths[0])
+        self.conv1 = conv(channels, widths[0])
         inner = widths[0]
         for i, outer in enumerate(widths):
             first = block(inner, outer, 1 if i == 0 else 2, activation)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ..core import Classifier
 from ..errors import UserError
 from .activations import activation as act
+from .resnet import conv
 
 
 class WideBlock(nn.Module):
@@ -18,7 +19,7 @@ class WideBlock(nn.Module):
         self.bn2, self.relu2 = nn.BatchNorm2d(outer), act(activation)
         self.conv2 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.convShortcut = nn.Conv2d(inner, outer, 1, stride, bias=False) if inner != outer else None
+        self.convShortcut = conv(inner, outer, 1, stride) if inner != outer else None
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu1(self.bn1(x))

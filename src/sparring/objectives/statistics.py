@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..core import Context, Forward, Labelled, Lens, Objective, PointLoss, Terms
+from ..core import Context, Labelled, Lens, Objective, PointLoss, Terms
 from ..views import statistics_kept
 
 
@@ -52,8 +52,8 @@ class _Choosing(Lens):
     def met(self, x: Tensor) -> bool:
         return any(known is x for known, _, _ in self._seen)
 
-    def _once(self, forward: Forward, x: Tensor) -> Tensor:
+    def _once(self, forward: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, least: int = 1) -> tuple[Tensor, ...]:
         if self.counts(x):
-            return Lens._once(self, forward, x)
+            return Lens._once(self, forward, x, least)
         with statistics_kept(self.model):
-            return Lens._once(self, forward, x)
+            return Lens._once(self, forward, x, least)

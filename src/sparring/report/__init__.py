@@ -3,6 +3,7 @@
 from .figures import adversarial_examples, learning_curve, robustness_curve
 from .landscape import landscape
 from .memorization import Memorized, memorization
+from .representation import representation, tradeoff
 from .studies import study
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "landscape",
     "learning_curve",
     "memorization",
+    "representation",
     "robustness_curve",
     "study",
+    "tradeoff",
 ]

@@ -77,7 +77,10 @@ def run_study(
     many = min(workers or (usable_cores() if where.type == "cpu" else 1), max(1, len(left)))
     say(f"{study.title}: {len(jobs)} trainings, {len(jobs) - len(left)} of them done; {many} at a time")
     _carry_out(sorted(left, key=lambda job: -job.passes), many, device, say)
-    findings = gathered(study, {(job.arm, job.seed): RunFolder(job.path) for job in jobs})
+    runs = {(job.arm, job.seed): RunFolder(job.path) for job in jobs}
+    findings = gathered(study, runs)
+    if study.draw is not None:
+        study.draw(runs, folder)
     write(findings, folder, scale, RunFolder(jobs[0].path).sessions()[-1])
     return findings
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -63,7 +64,7 @@ class Study:
     `baseline` is the arm that the table gives differences to. All arms are evaluated alike, but for adversaries that
     are set `apart`: these do not count as the worst, and an arm may go without them. After each training and its
     evaluation, `look` looks at the run; in the end `numbers` gives, of all runs, further numbers `[S]` by arm and name,
-    which claims may ask for.
+    which claims may ask for, and `draw` puts further figures into its folder.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Study:
     apart: tuple[str, ...] = ()
     look: Look | None = None
     numbers: Callable[[Runs], Mapping[tuple[str, str], Array]] | None = None
+    draw: Callable[[Runs, Path], None] | None = None
 
     def __post_init__(self) -> None:
         folders = [arm.folder for arm in self.arms]

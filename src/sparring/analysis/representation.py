@@ -1,0 +1,199 @@
+"""What a representation is worth: what can be read of it, clean and under attack, and what it keeps of an image."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..attacks import APGD, PGD
+from ..bootstrap import interval
+from ..contrast import information_bound
+from ..core import Classifier, Data, Labelled, Search, Threat, pixels
+from ..errors import UserError
+from ..evaluate import Adversary, Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours, evaluate
+from ..losses import Margin, TargetedDLR
+from ..models import KNN, encoded, linear_probe
+from ..randomness import PerExample
+from ..scores import Accuracy, Array
+from ..views import eval_mode
+
+TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One way to read a representation: accuracy on clean images, and on those same images under attack."""
+
+    clean: Accuracy
+    robust: Accuracy
+
+    @property
+    def defended(self) -> Accuracy:
+        """The defence success rate: of the images that are right, the share that stays so."""
+        return Accuracy(self.robust.correct, max(1, self.clean.correct))
+
+    def plain(self) -> dict[str, Any]:
+        return {"clean": self.clean.plain(), "robust": self.robust.plain(), "defended": self.defended.plain()}
+
+
+@dataclass(frozen=True, slots=True)
+class Information:
+    """A lower bound in nats on the mutual information of the features of images and of their adversarial versions.
+
+    It can never be above `ceiling`, the logarithm of the number of images, however much there is to know.
+    """
+
+    value: float
+    low: float
+    high: float
+    ceiling: float
+    temperature: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] nats, of at most {self.ceiling:.2f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Representation:
+    """What was found: readings by name, information, and how the features of the bank lie.
+
+    `spread` is 1 if their directions are all around and 0 if all are alike; `rank` is effective: e to the entropy of
+    the shares of the variance.
+    """
+
+    threat: str
+    readings: Mapping[str, Reading]
+    information: Information
+    spread: float
+    rank: float
+
+    def plain(self) -> dict[str, Any]:
+        information = self.information
+        return {
+            "threat": self.threat,
+            "readings": {name: reading.plain() for name, reading in self.readings.items()},
+            "information": {name: getattr(information, name) for name in information.__slots__},
+            "spread": self.spread,
+            "rank": self.rank,
+        }
+
+
+def representation(
+    model: nn.Module,
+    bank: Labelled,
+    test: Data,
+    threat: Threat,
+    *,
+    k: int = 75,
+    steps: int = 20,
+    restarts: int = 2,
+    softness: tuple[float, ...] = (0.02, 0.05, 0.1),
+    batch_size: int = 128,
+    seed: int = 0,
+    search: Search | None = None,
+) -> Representation:
+    """Reads the features of `model` by what the images of `bank` and their labels say, whatever head it has.
+
+    Read by `k` nearest neighbours with one vote each, by 200 weighted ones (or the whole bank), by a linear probe, and
+    by the head that the model has, if that is no bank itself; each is attacked by several attacks of `steps`, and what
+    any of them fools is fooled. Raises `UserError` for models that do not say what their features are.
+    """
+    if not isinstance(model, Classifier):
+        raise UserError(
+            f"a {type(model).__name__} does not say what its features are: wrap it as sparring.Classifier(body, head)"
+        )
+    with eval_mode(model):
+        features = encoded(model.features, bank, batch_size)
+    heads = _heads(model, features, bank.y, len(test.classes), k)
+    readings = {}
+    for name, head in heads.items():
+        reader = Classifier(model.body, head, model.normalize).eval()
+        attacks = {"worst": _worst(head, WorstOnNeighbours(threat, steps, restarts, softness), len(test.classes))}
+        table = evaluate(reader, test, attacks, batch_size=batch_size, seed=seed, search=search).table()
+        readings[name] = Reading(table["clean"], table["worst"])
+    adversarial = _driven_away(model, test, threat, steps, batch_size, seed)
+    with eval_mode(model), torch.no_grad():
+        pairs = [encoded(model.features, data, batch_size) for data in (test, adversarial)]
+    normalized = F.normalize(features, dim=1)
+    return Representation(
+        threat=repr(threat),
+        readings=readings,
+        information=information(*pairs),
+        spread=1 - float(normalized.mean(0).square().sum()),
+        rank=effective_rank(features),
+    )
+
+
+def _heads(model: Classifier, features: Tensor, y: Tensor, classes: int, k: int) -> dict[str, nn.Module]:
+    even, weighted = KNN(classes, k), KNN(classes, min(200, len(features)), "weighted")
+    for head in (even, weighted):
+        head.to(features.device).fit(features, y)
+    own: dict[str, nn.Module] = {} if isinstance(model.head, KNN) else {"its own head": model.head}
+    return {
+        **own,
+        f"{k} nearest neighbours": even,
+        f"{weighted.k} weighted neighbours": weighted,
+        "linear probe": linear_probe(features, y, classes),
+    }
+
+
+def _worst(head: nn.Module, attacks: WorstOnNeighbours, classes: int) -> Cascade:
+    """On another head, as many steps without a bank."""
+    if isinstance(head, KNN):
+        return attacks
+    threat, steps = attacks.threat, attacks.steps
+    apgd, loss = APGD(threat, steps), TargetedDLR if classes > 3 else Margin
+    parts: dict[str, Adversary] = {
+        "apgd-ce": WhiteBox(apgd),
+        "apgd-t": EachTarget(apgd, loss, 3),
+        "distance": OnFeatures(PGD(threat, steps, threat.eps / 4, patience=0)),
+    }
+    return InTurn(parts)
+
+
+def _driven_away(model: nn.Module, test: Data, threat: Threat, steps: int, batch_size: int, seed: int) -> Data:
+    """The images moved until their features are as far from where they were as the attack gets them, by no label."""
+    attack, moved = OnFeatures(PGD(threat, steps, threat.eps / 4)), []
+    for start in range(0, len(test), batch_size):
+        part = test[start : start + batch_size]
+        index = torch.arange(start, start + len(part), device=part.y.device)
+        moved.append(attack(model, pixels(part.x), part.y, PerExample(seed, index)))
+    return Data(torch.cat(moved), test.y, test.classes)
+
+
+def information(a: Tensor, b: Tensor) -> Information:
+    """InfoNCE's bound for pairs of features `[N, F]`, with a critic of cosine / temperature.
+
+    Each half of the pairs is measured at the temperature that is best for the other, so that the choice is not in the
+    bound; the ceiling is that of a half.
+    """
+    half = len(a) // 2
+    if half < 2:
+        raise UserError(
+            f"the information between pairs is bounded in two halves of two pairs or more, not {len(a)} in all"
+        )
+    scores = [_cosines(a[part], b[part]) for part in (slice(0, half), slice(half, 2 * half))]
+    best = [max(TEMPERATURES, key=lambda by: float(information_bound(s / by).mean())) for s in scores]
+    each = torch.cat([information_bound(s / by) for s, by in zip(scores, reversed(best), strict=True)])
+    values: Array = each.double().cpu().numpy()
+    low, high = interval(values, np.mean)
+    return Information(float(values.mean()), low, high, math.log(half), best[0])
+
+
+def _cosines(a: Tensor, b: Tensor) -> Tensor:
+    return F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
+
+
+def effective_rank(features: Tensor) -> float:
+    """E to the entropy of the shares that the principal directions have of the variance of `[N, F]`; 0 without any."""
+    z = features.double()
+    values = torch.linalg.svdvals(z - z.mean(0)).square()
+    if not bool(values.sum() > 0):
+        return 0.0
+    shares = values / values.sum()
+    return float(torch.exp(-torch.special.xlogy(shares, shares).sum()))

@@ -1,0 +1,237 @@
+"""How well an image is told from others by another look at it: InfoNCE, and what attacks may raise of a representation.
+
+No loss here knows a label.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .core import Forward, PointLoss, Probe
+from .errors import UserError
+from .losses import wrong
+
+Parts: TypeAlias = tuple[Tensor, ...]
+
+
+def need_pairs(count: int) -> None:
+    """A contrast is with others. Raises `UserError` for fewer than two images."""
+    if count < 2:
+        raise UserError(
+            f"a contrastive loss tells an image from others, and there are {count} in all: take larger batches"
+        )
+
+
+def info_nce(a: Tensor, b: Tensor, temperature: float, both: bool = True) -> Tensor:
+    """-log softmax of the cosine / `temperature` of each pair among all pairs of `a` and `b` `[B, P]`; `[B]`.
+
+    With `both`, the mean of the two directions, else that from `a` to `b` (https://arxiv.org/abs/1807.03748).
+    """
+    need_pairs(len(a))
+    scores = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / temperature
+    own = torch.arange(len(a), device=a.device)
+    there = F.cross_entropy(scores, own, reduction="none")
+    return (there + F.cross_entropy(scores.T, own, reduction="none")) / 2 if both else there
+
+
+def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    """The same in both directions with the other images of the own side among the others, `[B]`.
+
+    The loss of SimCLR (https://arxiv.org/abs/2002.05709).
+    """
+    need_pairs(len(a))
+    z, count = F.normalize(torch.cat([a, b]), dim=1), len(a)
+    scores = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
+    other = torch.arange(2 * count, device=a.device).roll(count)
+    return F.cross_entropy(scores, other, reduction="none").view(2, count).mean(0)
+
+
+# -- feature maps at several scales
+
+
+def similarities(u: Tensor, v: Tensor, clip: float) -> Tensor:
+    """Raw scores of vectors `[B, d]` and maps `[N, d, ...]`, clipped softly at `clip`: `[B, N, L]`."""
+    return clip * torch.tanh(_raw("bd,ndl->bnl", u, v) / clip)
+
+
+def _raw(how: str, u: Tensor, v: Tensor) -> Tensor:
+    return torch.einsum(how, u, v.flatten(2)) / math.sqrt(u.shape[1])
+
+
+def told_apart(scores: Tensor, own: Tensor) -> Tensor:
+    """`[B]`: -log of the share of the own image among it and all places of all others, mean over its places.
+
+    `scores` `[B, N, L]`; `own` `[B]` is which of the N images is the same.
+    """
+    mine = torch.arange(scores.shape[1], device=own.device) == own[:, None]
+    others = scores.masked_fill(mine[:, :, None], -torch.inf).flatten(1).logsumexp(1)
+    return F.softplus(others[:, None] - _own(scores, own)).mean(1)
+
+
+def _own(scores: Tensor, own: Tensor) -> Tensor:
+    return scores[torch.arange(len(own), device=own.device), own]
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """AMDIM's contrast of (global, coarse, fine) parts: global with fine, global with coarse, coarse with coarse.
+
+    https://arxiv.org/abs/1906.00910. Of the coarse map of the source one place is taken, `places` `[N]`, the number of
+    a place for each image.
+    """
+
+    places: Tensor
+    clip: float = 20.0
+
+    def pairs(self, a: Parts, b: Parts, both: bool = True) -> Tensor:
+        """The loss of two looks at the same images, `[B]`: the sum of the three, the mean of the directions."""
+        need_pairs(len(a[0]))
+        own = torch.arange(len(a[0]), device=a[0].device)
+        there = self._towards(a, b, own, self.places)
+        return (there + self._towards(b, a, own, self.places)) / 2 if both else there
+
+    def one(self, look: Parts, known: Parts, own: Tensor) -> Tensor:
+        """The same for looks `[B]` at some of the known images `[N]`, each by itself: all others are as known."""
+        need_pairs(len(known[0]))
+        there = self._towards(look, known, own, self.places[own])
+        back = []
+        for u, new, old in zip(self._sources(known, self.places), _targets(look), _targets(known), strict=True):
+            scores = similarities(u[own], old, self.clip)
+            mine = self.clip * torch.tanh(_raw("bd,bdl->bl", u[own], new) / self.clip)
+            same = torch.arange(len(old), device=own.device) == own[:, None]
+            back.append(told_apart(torch.where(same[:, :, None], mine[:, None], scores), own))
+        return (there + torch.stack(back).sum(0)) / 2
+
+    def size(self, parts: Parts, clipped: float = 0.05) -> Tensor:
+        """AMDIM's regulariser: `clipped` x the mean squared raw score, to keep scores off the clip."""
+        raw = [
+            _raw("bd,ndl->bnl", u, v).square().mean()
+            for u, v in zip(self._sources(parts, self.places), _targets(parts), strict=True)
+        ]
+        return clipped * torch.stack(raw).sum()
+
+    def _towards(self, a: Parts, b: Parts, own: Tensor, places: Tensor) -> Tensor:
+        each = zip(self._sources(a, places), _targets(b), strict=True)
+        return torch.stack([told_apart(similarities(u, v, self.clip), own) for u, v in each]).sum(0)
+
+    def _sources(self, parts: Parts, places: Tensor) -> Parts:
+        whole, coarse, _ = parts
+        flat = coarse.flatten(2)
+        return whole, whole, flat[torch.arange(len(flat), device=flat.device), :, places % flat.shape[2]]
+
+
+def _targets(parts: Parts) -> Parts:
+    _, coarse, fine = parts
+    return fine, coarse, coarse
+
+
+# -- what an attack may raise
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureDistance:
+    """How far the features are from `target` `[B, F]`, squared; or with `cosine`, 1 - their cosine.
+
+    At the target itself its gradient is 0: attacks start at a random point.
+    """
+
+    features: Forward
+    target: Tensor
+    cosine: bool = False
+
+    def __call__(self, x: Tensor) -> Probe:
+        z = self.features(x)
+        if self.cosine:
+            return Probe(1 - F.cosine_similarity(z, self.target, dim=1))
+        return Probe((z - self.target).square().sum(1))
+
+    def __getitem__(self, rows: Tensor) -> "FeatureDistance":
+        return FeatureDistance(self.features, self.target[rows], self.cosine)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureContrast:
+    """InfoNCE of an image with its own of the `keys` `[N, P]` among all of them; `own` `[B]` is which that is."""
+
+    features: Forward
+    keys: Tensor
+    own: Tensor
+    temperature: float = 0.2
+
+    def __call__(self, x: Tensor) -> Probe:
+        scores = F.normalize(self.features(x), dim=1) @ F.normalize(self.keys, dim=1).T / self.temperature
+        return Probe(F.cross_entropy(scores, self.own, reduction="none"))
+
+    def __getitem__(self, rows: Tensor) -> "FeatureContrast":
+        return FeatureContrast(self.features, self.keys, self.own[rows], self.temperature)
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleContrast:
+    """The multiscale InfoNCE of an image with its own of the `keys`, parts of N images."""
+
+    parts: Callable[[Tensor], Parts]
+    keys: Parts
+    own: Tensor
+    scales: Scales
+
+    def __call__(self, x: Tensor) -> Probe:
+        return Probe(self.scales.one(self.parts(x), self.keys, self.own))
+
+    def __getitem__(self, rows: Tensor) -> "ScaleContrast":
+        return ScaleContrast(self.parts, self.keys, self.own[rows], self.scales)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A loss that cannot tell who is fooled, told by the logits of a classifier and the labels `y` `[B]`."""
+
+    loss: PointLoss
+    logits: Forward
+    y: Tensor
+
+    def __call__(self, x: Tensor) -> Probe:
+        value = self.loss(x).value
+        with torch.no_grad():
+            return Probe(value, wrong(self.logits(x), self.y))
+
+    def __getitem__(self, rows: Tensor) -> "Told":
+        return Told(self.loss[rows], self.logits, self.y[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """A loss that is made when it is first asked for: what `Benign` does not ask for costs no pass."""
+
+    make: Callable[[], PointLoss]
+    made: list[PointLoss] = field(default_factory=list, compare=False)
+
+    def __call__(self, x: Tensor) -> Probe:
+        return self._loss()(x)
+
+    def __getitem__(self, rows: Tensor) -> PointLoss:
+        return self._loss()[rows]
+
+    def _loss(self) -> PointLoss:
+        if not self.made:
+            with torch.no_grad():
+                self.made.append(self.make())
+        return self.made[0]
+
+
+# -- mutual information
+
+
+def information_bound(scores: Tensor) -> Tensor:
+    """InfoNCE's lower bound on the mutual information of pairs, in nats, `[N]` whose mean it is.
+
+    `scores` `[N, N]` of any critic, the pairs on the diagonal: log N - the cross-entropy of finding the pair among N
+    (https://arxiv.org/abs/1807.03748). It can never be above log N, however much there is to know.
+    """
+    need_pairs(len(scores))
+    return math.log(len(scores)) + scores.diagonal() - scores.logsumexp(1)

@@ -1,0 +1,163 @@
+"""Attacks on what a model reads: its features, its nearest neighbours, a linear reading of the same features.
+
+Attacks on nearest neighbours have fooled this literature before by being weak: report the worst case of several.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ..attacks import APGD, PGD, Restarts
+from ..contrast import FeatureContrast, FeatureDistance, Told
+from ..core import Attack, Lens, PointLoss, Threat
+from ..errors import UserError
+from ..losses import Untargeted
+from ..models.guided import Guided
+from ..models.knn import KNN, knn_of
+from ..models.probe import PENALTY, linear_probe
+from ..randomness import Rng
+from ..views import eval_mode, frozen
+from .adversary import Adversary, EachTarget, WhiteBox
+
+
+@dataclass(frozen=True, slots=True)
+class OnFeatures:
+    """Drives the features away from those of the clean image, by no label: squared `distance`, `cosine` or `contrast`.
+
+    The contrast is InfoNCE among the images of the batch, with `temperature`; so it depends on who is in it. Labels
+    only tell it when to rest. The model is a `Classifier`, whatever its head.
+    """
+
+    attack: Attack
+    raises: Literal["distance", "cosine", "contrast"] = "distance"
+    temperature: float = 0.2
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
+        def loss(lens: Lens) -> PointLoss:
+            with torch.no_grad():
+                clean = lens.features(x)
+            if self.raises == "contrast":
+                return FeatureContrast(lens.features, clean, torch.arange(len(x), device=x.device), self.temperature)
+            return FeatureDistance(lens.features, clean, self.raises == "cosine")
+
+        return _climbed(model, x, y, rng, self.attack, loss)
+
+
+@dataclass(frozen=True, slots=True)
+class OnVotes:
+    """Cross-entropy of the soft votes of all the bank, at a `softness` of its own (0.02 to 0.1)."""
+
+    attack: Attack
+    softness: float = 0.05
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
+        bank = _bank(model)
+        return _climbed(
+            model,
+            x,
+            y,
+            rng,
+            self.attack,
+            lambda lens: Untargeted(lambda z: bank.soft(lens.features(z), self.softness), y),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OnGuides:
+    """PGD-kNN: from the neighbours of the own class to those of the nearest other one (`models.guided.Guided`)."""
+
+    attack: Attack
+    guides: int = 300
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
+        bank = _bank(model)
+        return _climbed(model, x, y, rng, self.attack, lambda lens: Guided(lens.features, bank, y, self.guides))
+
+
+@dataclass(frozen=True, slots=True)
+class ByProbe:
+    """What fools a linear probe of the same features, fitted to the bank, is tried on its nearest neighbours."""
+
+    attack: Attack
+    penalty: float = PENALTY
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
+        probe = _probe(_bank(model), self.penalty)
+
+        def loss(lens: Lens) -> PointLoss:
+            return Untargeted(lambda z: probe(F.normalize(lens.features(z), dim=1)), y)
+
+        return _climbed(model, x, y, rng, self.attack, loss)
+
+
+@dataclass(frozen=True, slots=True)
+class WorstOnNeighbours:
+    """Several attacks on nearest neighbours, each on what those before it have left: who stands, stands under all.
+
+    APGD on the cross-entropy of the logits and towards targets, PGD on soft votes of each `softness`, on guides, by a
+    linear probe, and on the features, by distance and cosine; `steps` each, soft votes with `restarts`.
+    """
+
+    threat: Threat
+    steps: int = 50
+    restarts: int = 5
+    softness: tuple[float, ...] = (0.02, 0.05, 0.1)
+
+    @property
+    def draws(self) -> int:
+        return 1
+
+    def stages(self, num_classes: int) -> Mapping[str, Adversary]:
+        pgd = PGD(self.threat, self.steps, self.threat.eps / 4, patience=0)
+        found: dict[str, Adversary] = {
+            "apgd-ce": WhiteBox(APGD(self.threat, self.steps)),
+            **{f"soft-{by:g}": OnVotes(Restarts(pgd, self.restarts), by) for by in self.softness},
+            "guides": OnGuides(pgd),
+            "probe": ByProbe(pgd),
+            "distance": OnFeatures(pgd),
+            "cosine": OnFeatures(pgd, "cosine"),
+        }
+        if num_classes > 3:
+            found["apgd-t"] = EachTarget(APGD(self.threat, self.steps), targets=3)
+        return found
+
+    def notes(self, num_classes: int) -> tuple[str, ...]:
+        del num_classes
+        return ()
+
+
+def _climbed(
+    model: nn.Module, x: Tensor, y: Tensor, rng: Rng, attack: Attack, loss: Callable[[Lens], PointLoss]
+) -> Tensor:
+    """The attack on a loss of the features; the model's own answer says who is fooled, from the same forward pass."""
+    with eval_mode(model), frozen(model):
+        lens = Lens(model)
+        return attack(Told(loss(lens), lens.logits, y), x, rng)
+
+
+def _bank(model: nn.Module) -> KNN:
+    head = knn_of(model)
+    if head is None:
+        raise UserError(
+            f"this attack is on nearest neighbours, and the model is a {type(model).__name__} with another head: use "
+            "WhiteBox or OnFeatures"
+        )
+    return head
+
+
+_PROBES = WeakTensorKeyDictionary()
+
+
+def _probe(bank: KNN, penalty: float) -> nn.Linear:
+    """Fitted once for a bank, which copies of a model share."""
+    version, known = bank.rows._version, _PROBES.get(bank.rows)
+    if known is None or known[:2] != (version, penalty):
+        probe = linear_probe(bank.rows, bank.labels, bank.num_classes, penalty).requires_grad_(False)
+        _PROBES[bank.rows] = known = version, penalty, probe
+    layer: nn.Linear = known[2]
+    return layer

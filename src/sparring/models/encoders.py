@@ -1,0 +1,165 @@
+"""Encoders to be trained without labels, with a head of nearest neighbours."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Classifier, Encoder
+from ..errors import UserError, nearest
+from .activations import activation as act
+from .knn import KNN, Vote
+from .resnet import preact_resnet18, resnet18
+from .small_cnn import small_cnn
+from .wide_resnet import wide_resnet
+
+_BODIES: dict[str, Callable[..., Classifier]] = {
+    "small_cnn": partial(small_cnn, batch_norm=True),
+    "resnet18": resnet18,
+    "preact_resnet18": preact_resnet18,
+    "wide_resnet": wide_resnet,
+}
+
+
+class Projected(Encoder):
+    """A body, and in its parts besides a projection `[B, P]` of its features, through one hidden layer.
+
+    What is contrasted is the projection, what is read are the features (https://arxiv.org/abs/2002.05709).
+    """
+
+    def __init__(self, inner: nn.Module, features: int, projection: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.projector = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, projection))
+
+    def forward(self, x: Tensor, parts: bool = False) -> Tensor | tuple[Tensor, ...]:
+        features: Tensor = self.inner(x)
+        return (features, self.projector(features)) if parts else features
+
+
+def represented(
+    num_classes: int = 10,
+    shape: tuple[int, int, int] = (1, 28, 28),
+    normalize: nn.Module | None = None,
+    body: str = "small_cnn",
+    projection: int = 64,
+    k: int = 75,
+    vote: Vote = "uniform",
+    width: float | None = None,
+    activation: str = "relu",
+) -> Classifier:
+    """The body of one of our classifiers by name, with a projection, read by nearest neighbours.
+
+    small_cnn (with batch norm), resnet18, preact_resnet18 or wide_resnet, of the `width` of the function of that name.
+    """
+    if body not in _BODIES:
+        raise UserError(f"no body {body!r}: {nearest(body, _BODIES)}")
+    wide: dict[str, Any] = {} if width is None else {"width": int(width) if float(width).is_integer() else width}
+    made = _BODIES[body](num_classes, shape, None, activation=activation, **wide)
+    head = made.head
+    assert isinstance(head, nn.Linear)
+    return Classifier(Projected(made.body, head.in_features, projection), KNN(num_classes, k, vote), normalize)
+
+
+class _Residual(nn.Module):
+    """A convolution, a norm, an activation and a 1x1 convolution that begins at 0, beside an average of the input.
+
+    Channels that the input does not have are 0 in it; where there are fewer than in the input, a 1x1 convolution takes
+    their place, which is ours: the published code has no such block.
+    """
+
+    def __init__(self, inner: int, outer: int, size: int = 1, stride: int = 1, activation: str = "relu") -> None:
+        super().__init__()
+        self.inside = nn.Sequential(
+            nn.Conv2d(inner, outer, size, stride, bias=False),
+            nn.BatchNorm2d(outer),
+            act(activation),
+            nn.Conv2d(outer, outer, 1, bias=False),
+        )
+        nn.init.zeros_(self.inside[3].weight)  # type: ignore[arg-type]
+        self.pool = nn.AvgPool2d(size, stride) if (size, stride) != (1, 1) else nn.Identity()
+        self.squeeze = nn.Conv2d(inner, outer, 1, bias=False) if outer < inner else nn.Identity()
+        self.more = max(0, outer - inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = F.pad(self.squeeze(self.pool(x)), (0, 0, 0, 0, 0, self.more))
+        out: Tensor = self.inside(x) + kept
+        return out
+
+
+def _block(inner: int, outer: int, size: int, stride: int, depth: int, activation: str) -> nn.Sequential:
+    first = _Residual(inner, outer, size, stride, activation)
+    return nn.Sequential(first, *(_Residual(outer, outer, activation=activation) for _ in range(depth - 1)))
+
+
+class AMDIM(Encoder):
+    """The encoder of Augmented Multiscale Deep InfoMax (https://arxiv.org/abs/1906.00910) for small images.
+
+    Without padding, so that a place of a map sees a part of the image only. For 32 pixels maps of 7x7 and 5x5 places
+    and one vector, as published; for 28 pixels the same maps, with padding in the first convolution and 2x2 windows;
+    for 8 pixels 5x5, 3x3 and a vector. Parts are the vector `[B, dim]`, the coarse and the fine map `[B, dim, h, w]`.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], width: int, dim: int, depth: int, activation: str = "relu") -> None:
+        super().__init__()
+        channels, n = shape[0], width
+        if shape[1:] not in _STEMS:
+            known = ", ".join(f"{h}x{w}" for h, w in _STEMS)
+            raise UserError(f"the AMDIM encoder is made for images of {known} pixels, not {shape[1]}x{shape[2]}")
+        pad, windows, deeper = _STEMS[shape[1:]]
+
+        def block(inner: int, outer: int, size: int, stride: int = 1) -> nn.Sequential:
+            return _block(inner, outer, size, stride, depth, activation)
+
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, n, 3, padding=pad, bias=False),
+            nn.BatchNorm2d(n),
+            act(activation),
+            _Residual(n, n, activation=activation),
+            *(block(n * 2**i, n * 2 ** (i + 1), size, step) for i, (size, step) in enumerate(windows)),
+        )
+        wide = n * 2 ** len(windows)
+        middle = (block(wide, wide, 3) for _ in range(deeper))
+        self.fine = nn.Sequential(nn.BatchNorm2d(wide))
+        self.coarse = block(wide, wide, 3)
+        self.whole = nn.Sequential(*middle, block(wide, dim, 3), nn.BatchNorm2d(dim))
+        heads = (nn.Sequential(_Residual(wide, dim, activation=activation), nn.BatchNorm2d(dim)) for _ in range(2))
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, x: Tensor, parts: bool = False) -> Tensor | tuple[Tensor, ...]:
+        fine = self.fine(self.stem(x))
+        coarse = self.coarse(fine)
+        whole: Tensor = self.whole(coarse).flatten(1)
+        return (whole, self.heads[0](coarse), self.heads[1](fine)) if parts else whole
+
+
+_STEMS: dict[tuple[int, ...], tuple[int, tuple[tuple[int, int], ...], int]] = {
+    (32, 32): (0, ((4, 2), (2, 2)), 1),
+    (28, 28): (1, ((2, 2), (2, 2)), 1),
+    (8, 8): (0, ((2, 1),), 0),
+}
+"""By the size of images: padding of the first convolution, size and stride of the blocks before the fine map, and how
+many more blocks there are between the coarse map and the vector."""
+
+
+def amdim(
+    num_classes: int = 10,
+    shape: tuple[int, int, int] = (3, 32, 32),
+    normalize: nn.Module | None = None,
+    width: int = 128,
+    dim: int = 128,
+    depth: int = 3,
+    k: int = 75,
+    vote: Vote = "uniform",
+    read: Literal["neighbours", "linear"] = "neighbours",
+    activation: str = "relu",
+) -> Classifier:
+    """The AMDIM encoder, read by nearest neighbours; the defaults are those of https://arxiv.org/abs/1911.06470.
+
+    Images have 32, 28 or 8 pixels a side. `width` is of the first convolution, `dim` of the representation, `depth`
+    the number of residual units in a block. Read by a `linear` layer, it is trained with labels.
+    """
+    head = KNN(num_classes, k, vote) if read == "neighbours" else nn.Linear(dim, num_classes)
+    return Classifier(AMDIM(shape, width, dim, depth, activation), head, normalize)

@@ -1,0 +1,56 @@
+"""From the neighbours of one class to those of another: what an attack on nearest neighbours raises by labels."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core import Forward, Probe
+from ..errors import UserError
+from ..losses import wrong
+from .knn import KNN
+
+
+@dataclass(frozen=True, slots=True)
+class Guided:
+    """Leaves the nearest examples of the own class for those of the nearest other one (PGD-kNN).
+
+    As released for https://arxiv.org/abs/1911.06470, whose definition is in https://arxiv.org/abs/1903.08333 and its
+    code: `guides` / 2 examples of the class `y` `[B]` push, as many of the other class whose own are the nearest on
+    average pull, each as far as the squared distance of the k-th neighbour. Guides, class and distance are chosen anew
+    at every call. A class with fewer examples gives as many as it has.
+    """
+
+    features: Forward
+    bank: KNN
+    y: Tensor
+    guides: int = 300
+
+    def __post_init__(self) -> None:
+        if self.guides < 2:
+            raise UserError(f"guides come from two classes: at least 2, not {self.guides}")
+
+    def __call__(self, x: Tensor) -> Probe:
+        features, bank = self.features(x), self.bank
+        z = F.normalize(features, dim=1)
+        with torch.no_grad():
+            far = 2 - 2 * bank.nearest(features, bank.k)[0][:, -1:]
+            places = self._guides(z)
+        apart = [2 - 2 * torch.einsum("bf,bgf->bg", z, bank.rows[each]) for each in places]
+        left = (far - apart[0]).relu().sum(1) + (apart[1] - far).relu().sum(1)
+        return Probe(-left, wrong(bank(features.detach()), self.y))
+
+    def __getitem__(self, rows: Tensor) -> "Guided":
+        return Guided(self.features, self.bank, self.y[rows], self.guides)
+
+    def _guides(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Places in the bank, `[B, G]` each: of the own class, and of the nearest other one."""
+        bank, bounds = self.bank, self.bank.bounds
+        count = min(self.guides // 2, *(b - a for a, b in pairwise(bounds)))
+        found = [(z @ bank.rows[a:b].T).topk(count) for a, b in pairwise(bounds)]
+        near = torch.stack([top.values.mean(1) for top in found], 1).scatter(1, self.y[:, None], -torch.inf)
+        places = torch.stack([top.indices + a for top, a in zip(found, bounds, strict=False)], 1)
+        every = torch.arange(len(z), device=z.device)
+        return places[every, self.y], places[every, near.argmax(1)]

@@ -1,0 +1,108 @@
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..bank import Bank
+from ..contrast import FeatureContrast
+from ..core import Context, Labelled, Objective, PointLoss, Terms
+from ..errors import UserError
+from ..randomness import make_rng, seed_of_step
+from .contrastive import projected
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceDiscrimination(Objective):
+    """Every image is a class of its own (NPID, https://arxiv.org/abs/1805.01978), by a bank of what it looked like.
+
+    -log softmax of the cosine / `temperature` of an image with its own row of the bank among the rows of `negatives`
+    other images, drawn in each step for the whole batch. The published code estimates the softmax by noise contrast;
+    this is the softmax over those that are drawn. Rows become `momentum` x row + (1 - `momentum`) x the projection in
+    eval mode, of length 1, one step later, so that no image is compared with what it is now. A forward pass
+    without gradient is added to each step.
+    """
+
+    temperature: float = 0.07
+    negatives: int = 4096
+    momentum: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or self.negatives < 1 or not 0 <= self.momentum < 1:
+            raise UserError(
+                f"instance discrimination needs a temperature above 0, not {self.temperature:g}, a negative or more, "
+                f"not {self.negatives}, and a momentum in [0, 1), not {self.momentum:g}"
+            )
+
+    def init(self, data: Labelled) -> nn.Module:
+        return _Memory(data)
+
+    def observe(self, ctx: Context) -> None:
+        memory, index = _memory(ctx), ctx.batch.index
+        z = projected(ctx.lens.parts(ctx.batch.x))
+        if memory.bank is None:
+            memory.begin(z.shape[1])
+        memory.known().check(index)
+        self._remember(memory)
+        memory.index, memory.seen = index.clone(), F.normalize(z, dim=1)
+
+    def inner(self, ctx: Context) -> PointLoss:
+        rows = _memory(ctx).known()[ctx.batch.index]
+        own = torch.arange(len(rows), device=rows.device)
+        return FeatureContrast(lambda x: projected(ctx.lens.parts(x)), rows, own, self.temperature)
+
+    def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
+        bank, index = _memory(ctx).known(), ctx.batch.index
+        z = F.normalize(projected(ctx.lens.parts(x_adv)), dim=1)
+        generator = make_rng(seed_of_step(ctx.progress.step))
+        drawn = torch.randint(len(bank.rows), (self.negatives,), generator=generator).to(index.device)
+        mine = (z * bank[index]).sum(1, keepdim=True)
+        others = (z @ bank[drawn].T).masked_fill(drawn == index[:, None], -torch.inf)
+        scores = torch.cat([mine, others], 1) / self.temperature
+        return {"instances": F.cross_entropy(scores, torch.zeros_like(index))}
+
+    def _remember(self, memory: "_Memory") -> None:
+        """What was seen in the step before."""
+        if len(memory.index):
+            bank = memory.known()
+            rows = self.momentum * bank[memory.index] + (1 - self.momentum) * memory.seen
+            bank[memory.index] = F.normalize(rows, dim=1)
+
+
+class _Memory(nn.Module):
+    """The bank, which is made when it is known how many numbers the model projects to, and what is to be written."""
+
+    index: Tensor
+    seen: Tensor
+    bank: Bank | None
+
+    def __init__(self, data: Labelled) -> None:
+        super().__init__()
+        self.data = data
+        self.bank = None
+        self.register_buffer("index", torch.zeros(0, dtype=torch.long))
+        self.register_buffer("seen", torch.zeros(0, 0))
+
+    def begin(self, columns: int) -> None:
+        self.bank = Bank(self.data, columns).to(self.index.device)
+
+    def known(self) -> Bank:
+        assert self.bank is not None
+        return self.bank
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        if prefix + "bank.rows" in state_dict:
+            self.begin(state_dict[prefix + "bank.rows"].shape[1])
+        else:
+            self.bank = None  # a state before the first step
+        device = self.index.device
+        self.index, self.seen = (
+            torch.zeros_like(state_dict[prefix + name], device=device) for name in ("index", "seen")
+        )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _memory(ctx: Context) -> _Memory:
+    assert isinstance(ctx.memory, _Memory)
+    return ctx.memory

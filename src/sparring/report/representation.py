@@ -1,0 +1,44 @@
+"""What can be read of representations, and how accuracy is traded for robustness. No torch."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..scores import Array
+from .figures import finish, new_figure, save
+
+Estimate = tuple[float, float, float]
+_KINDS = ("clean", "robust", "defended")
+_COLOURS = ("tab:blue", "tab:red", "tab:green")
+
+
+def representation(runs: Sequence[tuple[str, Mapping[str, Sequence[Estimate]]]], path: Path) -> None:
+    """A column for each run, and for each of its readings three bars: clean, robust, and the share that is defended."""
+    figure = new_figure(5 * len(runs), 3.6)
+    grid = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
+    for (name, readings), axes in zip(runs, grid, strict=True):
+        for i, (kind, colour) in enumerate(zip(_KINDS, _COLOURS, strict=True)):
+            value, low, high = 100 * np.array([bars[i] for bars in readings.values()]).T
+            places = np.arange(len(readings)) + 0.27 * (i - 1)
+            error = np.abs(np.stack([value - low, high - value]))
+            axes.bar(places, value, 0.25, yerr=error, color=colour, label=kind, error_kw={"linewidth": 0.8})
+        axes.set_xticks(range(len(readings)), [each.replace(" ", "\n", 1) for each in readings], fontsize=8)
+        axes.set(ylim=(0, 100), ylabel="%", title=name)
+        finish(axes)
+    save(figure, path)
+
+
+def tradeoff(curves: Mapping[str, tuple[Array, Array]], points: Mapping[str, tuple[float, float]], path: Path) -> None:
+    """Accuracy against the share that is defended: curves over updates from a dot on, and single points with a name."""
+    figure = new_figure(6.5, 4.6)
+    axes = figure.subplots()
+    for name, (clean, defended) in curves.items():
+        (line,) = axes.plot(100 * clean, 100 * defended, marker=".", linewidth=1, label=name)
+        axes.plot(100 * clean[0], 100 * defended[0], marker="o", color=line.get_color())
+    for name, (clean_, defended_) in points.items():
+        axes.plot(100 * clean_, 100 * defended_, "k^")
+        axes.annotate(name, (100 * clean_, 100 * defended_), fontsize=8, xytext=(4, 4), textcoords="offset points")
+    axes.set(xlabel="accuracy on clean held-out images, %", ylabel="of these, defended, %")
+    finish(axes)
+    save(figure, path)
