@@ -168,3 +168,15 @@ def test_weights_of_another_architecture_are_refused_by_name():
         load_robustbench(resnet18(width=0.125), published(resnet18(width=0.25), "linear"))
     with pytest.raises(UserError, match="another architecture"):
         load_robustbench(wide_resnet(10, 1), {"init_conv.weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("inner", [3, 7, 8])
+def test_a_strided_1x1_convolution_of_few_channels_is_what_it_says(inner):
+    from sparring.models.resnet import conv
+
+    torch.manual_seed(0)
+    made, plain = conv(inner, 10, 1, 2), nn.Conv2d(inner, 10, 1, 2, bias=False)
+    plain.load_state_dict(made.state_dict())
+    x = torch.rand(2, inner, 9, 9, requires_grad=True)
+    assert torch.allclose(made(x), plain(x), atol=1e-6)
+    assert torch.allclose(*(torch.autograd.grad(m(x).square().sum(), x)[0] for m in (made, plain)), atol=1e-5)

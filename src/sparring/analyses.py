@@ -20,6 +20,7 @@ from .environment import device_of
 from .errors import UserError
 from .evaluate import WhiteBox, evaluate, threat_of
 from .fast import Fast
+from .randomness import make_rng
 from .recipe import Recipe
 from .results import RunFolder, replacing, write_json
 from .scores import Accuracy, Array, Memory
@@ -254,8 +255,10 @@ def _last(run: RunFolder, examples: int, device: str) -> tuple[Looked, Threat]:
 
 
 def represented(looked: Looked, threat: Threat, *, bank: int = 5000, **how: Any) -> Representation:
-    """What the features of a run are worth, read by the first `bank` of its training images; `how` as the analysis."""
-    return representation(looked.model, looked.training.data[:bank], looked.test, threat, **how)
+    """What the features of a run are worth, read by `bank` of its training images; `how` as the analysis."""
+    data = looked.training.data
+    rows = torch.randperm(len(data), generator=make_rng(0))[:bank].sort().values.to(data.y.device)
+    return representation(looked.model, data[rows], looked.test, threat, **how)
 
 
 def write_representation(run: RunFolder, found: Sequence[tuple[str, Representation]], how: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .core import Classifier
+from .core import Classifier, Reference
 from .engine import State
 from .errors import UserError
 from .results import RunFolder, sync_folder, write_bytes
@@ -184,9 +184,11 @@ def started(model: nn.Module, path: str) -> nn.Module:
         raise UserError(f"training is to start from {path}, which has no best weights: train that run first")
     tensors, _ = read_weights(file)
     own = model.state_dict()
-    if set(tensors) != set(own) and isinstance(model, Classifier):
-        heads = {name: tensor for name, tensor in own.items() if name.startswith("head.")}
-        tensors = {**{n: t for n, t in tensors.items() if not n.startswith("head.")}, **heads}
+    ours, theirs = ({n: t for n, t in each.items() if n.startswith("head.")} for each in (own, tensors))
+    banks = isinstance(model, Classifier) and isinstance(model.head, Reference)
+    alike = {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
+    if set(ours) != set(theirs) or not (alike or banks):
+        tensors = {**{n: t for n, t in tensors.items() if n not in theirs}, **ours}
     return fill(model, tensors, f"training cannot start from {file}, which is of another model")
 
 

@@ -107,13 +107,14 @@ class Scales:
             back.append(told_apart(torch.where(same[:, :, None], mine[:, None], scores), own))
         return (there + torch.stack(back).sum(0)) / 2
 
-    def size(self, parts: Parts, clipped: float = 0.05) -> Tensor:
-        """AMDIM's regulariser: `clipped` x the mean squared raw score, to keep scores off the clip."""
+    def size(self, a: Parts, b: Parts) -> Tensor:
+        """The mean squared raw score, summed and averaged like the loss: what AMDIM keeps off the clip, times 0.05."""
         raw = [
             _raw("bd,ndl->bnl", u, v).square().mean()
-            for u, v in zip(self._sources(parts, self.places), _targets(parts), strict=True)
+            for one, other in ((a, b), (b, a))
+            for u, v in zip(self._sources(one, self.places), _targets(other), strict=True)
         ]
-        return clipped * torch.stack(raw).sum()
+        return torch.stack(raw).sum() / 2
 
     def _towards(self, a: Parts, b: Parts, own: Tensor, places: Tensor) -> Tensor:
         each = zip(self._sources(a, places), _targets(b), strict=True)
@@ -162,6 +163,9 @@ class FeatureContrast:
     keys: Tensor
     own: Tensor
     temperature: float = 0.2
+
+    def __post_init__(self) -> None:
+        need_pairs(len(self.keys))
 
     def __call__(self, x: Tensor) -> Probe:
         scores = F.normalize(self.features(x), dim=1) @ F.normalize(self.keys, dim=1).T / self.temperature

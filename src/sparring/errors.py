@@ -11,6 +11,13 @@ class UserError(ValueError):
     """
 
 
+def need_one_of(name: str, value: str, known: Iterable[str]) -> None:
+    """Raises `UserError` for a word that is none of those that there are."""
+    known = tuple(known)
+    if value not in known:
+        raise UserError(f"{name} = {value!r} is not one of {', '.join(known)}")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A clause that names what was probably meant, or everything there is when nothing is near."""
     known = list(known)

@@ -80,7 +80,7 @@ def cost(method: Steps, update: Update | Schedule[Update], epochs: int, steps_pe
     """
     total, seen = epochs * steps_per_epoch, Counter[Any]()
     steps = range(total) if total <= _MOST_STEPS else sorted(random.Random(0).sample(range(total), _MOST_STEPS))
-    steps = steps if _changes((method, update)) else [0]
+    steps = steps if _changes((method, update)) else [min(1, total - 1)]  # what is done now and then is at step 0
     example: dict[Any, Progress] = {}
     for step in steps:
         progress = Progress(step, steps_per_epoch, epochs)
@@ -125,19 +125,21 @@ _IMAGES_ALIKE = Data(torch.full((_IMAGES, 3, 32, 32), 0.5), torch.arange(_IMAGES
 
 def _counted(method: Steps, update: Update, progress: Progress) -> Passes:
     """One step, per example."""
+    each, twice = torch.arange(_IMAGES), torch.tensor([0, 1]).repeat(_IMAGES // 2)
     try:
-        return _counted_on(_linear(), method, update, progress)
-    except UserError:  # a method that asks nearest neighbours
-        return _counted_on(_neighbours(), method, update, progress)
+        return _counted_on(_linear(), each, method, update, progress)
+    except UserError:
+        try:  # a method that compares two views of an image
+            return _counted_on(_linear(), twice, method, update, progress)
+        except UserError:  # one that asks nearest neighbours
+            return _counted_on(_neighbours(), each, method, update, progress)
 
 
-def _counted_on(model: nn.Module, method: Steps, update: Update, progress: Progress) -> Passes:
+def _counted_on(model: nn.Module, index: Tensor, method: Steps, update: Update, progress: Progress) -> Passes:
     data = _IMAGES_ALIKE
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     state = State.start(method, model, optimizer, data)
     found = Passes()
-    # twice the same images, as those methods want that compare two views
-    index = torch.tensor([0, 1]).repeat(_IMAGES // 2)
     batch = Batch(data.x, torch.zeros_like(data.y), index)
 
     def counted(model: nn.Module, optimizer: torch.optim.Optimizer, closure: Closure) -> Terms:

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from .checkpoint import Checkpoints, read_weights, save_weights
 from .checks import check_data, check_logits
 from .core import Data, Labelled, Progress, pixels
 from .data import Batches, Training
-from .engine import Loop, NotFinite, State
+from .engine import Hook, Loop, NotFinite, State
 from .environment import device_of, session
 from .errors import UserError
 from .fast import Compile, Fast, Precision, prefer_channels_last, worth_compiling
@@ -61,7 +61,8 @@ def fit(
     search = Fast.resolved(where, precision, compile) if fresh else _search(run, precision, compile)
     training, held = _prepare(recipe, run.path, where)
     train = training.data
-    state = _begin(recipe, train, run.path, where)
+    goes_on = not overwrite and bool(Checkpoints(run.checkpoints).paths())
+    state = _begin(replace(recipe, weights_from="") if goes_on else recipe, train, run.path, where)
     batches = Batches(train, recipe.batch_size, recipe.augment, recipe.seed, recipe.views)
     board = _board(run) if tensorboard else _no_board
     with run.locked(), _explained(run, state):
@@ -91,8 +92,9 @@ def fit(
             save = Save(checkpoints, saving, stop, best.write)
             watch = _watch(recipe, train, search)
             guarding = () if watch is None else (Guarding(watch, run, checkpoints, held_out, say),)
+            readers = _readers(state, train, run, say)
             hooks = (
-                *_readers(state, train, run, say),
+                *readers,
                 held_out,
                 record,
                 *_remembering(recipe, run, train, search),
@@ -102,7 +104,9 @@ def fit(
             loop = Loop(recipe.epochs, recipe.lr, recipe.update, recipe.averaging, hooks, search)
             stopped = _train(loop, recipe, state, batches, watch, _Back(run, checkpoints, best, say))
             if stopped:  # perhaps in the middle of the first epoch, where nothing was the best yet
-                held_out.on_epoch(state, Progress(state.step, len(batches), recipe.epochs))
+                again: tuple[Hook, ...] = (*readers, held_out)
+                for hook in again:
+                    hook.on_epoch(state, Progress(state.step, len(batches), recipe.epochs))
                 best.settle(state)
             _write_weights(run, "last", recipe, state, train)
             run.set_status({"finished": True, "step": state.step, "best": state.best, **stopped})

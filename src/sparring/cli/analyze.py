@@ -72,7 +72,7 @@ class _Memorization(_Common):
 @dataclass(frozen=True, kw_only=True)
 class _Representation(_Common):
     bank: int = 5000
-    """How many training images are read by, the first ones."""
+    """How many training images are read by, drawn at random."""
     k: int = 75
     """Nearest neighbours that vote, one vote each."""
     restarts: int = 2

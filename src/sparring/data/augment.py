@@ -1,5 +1,6 @@
 """Augmentation of a whole batch at once, on its device. Each takes and returns `[B, C, H, W]` in [0, 1]."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -75,7 +76,7 @@ class ResizedCrop:
     def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
         u = torch.rand(4, len(x), generator=rng, device=x.device)
         area = self.scale[0] + u[0] * (self.scale[1] - self.scale[0])
-        low, high = (torch.tensor(r, device=x.device).log() for r in self.ratio)
+        low, high = (math.log(r) for r in self.ratio)
         ratio = (low + u[1] * (high - low)).exp()
         width, height = (area * ratio).sqrt().clamp_max(1), (area / ratio).sqrt().clamp_max(1)
         none = torch.zeros_like(area)
@@ -125,7 +126,8 @@ def grey(x: Tensor) -> Tensor:
     """The luma of three channels (ITU-R 601), or the mean of other numbers of them; `[B, 1, H, W]`."""
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
-    return (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    red, green, blue = x.split(1, 1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 def _blend(x: Tensor, other: Tensor, share: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..attacks import APGD, PGD, Restarts
 from ..contrast import FeatureContrast, FeatureDistance, Told
 from ..core import Attack, Lens, PointLoss, Threat
-from ..errors import UserError
-from ..losses import Untargeted
+from ..errors import UserError, need_one_of
+from ..losses import Margin, TargetedDLR, Untargeted
 from ..models.guided import Guided
 from ..models.knn import KNN, knn_of
 from ..models.probe import PENALTY, linear_probe
@@ -29,21 +29,24 @@ from .adversary import Adversary, EachTarget, WhiteBox
 class OnFeatures:
     """Drives the features away from those of the clean image, by no label: squared `distance`, `cosine` or `contrast`.
 
-    The contrast is InfoNCE among the images of the batch, with `temperature`; so it depends on who is in it. Labels
-    only tell it when to rest. The model is a `Classifier`, whatever its head.
+    The contrast is InfoNCE among the images of the batch, with `temperature`; so it depends on who is in it, and of one
+    image alone it is the cosine. Labels only tell it when to rest. The model is a `Classifier`, whatever its head.
     """
 
     attack: Attack
     raises: Literal["distance", "cosine", "contrast"] = "distance"
     temperature: float = 0.2
 
+    def __post_init__(self) -> None:
+        need_one_of("raises", self.raises, ("distance", "cosine", "contrast"))
+
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         def loss(lens: Lens) -> PointLoss:
             with torch.no_grad():
                 clean = lens.features(x)
-            if self.raises == "contrast":
+            if self.raises == "contrast" and len(x) > 1:
                 return FeatureContrast(lens.features, clean, torch.arange(len(x), device=x.device), self.temperature)
-            return FeatureDistance(lens.features, clean, self.raises == "cosine")
+            return FeatureDistance(lens.features, clean, self.raises != "distance")
 
         return _climbed(model, x, y, rng, self.attack, loss)
 
@@ -76,7 +79,8 @@ class OnGuides:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         bank = _bank(model)
-        return _climbed(model, x, y, rng, self.attack, lambda lens: Guided(lens.features, bank, y, self.guides))
+        with eval_mode(model), frozen(model):
+            return self.attack(Guided(Lens(model).features, bank, y, self.guides), x, rng)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +126,8 @@ class WorstOnNeighbours:
             "distance": OnFeatures(pgd),
             "cosine": OnFeatures(pgd, "cosine"),
         }
-        if num_classes > 3:
-            found["apgd-t"] = EachTarget(APGD(self.threat, self.steps), targets=3)
-        return found
+        loss = TargetedDLR if num_classes > 3 else Margin
+        return {**found, "apgd-t": EachTarget(APGD(self.threat, self.steps), loss, targets=3)}
 
     def notes(self, num_classes: int) -> tuple[str, ...]:
         del num_classes

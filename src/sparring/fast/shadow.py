@@ -157,7 +157,8 @@ class Shadow:
 def structure(model: nn.Module) -> tuple[Any, ...]:
     """What a copy stands for. It is made anew when a module or a tensor has been exchanged, or something been set."""
     modules = [(id(m), type(m), *(tuple(held) for held in _hooks(m)), *_settings(m)) for m in model.modules()]
-    return (*modules, *((name, t.shape, t.dtype, t.device) for name, t in _tensors(model).items()))
+    read = (id(b) for m in model.modules() if isinstance(m, Reference) for b in m.buffers(recurse=False))
+    return (*modules, *read, *((name, t.shape, t.dtype, t.device) for name, t in _tensors(model).items()))
 
 
 def _settings(module: nn.Module) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Classifier, Encoder
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, need_one_of
 from .activations import activation as act
 from .knn import KNN, Vote
 from .resnet import preact_resnet18, resnet18
@@ -161,5 +161,6 @@ def amdim(
     Images have 32, 28 or 8 pixels a side. `width` is of the first convolution, `dim` of the representation, `depth`
     the number of residual units in a block. Read by a `linear` layer, it is trained with labels.
     """
+    need_one_of("read", read, ("neighbours", "linear"))
     head = KNN(num_classes, k, vote) if read == "neighbours" else nn.Linear(dim, num_classes)
     return Classifier(AMDIM(shape, width, dim, depth, activation), head, normalize)

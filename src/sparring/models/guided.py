@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import Forward, Probe
@@ -20,7 +19,7 @@ class Guided:
     As released for https://arxiv.org/abs/1911.06470, whose definition is in https://arxiv.org/abs/1903.08333 and its
     code: `guides` / 2 examples of the class `y` `[B]` push, as many of the other class whose own are the nearest on
     average pull, each as far as the squared distance of the k-th neighbour. Guides, class and distance are chosen anew
-    at every call. A class with fewer examples gives as many as it has.
+    at every call. There are no more of a class than the smallest class has examples.
     """
 
     features: Forward
@@ -34,7 +33,7 @@ class Guided:
 
     def __call__(self, x: Tensor) -> Probe:
         features, bank = self.features(x), self.bank
-        z = F.normalize(features, dim=1)
+        z = bank.normalized(features)
         with torch.no_grad():
             far = 2 - 2 * bank.nearest(features, bank.k)[0][:, -1:]
             places = self._guides(z)

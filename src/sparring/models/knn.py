@@ -60,7 +60,6 @@ class KNN(Reference):
         self.temperature, self.softness = temperature, softness
         self.register_buffer("rows", torch.zeros(0, 0))
         self.register_buffer("starts", torch.zeros(num_classes + 1, dtype=torch.long))
-        self._known: tuple[int, list[int]] = (-1, [])
 
     def fit(self, features: Tensor, y: Tensor) -> None:
         """Puts `features` `[N, F]` with labels `y` `[N]` into the bank, in the order of the classes.
@@ -70,8 +69,8 @@ class KNN(Reference):
         """
         if len(features) < self.k:
             raise UserError(
-                f"{self.k} nearest neighbours are asked of a bank of {len(features)} examples: take a smaller k "
-                "(--model.k)"
+                f"{self.k} nearest neighbours are asked of a bank of {len(features)} examples: take a smaller k, or a "
+                "larger bank"
             )
         low, high = int(y.min()), int(y.max())
         if low < 0 or high >= self.num_classes:
@@ -101,7 +100,7 @@ class KNN(Reference):
 
     def soft(self, features: Tensor, softness: float | None = None) -> Tensor:
         """Soft votes `[B, C]`: log sum exp(similarity / softness) over the examples of each class."""
-        z, by = self._normalized(features), softness or self.softness
+        z, by = self.normalized(features), softness or self.softness
         classes = list(pairwise(self.bounds))
         if len(self.rows) <= BLOCK:
             scores = z @ self.rows.T / by
@@ -130,10 +129,10 @@ class KNN(Reference):
     @torch.no_grad()
     def nearest(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Cosine similarities `[B, k]` of the nearest examples, the nearest first, and their places in the bank."""
-        z = self._normalized(features)
+        z = self.normalized(features)
         best = torch.empty(len(z), 0, dtype=torch.long, device=z.device)
         for a, b in _blocks(0, len(self.rows)):
-            best = torch.cat([best, _top(z @ self.rows[a:b].T, a, k)], 1)
+            best = torch.cat([best, _top((z @ self.rows[a:b].T).float(), a, k)], 1)
             best = best.topk(min(k, best.shape[1])).values
         return _unkeyed(best)
 
@@ -150,11 +149,10 @@ class KNN(Reference):
     @property
     def bounds(self) -> list[int]:
         """Where in the bank each class begins, and the end."""
-        if self._known[0] != self.starts._version:
-            self._known = self.starts._version, self.starts.tolist()
-        return self._known[1]
+        return [int(start) for start in self.starts.tolist()]
 
-    def _normalized(self, features: Tensor) -> Tensor:
+    def normalized(self, features: Tensor) -> Tensor:
+        """Of length 1, in the precision of the bank."""
         if not len(self.rows):
             raise UserError(
                 "the bank of the nearest neighbours is empty: fill it with sparring.models.refill(model, data), with "
@@ -223,7 +221,12 @@ def knn_of(model: nn.Module) -> KNN | None:
 
 
 def encoded(features: Forward, data: Labelled, batch_size: int = 512) -> Tensor:
-    """Features `[N, F]` of the images as they are, without augmentation."""
+    """Features `[N, F]` of the images as they are, without augmentation. Raises `UserError` if there are none."""
+    if not len(data):
+        raise UserError(
+            "there are no images to encode: in a loop of your own, give the training set to "
+            "State.start(method, model, optimizer, data)"
+        )
     with torch.no_grad():
         parts = [features(pixels(data[i : i + batch_size].x)) for i in range(0, len(data), batch_size)]
     return torch.cat(parts)

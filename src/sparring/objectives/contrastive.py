@@ -1,16 +1,17 @@
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..contrast import FeatureContrast, FeatureDistance, Later, Parts, ScaleContrast, Scales, Told, info_nce, nt_xent
-from ..core import Context, Labelled, Lens, Objective, PointLoss, Terms
-from ..errors import UserError
+from ..core import Batch, Context, Labelled, Lens, Objective, PointLoss, Terms
+from ..errors import UserError, need_one_of
 from ..losses import Untargeted
 from ..models.guided import Guided
 from ..models.knn import KNN, knn_of, refill
 from ..randomness import make_rng, seed_of_step
+from ..views import eval_mode
 
 
 class Contrast(Protocol):
@@ -21,7 +22,10 @@ class Contrast(Protocol):
         ...
 
     def point(self, lens: Lens, known: Parts, own: Tensor, chance: int) -> PointLoss:
-        """The same as a function of an image, against `known` looks, of which `own` `[B]` are at the same image."""
+        """One image at a time, against `known` looks of which `own` `[B]` are at the same image.
+
+        From the image to the known ones; of maps at several scales, both ways.
+        """
         ...
 
 
@@ -77,7 +81,7 @@ class Multiscale:
         scales = self._scales(a, chance)
         loss = scales.pairs(a, b, self.both)
         if self.regularise:
-            loss = loss + scales.size(a, self.regularise) / 2 + scales.size(b, self.regularise) / 2
+            loss = loss + self.regularise * scales.size(a, b)
         return loss
 
     def point(self, lens: Lens, known: Parts, own: Tensor, chance: int) -> PointLoss:
@@ -117,11 +121,12 @@ class Contrastive(Objective):
     (https://arxiv.org/abs/1911.06470); two augmented `views` (`views=2` of the recipe), which is pre-training with the
     attack `Benign()`; or the `adversarial views`, both attacked (https://arxiv.org/abs/2010.13337).
 
-    The attack raises the `contrast` of an image with its clean self, or the squared `distance` or the `cosine` distance
-    of its features from there; these need a random start. By labels, it raises the loss of the nearest neighbours'
-    `vote` on the clean image, or follows `guides` (`Guided`). What may be looked at says `labels`: none; those of the
-    `bank`, through votes; or `all`, the image's own too. With `only_fooled`, only those images are contrasted whose
-    vote the attack changed, from their label if all labels are known, as in the released code.
+    The attack raises the `contrast` of an image with its clean self (of two views, with the first), or the squared
+    `distance` or the `cosine` distance of its features from there; these need a random start. By labels, it raises the
+    loss of the nearest neighbours' `vote` on the clean image, or follows `guides` (`Guided`). What may be looked at
+    says `labels`: none; those of the `bank`, through votes; or `all`, the image's own too. With `only_fooled`
+    only those images are contrasted whose vote the attack changed, from their label if all labels are known, as
+    in the released code; that is a forward pass more.
 
     Votes and guides need a head of nearest neighbours; its bank is encoded anew every `refresh` steps. Raises
     `UserError` for labels that are asked for but not allowed, a batch of one image, and models without what is
@@ -137,6 +142,8 @@ class Contrastive(Objective):
     refresh: int = 10
 
     def __post_init__(self) -> None:
+        for name, known in (("between", Between), ("raises", Raised), ("labels", Labels)):
+            need_one_of(name, getattr(self, name), get_args(known))
         wanted = {"vote": "bank", "guides": "all"}.get(self.raises, "bank" if self.only_fooled else "none")
         allowed = {"none": (), "bank": ("bank",), "all": ("bank", "all")}[self.labels]
         if wanted not in ("none", *allowed):
@@ -159,16 +166,19 @@ class Contrastive(Objective):
         return _Known(data) if self.reads else nn.Module()
 
     def observe(self, ctx: Context) -> None:
-        if self.reads and ctx.progress.step % self.refresh == 0:
-            assert isinstance(ctx.memory, _Known)
-            _bank(ctx.lens.model)
+        if not self.reads:
+            return
+        assert isinstance(ctx.memory, _Known)
+        _bank(ctx.lens.model)
+        if ctx.progress.step % self.refresh == 0:
             refill(ctx.lens.model, ctx.memory.data)
 
     def inner(self, ctx: Context) -> PointLoss:
         def made() -> PointLoss:
             loss = self._raised(ctx)
-            kept = self._kept(ctx.lens, ctx.batch.x, ctx.batch.y) if self.only_fooled else None
-            return loss if kept is None else Told(loss, ctx.lens.logits, kept)
+            if not self.only_fooled or self.raises == "guides":  # which tell by themselves
+                return loss
+            return Told(loss, ctx.lens.logits, self._kept(ctx.lens, ctx.batch))
 
         return Later(made)
 
@@ -180,16 +190,16 @@ class Contrastive(Objective):
             return Untargeted(lens.logits, lens.logits(x).argmax(1))
         if self.raises in ("distance", "cosine"):
             return FeatureDistance(lens.features, lens.features(x), self.raises == "cosine")
-        sides = _sides(ctx.batch.index)
-        first = x[: len(x) // sides] if sides > 1 else x
-        own = torch.arange(len(first), device=x.device).repeat(sides)
+        views = sides(ctx.batch.index)
+        first = x[: len(x) // views] if views > 1 else x
+        own = torch.arange(len(first), device=x.device).repeat(views)
         return self.loss.point(lens, lens.parts(first), own, seed_of_step(ctx.progress.step))
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         lens, x, chance = ctx.lens, ctx.batch.x, seed_of_step(ctx.progress.step)
-        sides = _sides(ctx.batch.index)
+        views = sides(ctx.batch.index)
         if self.between != "adversarial":
-            if sides == 1:
+            if views == 1:
                 raise UserError(
                     "two views are contrasted, and each image is in the batch once: set views = 2 (--views 2)"
                 )
@@ -197,23 +207,27 @@ class Contrastive(Objective):
             return {self.between.replace(" ", "_"): self.loss.pairs(a, b, chance).mean()}
         # two views of an image are no others to each other: each side by itself
         clean, moved = lens.parts(x), lens.parts(x_adv)
-        pairs = zip(_halves(clean), _halves(moved), strict=True) if sides == 2 else [(clean, moved)]
+        pairs = zip(_halves(clean), _halves(moved), strict=True) if views == 2 else [(clean, moved)]
         if self.only_fooled:
+            if views == 2:
+                raise UserError("who is fooled is kept of images that are in the batch once: set views = 1 (--views 1)")
             rows = self._fooled(ctx, x_adv)
             pairs = [(tuple(p[rows] for p in clean), tuple(p[rows] for p in moved))]
             if len(rows) < 2:  # nobody to be told from
-                return {"contrast": 0.0 * moved[0].sum()}
+                return {"contrast": 0.0 * (clean[0].sum() + moved[0].sum())}
         return {"contrast": torch.cat([self.loss.pairs(a, b, chance) for a, b in pairs]).mean()}
 
-    def _kept(self, lens: Lens, x: Tensor, y: Tensor) -> Tensor:
+    def _kept(self, lens: Lens, batch: Batch) -> Tensor:
         """What the vote has to stay: the label, or what it is on the clean image."""
-        return y if self.labels == "all" else lens.logits(x).argmax(1)
+        return batch.y if self.labels == "all" else lens.logits(batch.x).argmax(1)
 
     @torch.no_grad()
     def _fooled(self, ctx: Context, x_adv: Tensor) -> Tensor:
-        """Rows of the batch, by the features as this step sees them."""
-        votes = ctx.lens.logits(x_adv).argmax(1)
-        return (votes != self._kept(ctx.lens, ctx.batch.x, ctx.batch.y)).nonzero()[:, 0]
+        """Rows of the batch, in eval mode, as the bank was encoded: a forward pass more."""
+        with eval_mode(ctx.lens.model):
+            lens = Lens(ctx.lens.model)
+            votes = lens.logits(x_adv).argmax(1)
+            return (votes != self._kept(lens, ctx.batch)).nonzero()[:, 0]
 
 
 class _Known(nn.Module):
@@ -234,7 +248,7 @@ def _bank(model: nn.Module) -> KNN:
     return head
 
 
-def _sides(index: Tensor) -> int:
+def sides(index: Tensor) -> int:
     """2 if a batch holds every image twice, one view of all after the other."""
     half = len(index) // 2
     return 2 if len(index) % 2 == 0 and half and bool(torch.equal(index[:half], index[half:])) else 1

@@ -10,7 +10,7 @@ from ..contrast import FeatureContrast
 from ..core import Context, Labelled, Objective, PointLoss, Terms
 from ..errors import UserError
 from ..randomness import make_rng, seed_of_step
-from .contrastive import projected
+from .contrastive import projected, sides
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class InstanceDiscrimination(Objective):
         if memory.bank is None:
             memory.begin(z.shape[1])
         memory.known().check(index)
+        if sides(index) == 2:
+            raise UserError("each image is a class of its own, and is in the batch once: set views = 1 (--views 1)")
         self._remember(memory)
         memory.index, memory.seen = index.clone(), F.normalize(z, dim=1)
 
@@ -70,6 +72,9 @@ class InstanceDiscrimination(Objective):
             bank[memory.index] = F.normalize(rows, dim=1)
 
 
+_AT_A_TIME = 65_536
+
+
 class _Memory(nn.Module):
     """The bank, which is made when it is known how many numbers the model projects to, and what is to be written."""
 
@@ -85,7 +90,11 @@ class _Memory(nn.Module):
         self.register_buffer("seen", torch.zeros(0, 0))
 
     def begin(self, columns: int) -> None:
+        """With random directions, as published: at 0 there would be no gradient before an image is met again."""
         self.bank = Bank(self.data, columns).to(self.index.device)
+        for rows in torch.arange(len(self.bank.rows)).split(_AT_A_TIME):
+            drawn = torch.randn(len(rows), columns, generator=make_rng(int(rows[0])))
+            self.bank[rows] = F.normalize(drawn, dim=1)
 
     def known(self) -> Bank:
         assert self.bank is not None

@@ -30,7 +30,7 @@ def representation(runs: Sequence[tuple[str, Mapping[str, Sequence[Estimate]]]],
 
 
 def tradeoff(curves: Mapping[str, tuple[Array, Array]], points: Mapping[str, tuple[float, float]], path: Path) -> None:
-    """Accuracy against the share that is defended: curves over updates from a dot on, and single points with a name."""
+    """Accuracy against the share that is defended: curves over epochs, the first a dot, and points with a name."""
     figure = new_figure(6.5, 4.6)
     axes = figure.subplots()
     for name, (clean, defended) in curves.items():
@@ -39,6 +39,6 @@ def tradeoff(curves: Mapping[str, tuple[Array, Array]], points: Mapping[str, tup
     for name, (clean_, defended_) in points.items():
         axes.plot(100 * clean_, 100 * defended_, "k^")
         axes.annotate(name, (100 * clean_, 100 * defended_), fontsize=8, xytext=(4, 4), textcoords="offset points")
-    axes.set(xlabel="accuracy on clean held-out images, %", ylabel="of these, defended, %")
+    axes.set(xlabel="accuracy on clean held-out images, %", ylabel="of these, defended under the PGD that selects, %")
     finish(axes)
     save(figure, path)
