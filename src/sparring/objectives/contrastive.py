@@ -124,7 +124,7 @@ class Contrastive(Objective):
     The attack raises the `contrast` of an image with its clean self (of two views, with the first), or the squared
     `distance` or the `cosine` distance of its features from there; these need a random start. By labels, it raises the
     loss of the nearest neighbours' `vote` on the clean image, or follows `guides` (`Guided`). What may be looked at
-    says `labels`: none; those of the `bank`, through votes; or `all`, the image's own too. With `only_fooled`
+    says `labels`: none; those of the `bank`, through votes; or `all`, the image's own too. With `only_fooled`,
     only those images are contrasted whose vote the attack changed, from their label if all labels are known, as
     in the released code; that is a forward pass more.
 

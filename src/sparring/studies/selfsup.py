@@ -220,8 +220,8 @@ def _of_run(runs: Runs, arm: str, seed: int) -> dict[str, float]:
         first = runs[before, seed]
         tuned = before != "Supervised"
         gained = max(1.0, 100 * (facts["defended"] - _defended(first, which="best" if tuned else "last")))
-        facts[_PRICE] = _million_passes(run) / gained
-        facts[_WHOLE] = (_million_passes(run) + (_million_passes(first) if tuned else 0.0)) / gained
+        facts[_PRICE] = 1000 * _million_passes(run) / gained
+        facts[_WHOLE] = 1000 * (_million_passes(run) + (_million_passes(first) if tuned else 0.0)) / gained
     return facts
 
 
@@ -239,7 +239,7 @@ def _read(readings: dict[str, Any]) -> dict[str, float]:
     }
 
 
-_PRICE = "million passes for a point"
+_PRICE = "thousand passes for a point"
 _WHOLE = "the same, pre-training too"
 _BEFORE = {
     **{f"Supervised, {how}": "Supervised" for how in ("AT", "mixed AT", "ALP")},
@@ -370,13 +370,13 @@ _CLAIMS = (
         "It is cheap: passes for a point of robustness.",
         "those of Supervised, AT, less those of AMDIM + SAT (without its pre-training), is above 0",
         lambda cells: cells("Supervised, AT", _PRICE, RUN) - cells("AMDIM + SAT", _PRICE, RUN),
-        unit="(million passes)",
+        unit="(thousand passes)",
     ),
     Claim(
         "It is with its pre-training, too.",
         "the same, with the passes of AMDIM's pre-training added, is above 0",
         lambda cells: cells("Supervised, AT", _PRICE, RUN) - cells("AMDIM + SAT", _WHOLE, RUN),
-        unit="(million passes)",
+        unit="(thousand passes)",
     ),
     Claim(
         "More of an image is kept under attack after it.",
