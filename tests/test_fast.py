@@ -48,10 +48,11 @@ def gradient(model, x, y=None):
 NETS = [
     (lambda: small_cnn(width=8), GREY, 4),
     (lambda: preact_resnet18(width=1 / 8), COLOUR, 20),
+    (lambda: preact_resnet18(width=1 / 16), COLOUR, 19),  # the thin one stays as it is
     (lambda: resnet18(width=1 / 8), COLOUR, 20),
     (lambda: wide_resnet(10, 1), COLOUR, 9),
 ]
-IDS = ("small_cnn", "preact_resnet18", "resnet18", "wide_resnet")
+IDS = ("small_cnn", "preact_resnet18", "thin preact_resnet18", "resnet18", "wide_resnet")
 
 
 # -- convolutions

@@ -25,6 +25,7 @@ from sparring import (
     fit,
 )
 from sparring.checkpoint import read_weights
+from sparring.fast import computes_bf16
 from sparring.guard import Health, Watch, examine
 from sparring.hooks import Saving
 from sparring.models import small_cnn
@@ -199,9 +200,10 @@ def test_the_guard_catches_a_collapse_and_saves_the_run(tmp_path):
     rescued = fit(collapsing("rescue", **shape), tmp_path / "rescued")
     several = replace(collapsing(None, **shape), method=Method(PGD(threat, 7, threat.eps / 4), CrossEntropy()))
     multi = fit(several, tmp_path / "multi")
-    assert held_out(alone)[-1] < 0.07, "well below chance; 0 to 5 % by the rounding of the processor"
+    low = computes_bf16(torch.device("cpu"))  # in float32 the same training goes another way
+    assert held_out(alone)[-1] < (0.03 if low else 0.07)
     assert held_out(rescued)[-1] >= 0.8 * held_out(multi)[-1]
-    assert held_out(rescued)[-1] > 1.5 * held_out(alone)[-1]
+    assert held_out(rescued)[-1] > (0.1 if low else 1.5 * held_out(alone)[-1])
     first = rescued.guard()[0]
     # the alarm comes at the first look at which one could be seen, and no step of the collapse is kept
     looks = [row for row in rescued.metrics() if "guard" in row]

@@ -145,7 +145,7 @@ def test_votes_decide_and_soft_votes_lead_where_they_agree():
         (lambda h, z, y: KNN(3)(z), "bank of the nearest neighbours is empty"),
         (lambda h, z, y: KNN(3, k=0), "at least 1"),
         (lambda h, z, y: KNN(3, softness=0.0), "above 0"),
-        (lambda h, z, y: KNN(3, vote="most"), "uniform or weighted"),
+        (lambda h, z, y: KNN(3, vote="most"), "not one of uniform, weighted"),
     ],
 )
 def test_a_bank_that_cannot_be_is_refused_with_the_reason(change, words):

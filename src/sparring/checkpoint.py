@@ -21,7 +21,6 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .core import Classifier, Reference
 from .engine import State
 from .errors import UserError
 from .results import RunFolder, sync_folder, write_bytes
@@ -175,19 +174,20 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], otherwise: str) -> nn.
 
 
 def started(model: nn.Module, path: str) -> nn.Module:
-    """The model with the best weights of a run in `path`, or those of a file; of another head, without the head's.
+    """The model with the best weights of a run in `path`, or those of a file; of another head or bank, without its.
 
     Raises `UserError` for a folder without them, and for a body that does not fit.
     """
     file = RunFolder(path).weights("best") if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise UserError(f"training is to start from {path}, which has no best weights: train that run first")
+        raise UserError(
+            f"training is to start from {path}, which has no best weights: train that run first, "
+            "or name another with --weights-from"
+        )
     tensors, _ = read_weights(file)
     own = model.state_dict()
     ours, theirs = ({n: t for n, t in each.items() if n.startswith("head.")} for each in (own, tensors))
-    banks = isinstance(model, Classifier) and isinstance(model.head, Reference)
-    alike = {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
-    if set(ours) != set(theirs) or not (alike or banks):
+    if {n: t.shape for n, t in ours.items()} != {n: t.shape for n, t in theirs.items()}:
         tensors = {**{n: t for n, t in tensors.items() if n not in theirs}, **ours}
     return fill(model, tensors, f"training cannot start from {file}, which is of another model")
 

@@ -15,7 +15,7 @@ from .checkpoint import Checkpoints, read_weights, save_weights
 from .checks import check_data, check_logits
 from .core import Data, Labelled, Progress, pixels
 from .data import Batches, Training
-from .engine import Hook, Loop, NotFinite, State
+from .engine import Loop, NotFinite, State
 from .environment import device_of, session
 from .errors import UserError
 from .fast import Compile, Fast, Precision, prefer_channels_last, worth_compiling
@@ -93,20 +93,15 @@ def fit(
             watch = _watch(recipe, train, search)
             guarding = () if watch is None else (Guarding(watch, run, checkpoints, held_out, say),)
             readers = _readers(state, train, run, say)
-            hooks = (
-                *readers,
-                held_out,
-                record,
-                *_remembering(recipe, run, train, search),
-                *guarding,
-                save,
-            )
+            looking = _remembering(recipe, run, train, search)
+            hooks = (*readers, held_out, record, *looking, *guarding, save)
             loop = Loop(recipe.epochs, recipe.lr, recipe.update, recipe.averaging, hooks, search)
             stopped = _train(loop, recipe, state, batches, watch, _Back(run, checkpoints, best, say))
             if stopped:  # perhaps in the middle of the first epoch, where nothing was the best yet
-                again: tuple[Hook, ...] = (*readers, held_out)
-                for hook in again:
-                    hook.on_epoch(state, Progress(state.step, len(batches), recipe.epochs))
+                now = Progress(state.step, len(batches), recipe.epochs)
+                for reader in readers:
+                    reader.on_epoch(state, now)
+                held_out.on_epoch(state, now)
                 best.settle(state)
             _write_weights(run, "last", recipe, state, train)
             run.set_status({"finished": True, "step": state.step, "best": state.best, **stopped})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..attacks import APGD, PGD
 from ..bootstrap import interval
 from ..contrast import information_bound
-from ..core import Classifier, Data, Labelled, Search, Threat, pixels
+from ..core import Classifier, Data, Labelled, Threat, pixels
 from ..errors import UserError
 from ..evaluate import Adversary, Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours, evaluate
 from ..losses import Margin, TargetedDLR
@@ -31,11 +31,8 @@ class Reading:
 
     clean: Accuracy
     robust: Accuracy
-
-    @property
-    def defended(self) -> Accuracy:
-        """The defence success rate: of the images that are right, the share that stays so."""
-        return Accuracy(self.robust.correct, max(1, self.clean.correct))
+    defended: Accuracy
+    """The defence success rate: of the images that are right, the share that stays so."""
 
     def plain(self) -> dict[str, Any]:
         return {"clean": self.clean.plain(), "robust": self.robust.plain(), "defended": self.defended.plain()}
@@ -95,7 +92,6 @@ def representation(
     softness: tuple[float, ...] = (0.02, 0.05, 0.1),
     batch_size: int = 128,
     seed: int = 0,
-    search: Search | None = None,
 ) -> Representation:
     """Reads the features of `model` by what the images of `bank` and their labels say, whatever head it has.
 
@@ -114,17 +110,16 @@ def representation(
     for name, head in heads.items():
         reader = Classifier(model.body, head, model.normalize).eval()
         attacks = {"worst": _worst(head, WorstOnNeighbours(threat, steps, restarts, softness), len(test.classes))}
-        table = evaluate(reader, test, attacks, batch_size=batch_size, seed=seed, search=search).table()
-        readings[name] = Reading(table["clean"], table["worst"])
+        found = evaluate(reader, test, attacks, batch_size=batch_size, seed=seed)
+        readings[name] = Reading(found.table()["clean"], found.table()["worst"], found.defended("worst"))
     adversarial = _driven_away(model, test, threat, steps, batch_size, seed)
     with eval_mode(model), torch.no_grad():
         pairs = [encoded(model.features, data, batch_size) for data in (test, adversarial)]
-    normalized = F.normalize(features, dim=1)
     return Representation(
         threat=repr(threat),
         readings=readings,
         information=information(*pairs),
-        spread=1 - float(normalized.mean(0).square().sum()),
+        spread=next(head.spread for head in heads.values() if isinstance(head, KNN)),
         rank=effective_rank(features),
     )
 

@@ -15,10 +15,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..attacks import APGD, PGD, Restarts
 from ..contrast import FeatureContrast, FeatureDistance, Told
 from ..core import Attack, Lens, PointLoss, Threat
-from ..errors import UserError, need_one_of
+from ..errors import need_one_of
 from ..losses import Margin, TargetedDLR, Untargeted
 from ..models.guided import Guided
-from ..models.knn import KNN, knn_of
+from ..models.knn import KNN, bank_of
 from ..models.probe import PENALTY, linear_probe
 from ..randomness import Rng
 from ..views import eval_mode, frozen
@@ -59,15 +59,12 @@ class OnVotes:
     softness: float = 0.05
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
-        bank = _bank(model)
-        return _climbed(
-            model,
-            x,
-            y,
-            rng,
-            self.attack,
-            lambda lens: Untargeted(lambda z: bank.soft(lens.features(z), self.softness), y),
-        )
+        bank = bank_of(model)
+
+        def loss(lens: Lens) -> PointLoss:
+            return Untargeted(lambda z: bank.soft(lens.features(z), self.softness), y)
+
+        return _climbed(model, x, y, rng, self.attack, loss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +75,7 @@ class OnGuides:
     guides: int = 300
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
-        bank = _bank(model)
+        bank = bank_of(model)
         with eval_mode(model), frozen(model):
             return self.attack(Guided(Lens(model).features, bank, y, self.guides), x, rng)
 
@@ -91,7 +88,7 @@ class ByProbe:
     penalty: float = PENALTY
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
-        probe = _probe(_bank(model), self.penalty)
+        probe = _probe(bank_of(model), self.penalty)
 
         def loss(lens: Lens) -> PointLoss:
             return Untargeted(lambda z: probe(F.normalize(lens.features(z), dim=1)), y)
@@ -141,16 +138,6 @@ def _climbed(
     with eval_mode(model), frozen(model):
         lens = Lens(model)
         return attack(Told(loss(lens), lens.logits, y), x, rng)
-
-
-def _bank(model: nn.Module) -> KNN:
-    head = knn_of(model)
-    if head is None:
-        raise UserError(
-            f"this attack is on nearest neighbours, and the model is a {type(model).__name__} with another head: use "
-            "WhiteBox or OnFeatures"
-        )
-    return head
 
 
 _PROBES = WeakTensorKeyDictionary()

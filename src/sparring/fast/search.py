@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Classifier
-from ..errors import UserError
+from ..errors import need_one_of
 from ..views import mode_matters
 from .compiled import Compiled
 from .shadow import Low, Shadow, lowered, structure
@@ -74,8 +74,7 @@ class Fast:
 
     def __init__(self, precision: Precision = "auto", compile: Compile = "auto") -> None:
         for name, value, known in (("precision", precision, Precision), ("compile", compile, Compile)):
-            if value not in get_args(known):
-                raise UserError(f"{name} = {value!r} is not one of {', '.join(get_args(known))}")
+            need_one_of(name, value, get_args(known))
         self.precision, self.compile = precision, compile
         self._fine: Fast | None = None
         self._known: weakref.WeakKeyDictionary[nn.Module, list[_Known]] = weakref.WeakKeyDictionary()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..core import Classifier, Forward, Labelled, Reference, pixels
-from ..errors import UserError
+from ..errors import UserError, need_one_of
 from ..views import eval_mode
 
 Vote: TypeAlias = Literal["uniform", "weighted"]
@@ -54,8 +54,7 @@ class KNN(Reference):
                 f"k nearest neighbours are at least 1, not {k}, and temperatures above 0, not {temperature:g} and "
                 f"{softness:g}"
             )
-        if vote not in ("uniform", "weighted"):
-            raise UserError(f"votes are uniform or weighted, not {vote!r}")
+        need_one_of("vote", vote, get_args(Vote))
         self.num_classes, self.k, self.vote = num_classes, k, vote
         self.temperature, self.softness = temperature, softness
         self.register_buffer("rows", torch.zeros(0, 0))
@@ -218,6 +217,17 @@ def knn_of(model: nn.Module) -> KNN | None:
     """The head of a model that reads nearest neighbours, if it has one."""
     head = model.head if isinstance(model, Classifier) else None
     return head if isinstance(head, KNN) else None
+
+
+def bank_of(model: nn.Module) -> KNN:
+    """The same, where there has to be one. Raises `UserError` for a model with another head."""
+    head = knn_of(model)
+    if head is None:
+        raise UserError(
+            f"this asks nearest neighbours, and the model is a {type(model).__name__} with another head: build it with "
+            "sparring.models.amdim or represented, or read its body by KNN, as Classifier(body, KNN(..))"
+        )
+    return head
 
 
 def encoded(features: Forward, data: Labelled, batch_size: int = 512) -> Tensor:

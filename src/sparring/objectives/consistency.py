@@ -26,8 +26,7 @@ class Consistency(Term):
             raise UserError(f"temperature = {self.temperature:g} is not above 0")
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
-        first, second = ctx.batch.index.chunk(2) if len(ctx.batch.index) % 2 == 0 else (ctx.batch.index, None)
-        if second is None or not torch.equal(first, second):
+        if ctx.batch.views == 1:
             raise UserError("consistency needs every image twice in a batch: set views = 2 (--views 2)")
         log_p, log_q = (ctx.lens.logits(x_adv) / self.temperature).log_softmax(1).chunk(2)
         middle = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, device=log_p.device))

@@ -9,7 +9,7 @@ from ..core import Batch, Context, Labelled, Lens, Objective, PointLoss, Terms
 from ..errors import UserError, need_one_of
 from ..losses import Untargeted
 from ..models.guided import Guided
-from ..models.knn import KNN, knn_of, refill
+from ..models.knn import bank_of, refill
 from ..randomness import make_rng, seed_of_step
 from ..views import eval_mode
 
@@ -169,7 +169,7 @@ class Contrastive(Objective):
         if not self.reads:
             return
         assert isinstance(ctx.memory, _Known)
-        _bank(ctx.lens.model)
+        bank_of(ctx.lens.model)
         if ctx.progress.step % self.refresh == 0:
             refill(ctx.lens.model, ctx.memory.data)
 
@@ -185,19 +185,19 @@ class Contrastive(Objective):
     def _raised(self, ctx: Context) -> PointLoss:
         lens, x, y = ctx.lens, ctx.batch.x, ctx.batch.y
         if self.raises == "guides":
-            return Guided(lens.features, _bank(lens.model), y, self.guides)
+            return Guided(lens.features, bank_of(lens.model), y, self.guides)
         if self.raises == "vote":
             return Untargeted(lens.logits, lens.logits(x).argmax(1))
         if self.raises in ("distance", "cosine"):
             return FeatureDistance(lens.features, lens.features(x), self.raises == "cosine")
-        views = sides(ctx.batch.index)
+        views = ctx.batch.views
         first = x[: len(x) // views] if views > 1 else x
         own = torch.arange(len(first), device=x.device).repeat(views)
         return self.loss.point(lens, lens.parts(first), own, seed_of_step(ctx.progress.step))
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         lens, x, chance = ctx.lens, ctx.batch.x, seed_of_step(ctx.progress.step)
-        views = sides(ctx.batch.index)
+        views = ctx.batch.views
         if self.between != "adversarial":
             if views == 1:
                 raise UserError(
@@ -236,22 +236,6 @@ class _Known(nn.Module):
     def __init__(self, data: Labelled) -> None:
         super().__init__()
         self.data = data
-
-
-def _bank(model: nn.Module) -> KNN:
-    head = knn_of(model)
-    if head is None:
-        raise UserError(
-            "votes and guides are of nearest neighbours, and the model has another head: build it with "
-            "sparring.models.amdim or sparring.models.represented"
-        )
-    return head
-
-
-def sides(index: Tensor) -> int:
-    """2 if a batch holds every image twice, one view of all after the other."""
-    half = len(index) // 2
-    return 2 if len(index) % 2 == 0 and half and bool(torch.equal(index[:half], index[half:])) else 1
 
 
 def _halves(parts: Parts) -> tuple[Parts, Parts]:

@@ -10,7 +10,7 @@ from ..contrast import FeatureContrast
 from ..core import Context, Labelled, Objective, PointLoss, Terms
 from ..errors import UserError
 from ..randomness import make_rng, seed_of_step
-from .contrastive import projected, sides
+from .contrastive import projected
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,9 @@ class InstanceDiscrimination(Objective):
         z = projected(ctx.lens.parts(ctx.batch.x))
         if memory.bank is None:
             memory.begin(z.shape[1])
-        memory.known().check(index)
-        if sides(index) == 2:
+        if ctx.progress.step == 0 or index.device.type == "cpu":
+            memory.known().check(index)
+        if ctx.batch.views == 2:
             raise UserError("each image is a class of its own, and is in the batch once: set views = 1 (--views 1)")
         self._remember(memory)
         memory.index, memory.seen = index.clone(), F.normalize(z, dim=1)

@@ -87,18 +87,7 @@ def fashion_sat_released(eps: float = 0.05, start: str = "fashion_amdim") -> Rec
     The attack leaves the neighbours of the label for those of the nearest other class, and only images that it fools
     are contrasted; the bank is encoded anew every ten steps, there at every step.
     """
-    attack = PGD(Linf(eps), steps=10, step_size=eps / 6)
-    return hardened(
-        fashion_amdim(eps),
-        start,
-        attack,
-        Multiscale(),
-        epochs=1,
-        lr=5e-4,
-        raises="guides",
-        labels="all",
-        only_fooled=True,
-    )
+    return _released(fashion_amdim(eps), start, eps, lr=5e-4)
 
 
 def fashion_rocl(eps: float = 0.05, width: int = 16) -> Recipe:
@@ -150,17 +139,13 @@ def cifar10_amdim_sat_released(eps: float = 2 / 255, start: str = "cifar10_amdim
     and its 0.06 about 4/255. Its notebook and log have 84.5 % accuracy before and about 74.5 % after, of which 52 % and
     86 % are defended.
     """
+    return _released(cifar10_amdim(eps), start, eps, lr=1e-4)
+
+
+def _released(before: Recipe, start: str, eps: float, lr: float) -> Recipe:
     attack = PGD(Linf(eps), steps=10, step_size=eps / 6)
     return hardened(
-        cifar10_amdim(eps),
-        start,
-        attack,
-        Multiscale(),
-        epochs=1,
-        lr=1e-4,
-        raises="guides",
-        labels="all",
-        only_fooled=True,
+        before, start, attack, Multiscale(), epochs=1, lr=lr, raises="guides", labels="all", only_fooled=True
     )
 
 
