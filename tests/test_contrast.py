@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from sparring import Benign, Probe, UserError
-from sparring.analysis import effective_rank, information
+from sparring.analysis import effective_rank, mutual_information
 from sparring.contrast import (
     FeatureContrast,
     FeatureDistance,
@@ -198,16 +198,16 @@ def test_the_bound_is_near_the_information_of_a_gaussian_pair_with_the_best_crit
 
 def test_the_bound_never_exceeds_the_logarithm_of_the_number_of_images():
     z = normal(32, 16)
-    found = information(z, z)
+    found = mutual_information(z, z)
     assert found.ceiling == pytest.approx(math.log(16))
     assert 0.99 * found.ceiling < found.value <= found.ceiling
-    other = information(z, normal(32, 16, seed=1))
+    other = mutual_information(z, normal(32, 16, seed=1))
     assert other.value < 0.3, "nothing in common, nothing found: the temperature is chosen on other pairs"
 
 
 def test_two_halves_need_two_pairs_each():
     with pytest.raises(UserError, match="two halves"):
-        information(normal(3, 4), normal(3, 4))
+        mutual_information(normal(3, 4), normal(3, 4))
 
 
 def test_the_effective_rank_counts_directions():

@@ -187,7 +187,7 @@ def test_analyses_of_every_run_give_numbers_for_tables_and_claims(tiny, tmp_path
     claim = Claim(
         "FGSM takes longer.", "steps", lambda c: c("FGSM", "steps", "run") - c("PGD-2", "steps", "run"), unit="(steps)"
     )
-    study = small(tiny, claims=(claim,), look=Look("steps", look, {"often": 1}), numbers=numbers)
+    study = small(tiny, claims=(claim,), looks=(Look("steps", look, {"often": 1}),), numbers=numbers)
     found = run_study(study, tmp_path, scale="smoke", workers=1)
     steps = RunFolder(tmp_path / "runs" / "fgsm-0").status()["step"]
     assert found.numbers["FGSM", "steps"].tolist() == [steps, steps + 1]

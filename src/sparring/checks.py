@@ -28,6 +28,20 @@ def check_images(x: Tensor, what: str = "images", bytes_too: bool = False) -> No
         )
 
 
+@torch.no_grad()
+def check_taken(model: nn.Module, x: Tensor) -> None:
+    """`x` are images, and of a size that the model takes."""
+    check_images(x)
+    try:
+        model(x[:1])
+    except RuntimeError as error:
+        shape = "x".join(map(str, x.shape[1:]))
+        raise UserError(
+            f"the net does not take images of {shape} ({str(error).splitlines()[0]}): resize them to those that it was "
+            "trained on, with sparring.data.Resized or, on the command line, --resize"
+        ) from error
+
+
 def check_labels(y: Tensor, num_classes: int, what: str = "labels") -> None:
     """`y` `[N]` holds integers in 0 .. `num_classes` - 1, and there are at least two classes."""
     if num_classes < 2:

@@ -3,6 +3,7 @@
 An example is fooled when another class wins, or when the model gives NaN or infinite logits.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Protocol, Self
 
@@ -182,6 +183,63 @@ class Total:
 
     def __getitem__(self, rows: Tensor) -> "Total":
         return Total(tuple(part[rows] for part in self.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureMatch:
+    """How near outputs of layers are to those wanted: - mean over layers of |f(x) - target| / |target|, both L2.
+
+    `parts` gives `[B, ...]` for each layer, `targets` are alike. Raising it inverts a net
+    (https://arxiv.org/abs/1906.00945, with one layer).
+    """
+
+    parts: Callable[[Tensor], tuple[Tensor, ...]]
+    targets: tuple[Tensor, ...]
+
+    def __call__(self, x: Tensor) -> Probe:
+        return Probe(-residuals(self.parts(x), self.targets).mean(0))
+
+    def __getitem__(self, rows: Tensor) -> "FeatureMatch":
+        return FeatureMatch(self.parts, tuple(target[rows] for target in self.targets))
+
+
+def residuals(found: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
+    """|f - target| / |target| of each layer and example, `[L, B]`; where the target is 0, |f|."""
+    each = []
+    for z, target in zip(found, targets, strict=True):
+        size = target.flatten(1).norm(dim=1)
+        each.append((z - target).flatten(1).norm(dim=1) / torch.where(size > _TINY, size, 1.0))
+    return torch.stack(each)
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinate:
+    """One number of what a layer gives, flattened: number `which` `[B]`."""
+
+    part: Forward
+    which: Tensor
+
+    def __call__(self, x: Tensor) -> Probe:
+        return Probe(self.part(x).flatten(1).gather(1, self.which[:, None])[:, 0])
+
+    def __getitem__(self, rows: Tensor) -> "Coordinate":
+        return Coordinate(self.part, self.which[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Smooth:
+    """- `weight` x the total variation: sum of |differences| of neighbouring pixels, over the number of pixels."""
+
+    weight: float
+
+    def __call__(self, x: Tensor) -> Probe:
+        steps = (x.diff(dim=2), x.diff(dim=3))
+        total = torch.stack([step.abs().flatten(1).sum(1) for step in steps]).sum(0)
+        return Probe(-self.weight * total / x[0].numel())
+
+    def __getitem__(self, rows: Tensor) -> "Smooth":
+        del rows
+        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,11 @@ class Linf(_Ball):
         return self.project(x + uniform(x, rng, -self.eps, self.eps), x)
 
     def project(self, z: Tensor, x: Tensor) -> Tensor:
-        return torch.minimum(torch.maximum(z, x - self.eps), x + self.eps).clamp_(0, 1)
+        return self.within(z, x, self.eps)
+
+    def within(self, z: Tensor, x: Tensor, eps: float | Tensor) -> Tensor:
+        eps = each(eps, x) if isinstance(eps, Tensor) else eps
+        return torch.minimum(torch.maximum(z, x - eps), x + eps).clamp_(0, 1)
 
     def ascent(self, grad: Tensor) -> Tensor:
         return _sign(grad)
@@ -104,8 +108,11 @@ class L2(_Ball):
 
     def project(self, z: Tensor, x: Tensor) -> Tensor:
         self._check_size(x, math.sqrt(x[0].numel()))
+        return self.within(z, x, self.eps)
+
+    def within(self, z: Tensor, x: Tensor, eps: float | Tensor) -> Tensor:
         delta = z - x
-        scale = (self.eps / self.norm(delta).clamp_min(_TINY)).clamp_max(1.0)
+        scale = (eps / self.norm(delta).clamp_min(_TINY)).clamp_max(1.0)
         return (x + delta * each(scale, x)).clamp_(0, 1)
 
     def ascent(self, grad: Tensor) -> Tensor:
@@ -150,12 +157,16 @@ class L1(_Ball):
         kinks at `|d_i|` and `|d_i| - cap_i`; sorting the kinks gives the t at which it equals `eps`.
         """
         self._check_size(x, x[0].numel())
+        return self.within(z, x, self.eps)
+
+    def within(self, z: Tensor, x: Tensor, eps: float | Tensor) -> Tensor:
+        eps = eps[:, None] if isinstance(eps, Tensor) else eps
         delta = (z - x).flatten(1)
         size, flat = delta.abs(), x.flatten(1)
         cap = torch.where(delta > 0, 1 - flat, flat)
-        threshold = _threshold(size, cap, self.eps)
+        threshold = _threshold(size, cap, eps)
         kept = torch.minimum((size - threshold).clamp_min(0), cap)
-        kept = kept * (self.eps / kept.sum(1, keepdim=True).clamp_min(_TINY)).clamp_max(1.0)  # rounding
+        kept = kept * (eps / kept.sum(1, keepdim=True).clamp_min(_TINY)).clamp_max(1.0)  # rounding
         return (x + (kept * delta.sign()).view_as(x)).clamp_(0, 1)
 
     def ascent(self, grad: Tensor) -> Tensor:
@@ -169,7 +180,7 @@ class L1(_Ball):
         return delta.flatten(1).abs().sum(1)
 
 
-def _threshold(size: Tensor, cap: Tensor, eps: float) -> Tensor:
+def _threshold(size: Tensor, cap: Tensor, eps: float | Tensor) -> Tensor:
     """The smallest t >= 0 with `sum_i min(max(size_i - t, 0), cap_i) <= eps`, `[B, 1]`."""
     kinks, order = torch.cat([size - cap, size], dim=1).sort(dim=1, descending=True)
     slopes = torch.where(order < size.shape[1], -1.0, 1.0).to(size).cumsum(1)  # just below each kink, per unit of t
@@ -179,6 +190,35 @@ def _threshold(size: Tensor, cap: Tensor, eps: float) -> Tensor:
     last = (kept <= eps).sum(1, keepdim=True) - 1
     beyond = (eps - kept.gather(1, last)) / slopes.gather(1, last).clamp_min(1.0)
     return (kinks.gather(1, last) - beyond).clamp_min(0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shrunk:
+    """A set that is smaller for some examples than for others: `share` `[B]`, in [0, 1], of the eps of `whole`.
+
+    Steps shrink with it. It is made for one batch, and serves no part of it.
+    """
+
+    whole: Linf | L2 | L1
+    share: Tensor
+
+    @property
+    def eps(self) -> float:
+        """The largest that it can be."""
+        return self.whole.eps
+
+    def sample(self, x: Tensor, rng: Rng) -> Tensor:
+        """A point of the whole set, drawn towards the example."""
+        return x + each(self.share, x) * (self.whole.sample(x, rng) - x)
+
+    def project(self, z: Tensor, x: Tensor) -> Tensor:
+        return self.whole.within(z, x, self.share * self.whole.eps)
+
+    def ascent(self, grad: Tensor) -> Tensor:
+        return each(self.share, grad) * self.whole.ascent(grad)
+
+    def norm(self, delta: Tensor) -> Tensor:
+        return self.whole.norm(delta)
 
 
 def threat(text: str) -> Linf | L2 | L1:

@@ -39,7 +39,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Information:
+class MutualInformation:
     """A lower bound in nats on the mutual information of the features of images and of their adversarial versions.
 
     It can never be above `ceiling`, the logarithm of the number of images, however much there is to know.
@@ -65,7 +65,7 @@ class Representation:
 
     threat: str
     readings: Mapping[str, Reading]
-    information: Information
+    information: MutualInformation
     spread: float
     rank: float
 
@@ -118,7 +118,7 @@ def representation(
     return Representation(
         threat=repr(threat),
         readings=readings,
-        information=information(*pairs),
+        information=mutual_information(*pairs),
         spread=next(head.spread for head in heads.values() if isinstance(head, KNN)),
         rank=effective_rank(features),
     )
@@ -161,7 +161,7 @@ def _driven_away(model: nn.Module, test: Data, threat: Threat, steps: int, batch
     return Data(torch.cat(moved), test.y, test.classes)
 
 
-def information(a: Tensor, b: Tensor) -> Information:
+def mutual_information(a: Tensor, b: Tensor) -> MutualInformation:
     """InfoNCE's bound for pairs of features `[N, F]`, with a critic of cosine / temperature.
 
     Each half of the pairs is measured at the temperature that is best for the other, so that the choice is not in the
@@ -177,7 +177,7 @@ def information(a: Tensor, b: Tensor) -> Information:
     each = torch.cat([information_bound(s / by) for s, by in zip(scores, reversed(best), strict=True)])
     values: Array = each.double().cpu().numpy()
     low, high = interval(values, np.mean)
-    return Information(float(values.mean()), low, high, math.log(half), best[0])
+    return MutualInformation(float(values.mean()), low, high, math.log(half), best[0])
 
 
 def _cosines(a: Tensor, b: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from ..core import Attack, PointLoss
 from ..errors import UserError
 from ..randomness import Rng, some, uniform
+from .gradient import PGD, Near
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,30 @@ class Worst:
     def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
         turn = iter(self.parts)
         return keep_worst(lambda rows: next(turn)(loss[rows], x[rows], some(rng, rows)), len(self.parts), loss, x)
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """PGD again and again from where it ended, each time with steps `factor` as long.
+
+    The set lies around each beginning: this is for sets that hold all images, as inversions search.
+    """
+
+    attack: PGD
+    times: int = 4
+    factor: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.times < 1 or not 0 < self.factor <= 1:
+            raise UserError(f"a search is refined at least once, by (0, 1], not {self.times} times by {self.factor:g}")
+
+    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+        first = self.attack
+        size = first.step_size if first.step_size is not None else 2.5 * first.threat.eps / first.steps
+        x = first(loss, x, rng)
+        for i in range(1, self.times):
+            x = replace(first, step_size=size * self.factor**i, start=Near(0.0))(loss, x, rng)
+        return x
 
 
 def keep_worst(run: Callable[[Tensor], Tensor], times: int, loss: PointLoss, x: Tensor) -> Tensor:

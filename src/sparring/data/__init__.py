@@ -1,8 +1,9 @@
 """Data sets as values, and batches of them on the device."""
 
+from .adapt import Classes, Inverted, Resized, Rotated
 from .augment import Augment, Crop, Cutout, Flip, Grey, Jitter, ResizedCrop
 from .batches import Batches, hold_out
-from .named import load_test
+from .named import load_test, source_of
 from .relabel import Alteration, Kept, LabelNoise, PixelNoise, Training, altered
 from .sources import (
     CIFAR10,
@@ -10,6 +11,7 @@ from .sources import (
     KMNIST,
     MNIST,
     NPZ,
+    STL10,
     SVHN,
     Digits,
     FashionMNIST,
@@ -25,10 +27,12 @@ __all__ = [
     "KMNIST",
     "MNIST",
     "NPZ",
+    "STL10",
     "SVHN",
     "Alteration",
     "Augment",
     "Batches",
+    "Classes",
     "Crop",
     "Cutout",
     "Digits",
@@ -38,14 +42,18 @@ __all__ = [
     "Grey",
     "ImageFolder",
     "ImageStream",
+    "Inverted",
     "Jitter",
     "Kept",
     "LabelNoise",
     "PixelNoise",
+    "Resized",
     "ResizedCrop",
+    "Rotated",
     "Source",
     "Training",
     "altered",
     "hold_out",
     "load_test",
+    "source_of",
 ]

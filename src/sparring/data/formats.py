@@ -64,6 +64,14 @@ def read_member(archive: Path, member: str) -> bytes:
     return read(archive, extract)
 
 
+def read_stl10(archive: Path, images: str, labels: str) -> tuple[Bytes, Labels]:
+    """3x96x96 pixels a record, column by column, and a byte for each label, counted from 1."""
+    raw, y = (np.frombuffer(read_member(archive, member), np.uint8) for member in (images, labels))
+    if not len(y) or len(raw) != len(y) * 3 * 96 * 96:
+        raise broken(archive, f"{images} has {len(raw)} bytes, and {labels} {len(y)} labels")
+    return raw.reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2), y.astype(np.int64) - 1
+
+
 def read_svhn(path: Path) -> tuple[Bytes, Labels]:
     """A cropped-digits .mat file: images are `[32, 32, 3, N]`, and the digit 0 is labelled 10."""
 

@@ -1,5 +1,6 @@
-"""Test images by a name on the command line."""
+"""Data sets by a name on the command line."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,33 +8,67 @@ import numpy as np
 
 from ..core import Data
 from ..errors import UserError, nearest
-from . import sources
+from . import adapt, sources
 from .files import read
+
+_KNOWN: dict[str, Any] = {
+    "cifar10": sources.CIFAR10,
+    "cifar100": sources.CIFAR100,
+    "digits": sources.Digits,
+    "folder": sources.ImageFolder,
+    "fashion_mnist": sources.FashionMNIST,
+    "kmnist": sources.KMNIST,
+    "mnist": sources.MNIST,
+    "stl10": sources.STL10,
+    "svhn": sources.SVHN,
+}
+_CHANGE = re.compile(r"\+(?=rotated|inverted|classes=)")  # a path may have a plus, too
+
+
+def source_of(spec: str) -> sources.Source:
+    """The data set `fashion_mnist`, `cifar10:DIR`, `folder:DIR` or `npz:FILE`, changed by what follows each `+`.
+
+    `+rotated` turns by a quarter, `+inverted` gives negatives, `+classes=0-4` or `+classes=1,3,7` some of the classes;
+    one after the other. Raises `UserError` for other names.
+    """
+    first, *changes = _CHANGE.split(spec)
+    name, _, where = first.partition(":")
+    if name != "npz" and name not in _KNOWN:
+        raise UserError(f"no data called {first!r}: {nearest(name, ['npz:FILE', *_KNOWN])}")
+    make: Any = sources.NPZ if name == "npz" else _KNOWN[name]
+    source: sources.Source = make(where) if where or name == "npz" else make()
+    for change in changes:
+        source = _changed(source, change)
+    return source
+
+
+def _changed(source: sources.Source, change: str) -> sources.Source:
+    word, _, value = change.partition("=")
+    if word == "classes":
+        return adapt.Classes(source, _numbers(value))
+    if word == "rotated" and not value:
+        return adapt.Rotated(source)
+    if word == "inverted" and not value:
+        return adapt.Inverted(source)
+    raise UserError(f"nothing changes data as +{change}: there is +rotated, +inverted, +classes=0-4")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """`0-4` or `1,3,7`, or both."""
+    try:
+        spans = [[int(end) for end in part.split("-")] for part in text.split(",")]
+        return tuple(number for span in spans for number in range(span[0], span[-1] + 1))
+    except ValueError:
+        raise UserError(f"classes are numbers, as +classes=0-4 or +classes=1,3,7, not {text!r}") from None
 
 
 def load_test(spec: str) -> Data:
-    """The test images of `npz:FILE`, `folder:DIR`, or of a data set such as `cifar10` or `cifar10:DIR`.
+    """The test images of what `source_of` names; an .npz file may have none but `x_test` and `y_test`, or `x` and `y`.
 
-    An .npz file needs `x_test` and `y_test`, or `x` and `y`; no training set. Raises `UserError` for other names.
+    Raises `UserError` for other names.
     """
     name, _, where = spec.partition(":")
-    known = {
-        "cifar10": sources.CIFAR10,
-        "cifar100": sources.CIFAR100,
-        "digits": sources.Digits,
-        "folder": sources.ImageFolder,
-        "fashion_mnist": sources.FashionMNIST,
-        "kmnist": sources.KMNIST,
-        "mnist": sources.MNIST,
-        "svhn": sources.SVHN,
-    }
-    if name == "npz":
-        return _npz(where)
-    if name not in known:
-        raise UserError(f"no data called {spec!r}: {nearest(name, ['npz:FILE', *known])}")
-    source: Any = known[name]
-    test: Data = (source(where) if where else source()).load()[1][:]
-    return test
+    return _npz(where) if name == "npz" and not _CHANGE.search(where) else source_of(spec).load()[1][:]
 
 
 def _npz(path: str) -> Data:

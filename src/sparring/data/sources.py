@@ -12,7 +12,7 @@ from ..checks import check_data
 from ..core import Data, Labelled
 from ..errors import UserError
 from .files import Remote, locate, read
-from .formats import read_cifar, read_idx, read_member, read_svhn
+from .formats import read_cifar, read_idx, read_member, read_stl10, read_svhn
 from .pictures import Pictures, Square, Unreadable, Window, class_folders, listed, mixed
 
 TrainTest = tuple[Labelled, Labelled]
@@ -125,11 +125,11 @@ class FashionMNIST:
 _CIFAR = "https://www.cs.toronto.edu/~kriz/"
 
 
-def _archive(name: str, unpacked: str, md5: str, folder: str | None, dataset: str) -> Path:
+def _archive(name: str, unpacked: str, md5: str, folder: str | None, dataset: str, base: str = _CIFAR) -> Path:
     """The archive, or the folder that it unpacks to if that is in `folder`."""
     if folder and (Path(folder) / unpacked).is_dir():
         return Path(folder) / unpacked
-    return locate(Remote(name, _CIFAR, md5), folder, dataset)
+    return locate(Remote(name, base, md5), folder, dataset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +176,26 @@ class SVHN:
         )
         train, test = (locate(file, self.folder, "svhn") for file in files)
         return labelled(*read_svhn(train), range(10), str(train)), labelled(*read_svhn(test), range(10), str(test))
+
+
+@dataclass(frozen=True, slots=True)
+class STL10:
+    """13,000 labelled photographs of 96x96 pixels in 10 classes: the official binary archive, or its unpacked folder.
+
+    5,000 are to train on; the 100,000 without a label are not read.
+    """
+
+    folder: str | None = None
+
+    def load(self) -> TrainTest:
+        top, md5 = "stl10_binary", "91f7769df0f17e558f3565bffb0c7dfb"
+        path = _archive(f"{top}.tar.gz", top, md5, self.folder, "stl10", "http://ai.stanford.edu/~acoates/stl10/")
+        names = read_member(path, f"{top}/class_names.txt").decode().split()
+        train, test = (
+            labelled(*read_stl10(path, f"{top}/{part}_X.bin", f"{top}/{part}_y.bin"), names, str(path))
+            for part in ("train", "test")
+        )
+        return train, test
 
 
 @dataclass(frozen=True, slots=True)

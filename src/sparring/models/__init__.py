@@ -5,27 +5,32 @@ from .classifier import Normalize
 from .encoders import AMDIM, Projected, amdim, represented
 from .imagenet import efficientnet, imagenet_resnet
 from .knn import KNN, encoded, knn_of, refill
-from .probe import linear_probe
+from .layers import FEATURES, Layers, as_run, layers_of
+from .probe import linear_probe, validated_probe
 from .resnet import preact_resnet18, resnet18
 from .robustbench import load_robustbench
 from .small_cnn import small_cnn
-from .surgery import SmoothBackward
+from .surgery import SmoothBackward, straight_through
 from .swap import swap_activation
 from .wide_resnet import wide_resnet
 
 __all__ = [
     "AMDIM",
+    "FEATURES",
     "KNN",
+    "Layers",
     "Normalize",
     "Projected",
     "SmoothBackward",
     "SmoothReLU",
     "activation",
     "amdim",
+    "as_run",
     "efficientnet",
     "encoded",
     "imagenet_resnet",
     "knn_of",
+    "layers_of",
     "linear_probe",
     "load_robustbench",
     "preact_resnet18",
@@ -33,6 +38,8 @@ __all__ = [
     "represented",
     "resnet18",
     "small_cnn",
+    "straight_through",
     "swap_activation",
+    "validated_probe",
     "wide_resnet",
 ]

@@ -1,30 +1,47 @@
 """A linear reading of features: multinomial logistic regression."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..randomness import make_rng
 
 PENALTY = 1e-3
+_LEAST = 1e-3
+PENALTIES = (1e2, 1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
 @torch.enable_grad()
 def linear_probe(
-    features: Tensor, y: Tensor, num_classes: int, penalty: float = PENALTY, iterations: int = 200
+    features: Tensor,
+    y: Tensor,
+    num_classes: int,
+    penalty: float = PENALTY,
+    iterations: int = 200,
+    start: nn.Linear | None = None,
 ) -> nn.Linear:
     """The layer that minimises mean cross-entropy + `penalty` / 2 x |W|² on standardised features `[N, F]`, `y` `[N]`.
 
-    By L-BFGS in double precision; the standardisation is inside the layer. Raises `UserError` for features that are
-    not finite.
+    By L-BFGS in double precision, from 0 or the layer `start`; the standardisation is inside the layer. A feature that
+    hardly varies, less than a thousandth of the others, is divided by that: seen once, it would decide everything.
+    Raises `UserError` for features that are not finite.
     """
     z = features.detach().flatten(1).double()
     if not bool(z.isfinite().all()):
         raise UserError("the features for a linear probe are NaN or infinite: the encoder has diverged")
-    mean, spread = z.mean(0), z.std(0).clamp_min(1e-6)
+    mean, spread = z.mean(0), z.std(0)
+    spread = spread.clamp_min(max(1e-6, _LEAST * float(spread.square().mean().sqrt())))
     z = (z - mean) / spread
     weight = torch.zeros(num_classes, z.shape[1], dtype=z.dtype, device=z.device, requires_grad=True)
     bias = torch.zeros(num_classes, dtype=z.dtype, device=z.device, requires_grad=True)
+    if start is not None:
+        with torch.no_grad():
+            weight.copy_(start.weight * spread)
+            bias.copy_(start.bias + start.weight.double() @ mean)
     search = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -39,3 +56,46 @@ def linear_probe(
         layer.weight.copy_(weight / spread)
         layer.bias.copy_(bias - (weight / spread) @ mean)
     return layer
+
+
+def validated_probe(
+    features: Tensor,
+    y: Tensor,
+    num_classes: int,
+    penalties: Sequence[float] = PENALTIES,
+    held_out: float = 0.25,
+    seed: int = 0,
+) -> tuple[nn.Linear, float]:
+    """The probe whose penalty has the least cross-entropy on a part that is held out, fitted to all; and that penalty.
+
+    The part is drawn at random, as large a share of each class, and leaves at least one example of each. Penalties are
+    tried from the greatest on, each from the solution before, until two in a row are worse. Torch is faster here than
+    scikit-learn from a thousand examples on (2 to 4 times, at 64 to 512 features), and slower at a hundred.
+    """
+    if not penalties:
+        raise UserError("no penalty is given to choose from")
+    fit, held = _parted(y, num_classes, held_out, seed)
+    best: tuple[float, float, nn.Linear | None] = (math.inf, penalties[0], None)
+    layer, worse = None, 0
+    for penalty in sorted(penalties, reverse=True) if len(held) and len(penalties) > 1 else ():
+        layer = linear_probe(features[fit], y[fit], num_classes, penalty, start=layer)
+        with torch.no_grad():
+            found = float(F.cross_entropy(layer(features[held].flatten(1).float()), y[held]))
+        worse = 0 if found < best[0] else worse + 1
+        if not worse:
+            best = found, penalty, layer
+        if worse == 2:
+            break
+    return linear_probe(features, y, num_classes, best[1], start=best[2]), best[1]
+
+
+def _parted(y: Tensor, num_classes: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows to fit and rows held out."""
+    rng, fit, held = make_rng(seed), [], []
+    for c in range(num_classes):
+        rows = (y.cpu() == c).nonzero()[:, 0]
+        rows = rows[torch.randperm(len(rows), generator=rng)]
+        many = min(round(share * len(rows)), max(0, len(rows) - 1))
+        held.append(rows[:many])
+        fit.append(rows[many:])
+    return torch.cat(fit).to(y.device), torch.cat(held).to(y.device)

@@ -49,6 +49,20 @@ class SmoothBackward:
                 delattr(m, _ALPHA)
 
 
+@contextmanager
+def straight_through(relu: nn.Module) -> Generator[None]:
+    """A ReLU computes what it did, but its gradient is that of the identity ("fake ReLU").
+
+    For the last one before a representation that is inverted (https://arxiv.org/abs/1906.00945), or units that are off
+    where the search begins stay off.
+    """
+    before, relu.__class__ = relu.__class__, _PassedThrough
+    try:
+        yield
+    finally:
+        relu.__class__ = before
+
+
 _ALPHA = "alpha of the gradient"
 
 
@@ -56,6 +70,22 @@ class _SmoothlyDerived(Pointwise, nn.ReLU):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = _SmoothReLUGradient.apply(x, getattr(self, _ALPHA))
         return out
+
+
+class _PassedThrough(Pointwise, nn.ReLU):
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = _StraightThrough.apply(x)
+        return out
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.relu()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
 
 
 class _SmoothReLUGradient(torch.autograd.Function):

@@ -1,6 +1,7 @@
 """Figures from a run folder. Imports no torch."""
 
 from .figures import adversarial_examples, learning_curve, robustness_curve
+from .information import against_eps, features, information, inversions, transfers
 from .landscape import landscape
 from .memorization import Memorized, memorization
 from .representation import representation, tradeoff
@@ -9,6 +10,10 @@ from .studies import study
 __all__ = [
     "Memorized",
     "adversarial_examples",
+    "against_eps",
+    "features",
+    "information",
+    "inversions",
     "landscape",
     "learning_curve",
     "memorization",
@@ -16,4 +21,5 @@ __all__ = [
     "robustness_curve",
     "study",
     "tradeoff",
+    "transfers",
 ]

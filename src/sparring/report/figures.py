@@ -48,7 +48,7 @@ def adversarial_examples(examples: Examples, classes: Sequence[str], path: Path)
     titles = (examples.clean_prediction, None, examples.adversarial_prediction)
     for axes_row, images, predicted in zip(grid, rows, titles, strict=True):
         for i, axes in enumerate(axes_row):
-            _picture(axes, images[i])
+            picture(axes, images[i])
             if predicted is not None:
                 right = predicted[i] == examples.label[i]
                 axes.set_title(_name(classes, int(predicted[i])), fontsize=8, color="black" if right else "crimson")
@@ -92,7 +92,8 @@ def _name(classes: Sequence[str], number: int) -> str:
     return classes[number] if 0 <= number < len(classes) else "no class"
 
 
-def _picture(axes: "Axes", image: Array) -> None:
+def picture(axes: "Axes", image: Array) -> None:
+    """One image `[C, H, W]` in [0, 1]."""
     shown = np.clip(image.transpose(1, 2, 0), 0, 1)
     axes.imshow(shown[:, :, 0] if shown.shape[2] == 1 else shown, cmap="gray", vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[])

@@ -76,10 +76,12 @@ def study(scale: str) -> Study:
             "of the same seed. With noise, the hardest are mostly those with wrong labels: their share is in the "
             "table.",
         ),
-        look=Look(
-            "memorization",
-            look_for_memorization,
-            {"examples": examples, "close": close, "steps": steps, "lengths": [_AWAY]},
+        looks=(
+            Look(
+                "memorization",
+                look_for_memorization,
+                {"examples": examples, "close": close, "steps": steps, "lengths": [_AWAY]},
+            ),
         ),
         numbers=_numbers,
     )

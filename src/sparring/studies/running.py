@@ -5,14 +5,14 @@ import multiprocessing
 import os
 import signal
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -27,7 +27,7 @@ from ..recipe import Recipe, recipe_from_plain
 from ..results import RunFolder
 from ..run import fit
 from ..trained import evaluate_run
-from .study import Findings, Look, Study, gathered
+from .study import Findings, Look, Study, Together, gathered
 from .writing import write
 
 Say = Callable[[str], None]
@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One training and its evaluation."""
+    """One training, its evaluation, and what looks at it."""
 
     arm: str
     seed: int
@@ -43,10 +43,50 @@ class Job:
     path: Path
     passes: float
     after: bool
-    look: Look | None
+    looks: tuple[Look, ...]
 
     def __str__(self) -> str:
         return f"{self.arm}, seed {self.seed}"
+
+    def done(self) -> bool:
+        run = RunFolder(self.path)
+        seen = all(look.done(run) for look in self.looks)
+        return run.recipe() is not None and run.finished() and run.evaluated() and seen
+
+    def do(self, device: str) -> str:
+        """Trains, evaluates and looks at what is missing, and says in words what it came to."""
+        recipe: Recipe = recipe_from_plain(self.recipe)
+        run = RunFolder(self.path)
+        if run.recipe() is None or not run.finished():
+            fit(recipe, self.path, device=device)
+        if not run.evaluated():
+            evaluate_run(run, recipe, device=device)
+        for look in self.looks:
+            if not look.done(run):
+                look.look(run, device, look.how)
+        table = run.read_flags("last").table()
+        return ", ".join(f"{name} {100 * accuracy.value:.1f} %" for name, accuracy in table.items() if "/" not in name)
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What looks at all trainings of a seed."""
+
+    together: Together
+    folder: Path
+    seed: int
+    paths: dict[str, Path]
+
+    def __str__(self) -> str:
+        return f"together, seed {self.seed}"
+
+    def do(self, device: str) -> str:
+        runs = {arm: RunFolder(path) for arm, path in self.paths.items()}
+        self.together.look(runs, self.together.path(self.folder, self.seed), device, self.together.how)
+        return "done"
+
+
+Work: TypeAlias = Job | Joined
 
 
 def run_study(
@@ -73,10 +113,13 @@ def run_study(
         if not RunFolder(job.path).foreign():
             RunFolder(job.path).clear()
     _admit(jobs)
-    left = [job for job in jobs if not _done(job)]
-    many = min(workers or (usable_cores() if where.type == "cpu" else 1), max(1, len(left)))
+    left = [job for job in jobs if not job.done()]
+    joined = _joined(study, folder, jobs, {job.seed for job in left})
+    many = min(workers or (usable_cores() if where.type == "cpu" else 1), max(1, len(left), len(joined)))
     say(f"{study.title}: {len(jobs)} trainings, {len(jobs) - len(left)} of them done; {many} at a time")
-    _carry_out(sorted(left, key=lambda job: -job.passes), many, device, say)
+    left = sorted(left, key=lambda job: -job.passes)
+    before, after = [job for job in left if not job.after], [job for job in left if job.after]
+    _carry_out((before, after, joined), many, device, say)
     runs = {(job.arm, job.seed): RunFolder(job.path) for job in jobs}
     findings = gathered(study, runs)
     if study.draw is not None:
@@ -92,14 +135,20 @@ def _jobs(study: Study, folder: Path) -> list[Job]:
         each = cost(recipe.method, recipe.update, recipe.epochs, 100).both * recipe.epochs
         for seed in range(study.seeds):
             path = folder / "runs" / f"{arm.folder}-{seed}"
-            jobs.append(Job(arm.name, seed, arm.seeded(seed).plain(), path, each, arm.after, study.look))
+            jobs.append(Job(arm.name, seed, arm.seeded(seed).plain(), path, each, arm.after, study.looks))
     return jobs
 
 
-def _done(job: Job) -> bool:
-    run = RunFolder(job.path)
-    seen = job.look is None or job.look.done(run)
-    return run.recipe() is not None and run.finished() and run.evaluated() and seen
+def _joined(study: Study, folder: Path, jobs: list[Job], changed: set[int]) -> list[Joined]:
+    """What is to be looked at together: anew where a training of the seed is not yet done."""
+    if study.together is None:
+        return []
+    for seed in changed:
+        study.together.path(folder, seed).unlink(missing_ok=True)
+    seeds = [seed for seed in range(study.seeds) if not study.together.done(folder, seed)]
+    return [
+        Joined(study.together, folder, seed, {job.arm: job.path for job in jobs if job.seed == seed}) for seed in seeds
+    ]
 
 
 def _admit(jobs: list[Job]) -> None:
@@ -114,28 +163,29 @@ def _admit(jobs: list[Job]) -> None:
             )
 
 
-def _carry_out(jobs: list[Job], workers: int, device: str, say: Say) -> None:
-    """All of them, those that come after others in the end; what failed is said when the rest is done."""
+def _carry_out(phases: Sequence[Sequence[Work]], workers: int, device: str, say: Say) -> None:
+    """One phase after the other; what failed is said when the others of its phase are done."""
     failed: list[str] = []
-    done = itertools.count(1)
+    done, all_of_them = itertools.count(1), sum(map(len, phases))
 
-    def tell(job: Job, outcome: Callable[[], str]) -> None:
+    def tell(job: Work, outcome: Callable[[], str]) -> None:
         try:
             said = outcome()
         except UserError as error:
             failed.append(said := f"failed: {error}")
-        say(f"{next(done)}/{len(jobs)} {job}: {said}")
+        say(f"{next(done)}/{all_of_them} {job}: {said}")
 
-    for after in (False, True):
-        _each([job for job in jobs if job.after == after], workers, device, tell)
+    for phase in phases:
+        if not failed or not any(isinstance(work, Joined) for work in phase):  # these need all that came before
+            _each(phase, workers, device, tell)
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(jobs)} trainings failed, the others are done. The first: "
+            f"{len(failed)} of {all_of_them} trainings failed, the others are done. The first: "
             + failed[0].removeprefix("failed: ")
         )
 
 
-def _each(jobs: list[Job], workers: int, device: str, tell: Callable[[Job, Callable[[], str]], None]) -> None:
+def _each(jobs: Sequence[Work], workers: int, device: str, tell: Callable[[Work, Callable[[], str]], None]) -> None:
     """Calls `tell` with each outcome, in the order in which they come."""
     if workers == 1 or not jobs:
         for job in jobs:
@@ -144,7 +194,7 @@ def _each(jobs: list[Job], workers: int, device: str, tell: Callable[[Job, Calla
     threads, others = max(1, usable_cores() // workers), set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of torch
     with ProcessPoolExecutor(workers, context, initializer=_settle, initargs=(threads,)) as pool, _terminable():
-        futures: dict[Future[str], Job] = {pool.submit(_do, job, device): job for job in jobs}
+        futures: dict[Future[str], Work] = {pool.submit(_do, job, device): job for job in jobs}
         try:
             for future in as_completed(futures):
                 tell(futures[future], future.result)
@@ -185,20 +235,10 @@ def _settle(threads: int) -> None:
     tune_process()
 
 
-def _do(job: Job, device: str) -> str:
-    """Trains, evaluates and looks at what is missing of one job, and says in words what it came to."""
-    recipe: Recipe = recipe_from_plain(job.recipe)
-    run = RunFolder(job.path)
+def _do(job: Work, device: str) -> str:
     try:
-        if run.recipe() is None or not run.finished():
-            fit(recipe, job.path, device=device)
-        if not run.evaluated():
-            evaluate_run(run, recipe, device=device)
-        if job.look is not None and not job.look.done(run):
-            job.look.look(run, device, job.look.how)
+        return job.do(device)
     except UserError as error:
         raise UserError(f"{job}: {error}") from None
     except Interrupted:
         raise KeyboardInterrupt from None  # what a process can hand on
-    table = run.read_flags("last").table()
-    return ", ".join(f"{name} {100 * accuracy.value:.1f} %" for name, accuracy in table.items() if "/" not in name)

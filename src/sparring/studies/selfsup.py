@@ -94,7 +94,7 @@ def study(scale: str) -> Study:
             "The setting was tried on one other seed and much the same images: eps, at which the supervised net kept a "
             "twentieth, and numbers of epochs by what they cost; rates, views and temperatures were not looked for.",
         ),
-        look=Look("representation", look_at_representation, _LOOK[scale]),
+        looks=(Look("representation", look_at_representation, _LOOK[scale]),),
         numbers=_numbers,
         draw=_draw,
     )

@@ -53,8 +53,26 @@ class Look(NamedTuple):
 
     def done(self, run: RunFolder) -> bool:
         """In this way: somebody may have analysed the run in another."""
-        path = run.analysis(self.kind, "json")
-        return path.exists() and read_json(path).get("how") == self.how
+        return _done_so(run.analysis(self.kind, "json"), self.how)
+
+
+class Together(NamedTuple):
+    """An analysis of all runs of a seed, by their arms: `look(runs, path, device, how)` writes to the path, last and at
+    once, how it was done.
+    """
+
+    look: Callable[[Mapping[str, RunFolder], Path, str, Mapping[str, Any]], None]
+    how: Mapping[str, Any]
+
+    def path(self, folder: Path, seed: int) -> Path:
+        return folder / f"together-{seed}.json"
+
+    def done(self, folder: Path, seed: int) -> bool:
+        return _done_so(self.path(folder, seed), self.how)
+
+
+def _done_so(path: Path, how: Mapping[str, Any]) -> bool:
+    return path.exists() and read_json(path).get("how") == how
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +81,9 @@ class Study:
 
     `baseline` is the arm that the table gives differences to. All arms are evaluated alike, but for adversaries that
     are set `apart`: these do not count as the worst, and an arm may go without them. After each training and its
-    evaluation, `look` looks at the run; in the end `numbers` gives, of all runs, further numbers `[S]` by arm and name,
-    which claims may ask for, and `draw` puts further figures into its folder.
+    evaluation, `looks` look at the run, and when all are there `together` at those of each seed; in the end `numbers`
+    gives, of all runs, further numbers `[S]` by arm and name, which claims may ask for, and `draw` puts further figures
+    into its folder.
     """
 
     name: str
@@ -76,7 +95,8 @@ class Study:
     seeds: int = 3
     remarks: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
-    look: Look | None = None
+    looks: tuple[Look, ...] = ()
+    together: Together | None = None
     numbers: Callable[[Runs], Mapping[tuple[str, str], Array]] | None = None
     draw: Callable[[Runs, Path], None] | None = None
 

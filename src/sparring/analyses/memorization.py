@@ -1,66 +1,23 @@
-"""Runs looked into: their models and training sets are loaded, measured, and what was found is written beside them."""
+"""What a run has learned by heart."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from . import report
-from .analysis import PHASES, Representation, Stability, complexity, losses, remembering, representation, stability
-from .analysis.stability import LENGTHS
-from .attacks import PGD
-from .bank import fingerprint
-from .bootstrap import interval
-from .core import Data, Threat
-from .data import Training
-from .environment import device_of
-from .errors import UserError
-from .evaluate import WhiteBox, evaluate, threat_of
-from .fast import Fast
-from .randomness import make_rng
-from .recipe import Recipe
-from .results import RunFolder, replacing, write_json
-from .scores import Accuracy, Array, Memory
-from .trained import load_model, recipe_of
-
-
-@dataclass(frozen=True, slots=True)
-class Looked:
-    """A run that was trained, on a device: its recipe, the model, and images of both parts."""
-
-    run: RunFolder
-    recipe: Recipe
-    model: torch.nn.Module
-    training: Training
-    test: Data
-
-    def check_alike(self, other: "Looked") -> None:
-        """Raises `UserError` for runs on other training examples or labels: they cannot agree on which are hard."""
-        if not torch.equal(fingerprint(self.training.data), fingerprint(other.training.data)):
-            raise UserError(
-                "the two runs were trained on other examples or labels, so it cannot be said whether they find the "
-                "same examples hard: look at each by itself"
-            )
-
-
-def opened(path: Path, weights: str, examples: int, device: str) -> Looked:
-    """The first `examples` test images, and the training set as the run altered it.
-
-    Raises `UserError` for what is no run folder, or was not trained yet.
-    """
-    if not path.is_dir():
-        raise UserError(f"{path} is no run folder")
-    where, recipe, run = device_of(device), recipe_of(path), RunFolder(path)
-    if not run.weights(weights).exists():
-        raise UserError(f"{path} has no {weights} weights yet: train it first")
-    train, test = recipe.data.load()
-    training, _ = recipe.split(train, path, where)
-    if recipe.alter:
-        run.settle_training(training.arrays())
-    return Looked(run, recipe, load_model(run.weights(weights), recipe).to(where), training, test[:examples].to(where))
+from .. import report
+from ..analysis import PHASES, Stability, complexity, losses, remembering, stability
+from ..analysis.stability import LENGTHS
+from ..attacks import PGD
+from ..bootstrap import interval
+from ..core import Data, Threat
+from ..evaluate import WhiteBox, evaluate
+from ..fast import Fast
+from ..results import RunFolder, replacing, write_json
+from ..scores import Accuracy, Array, Memory
+from .opening import Looked, last_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,46 +197,5 @@ def difficulties(one: Memorization, other: Memorization) -> tuple[Array, Array]:
 
 def look_for_memorization(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
     """What a study does after each training: the last weights, the threat of the evaluation, the rest as `how` says."""
-    looked, threat = _last(run, how["examples"], device)
+    looked, threat = last_of(run, how["examples"], device)
     write_memorization(run, [(run.path.name, memorization(looked, threat, **how))], how)
-
-
-def _last(run: RunFolder, examples: int, device: str) -> tuple[Looked, Threat]:
-    looked = opened(run.path, "last", examples, device)
-    threat = threat_of(dict(looked.recipe.evaluation.adversaries))
-    assert threat is not None
-    return looked, threat
-
-
-# -- representations
-
-
-def represented(looked: Looked, threat: Threat, *, bank: int = 5000, **how: Any) -> Representation:
-    """What the features of a run are worth, read by `bank` of its training images; `how` as the analysis."""
-    data = looked.training.data
-    rows = torch.randperm(len(data), generator=make_rng(0))[:bank].sort().values.to(data.y.device)
-    return representation(looked.model, data[rows], looked.test, threat, **how)
-
-
-def write_representation(run: RunFolder, found: Sequence[tuple[str, Representation]], how: Mapping[str, Any]) -> None:
-    """`analysis-representation.png` of all runs and, last, `.json` of the first."""
-    drawn = [
-        (
-            name,
-            {
-                reading: [(each.value, *each.interval) for each in (r.clean, r.robust, r.defended)]
-                for reading, r in one.readings.items()
-            },
-        )
-        for name, one in found
-    ]
-    report.representation(drawn, run.analysis("representation", "png"))
-    write_json(run.analysis("representation", "json"), {**found[0][1].plain(), "how": dict(how)})
-
-
-def look_at_representation(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
-    """What a study does after each training: as for memorization."""
-    rest: dict[str, Any] = {key: each for key, each in how.items() if key != "examples"}
-    rest["softness"] = tuple(how["softness"])
-    looked, threat = _last(run, how["examples"], device)
-    write_representation(run, [(run.path.name, represented(looked, threat, **rest))], how)

@@ -1,0 +1,40 @@
+"""How much the net of a run tells."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import report
+from ..analysis import Information, information
+from ..results import RunFolder, replacing, write_json
+from .opening import Looked, last_of
+
+
+def informed(looked: Looked, *, examples: int, **how: Any) -> Information:
+    """The weights on the first `examples` training images, the rest on the test images; `how` as the analysis.
+
+    The covariance of pixels is of up to 2,000 training images.
+    """
+    training = looked.training.data
+    few, many = (training[: min(count, len(training))] for count in (examples, _PIXELS))
+    return information(looked.model, few, looked.test, pixels_of=many, **how)
+
+
+_PIXELS = 2000
+
+
+def write_information(run: RunFolder, found: Sequence[tuple[str, Information]], how: Mapping[str, Any]) -> None:
+    """`analysis-information.npz`, `.png` of all runs and, last, `.json` of the first."""
+    first = found[0][1]
+    with replacing(run.analysis("information", "npz")) as file:
+        np.savez_compressed(file, **first.arrays())  # type: ignore[arg-type]
+    drawn = [(name, np.sqrt(each.eigenvalues), dict(each.values)) for name, each in found]
+    report.information(drawn, run.analysis("information", "png"))
+    write_json(run.analysis("information", "json"), {**first.plain(), "how": dict(how)})
+
+
+def look_at_information(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
+    """What a study does after each training, with the last weights; what is drawn is of the seed of the run."""
+    looked, _ = last_of(run, how["examples"], device)
+    write_information(run, [(run.path.name, informed(looked, seed=looked.recipe.seed, **how))], how)

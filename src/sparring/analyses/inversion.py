@@ -1,0 +1,164 @@
+"""Images rebuilt from the nets of runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import report
+from ..analysis import Inversion, Inverter, interpolated, inversion, visualised
+from ..analysis.inversion import beginning, searches
+from ..core import pixels
+from ..models import Layers
+from ..randomness import PerExample, make_rng
+from ..results import RunFolder, replacing, write_json
+from ..scores import Array
+from ..trained import load_model
+from .opening import Looked, last_of
+from .transfer import task_for
+
+INSIDE = "its own test images"
+
+
+@dataclass(frozen=True, slots=True)
+class Inverted:
+    """Inversions by where the images are from; and for people: numbers of features raised, and ways between images."""
+
+    found: Mapping[str, Inversion]
+    features: Array | None
+    between: Array | None
+
+    def plain(self) -> dict[str, Any]:
+        return {"images": {where: each.plain() for where, each in self.found.items()}}
+
+    def arrays(self) -> dict[str, Array]:
+        """Figures of each image, and the images, in bytes."""
+        found = {f"{where}: {name}": values for where, one in self.found.items() for name, values in one.values.items()}
+        both = (("originals", "originals"), ("rebuilt", "images"))
+        return found | {
+            f"{where}: {name}": np.round(255 * getattr(one, field)).astype(np.uint8)
+            for where, one in self.found.items()
+            for name, field in both
+        }
+
+
+def how_to_invert(looked: Looked, search: str, steps: int, layers: Sequence[str], smooth: float) -> Inverter:
+    """What the shell's words mean."""
+    shape = looked.training.data.shape
+    return Inverter(tuple(layers), search=searches(shape, steps)[search], smooth=smooth)
+
+
+def inverted(
+    looked: Looked,
+    how: Inverter,
+    *,
+    elsewhere: Sequence[str] = (),
+    resize: bool = False,
+    examples: int = 64,
+    judge: torch.nn.Module | None = None,
+    features: int = 0,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Inverted:
+    """Inverts the net on the first test images of its own task, and of others `elsewhere`.
+
+    With `features`, so many numbers of the first layer are raised from grey, and two pairs of images joined.
+    """
+    places = {INSIDE: looked.test[:examples]}
+    places |= {spec: task_for(looked, spec, resize, examples)[1] for spec in elsewhere}
+    given: dict[str, Any] = {"judge": judge, "batch_size": batch_size, "seed": seed}
+    found = {where: inversion(looked.model, data, how, **given) for where, data in places.items()}
+    raised, between = _for_people(looked, how, features, seed) if features else (None, None)
+    return Inverted(found, raised, between)
+
+
+def _for_people(looked: Looked, how: Inverter, features: int, seed: int) -> tuple[Array, Array]:
+    """Features chosen by chance, and the way from one image to another in five steps, twice."""
+    x = pixels(looked.test.x[:4])
+    with torch.no_grad():
+        many = Layers(looked.model, how.layers).first(x[:1]).numel()
+    chosen = torch.randperm(many, generator=make_rng(seed))[:features].to(x.device)
+    like = x[:1].expand(len(chosen), -1, -1, -1)
+    start = beginning(like, PerExample(seed, torch.arange(len(chosen), device=x.device)))
+    raised = visualised(looked.model, chosen, start, how, seed=seed)
+    half = len(x) // 2
+    between = interpolated(looked.model, x[:half], x[half : 2 * half], np.linspace(0, 1, 5).tolist(), how, seed=seed)
+    return raised.cpu().numpy(), between.cpu().numpy()
+
+
+def write_inversion(
+    run: RunFolder, found: Sequence[tuple[str, Inverted]], how: Mapping[str, Any], pictures: int = 8
+) -> None:
+    """`analysis-inversion.npz`, `.png`, with features `analysis-inversion-features.png`, and, last, `.json`."""
+    first = found[0][1]
+    with replacing(run.analysis("inversion", "npz")) as file:
+        np.savez_compressed(file, **first.arrays())  # type: ignore[arg-type]
+    rows = [
+        (where, each.originals[:pictures], [(name, other.found[where].images[:pictures]) for name, other in found])
+        for where, each in first.found.items()
+    ]
+    report.inversions(rows, run.analysis("inversion", "png"))
+    shown = [(name, each.features, each.between) for name, each in found]
+    drawn = [(name, a, b) for name, a, b in shown if a is not None and b is not None]
+    if drawn:
+        report.features(drawn, run.analysis("inversion-features", "png"))
+    write_json(run.analysis("inversion", "json"), {**first.plain(), "how": dict(how)})
+
+
+def judge_of(path: Path, looked: Looked) -> torch.nn.Module:
+    """The best net of another run, where the images are."""
+    return load_model(path).to(looked.test.y.device)
+
+
+def look_at_inversion(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
+    """What a study does after each training, with the last weights: the plain inversion, here and `elsewhere`.
+
+    It starts at noise of the seed of the run.
+    """
+    looked, _ = last_of(run, how["examples"], device)
+    plain = how_to_invert(looked, "descent", how["steps"], how["layers"], 0.0)
+    given = {"elsewhere": how["elsewhere"], "resize": True, "examples": how["examples"], "seed": looked.recipe.seed}
+    write_inversion(run, [(run.path.name, inverted(looked, plain, **given))], how)
+
+
+def look_together(runs: Mapping[str, RunFolder], path: Path, device: str, how: Mapping[str, Any]) -> None:
+    """What a study does when the trainings of a seed are there, with their last weights.
+
+    Inverts the net `middle` in other ways than the plain one, by the names of `ways`: another `search`, other fields of
+    the `Inverter`, or several `nets`, jointly or `annealing` from the first to the last (whose steps together are as
+    many). And asks the net `judge` whether it takes what was rebuilt plainly, of every run, for what it takes the
+    original. Writes `path` and, beside it, images to .npz.
+    """
+    nets = {arm: last_of(run, how["examples"], device)[0] for arm, run in runs.items()}
+    middle = nets[how["middle"]]
+    shape, count = middle.training.data.shape, how["steps"]
+    figures, images = {}, {}
+    for name, way in how["ways"].items():
+        chosen = [nets[arm] for arm in way.get("nets", (how["middle"],))]
+        rest: dict[str, Any] = {key: each for key, each in way.items() if key not in ("nets", "search", "annealing")}
+        layers = tuple(rest.pop("layers", how["layers"]))
+        annealing = way.get("annealing", False)
+        search = searches(shape, count // len(chosen) if annealing else count)[way.get("search", "descent")]
+        found = inversion(
+            [each.model for each in chosen],
+            middle.test,
+            Inverter(layers, search=search, **rest),
+            annealing=annealing,
+            seed=middle.recipe.seed,
+        )
+        figures[name] = {figure: values.tolist() for figure, values in found.values.items()}
+        images[name] = np.round(255 * found.images).astype(np.uint8)
+    agreed = {arm: _agreed(nets[how["judge"]], runs[arm]) for arm in runs if arm != how["judge"]}
+    with replacing(path.with_suffix(".npz")) as file:
+        np.savez_compressed(file, **images)  # type: ignore[arg-type]
+    write_json(path, {"ways": figures, "agreement": agreed, "how": dict(how)})
+
+
+def _agreed(judge: Looked, run: RunFolder) -> float:
+    with np.load(run.analysis("inversion", "npz")) as held, torch.no_grad():
+        both = (held[f"{INSIDE}: originals"], held[f"{INSIDE}: rebuilt"])
+    classes = [judge.model(pixels(torch.from_numpy(x).to(judge.test.y.device))).argmax(1) for x in both]
+    return float((classes[0] == classes[1]).double().mean())

@@ -1,0 +1,60 @@
+"""Runs that are looked into, loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..bank import fingerprint
+from ..core import Data, Threat
+from ..data import Training
+from ..environment import device_of
+from ..errors import UserError
+from ..evaluate import threat_of
+from ..recipe import Recipe
+from ..results import RunFolder
+from ..trained import load_model, recipe_of
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A run that was trained, on a device: its recipe, the model, and images of both parts."""
+
+    run: RunFolder
+    recipe: Recipe
+    model: torch.nn.Module
+    training: Training
+    test: Data
+
+    def check_alike(self, other: "Looked") -> None:
+        """Raises `UserError` for runs on other training examples or labels: they cannot agree on which are hard."""
+        if not torch.equal(fingerprint(self.training.data), fingerprint(other.training.data)):
+            raise UserError(
+                "the two runs were trained on other examples or labels, so it cannot be said whether they find the "
+                "same examples hard: look at each by itself"
+            )
+
+
+def opened(path: Path, weights: str, examples: int, device: str) -> Looked:
+    """The first `examples` test images, and the training set as the run altered it.
+
+    Raises `UserError` for what is no run folder, or was not trained yet.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} is no run folder")
+    where, recipe, run = device_of(device), recipe_of(path), RunFolder(path)
+    if not run.weights(weights).exists():
+        raise UserError(f"{path} has no {weights} weights yet: train it first")
+    train, test = recipe.data.load()
+    training, _ = recipe.split(train, path, where)
+    if recipe.alter:
+        run.settle_training(training.arrays())
+    return Looked(run, recipe, load_model(run.weights(weights), recipe).to(where), training, test[:examples].to(where))
+
+
+def last_of(run: RunFolder, examples: int, device: str) -> tuple[Looked, Threat]:
+    """What a study looks at after a training: the last weights, and the threat of the evaluation."""
+    looked = opened(run.path, "last", examples, device)
+    threat = threat_of(dict(looked.recipe.evaluation.adversaries))
+    assert threat is not None
+    return looked, threat

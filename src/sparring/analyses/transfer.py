@@ -1,0 +1,122 @@
+"""What the features of runs are worth for other tasks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import report
+from ..analysis import Tuning, shots, task_distance, task_embedding, transfer
+from ..core import Data, pixels
+from ..data import Resized, source_of
+from ..errors import UserError
+from ..results import RunFolder, write_json
+from ..scores import Array
+from .opening import Looked, last_of
+
+SHOTS = (100, 400, 1600)
+
+
+@dataclass(frozen=True, slots=True)
+class Transfers:
+    """Accuracy on test images by task: `[seeds, shots]`; and how far each task is from that of the run, by Task2Vec.
+
+    `own` is the accuracy on the test images that the run was trained for.
+    """
+
+    own: float
+    shots: tuple[int, ...]
+    accuracy: Mapping[str, Array]
+    distance: Mapping[str, float]
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "own task": self.own,
+            "shots": list(self.shots),
+            "accuracy by seed": {task: found.tolist() for task, found in self.accuracy.items()},
+            "distance": dict(self.distance),
+        }
+
+
+def task_for(looked: Looked, spec: str, resize: bool, images: int | None) -> tuple[Data, Data]:
+    """Training and test images of what `spec` names, on the device of a run: the first `images` of the latter.
+
+    Raises `UserError` for images of another size than those of the run, unless they may be resized.
+    """
+    own, source = looked.training.data.shape, source_of(spec)
+    train, test = source.load()
+    if train.shape != own:
+        if not resize:
+            there, here = ("x".join(map(str, shape)) for shape in (train.shape, own))
+            raise UserError(
+                f"{spec} has images of {there}, and the run was trained on {here}: give --resize to have them "
+                "stretched, and their channels changed"
+            )
+        train, test = Resized(source, *own).load()
+    where = looked.test.y.device
+    return train[:].to(where), test[:images].to(where)
+
+
+def transfers(
+    looked: Looked,
+    tasks: Sequence[str],
+    *,
+    resize: bool = False,
+    counts: Sequence[int] = SHOTS,
+    seeds: int = 3,
+    images: int | None = 1000,
+    how: Tuning = Tuning(),  # noqa: B008
+    far: int = 200,
+    seed: int = 0,
+) -> Transfers:
+    """Fits the net to each task with so many of its images, drawn anew for each seed, and tests it.
+
+    Distances are by the net of the run itself, on `far` images of each task; with 0 they are not measured. The same
+    images are drawn for every run.
+    """
+    if seeds < 1 or not counts or not tasks:
+        raise UserError(f"a transfer is to a task at least, with some shots and a seed, not {tasks}, {counts}, {seeds}")
+    model = looked.model
+    with torch.no_grad():
+        right = [(model(pixels(part.x)).argmax(1) == part.y) for part in _parts(looked.test)]
+    own = float(torch.cat(right).double().mean())
+    accuracy, distance = {}, {}
+    loaded = {task: task_for(looked, task, resize, images) for task in tasks}
+    home = _embedded(looked, looked.training.data[:], far) if far else None
+    for task, (train, test) in loaded.items():
+        accuracy[task] = np.array(
+            [
+                [transfer(model, shots(train, count, seed + i), test, how, seed + i).accuracy.value for count in counts]
+                for i in range(seeds)
+            ]
+        )
+        if home is not None:
+            distance[task] = task_distance(home, _embedded(looked, train, far))
+    return Transfers(own, tuple(counts), accuracy, distance)
+
+
+def _embedded(looked: Looked, train: Data, many: int) -> torch.Tensor:
+    count = max(len(train.classes), min(many, len(train)))
+    return task_embedding(looked.model, shots(train, count, 0))
+
+
+def _parts(data: Data) -> list[Data]:
+    return [data[i : i + 512] for i in range(0, len(data), 512)]
+
+
+def write_transfers(run: RunFolder, found: Sequence[tuple[str, Transfers]], how: Mapping[str, Any]) -> None:
+    """`analysis-transfer.png` of all runs and, last, `.json` of the first."""
+    drawn = [(name, {task: a.mean(0) for task, a in each.accuracy.items()}, each.shots) for name, each in found]
+    report.transfers(drawn, run.analysis("transfer", "png"))
+    write_json(run.analysis("transfer", "json"), {**found[0][1].plain(), "how": dict(how)})
+
+
+def look_at_transfer(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
+    """What a study does after each training, with the last weights; what is drawn is of the seed of the run."""
+    looked, _ = last_of(run, how["images"], device)
+    given: dict[str, Any] = {key: each for key, each in how.items() if key not in ("tasks", "mode")}
+    seed = looked.recipe.seed * how["seeds"]
+    found = transfers(looked, how["tasks"], how=replace(Tuning(), mode=how["mode"]), seed=seed, **given)
+    write_transfers(run, [(run.path.name, found)], how)

@@ -1,0 +1,397 @@
+"""How much a net tells: of its task by its weights, and of an image by its prediction and its representation.
+
+Adversarial training is said to lower all of it (https://arxiv.org/abs/2007.11259). Figures depend on scales, so beside
+each raw one stands one that does not.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Data, pixels
+from ..errors import UserError
+from ..models.layers import FEATURES, Layers
+from ..randomness import PerExample, make_rng, normal
+from ..scores import Array
+from ..views import full_precision
+from . import weights
+from .jacobian import Jacobian, largest, refuse_coupling, spectrum, squared_norm
+from .landscape import estimate
+
+MEANINGS = {
+    "weights: trace": "trace of the Fisher information of the weights, exact over classes, nats",
+    "weights on test images: trace": "the same on images that were not trained on",
+    "weights: relative": "the same for relative changes, Σ F w²: no scale of a weight changes it",
+    "prediction: trace": "trace of the Fisher information of the prediction about the image, nats per pixel unit²",
+    "prediction: largest": "its largest eigenvalue",
+    "prediction: scale-free": "the trace, times the mean variance of a pixel",
+    "representation: trace": "|J|², J the derivative of the representation by the image; over s², it is the Fisher "
+    "information with noise N(0, s²) on the representation",
+    "representation: largest": "the largest eigenvalue of J Jᵀ",
+    "representation: scale-free": "|J|² times the mean variance of a pixel, over that of a feature",
+    "representation: effective rank": "e to the entropy of the shares of the eigenvalues of J Jᵀ",
+    "effective information": "nats about an image that the representation keeps when its weights are as noisy as the "
+    "task tolerates, for a Gaussian image and a linear net around it",
+    "effective information, by volume": "the same by the formula of the paper, without the constant H(x): only where "
+    "J has as many independent rows as an image has pixels",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Information:
+    """What was found: `values[name]` for each image, named as in `MEANINGS`, groups of weights after a colon.
+
+    `estimates` are the trace of the weights by three estimators, on the same images; `eigenvalues` `[N, m]` those of
+    J Jᵀ; `sizes` how many weights there are in each group.
+    """
+
+    layer: str
+    values: Mapping[str, Array]
+    estimates: Mapping[str, Array]
+    eigenvalues: Array
+    sizes: Mapping[str, int]
+    tolerated: float
+    rise: float | None
+    """By how many nats the noise of the effective information changes predictions: measured, not expanded."""
+
+    def plain(self) -> dict[str, Any]:
+        """Mean and median of each figure with 95 % bootstrap intervals over images."""
+        figures = {
+            name: {
+                "mean": estimate(each, np.mean),
+                "median": estimate(each, np.median),
+                "images": len(each),
+                "meaning": MEANINGS[_meant(name)],
+            }
+            for name, each in self.values.items()
+        }
+        return {
+            "layer": self.layer,
+            "figures": figures,
+            "trace of the weights by estimator": {
+                name: estimate(each, np.mean) for name, each in self.estimates.items()
+            },
+            "singular values": np.sqrt(self.eigenvalues).mean(0).tolist(),
+            "weights": dict(self.sizes),
+            "tolerated": self.tolerated,
+            "rise": self.rise,
+        }
+
+    def arrays(self) -> dict[str, Array]:
+        return {**self.values, "eigenvalues": self.eigenvalues}
+
+
+def _meant(name: str) -> str:
+    return ":".join(name.split(":")[:2]) if name.startswith("weights") else name
+
+
+def information(
+    model: nn.Module,
+    training: Data,
+    test: Data,
+    *,
+    layer: str = FEATURES,
+    close: int = 20,
+    probes: int = 16,
+    count: int = 50,
+    tolerated: float = 0.1,
+    pixels_of: Data | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+) -> Information:
+    """Looks at the weights on images of `training`, and at what is said of those of `test`; in float32.
+
+    `layer` is the representation. The effective information is of the first `close` test images, where it costs a
+    Jacobian by the weights each; none with 0. The covariance of pixels is that of `pixels_of`, or of `training`. Raises
+    `UserError` for a model in training mode, a batch norm that mixes images, and a layer that is not there.
+    """
+    if min(probes, count, batch_size) < 1 or close < 0 or tolerated <= 0:
+        raise UserError(
+            f"probes, eigenvalues and batches are at least 1, not {probes}, {count}, {batch_size}; close ones at least "
+            f"0, not {close}; what is tolerated is above 0, not {tolerated:g}"
+        )
+    refuse_coupling(model)
+    read = Layers(model, (layer,))
+    raw, relative = weights.exact(model, training, batch_size)
+    drawn, _ = weights.sampled(model, training, 1, batch_size, seed)
+    together = max(size for size in range(1, min(32, len(training)) + 1) if len(training) % size == 0)
+    batches = weights.from_batches(model, training, together, draws=4, seed=seed)
+    values = {f"weights: trace: {kind}": _array(each) for kind, each in raw.items()}
+    values |= {f"weights: relative: {kind}": _array(each) for kind, each in relative.items()}
+    unseen, _ = weights.exact(model, test, batch_size)
+    values["weights on test images: trace: all"] = _array(unseen[weights.ALL])
+    found, eigenvalues = _about_images(model, read, test, probes, count, batch_size, seed)
+    kept = None
+    if close:
+        seen = training if pixels_of is None else pixels_of
+        few = test[:close]
+        kept = effective(
+            model, training, few, layer=layer, tolerated=tolerated, pixels_of=seen, batch_size=batch_size, seed=seed
+        )
+        found["effective information"] = kept.gaussian
+        if kept.by_volume is not None:
+            found["effective information, by volume"] = kept.by_volume
+    return Information(
+        layer=layer,
+        values={**values, **found},
+        estimates={
+            "exact": _array(raw[weights.ALL]),
+            "labels drawn": _array(drawn[weights.ALL]),
+            "from batches": _array(batches[weights.ALL].mean(1)),
+        },
+        eigenvalues=eigenvalues,
+        sizes=weights.sizes(model),
+        tolerated=tolerated,
+        rise=None if kept is None else kept.rise,
+    )
+
+
+def _array(values: Tensor) -> Array:
+    found: Array = values.detach().double().cpu().numpy()
+    return found
+
+
+def _about_images(
+    model: nn.Module, read: Layers, test: Data, probes: int, count: int, batch_size: int, seed: int
+) -> tuple[dict[str, Array], Array]:
+    """What predictions and the representation tell of each image, and the eigenvalues of J Jᵀ."""
+    found: dict[str, list[Tensor]] = {}
+    values, outputs = [], []
+    with full_precision():
+        for rows in torch.arange(len(test), device=test.y.device).split(batch_size):
+            x, rng = pixels(test.x[rows]), PerExample(seed, rows)
+            prediction, z = Jacobian(model.__call__, x), Jacobian(read.first, x)
+            for name, each in _of_prediction(prediction, rng).items():
+                found.setdefault(f"prediction: {name}", []).append(each)
+            top, rank = spectrum(z, rng, count)
+            whole = {"trace": squared_norm(z, rng, probes), "largest": top[:, 0], "effective rank": rank}
+            for name, each in whole.items():
+                found.setdefault(f"representation: {name}", []).append(each)
+            values.append(top)
+            outputs.append(z.out.detach())
+    arrays = {name: _array(torch.cat(parts)) for name, parts in found.items()}
+    pixel, feature = _spread(pixels(test.x)), _spread(torch.cat(outputs))
+    arrays["prediction: scale-free"] = arrays["prediction: trace"] * pixel
+    arrays["representation: scale-free"] = arrays["representation: trace"] * (pixel / max(feature, 1e-30))
+    return {name: arrays[name] for name in MEANINGS if name in arrays}, _array(torch.cat(values))
+
+
+def _spread(x: Tensor) -> float:
+    """The mean variance of a coordinate."""
+    return float(x.flatten(1).double().var(0, correction=0).mean())
+
+
+def _of_prediction(jacobian: Jacobian, rng: PerExample) -> dict[str, Tensor]:
+    """Trace and largest eigenvalue of Jᵀ (diag p - p pᵀ) J, J the derivative of the logits: `[B]` each."""
+    p = jacobian.out.detach().softmax(1)
+
+    def weighed(u: Tensor) -> Tensor:
+        return p * u - p * (p * u).sum(1, keepdim=True)
+
+    trace = torch.zeros_like(p[:, 0])
+    for c in range(p.shape[1]):
+        unit = torch.zeros_like(p)
+        unit[:, c] = 1
+        trace = trace + p[:, c] * jacobian.transposed(unit - p).square().sum(1)
+    start = normal(jacobian.x.detach().flatten(1), rng)
+    top = largest(lambda v: jacobian.transposed(weighed(jacobian.times(v))), start)
+    return {"trace": trace, "largest": top}
+
+
+# -- effective information
+
+
+@dataclass(frozen=True, slots=True)
+class Effective:
+    """In nats, for each image. `by_volume` lacks the constant H(x), and is none where J has too few rows.
+
+    `rise` is the mean KL divergence of predictions with the noise from those without, on the images of the weights.
+    """
+
+    gaussian: Array
+    by_volume: Array | None
+    rise: float
+
+
+def effective(
+    model: nn.Module,
+    training: Data,
+    test: Data,
+    *,
+    layer: str = FEATURES,
+    tolerated: float = 0.1,
+    pixels_of: Data | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+) -> Effective:
+    """What a representation keeps of an image when its weights are as noisy as the task tolerates.
+
+    The noise n on the weights before `layer` is N(0, S), S = b (F + b / w²)⁻¹, weight by weight: what costs least in
+    1/2 tr(F S) + b KL(N(0, S), N(0, w²)), with F the diagonal of the Fisher information on `training`, and b = 2 x
+    `tolerated` / number of weights, so that to second order predictions change by at most `tolerated` nats; `rise` is
+    by how much they do, as a second order is not all. No weight has noise larger than itself, and no scale of a weight
+    or of the representation changes anything.
+
+    Around an image, the representation is then N(f(x), M), M = J_w S J_wᵀ, and its Fisher information about the image
+    is F_z = Jᵀ M⁺ J (https://arxiv.org/abs/1905.12213).
+
+    `gaussian`: 1/2 log det(1 + C F_z), C the covariance of the pixels of `pixels_of` (or `training`): the mutual
+    information of a linear channel with that noise and a Gaussian image, exact for those and else a linearisation at
+    each image. `by_volume`: the formula of the paper, H(x) - 1/2 log((2 pi e)^d / |F_z|), without H(x), which is the
+    same for all nets. It takes small noise and a Jacobian of rank d, the number of pixels; elsewhere |F_z| is 0, and it
+    is not defined.
+
+    Raises `UserError` for a representation that no weights lie before, and one whose Jacobian by the weights would take
+    more than `MOST` backward passes an image; within that, it is made in blocks of rows that stay in `weights.BUDGET`.
+    """
+    refuse_coupling(model)
+    read = Layers(model, (layer,))
+    x = pixels(test.x)
+    with weights.thawed(model):
+        named = _before(model, read, x[:1])
+        _check_cost(read, x[:1], named)
+        fisher = weights.diagonal(model, training, batch_size)
+        b = 2 * tolerated / sum(p.numel() for p in named.values())
+        noise = [b * w.square() / (fisher[name] * w.square() + b) for name, p in named.items() for w in (p.detach(),)]
+        centred = pixels((training if pixels_of is None else pixels_of).x).flatten(1)
+        centred = centred - centred.mean(0)
+        gaussian, volume = [], []
+        with full_precision():
+            for image in x.split(1):
+                jacobian, m = _jacobian_and_noise(read, image, list(named.values()), noise)
+                whitened = _whitened(jacobian, m)
+                gaussian.append(channel(whitened, centred))
+                volume.append(_by_volume(whitened))
+            rise = _rise(model, training, list(named.values()), noise, seed)
+    found = np.array([each for each in volume if each is not None])
+    return Effective(np.array(gaussian), found if len(found) == len(volume) else None, rise)
+
+
+@torch.no_grad()
+def _rise(
+    model: nn.Module, data: Data, parameters: list[nn.Parameter], noise: list[Tensor], seed: int, draws: int = 8
+) -> float:
+    """The mean KL divergence over images and draws of the noise; the weights are put back."""
+    x, rng = pixels(data.x), make_rng(seed, parameters[0].device)
+    clean, before = model(x).log_softmax(1), [p.clone() for p in parameters]
+    found = []
+    try:
+        for _ in range(draws):
+            for p, was, scale in zip(parameters, before, noise, strict=True):
+                p.copy_(was + scale.sqrt() * normal(was, rng))
+            found.append(F.kl_div(model(x).log_softmax(1), clean, log_target=True, reduction="batchmean"))
+    finally:
+        for p, was in zip(parameters, before, strict=True):
+            p.copy_(was)
+    return float(torch.stack(found).mean())
+
+
+def _before(model: nn.Module, read: Layers, x: Tensor) -> dict[str, nn.Parameter]:
+    """The parameters that the representation depends on."""
+    named = dict(model.named_parameters())
+    with torch.enable_grad():
+        z = read.first(x).sum()
+        grads = torch.autograd.grad(z, list(named.values()), allow_unused=True) if z.requires_grad else ()
+    found = {name: p for (name, p), g in zip(named.items(), grads, strict=False) if g is not None}
+    if not found:
+        raise UserError(f"no weights lie before the layer {read.names[0]!r}: their noise cannot reach it")
+    return found
+
+
+MOST = 20_000
+
+
+def _block(outputs: int, parameters: list[nn.Parameter]) -> int:
+    """Rows at a time: two blocks in float64."""
+    return max(1, min(outputs, weights.BUDGET // (16 * sum(p.numel() for p in parameters))))
+
+
+def _check_cost(read: Layers, x: Tensor, named: dict[str, nn.Parameter]) -> None:
+    with torch.no_grad():
+        k = read.first(x).numel()
+    blocks = -(-k // _block(k, list(named.values())))
+    passes = k * (blocks + 1) // 2
+    if passes > MOST:
+        raise UserError(
+            f"the effective information of {k} numbers behind {sum(p.numel() for p in named.values()):,} weights takes "
+            f"{passes:,} backward passes an image: leave it out with close=0 (--close 0), or name a smaller layer"
+        )
+
+
+def _jacobian_and_noise(
+    read: Layers, image: Tensor, parameters: list[nn.Parameter], noise: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """J by the image `[k, d]` and the covariance M `[k, k]` that the noise on the weights gives; float64."""
+    image = image.detach().requires_grad_()
+    with torch.enable_grad():
+        z = read.first(image).flatten()
+    k, scales = len(z), [s.sqrt() for s in noise]
+    blocks = list(torch.arange(k, device=z.device).split(_block(k, parameters)))
+    m = z.new_zeros(k, k, dtype=torch.float64)
+    jacobian = z.new_zeros(k, image.numel(), dtype=torch.float64)
+
+    def block(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        units = torch.zeros(len(chosen), k, device=z.device)
+        units[torch.arange(len(chosen)), chosen] = 1
+        found = _rows(z, [image, *parameters], units)
+        by_weights = torch.cat([g.flatten(1) * s.flatten() for g, s in zip(found[1:], scales, strict=True)], 1)
+        return found[0].flatten(1).double(), by_weights.double()
+
+    for i, one in enumerate(blocks):
+        jacobian[one], mine = block(one)
+        for j in range(i, len(blocks)):
+            other = mine if j == i else block(blocks[j])[1]
+            part = mine @ other.T
+            m[one[:, None], blocks[j]] = part
+            m[blocks[j][:, None], one] = part.T
+    return jacobian, m
+
+
+def _rows(z: Tensor, inputs: list[Tensor], units: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of `units` `[R, k]` times z by each input, `[R, ...]`."""
+    zeros = [torch.zeros_like(each) for each in inputs]
+
+    def once(unit: Tensor) -> list[Tensor]:
+        found = torch.autograd.grad(z, inputs, unit, retain_graph=True, allow_unused=True)
+        return [zero if g is None else g for g, zero in zip(found, zeros, strict=True)]
+
+    return tuple(torch.stack(parts) for parts in zip(*(once(unit) for unit in units), strict=True))
+
+
+def _whitened(jacobian: Tensor, m: Tensor) -> Tensor:
+    """A `[r, d]` with Aᵀ A = Jᵀ M⁺ J: directions in which there is neither noise nor signal are left out.
+
+    Where there is no noise there is no signal either: a unit that is off has both derivatives 0.
+    """
+    scale, directions = torch.linalg.eigh(m)
+    kept = scale > _RELATIVE * scale[-1:].clamp_min(1e-300)
+    return (directions[:, kept].T @ jacobian) / scale[kept].sqrt()[:, None]
+
+
+_RELATIVE = 1e-10  # of the largest: products are in float64, what is multiplied is right to 1e-7
+
+
+def channel(whitened: Tensor, centred: Tensor) -> float:
+    """1/2 log det(1 + A C Aᵀ) in nats: of a linear channel A `[r, d]` with unit noise, C = Xᵀ X / N of `[N, d]`."""
+    if not len(whitened):
+        return 0.0
+    signal = whitened @ centred.double().T
+    gram = signal @ signal.T / len(centred)
+    return 0.5 * float(torch.linalg.slogdet(torch.eye(len(gram), dtype=gram.dtype, device=gram.device) + gram)[1])
+
+
+def _by_volume(whitened: Tensor) -> float | None:
+    """-1/2 log((2 pi e)^d / |Aᵀ A|), or nothing where its determinant is 0."""
+    d = whitened.shape[1]
+    if len(whitened) < d:
+        return None
+    values = torch.linalg.svdvals(whitened)
+    if float(values[-1]) <= _RELATIVE**0.5 * float(values[0]):
+        return None
+    return float(values.log().sum()) - 0.5 * d * math.log(2 * math.pi * math.e)

@@ -1,0 +1,276 @@
+"""Images rebuilt from what a net makes of them, by searching for one that it takes for the same.
+
+Robust nets are said to be easier to invert, though they keep less information (https://arxiv.org/abs/2007.11259). The
+search is that of the attacks, on another loss.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..attacks import PGD, Near, Painted, Refined
+from ..checks import check_taken
+from ..core import Attack, Data, PointLoss, pixels
+from ..errors import UserError
+from ..losses import Coordinate, FeatureMatch, Smooth, Total, residuals
+from ..models import FEATURES, Layers, as_run, straight_through
+from ..randomness import PerExample, normal
+from ..scores import Array
+from ..threats import L2
+from ..views import eval_mode, frozen, full_precision
+from .jacobian import refuse_coupling
+from .landscape import estimate
+from .likeness import psnr, ssim
+
+MEANINGS = {
+    "residual": "|f(x') - f(x)| / |f(x)| at the end, the mean over layers and nets",
+    "psnr": "peak signal-to-noise ratio of x' against x, dB",
+    "ssim": "structural similarity of x' and x",
+    "agreement": "whether another net takes x' for what it takes x",
+}
+NOISE = 1 / 20
+
+
+def whole_cube(shape: Sequence[int]) -> L2:
+    """A ball that holds all images of a shape, around any: what limits an inversion is [0, 1] alone."""
+    return L2(math.sqrt(math.prod(shape)))
+
+
+def descent(shape: Sequence[int], steps: int = 400, step_size: float = 0.5, rounds: int = 6) -> Refined:
+    """Normalised L2 steps of the attacks, in rounds of shorter and shorter ones, the last of 0.005.
+
+    As many `steps` as can be divided by the number of rounds.
+    """
+    rounds = min(rounds, steps)
+    each = steps // rounds
+    return Refined(PGD(whole_cube(shape), steps=each, step_size=step_size, start=Near(0.0)), rounds)
+
+
+@dataclass(frozen=True, slots=True)
+class Inverter:
+    """How a net is inverted: `layers` whose outputs are matched, by `search` (left out, `descent` of `steps`).
+
+    The last ReLU before the representation passes gradients through (`fake_relu`). `smooth` weighs the total variation
+    of the image, a prior that knows nothing of the net.
+    """
+
+    layers: tuple[str, ...] = (FEATURES,)
+    search: Attack | None = None
+    steps: int = 400
+    fake_relu: bool = True
+    smooth: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.smooth < 0:
+            raise UserError(f"an inversion takes at least one step, not {self.steps}; smooth is not {self.smooth:g}")
+
+    def matched(
+        self, models: Sequence[nn.Module], targets: Sequence[tuple[Tensor, ...]], start: Tensor, rng: PerExample
+    ) -> Tensor:
+        """Images `[B, ...]` whose layers come near the `targets` of each model, searched for from `start`."""
+        reads = [Layers(model, self.layers) for model in models]
+        losses: list[PointLoss] = [
+            FeatureMatch(read.__call__, target) for read, target in zip(reads, targets, strict=True)
+        ]
+        return self.raised(models, (*losses, *([Smooth(self.smooth)] if self.smooth else [])), start, rng)
+
+    def raised(
+        self, models: Sequence[nn.Module], losses: Sequence[PointLoss], start: Tensor, rng: PerExample
+    ) -> Tensor:
+        """The same for any losses of these models."""
+        search = self.search or descent(start.shape[1:], self.steps)
+        loss = losses[0] if len(losses) == 1 else Total(tuple(losses))
+        with ExitStack() as views:
+            for model in models:
+                views.enter_context(frozen(model))
+                if self.fake_relu:
+                    views.enter_context(self._passing(model, start[:1]))
+            return search(loss, start, rng)
+
+    def _passing(self, model: nn.Module, few: Tensor) -> AbstractContextManager[None]:
+        """Where the gradient of the last ReLU before the layers is that of the identity."""
+        with torch.no_grad():
+            name = _last_relu(model, few, self.layers)
+        return nullcontext() if name is None else straight_through(model.get_submodule(name))
+
+
+def _last_relu(model: nn.Module, few: Tensor, layers: tuple[str, ...]) -> str | None:
+    """The `nn.ReLU` that the output of the last of the layers comes from with no weights in between, if there is one.
+
+    Of the last alone: the others would have their gradients changed on the way, too.
+    """
+    order = as_run(model, few, nn.Module)
+    ran = [order.index(own) for own in ("body" if each == FEATURES else each for each in layers) if own in order]
+    for name in reversed(order[: max(ran, default=-1) + 1]):
+        module = model.get_submodule(name)
+        if type(module) is nn.ReLU:
+            return name
+        if any(True for _ in module.parameters(recurse=False)):
+            return None
+    return None
+
+
+def beginning(like: Tensor, rng: PerExample) -> Tensor:
+    """Grey with noise, 0.5 + N(0, 1/20²), clipped to [0, 1]: where an inversion starts."""
+    return (0.5 + NOISE * normal(like, rng)).clamp(0, 1)
+
+
+def seen(models: Sequence[nn.Module], layers: tuple[str, ...], x: Tensor) -> list[tuple[Tensor, ...]]:
+    """What the layers of each model make of images: the targets of an inversion."""
+    with torch.no_grad():
+        return [Layers(model, layers)(x) for model in models]
+
+
+def invert(
+    models: nn.Module | Sequence[nn.Module],
+    x: Tensor,
+    how: Inverter = Inverter(),
+    *,
+    start: Tensor | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Tensor:
+    """Images that the models (one, or several jointly) take for the images `x` `[N, C, H, W]`, in float32.
+
+    The search begins at `start`, or at grey with noise. Raises `UserError` for models in training mode, images that
+    they do not take, and layers that they do not have.
+    """
+    nets = [models] if isinstance(models, nn.Module) else list(models)
+    for model in nets:
+        refuse_coupling(model)
+        check_taken(model, x)
+    found = []
+    with full_precision():
+        for rows in torch.arange(len(x), device=x.device).split(batch_size):
+            rng, part = PerExample(seed, rows), x[rows]
+            begin = beginning(part, rng) if start is None else start[rows]
+            found.append(how.matched(nets, seen(nets, how.layers, part), begin, rng))
+    return torch.cat(found)
+
+
+def annealed(
+    models: Sequence[nn.Module], x: Tensor, how: Inverter = Inverter(), *, batch_size: int = 64, seed: int = 0
+) -> Tensor:
+    """One net after the other, each from where the one before ended: from the most robust one to the least."""
+    if isinstance(how.search, Painted) and how.search.by == "network":
+        raise UserError("what a net paints begins with noise, and cannot go on from another net: anneal another search")
+    found = None
+    for model in models:
+        found = invert(model, x, how, start=found, batch_size=batch_size, seed=seed)
+    assert found is not None
+    return found
+
+
+def interpolated(
+    model: nn.Module, a: Tensor, b: Tensor, shares: Sequence[float], how: Inverter = Inverter(), *, seed: int = 0
+) -> Tensor:
+    """Images `[N, S, ...]` whose layers lie between those of `a` and of `b`, at each share of the way."""
+    refuse_coupling(model)
+    check_taken(model, a)
+    ((*one,), (*other,)) = seen([model], how.layers, a)[0], seen([model], how.layers, b)[0]
+    found = []
+    with full_precision():
+        for share in shares:
+            rng = PerExample(seed, torch.arange(len(a), device=a.device))
+            targets = tuple((1 - share) * z + share * w for z, w in zip(one, other, strict=True))
+            found.append(how.matched([model], [targets], beginning(a, rng), rng))
+    return torch.stack(found, 1)
+
+
+def visualised(
+    model: nn.Module, coordinates: Tensor, start: Tensor, how: Inverter = Inverter(), *, seed: int = 0
+) -> Tensor:
+    """Images, from `start` `[N, ...]`, that raise one number each of the first of the layers, numbers `[N]`."""
+    refuse_coupling(model)
+    check_taken(model, start)
+    read = Layers(model, how.layers)
+    with torch.no_grad():
+        many = read.first(start[:1]).numel()
+    if not bool(((coordinates >= 0) & (coordinates < many)).all()):
+        raise UserError(f"the layer {how.layers[0]!r} gives numbers 0 to {many - 1}, not {coordinates.tolist()}")
+    rng = PerExample(seed, torch.arange(len(start), device=start.device))
+    losses: list[PointLoss] = [Coordinate(read.first, coordinates)]
+    with full_precision():
+        return how.raised([model], [*losses, *([Smooth(how.smooth)] if how.smooth else [])], start, rng)
+
+
+@dataclass(frozen=True, slots=True)
+class Inversion:
+    """What came of it: `values[name]` `[N]`, named as in `MEANINGS`; the originals, and the images `[N, C, H, W]`."""
+
+    values: Mapping[str, Array]
+    originals: Array
+    images: Array
+
+    def plain(self) -> dict[str, Any]:
+        """Median and mean with 95 % bootstrap intervals over images, and the quartiles."""
+        return {
+            name: {
+                "median": estimate(each, np.median),
+                "mean": estimate(each, np.mean),
+                "quartiles": np.quantile(each, [0.25, 0.75]).tolist(),
+                "meaning": MEANINGS[name],
+            }
+            for name, each in self.values.items()
+        }
+
+
+def inversion(
+    models: nn.Module | Sequence[nn.Module],
+    data: Data,
+    how: Inverter = Inverter(),
+    *,
+    judge: nn.Module | None = None,
+    annealing: bool = False,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Inversion:
+    """Inverts the models on the images of `data` and measures how near that comes; several jointly, or one after the
+    other with `annealing`.
+
+    `judge`, a net that took no part, says whether it takes both for the same class.
+    """
+    nets = [models] if isinstance(models, nn.Module) else list(models)
+    x = pixels(data.x)
+    with ExitStack() as views:
+        for net in nets:
+            views.enter_context(eval_mode(net))
+        make = annealed if annealing else invert
+        found = make(nets, x, how, batch_size=batch_size, seed=seed)
+        measured = _measured(nets[-1:] if annealing else nets, how.layers, x, found, batch_size)
+    if judge is not None:
+        with eval_mode(judge), torch.no_grad():
+            check_taken(judge, x)
+            agreed = torch.cat([judge(part).argmax(1) for part in torch.cat([x, found]).split(batch_size)])
+        measured["agreement"] = agreed[: len(x)] == agreed[len(x) :]
+    return Inversion(
+        {name: each.double().cpu().numpy() for name, each in measured.items()},
+        x.cpu().numpy(),
+        found.cpu().numpy(),
+    )
+
+
+def _measured(
+    nets: Sequence[nn.Module], layers: tuple[str, ...], x: Tensor, found: Tensor, batch_size: int
+) -> dict[str, Tensor]:
+    left = []
+    for a, b in zip(x.split(batch_size), found.split(batch_size), strict=True):
+        pairs = zip(seen(nets, layers, b), seen(nets, layers, a), strict=True)
+        left.append(torch.stack([residuals(one, other).mean(0) for one, other in pairs]).mean(0))
+    return {"residual": torch.cat(left), "psnr": psnr(x, found), "ssim": ssim(x, found)}
+
+
+def searches(shape: Sequence[int], steps: int) -> dict[str, Attack]:
+    """The ways to search, by the names that the shell knows them by."""
+    return {
+        "descent": descent(shape, steps),
+        "adam": Painted("pixels", steps),
+        "fourier": Painted("fourier", steps),
+        "network": Painted("network", steps),
+    }

@@ -1,0 +1,45 @@
+"""How alike two images are."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UserError
+
+WINDOW, SIGMA = 11, 1.5
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, `[B]`, of images `[B, C, H, W]` in [0, 1]: -10 log10 of the mean squared error.
+
+    100 at most, which equal images have.
+    """
+    return -10 * (a - b).double().square().flatten(1).mean(1).clamp_min(1e-10).log10()
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity `[B]` of images `[B, C, H, W]` in [0, 1] (https://doi.org/10.1109/TIP.2003.819861).
+
+    With a Gaussian window of 11x11 pixels and deviation 1.5, K 0.01 and 0.03, covariances divided by N, where the
+    window fits, the mean over places and channels: as scikit-image with gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False, data_range=1. Raises `UserError` for images smaller than the window that fits: 3x3.
+    Smaller images than 11x11 have the largest odd window that fits.
+    """
+    least = min(a.shape[2:])
+    size = min(WINDOW, least - 1 + least % 2)
+    if size < 3 or a.shape != b.shape:
+        raise UserError(f"SSIM compares images of one shape and at least 3x3 pixels, not {a.shape} and {b.shape}")
+    place = torch.arange(size, dtype=torch.float64, device=a.device) - size // 2
+    line = (-0.5 * (place / SIGMA).square()).exp()
+    line = line / line.sum()
+    window = (line[:, None] * line).expand(a.shape[1], 1, size, size)
+
+    def mean(z: Tensor) -> Tensor:
+        return F.conv2d(z, window, groups=z.shape[1])
+
+    x, y = a.double(), b.double()
+    mx, my = mean(x), mean(y)
+    vx, vy, both = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    c1, c2 = 0.01**2, 0.03**2
+    found = (2 * mx * my + c1) * (2 * both + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+    return found.flatten(1).mean(1)

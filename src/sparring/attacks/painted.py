@@ -1,0 +1,120 @@
+"""A search over all images, through parameters that images are painted from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core import PointLoss
+from ..errors import UserError, need_one_of
+from ..randomness import Rng, normal
+
+_EDGE = 1e-3
+_RATES = {"pixels": 0.1, "fourier": 0.05, "network": 0.01}
+
+
+@dataclass(frozen=True, slots=True)
+class Painted:
+    """Raises a loss by Adam on the parameters of an image, wherever in [0, 1] that leads: no set is kept to.
+
+    Images are the sigmoid of `pixels`; of the inverse Fourier transform of coefficients, weighted by 1 / frequency
+    (`fourier`, https://distill.pub/2017/feature-visualization), both beginning at `x`; or of what a small convolutional
+    `network` makes of noise, one net for each image (a deep image prior, https://arxiv.org/abs/1711.10925), which does
+    not look at `x` but for its shape. `lr` falls to 0 by half a cosine; left out, it is 0.1, 0.05 and 0.01.
+    """
+
+    by: Literal["pixels", "fourier", "network"] = "pixels"
+    steps: int = 400
+    lr: float | None = None
+
+    def __post_init__(self) -> None:
+        need_one_of("by", self.by, _RATES)
+        if self.steps < 1 or (self.lr is not None and self.lr <= 0):
+            raise UserError(f"a painting takes at least one step, at a rate above 0, not {self.steps} at {self.lr}")
+
+    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+        x = x.detach()
+        canvas = _CANVASES[self.by](x, rng)
+        rate = _RATES[self.by] if self.lr is None else self.lr
+        optimizer = torch.optim.Adam(canvas.parameters, lr=rate)
+        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        with torch.enable_grad():
+            for _ in range(self.steps):
+                value = loss(canvas.image()).value
+                grads = torch.autograd.grad(-value.sum(), canvas.parameters)
+                for parameter, grad in zip(canvas.parameters, grads, strict=True):
+                    parameter.grad = grad
+                optimizer.step()
+                falling.step()
+        with torch.no_grad():
+            return canvas.image()
+
+
+class _Canvas(Protocol):
+    parameters: list[Tensor]
+
+    def image(self) -> Tensor: ...
+
+
+class _Pixels:
+    def __init__(self, x: Tensor, rng: Rng) -> None:
+        del rng
+        self.parameters = [x.clamp(_EDGE, 1 - _EDGE).logit().requires_grad_()]
+
+    def image(self) -> Tensor:
+        return self.parameters[0].sigmoid()
+
+
+class _Fourier:
+    """Real and imaginary parts, divided by their weights, so that a step moves low frequencies more."""
+
+    def __init__(self, x: Tensor, rng: Rng) -> None:
+        del rng
+        self.size = (x.shape[2], x.shape[3])
+        rows = torch.fft.fftfreq(x.shape[2], device=x.device)[:, None]
+        columns = torch.fft.rfftfreq(x.shape[3], device=x.device)
+        self.weight = 1 / (rows.square() + columns.square()).sqrt().clamp_min(1 / max(self.size))
+        found = torch.fft.rfft2(x.clamp(_EDGE, 1 - _EDGE).logit(), norm="ortho") / self.weight
+        self.parameters = [torch.view_as_real(found).clone().requires_grad_()]
+
+    def image(self) -> Tensor:
+        found = torch.view_as_complex(self.parameters[0]) * self.weight
+        return torch.fft.irfft2(found, s=self.size, norm="ortho").sigmoid()
+
+
+class _Network:
+    """Four 3x3 convolutions on noise, of half the size at first; those of all images are one, in groups."""
+
+    channels = 24
+
+    def __init__(self, x: Tensor, rng: Rng) -> None:
+        self.count, self.shape = len(x), x.shape
+        rows, columns = -(-x.shape[2] // 2), -(-x.shape[3] // 2)
+        self.noise = normal(x.new_empty(self.count, self.channels, rows, columns), rng)
+        widths = [self.channels] * 4 + [x.shape[1]]
+        self.parameters = []
+        for inner, outer in pairwise(widths):
+            weight = normal(x.new_empty(self.count, outer, inner, 3, 3), rng) * (2 / (9 * inner)) ** 0.5
+            self.parameters += [weight.requires_grad_(), x.new_zeros(self.count, outer).requires_grad_()]
+
+    def image(self) -> Tensor:
+        z = self.noise
+        last = len(self.parameters) // 2 - 1
+        for i in range(last + 1):
+            weight, bias = self.parameters[2 * i], self.parameters[2 * i + 1]
+            z = F.conv2d(
+                z.reshape(1, -1, *z.shape[2:]), weight.flatten(0, 1), bias.flatten(), padding=1, groups=self.count
+            )
+            z = z.view(self.count, -1, *z.shape[2:])
+            if i < last:
+                z = F.instance_norm(z).relu()
+            if i == 1:
+                z = F.interpolate(z, size=tuple(self.shape[2:]), mode="bilinear", align_corners=False)
+        return z.sigmoid()
+
+
+_CANVASES: dict[str, Callable[[Tensor, Rng], _Canvas]] = {"pixels": _Pixels, "fourier": _Fourier, "network": _Network}

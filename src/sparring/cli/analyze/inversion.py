@@ -1,0 +1,94 @@
+"""`sparring analyze RUN inversion`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ...errors import UserError
+from ..common import say
+from .common import Common, files, how, opened, told
+
+if TYPE_CHECKING:
+    from ...analyses import Inverted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Common):
+    examples: int = 64
+    """How many images to rebuild, the first test images."""
+    layers: tuple[str, ...] = ("features",)
+    """What is matched: features, what the head reads, or modules of the net by name."""
+    search: Literal["descent", "adam", "fourier", "network"] = "descent"
+    """The attacks' own steps of normalised gradients; Adam on pixels; on Fourier coefficients; a net that paints."""
+    steps: int = 400
+    smooth: float = 0.0
+    """Weight of the total variation, a prior that knows nothing of the net."""
+    on: tuple[str, ...] = ()
+    """Images of other data sets, too, as --to of transfer names them."""
+    resize: bool = False
+    """Stretch these to the size that the run was trained on, and change their channels."""
+    judge: str | None = None
+    """Another run, whose net says whether it takes the rebuilt image for the same class as the original."""
+    features: int = 0
+    """So many features are raised from grey, and two pairs of images joined, into a picture of their own; takes four
+    images."""
+    pictures: int = 8
+    """How many images the picture shows."""
+    batch_size: int = 64
+
+
+def run(target: str, options: Options) -> int:
+    from ...analyses import how_to_invert, inverted, judge_of, write_inversion
+
+    if options.features < 0 or options.steps < 1:
+        raise UserError(
+            f"an inversion takes at least one step, not {options.steps}; features are not {options.features}"
+        )
+    if options.judge is not None and Path(options.judge).resolve() in [
+        Path(run).resolve() for run in (target, *options.beside)
+    ]:
+        raise UserError(f"{options.judge} is inverted itself: a judge takes no part in it")
+    runs = opened(target, options)
+    first = next(iter(runs.values()))
+    judge = None if options.judge is None else judge_of(Path(options.judge), first)
+    names = {key: getattr(options, key) for key in ("resize", "examples", "features", "batch_size", "seed")}
+    found = {
+        name: inverted(
+            run,
+            how_to_invert(run, options.search, options.steps, options.layers, options.smooth),
+            elsewhere=options.on,
+            judge=judge,
+            **names,
+        )
+        for name, run in runs.items()
+    }
+    write_inversion(first.run, list(found.items()), how(options), options.pictures)
+    if told(runs, found, options):
+        return 0
+    _show(found)
+    files(runs, "inversion")
+    if options.features:
+        say(str(first.run.analysis("inversion-features", "png")))
+    return 0
+
+
+def _show(found: "dict[str, Inverted]") -> None:
+    from rich import print as rich_print
+    from rich.table import Table
+
+    from ...analysis.inversion import MEANINGS
+
+    table = Table("images", "", *found)
+    plain = {name: each.plain()["images"] for name, each in found.items()}
+    for where, figures in next(iter(plain.values())).items():
+        for figure in figures:
+            kind = "mean" if figure == "agreement" else "median"
+            cells = [_said(each[where][figure][kind]) for each in plain.values()]
+            table.add_row(where if figure == next(iter(figures)) else "", figure, *cells)
+    rich_print(table)
+    say("\n".join(f"{name}: {meaning}" for name, meaning in MEANINGS.items()))
+    say("medians over images (of the agreement the mean) with 95 % bootstrap intervals over them")
+
+
+def _said(estimate: "dict[str, float]") -> str:
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

@@ -1,0 +1,51 @@
+"""`sparring analyze RUN representation`."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..common import say
+from .common import Attacked, attacked, files, how, told
+
+if TYPE_CHECKING:
+    from ...analysis import Representation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Attacked):
+    bank: int = 5000
+    """How many training images are read by, drawn at random."""
+    k: int = 75
+    """Nearest neighbours that vote, one vote each."""
+    restarts: int = 2
+    """Of the attacks on soft votes."""
+
+
+def run(target: str, options: Options) -> int:
+    from ...analyses import represented, write_representation
+
+    runs, threat = attacked(target, options)
+    given = {key: getattr(options, key) for key in ("bank", "k", "steps", "restarts", "batch_size", "seed")}
+    found = {name: represented(run, threat, **given) for name, run in runs.items()}
+    write_representation(next(iter(runs.values())).run, list(found.items()), how(options))
+    if told(runs, found, options):
+        return 0
+    _show(found)
+    say("defended: of the images that are right, the share that stays so under the worst of the attacks")
+    files(runs, "representation")
+    return 0
+
+
+def _show(found: "dict[str, Representation]") -> None:
+    from rich import print as rich_print
+    from rich.table import Table
+
+    table = Table("", "read by", "clean", "robust", "defended")
+    for name, each in found.items():
+        for reading, r in each.readings.items():
+            table.add_row(name, reading, str(r.clean), str(r.robust), str(r.defended))
+    rich_print(table)
+    for name, each in found.items():
+        say(
+            f"{name}: {each.threat}; information between the features of an image and of its adversarial version, from "
+            f"below: {each.information}; spread of the features {each.spread:.2f}, effective rank {each.rank:.1f}"
+        )

@@ -1,0 +1,86 @@
+"""`sparring analyze RUN transfer`."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ...errors import UserError
+from ..common import say
+from .common import Common, files, how, opened, told
+
+if TYPE_CHECKING:
+    from ...analyses import Transfers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Common):
+    to: tuple[str, ...] = ()
+    """The tasks: digits, fashion_mnist, cifar10:DIR, folder:DIR, npz:FILE, ..; +rotated, +inverted and +classes=0-4
+    change one."""
+    resize: bool = False
+    """Stretch images of another size, and change their channels, to what the run was trained on."""
+    mode: Literal["head", "norms", "block", "all"] = "head"
+    """What is fitted: a new head; batch norm too; the last block too; everything."""
+    shots: tuple[int, ...] = (100, 400, 1600)
+    """How many images of the task to fit to."""
+    seeds: int = 3
+    """How often, with other images."""
+    images: int = 1000
+    """How many test images of a task, the first ones."""
+    far: int = 200
+    """On how many images of each task its distance is measured; 0: it is not."""
+    epochs: int = 20
+    """Of fitting, where more than a head is fitted."""
+    lr: float = 0.01
+    batch_size: int = 64
+    """Of fitting."""
+
+
+def run(target: str, options: Options) -> int:
+    from ...analyses import transfers, write_transfers
+    from ...analysis import Tuning
+
+    if not options.to:
+        raise UserError("no task is named: give --to digits, or --to fashion_mnist+classes=5-9 for some classes")
+    runs = opened(target, options)
+    names = {key: getattr(options, key) for key in ("resize", "seeds", "images", "far", "seed")}
+    tuning = Tuning(options.mode, options.epochs, options.lr, options.batch_size)
+    found = {name: transfers(run, options.to, counts=options.shots, how=tuning, **names) for name, run in runs.items()}
+    write_transfers(next(iter(runs.values())).run, list(found.items()), how(options))
+    if told(runs, found, options):
+        return 0
+    _show(found)
+    files(runs, "transfer")
+    return 0
+
+
+def _show(found: "dict[str, Transfers]") -> None:
+    from rich import print as rich_print
+    from rich.table import Table
+
+    first = next(iter(found.values()))
+    gains = list(found)[1:]
+    table = Table("task", "images", *found, *(f"{name}, gain" for name in gains))
+    table.add_row("its own", "", *(f"{100 * each.own:.1f} %" for each in found.values()), *([""] * len(gains)))
+    for task, accuracy in first.accuracy.items():
+        for i, count in enumerate(first.shots):
+            each = [f"{100 * one.accuracy[task][:, i].mean():.1f} %" for one in found.values()]
+            gained = [_gain(found[name].accuracy[task][:, i] - accuracy[:, i]) for name in gains]
+            table.add_row(task if i == 0 else "", str(count), *each, *gained)
+        if task in first.distance:
+            table.add_row("", "distance", *(f"{one.distance[task]:.3f}" for one in found.values()))
+    rich_print(table)
+    say(
+        "test accuracy, means over draws of the images fitted to; gains on the first run, in points, with 95 % over "
+        "these draws (Student's t): another training would differ by more"
+    )
+
+
+def _gain(points: "object") -> str:
+    import numpy as np
+    from scipy.stats import t
+
+    values = 100 * np.asarray(points)
+    if len(values) < 2:
+        return f"{values.mean():+.1f}"
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return f"{values.mean():+.1f} [{values.mean() - half:+.1f}, {values.mean() + half:+.1f}]"

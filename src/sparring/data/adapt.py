@@ -1,0 +1,103 @@
+"""Data sets made of others: other sizes and channels, turned, inverted, some of the classes. All are in memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core import Data, pixels
+from ..errors import UserError
+from .sources import Source
+
+Both: TypeAlias = tuple[Data, Data]
+
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def _each(source: Source, change: Callable[[Data], Data]) -> Both:
+    train, test = source.load()
+    return change(train[:]), change(test[:])
+
+
+def _bytes(x: Tensor, like: Tensor) -> Tensor:
+    """As bytes, if `like` was."""
+    return (255 * x).round().clamp(0, 255).to(torch.uint8) if like.dtype == torch.uint8 else x.clamp(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """The images of another source with other `channels`, and stretched to `height` x `width`, bilinear.
+
+    One channel becomes three by repetition, three become one by the weights of ITU-R BT.601.
+    """
+
+    source: Source
+    channels: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3) or min(self.height, self.width) < 1:
+            raise UserError(f"images have 1 or 3 channels and a size, not {self.channels}x{self.height}x{self.width}")
+
+    def load(self) -> Both:
+        return _each(self.source, self._changed)
+
+    def _changed(self, data: Data) -> Data:
+        x = pixels(data.x)
+        if x.shape[1] != self.channels:
+            luma = x.new_tensor(_LUMA).view(1, 3, 1, 1)
+            x = x.expand(-1, 3, -1, -1) if self.channels == 3 else (x * luma).sum(1, keepdim=True)
+        size = (self.height, self.width)
+        if tuple(x.shape[2:]) != size:
+            x = F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
+        return Data(_bytes(x, data.x).contiguous(), data.y, data.classes)
+
+
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """The images of another source, turned left by so many quarters of a circle."""
+
+    source: Source
+    quarters: int = 1
+
+    def load(self) -> Both:
+        return _each(self.source, lambda d: Data(d.x.rot90(self.quarters, (2, 3)).contiguous(), d.y, d.classes))
+
+
+@dataclass(frozen=True, slots=True)
+class Inverted:
+    """The images of another source as negatives: black becomes white."""
+
+    source: Source
+
+    def load(self) -> Both:
+        return _each(self.source, lambda d: Data((255 if d.x.dtype == torch.uint8 else 1) - d.x, d.y, d.classes))
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """The images of some classes of another source, numbered anew in the order given."""
+
+    source: Source
+    chosen: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(set(self.chosen)) != len(self.chosen) or len(self.chosen) < 2:
+            raise UserError(f"at least two classes are chosen, none twice, not {self.chosen}")
+
+    def load(self) -> Both:
+        return _each(self.source, self._changed)
+
+    def _changed(self, data: Data) -> Data:
+        count = len(data.classes)
+        if not all(0 <= number < count for number in self.chosen):
+            raise UserError(f"classes {self.chosen} are chosen of those numbered 0 to {count - 1}")
+        new = torch.full((count,), -1)
+        new[list(self.chosen)] = torch.arange(len(self.chosen))
+        y = new.to(data.y.device)[data.y]
+        rows = y >= 0
+        return Data(data.x[rows], y[rows], tuple(data.classes[number] for number in self.chosen))

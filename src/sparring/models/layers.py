@@ -1,0 +1,92 @@
+"""What single layers of a model give."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Classifier
+from ..errors import UserError, nearest
+
+FEATURES = "features"
+
+
+def layers_of(model: nn.Module) -> list[str]:
+    """The names by which layers are asked for: those of its modules, and `features` of a `Classifier`."""
+    own = [FEATURES] if isinstance(model, Classifier) else []
+    return [*own, *(name for name, _ in model.named_modules() if name and name not in own)]
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """The outputs of some layers as a function of images; `features` are what the head of a `Classifier` reads.
+
+    Of a layer that runs several times it is the last output, of one that gives a tuple the first part. Raises
+    `UserError` for a layer that is not there, and for one that does not run.
+    """
+
+    model: nn.Module
+    names: tuple[str, ...] = (FEATURES,)
+
+    def __post_init__(self) -> None:
+        known = layers_of(self.model)
+        for name in self.names:
+            if name not in known:
+                raise UserError(f"{type(self.model).__name__} has no layer {name!r}: {nearest(name, known)}")
+        if not self.names:
+            raise UserError(f"no layer is asked for: there is {', '.join(known)}")
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.names == (FEATURES,) and isinstance(self.model, Classifier):
+            return (self.model.features(x),)
+        found: dict[str, Tensor] = {}
+        with self._kept(found):
+            self.model(x)
+        for name in self.names:
+            if name not in found:
+                raise UserError(f"the layer {name!r} does not run when the model does: choose another")
+        return tuple(found[name] for name in self.names)
+
+    def first(self, x: Tensor) -> Tensor:
+        """The output of the first of them, `[B, ...]`."""
+        return self(x)[0]
+
+    @contextmanager
+    def _kept(self, found: dict[str, Tensor]) -> Generator[None]:
+        handles = [self._module(name).register_forward_hook(_keep(found, name)) for name in self.names]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _module(self, name: str) -> nn.Module:
+        own = isinstance(self.model, Classifier) and name == FEATURES
+        return self.model.get_submodule("body" if own else name)
+
+
+def _keep(found: dict[str, Tensor], name: str) -> Any:
+    def hook(module: nn.Module, args: Any, out: Any) -> None:
+        found[name] = (out[0] if isinstance(out, tuple) else out).clone()  # what follows may work in place
+
+    return hook
+
+
+@torch.no_grad()
+def as_run(model: nn.Module, x: Tensor, kinds: type[nn.Module] | tuple[type[nn.Module], ...]) -> list[str]:
+    """The names of the modules of some `kinds` in the order in which they run, each where it runs last."""
+    order: list[str] = []
+
+    def hook(name: str) -> Any:
+        return lambda module, args, out: order.append(name)
+
+    handles = [m.register_forward_hook(hook(name)) for name, m in model.named_modules() if isinstance(m, kinds)]
+    try:
+        model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(dict.fromkeys(reversed(order)))[::-1]

@@ -1,0 +1,101 @@
+"""How much nets tell, what transfers, and what can be rebuilt. No torch."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..scores import Array
+from .figures import finish, new_figure, picture, save
+
+_BARS = (
+    ("weights: trace: all", "weights: trace"),
+    ("prediction: trace", "prediction: trace"),
+    ("representation: trace", "representation: trace"),
+    ("representation: scale-free", "representation: scale-free"),
+)
+
+
+def information(runs: Sequence[tuple[str, Array, Mapping[str, Array]]], path: Path) -> None:
+    """Left the singular values of J, means over images, right traces on a logarithmic axis; of each run.
+
+    `runs` are (name, singular values `[N, m]`, values of each image by name).
+    """
+    figure = new_figure(11, 3.8)
+    left, right = figure.subplots(1, 2)
+    for i, (name, singular, values) in enumerate(runs):
+        mean = singular.mean(0)
+        left.plot(np.arange(1, len(mean) + 1), np.maximum(mean, 1e-12), label=name, linewidth=1.2)
+        places = np.arange(len(_BARS)) + 0.8 * (i - (len(runs) - 1) / 2) / len(runs)
+        right.bar(places, [values[key].mean() for key, _ in _BARS], 0.7 / len(runs), label=name)
+    left.set(yscale="log", xlabel="number", ylabel="singular value of the derivative by the image")
+    right.set(yscale="log", ylabel="mean over images")
+    right.set_xticks(range(len(_BARS)), [label.replace(": ", ":\n") for _, label in _BARS], fontsize=8)
+    for axes in (left, right):
+        finish(axes)
+    save(figure, path)
+
+
+def transfers(runs: Sequence[tuple[str, Mapping[str, Array], Sequence[int]]], path: Path) -> None:
+    """For each task, accuracy over the number of images that were fitted to, a line for each run."""
+    tasks = list(runs[0][1])
+    figure = new_figure(4.2 * len(tasks), 3.4)
+    grid = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for task, axes in zip(tasks, grid, strict=True):
+        for name, accuracy, shots in runs:
+            axes.plot(shots, 100 * accuracy[task], marker="o", markersize=3, linewidth=1.2, label=name)
+        axes.set(xscale="log", xlabel="images of the task", ylabel="test accuracy, %", title=task)
+        finish(axes)
+    save(figure, path)
+
+
+def inversions(rows: Sequence[tuple[str, Array, Sequence[tuple[str, Array]]]], path: Path) -> None:
+    """Originals in the first column, then what each net gives; a row for each image, one block after the other.
+
+    `rows` are (where the images are from, originals `[P, C, H, W]`, (net, images) for each net).
+    """
+    count = sum(len(originals) for _, originals, _ in rows)
+    columns = 1 + len(rows[0][2])
+    figure = new_figure(1.1 * columns + 0.5, 1.1 * count + 0.5)
+    grid, first = figure.subplots(count, columns, squeeze=False), 0
+    for where, originals, nets in rows:
+        for i in range(len(originals)):
+            for axes, image in zip(grid[first + i], [originals[i], *(images[i] for _, images in nets)], strict=True):
+                picture(axes, image)
+        grid[first, 0].set_ylabel(where, fontsize=7)
+        first += len(originals)
+    for axes, name in zip(grid[0], ["original", *(name for name, _ in rows[0][2])], strict=True):
+        axes.set_title(name, fontsize=7)
+    save(figure, path)
+
+
+def features(runs: Sequence[tuple[str, Array, Array]], path: Path) -> None:
+    """A row for each run: features raised `[F, C, H, W]`, and then ways between images `[N, S, C, H, W]`."""
+    wide = len(runs[0][1]) + sum(len(way) for way in runs[0][2])
+    figure = new_figure(1.0 * wide + 0.5, 1.2 * len(runs) + 0.3)
+    grid = figure.subplots(len(runs), wide, squeeze=False)
+    for (name, raised, between), line in zip(runs, grid, strict=True):
+        images = [*raised, *(image for way in between for image in way)]
+        for axes, image in zip(line, images, strict=True):
+            picture(axes, image)
+        line[0].set_ylabel(name, fontsize=8)
+    for i in range(len(runs[0][1])):
+        grid[0, i].set_title(f"feature {i + 1}", fontsize=7)
+    for i, way in enumerate(runs[0][2]):
+        grid[0, len(runs[0][1]) + i * len(way)].set_title(f"way {i + 1}", fontsize=7)
+    save(figure, path)
+
+
+def against_eps(eps: Sequence[float], panels: Mapping[str, Mapping[str, Array]], path: Path) -> None:
+    """A panel for each kind of number, a line for each of them: means over seeds `[S, eps]`, seeds as dots."""
+    figure = new_figure(5.2 * len(panels), 3.8)
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    places = np.arange(len(eps))
+    for (title, lines), axes in zip(panels.items(), grid, strict=True):
+        for name, values in lines.items():
+            (line,) = axes.plot(places, values.mean(0), linewidth=1.2, label=name)
+            axes.plot(np.tile(places, len(values)), values.ravel(), ".", markersize=3, color=line.get_color())
+        axes.set(xlabel="eps in training (L2)", ylabel=title)
+        axes.set_xticks(places, [f"{each:g}" for each in eps])
+        finish(axes)
+    save(figure, path)

@@ -1,0 +1,222 @@
+"""Transfer to other tasks, and how far these are."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import toy_data, toy_net
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from sparring import Classifier, Data, UserError, fit, make_rng
+from sparring.analysis import Tuning, shots, task_distance, task_embedding, transfer
+from sparring.analysis.transfer import last_block
+from sparring.cli import run as shell
+from sparring.data import Classes, Digits, Resized
+from sparring.models import amdim, linear_probe, preact_resnet18, resnet18, small_cnn, validated_probe
+from sparring.plain import Build
+
+
+def normed(classes: int = 3) -> Classifier:
+    torch.manual_seed(0)
+    return small_cnn(classes, (1, 4, 4), width=3, batch_norm=True).eval()
+
+
+# -- the head
+
+
+def test_the_probe_is_that_of_scikit_learn():
+    rng = make_rng(0)
+    z, w = torch.randn(200, 10, generator=rng), torch.randn(10, 4, generator=rng)
+    y = (z @ w + torch.randn(200, 4, generator=rng)).argmax(1)
+    layer = linear_probe(z, y, 4, penalty=0.01)
+    standard = ((z - z.mean(0)) / z.std(0)).double().numpy()
+    known = LogisticRegression(C=1 / (0.01 * 200), tol=1e-8, max_iter=1000).fit(standard, y.numpy())
+    assert np.allclose(layer(z).softmax(1).detach(), known.predict_proba(standard), atol=1e-3)
+    again = linear_probe(z, y, 4, penalty=0.01, start=layer)
+    assert torch.allclose(again.weight, layer.weight, atol=1e-3)
+
+
+def test_the_penalty_is_the_one_that_is_best_on_a_part_held_out():
+    rng = make_rng(0)
+    z = torch.randn(60, 50, generator=rng)  # more noise than can be told from 60 examples
+    y = (z[:, 0] + 0.5 * torch.randn(60, generator=rng) > 0).long()
+    _, chosen = validated_probe(z, y, 2)
+    assert chosen >= 1e-2
+    clear = torch.randn(3000, 5, generator=rng)
+    _, easy = validated_probe(clear, (clear[:, 0] > 0).long(), 2)
+    assert easy <= 1e-4
+    layer, only = validated_probe(z, y, 2, penalties=(0.5,))
+    assert only == 0.5 and torch.equal(layer.weight, linear_probe(z, y, 2, 0.5).weight)
+    assert validated_probe(z[:2], torch.tensor([0, 1]), 2)[0].weight.shape == (2, 50)  # nothing left to hold out
+    with pytest.raises(UserError, match="no penalty"):
+        validated_probe(z, y, 2, penalties=())
+
+
+# -- modes
+
+
+@pytest.mark.parametrize("mode", ["head", "norms", "block", "all"])
+def test_modes_move_what_they_say(mode):
+    model, data = normed(), toy_data(60)
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    found = transfer(model, data, data, Tuning(mode, epochs=15, batch_size=16))
+    assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters()) and not model.training
+    moved = {n for n, each in found.model.body.state_dict().items() if not torch.equal(each, before[f"body.{n}"])}
+    weights = {"0.weight", "3.weight", "6.weight", "9.weight", "13.weight", "13.bias"}
+    expected = {"head": set(), "norms": set(), "block": {"13.weight", "13.bias"}, "all": weights}[mode]
+    assert moved & weights == expected
+    norms = {n for n in before if n.startswith("body.") and n.removeprefix("body.") not in weights}
+    assert moved - weights == (set() if mode == "head" else {n.removeprefix("body.") for n in norms})
+    assert found.accuracy.value > 0.8 and not found.model.training
+    again = transfer(model, data, data, Tuning(mode, epochs=15, batch_size=16))
+    assert again.accuracy == found.accuracy
+    assert all(torch.equal(p, q) for p, q in zip(again.model.parameters(), found.model.parameters(), strict=True))
+
+
+def test_the_last_block_is_the_one_that_runs_last():
+    x = torch.rand(2, 1, 8, 8)
+    net = resnet18(3, (1, 8, 8), width=0.05).eval()
+    assert last_block(net, x) is net.body.layer4[1]  # though its first norm is registered after it
+    net = preact_resnet18(3, (1, 8, 8), width=0.05).eval()
+    assert last_block(net, x) is net.body.layer4[1]
+    net = small_cnn(3, (1, 8, 8), width=2, hidden=False).eval()
+    assert last_block(net, x) is net.body[6]
+    net = amdim(3, (1, 8, 8), width=2, dim=4, depth=1, read="linear").eval()
+    assert any(last_block(net, x) is module for module in net.body.whole.modules())
+    with pytest.raises(UserError, match="no weights, so it has no last block"):
+        last_block(Classifier(nn.Flatten(), nn.Linear(64, 2)), x)
+
+
+def test_a_tuned_net_beats_its_head_where_features_say_too_little():
+    """Which of two corners alone is bright: no linear reading of pixels tells."""
+    rng = make_rng(0)
+    corners = torch.randint(2, (200, 2), generator=rng)
+    x = 0.2 * torch.rand(200, 1, 4, 4, generator=rng)
+    x[:, 0, 0, 0] += 0.8 * corners[:, 0]
+    x[:, 0, 3, 3] += 0.8 * corners[:, 1]
+    data = Data(x, corners.sum(1) % 2, ("alike", "unlike"))
+    torch.manual_seed(0)
+    model = small_cnn(2, (1, 4, 4), width=4, batch_norm=True).eval()
+    head, block, whole = (
+        transfer(model, data, data, Tuning(mode, epochs=40, batch_size=20)).accuracy
+        for mode in ("head", "block", "all")
+    )
+    assert head.value < 0.75 < 0.95 < min(block.value, whole.value)
+
+
+# -- images of a task
+
+
+def test_shots_are_drawn_evenly_and_from_all_classes():
+    y = torch.tensor([0] * 50 + [1] * 20 + [2] * 3)
+    data = Data(torch.arange(73).view(-1, 1, 1, 1).float() / 80, y, ("a", "b", "c"))
+    for count, each in ((3, [1, 1, 1]), (9, [3, 3, 3]), (20, None), (73, [50, 20, 3])):
+        found = shots(data, count, 0)
+        assert len(found) == count == len(set(found.x.flatten().tolist()))
+        counts = found.y.bincount().tolist()
+        assert counts == each if each else sorted(counts[:2]) == [8, 9] and counts[2] == 3
+    assert torch.equal(shots(data, 9, 1).x, shots(data, 9, 1).x)
+    assert not torch.equal(shots(data, 9, 1).x, shots(data, 9, 2).x)
+    for count in (2, 74):
+        with pytest.raises(
+            UserError, match=f"{count} images of 3 classes are asked for: take 3 to 73, at least one of each"
+        ):
+            shots(data, count, 0)
+
+
+def test_tasks_that_cannot_be_fitted_are_refused():
+    model, data = normed(), toy_data(30)
+    missing = Data(data.x, data.y % 2, data.classes)
+    with pytest.raises(UserError, match=r"no image to train on of 1 of its 3 classes \(c\): take more"):
+        transfer(model, missing, data)
+    large = Data(torch.rand(6, 1, 9, 9), torch.arange(6) % 2, ("a", "b"))
+    with pytest.raises(UserError, match="does not take images of 1x9x9"):
+        transfer(model, large, large)
+    with pytest.raises(UserError, match="does not say what its features are"):
+        transfer(toy_net().eval(), data, data)
+    bare = small_cnn(3, (1, 4, 4), width=2).eval()
+    with pytest.raises(UserError, match="no batch norm, which mode norms would fit"):
+        transfer(bare, data, data, Tuning("norms"))
+    with pytest.raises(UserError, match="mode = 'body' is not one of head, norms, block, all"):
+        Tuning("body")
+    with pytest.raises(UserError, match="an epoch at least, batches of two"):
+        Tuning(epochs=0)
+
+
+# -- distances
+
+
+def test_tasks_are_near_to_themselves_and_far_from_others():
+    torch.manual_seed(0)
+    model = small_cnn(10, (1, 8, 8), width=4, batch_norm=True).eval()
+    train, _ = Digits().load()
+    some, others = (shots(Classes(Digits(), part).load()[0], 60, 0) for part in ((0, 1, 2), (7, 8, 9)))
+    more = shots(Classes(Digits(), (0, 1, 2)).load()[0], 60, 1)
+    a, b, c = (task_embedding(model, task) for task in (some, more, others))
+    assert a.shape == (4 + 4 + 8 + 8 + 16,)  # a number for each filter and each unit
+    assert task_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert task_distance(a, c) == pytest.approx(task_distance(c, a))
+    assert 0 < task_distance(a, b) < task_distance(a, c) < 1
+    assert task_distance(a, 3 * a) < 0.5
+    one, other = torch.tensor([1.0, 3.0]), torch.tensor([3.0, 1.0])
+    assert task_distance(one, other) == pytest.approx(1 - (2 * 3 / 16) / (10 / 16))
+    assert len(train) == 1437
+
+
+# -- the shell
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    import conftest
+
+    folder, recipe = tmp_path_factory.mktemp("runs"), replace(conftest.tiny.__wrapped__(), epochs=1)
+    for name, width in (("narrow", 2), ("wide", 3)):
+        fit(replace(recipe, model=Build(small_cnn, width=width, batch_norm=True)), folder / name, device="cpu")
+    return folder
+
+
+def test_runs_are_transferred_from_the_shell(runs, capsys, tmp_path):
+    narrow, wide = (str(runs / name) for name in ("narrow", "wide"))
+    few = ["--shots", "20", "60", "--seeds", "2", "--images", "30", "--far", "20"]
+    args = ["--to", "digits+rotated", "digits+classes=5-9", "--beside", wide]
+    assert shell(["analyze", narrow, "transfer", *args, *few]) == 0
+    out = capsys.readouterr().out
+    assert "gain" in out and "distance" in out
+    saved = json.loads((runs / "narrow" / "analysis-transfer.json").read_text())
+    assert np.array(saved["accuracy by seed"]["digits+classes=5-9"]).shape == (2, 2)
+    assert 0 < saved["distance"]["digits+rotated"] < 1
+    assert (runs / "narrow" / "analysis-transfer.png").stat().st_size > 5_000
+    assert (
+        shell(["analyze", narrow, "transfer", "--to", "digits", "--mode", "norms", "--epochs", "1", *few, "--json"])
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out)["how"]["mode"] == "norms"
+    larger = Resized(Digits(), 1, 9, 9).load()
+    arrays = {
+        f"{a}_{part}": getattr(d, a).numpy() for part, d in zip(("train", "test"), larger, strict=True) for a in "xy"
+    }
+    np.savez(tmp_path / "large.npz", **arrays)
+    task = f"npz:{tmp_path / 'large.npz'}"
+    assert shell(["analyze", narrow, "transfer", "--to", task, *few]) == 2
+    assert "has images of 1x9x9, and the run was trained on 1x8x8: give --resize" in capsys.readouterr().err
+    assert shell(["analyze", narrow, "transfer", "--to", task, "--resize", *few, "--seeds", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "no task is named: give --to digits"),
+        (["--to", "digit"], "no data called 'digit': did you mean digits"),
+        (["--to", "digits", "--seeds", "0"], "with some shots and a seed"),
+        (["--to", "digits", "--shots", "5"], "5 images of 10 classes are asked for"),
+        (["--to", "digits+classes=5-19"], "are chosen of those numbered 0 to 9"),
+    ],
+)
+def test_a_transfer_to_nowhere_is_refused(runs, args, message, capsys):
+    assert shell(["analyze", str(runs / "narrow"), "transfer", *args]) == 2
+    assert message in capsys.readouterr().err
