@@ -16,7 +16,7 @@ from sparring.data import Digits, Few
 from sparring.results import RunFolder
 from sparring.studies import entries, find
 from sparring.studies.running import run_study
-from sparring.studies.study import Arm, Look, Study
+from sparring.studies.study import Arm, Look, Study, Together
 
 SCALES = ("smoke", "cpu", "gpu")
 
@@ -208,6 +208,39 @@ def test_analyses_of_every_run_give_numbers_for_tables_and_claims(tiny, tmp_path
     last = run_study(study, tmp_path, scale="smoke", workers=1, say=said.append)
     assert last.numbers["all of them", "done"].tolist() == [6, 6]
     assert [line for line in said if "FGSM, seed 1" in line] == [line for line in said if line.startswith("1/1 ")]
+
+
+def look_at_all(runs, path, device, how):
+    """Of the runs of a seed: how often it was looked at them."""
+    before = json.loads(path.with_suffix(".count").read_text()) if path.with_suffix(".count").exists() else 0
+    path.with_suffix(".count").write_text(json.dumps(before + 1))
+    steps = {arm: run.status()["step"] for arm, run in runs.items()}
+    path.write_text(json.dumps({"steps": steps, "times": before + 1, "how": how}))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_runs_of_a_seed_are_looked_at_together_when_they_are_there(tiny, tmp_path, workers):
+    study = small(tiny, claims=(), together=Together(look_at_all, {"often": 1}))
+    said = []
+    run_study(study, tmp_path, scale="smoke", workers=workers, say=said.append)
+    assert [line.split(":")[0] for line in said[-2:]] == ["5/6 together, seed 0", "6/6 together, seed 1"]
+    found = [json.loads((tmp_path / f"together-{seed}.json").read_text()) for seed in (0, 1)]
+    assert [set(each["steps"]) for each in found] == [{"PGD-2", "FGSM"}] * 2
+    run_study(study, tmp_path, scale="smoke", workers=workers, say=said.append)
+    shutil.rmtree(tmp_path / "runs" / "fgsm-1")  # its seed is looked at again, the other not
+    run_study(study, tmp_path, scale="smoke", workers=workers, say=said.append)
+    assert [json.loads((tmp_path / f"together-{seed}.json").read_text())["times"] for seed in (0, 1)] == [1, 2]
+    other = small(tiny, claims=(), together=Together(look_at_all, {"often": 2}))
+    run_study(other, tmp_path, scale="smoke", workers=workers, say=said.append)
+    assert [json.loads((tmp_path / f"together-{seed}.json").read_text())["times"] for seed in (0, 1)] == [2, 3]
+
+
+def test_what_needs_all_runs_is_not_tried_where_one_failed(tiny, tmp_path):
+    arms = (Arm("PGD-2", replace(tiny, epochs=1)), Arm("broken", replace(tiny, lr=1e12)))
+    study = small(tiny, arms=arms, claims=(), together=Together(look_at_all, {}))
+    with pytest.raises(UserError, match="2 of 6 trainings failed"):
+        run_study(study, tmp_path, scale="smoke", workers=1)
+    assert not list(tmp_path.glob("together-*"))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

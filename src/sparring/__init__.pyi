@@ -12,8 +12,10 @@ from .attacks import MultiGrad as MultiGrad
 from .attacks import Near as Near
 from .attacks import Restarts as Restarts
 from .attacks import Shell as Shell
+from .attacks import Sometimes as Sometimes
 from .attacks import Split as Split
 from .attacks import Square as Square
+from .attacks import VariedEps as VariedEps
 from .attacks import Worst as Worst
 from .attacks import ZeroGrad as ZeroGrad
 from .averaging import EMA as EMA
@@ -66,6 +68,7 @@ from .hooks import Saving as Saving
 from .losses import DLR as DLR
 from .losses import Divergence as Divergence
 from .losses import Expected as Expected
+from .losses import FeatureMatch as FeatureMatch
 from .losses import Margin as Margin
 from .losses import SquaredDistance as SquaredDistance
 from .losses import Targeted as Targeted

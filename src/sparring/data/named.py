@@ -22,7 +22,7 @@ _KNOWN: dict[str, Any] = {
     "stl10": sources.STL10,
     "svhn": sources.SVHN,
 }
-_CHANGE = re.compile(r"\+(?=rotated|inverted|classes=)")  # a path may have a plus, too
+_CHANGE = re.compile(r"\+(?=(?:rotated|inverted|classes=[^+/]*)(?:\+|$))")  # a path may have a plus, too
 
 
 def source_of(spec: str) -> sources.Source:
@@ -46,11 +46,7 @@ def _changed(source: sources.Source, change: str) -> sources.Source:
     word, _, value = change.partition("=")
     if word == "classes":
         return adapt.Classes(source, _numbers(value))
-    if word == "rotated" and not value:
-        return adapt.Rotated(source)
-    if word == "inverted" and not value:
-        return adapt.Inverted(source)
-    raise UserError(f"nothing changes data as +{change}: there is +rotated, +inverted, +classes=0-4")
+    return adapt.Rotated(source) if word == "rotated" else adapt.Inverted(source)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
