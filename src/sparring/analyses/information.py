@@ -24,17 +24,20 @@ def informed(looked: Looked, *, examples: int, **how: Any) -> Information:
 _PIXELS = 2000
 
 
-def write_information(run: RunFolder, found: Sequence[tuple[str, Information]], how: Mapping[str, Any]) -> None:
+def write_information(
+    run: RunFolder, found: Sequence[tuple[str, Information]], how: Mapping[str, Any], draw: bool = True
+) -> None:
     """`analysis-information.npz`, `.png` of all runs and, last, `.json` of the first."""
     first = found[0][1]
     with replacing(run.analysis("information", "npz")) as file:
         np.savez_compressed(file, **first.arrays())  # type: ignore[arg-type]
-    drawn = [(name, np.sqrt(each.eigenvalues), dict(each.values)) for name, each in found]
-    report.information(drawn, run.analysis("information", "png"))
+    if draw:
+        shown = [(name, np.sqrt(each.eigenvalues), dict(each.values)) for name, each in found]
+        report.information(shown, run.analysis("information", "png"))
     write_json(run.analysis("information", "json"), {**first.plain(), "how": dict(how)})
 
 
 def look_at_information(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
-    """What a study does after each training, with the last weights; what is drawn is of the seed of the run."""
+    """What a study does after each training, with the last weights; chance is of the seed of the run. No picture."""
     looked, _ = last_of(run, how["examples"], device)
-    write_information(run, [(run.path.name, informed(looked, seed=looked.recipe.seed, **how))], how)
+    write_information(run, [(run.path.name, informed(looked, seed=looked.recipe.seed, **how))], how, draw=False)

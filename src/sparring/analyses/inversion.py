@@ -100,7 +100,8 @@ def write_inversion(
         (where, each.originals[:pictures], [(name, other.found[where].images[:pictures]) for name, other in found])
         for where, each in first.found.items()
     ]
-    report.inversions(rows, run.analysis("inversion", "png"))
+    if pictures:
+        report.inversions(rows, run.analysis("inversion", "png"))
     shown = [(name, each.features, each.between) for name, each in found]
     drawn = [(name, a, b) for name, a, b in shown if a is not None and b is not None]
     if drawn:
@@ -116,12 +117,12 @@ def judge_of(path: Path, looked: Looked) -> torch.nn.Module:
 def look_at_inversion(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
     """What a study does after each training, with the last weights: the plain inversion, here and `elsewhere`.
 
-    It starts at noise of the seed of the run.
+    It starts at noise of the seed of the run, and draws no picture.
     """
     looked, _ = last_of(run, how["examples"], device)
     plain = how_to_invert(looked, "descent", how["steps"], how["layers"], 0.0)
     given = {"elsewhere": how["elsewhere"], "resize": True, "examples": how["examples"], "seed": looked.recipe.seed}
-    write_inversion(run, [(run.path.name, inverted(looked, plain, **given))], how)
+    write_inversion(run, [(run.path.name, inverted(looked, plain, **given))], how, pictures=0)
 
 
 def look_together(runs: Mapping[str, RunFolder], path: Path, device: str, how: Mapping[str, Any]) -> None:

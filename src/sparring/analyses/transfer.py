@@ -106,17 +106,20 @@ def _parts(data: Data) -> list[Data]:
     return [data[i : i + 512] for i in range(0, len(data), 512)]
 
 
-def write_transfers(run: RunFolder, found: Sequence[tuple[str, Transfers]], how: Mapping[str, Any]) -> None:
+def write_transfers(
+    run: RunFolder, found: Sequence[tuple[str, Transfers]], how: Mapping[str, Any], draw: bool = True
+) -> None:
     """`analysis-transfer.png` of all runs and, last, `.json` of the first."""
-    drawn = [(name, {task: a.mean(0) for task, a in each.accuracy.items()}, each.shots) for name, each in found]
-    report.transfers(drawn, run.analysis("transfer", "png"))
+    if draw:
+        means = [(name, {task: a.mean(0) for task, a in each.accuracy.items()}, each.shots) for name, each in found]
+        report.transfers(means, run.analysis("transfer", "png"))
     write_json(run.analysis("transfer", "json"), {**found[0][1].plain(), "how": dict(how)})
 
 
 def look_at_transfer(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
-    """What a study does after each training, with the last weights; what is drawn is of the seed of the run."""
+    """What a study does after each training, with the last weights; chance is of the seed of the run. No picture."""
     looked, _ = last_of(run, how["images"], device)
     given: dict[str, Any] = {key: each for key, each in how.items() if key not in ("tasks", "mode")}
     seed = looked.recipe.seed * how["seeds"]
     found = transfers(looked, how["tasks"], how=replace(Tuning(), mode=how["mode"]), seed=seed, **given)
-    write_transfers(run, [(run.path.name, found)], how)
+    write_transfers(run, [(run.path.name, found)], how, draw=False)

@@ -44,7 +44,7 @@ def sizes(model: nn.Module) -> dict[str, int]:
     """How many numbers there are in each group, and in all."""
     kinds, found = groups(model), {ALL: 0}
     for name, p in model.named_parameters():
-        for kind in (kinds[name], ALL):
+        for kind in (ALL, kinds[name]):
             found[kind] = found.get(kind, 0) + p.numel()
     return found
 
@@ -106,7 +106,7 @@ def from_batches(
                     )
                 total: dict[str, Tensor] = {}
                 for name, g in zip(named, grads, strict=True):
-                    for kind in (kinds[name], ALL):
+                    for kind in (ALL, kinds[name]):
                         _add(total, kind, x.new_zeros(()) if g is None else batch_size * g.square().sum())
                 for kind, value in total.items():
                     drawn.setdefault(kind, []).append(value)
@@ -159,7 +159,7 @@ def _traces(
         relative: dict[str, Tensor] = {}
         for each, share in measured(x):
             for name, g in each.items():
-                for kind in (kinds[name], ALL):
+                for kind in (ALL, kinds[name]):
                     _add(raw, kind, share * g.square().flatten(1).sum(1))
                     _add(relative, kind, share * (g * weights[name]).square().flatten(1).sum(1))
         parts.append((raw, relative))

@@ -14,12 +14,12 @@ from .small import fashion_pgd, quickstart
 
 
 def digits_l2(eps: float = 0.5) -> Recipe:
-    """PGD-AT of a small CNN on the digits of scikit-learn, L2 0.5: half a minute."""
+    """PGD-AT of a small CNN on the digits of scikit-learn, L2 0.5: under a minute."""
     return _in_l2(quickstart(), eps)
 
 
 def fashion_l2(eps: float = 1.0) -> Recipe:
-    """PGD-AT of a small CNN on Fashion-MNIST, L2 1: `fashion_pgd` in another norm, eight minutes on two cores."""
+    """PGD-AT of a small CNN on Fashion-MNIST, L2 1: `fashion_pgd` in another norm."""
     return _in_l2(fashion_pgd(), eps)
 
 

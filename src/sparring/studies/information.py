@@ -319,7 +319,7 @@ def _draw(runs: Runs, folder: Path) -> None:
         elif name.startswith("transfer"):
             panels["accuracy"][name] = values
         elif name.startswith(_SSIM):
-            panels["similarity"][name.removeprefix(f"{_SSIM}, ")] = values
+            panels["similarity"][INSIDE if name == _SSIM else name.removeprefix(f"{_SSIM}, ")] = values
     own = [
         [float(runs[arm, seed].read_flags("last").standing["clean"].mean()) for arm in _LINE] for seed in range(seeds)
     ]
@@ -378,10 +378,10 @@ def _both(cells: Cells) -> Array:
 
 _FALLING = {
     "of the weights about the task": "log trace, weights",
-    "of the weights, relative to them,": "log trace, weights, relative",
+    "of the weights relative to them": "log trace, weights, relative",
     "of the prediction about the image": "log trace, prediction",
     "of the representation about the image": "log trace, representation",
-    "of the representation, free of its scale,": "log trace, representation, scale-free",
+    "of the representation, whatever its scale": "log trace, representation, scale-free",
 }
 
 _CLAIMS = (
