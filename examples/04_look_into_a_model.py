@@ -15,15 +15,15 @@ train, test = Classes(Digits(), (0, 1, 2, 3, 4)).load()
 x, y = pixels(train.x), train.y
 turned, turned_test = Rotated(Digits()).load()
 
-for name, attack in (("natural", Benign()), ("robust, L2 1", PGD(L2(1.0), steps=3))):
+for name, attack in (("natural", Benign()), ("robust, L2 0.5", PGD(L2(0.5), steps=3))):
     torch.manual_seed(0)
     model = small_cnn(5, (1, 8, 8), width=12, hidden=False)  # its features are 96 numbers, an image is 64
     method = Method(attack, CrossEntropy())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     state = State.start(method, model, optimizer)
-    for _ in range(100):
+    for _ in range(150):
         index = torch.randint(len(x), (64,), generator=state.rng)
-        train_step(method, state, Batch(x[index], y[index], index), Progress(state.step, 100, 1))
+        train_step(method, state, Batch(x[index], y[index], index), Progress(state.step, 150, 1))
         state.step += 1
     model.eval()
     few = test[:32]
