@@ -108,6 +108,9 @@ def test_the_last_relu_lets_gradients_through_and_only_where_it_ends_the_represe
     assert _last_relu(net, x, ("features", "body.8")) == "body.10"
     assert _last_relu(resnet18(3, (1, 8, 8), width=0.05).eval(), x, ("features",)) == "body.layer4.1.act2"
     assert _last_relu(preact_resnet18(3, (1, 8, 8), width=0.05).eval(), x, ("features",)) is None
+    shared = nn.ReLU()
+    twice = Classifier(nn.Sequential(nn.Flatten(), shared, nn.Linear(64, 4), shared), nn.Linear(4, 2)).eval()
+    assert _last_relu(twice, x, ("features",)) is None  # it runs at two places
     relu, z = nn.ReLU(), torch.tensor([-1.0, 2.0], requires_grad=True)
     with straight_through(relu):
         out = relu(z)
@@ -276,6 +279,16 @@ def test_runs_are_inverted_from_the_shell(runs, capsys):
     capsys.readouterr()
     assert shell(["analyze", narrow, "inversion", "--judge", narrow, *few]) == 2
     assert "is inverted itself: a judge takes no part" in capsys.readouterr().err
+    for args, message in (
+        (["--features", "2", "--examples", "3"], "joins two pairs of images: give --examples 4"),
+        (["--features", "999", "--examples", "4"], "999 of 8 features are to be raised"),
+        (["--features", "-1"], "--features -1 is below 0"),
+        (["--smooth", "-1"], "smooth = -1 is below 0"),
+        (["--judge", "nowhere"], "nowhere is no run folder"),
+        (["--pictures", "0"], "at least one image, not 0 as --pictures"),
+    ):
+        assert shell(["analyze", narrow, "inversion", *args]) == 2
+        assert message in capsys.readouterr().err
     assert shell(["analyze", narrow, "inversion", "--layers", "body.77", *few]) == 2
     assert "no layer 'body.77'" in capsys.readouterr().err
 

@@ -150,7 +150,7 @@ def test_runs_of_other_images_are_not_compared(runs, tiny, capsys):
     )
     args = ["--beside", str(runs / "other"), "--examples", "4", "--points", "1", "--steps", "1"]
     assert shell(["analyze", str(runs / "relu"), "landscape", *args]) == 2
-    assert "are of other test images or another threat" in capsys.readouterr().err
+    assert "have another threat each: name one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

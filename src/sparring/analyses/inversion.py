@@ -12,12 +12,12 @@ from .. import report
 from ..analysis import Inversion, Inverter, interpolated, inversion, visualised
 from ..analysis.inversion import beginning, searches
 from ..core import pixels
+from ..errors import UserError
 from ..models import Layers
 from ..randomness import PerExample, make_rng
 from ..results import RunFolder, replacing, write_json
 from ..scores import Array
-from ..trained import load_model
-from .opening import Looked, last_of
+from .opening import Looked, last_of, opened
 from .transfer import task_for
 
 INSIDE = "its own test images"
@@ -67,11 +67,11 @@ def inverted(
 
     With `features`, so many numbers of the first layer are raised from grey, and two pairs of images joined.
     """
+    raised, between = _for_people(looked, how, features, seed) if features else (None, None)
     places = {INSIDE: looked.test[:examples]}
     places |= {spec: task_for(looked, spec, resize, examples)[1] for spec in elsewhere}
     given: dict[str, Any] = {"judge": judge, "batch_size": batch_size, "seed": seed}
     found = {where: inversion(looked.model, data, how, **given) for where, data in places.items()}
-    raised, between = _for_people(looked, how, features, seed) if features else (None, None)
     return Inverted(found, raised, between)
 
 
@@ -80,6 +80,8 @@ def _for_people(looked: Looked, how: Inverter, features: int, seed: int) -> tupl
     x = pixels(looked.test.x[:4])
     with torch.no_grad():
         many = Layers(looked.model, how.layers).first(x[:1]).numel()
+    if features > many or len(x) < 4:
+        raise UserError(f"{features} of {many} features are to be raised, and two pairs of {len(x)} images joined")
     chosen = torch.randperm(many, generator=make_rng(seed))[:features].to(x.device)
     like = x[:1].expand(len(chosen), -1, -1, -1)
     start = beginning(like, PerExample(seed, torch.arange(len(chosen), device=x.device)))
@@ -109,9 +111,9 @@ def write_inversion(
     write_json(run.analysis("inversion", "json"), {**first.plain(), "how": dict(how)})
 
 
-def judge_of(path: Path, looked: Looked) -> torch.nn.Module:
-    """The best net of another run, where the images are."""
-    return load_model(path).to(looked.test.y.device)
+def judge_of(path: Path, weights: str, looked: Looked) -> torch.nn.Module:
+    """The net of another run, where the images are."""
+    return opened(path, weights, 1, str(looked.test.y.device)).model
 
 
 def look_at_inversion(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:

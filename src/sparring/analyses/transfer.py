@@ -111,8 +111,8 @@ def write_transfers(
 ) -> None:
     """`analysis-transfer.png` of all runs and, last, `.json` of the first."""
     if draw:
-        means = [(name, {task: a.mean(0) for task, a in each.accuracy.items()}, each.shots) for name, each in found]
-        report.transfers(means, run.analysis("transfer", "png"))
+        drawn = [(name, each.accuracy, each.shots) for name, each in found]
+        report.transfers(drawn, run.analysis("transfer", "png"))
     write_json(run.analysis("transfer", "json"), {**found[0][1].plain(), "how": dict(how)})
 
 

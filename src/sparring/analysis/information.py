@@ -111,16 +111,16 @@ def information(
     Jacobian by the weights each; none with 0. The covariance of pixels is that of `pixels_of`, or of `training`. Raises
     `UserError` for a model in training mode, a batch norm that mixes images, and a layer that is not there.
     """
-    if min(probes, count, batch_size) < 1 or close < 0 or tolerated <= 0:
-        raise UserError(
-            f"probes, eigenvalues and batches are at least 1, not {probes}, {count}, {batch_size}; close ones at least "
-            f"0, not {close}; what is tolerated is above 0, not {tolerated:g}"
-        )
+    for name, number, least in (("probes", probes, 1), ("count", count, 1), ("close", close, 0)):
+        if number < least:
+            raise UserError(f"{name} = {number} is below {least}")
+    if tolerated <= 0:
+        raise UserError(f"tolerated = {tolerated:g} is not above 0: with no noise, everything is kept")
     refuse_coupling(model)
     read = Layers(model, (layer,))
     raw, relative = weights.exact(model, training, batch_size)
     drawn, _ = weights.sampled(model, training, 1, batch_size, seed)
-    together = max(size for size in range(1, min(32, len(training)) + 1) if len(training) % size == 0)
+    together = len(training) // -(-len(training) // 32)  # so that hardly any image is left out
     batches = weights.from_batches(model, training, together, draws=4, seed=seed)
     values = {f"weights: trace: {kind}": _array(each) for kind, each in raw.items()}
     values |= {f"weights: relative: {kind}": _array(each) for kind, each in relative.items()}

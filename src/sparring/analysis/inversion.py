@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..attacks import PGD, Near, Painted, Refined
 from ..checks import check_taken
-from ..core import Attack, Data, PointLoss, pixels
+from ..core import Attack, Classifier, Data, PointLoss, pixels
 from ..errors import UserError
 from ..losses import Coordinate, FeatureMatch, Smooth, Total, residuals
 from ..models import FEATURES, Layers, as_run, straight_through
@@ -67,25 +67,26 @@ class Inverter:
     smooth: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.smooth < 0:
-            raise UserError(f"an inversion takes at least one step, not {self.steps}; smooth is not {self.smooth:g}")
+        if self.steps < 1:
+            raise UserError(f"an inversion takes at least one step, not {self.steps}")
+        if self.smooth < 0:
+            raise UserError(f"smooth = {self.smooth:g} is below 0: it would make images rough")
 
     def matched(
         self, models: Sequence[nn.Module], targets: Sequence[tuple[Tensor, ...]], start: Tensor, rng: PerExample
     ) -> Tensor:
         """Images `[B, ...]` whose layers come near the `targets` of each model, searched for from `start`."""
         reads = [Layers(model, self.layers) for model in models]
-        losses: list[PointLoss] = [
-            FeatureMatch(read.__call__, target) for read, target in zip(reads, targets, strict=True)
-        ]
-        return self.raised(models, (*losses, *([Smooth(self.smooth)] if self.smooth else [])), start, rng)
+        losses = [FeatureMatch(read.__call__, target) for read, target in zip(reads, targets, strict=True)]
+        return self.raised(models, losses, start, rng)
 
     def raised(
         self, models: Sequence[nn.Module], losses: Sequence[PointLoss], start: Tensor, rng: PerExample
     ) -> Tensor:
-        """The same for any losses of these models."""
+        """The same for any losses of these models; the total variation is taken off their sum."""
         search = self.search or descent(start.shape[1:], self.steps)
-        loss = losses[0] if len(losses) == 1 else Total(tuple(losses))
+        parts = (*losses, *([Smooth(self.smooth)] if self.smooth else []))
+        loss = parts[0] if len(parts) == 1 else Total(parts)
         with ExitStack() as views:
             for model in models:
                 views.enter_context(frozen(model))
@@ -103,14 +104,16 @@ class Inverter:
 def _last_relu(model: nn.Module, few: Tensor, layers: tuple[str, ...]) -> str | None:
     """The `nn.ReLU` that the output of the last of the layers comes from with no weights in between, if there is one.
 
-    Of the last alone: the others would have their gradients changed on the way, too.
+    Of the last alone: the others would have their gradients changed on the way, too. So would a module that runs at
+    several places, which is left as it is.
     """
     order = as_run(model, few, nn.Module)
-    ran = [order.index(own) for own in ("body" if each == FEATURES else each for each in layers) if own in order]
-    for name in reversed(order[: max(ran, default=-1) + 1]):
+    own = ["body" if each == FEATURES and isinstance(model, Classifier) else each for each in layers]
+    last = max((place for place, name in enumerate(order) if name in own), default=-1)
+    for name in reversed(order[: last + 1]):
         module = model.get_submodule(name)
         if type(module) is nn.ReLU:
-            return name
+            return name if order.count(name) == 1 else None
         if any(True for _ in module.parameters(recurse=False)):
             return None
     return None
@@ -195,9 +198,8 @@ def visualised(
     if not bool(((coordinates >= 0) & (coordinates < many)).all()):
         raise UserError(f"the layer {how.layers[0]!r} gives numbers 0 to {many - 1}, not {coordinates.tolist()}")
     rng = PerExample(seed, torch.arange(len(start), device=start.device))
-    losses: list[PointLoss] = [Coordinate(read.first, coordinates)]
     with full_precision():
-        return how.raised([model], [*losses, *([Smooth(how.smooth)] if how.smooth else [])], start, rng)
+        return how.raised([model], [Coordinate(read.first, coordinates)], start, rng)
 
 
 @dataclass(frozen=True, slots=True)

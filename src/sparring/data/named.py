@@ -34,6 +34,9 @@ def source_of(spec: str) -> sources.Source:
     first, *changes = _CHANGE.split(spec)
     name, _, where = first.partition(":")
     if name != "npz" and name not in _KNOWN:
+        known, plus, _ = name.partition("+")
+        if plus and known in _KNOWN:
+            raise UserError(f"{first!r}: after a + there is rotated, inverted, or some classes, as classes=0-4")
         raise UserError(f"no data called {first!r}: {nearest(name, ['npz:FILE', *_KNOWN])}")
     make: Any = sources.NPZ if name == "npz" else _KNOWN[name]
     source: sources.Source = make(where) if where or name == "npz" else make()
@@ -52,8 +55,10 @@ def _changed(source: sources.Source, change: str) -> sources.Source:
 def _numbers(text: str) -> tuple[int, ...]:
     """`0-4` or `1,3,7`, or both."""
     try:
-        spans = [[int(end) for end in part.split("-")] for part in text.split(",")]
-        return tuple(number for span in spans for number in range(span[0], span[-1] + 1))
+        spans = [(int(low), int(high or low)) for low, _, high in (part.partition("-") for part in text.split(","))]
+        if any(low > high for low, high in spans):
+            raise ValueError(text)
+        return tuple(number for low, high in spans for number in range(low, high + 1))
     except ValueError:
         raise UserError(f"classes are numbers, as +classes=0-4 or +classes=1,3,7, not {text!r}") from None
 

@@ -77,7 +77,7 @@ def _keep(found: dict[str, Tensor], name: str) -> Any:
 
 @torch.no_grad()
 def as_run(model: nn.Module, x: Tensor, kinds: type[nn.Module] | tuple[type[nn.Module], ...]) -> list[str]:
-    """The names of the modules of some `kinds` in the order in which they run, each where it runs last."""
+    """The names of the modules of some `kinds` in the order in which they run, as often as they do."""
     order: list[str] = []
 
     def hook(name: str) -> Any:
@@ -89,4 +89,4 @@ def as_run(model: nn.Module, x: Tensor, kinds: type[nn.Module] | tuple[type[nn.M
     finally:
         for handle in handles:
             handle.remove()
-    return list(dict.fromkeys(reversed(order)))[::-1]
+    return order

@@ -37,13 +37,17 @@ def information(runs: Sequence[tuple[str, Array, Mapping[str, Array]]], path: Pa
 
 
 def transfers(runs: Sequence[tuple[str, Mapping[str, Array], Sequence[int]]], path: Path) -> None:
-    """For each task, accuracy over the number of images that were fitted to, a line for each run."""
+    """For each task, accuracy `[seeds, shots]` over the number of images that were fitted to: of each run the mean, and
+    from the least to the greatest of the seeds.
+    """
     tasks = list(runs[0][1])
     figure = new_figure(4.2 * len(tasks), 3.4)
     grid = figure.subplots(1, len(tasks), squeeze=False)[0]
     for task, axes in zip(tasks, grid, strict=True):
         for name, accuracy, shots in runs:
-            axes.plot(shots, 100 * accuracy[task], marker="o", markersize=3, linewidth=1.2, label=name)
+            found = 100 * accuracy[task]
+            (line,) = axes.plot(shots, found.mean(0), marker="o", markersize=3, linewidth=1.2, label=name)
+            axes.fill_between(shots, found.min(0), found.max(0), alpha=0.15, color=line.get_color())
         axes.set(xscale="log", xlabel="images of the task", ylabel="test accuracy, %", title=task)
         finish(axes)
     save(figure, path)

@@ -107,7 +107,7 @@ def opened(target: str, options: Common) -> "dict[str, Looked]":
             say(f"looking at {name}", sys.stderr)
         found[label] = opened(Path(name), options.weights, options.examples, options.device)
     if len({tuple(run.test.y.tolist()) for run in found.values()}) > 1:
-        raise UserError(f"{' and '.join(names)} are of other test images or another threat: look at each by itself")
+        raise UserError(f"{' and '.join(names)} are of other test images: look at each by itself")
     return found
 
 
@@ -117,8 +117,7 @@ def attacked(target: str, options: Attacked) -> "tuple[dict[str, Looked], Threat
     threats = [threat_for(run.recipe, options.threat) for run in found.values()]
     if len({repr(threat) for threat in threats}) > 1:
         raise UserError(
-            f"{' and '.join([target, *options.beside])} are of other test images or another threat: name one, as "
-            "--threat linf:8/255"
+            f"{' and '.join([target, *options.beside])} have another threat each: name one, as --threat linf:8/255"
         )
     return found, threats[0]
 

@@ -28,7 +28,7 @@ class Options(Common):
     resize: bool = False
     """Stretch these to the size that the run was trained on, and change their channels."""
     judge: str | None = None
-    """Another run, whose net says whether it takes the rebuilt image for the same class as the original."""
+    """Another run, whose net (--weights, too) says whether it takes the rebuilt image for the same class."""
     features: int = 0
     """So many features are raised from grey, and two pairs of images joined, into a picture of their own; takes four
     images."""
@@ -40,17 +40,19 @@ class Options(Common):
 def run(target: str, options: Options) -> int:
     from ...analyses import how_to_invert, inverted, judge_of, write_inversion
 
-    if options.features < 0 or options.steps < 1:
-        raise UserError(
-            f"an inversion takes at least one step, not {options.steps}; features are not {options.features}"
-        )
+    if options.features < 0:
+        raise UserError(f"--features {options.features} is below 0")
+    if options.features and options.examples < 4:
+        raise UserError("--features joins two pairs of images: give --examples 4 or more")
+    if options.steps < 1:
+        raise UserError(f"an inversion takes at least one step, not {options.steps}")
     if options.judge is not None and Path(options.judge).resolve() in [
         Path(run).resolve() for run in (target, *options.beside)
     ]:
         raise UserError(f"{options.judge} is inverted itself: a judge takes no part in it")
     runs = opened(target, options)
     first = next(iter(runs.values()))
-    judge = None if options.judge is None else judge_of(Path(options.judge), first)
+    judge = None if options.judge is None else judge_of(Path(options.judge), options.weights, first)
     names = {key: getattr(options, key) for key in ("resize", "examples", "features", "batch_size", "seed")}
     found = {
         name: inverted(
@@ -86,8 +88,10 @@ def _show(found: "dict[str, Inverted]") -> None:
             cells = [_said(each[where][figure][kind]) for each in plain.values()]
             table.add_row(where if figure == next(iter(figures)) else "", figure, *cells)
     rich_print(table)
-    say("\n".join(f"{name}: {meaning}" for name, meaning in MEANINGS.items()))
-    say("medians over images (of the agreement the mean) with 95 % bootstrap intervals over them")
+    shown = {name for figures in next(iter(plain.values())).values() for name in figures}
+    say("\n".join(f"{name}: {meaning}" for name, meaning in MEANINGS.items() if name in shown))
+    means = " (of the agreement the mean)" if "agreement" in shown else ""
+    say(f"medians over images{means} with 95 % bootstrap intervals over them")
 
 
 def _said(estimate: "dict[str, float]") -> str:

@@ -27,7 +27,7 @@ class Options(Common):
     images: int = 1000
     """How many test images of a task, the first ones."""
     far: int = 200
-    """On how many images of each task its distance is measured; 0: it is not."""
+    """On how many images of each task its distance is measured, at least one a class; 0: it is not."""
     epochs: int = 20
     """Of fitting, where more than a head is fitted."""
     lr: float = 0.01
@@ -41,6 +41,8 @@ def run(target: str, options: Options) -> int:
 
     if not options.to:
         raise UserError("no task is named: give --to digits, or --to fashion_mnist+classes=5-9 for some classes")
+    if options.far < 0:
+        raise UserError(f"--far {options.far} is below 0; with 0, distances are not measured")
     runs = opened(target, options)
     names = {key: getattr(options, key) for key in ("resize", "seeds", "images", "far", "seed")}
     tuning = Tuning(options.mode, options.epochs, options.lr, options.batch_size)
@@ -48,12 +50,12 @@ def run(target: str, options: Options) -> int:
     write_transfers(next(iter(runs.values())).run, list(found.items()), how(options))
     if told(runs, found, options):
         return 0
-    _show(found)
+    _show(found, len(next(iter(runs.values())).test))
     files(runs, "transfer")
     return 0
 
 
-def _show(found: "dict[str, Transfers]") -> None:
+def _show(found: "dict[str, Transfers]", own: int) -> None:
     from rich import print as rich_print
     from rich.table import Table
 
@@ -71,7 +73,7 @@ def _show(found: "dict[str, Transfers]") -> None:
     rich_print(table)
     say(
         "test accuracy, means over draws of the images fitted to; gains on the first run, in points, with 95 % over "
-        "these draws (Student's t): another training would differ by more"
+        f"these draws (Student's t): another training would differ by more. Its own task is tested on {own} images"
     )
 
 
