@@ -136,7 +136,11 @@ def test_a_study_that_is_stopped_keeps_what_it_has(tiny, tmp_path, workers):
     folder = tmp_path / "s"
     command = [sys.executable, "-c", "from sparring.cli import main; main()", "study", "tricks", "--scale", "smoke"]
     process = subprocess.Popen(
-        [*command, "--workers", str(workers), "--out", str(folder)], stderr=subprocess.PIPE, text=True
+        [*command, "--workers", str(workers), "--out", str(folder)],
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell's background job ignores Ctrl-C, and so would this process
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     while not list(folder.glob("runs/*/metrics.jsonl")):
         time.sleep(0.05)
