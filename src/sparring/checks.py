@@ -5,7 +5,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from .core import Data
+from .core import Classifier, Data
 from .errors import UserError
 
 
@@ -26,6 +26,15 @@ def check_images(x: Tensor, what: str = "images", bytes_too: bool = False) -> No
             f"{what} span [{low:.3g}, {high:.3g}], outside [0, 1]: pass raw pixels (bytes / 255) and let the model "
             "normalise them, as sparring.models.Normalize does; eps is in pixel units"
         )
+
+
+def as_classifier(model: nn.Module) -> Classifier:
+    """The model, which says what its features are."""
+    if not isinstance(model, Classifier):
+        raise UserError(
+            f"a {type(model).__name__} does not say what its features are: wrap it as sparring.Classifier(body, head)"
+        )
+    return model
 
 
 @torch.no_grad()

@@ -9,9 +9,10 @@ import torch
 
 from .. import report
 from ..analysis import Tuning, shots, task_distance, task_embedding, transfer
-from ..core import Data, pixels
+from ..core import Data
 from ..data import Resized, source_of
 from ..errors import UserError
+from ..evaluate import evaluate
 from ..results import RunFolder, write_json
 from ..scores import Array
 from .opening import Looked, last_of
@@ -79,9 +80,7 @@ def transfers(
     if seeds < 1 or not counts or not tasks:
         raise UserError(f"a transfer is to a task at least, with some shots and a seed, not {tasks}, {counts}, {seeds}")
     model = looked.model
-    with torch.no_grad():
-        right = [(model(pixels(part.x)).argmax(1) == part.y) for part in _parts(looked.test)]
-    own = float(torch.cat(right).double().mean())
+    own = evaluate(model, looked.test, {}).table()["clean"].value
     accuracy, distance = {}, {}
     loaded = {task: task_for(looked, task, resize, images) for task in tasks}
     home = _embedded(looked, looked.training.data[:], far) if far else None
@@ -100,10 +99,6 @@ def transfers(
 def _embedded(looked: Looked, train: Data, many: int) -> torch.Tensor:
     count = max(len(train.classes), min(many, len(train)))
     return task_embedding(looked.model, shots(train, count, 0))
-
-
-def _parts(data: Data) -> list[Data]:
-    return [data[i : i + 512] for i in range(0, len(data), 512)]
 
 
 def write_transfers(

@@ -123,7 +123,7 @@ def spectrum(jacobian: Jacobian, rng: Rng, count: int = 50) -> tuple[Tensor, Ten
     values, vectors = torch.linalg.eigh(matrix.double())
     values = values.clamp_min(0)
     shares = vectors[:, 0].square() * size if steps < size else torch.ones_like(values)
-    return values.flip(1)[:, :count], _effective(values, shares)
+    return values.flip(1)[:, :count], effective_count(values, shares)
 
 
 def _tridiagonal(apply: Callable[[Tensor], Tensor], like: Tensor, rng: Rng, steps: int) -> tuple[Tensor, Tensor]:
@@ -158,7 +158,7 @@ def _unit(v: Tensor) -> Tensor:
     return v / v.norm(dim=1, keepdim=True).clamp_min(1e-30)
 
 
-def _effective(values: Tensor, times: Tensor) -> Tensor:
+def effective_count(values: Tensor, times: Tensor) -> Tensor:
     """E to the entropy of the shares that eigenvalues `[B, m]`, each so many `times`, have of their sum; 0 for 0."""
     trace = (times * values).sum(1)
     some = torch.where(trace > 0, trace, 1.0)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..attacks import APGD, PGD
 from ..bootstrap import interval
+from ..checks import as_classifier
 from ..contrast import information_bound
 from ..core import Classifier, Data, Labelled, Threat, pixels
 from ..errors import UserError
@@ -21,6 +22,7 @@ from ..models import KNN, encoded, linear_probe
 from ..randomness import PerExample
 from ..scores import Accuracy, Array
 from ..views import eval_mode
+from .jacobian import effective_count
 
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -99,10 +101,7 @@ def representation(
     by the head that the model has, if that is no bank itself; each is attacked by several attacks of `steps`, and what
     any of them fools is fooled. Raises `UserError` for models that do not say what their features are.
     """
-    if not isinstance(model, Classifier):
-        raise UserError(
-            f"a {type(model).__name__} does not say what its features are: wrap it as sparring.Classifier(body, head)"
-        )
+    model = as_classifier(model)
     with eval_mode(model):
         features = encoded(model.features, bank, batch_size)
     heads = _heads(model, features, bank.y, len(test.classes), k)
@@ -188,7 +187,4 @@ def effective_rank(features: Tensor) -> float:
     """E to the entropy of the shares that the principal directions have of the variance of `[N, F]`; 0 without any."""
     z = features.double()
     values = torch.linalg.svdvals(z - z.mean(0)).square()
-    if not bool(values.sum() > 0):
-        return 0.0
-    shares = values / values.sum()
-    return float(torch.exp(-torch.special.xlogy(shares, shares).sum()))
+    return float(effective_count(values[None], torch.ones_like(values)[None]))

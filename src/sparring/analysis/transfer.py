@@ -4,8 +4,6 @@ Robust nets are said to transfer better, the more so the farther the task (https
 """
 
 import copy
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -14,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..checks import check_taken
+from ..checks import as_classifier, check_taken
 from ..core import Classifier, Data, pixels
 from ..errors import UserError, need_one_of
+from ..evaluate import evaluate
 from ..models import as_run, encoded, validated_probe
 from ..randomness import make_rng, mixed_seed
 from ..scores import Accuracy
@@ -66,7 +65,7 @@ def transfer(model: nn.Module, train: Data, test: Data, how: Tuning = Tuning(), 
     Raises `UserError` for models that do not say what their features are, classes without an image to train on, images
     of another size than the model takes, and a mode that the model has no layers for.
     """
-    source = _classifier(model)
+    source = as_classifier(model)
     check_task(source, train)
     tuned = Classifier(copy.deepcopy(source.body), nn.Identity(), copy.deepcopy(source.normalize)).eval()
     if how.mode != "head":
@@ -77,17 +76,7 @@ def transfer(model: nn.Module, train: Data, test: Data, how: Tuning = Tuning(), 
     if how.mode != "head":
         tuned.head = _scaled(head, features)
         _tune(tuned, train, how, seed)
-    with torch.no_grad():
-        right = sum(int((tuned(pixels(part.x)).argmax(1) == part.y).sum()) for part in _parts(test))
-    return Transferred(tuned, Accuracy(right, len(test)), penalty)
-
-
-def _classifier(model: nn.Module) -> Classifier:
-    if not isinstance(model, Classifier):
-        raise UserError(
-            f"a {type(model).__name__} does not say what its features are: wrap it as sparring.Classifier(body, head)"
-        )
-    return model
+    return Transferred(tuned, evaluate(tuned, test, {}).table()["clean"], penalty)
 
 
 def check_task(model: nn.Module, train: Data) -> None:
@@ -107,10 +96,6 @@ def check_task(model: nn.Module, train: Data) -> None:
 def _features(model: Classifier, data: Data) -> Tensor:
     with eval_mode(model):
         return encoded(model.features, data)
-
-
-def _parts(data: Data, size: int = 512) -> Iterator[Data]:
-    return (data[i : i + size] for i in range(0, len(data), size))
 
 
 def shots(data: Data, count: int, seed: int) -> Data:
@@ -214,7 +199,7 @@ def _tune(model: Classifier, train: Data, how: Tuning, seed: int) -> None:
     moved = [p for p in model.parameters() if p.requires_grad]
     steps = how.epochs * -(-len(train) // how.batch_size)
     search = torch.optim.SGD(moved, how.lr, momentum=0.9, nesterov=True, weight_decay=how.weight_decay)
-    falling = torch.optim.lr_scheduler.LambdaLR(search, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(search, steps)
     model.eval()
     for norm in norms:
         norm.train()
@@ -242,7 +227,7 @@ def task_embedding(model: nn.Module, train: Data, seed: int = 0) -> Tensor:
     `model` is the same for all tasks; its head is fitted to `train`, and the information of each filter's weights is
     averaged: one number a filter. Exact over classes and by single images, so it does not change with a batch size.
     """
-    source = _classifier(model)
+    source = as_classifier(model)
     check_task(source, train)
     head, _ = validated_probe(_features(source, train), train.y, len(train.classes), seed=seed)
     fitted = Classifier(source.body, head, source.normalize)

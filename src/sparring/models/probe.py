@@ -70,7 +70,7 @@ def validated_probe(
 
     The part is drawn at random, as large a share of each class, and leaves at least one example of each. Penalties are
     tried from the greatest on, each from the solution before, until two in a row are worse. Torch is faster here than
-    scikit-learn from a thousand examples on (2 to 4 times, at 64 to 512 features), and slower at a hundred.
+    scikit-learn from a thousand examples on (1.3 to 4 times, at 64 to 512 features), and slower at a hundred.
     """
     if not penalties:
         raise UserError("no penalty is given to choose from")

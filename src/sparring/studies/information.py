@@ -29,7 +29,7 @@ from ..schedules import Cyclic
 from ..scores import Array
 from ..threats import L2
 from ._common import World, worlds
-from .study import RUN, Arm, Look, Runs, Study, Together
+from .study import RUN, Arm, Look, Runs, Study, Together, of_each, seeds_of
 
 _WORLDS = {"smoke": World(120, 40, 1), "cpu": World(2500, 300, 3), "gpu": World(27000, 2000, 5)}
 _EPOCHS = {"smoke": 2, "cpu": 12, "gpu": 40}
@@ -191,12 +191,7 @@ def _seen(run: RunFolder, kind: str) -> Any:
 
 def _numbers(runs: Runs) -> dict[tuple[str, str], Array]:
     """`[S]` each, of every training, of what goes with eps, and of the ways to invert."""
-    seeds = 1 + max(seed for _, seed in runs)
-    arms = list(dict.fromkeys(arm for arm, _ in runs))
-    found: dict[tuple[str, str], Array] = {}
-    for arm in arms:
-        each = [_of_run(runs, arm, seed) for seed in range(seeds)]
-        found |= {(arm, name): np.array([facts[name] for facts in each]) for name in each[0]}
+    seeds, found = seeds_of(runs), of_each(runs, lambda arm, seed: _of_run(runs, arm, seed))
     for owner, of in (("Rank correlation with eps", _with_eps), ("Similarity by way", _by_way)):
         facts = [of(runs, seed, seeds) for seed in range(seeds)]
         found |= {(owner, name): np.array([one[name] for one in facts]) for name in facts[0]}
@@ -309,7 +304,7 @@ def _similarities(runs: Runs, seed: int) -> Array:
 
 def _draw(runs: Runs, folder: Path) -> None:
     """Figures against eps, and pictures of the first seed."""
-    seeds, eps = 1 + max(seed for _, seed in runs), (0.0, *_EPS)
+    seeds, eps = seeds_of(runs), (0.0, *_EPS)
     facts = [[_of_run(runs, arm, seed) for arm in _LINE] for seed in range(seeds)]
     panels: dict[str, dict[str, Array]] = {"log of the trace, less that at eps 0": {}, "accuracy": {}, "similarity": {}}
     for name in facts[0][0]:

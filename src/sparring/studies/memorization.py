@@ -30,7 +30,7 @@ from ..scores import Array
 from ..threats import Linf
 from ..updates import WeightPerturbed
 from ._common import World, evaluation, worlds
-from .study import RUN, WORST, Arm, Look, Runs, Study
+from .study import RUN, WORST, Arm, Look, Runs, Study, of_each, seeds_of
 
 _WORLDS = {"smoke": World(60, 40, 1), "cpu": World(400, 360, 3), "gpu": World(5000, 360, 5)}
 _DIGITS = {"smoke": 200, "cpu": 360, "gpu": 1200}
@@ -196,15 +196,11 @@ def _base(threat: Linf, data: Source, held_out: float, smoke: bool) -> Recipe:
 
 def _numbers(runs: Runs) -> dict[tuple[str, str], Array]:
     """`[S]` each: of every training, of pairs of trainings, and of all together."""
-    seeds = 1 + max(seed for _, seed in runs)
-    arms = list(dict.fromkeys(arm for arm, _ in runs))
+    seeds = seeds_of(runs)
     seen: dict[tuple[str, int], Any] = {
         key: json.loads(run.analysis("memorization", "json").read_text()) for key, run in runs.items()
     }
-    found: dict[tuple[str, str], Array] = {}
-    for arm in arms:
-        each = [_of_run(seen[arm, seed]) for seed in range(seeds)]
-        found |= {(arm, name): np.array([facts[name] for facts in each]) for name in each[0]}
+    found = of_each(runs, lambda arm, seed: _of_run(seen[arm, seed]))
     for arm, other, apart in _PAIRS:
         taus = [_tau(runs, (arm, seed), (other, (seed + apart) % seeds)) for seed in range(seeds)]
         found[arm, f"tau with {other}"] = np.array(taus)

@@ -34,7 +34,7 @@ from ..schedules import Cyclic
 from ..scores import Array
 from ..threats import Linf
 from ._common import World, worlds
-from .study import RUN, WORST, Arm, Look, Runs, Study
+from .study import RUN, WORST, Arm, Look, Runs, Study, of_each, seeds_of
 
 _WORLDS = {"smoke": World(160, 40, 1), "cpu": World(1000, 150, 3), "gpu": World(20000, 1000, 5)}
 _EPOCHS = {"smoke": (2, 1, 1), "cpu": (16, 10, 10), "gpu": (100, 40, 10)}  # without labels, with, and hardening
@@ -196,13 +196,7 @@ class _Bench:
 
 def _numbers(runs: Runs) -> dict[tuple[str, str], Array]:
     """`[S]` each, of every training."""
-    seeds = 1 + max(seed for _, seed in runs)
-    arms = list(dict.fromkeys(arm for arm, _ in runs))
-    found: dict[tuple[str, str], Array] = {}
-    for arm in arms:
-        each = [_of_run(runs, arm, seed) for seed in range(seeds)]
-        found |= {(arm, name): np.array([facts[name] for facts in each]) for name in each[0]}
-    return found
+    return of_each(runs, lambda arm, seed: _of_run(runs, arm, seed))
 
 
 def _of_run(runs: Runs, arm: str, seed: int) -> dict[str, float]:
@@ -269,7 +263,7 @@ def _million_passes(run: RunFolder) -> float:
 
 def _draw(runs: Runs, folder: Path) -> None:
     """Accuracy against what is defended on the held-out images, after each epoch of SAT."""
-    seeds = 1 + max(seed for _, seed in runs)
+    seeds = seeds_of(runs)
     curves, points = {}, {}
     for arm in _BEFORE:
         clean, defended = np.mean([_held_out(runs[arm, seed]) for seed in range(seeds)], axis=0)

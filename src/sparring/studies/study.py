@@ -202,6 +202,20 @@ def _flags(study: Study, runs: Runs) -> dict[Cell, Array]:
     return {cell: np.stack(flags) for cell, flags in found.items()}
 
 
+def of_each(runs: Runs, facts: Callable[[str, int], Mapping[str, float]]) -> dict[tuple[str, str], Array]:
+    """Numbers of every training, `[S]` by arm and name, from those of one: `facts(arm, seed)`."""
+    seeds = range(seeds_of(runs))
+    found: dict[tuple[str, str], Array] = {}
+    for arm in dict.fromkeys(arm for arm, _ in runs):
+        each = [facts(arm, seed) for seed in seeds]
+        found |= {(arm, name): np.array([one[name] for one in each]) for name in each[0]}
+    return found
+
+
+def seeds_of(runs: Runs) -> int:
+    return 1 + max(seed for _, seed in runs)
+
+
 def _history(run: RunFolder) -> tuple[Array, Array]:
     rows = [row for row in run.metrics() if "held_out" in row]
     return np.array([row["step"] for row in rows]), np.array([row["held_out"]["robust"] for row in rows])
