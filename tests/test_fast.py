@@ -21,6 +21,7 @@ from sparring.evaluate import evaluate
 from sparring.fast import Fast, Plain, computes_bf16
 from sparring.fast.compiled import Compiled
 from sparring.fast.convolution import FrozenConv
+from sparring.fast.normalisation import FrozenNorm, folded
 from sparring.fast.process import tune_process, usable_cores
 from sparring.fast.shadow import Shadow, sites
 from sparring.models import preact_resnet18, resnet18, small_cnn, wide_resnet
@@ -45,12 +46,12 @@ def gradient(model, x, y=None):
     return out.detach(), torch.autograd.grad(value, z)[0]
 
 
-NETS = [
-    (lambda: small_cnn(width=8), GREY, 4),
-    (lambda: preact_resnet18(width=1 / 8), COLOUR, 20),
-    (lambda: preact_resnet18(width=1 / 16), COLOUR, 19),  # the thin one stays as it is
-    (lambda: resnet18(width=1 / 8), COLOUR, 20),
-    (lambda: wide_resnet(10, 1), COLOUR, 9),
+NETS = [  # how many convolutions are replaced, and how many batch norms that follow none
+    (lambda: small_cnn(width=8), GREY, (4, 0)),
+    (lambda: preact_resnet18(width=1 / 8), COLOUR, (20, 8)),
+    (lambda: preact_resnet18(width=1 / 16), COLOUR, (19, 8)),  # the thin one stays as it is
+    (lambda: resnet18(width=1 / 8), COLOUR, (20, 0)),
+    (lambda: wide_resnet(10, 1), COLOUR, (9, 4)),
 ]
 IDS = ("small_cnn", "preact_resnet18", "thin preact_resnet18", "resnet18", "wide_resnet")
 
@@ -90,14 +91,45 @@ def test_only_the_gradient_of_an_image_is_computed_in_blocks():
         assert FrozenConv(other, False, torch.float32).block == 0
 
 
+# -- batch norm that follows no convolution
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_frozen_batch_norm_is_the_batch_norm_and_its_gradient(affine, relu):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(5, affine=affine)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    if affine:
+        nn.init.normal_(norm.weight)  # also below 0
+        nn.init.normal_(norm.bias)
+    frozen = FrozenNorm(norm, relu, torch.float32)
+    frozen.load(*folded(norm))
+    x = torch.randn(4, 5, 6, 6).contiguous(memory_format=torch.channels_last)
+    wanted = gradient(nn.Sequential(norm.eval(), nn.ReLU()) if relu else norm.eval(), x)
+    for found, value in zip(gradient(frozen, x), wanted, strict=True):
+        assert torch.allclose(found, value, atol=1e-5)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_frozen_batch_norm_leaves_alone_what_it_was_given():
+    norm, x = nn.BatchNorm2d(3).eval(), torch.randn(2, 3, 4, 4)
+    frozen, before = FrozenNorm(norm, True, torch.float32), x.clone()
+    frozen.load(*folded(norm))
+    gradient(frozen, x)
+    assert torch.equal(x, before)
+
+
 # -- copies
 
 
-@pytest.mark.parametrize(("make", "shape", "convs"), NETS, ids=IDS)
-def test_a_copy_answers_and_differentiates_as_its_model(make, shape, convs):
+@pytest.mark.parametrize(("make", "shape", "counts"), NETS, ids=IDS)
+def test_a_copy_answers_and_differentiates_as_its_model(make, shape, counts):
     torch.manual_seed(0)
     model = lived(make(), shape)
-    assert len(sites(model)) == convs
+    kinds = [type(model.get_submodule(site.layer)) for site in sites(model)]
+    assert (kinds.count(nn.Conv2d), kinds.count(nn.BatchNorm2d)) == counts
     shadow, x, y = Shadow(model, torch.float32), torch.rand(6, *shape), torch.arange(6)
     for found, wanted in zip(gradient(shadow.net, x, y), gradient(model, x, y), strict=True):
         assert (found - wanted).norm() < 1e-3 * wanted.norm()
@@ -110,8 +142,8 @@ def test_a_copy_answers_and_differentiates_as_its_model(make, shape, convs):
         assert (shadow.net(x) - model(x)).norm() < 1e-4 * model(x).norm() < (before - model(x)).norm()
 
 
-@pytest.mark.parametrize(("make", "shape", "convs"), NETS, ids=IDS)
-def test_in_bf16_few_signs_change_and_gradients_vanish_nowhere(make, shape, convs):
+@pytest.mark.parametrize(("make", "shape", "counts"), NETS, ids=IDS)
+def test_in_bf16_few_signs_change_and_gradients_vanish_nowhere(make, shape, counts):
     torch.manual_seed(0)
     model, x, y = lived(make(), shape), torch.rand(6, *shape), torch.arange(6)
     with Fast("bf16")(model, x) as searched:

@@ -78,7 +78,7 @@ class Linf(_Ball):
 
     def within(self, z: Tensor, x: Tensor, eps: float | Tensor) -> Tensor:
         eps = each(eps, x) if isinstance(eps, Tensor) else eps
-        return torch.minimum(torch.maximum(z, x - eps), x + eps).clamp_(0, 1)
+        return z.clamp(x - eps, x + eps).clamp_(0, 1)
 
     def ascent(self, grad: Tensor) -> Tensor:
         return _sign(grad)

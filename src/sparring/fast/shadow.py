@@ -1,7 +1,8 @@
 """A copy of a model for attacks to search on: the same function, cheaper to evaluate and to differentiate by its input.
 
-In the copy, weights are constant, convolutions are `FrozenConv`, and batch normalisation that follows a convolution is
-folded into it. The copy is filled anew, in place, whenever the weights of the model may have moved.
+In the copy, weights are constant, convolutions are `FrozenConv`, batch normalisation that follows a convolution is
+folded into it, and other batch normalisation is `FrozenNorm`. The copy is filled anew, in place, whenever the weights
+of the model may have moved.
 """
 
 import copy
@@ -14,19 +15,20 @@ from torch import Tensor, fx, nn
 
 from ..core import Classifier, Pointwise, Reference
 from .convolution import FrozenConv
+from .normalisation import FrozenNorm, folded
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A convolution by name, and the batch norm and the ReLU that follow it and nothing else."""
+    """A convolution or a batch norm by name, what follows it alone: for a convolution a batch norm, and then a ReLU."""
 
-    conv: str
+    layer: str
     norm: str | None
     act: str | None
 
 
 def sites(model: nn.Module) -> list[Site]:
-    """The convolutions that can be replaced: those that run once in a forward, in a model that can be traced."""
+    """The layers that can be replaced: those that run once in a forward, in a model that can be traced."""
     try:
         graph = _Tracer().trace(copied(model, hooks=False), _defaults(model))
     except Exception:  # control flow that depends on data, and whatever else a tracer cannot follow
@@ -44,15 +46,19 @@ def sites(model: nn.Module) -> list[Site]:
         one = users[0] if len(users) == 1 and users[0].op == "call_module" else None
         return one if one is not None and str(one.target) in free and type(modules[str(one.target)]) is kind else None
 
-    found = []
+    found, folded_in = [], set()
     for node in called:
-        if str(node.target) in free and FrozenConv.fits(modules[str(node.target)]):
-            norm = follows(node, nn.BatchNorm2d)
-            if norm is not None and not modules[str(norm.target)].track_running_stats:
-                norm = None
-            act = follows(norm or node, nn.ReLU)
-            names = (None if each is None else str(each.target) for each in (norm, act))
-            found.append(Site(str(node.target), *names))
+        name = str(node.target)
+        conv, norm = FrozenConv.fits(modules[name]), FrozenNorm.fits(modules[name])
+        if name not in free or name in folded_in or not (conv or norm):
+            continue
+        after = follows(node, nn.BatchNorm2d) if conv else None
+        if after is not None and not FrozenNorm.fits(modules[str(after.target)]):
+            after = None
+        act = follows(after or node, nn.ReLU)
+        names = [None if each is None else str(each.target) for each in (after, act)]
+        folded_in.add(names[0])
+        found.append(Site(name, *names))
     return found
 
 
@@ -130,8 +136,8 @@ class Shadow:
     def __init__(self, model: nn.Module, dtype: torch.dtype, convolutions: bool = True) -> None:
         self.dtype = dtype
         net = copied(model).eval().requires_grad_(False)
-        self._convs = [(site, _replace(net, site, dtype)) for site in (sites(model) if convolutions else ())]
-        filled = {id(tensor) for _, conv in self._convs for tensor in conv.buffers()}
+        self._frozen = [(site, _replace(net, site, dtype)) for site in (sites(model) if convolutions else ())]
+        filled = {id(tensor) for _, layer in self._frozen for tensor in layer.buffers()}
         shared = {id(tensor) for tensor in _tensors(model).values()}
         self._others = {name: t for name, t in _tensors(net).items() if id(t) not in filled | shared}
         for module in reversed(list(net.modules())):
@@ -144,11 +150,15 @@ class Shadow:
     @torch.no_grad()
     def refresh(self, model: nn.Module) -> None:
         """The weights and statistics of `model` as they are now."""
-        for site, kept in self._convs:
-            conv = model.get_submodule(site.conv)
+        for site, kept in self._frozen:
+            layer = model.get_submodule(site.layer)
             norm = None if site.norm is None else model.get_submodule(site.norm)
-            assert isinstance(conv, nn.Conv2d) and (norm is None or isinstance(norm, nn.BatchNorm2d))
-            kept.load(*_folded(conv, norm))
+            if isinstance(kept, FrozenNorm):
+                assert isinstance(layer, nn.BatchNorm2d)
+                kept.load(*folded(layer))
+            else:
+                assert isinstance(layer, nn.Conv2d) and (norm is None or isinstance(norm, nn.BatchNorm2d))
+                kept.load(*_folded_in(layer, norm))
         live = _tensors(model)
         if self._others:
             torch._foreach_copy_(list(self._others.values()), [live[name] for name in self._others])
@@ -170,27 +180,28 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _replace(net: nn.Module, site: Site, dtype: torch.dtype) -> FrozenConv:
-    conv = net.get_submodule(site.conv)
-    assert isinstance(conv, nn.Conv2d)
-    frozen = FrozenConv(conv, site.act is not None, dtype)
-    net.set_submodule(site.conv, frozen)
+def _replace(net: nn.Module, site: Site, dtype: torch.dtype) -> FrozenConv | FrozenNorm:
+    layer, relu = net.get_submodule(site.layer), site.act is not None
+    frozen: FrozenConv | FrozenNorm
+    if isinstance(layer, nn.BatchNorm2d):
+        frozen = FrozenNorm(layer, relu, dtype)
+    else:
+        assert isinstance(layer, nn.Conv2d)
+        frozen = FrozenConv(layer, relu, dtype)
+    net.set_submodule(site.layer, frozen)
     for gone in (site.norm, site.act):
         if gone is not None:
             net.set_submodule(gone, nn.Identity())
     return frozen
 
 
-def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
+def _folded_in(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution with its batch norm in eval mode."""
     bias = torch.zeros_like(conv.weight[:, 0, 0, 0]) if conv.bias is None else conv.bias
     if norm is None:
         return conv.weight, bias
-    assert norm.running_mean is not None and norm.running_var is not None
-    scale = (norm.running_var + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight
-    shift = (bias - norm.running_mean) * scale
-    return conv.weight * scale[:, None, None, None], shift if norm.bias is None else shift + norm.bias
+    scale, shift = folded(norm)
+    return conv.weight * scale[:, None, None, None], bias * scale + shift
 
 
 class _FullLinear(nn.Linear):
