@@ -14,7 +14,28 @@ import torch.nn.functional as F
 from conftest import count, toy_data
 from torch import nn
 
-from sparring import PGD, CrossEntropy, Linf, Method, Progress, State, Untargeted, UserError, WhiteBox, make_rng
+from sparring import (
+    APGD,
+    FAB,
+    L2,
+    PGD,
+    CrossEntropy,
+    EachTarget,
+    Linf,
+    Margin,
+    Method,
+    Nearest,
+    Progress,
+    Restarts,
+    SmoothBackward,
+    Square,
+    State,
+    Through,
+    Untargeted,
+    UserError,
+    WhiteBox,
+    make_rng,
+)
 from sparring.core import Batch, Classifier, Lens, pixels
 from sparring.engine import train_step
 from sparring.evaluate import evaluate
@@ -536,6 +557,80 @@ def test_on_a_copy_as_much_is_found_as_on_the_model(learned, precision):
     wanted = evaluate(*learned, ATTACK, search=Plain()).standing["pgd"]
     found = evaluate(*learned, ATTACK, search=Fast(precision)).standing["pgd"]
     assert (found != wanted).mean() <= (0 if precision == "fp32" else 0.04)
+
+
+class FromFour(Plain):
+    """Wants batches filled from four of them."""
+
+    def ahead(self, device):
+        return 4
+
+
+@pytest.fixture(scope="module")
+def many(learned):
+    """Images under so much noise that an attack breaks about half."""
+    return learned[0], toy_data(96, seed=1)
+
+
+MANY = {
+    "pgd": WhiteBox(PGD(Linf(0.1), 10, patience=0)),
+    "apgd": WhiteBox(APGD(Linf(0.1), 10)),
+    "targets": EachTarget(APGD(Linf(0.1), 5), Margin),
+    "fab": WhiteBox(FAB(Linf(0.1), 5), Margin),
+    "square": WhiteBox(Square(Linf(0.1), 20), Margin),
+    "twice": WhiteBox(Restarts(PGD(Linf(0.1), 3), 2), draws=2),
+    "view": Through(SmoothBackward(1.0), WhiteBox(PGD(Linf(0.1), 5))),
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_batches_that_are_filled_from_several_change_nothing(many, name):
+    wanted = evaluate(*many, {name: MANY[name]}, batch_size=8, search=Plain())
+    found = evaluate(*many, {name: MANY[name]}, batch_size=8, search=FromFour())
+    assert 0 < wanted.standing[name].sum() < wanted.standing["clean"].sum()
+    assert np.array_equal(found.standing[name], wanted.standing[name])
+    assert np.allclose(found.margin[name], wanted.margin[name], atol=1e-5)
+
+
+def test_batches_stay_full_while_examples_leave(many):
+    model, data = many
+
+    def sizes(search):
+        seen = []
+        handle = model.register_forward_hook(lambda _, __, out: seen.append(len(out)) if out.requires_grad else None)
+        evaluate(model, data, {"pgd": WhiteBox(PGD(Linf(0.2), 10, 0.02, patience=0))}, batch_size=8, search=search)
+        handle.remove()
+        return seen
+
+    alone, filled = sizes(Plain()), sizes(FromFour())
+    assert max(filled) == max(alone) == 8, "no more at a time than was asked for"
+    assert sum(filled) == sum(alone), "the same work"
+    assert sum(n < 8 for n in filled) <= 3 * 10 < sum(n < 8 for n in alone), "one of each step and 32 images at most"
+    assert len(filled) < 0.8 * len(alone), "in fewer batches"
+
+
+def test_an_adversary_of_ones_own_is_given_one_batch_at_a_time(many):
+    seen = []
+
+    def mine(model, x, y, rng):
+        seen.append(len(x))
+        return x
+
+    evaluate(*many, {"mine": mine}, batch_size=8, search=FromFour())
+    assert max(seen) == 8
+
+
+def test_smallest_distances_are_the_same_from_several_batches(many):
+    nearest = {"nearest": Nearest.of(L2(1.0), steps=5)}
+    wanted = evaluate(*many, nearest, batch_size=8, search=Plain()).distance
+    found = evaluate(*many, nearest, batch_size=8, search=FromFour()).distance
+    assert np.isfinite(wanted).any()
+    assert np.allclose(found, wanted, atol=1e-5)
+
+
+def test_compiled_and_on_a_gpu_batches_are_filled_from_four():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [Fast("fp32", "off").ahead(cpu), Fast("fp32", "on").ahead(cpu), Fast("fp32", "off").ahead(cuda)] == [1, 4, 4]
 
 
 # -- the process

@@ -289,6 +289,10 @@ class Search(Protocol):
         """The same with the rounding of float32, for attacks that look for a boundary."""
         ...
 
+    def ahead(self, device: torch.device) -> int:
+        """From how many batches an evaluation should fill one while examples leave: more than 1 where sizes matter."""
+        ...
+
     def said(self, device: torch.device) -> str:
         """In words, as far as it decides a result."""
         ...

@@ -3,7 +3,7 @@
 An example is fooled when another class wins, or when the model gives NaN or infinite logits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Protocol, Self
 
@@ -261,6 +261,47 @@ class Expected:
 
     def __getitem__(self, rows: Tensor) -> "Expected":
         return Expected(self.loss[rows], self.draws)
+
+
+@dataclass(frozen=True, slots=True)
+class InBatches:
+    """The same loss, of `size` examples at a time: an attack may hold more of them than a model takes at once.
+
+    So batches stay full while examples leave. Gradients are taken batch by batch (`attacks.slope`).
+    """
+
+    loss: PointLoss
+    size: int
+
+    def parts(self, x: Tensor) -> Iterator[tuple[PointLoss, Tensor]]:
+        """The loss of each batch, and the examples in it."""
+        if len(x) <= self.size:
+            return iter([(self.loss, x)])
+        return ((self.loss[rows], x[rows]) for rows in torch.arange(len(x), device=x.device).split(self.size))
+
+    def __call__(self, x: Tensor) -> Probe:
+        return joined([loss(z) for loss, z in self.parts(x)])
+
+    def __getitem__(self, rows: Tensor) -> "InBatches":
+        return InBatches(self.loss[rows], self.size)
+
+    @property
+    def differences(self) -> Callable[[Tensor], Probe]:
+        """As those of the loss (`Boundaries`). Raises `AttributeError` if it has none."""
+        self.loss.differences  # type: ignore[attr-defined]  # noqa: B018
+        return lambda x: joined([loss.differences(z) for loss, z in self.parts(x)])  # type: ignore[attr-defined]
+
+
+def in_batches(loss: PointLoss, size: int | None) -> PointLoss:
+    """`InBatches`, if a size is given."""
+    return loss if size is None else InBatches(loss, size)
+
+
+def joined(probes: list[Probe]) -> Probe:
+    """What is known of some batches, as of one."""
+    value = torch.cat([p.value for p in probes])
+    told = [p.fooled for p in probes if p.fooled is not None]
+    return Probe(value, torch.cat(told) if told else None)
 
 
 def mean(probes: list[Probe]) -> Probe:

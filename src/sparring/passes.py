@@ -68,6 +68,9 @@ class Watched:
     def said(self, device: torch.device) -> str:
         return self.search.said(device)
 
+    def ahead(self, device: torch.device) -> int:
+        return self.search.ahead(device)
+
     def notes(self, model: nn.Module) -> tuple[str, ...]:
         return self.search.notes(model)
 

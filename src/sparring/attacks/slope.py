@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..core import PointLoss, Probe
 from ..errors import UserError
-from ..losses import Boundaries, Expected, mean
+from ..losses import Boundaries, Expected, InBatches, joined, mean
 
 
 class Slope(NamedTuple):
@@ -19,7 +19,10 @@ class Slope(NamedTuple):
 
 
 def slope(loss: PointLoss, z: Tensor) -> Slope:
-    """An `Expected` loss is differentiated draw by draw, so that it needs the memory of one."""
+    """A loss `InBatches` is differentiated batch by batch, an `Expected` one draw by draw, in the memory of one."""
+    if isinstance(loss, InBatches):
+        found = [slope(part, rows) for part, rows in loss.parts(z)]
+        return Slope(*joined([Probe(each.value, each.fooled) for each in found]), torch.cat([e.grad for e in found]))
     single, draws = (loss.loss, loss.draws) if isinstance(loss, Expected) else (loss, 1)
     z = z.detach().requires_grad_()
     probes, grad = [], None
@@ -36,12 +39,16 @@ def slope(loss: PointLoss, z: Tensor) -> Slope:
 
 def slopes(loss: Boundaries, z: Tensor) -> tuple[Tensor, Tensor]:
     """The differences `[B, K]` of a loss at `z`, and the gradient of each, `[B, K, ...]`: K backward passes."""
+    if isinstance(loss, InBatches):
+        both = zip(*(slopes(part, rows) for part, rows in loss.parts(z)), strict=True)  # type: ignore[arg-type]
+        values, grads = map(torch.cat, both)
+        return values, grads
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         values = loss.differences(z).value
     last = values.shape[1] - 1
-    grads = [_grad(values[:, k].sum(), z, retain=k < last) for k in range(last + 1)]
-    return values.detach(), torch.stack(grads, 1)
+    each = [_grad(values[:, k].sum(), z, retain=k < last) for k in range(last + 1)]
+    return values.detach(), torch.stack(each, 1)
 
 
 def _grad(total: Tensor, z: Tensor, retain: bool = False) -> Tensor:

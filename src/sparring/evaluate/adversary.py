@@ -2,8 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from ..attacks.compose import keep_worst
 from ..checks import check_examples
 from ..core import Attack, Forward, PointLoss, Threat, View
 from ..errors import UserError
-from ..losses import Expected, Margin, TargetedDLR, Untargeted
+from ..losses import Expected, Margin, TargetedDLR, Untargeted, in_batches
 from ..randomness import PerExample, Rng, some
 from ..threats import L1, L2, Linf
 from ..views import Together, eval_mode, frozen, named
@@ -24,12 +24,29 @@ class Adversary(Protocol):
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor: ...
 
 
+@runtime_checkable
+class Divides(Protocol):
+    """An adversary that can hold more examples than it asks the model about at a time, at most `at_once`."""
+
+    def dividing(self, at_once: int) -> Adversary: ...
+
+
 @dataclass(frozen=True, slots=True)
-class WhiteBox:
+class Dividing:
+    """What adversaries that divide what they are given have in common; `at_once` decides no result."""
+
+    at_once: int | None = field(default=None, repr=False, kw_only=True)
+
+    def dividing(self, at_once: int) -> Self:
+        return dataclasses.replace(self, at_once=at_once)
+
+
+@dataclass(frozen=True, slots=True)
+class WhiteBox(Dividing):
     """An attack that sees the model, on the loss that `loss(model, y)` gives.
 
     The model is attacked in eval mode with frozen parameters, and left as it was. For a randomised model, `draws` is
-    over how many passes the loss is averaged (`Expected`).
+    over how many passes the loss is averaged (`Expected`). With `at_once`, it is asked about so many images at a time.
     """
 
     attack: Attack
@@ -39,11 +56,12 @@ class WhiteBox:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         with eval_mode(model), frozen(model):
             loss = self.loss(model.__call__, y)
-            return self.attack(loss if self.draws == 1 else Expected(loss, self.draws), x, rng)
+            loss = loss if self.draws == 1 else Expected(loss, self.draws)
+            return self.attack(in_batches(loss, self.at_once), x, rng)
 
 
 @dataclass(frozen=True, slots=True)
-class EachTarget:
+class EachTarget(Dividing):
     """An attack towards each of several other classes, those of the highest logits first, until one fools.
 
     `loss(model, y, target)` is what the attack raises. There are as many targets as `targets` or other classes.
@@ -60,15 +78,16 @@ class EachTarget:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         with eval_mode(model), frozen(model):
             with torch.no_grad():
-                others = model(x).scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
+                logits = torch.cat([model(part) for part in x.split(self.at_once or len(x))])
+            others = logits.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
             targets = iter(others[:, : min(self.targets, others.shape[1] - 1)].T)
             count = min(self.targets, others.shape[1] - 1)
 
             def run(rows: Tensor) -> Tensor:
                 loss = self.loss(model.__call__, y[rows], next(targets)[rows])
-                return self.attack(loss, x[rows], some(rng, rows))
+                return self.attack(in_batches(loss, self.at_once), x[rows], some(rng, rows))
 
-            return keep_worst(run, count, Margin(model.__call__, y), x)
+            return keep_worst(run, count, in_batches(Margin(model.__call__, y), self.at_once), x)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -91,6 +110,10 @@ class Through:
             )
         if getattr(self.view, "__module__", "") == eval_mode.__module__ and not isinstance(self.view, Together):
             raise UserError(f"{named(self.view)} is undone by the adversary, which sets eval mode itself")
+
+    def dividing(self, at_once: int) -> "Through":
+        assert isinstance(self.adversary, Dividing)
+        return Through(self.view, self.adversary.dividing(at_once))
 
     def __repr__(self) -> str:
         return f"Through({named(self.view)}, {self.adversary!r})"

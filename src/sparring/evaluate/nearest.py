@@ -8,14 +8,15 @@ from torch import Tensor, nn
 from ..attacks import DDN, FAB, Closest, MinimumNorm
 from ..core import Threat
 from ..errors import UserError
-from ..losses import Margin
+from ..losses import Margin, in_batches
 from ..randomness import Rng
 from ..threats import L1, L2, Linf
 from ..views import eval_mode, frozen
+from .adversary import Dividing
 
 
 @dataclass(frozen=True, slots=True)
-class Nearest:
+class Nearest(Dividing):
     """Minimum-norm attacks on every example, of which the nearest point counts.
 
     `threat` says in which norm; its eps bounds nothing. As an adversary it gives the nearest fooling points, and the
@@ -38,5 +39,5 @@ class Nearest:
         rows = torch.arange(len(x), device=x.device)
         with eval_mode(model), frozen(model):
             for attack in self.attacks:
-                found.keep(rows, *attack.closest(Margin(model.__call__, y), x, rng))
+                found.keep(rows, *attack.closest(in_batches(Margin(model.__call__, y), self.at_once), x, rng))
         return found.points

@@ -16,7 +16,7 @@ from ..losses import wrong
 from ..randomness import PerExample, mixed_seed
 from ..scores import Array
 from ..threats import Linf
-from .adversary import Adversary, Through, threat_of, threats_of
+from .adversary import Adversary, Divides, Through, threat_of, threats_of
 from .cost import passes
 from .journal import Journal, Part
 from .judge import Judge, Unaltered, Verdict
@@ -174,9 +174,23 @@ class Setting:
         with adversary.view(self.judge.model), search(self.judge.model, self.batch(slice(8))[0]) as searched:
             yield adversary.adversary, searched
 
+    def divided(self, adversary: Adversary) -> tuple[Adversary, int]:
+        """The adversary, and how many examples it searches on at a time: of several batches, if that is of use."""
+        ahead = self.search.ahead(self.like.device)
+        if ahead == 1 or not isinstance(adversary, Divides):
+            return adversary, self.batch_size
+        return adversary.dividing(self.batch_size), ahead * self.batch_size
+
     def batch(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Images and labels as the model takes them."""
         return pixels(self.data.x[rows]).to(self.like), self.data.y[rows].to(self.like.device)
+
+    def confirmed(self, z: Tensor, x: Tensor, y: Tensor, threat: Threat | None) -> tuple[Tensor, Verdict]:
+        """The points as they count, and the verdict on them (`Judge.confirm`), batch by batch."""
+        parts = zip(*(part.split(self.batch_size) for part in (z, x, y)), strict=True)
+        found = [self.judge.confirm(points, images, labels, threat) for points, images, labels in parts]
+        verdicts = zip(*(verdict for _, verdict in found), strict=True)
+        return torch.cat([points for points, _ in found]), Verdict(*map(torch.cat, verdicts))
 
     @torch.no_grad()
     def unlike_model(self, searched: nn.Module, z: Tensor, y: Tensor) -> Tensor:
@@ -188,7 +202,8 @@ class Setting:
         with torch.autocast(z.device.type, enabled=False):
             for model, fooled in ((searched, True), (self.judge.model, False)):
                 if len(rows):  # a model need not take an empty batch
-                    rows = rows[wrong(model(z[rows]), y[rows]) == fooled]
+                    found = [wrong(model(z[part]), y[part]) == fooled for part in rows.split(self.batch_size)]
+                    rows = rows[torch.cat(found)]
         unlike[rows] = True
         return unlike
 
@@ -219,7 +234,8 @@ class Run:
             todo = todo[~torch.isin(todo, torch.from_numpy(part.rows))]
         self.work -= cost * (int(self.clean.right.sum()) - len(todo))
         done, seed = count - len(todo), mixed_seed(setting.seed, stage)
-        for rows in todo.split(setting.batch_size) if len(todo) else ():
+        adversary, size = setting.divided(adversary)
+        for rows in todo.split(size) if len(todo) else ():
             part = self._attacked(name, adversary, rows, seed)
             if setting.journal is not None:
                 setting.journal.add(name, part)
@@ -244,7 +260,7 @@ class Run:
                 f"{name} gives NaN or infinite pixels for {int(lost.sum())} images, first for index {first}: the "
                 "gradient of the model is NaN there, as that of sqrt is at 0. Mend that, for it is no robustness"
             )
-        z, verdict = setting.judge.confirm(z, x, y, threat)
+        z, verdict = setting.confirmed(z, x, y, threat)
         measure = threat_of(adversary) if isinstance(adversary, Nearest) else threat
         norm = measure.norm(z - x) if measure is not None else torch.full_like(verdict.margin, math.nan)
         broken = ~verdict.right

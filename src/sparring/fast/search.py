@@ -21,6 +21,7 @@ Compile = Literal["auto", "on", "off"]
 
 _WORTH_SECONDS = 900.0
 _CHECKED_EVERY = 64  # uses of a copy
+_AHEAD = 4
 _KEPT = 2  # copies of a model: a view may change how it looks, again and again
 # of the length of the logits; a ResNet in bf16 differs by 0.003
 _AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -53,6 +54,10 @@ class Plain:
 
     def fine(self) -> "Plain":
         return self
+
+    def ahead(self, device: torch.device) -> int:
+        del device
+        return 1
 
     def notes(self, model: nn.Module) -> tuple[str, ...]:
         del model
@@ -90,6 +95,10 @@ class Fast:
         if self._fine is None:
             self._fine = self if self.precision == "fp32" else Fast("fp32", self.compile)
         return self._fine
+
+    def ahead(self, device: torch.device) -> int:
+        """On the CPU, batches of any size are as quick for an example, unless they are filled up to be compiled for."""
+        return _AHEAD if device.type == "cuda" or self._compiles(device) else 1
 
     @classmethod
     def resolved(cls, device: torch.device, precision: Precision = "auto", compile: Compile = "auto") -> "Fast":
