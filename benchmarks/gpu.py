@@ -133,6 +133,7 @@ VARIANTS: dict[str, Make] = {
     "ours, fp32": partial(step, search=Plain()),
     "ours, bf16, not compiled": partial(step, search=Fast("bf16", "off")),
     "ours": partial(step, search=Fast("auto", "on")),
+    "ours, max-autotune": partial(step, search=Fast("auto", "max-autotune")),
     "ours, attack as one graph": as_one_graph,
     "ours, compiled update": with_compiled_update,
     "ours, bf16 update": with_bf16_update,

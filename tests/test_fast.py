@@ -433,7 +433,7 @@ def test_a_hook_on_a_layer_still_sees_it():
 def test_what_is_asked_of_the_fast_path_is_checked():
     with pytest.raises(UserError, match=r"precision = 'fp16' is not one of auto, fp32, bf16"):
         Fast("fp16")
-    with pytest.raises(UserError, match=r"compile = 'yes' is not one of auto, on, off"):
+    with pytest.raises(UserError, match=r"compile = 'yes' is not one of auto, on, off, max-autotune"):
         Fast(compile="yes")
     assert Fast("fp32").dtype(torch.device("cpu")) == torch.float32
     assert Fast("bf16").dtype(torch.device("cpu")) == torch.bfloat16
@@ -467,6 +467,19 @@ def test_a_model_that_cannot_be_compiled_runs_as_it_is_and_a_note_says_why(monke
     with fast(model, x) as searched:
         assert torch.allclose(searched(x), model(x), atol=1e-5)
     assert any("not compiled: it cannot be compiled (RuntimeError: no compiler here)" in n for n in fast.notes(model))
+
+
+def test_max_autotune_is_asked_of_the_compiler(monkeypatch):
+    modes, cpu = [], torch.device("cpu")
+    monkeypatch.setattr(torch, "compile", lambda module, mode, **_: modes.append(mode) or module)
+    model, x = lived(small_cnn(width=4), GREY), torch.rand(4, *GREY)
+    for asked in ("on", "max-autotune"):
+        with Fast("fp32", asked)(model, x):
+            pass
+    assert modes == [None, "max-autotune-no-cudagraphs"]
+    assert repr(Fast.resolved(cpu, "fp32", "max-autotune")) == "Fast(precision='fp32', compile='max-autotune')"
+    assert Fast("fp32", "max-autotune").said(cpu) == "attacks in fp32, compiled with max-autotune"
+    assert Fast.resolved(cpu, "fp32").compile == "off"
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="there is no compiler")

@@ -53,7 +53,7 @@ class _Options:
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What attacks compute in: auto is bf16 where the processor has it. What they find counts in fp32."""
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto", "on", "off", "max-autotune"] = "auto"
     """Compile what attacks run on: auto does on a GPU."""
     json: bool = False
     """Print one JSON object on standard output instead of a table."""

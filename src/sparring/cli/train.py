@@ -76,7 +76,7 @@ class _TrainOptions:
     """Write TensorBoard events too (needs sparring[tensorboard])."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What attacks compute in: auto is bf16 where the processor has it. The weights are updated in fp32."""
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto", "on", "off", "max-autotune"] = "auto"
     """Compile what attacks run on: auto does on a GPU, and for long runs of normalised nets on a CPU."""
     profile: bool = False
     """Write profile.json (for a Chrome tracing viewer) and profile.txt (time by stage and operation)."""

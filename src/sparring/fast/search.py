@@ -17,7 +17,7 @@ from .compiled import Compiled
 from .shadow import Low, Shadow, lowered, structure
 
 Precision = Literal["auto", "fp32", "bf16"]
-Compile = Literal["auto", "on", "off"]
+Compile = Literal["auto", "on", "off", "max-autotune"]
 
 _WORTH_SECONDS = 900.0
 _CHECKED_EVERY = 64  # uses of a copy
@@ -70,7 +70,8 @@ class Fast:
     In eval mode that is a copy in channels-last order with its batch norm folded, filled anew from the model at each
     call; in training mode, the model itself under autocast. `precision` is that of its body (pixels are normalised, and
     logits are computed, in float32): `auto` is bf16 where the processor computes in it. With `compile="on"` the body is
-    compiled, once for each of four sizes of batch; `auto` compiles on CUDA.
+    compiled, once for each of four sizes of batch; `auto` compiles on CUDA. With `"max-autotune"` torch tries more ways of
+    each product, which takes longer once; on the CPU it gains nothing.
 
     A model that is not in float32, that cannot be copied, or whose copy gives other logits, is searched on as it is;
     `notes` say why. A copy is compared with its model when it is made and, unless compiled, every 64 uses. Not for two
@@ -105,12 +106,14 @@ class Fast:
         """With what `auto` means on this device."""
         wanted = cls(precision, compile)
         low = wanted.dtype(device) == torch.bfloat16
-        return cls("bf16" if low else "fp32", "on" if wanted._compiles(device) else "off")
+        compiled: Compile = "on" if wanted._compiles(device) else "off"
+        return cls("bf16" if low else "fp32", compiled if compile == "auto" else compile)
 
     def said(self, device: torch.device) -> str:
         """In words, for the user."""
         name = {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.dtype(device)]
-        return f"attacks in {name}, {'compiled' if self._compiles(device) else 'not compiled'}"
+        how = {"max-autotune": "compiled with max-autotune"}.get(self.compile, "compiled")
+        return f"attacks in {name}, {how if self._compiles(device) else 'not compiled'}"
 
     def notes(self, model: nn.Module) -> tuple[str, ...]:
         return tuple(dict.fromkeys(note for known in self._known.get(model, ()) for note in known.notes))
@@ -121,7 +124,7 @@ class Fast:
         return torch.bfloat16 if low else torch.float32
 
     def _compiles(self, device: torch.device) -> bool:
-        return self.compile == "on" or (self.compile == "auto" and device.type == "cuda")
+        return self.compile in ("on", "max-autotune") or (self.compile == "auto" and device.type == "cuda")
 
     def _searched(self, model: nn.Module, few: Tensor) -> nn.Module:
         if mode_matters(model) is not None:
@@ -173,13 +176,15 @@ class Fast:
         if not self._compiles(device):
             return
 
+        mode = "max-autotune-no-cudagraphs" if self.compile == "max-autotune" else None
+
         def failed(why: str) -> None:
             notes.append(f"the copy of the model that attacks search on is not compiled: {why}")
 
         if isinstance(net, Classifier):
-            net.body = Compiled(net.body, failed)
+            net.body = Compiled(net.body, failed, mode)
         elif isinstance(net, Low):
-            net.inner = Compiled(net.inner, failed)
+            net.inner = Compiled(net.inner, failed, mode)
 
 
 def worth_compiling(model: nn.Module, device: torch.device, seconds: float) -> bool:
