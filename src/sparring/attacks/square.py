@@ -61,7 +61,7 @@ class Square:
             new = squares.propose(x, z, self.side(query, x), numbers[:, query % _BLOCK])
             seen, fooled = loss(new)
             better = seen > value if fooled is None else (seen > value) | fooled
-            z = torch.where(each(better, z), new, z)
+            z = torch.lerp(z, new, each(better.to(z.dtype), z))  # one or the other, and quicker than `where`
             value = torch.where(better, seen, value)
         out[rows] = z
         return out
@@ -114,10 +114,10 @@ class _Stripes:
         down, across = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
         top = _places(self.rules, numbers[:, 0], height - side)[:, None]
         left = _places(self.rules, numbers[:, 1], width - side)[:, None]
-        inside = ((down >= top) & (down < top + side))[:, None, :, None]
-        inside = inside & ((across >= left) & (across < left + side))[:, None, None, :]
+        rows = ((down >= top) & (down < top + side)).to(x.dtype)[:, None, :, None]
+        columns = ((across >= left) & (across < left + side)).to(x.dtype)[:, None, None, :]
         signs = _signs(numbers[:, 2:])[:, :, None, None]
-        return torch.where(inside, (x + self.rules.threat.eps * signs).clamp_(0, 1), z)
+        return torch.lerp(z, (x + self.rules.threat.eps * signs).clamp_(0, 1), rows * columns)
 
 
 @dataclass(frozen=True, slots=True)

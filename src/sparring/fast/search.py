@@ -70,8 +70,8 @@ class Fast:
     In eval mode that is a copy in channels-last order with its batch norm folded, filled anew from the model at each
     call; in training mode, the model itself under autocast. `precision` is that of its body (pixels are normalised, and
     logits are computed, in float32): `auto` is bf16 where the processor computes in it. With `compile="on"` the body is
-    compiled, once for each of four sizes of batch; `auto` compiles on CUDA. With `"max-autotune"` torch tries more ways of
-    each product, which takes longer once; on the CPU it gains nothing.
+    compiled, once for each of four sizes of batch; `auto` compiles on CUDA. With `"max-autotune"` torch tries more ways
+    of each product, which takes longer once; on the CPU it gains nothing.
 
     A model that is not in float32, that cannot be copied, or whose copy gives other logits, is searched on as it is;
     `notes` say why. A copy is compared with its model when it is made and, unless compiled, every 64 uses. Not for two
