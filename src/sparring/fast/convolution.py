@@ -6,6 +6,10 @@ is a convolution with one or three outputs, which leaves most of the vector unit
 at once, it is a convolution with stride and many outputs, two to five times as fast on the CPU.
 """
 
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,6 +18,23 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 _FEW_CHANNELS = 4
+
+
+class _Worth(threading.local):
+    bytes = 4 * 2**20  # of output: below that, a pass over it costs less than a backward step in Python
+
+
+_worth = _Worth()
+
+
+@contextmanager
+def as_if_large() -> Generator[None]:
+    """Small batches are treated as large ones are: to try on a few images what an attack will do with many."""
+    before, _worth.bytes = _worth.bytes, 0
+    try:
+        yield
+    finally:
+        _worth.bytes = before
 
 
 class FrozenConv(nn.Module):
@@ -53,9 +74,16 @@ class FrozenConv(nn.Module):
         if torch.compiler.is_compiling() or x.device.type != "cpu":  # compilers fuse, and cuDNN minds few channels less
             return self._plain(x.to(self.weight.dtype))
         if torch.is_grad_enabled() and x.requires_grad:
+            if not self._saves(x):
+                return self._plain(x.to(self.weight.dtype))
             out: Tensor = _Differentiable.apply(x, self)
             return out
         return self._fused(_channels_last(x.to(self.weight.dtype)))
+
+    def _saves(self, x: Tensor) -> bool:
+        """Whether there is a pass to be saved, and one that takes time."""
+        size = x.numel() // x.shape[1] * self.weight.shape[0] // (self.stride[0] * self.stride[1])
+        return (self.relu or bool(self.block)) and size * self.weight.element_size() >= _worth.bytes
 
     def _plain(self, x: Tensor) -> Tensor:
         out = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
@@ -63,9 +91,7 @@ class FrozenConv(nn.Module):
 
     def _fused(self, x: Tensor) -> Tensor:
         """Without a gradient, `x` in channels-last order: with the ReLU in the same pass if torch can do that."""
-        fused = (
-            getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
-        )
+        fused = _fused_op(self.weight.dtype)
         if fused is None:
             return self._plain(x)
         how = (list(self.padding), list(self.stride), list(self.dilation), self.groups)
@@ -97,6 +123,16 @@ class _Differentiable(torch.autograd.Function):
         wanted = [True, False, False]
         found = torch.ops.aten.convolution_backward(grad, x, conv.weight, None, *geometry, wanted)[0]
         return found.to(ctx.dtype), None
+
+
+@cache
+def _fused_op(dtype: torch.dtype) -> Any:
+    """The convolution with a ReLU in the same pass, where there is one."""
+    if not torch.backends.mkldnn.is_available():
+        return None
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    return getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
 
 
 def _block_side(conv: nn.Conv2d) -> int:

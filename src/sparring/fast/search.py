@@ -14,6 +14,7 @@ from ..core import Classifier
 from ..errors import need_one_of
 from ..views import mode_matters
 from .compiled import Compiled
+from .convolution import as_if_large
 from .shadow import Low, Shadow, lowered, structure
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -220,6 +221,12 @@ def _refusal(model: nn.Module) -> str | None:
 
 def _difference(shadow: Shadow, model: nn.Module, few: Tensor) -> str | None:
     """What speaks against the copy in place of `model`, as seen on a few images: None if nothing does."""
+    with as_if_large():
+        doubt = _difference_now(shadow, model, few)
+    return doubt or _difference_now(shadow, model, few)
+
+
+def _difference_now(shadow: Shadow, model: nn.Module, few: Tensor) -> str | None:
     net, most = shadow.net, _AGREEMENT[shadow.dtype]
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     with torch.random.fork_rng(devices=[few.device] if few.device.type == "cuda" else []):
