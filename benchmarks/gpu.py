@@ -150,7 +150,7 @@ def peak(device: torch.device, call: Call) -> float | None:
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
-def measured(args: argparse.Namespace, batch: int, device: torch.device, most: float) -> dict[str, Any]:
+def measured(args: argparse.Namespace, batch: int, device: torch.device, most: float | None) -> dict[str, Any]:
     """All variants at one size of batch."""
     model, x, y = subject(args.width, batch, device)
     gflop = gflop_of_forward(model, x[:1]) * (2 * ATTACK.steps + 3)
@@ -174,7 +174,7 @@ def measured(args: argparse.Namespace, batch: int, device: torch.device, most: f
         rows[name] = {
             "seconds": seconds,
             "images_per_second": batch / middle,
-            "share_of_bf16_product": gflop * batch / middle / most,
+            "share_of_bf16_product": None if most is None else gflop * batch / middle / most,
             "peak_mib": peak(device, calls[name]),
             "robust": standing(nets[name], points, y),
         }
@@ -201,7 +201,7 @@ def main() -> None:
     found: dict[str, Any] = {"device": name, "torch": torch.__version__, "ceilings": most, "runs": []}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for batch in args.batches:
-        found["runs"].append(measured(args, batch, device, most["matrix product bf16"]))
+        found["runs"].append(measured(args, batch, device, most.get("matrix product bf16")))
         args.out.write_text(json.dumps(found, indent=1))
 
 

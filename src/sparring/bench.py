@@ -17,7 +17,7 @@ from .attacks import PGD
 from .core import Batch, Progress, Search, pixels
 from .data import Digits
 from .engine import Method, State, train_step
-from .fast import Fast, Plain, prefer_channels_last
+from .fast import Fast, Plain, computes_bf16, prefer_channels_last
 from .losses import Untargeted, wrong
 from .models import Normalize, preact_resnet18
 from .objectives.cross_entropy import CrossEntropy
@@ -164,10 +164,12 @@ def gflop_of_forward(model: nn.Module, image: Tensor) -> float:
 
 
 def ceilings(device: torch.device | str = "cpu", rounds: int = 8) -> dict[str, float]:
-    """The most GFLOP/s of a convolution and of a matrix product, in float32 and in bf16, over a few shapes."""
+    """The most GFLOP/s of a convolution and of a matrix product over a few shapes, in float32 and, where the processor
+    computes in it, in bf16.
+    """
     where, found = torch.device(device), {}
     images = 64 if where.type == "cpu" else 512
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))[: 1 + computes_bf16(where)]:
         best = 0.0
         for channels, side in ((64, 32), (128, 16), (256, 8)):
             x = torch.randn(images, channels, side, side, device=where, dtype=dtype)
