@@ -1,4 +1,4 @@
-"""How the time of a PGD step of training grows: with steps, batch, width and images; the plain loop and ours in turns.
+"""How the time of a PGD step of training grows: with steps, batch, width and pixels; the plain loop and ours in turns.
 
     python benchmarks/growth.py --out results
     python benchmarks/growth.py small --out results          # the small CNN alone, at every size of batch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sparring import PGD, Linf
 from sparring.bench import in_turns, step
+from sparring.environment import session
 from sparring.fast import Fast, tune_process
 from sparring.models import preact_resnet18, small_cnn
 
@@ -63,6 +64,7 @@ SETS: dict[str, list[dict[str, Any]]] = {
     "batch": [{"batch": n} for n in (16, 32, 64, 128, 256)],
     "steps": [{"steps": n} for n in (1, 2, 5, 10, 20)],
     "width": [{"width": n} for n in (4, 8, 16, 32)],
+    "pixels": [{"pixels": n, "batch": 16} for n in (16, 32, 64, 96)],
     "small": [{"small": True, "batch": n} for n in (32, 64, 128, 256, 512)],
     "small16": [{"small": True, "width": 16, "batch": n} for n in (32, 64, 128, 256, 512)],
 }
@@ -75,7 +77,10 @@ def run(point: dict[str, Any], rounds: int) -> dict[str, Any]:
         taken = compared(lambda: small_cnn(width=width), (1, 28, 28), batch, steps, rounds)
     else:
         width = point.get("width", 16)
-        taken = compared(lambda: preact_resnet18(width=width / 64), (3, 32, 32), batch, steps, rounds)
+        side = point.get("pixels", 32)
+        taken = compared(
+            lambda: preact_resnet18(10, (3, side, side), width=width / 64), (3, side, side), batch, steps, rounds
+        )
     middle = {side: sorted(seconds)[len(seconds) // 2] for side, seconds in taken.items()}
     return {
         **point,
@@ -121,10 +126,10 @@ def main() -> None:
         for point in SETS[name]:
             found[name].append(run(point, args.rounds))
             row = found[name][-1]
-            about = f"{name}: width {row['width']}, batch {row['batch']}, {row['steps']} steps"
+            about = ", ".join(f"{key} {row[key]}" for key in ("pixels", "width", "batch", "steps") if key in row)
             seconds = f"plain {row['median']['plain']:.3f} s, ours {row['median']['ours']:.3f} s"
-            print(f"{about}: {seconds}, {row['times']:.2f} times", flush=True)
-    (args.out / "growth.json").write_text(json.dumps(found, indent=1))
+            print(f"{name}: {about}: {seconds}, {row['times']:.2f} times", flush=True)
+    (args.out / "growth.json").write_text(json.dumps({"machine": session(0, CPU), "sets": found}, indent=1))
     draw(found, args.out / "growth.png")
 
 
