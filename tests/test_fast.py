@@ -36,12 +36,12 @@ from sparring import (
     WhiteBox,
     make_rng,
 )
-from sparring.core import Batch, Classifier, Lens, pixels
+from sparring.core import Batch, Classifier, Encoder, Lens, pixels
 from sparring.engine import train_step
 from sparring.evaluate import evaluate
 from sparring.fast import Fast, Plain, computes_bf16
 from sparring.fast.compiled import Compiled
-from sparring.fast.convolution import FrozenConv
+from sparring.fast.convolution import FrozenConv, worth
 from sparring.fast.normalisation import FrozenNorm, folded
 from sparring.fast.process import tune_process, usable_cores
 from sparring.fast.shadow import Shadow, sites
@@ -81,10 +81,10 @@ IDS = ("small_cnn", "preact_resnet18", "thin preact_resnet18", "resnet18", "wide
 
 
 @pytest.fixture(params=["large", "small"])
-def as_if(request, monkeypatch):
+def as_if(request):
     """Convolutions of small outputs, which are not worth a backward step of our own, and as if they were."""
-    monkeypatch.setattr("sparring.fast.convolution._Worth.bytes", 0 if request.param == "large" else 2**40)
-    return request.param
+    with worth(0 if request.param == "large" else 2**40):
+        yield request.param
 
 
 @pytest.mark.parametrize("relu", [True, False])
@@ -125,6 +125,20 @@ def test_only_the_gradient_of_an_image_is_computed_in_blocks():
 
 
 # -- batch norm that follows no convolution
+
+
+@pytest.mark.parametrize("channels", [3, 16, 40])
+def test_in_bf16_a_frozen_batch_norm_rounds_as_bf16_does(channels):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(channels).eval()
+    norm.running_mean.normal_()
+    frozen = FrozenNorm(norm, True, torch.bfloat16)
+    frozen.load(*folded(norm))
+    x = torch.randn(4, channels, 6, 5)
+    (found, slope), (wanted, true) = gradient(frozen, x), gradient(nn.Sequential(norm, nn.ReLU()), x)
+    assert found.dtype == torch.bfloat16
+    assert 0 < (found.float() - wanted).norm() < 0.01 * wanted.norm()
+    assert (slope - true).norm() < 0.02 * true.norm()
 
 
 @pytest.mark.parametrize("relu", [True, False])
@@ -227,6 +241,33 @@ def test_in_training_mode_the_model_itself_is_searched_on_with_its_batch_statist
         searched(x)
         assert int(model.body.layer2[0].bn1.num_batches_tracked) == tracked + 1
     assert [m.training for m in model.modules()] == modes
+
+
+class Early(Encoder):
+    """Gives, as a part, what a layer is before its ReLU, which comes along in a copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()
+
+    def forward(self, x, parts=False):
+        before = self.norm(self.conv(x))
+        out = self.act(before).flatten(1)
+        return (out, before) if parts else out
+
+
+def test_a_copy_gives_the_parts_that_its_model_gives_or_there_is_none():
+    model = lived(Classifier(Early(), nn.Linear(64, 3)), (1, 4, 4))
+    x, fast = torch.rand(4, 1, 4, 4), Fast("fp32")
+    with fast(model, x) as searched:
+        for found, wanted in zip(Lens(searched).parts(x), Lens(model).parts(x), strict=True):
+            assert torch.allclose(found, wanted, atol=1e-4)
+    assert any("its parts differ" in note for note in fast.notes(model))
+
+
+def test_batch_norm_of_the_pixels_stays_in_float32():
+    model = lived(Classifier(small_cnn(width=4).body, nn.Linear(16, 3), nn.BatchNorm2d(1)), GREY)
+    assert "normalize" not in {site.layer for site in sites(model)}
 
 
 # -- models that cannot be copied
@@ -499,7 +540,8 @@ def test_max_autotune_is_asked_of_the_compiler(monkeypatch):
 def test_compiled_equals_eager():
     """The real compiler, on a net small enough for a test; whole nets are compared in benchmarks."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    conv, block = nn.Conv2d(1, 4, 3, padding=1), (nn.BatchNorm2d(4), nn.ReLU())
+    model = nn.Sequential(conv, *block, nn.AvgPool2d(1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
     model, x, y, fast = lived(model, (1, 4, 4)), torch.rand(8, 1, 4, 4), torch.arange(8) % 3, Fast("fp32", "on")
     with fast(model, x) as searched:
         for n in (8, 5):
@@ -591,6 +633,28 @@ class FromFour(Plain):
         return 4
 
 
+def test_a_loss_is_called_by_its_name_however_it_is_divided(many):
+    model, data = many
+    adversary = WhiteBox(FAB(Linf(0.1)), Untargeted).dividing(8)
+    assert adversary == WhiteBox(FAB(Linf(0.1)), Untargeted)
+    with pytest.raises(UserError, match=r"as Margin does, not Untargeted"):
+        adversary(model, pixels(data.x), data.y, make_rng(0))
+
+
+def test_a_loss_that_serves_no_part_of_its_examples_is_not_divided(many):
+    model, data = many
+
+    class Whole:
+        def __init__(self, forward, y):
+            self.inner = Untargeted(forward, y)
+
+        def __call__(self, x):
+            return self.inner(x)
+
+    z = WhiteBox(PGD(Linf(0.1), 2), Whole).dividing(8)(model, pixels(data.x), data.y, make_rng(0))
+    assert torch.equal(z, WhiteBox(PGD(Linf(0.1), 2))(model, pixels(data.x), data.y, make_rng(0)))
+
+
 @pytest.fixture(scope="module")
 def many(learned):
     """Images under so much noise that an attack breaks about half."""
@@ -629,7 +693,7 @@ def test_batches_stay_full_while_examples_leave(many):
 
     alone, filled = sizes(Plain()), sizes(FromFour())
     assert max(filled) == max(alone) == 8, "no more at a time than was asked for"
-    assert sum(filled) == sum(alone), "the same work"
+    assert abs(sum(filled) - sum(alone)) < 5, "the same work, but for the last bit of who is fooled when"
     assert sum(n < 8 for n in filled) <= 3 * 10 < sum(n < 8 for n in alone), "one of each step and 32 images at most"
     assert len(filled) < len(alone)
 

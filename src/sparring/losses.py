@@ -293,8 +293,13 @@ class InBatches:
 
 
 def in_batches(loss: PointLoss, size: int | None) -> PointLoss:
-    """`InBatches`, if a size is given."""
-    return loss if size is None else InBatches(loss, size)
+    """`InBatches`, if a size is given and the loss serves some of its examples."""
+    return loss if size is None or not hasattr(loss, "__getitem__") else InBatches(loss, size)
+
+
+def named(loss: PointLoss) -> str:
+    """The name of its class, for messages."""
+    return type(loss.loss if isinstance(loss, InBatches) else loss).__name__
 
 
 def joined(probes: list[Probe]) -> Probe:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..core import PointLoss, Threat, each
 from ..errors import UserError
-from ..losses import Boundaries
+from ..losses import Boundaries, InBatches, named
 from ..randomness import Rng
 from ..threats import L1, L2, Linf
 from .gradient import Near, Start
@@ -61,7 +61,7 @@ class FAB:
 
     def _search(self, loss: PointLoss, x: Tensor, rng: Rng, leave_at: float) -> Closest:
         if not hasattr(loss, "differences"):
-            raise UserError(f"FAB needs a loss that knows its boundaries, as Margin does, not {type(loss).__name__}")
+            raise UserError(f"FAB needs a loss that knows its boundaries, as Margin does, not {named(loss)}")
         found, rows = Closest.none(x), torch.arange(len(x), device=x.device)
         near, z = x, self.start(self.threat, x, rng)
         bounds: Boundaries = loss  # type: ignore[assignment]
@@ -80,6 +80,9 @@ class FAB:
 
     def _step(self, loss: Boundaries, x: Tensor, z: Tensor) -> Tensor:
         """From `z` and from the example `x` onto the nearest linearised boundary inside [0, 1], a little beyond."""
+        if isinstance(loss, InBatches):  # of the gradients of all boundaries, one for each example is kept
+            both = zip(loss.parts(x), loss.parts(z), strict=True)
+            return torch.cat([self._step(part, near, there) for (part, near), (_, there) in both])  # type: ignore[arg-type]
         values, grads = slopes(loss, z)
         if values.shape[1] == 1:
             value, w = values[:, 0], grads[:, 0].flatten(1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core import PointLoss, Threat, each
 from ..errors import UserError
+from ..losses import named
 from ..randomness import Rng, normal, uniform
 from ..threats import Linf, number
 from .slope import slope
@@ -142,7 +143,7 @@ class PGD:
             if fooled is None:
                 raise UserError(
                     f"patience = {patience} needs a loss that tells who is fooled, "
-                    f"and {type(loss).__name__} does not: leave patience out"
+                    f"and {named(loss)} does not: leave patience out"
                 )
             met = met | fooled
             going = ~met | (spent < patience)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core import PointLoss, each
 from ..errors import UserError
+from ..losses import named
 from ..randomness import Rng
 from ..threats import L2
 from .slope import slope
@@ -124,5 +125,5 @@ class CWL2:
 def told(loss: PointLoss, fooled: Tensor | None) -> Tensor:
     """Who is fooled. Raises `UserError` if the loss cannot tell."""
     if fooled is None:
-        raise UserError(f"a minimum-norm attack needs a loss that tells who is fooled: {type(loss).__name__} does not")
+        raise UserError(f"a minimum-norm attack needs a loss that tells who is fooled: {named(loss)} does not")
     return fooled

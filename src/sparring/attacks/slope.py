@@ -39,16 +39,12 @@ def slope(loss: PointLoss, z: Tensor) -> Slope:
 
 def slopes(loss: Boundaries, z: Tensor) -> tuple[Tensor, Tensor]:
     """The differences `[B, K]` of a loss at `z`, and the gradient of each, `[B, K, ...]`: K backward passes."""
-    if isinstance(loss, InBatches):
-        both = zip(*(slopes(part, rows) for part, rows in loss.parts(z)), strict=True)  # type: ignore[arg-type]
-        values, grads = map(torch.cat, both)
-        return values, grads
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         values = loss.differences(z).value
     last = values.shape[1] - 1
-    each = [_grad(values[:, k].sum(), z, retain=k < last) for k in range(last + 1)]
-    return values.detach(), torch.stack(each, 1)
+    grads = [_grad(values[:, k].sum(), z, retain=k < last) for k in range(last + 1)]
+    return values.detach(), torch.stack(grads, 1)
 
 
 def _grad(total: Tensor, z: Tensor, retain: bool = False) -> Tensor:

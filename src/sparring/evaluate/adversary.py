@@ -35,7 +35,7 @@ class Divides(Protocol):
 class Dividing:
     """What adversaries that divide what they are given have in common; `at_once` decides no result."""
 
-    at_once: int | None = field(default=None, repr=False, kw_only=True)
+    at_once: int | None = field(default=None, repr=False, compare=False, kw_only=True)
 
     def dividing(self, at_once: int) -> Self:
         return dataclasses.replace(self, at_once=at_once)

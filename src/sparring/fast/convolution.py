@@ -6,9 +6,9 @@ is a convolution with one or three outputs, which leaves most of the vector unit
 at once, it is a convolution with stride and many outputs, two to five times as fast on the CPU.
 """
 
-import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -20,27 +20,25 @@ from torch.autograd.function import once_differentiable
 _FEW_CHANNELS = 4
 
 
-class _Worth(threading.local):
-    bytes = 4 * 2**20  # of output: below that, a pass over it costs less than a backward step in Python
-
-
-_worth = _Worth()
+# bytes of output: below that, a pass over it costs less than a backward step in Python
+_WORTH = ContextVar("_WORTH", default=4 * 2**20)
 
 
 @contextmanager
-def as_if_large() -> Generator[None]:
-    """Small batches are treated as large ones are: to try on a few images what an attack will do with many."""
-    before, _worth.bytes = _worth.bytes, 0
+def worth(least: int) -> Generator[None]:
+    """From how many bytes of output on a pass is saved; 0 tries on a few images what an attack will do with many."""
+    token = _WORTH.set(least)
     try:
         yield
     finally:
-        _worth.bytes = before
+        _WORTH.reset(token)
 
 
 class FrozenConv(nn.Module):
     """A `Conv2d` with constant weights, followed by a ReLU if `relu`; `[B, C, H, W]` in channels-last order.
 
-    It is differentiated once, by its input alone. `load` gives it weights; until then they are empty.
+    It is differentiated by its input alone and, where it is large, once. `load` gives it weights; until then they are
+    empty.
     """
 
     weight: Tensor
@@ -83,7 +81,7 @@ class FrozenConv(nn.Module):
     def _saves(self, x: Tensor) -> bool:
         """Whether there is a pass to be saved, and one that takes time."""
         size = x.numel() // x.shape[1] * self.weight.shape[0] // (self.stride[0] * self.stride[1])
-        return (self.relu or bool(self.block)) and size * self.weight.element_size() >= _worth.bytes
+        return (self.relu or bool(self.block)) and size * self.weight.element_size() >= _WORTH.get()
 
     def _plain(self, x: Tensor) -> Tensor:
         out = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)

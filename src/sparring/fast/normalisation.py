@@ -1,17 +1,14 @@
 """Batch normalisation whose statistics and weights stay as they are while an attack searches."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 
 class FrozenNorm(nn.Module):
     """A `BatchNorm2d` in eval mode, followed by a ReLU if `relu`: `x * scale + shift` for each channel.
 
-    It is differentiated once, by its input alone, and remembers for that what it gave and not what it was given. `load`
-    gives it its numbers; until then they are empty.
+    Torch's own makes a pass over the memory for each, and sums over the batch going back. `load` gives it its numbers;
+    until then they are empty.
     """
 
     scale: Tensor
@@ -22,8 +19,7 @@ class FrozenNorm(nn.Module):
         self.relu = relu
         assert norm.running_mean is not None
         for name in ("scale", "shift"):
-            empty = torch.zeros(1, norm.num_features, 1, 1, dtype=dtype, device=norm.running_mean.device)
-            self.register_buffer(name, empty)
+            self.register_buffer(name, torch.zeros_like(norm.running_mean, dtype=dtype))
 
     @staticmethod
     def fits(norm: nn.Module) -> bool:
@@ -33,34 +29,20 @@ class FrozenNorm(nn.Module):
     @torch.no_grad()
     def load(self, scale: Tensor, shift: Tensor) -> None:
         """New numbers `[C]`, in place."""
-        self.scale.copy_(scale[:, None, None])
-        self.shift.copy_(shift[:, None, None])
+        self.scale.copy_(scale)
+        self.shift.copy_(shift)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.scale.dtype)
-        if torch.compiler.is_compiling():  # compilers fuse
-            out = torch.addcmul(self.shift, x, self.scale)
-            return out.relu() if self.relu else out
-        differentiable: Tensor = _Differentiable.apply(x, self)
-        return differentiable
-
-
-class _Differentiable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: FrozenNorm) -> Tensor:
-        out = torch.addcmul(norm.shift, x, norm.scale)
-        out = out.relu_() if norm.relu else out
-        ctx.norm = norm
-        ctx.save_for_backward(out if norm.relu else None)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (out,) = ctx.saved_tensors
-        if out is None:
-            return grad * ctx.norm.scale, None
-        return torch.ops.aten.threshold_backward(grad, out, 0).mul_(ctx.norm.scale), None
+        if torch.compiler.is_compiling() or x.device.type != "cpu":
+            out = torch.addcmul(self.shift[:, None, None], x, self.scale[:, None, None])
+            return out.relu_() if self.relu else out
+        # whole rows of pixels at once: one pixel of few channels would not fill the vector units
+        batch, channels, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+        out = torch.addcmul(self.shift.repeat(width), rows, self.scale.repeat(width))
+        out = out.relu_() if self.relu else out
+        return out.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def folded(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

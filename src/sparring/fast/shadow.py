@@ -49,7 +49,8 @@ def sites(model: nn.Module) -> list[Site]:
     found, folded_in = [], set()
     for node in called:
         name = str(node.target)
-        conv, norm = FrozenConv.fits(modules[name]), FrozenNorm.fits(modules[name])
+        conv = FrozenConv.fits(modules[name])
+        norm = FrozenNorm.fits(modules[name]) and not _of_pixels(node)
         if name not in free or name in folded_in or not (conv or norm):
             continue
         after = follows(node, nn.BatchNorm2d) if conv else None
@@ -60,6 +61,11 @@ def sites(model: nn.Module) -> list[Site]:
         folded_in.add(names[0])
         found.append(Site(name, *names))
     return found
+
+
+def _of_pixels(node: fx.Node) -> bool:
+    """Whether a layer reads the images themselves, which are normalised in float32."""
+    return any(isinstance(arg, fx.Node) and arg.op == "placeholder" for arg in node.args)
 
 
 class _Tracer(fx.Tracer):
