@@ -305,8 +305,8 @@ ATTACKS: dict[str, Make] = {
     "robustness-best": partial(best, make=partial(robustness, last=True)),
     "plain": plain,
     "ours-eager-fp32": partial(ours, search=Plain()),
-    "ours": partial(ours, search=Fast("bf16", "off")),
-    "ours-compiled": partial(ours, search=Fast("bf16", "on")),
+    "ours": partial(ours, search=Fast("auto", "off")),
+    "ours-compiled": partial(ours, search=Fast("auto", "on")),
 }
 TRAINING: dict[str, Make] = {
     "mair": mair_step,
@@ -320,8 +320,8 @@ TRAINING: dict[str, Make] = {
     "plain": partial(own_loop, make=plain),
     "plain-autocast": partial(best, make=partial(own_loop, make=plain, autocast=True), freeze=False),
     "ours-eager-fp32": partial(ours_step, search=Plain()),
-    "ours": partial(ours_step, search=Fast("bf16", "off")),
-    "ours-compiled": partial(ours_step, search=Fast("bf16", "on")),
+    "ours": partial(ours_step, search=Fast("auto", "off")),
+    "ours-compiled": partial(ours_step, search=Fast("auto", "on")),
 }
 SIDES = {"attack": ATTACKS, "train": TRAINING}
 

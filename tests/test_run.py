@@ -509,6 +509,15 @@ def test_what_a_step_costs_is_found_without_a_trace(tiny, tmp_path):
     assert bits(measured) == bits(unmeasured)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_processor_that_emulates_bf16_is_told_of(tiny, tmp_path, monkeypatch, known):
+    monkeypatch.setattr("sparring.run.computes_bf16", lambda device: known)
+    said = []
+    with pytest.raises(Interrupted):
+        fit(tiny, tmp_path, precision="bf16", show=stop_at(1), say=said.append)
+    assert ("has no instructions for bf16" in said[0]) == (not known)
+
+
 def test_a_profile_says_which_stage_takes_how_long(tiny, tmp_path):
     run = fit(replace(tiny, epochs=1), tmp_path, profile=True)
     text = (run.path / "profile.txt").read_text()

@@ -18,7 +18,7 @@ from .data import Batches, Training
 from .engine import Loop, NotFinite, State
 from .environment import device_of, session
 from .errors import UserError
-from .fast import Compile, Fast, Precision, prefer_channels_last, worth_compiling
+from .fast import Compile, Fast, Precision, computes_bf16, prefer_channels_last, worth_compiling
 from .guard import Alarm, Watch
 from .hooks import Guarding, HeldOut, News, Record, Remembering, Rereading, Save, Saving, stopping
 from .models import knn_of, refill
@@ -81,7 +81,13 @@ def fit(
         if fresh and compile == "auto" and worth_compiling(state.model, where, pace.seconds_left * pace.in_attack):
             search = Fast(search.precision, "on")
         run.set_search({"precision": search.precision, "compile": search.compile})
-        more = (*_guarding(recipe, batches, pace), *_banks(state), *_looks(recipe, train), *notes)
+        more = (
+            *_guarding(recipe, batches, pace),
+            *_banks(state),
+            *_looks(recipe, train),
+            *_emulated(search, where),
+            *notes,
+        )
         say("\n".join([f"{pace}, {search.said(where)}", *more]))
         run.add_session(session(recipe.seed, where))
         best = _Best(run, recipe, train)
@@ -283,6 +289,11 @@ def _search(run: RunFolder, precision: Precision, compile: Compile) -> Fast:
                 "or start anew in another folder with --out"
             )
     return Fast(begun["precision"], begun["compile"])
+
+
+def _emulated(search: Fast, device: torch.device) -> Iterator[str]:
+    if search.dtype(device) == torch.bfloat16 and not computes_bf16(device):
+        yield "this processor has no instructions for bf16, so attacks are many times slower than with --precision fp32"
 
 
 def _write_weights(run: RunFolder, which: str, recipe: Recipe, state: State, train: Labelled) -> None:
