@@ -41,9 +41,10 @@ def evaluate(
     on a point inside the ball and [0, 1]. Logits that are not finite count as wrong and are reported.
 
     The random numbers of an example come from `seed` and its `index` `[N]` (its place in `data`), so that batch size,
-    order and sharding change nothing but the last bits of the model's arithmetic. With `state`, a folder, each batch is
-    written there when it is done: the same call goes on from it after a crash. `keep_images` puts the adversarial
-    images of broken examples into the result.
+    order and sharding change nothing but the last bits of the model's arithmetic. The model sees `batch_size` of them
+    at a time; compiled and on a GPU, an attack holds four batches, to fill them while examples leave. With `state`, a
+    folder, what was found is written there as it comes: the same call goes on from it after a crash. `keep_images` puts
+    the adversarial images of broken examples into the result.
 
     Attacks run on what `search` gives for the model, by default (`Fast()`) a copy that is quicker and rounds otherwise;
     in L2, L1 and for smallest distances, where rounding was seen to matter, one in float32. Where the copy is fooled

@@ -1,4 +1,4 @@
-"""The state of an evaluation on disk: what was found, batch by batch, so that a kill loses one batch at most.
+"""The state of an evaluation on disk: what was found, so that a kill loses a batch at most, or four filled together.
 
 A journal is a folder of parts, each written under another name and renamed when it is on the disk. A part that cannot
 be read is passed over with a warning, and its examples are attacked again.
