@@ -221,13 +221,13 @@ def _refusal(model: nn.Module) -> str | None:
 def _difference(shadow: Shadow, model: nn.Module, few: Tensor) -> str | None:
     """What speaks against the copy in place of `model`, as seen on a few images: None if nothing does.
 
-    On the CPU it is asked as it will be asked about many images, too.
+    On the CPU its convolutions are also asked as they will be asked about many images.
     """
     with torch.random.fork_rng(devices=[few.device] if few.device.type == "cuda" else []):
         with torch.no_grad():
             wanted = _given(model, few)
         doubt = _unlike(shadow, wanted, few)
-        if doubt is None and few.device.type == "cpu":
+        if doubt is None and shadow.minds_size and few.device.type == "cpu":
             with worth(0):
                 doubt = _unlike(shadow, wanted, few)
     return doubt

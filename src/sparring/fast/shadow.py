@@ -153,6 +153,11 @@ class Shadow:
         self.net = lowered(net, dtype)
         self.refresh(model)
 
+    @property
+    def minds_size(self) -> bool:
+        """Whether it has convolutions, which do one thing or another by the size of their output."""
+        return any(isinstance(layer, FrozenConv) for _, layer in self._frozen)
+
     @torch.no_grad()
     def refresh(self, model: nn.Module) -> None:
         """The weights and statistics of `model` as they are now."""
