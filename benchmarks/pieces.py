@@ -147,12 +147,12 @@ PIECES = {"batch_norm": batch_norm, "convolutions": convolutions, "square": squa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pieces", nargs="*", choices=[*PIECES, []], default=["batch_norm", "convolutions", "square"])
+    parser.add_argument("pieces", nargs="*", choices=[*PIECES, []], default=[])
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     tune_process()
     torch.manual_seed(0)
-    for name in args.pieces:
+    for name in args.pieces or ("batch_norm", "convolutions", "square"):
         PIECES[name](args.rounds)
 
 
