@@ -136,7 +136,8 @@ def lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 class Shadow:
     """A copy of `model` in `dtype`, as `net`, kept in step with the model by `refresh`.
 
-    Without `convolutions`, these stay as they are: what they give is in the order in memory that the model knows.
+    Without `convolutions`, these and batch norm stay as they are: what they give is in the order in memory that the
+    model knows.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, convolutions: bool = True) -> None:
