@@ -19,6 +19,17 @@ from sparring.recipes.small import quickstart
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, default=30, help="cases of each fuzzer; `make fuzz` takes many more")
+    parser.addoption("--fuzz-seed", type=int, default=0, help="decides the cases")
+
+
+@pytest.fixture
+def fuzz(request: pytest.FixtureRequest) -> "tuple[int, int]":
+    """How many cases a fuzzer makes, and its seed."""
+    return request.config.getoption("--fuzz"), request.config.getoption("--fuzz-seed")
+
+
 @pytest.fixture
 def tiny() -> Recipe:
     """Four short epochs on the digits: a second of work."""

@@ -160,7 +160,7 @@ def test_runs_of_other_images_are_not_compared(runs, tiny, capsys):
         (["runs/none"], "KIND is missing"),
         (["runs/none", "landscap"], "no analysis 'landscap': did you mean landscape"),
         (["nowhere", "landscape"], "nowhere is no run folder"),
-        (["nowhere", "landscape", "--examples", "0"], "at least one image, not 0"),
+        (["nowhere", "landscape", "--examples", "0"], "at least one image is needed, not 0"),
     ],
 )
 def test_an_analysis_of_nothing_is_refused(args, message, capsys):

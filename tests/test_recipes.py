@@ -64,8 +64,8 @@ def test_an_unknown_recipe_is_refused_with_the_nearest():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": 0}, "epochs = 0 is not at least 1"),
-        ({"batch_size": 0}, "batch_size = 0 is not at least 1"),
+        ({"epochs": 0}, "epochs = 0 is no whole number from 1 on"),
+        ({"batch_size": 0}, "batch_size = 0 is no whole number from 1 on"),
         ({"held_out": 0.0}, "some images must select the best epoch"),
         ({"held_out": 1.5}, r"held_out = 1.5 is not in \(0, 1\)"),
     ],

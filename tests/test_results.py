@@ -43,12 +43,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
 def test_metrics_survive_a_line_that_was_cut_short_and_can_be_rewound(tmp_path):
     run = RunFolder(tmp_path)
     for step in (10, 20, 30):
-        run.add_metrics({"step": step})
+        run.add_metrics({"step": step, "epoch": 1.0})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4')
     assert [row["step"] for row in run.metrics()] == [10, 20, 30]
     run.rewind(20)
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 10}\n{"step": 20}\n'
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(
+        f'{{"step": {step}, "epoch": 1.0}}\n' for step in (10, 20)
+    )
 
 
 def test_flags_are_read_as_they_were_written(tmp_path):
@@ -95,7 +97,7 @@ def test_a_folder_of_other_files_is_foreign_and_an_empty_one_is_not(tmp_path):
 def test_a_second_process_is_kept_out(tmp_path):
     with (
         RunFolder(tmp_path).locked(),
-        pytest.raises(UserError, match="is in use: another process trains there"),
+        pytest.raises(UserError, match="is in use: another process works there"),
         RunFolder(tmp_path).locked(),
     ):
         pass
@@ -110,7 +112,7 @@ def test_a_file_that_is_not_json_is_named(tmp_path):
     with pytest.raises(UserError, match=r"recipe\.json cannot be read .*: restore it, or start a new run"):
         run.recipe()
     (tmp_path / "recipe.json").write_text("[1]")
-    with pytest.raises(UserError, match="it holds a list"):
+    with pytest.raises(UserError, match=r"it is \[1\], wanted is dict"):
         run.recipe()
 
 
@@ -165,9 +167,9 @@ def test_everything_but_the_pictures_is_read_as_it_was_written(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 cut short"])
 def test_a_damaged_evaluation_gets_a_sentence(tmp_path, content):
     (tmp_path / "e.npz").write_bytes(content)
-    with pytest.raises(UserError, match=r"e\.npz holds no evaluation that can be read .*: evaluate again"):
+    with pytest.raises(UserError, match=r"e\.npz cannot be read .*: evaluate again"):
         read_evaluated(tmp_path / "e.npz")
-    with pytest.raises(UserError, match="holds no evaluation"):
+    with pytest.raises(UserError, match=r"missing\.npz cannot be read .No such file"):
         read_evaluated(tmp_path / "missing.npz")
 
 

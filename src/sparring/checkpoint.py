@@ -9,7 +9,8 @@ import contextlib
 import hashlib
 import io
 import json
-import pickle
+import math
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -21,9 +22,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from .clearing import STEP
 from .engine import State
 from .errors import UserError
-from .results import RunFolder, sync_folder, write_bytes
+from .evaluate.journal import digest
+from .reading import LARGEST_JSON, conform, open_file, parse_json, read_bytes, reading
+from .results import RunFolder
+from .schemas import About
+from .writing import sync_folder, write_bytes
 
 _WEIGHTS, _REST, _SUMS = "weights.safetensors", "state.pt", "checksums.json"
 _KEPT = 2
@@ -35,7 +41,7 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.pinned: int | None = None
-        for aside in folder.glob(".step-*.old"):  # a kill came between two renames
+        for aside in self._named(rf"\.{STEP}\.old"):  # a kill came between two renames
             original = folder / aside.name[1 : -len(".old")]
             shutil.rmtree(aside) if original.exists() else aside.rename(original)
 
@@ -43,7 +49,12 @@ class Checkpoints:
         return self.folder / f"step-{step:09d}"
 
     def paths(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
+        return self._named(STEP)
+
+    def _named(self, pattern: str) -> list[Path]:
+        """Folders of ours. What others put here, a copy of a checkpoint or a link to one, is not counted or deleted."""
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(p for p in found if re.fullmatch(pattern, p.name) and p.is_dir() and not p.is_symlink())
 
     def save(self, state: State) -> Path:
         """Writes the state; on an `OSError` (a full disk) nothing that was good before has changed.
@@ -75,7 +86,7 @@ class Checkpoints:
         contents = _verified(self.path(step))
         if contents is None:
             return False
-        _fill(state, *contents)
+        _fill(state, self.path(step), *contents)
         for later in self.paths():
             if later.name > self.path(step).name:
                 shutil.rmtree(later)
@@ -103,7 +114,7 @@ class Checkpoints:
         for path in reversed(paths):
             contents = _verified(path)
             if contents is not None:
-                _fill(state, *contents)
+                _fill(state, path, *contents)
                 for damaged in paths[paths.index(path) + 1 :]:
                     shutil.rmtree(damaged)  # or it would count as one of the two that are kept
                 return path
@@ -115,53 +126,66 @@ class Checkpoints:
 
 def _verified(path: Path) -> tuple[bytes, bytes] | None:
     """The contents of a checkpoint that is whole. Other errors of the disk may pass, and are not called damage."""
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-        sums = json.loads((path / _SUMS).read_text())
-        contents = [(path / name).read_bytes() for name in (_WEIGHTS, _REST)]
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, RecursionError):
+        sums = parse_json(read_bytes(path / _SUMS, LARGEST_JSON))
+        conform(sums, dict[str, str], "it")
+        contents = [read_bytes(path / name) for name in (_WEIGHTS, _REST)]
         if [hashlib.sha256(c).hexdigest() for c in contents] == [sums[_WEIGHTS], sums[_REST]]:
             return contents[0], contents[1]
     return None
 
 
-def _fill(state: State, weights: bytes, rest: bytes) -> None:
-    tensors = safetensors.torch.load(weights)
-    for part, module in state.modules().items():
-        module.load_state_dict({k.removeprefix(part + "."): t for k, t in tensors.items() if k.startswith(part + ".")})
-    state.load_state_dict(torch.load(io.BytesIO(rest), weights_only=True, map_location="cpu"))
+def _fill(state: State, path: Path, weights: bytes, rest: bytes) -> None:
+    with reading(path, "it is of another program or version, so start again with --overwrite"):
+        tensors = safetensors.torch.load(weights)
+        for part, module in state.modules().items():
+            own = {k.removeprefix(part + "."): t for k, t in tensors.items() if k.startswith(part + ".")}
+            module.load_state_dict(own)
+        state.load_state_dict(torch.load(io.BytesIO(rest), weights_only=True, map_location="cpu"))
 
 
 def save_weights(path: Path, model: nn.Module, about: Mapping[str, Any]) -> None:
-    """One file of weights that says in its header what it is: `about`, as JSON.
+    """One file of weights that says in its header what it is: `about`, as JSON, and the checksum of its tensors.
 
     It is one entry, for safetensors writes several in a random order, and equal runs shall give equal files.
     """
-    write_bytes(path, safetensors.torch.save(_plain(model.state_dict()), {"sparring": json.dumps(about)}))
+    tensors = _plain(model.state_dict())
+    header = {"sparring": json.dumps({**about, "sha256": _checksum(tensors)})}
+    write_bytes(path, safetensors.torch.save(tensors, header))
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a .safetensors file, or of a .pt file that holds nothing else, and what `save_weights` added.
 
-    Raises `UserError` for a missing, broken or unsafe file.
+    Raises `UserError` for a missing, damaged or unsafe file, whatever it holds.
     """
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    try:
+    with reading(path, "wanted is a file of weights, whole, that holds tensors and nothing else"):
+        if not path.exists():
+            raise UserError(f"there is no file {path}")
+        open_file(path).close()  # a pipe or a device may never end
         if path.suffix == ".safetensors":
-            with safetensors.safe_open(path, "pt") as file:
-                about = json.loads((file.metadata() or {}).get("sparring", "{}"))
-            return safetensors.torch.load_file(path), about
-        held = torch.load(path, weights_only=True, map_location="cpu")
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        EOFError,
-        safetensors.SafetensorError,
-        pickle.UnpicklingError,
-    ) as error:
-        reason = str(error).split("\n")[0][:200]
-        raise UserError(f"{path} holds no weights that can be read safely, or is damaged ({reason})") from error
-    return _tensors(held, path), {}
+            return _safetensors(path)
+        return _tensors(torch.load(path, weights_only=True, map_location="cpu"), path), {}
+
+
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with safetensors.safe_open(path, "pt") as file:
+        about = parse_json((file.metadata() or {}).get("sparring", "{}"))
+    conform(about, About, "what it says of itself")
+    shape = about.get("shape", [1, 1, 1])
+    if len(shape) != 3 or min(shape) < 1 or math.prod(shape) > _LARGEST_IMAGE:
+        raise ValueError(f"its images are said to be of shape {shape}")
+    tensors = safetensors.torch.load_file(path)
+    if about.pop("sha256", None) not in (None, _checksum(tensors)):
+        raise ValueError("it is damaged: its tensors are not those that were saved")
+    return tensors, about
+
+
+_LARGEST_IMAGE = 2**28  # numbers
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    return digest({name: tensors[name] for name in sorted(tensors)})  # a file has an order of its own
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], otherwise: str) -> nn.Module:

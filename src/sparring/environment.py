@@ -18,7 +18,7 @@ def device_of(name: str) -> torch.device:
     """`auto` is the GPU if there is one. Raises `UserError` for a device that is not here."""
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()  # "meta" holds nothing that could be read
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} is not available here: use auto, cpu or cuda") from error
     return device

@@ -253,9 +253,19 @@ class Stop:
     asked: bool = False
 
 
+def _stops() -> list[signal.Signals]:
+    stops = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not on Windows
+        stops.append(signal.SIGHUP)
+    return stops
+
+
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Ctrl-C and SIGTERM ask for a stop; a second one insists. Outside the main thread nothing can be asked."""
+    """Ctrl-C, SIGTERM and the end of a terminal ask for a stop; a second one insists.
+
+    Under nohup, the end of a terminal is ignored as before. Outside the main thread nothing can be asked.
+    """
     stop = Stop()
 
     def ask(number: int, frame: types.FrameType | None) -> None:
@@ -264,7 +274,7 @@ def stopping() -> Iterator[Stop]:
         stop.asked = True
 
     try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, ask) for number in _stops()}
     except ValueError:
         before = {}
     try:

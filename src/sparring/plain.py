@@ -1,17 +1,22 @@
 """Recipes on disk. A value is written as what it is: a class of ours and its fields, as plain JSON.
 
 `{"$": "attacks.gradient:PGD", "steps": 10, ..}` is a value, `{"$call": "models.resnet:resnet18", ..}` a call to be
-made later, `{"$name": "views:eval_mode"}` a function or class. Names of this package alone are written and read.
+made later, `{"$name": "views:eval_mode"}` a function or class. Names of the vocabulary alone are written and read, and
+what is read has the types that its fields and options are annotated with.
 """
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import types
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from .errors import UserError, nearest
+from .reading import conform
+from .vocabulary import CALLS, NAMES, VALUES
 
 T_co = TypeVar("T_co", covariant=True)
 Scalar: TypeAlias = "str | int | float | bool | tuple[Scalar, ...] | None"
@@ -50,63 +55,80 @@ def to_plain(value: object) -> Any:
     if isinstance(value, tuple):
         return [to_plain(v) for v in value]
     if isinstance(value, Build):
-        return {"$call": _name(value.function), **{k: to_plain(v) for k, v in value.options.items()}}
+        return {"$call": _name(value.function, CALLS), **{k: to_plain(v) for k, v in value.options.items()}}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"$": _name(type(value)), **fields}
+        return {"$": _name(type(value), VALUES), **fields}
     if isinstance(value, Mapping):
         return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, type | types.FunctionType):
-        return {"$name": _name(value)}
+        return {"$name": _name(value, NAMES)}
     raise UserError(f"{value!r} has no place in a recipe: it is no number, string, tuple, or value of this package")
 
 
-def from_plain(plain: Any) -> Any:
-    """The value again. Raises `UserError` for names that are not ours and fields that do not exist."""
+def from_plain(plain: Any, where: str = "recipe") -> Any:
+    """The value again. Raises `UserError`, which says `where`, for names, fields and types that are not ours."""
     if isinstance(plain, list):
-        return tuple(from_plain(v) for v in plain)
+        return tuple(from_plain(v, f"{where}[{number}]") for number, v in enumerate(plain))
     if not isinstance(plain, dict):
         return plain
     if "$name" in plain:
-        return _find(plain["$name"], (type, types.FunctionType))
-    fields = {k: from_plain(v) for k, v in plain.items() if k not in ("$", "$call")}
+        return _find(plain["$name"], NAMES)
+    fields = {k: from_plain(v, f"{where}.{k}") for k, v in plain.items() if k not in ("$", "$call")}
     if "$call" in plain:
-        return Build(_find(plain["$call"], types.FunctionType), **fields)
-    if "$" not in plain:
-        return fields
-    target = _find(plain["$"], type)
-    known = [f.name for f in dataclasses.fields(target)] if dataclasses.is_dataclass(target) else []
-    for name in fields:
-        if name not in known:
-            raise UserError(f"{plain['$']} has no field {name!r}: the recipe is of another version, or misspelt")
+        build = Build(_find(plain["$call"], CALLS), **fields)
+        _check(build.function, fields, where)
+        return build
+    return _value(plain["$"], fields, where) if "$" in plain else fields
+
+
+def _value(name: str, fields: Mapping[str, Any], where: str) -> Any:
+    kind = _find(name, VALUES)
+    known = {field.name for field in dataclasses.fields(kind)}
+    for field in fields:
+        if field not in known:
+            raise UserError(f"{name} has no field {field!r}: the recipe is of another version, or misspelt")
+    _check(kind, fields, where)
     try:
-        return target(**fields)
+        return kind(**fields)
+    except UserError:
+        raise
     except TypeError as error:  # a field without default is missing
-        raise UserError(f"{plain['$']} is incomplete: {error}") from error
+        raise UserError(f"{name} is incomplete: {error}") from error
+    except Exception as error:
+        raise UserError(f"{where} makes no sense ({error}): restore the recipe") from error
 
 
-def _name(thing: Any) -> str:
-    name = f"{getattr(thing, '__module__', '')}:{thing.__qualname__}"
-    if not name.startswith(ROOT + ".") or "<" in name:
+def _check(called: Any, given: Mapping[str, Any], where: str) -> None:
+    """Raises `UserError` for arguments that are not of the types that the class or function says."""
+    hints = _hints(called)
+    for name, value in given.items():
+        try:
+            conform(value, hints[name], f"{where}.{name}")
+        except ValueError as error:
+            raise UserError(f"{error}: the recipe is of another version, or damaged") from None
+
+
+@functools.cache
+def _hints(called: Any) -> dict[str, Any]:
+    return typing.get_type_hints(called)
+
+
+def _name(thing: Any, known: Mapping[str, tuple[str, ...]]) -> str:
+    package, _, room = getattr(thing, "__module__", "").partition(".")
+    if package != ROOT or thing.__qualname__ not in known.get(room, ()):
         raise UserError(
-            f"{name} is not of this package, so a recipe on disk cannot name it: train it in a loop of your own, with "
-            "sparring.train_step"
+            f"{package}.{room}:{thing.__qualname__} is not of this package, or has no place in a recipe on disk: train "
+            "it in a loop of your own, with sparring.train_step"
         )
-    return name.removeprefix(ROOT + ".")
+    return f"{room}:{thing.__qualname__}"
 
 
-def _find(name: object, kind: type | tuple[type, ...]) -> Any:
-    module, _, attribute = str(name).partition(":")
-    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
-        raise UserError(f"{name!r} is no name of this package")
-    try:
-        found = getattr(importlib.import_module(f"{ROOT}.{module}"), attribute)
-        ours = isinstance(found, kind) and _name(found) == name
-    except (ImportError, AttributeError, UserError):
-        ours = False
-    if not ours:
-        raise UserError(f"{name!r} is no name of this package")
-    return found
+def _find(name: object, known: Mapping[str, tuple[str, ...]]) -> Any:
+    room, _, attribute = str(name).partition(":")
+    if attribute not in known.get(room, ()):
+        raise UserError(f"{name!r} is no name of this package that a recipe may hold here")
+    return getattr(importlib.import_module(f"{ROOT}.{room}"), attribute)
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

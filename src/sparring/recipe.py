@@ -15,8 +15,8 @@ from .core import Attack, Data, Labelled, Schedule, Update
 from .data import Alteration, Augment, Source, Training, altered, hold_out
 from .data.relabel import beside, named
 from .engine import Method
-from .errors import UserError
-from .evaluate import Adversary, Cascade
+from .errors import UserError, need_seed, need_whole
+from .evaluate import Adversary, Cascade, check_name
 from .free import Free
 from .guard import Guard
 from .models import Normalize
@@ -37,6 +37,8 @@ class Evaluation:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or (self.examples is not None and self.examples < 1):
             raise UserError(f"an evaluation needs at least one example, not {self.examples} by {self.batch_size}")
+        for name in self.adversaries:
+            check_name(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +78,7 @@ class Recipe:
                 "report or stop"
             )
         for name in ("epochs", "batch_size", "views"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} = {getattr(self, name)} is not at least 1")
+            need_whole(name, getattr(self, name))
         for ramp in _ramps(self.method):
             if ramp.start > self.epochs:
                 raise UserError(
@@ -86,6 +87,7 @@ class Recipe:
                 )
         if not 0 < self.held_out < 1:
             raise UserError(f"held_out = {self.held_out:g} is not in (0, 1): some images must select the best epoch")
+        need_seed(self.seed)
 
     def build_model(self, data: Labelled) -> nn.Module:
         """The model for the classes and the shape of `data`, normalising by the statistics of `data`."""

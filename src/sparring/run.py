@@ -1,5 +1,6 @@
 """A run: a recipe trained in a folder, interrupted and resumed as need be."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -229,7 +230,7 @@ class _Best:
     def forget_later(self, state: State) -> None:
         """After going back, the best weights may be of a future that need not come again."""
         path = self.run.weights("best")
-        if path.exists() and read_weights(path)[1]["step"] > state.step:
+        if path.exists() and read_weights(path)[1].get("step", math.inf) > state.step:
             path.unlink()
         if not path.exists():
             state.best = {}
@@ -249,6 +250,8 @@ def _admit(run: RunFolder, recipe: Recipe, overwrite: bool) -> bool:
     """Whether the folder holds a run to go on with; if it can be used at all."""
     if run.foreign():
         raise UserError(f"{run.path} holds files that are not of a run: choose another folder")
+    if overwrite:
+        run.clearable()  # what stands in the way is better known before
     plain, known = recipe.plain(), run.recipe()
     if known is None or overwrite:
         return False

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from .errors import UserError
 from .evaluate import Nearest, News, evaluate, threat_of
 from .fast import Fast
 from .models import load_robustbench
+from .reading import reading
 from .recipe import Evaluation, Recipe, recipe_from_plain
 from .results import RunFolder
 from .scores import Evaluated
@@ -31,7 +33,11 @@ def load_model(path: Path | str, recipe: Recipe | None = None) -> nn.Module:
     Weights written by `fit` say themselves what they are. For others, RobustBench's for example, `recipe` says which
     model they belong to; its training set is loaded, for the model takes classes and shape from it.
     """
-    path = RunFolder(path).weights("best") if Path(path).is_dir() else Path(path)
+    with reading(Path(path), "it is of another version, or damaged; or --recipe names another model"):
+        return _loaded(RunFolder(path).weights("best") if Path(path).is_dir() else Path(path), recipe)
+
+
+def _loaded(path: Path, recipe: Recipe | None) -> nn.Module:
     tensors, about = read_weights(path)
     recipe = recipe_of(path) if recipe is None else recipe
     model = recipe.build_model(_like(about, recipe))
@@ -64,26 +70,19 @@ def evaluate_run(
     Per-example results go to `evaluation-best.npz` and `evaluation-last.npz`, tables and how they came about to
     `evaluation.json`, beside figures. An evaluation that was killed goes on where it was.
     """
-    if not run.finished():
-        raise UserError(
-            f"{run.path} holds an unfinished run: train it to its end, or evaluate {run.weights('best')}, its best yet"
-        )
-    test = _test_images(recipe, device)
-    loaders = {which: partial(_on, test, run.weights(which), recipe) for which in ("best", "last")}
-    if _step_of(run.weights("best")) == _step_of(run.weights("last")):
-        loaders["last"] = loaders["best"]
-    how = {key: recipe.plain()[key] for key in ("data", "evaluation", "seed")}
-    return evaluate_models(
-        loaders,
-        test,
-        recipe.evaluation,
-        seed=recipe.seed,
-        out=run,
-        how=how,
-        keep_images=keep_images,
-        search=search,
-        show=show,
-    )
+    with _writable(run):
+        if not run.finished():
+            best = run.weights("best")
+            raise UserError(
+                f"{run.path} holds an unfinished run: train it to its end, or evaluate {best}, its best yet"
+            )
+        test = _test_images(recipe, device)
+        loaders = {which: partial(_on, test, run.weights(which), recipe) for which in ("best", "last")}
+        if _step_of(run.weights("best")) == _step_of(run.weights("last")):
+            loaders["last"] = loaders["best"]
+        how = {key: recipe.plain()[key] for key in ("data", "evaluation", "seed")}
+        given: dict[str, Any] = {"keep_images": keep_images, "search": search, "show": show}
+        return _evaluated(loaders, test, recipe.evaluation, run, seed=recipe.seed, how=how, **given)
 
 
 def evaluate_weights(
@@ -127,13 +126,28 @@ def evaluate_models(
 ) -> dict[str, Evaluated]:
     """Evaluates models, which are loaded by name one after the other, and writes what was found to `out`.
 
-    While it runs, its state is kept there, and removed in the end.
+    While it runs, its state is kept there, and removed in the end. Raises `UserError` where another process works.
     """
+    with nullcontext() if out is None else _writable(out):
+        given: dict[str, Any] = {"keep_images": keep_images, "search": search, "show": show}
+        return _evaluated(loaders, test, evaluation, out, seed=seed, how=how or {}, **given)
+
+
+def _evaluated(
+    loaders: Mapping[str, Callable[[], nn.Module]],
+    test: Labelled,
+    evaluation: Evaluation,
+    out: RunFolder | None,
+    *,
+    seed: int,
+    how: Mapping[str, Any],
+    keep_images: bool,
+    search: Search | None,
+    show: Show,
+) -> dict[str, Evaluated]:
     subset = test[: evaluation.examples]
     found: dict[str, Evaluated] = {}
     done: dict[Callable[[], nn.Module], Evaluated] = {}  # the last weights may be the best
-    if out is not None:
-        _check_writable(out)
     for which, load in loaders.items():
         if load not in done:
             done[load] = evaluate(
@@ -149,7 +163,7 @@ def evaluate_models(
             )
         found[which] = done[load]
     if out is not None:
-        _write(out, found, subset.classes, evaluation, how or {})
+        _write(out, found, subset.classes, evaluation, how)
     return found
 
 
@@ -182,8 +196,8 @@ def _write(
         out.forget_state(which)
 
 
-def _check_writable(out: RunFolder) -> None:
-    """What cannot be written is better known before than after."""
+def _writable(out: RunFolder) -> AbstractContextManager[None]:
+    """The lock of a folder. What cannot be written is better known before than after."""
     try:
         out.path.mkdir(parents=True, exist_ok=True)
         if not os.access(out.path, os.W_OK):
@@ -192,6 +206,7 @@ def _check_writable(out: RunFolder) -> None:
         alone = out.weights("best")
         instead = f"evaluate {alone}, for which nothing is written" if alone.exists() else "name another with --out"
         raise UserError(f"{out.path} cannot be written ({error.strerror or error}): {instead}") from error
+    return out.locked()
 
 
 def _on(test: Labelled, path: Path, recipe: Recipe) -> nn.Module:

@@ -15,8 +15,9 @@ from ..core import pixels
 from ..errors import UserError
 from ..models import Layers
 from ..randomness import PerExample, make_rng
-from ..results import RunFolder, replacing, write_json
+from ..results import RunFolder
 from ..scores import Array
+from ..writing import replacing, write_json
 from .opening import Looked, last_of, opened
 from .transfer import task_for
 
@@ -160,8 +161,10 @@ def look_together(runs: Mapping[str, RunFolder], path: Path, device: str, how: M
     write_json(path, {"ways": figures, "agreement": agreed, "how": dict(how)})
 
 
+@torch.no_grad()
 def _agreed(judge: Looked, run: RunFolder) -> float:
-    with np.load(run.analysis("inversion", "npz")) as held, torch.no_grad():
-        both = (held[f"{INSIDE}: originals"], held[f"{INSIDE}: rebuilt"])
-    classes = [judge.model(pixels(torch.from_numpy(x).to(judge.test.y.device))).argmax(1) for x in both]
+    names = [f"{INSIDE}: originals", f"{INSIDE}: rebuilt"]
+    held = run.read_images("inversion", *names)
+    both = [pixels(torch.from_numpy(held[name]).to(judge.test.y.device)) for name in names]
+    classes = [judge.model(x).argmax(1) for x in both]
     return float((classes[0] == classes[1]).double().mean())

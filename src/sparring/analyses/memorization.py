@@ -15,8 +15,9 @@ from ..bootstrap import interval
 from ..core import Data, Threat
 from ..evaluate import WhiteBox, evaluate
 from ..fast import Fast
-from ..results import RunFolder, replacing, write_json
+from ..results import RunFolder
 from ..scores import Accuracy, Array, Memory
+from ..writing import replacing, write_json
 from .opening import Looked, last_of
 
 

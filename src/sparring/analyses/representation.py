@@ -9,7 +9,8 @@ from .. import report
 from ..analysis import Representation, representation
 from ..core import Threat
 from ..randomness import make_rng
-from ..results import RunFolder, write_json
+from ..results import RunFolder
+from ..writing import write_json
 from .opening import Looked, last_of
 
 

@@ -13,8 +13,9 @@ from ..core import Data
 from ..data import Resized, source_of
 from ..errors import UserError
 from ..evaluate import evaluate
-from ..results import RunFolder, write_json
+from ..results import RunFolder
 from ..scores import Array
+from ..writing import write_json
 from .opening import Looked, last_of
 
 SHOTS = (100, 400, 1600)

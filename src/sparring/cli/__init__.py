@@ -1,6 +1,9 @@
 """The shell. Nothing heavy is imported before a command needs it."""
 
+import contextlib
+import errno
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -54,27 +57,84 @@ def main() -> None:
 
 
 def run(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit code."""
+    """Carries out a command line and returns the exit code.
+
+    What the user can mend is said in a sentence: mistakes, and what the disk or the terminal refuses.
+    """
     warnings.showwarning = lambda message, *_: say(f"sparring: warning: {message}", sys.stderr)
     try:
-        if not argv or argv[0] in ("-h", "--help"):
-            say(_USAGE)
-            return 0 if argv else 2
-        if argv[0] == "--version":
-            from importlib.metadata import version
-
-            say(version("sparring"))
-            return 0
-        return _command(argv[0])(argv[1:])
+        try:
+            return _carried_out(argv)
+        finally:
+            if sys.stdout is not None:  # closed by whoever called
+                sys.stdout.flush()
     except UserError as error:
-        say(f"sparring: {error}", sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        say("sparring: interrupted", sys.stderr)
-        return 130
+        return _failed(str(error))
     except BrokenPipeError:  # `sparring list | head`
-        sys.stderr.close()
+        _hush()
         return 0
+    except OSError as error:
+        return _failed(_refused(error))
+    except BaseException as error:
+        if not _interrupted(error):
+            raise
+        return _failed("interrupted", 130)
+
+
+def _carried_out(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        say(_USAGE)
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        say(version("sparring"))
+        return 0
+    return _command(argv[0])(argv[1:])
+
+
+def _failed(why: str, code: int = 2) -> int:
+    with contextlib.suppress(OSError):
+        say(f"sparring: {why}", sys.stderr)
+    _hush()
+    return code
+
+
+_REMEDIES = {
+    errno.ENOSPC: "make room, and give the same command again",
+    errno.EDQUOT: "make room, and give the same command again",
+    errno.EFBIG: "make room, and give the same command again",
+    errno.EROFS: "name a folder that can be written",
+    errno.EACCES: "name a folder that can be written, or change who may",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def _refused(error: OSError) -> str:
+    what = str(error.filename)[:200] if error.filename is not None else "what was to be written"
+    remedy = _REMEDIES.get(error.errno or 0, "mend that, and give the same command again")
+    return f"{what}: {error.strerror or error}: {remedy}"
+
+
+def _hush() -> None:
+    """Drops what a stream holds and cannot write: the interpreter would complain of it at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):  # broken, closed, or not there
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind it: some modules take it for a failure of their own while they are imported."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .common import argument, print_json, say, threat_for, value_of
+from .common import argument, check_options, print_json, say, threat_for, value_of
 from .evaluate import ForeignOptions, foreign, is_foreign
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..core import Labelled, Threat
+    from ..core import Data, Labelled, Threat
 
 _AUDIT = """\
 usage: sparring audit TARGET [--threat THREAT] [--examples N] [--surrogate RUN_OR_WEIGHTS] [--device NAME] [--json] ...
@@ -63,17 +63,17 @@ def audit(args: list[str]) -> int:
     tune_process()
     kind = _ForeignOptions if is_foreign(target, rest) else _Options
     options, _, _ = parse(kind, None, {}, rest, f"sparring audit {target}", _AUDIT)
+    check_options(options)
     device = device_of(options.device)
     model, test, threat = _subject(target, options, rest)
     from ..evaluate import Budget
     from ..evaluate import audit as run_audit
-    from ..trained import load_model
 
-    surrogate = None if options.surrogate is None else load_model(options.surrogate).to(device)
-    data = test[: options.examples]
+    data = test[: options.examples].to(device)
+    surrogate = None if options.surrogate is None else _surrogate(options.surrogate, data)
     found = run_audit(
         model.to(device),
-        data.to(device),
+        data,
         threat,
         surrogate=surrogate,
         budget=Budget(options.steps, options.queries),
@@ -91,6 +91,24 @@ def audit(args: list[str]) -> int:
         say("\n".join(f"{each.verdict}: {each.name}: {each.advice}" for each in found if each.advice))
         say(f"{target}, {len(data)} images, {threat}: " + ("no check failed" if passed(found) else "FAILED"))
     return 0 if passed(found) else 1
+
+
+def _surrogate(path: str, data: "Data") -> "nn.Module":
+    """The net of another run, seen to give logits for these images."""
+    import torch
+
+    from ..checks import check_logits
+    from ..core import pixels
+    from ..trained import load_model
+
+    model, few = load_model(path).to(data.y.device), pixels(data.x[:2])
+    try:
+        with torch.no_grad():
+            out = model(few)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"--surrogate {path} cannot take images of shape {data.shape} ({error})") from error
+    check_logits(out, len(few), len(data.classes))
+    return model
 
 
 def _subject(target: str, options: _Options, args: list[str]) -> "tuple[nn.Module, Labelled, Threat]":

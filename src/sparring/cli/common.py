@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..errors import UserError
+from ..errors import UserError, need_seed
 
 if TYPE_CHECKING:
     from ..core import Threat
@@ -49,6 +49,15 @@ def threat_for(recipe: "Recipe", given: str | None) -> "Threat":
     if found is None:
         raise UserError("the recipe names no threat: name one, as --threat linf:8/255")
     return found
+
+
+def check_options(options: object) -> None:
+    """Raises `UserError` for a number of images, or a seed, that cannot be; left out, each is in order."""
+    for name in ("examples", "images", "pictures"):
+        count = getattr(options, name, None)
+        if count is not None and count < 1:
+            raise UserError(f"at least one image is needed, not {count} as --{name}")
+    need_seed(getattr(options, "seed", 0))
 
 
 def only(args: list[str], usage: str, *known: str) -> None:

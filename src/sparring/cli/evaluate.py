@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UserError
-from .common import argument, print_json, say, value_of
+from .common import argument, check_options, print_json, say, value_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -209,6 +209,7 @@ def _evaluate_foreign(target: str, args: list[str], show: object) -> _Found:
 
     what = "Accuracy of a model of your own, clean and under AutoAttack."
     options, _, _ = parse(_ForeignOptions, None, {}, args, f"sparring evaluate {target}", what)
+    check_options(options)
     threat = _threat(options, None)
     device = device_of(options.device)
     model, test = foreign(target, options)

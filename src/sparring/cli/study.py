@@ -51,7 +51,7 @@ def study(args: list[str]) -> int:
     from dataclasses import replace
 
     from ..fast import tune_process
-    from ..results import read_json
+    from ..reading import read_json
     from ..studies.running import run_study
 
     tune_process()

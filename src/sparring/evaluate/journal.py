@@ -6,9 +6,10 @@ be read is passed over with a warning, and its examples are attacked again.
 
 import hashlib
 import io
+import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..plain import differences
-from ..results import read_json, replacing, write_json
-from ..scores import Array
+from ..reading import Array, check_arrays, load_arrays, read_bytes, read_json, reading
+from ..writing import replacing, write_json
 
 
 class Part(NamedTuple):
@@ -39,23 +40,24 @@ class Part(NamedTuple):
 class Journal:
     """The parts in `folder`, which belong to the evaluation that `about` describes.
 
-    Raises `UserError` if the folder holds another one.
+    Raises `UserError` if the folder holds another one. Parts that do not belong to `images`, the shape of the images
+    that are evaluated, count as damaged.
     """
 
-    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
-        self.folder, self._about = folder, folder / "about.json"
+    def __init__(self, folder: Path, about: Mapping[str, Any], images: Sequence[int] = ()) -> None:
+        self.folder, self._about, self._images = folder, folder / "about.json", tuple(images)
         plain = _plain(about)
+        _make(folder)
         if self._about.exists():
-            changed = differences(read_json(self._about), plain)
+            changed = differences(read_json(self._about, f"delete {folder}, and begin again"), plain)
             if changed:
                 raise UserError(
                     f"{folder} holds the state of another evaluation ({'; '.join(changed)[:300]}): name another "
                     "folder, or delete it"
                 )
-        elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        elif any(not path.name.startswith(".") for path in folder.iterdir()):
             raise UserError(f"{folder} holds files that are not of an evaluation: name another folder")
         else:
-            _make(folder)
             write_json(self._about, plain)
 
     def same_answers(self, predicted: Array, margin: Array) -> None:
@@ -63,18 +65,19 @@ class Journal:
 
         Raises `UserError` if more than one example in a hundred is answered differently.
         """
+        self._images = self._images or (len(predicted),)
         path = self.folder / "clean.npy"
         answers = np.stack([predicted.astype(np.float64), margin.astype(np.float64)])
         if not path.exists():
             with replacing(path) as file:
                 np.save(file, answers)
             return
-        try:
-            before = np.load(path)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} is damaged ({error}): delete {self.folder}, and begin again") from error
+        with reading(path, f"delete {self.folder}, and begin again"):
+            before = np.load(io.BytesIO(read_bytes(path)))
+            if (before.shape, before.dtype) != (answers.shape, answers.dtype):
+                raise ValueError(f"it holds {before.dtype} {before.shape}, wanted is {answers.dtype} {answers.shape}")
         near = np.isclose(before[1], answers[1], rtol=1e-2, atol=1e-2, equal_nan=True) | (before[1] == answers[1])
-        if before.shape != answers.shape or (~near).mean() > 0.01:
+        if (~near).mean() > 0.01:
             raise UserError(
                 f"the model answers other than when the state in {self.folder} was begun, though its weights are the "
                 "same: its code has changed. Delete the folder, or name another"
@@ -83,12 +86,9 @@ class Journal:
     def parts(self, stage: str) -> Iterator[Part]:
         for path in sorted(self.folder.glob(f"{_file_name(stage)}-{_NUMBER}.npz")):
             try:
-                content = path.read_bytes()
+                part = _part(read_bytes(path), self._images)
             except OSError as error:  # it may pass
                 raise UserError(f"{path} cannot be read ({error.strerror or error}): try again") from error
-            try:
-                with np.load(io.BytesIO(content)) as held:
-                    part = Part(*(held[name] for name in Part._fields))
             except Exception as error:  # whatever flipped bits make of a zip file
                 warnings.warn(f"{path} is damaged ({error}): what it held is done again", stacklevel=2)
                 path.rename(path.with_suffix(".damaged"))
@@ -96,12 +96,29 @@ class Journal:
             yield part
 
     def add(self, stage: str, part: Part) -> None:
-        number = 1 + max((int(path.stem[-6:]) for path in self.folder.glob("*.npz")), default=-1)
-        with replacing(self.folder / f"{_file_name(stage)}-{number:06d}.npz") as file:
+        numbers = [int(path.stem[-6:]) for path in self.folder.glob(f"*-{_NUMBER}.npz")]
+        with replacing(self.folder / f"{_file_name(stage)}-{max(numbers, default=-1) + 1:06d}.npz") as file:
             np.savez(file, **part._asdict())
 
 
 _NUMBER = "[0-9]" * 6
+
+
+_KINDS = {"rows": "int64", "broken": "bool", "margin": "f", "norm": "float32", "predicted": "int64"}
+
+
+def _part(content: bytes, images: tuple[int, ...]) -> Part:
+    """Raises `ValueError`, or what readers of zip files raise, for what is no part about `images`."""
+    held = load_arrays(io.BytesIO(content), *Part._fields)
+    part = Part(*(held[name] for name in Part._fields))
+    check_arrays(held, len(part.rows), _KINDS)
+    if (part.rows < 0).any() or (part.rows >= (images or (math.inf,))[0]).any():
+        raise ValueError("its rows are out of range")
+    if part.images.dtype != np.float32 or part.images.ndim != 4 or len(part.images) != part.broken.sum():
+        raise ValueError("its images are not those that are broken")
+    if images[1:] and part.images.shape[1:] != images[1:]:
+        raise ValueError(f"its images are {part.images.shape[1:]}, those that are evaluated {images[1:]}")
+    return part
 
 
 def _file_name(stage: str) -> str:
@@ -129,11 +146,16 @@ def _plain(value: Any) -> Any:
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """What tells apart weights or images: 16 hexadecimal digits of SHA-256 over names and bytes."""
-    digest = hashlib.sha256()
+    """What tells apart weights or images: 16 hexadecimal digits of their digest."""
+    return digest(tensors)[:16]
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, types and bytes, in their order, as hexadecimal digits."""
+    found = hashlib.sha256()
     for name, tensor in tensors.items():
         if isinstance(tensor, torch.Tensor):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             flat = tensor.detach().cpu().contiguous().flatten()
-            digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
-    return digest.hexdigest()[:16]
+            found.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+    return found.hexdigest()

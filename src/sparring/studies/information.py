@@ -1,6 +1,5 @@
 """Information, transfer and inversion of robust networks (https://arxiv.org/abs/2007.11259)."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -22,9 +21,10 @@ from ..losses import TargetedDLR
 from ..models import small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..plain import Build
+from ..reading import read_json
 from ..recipe import Evaluation, Recipe
 from ..recipes.small import quickstart
-from ..results import RunFolder, read_json
+from ..results import RunFolder
 from ..schedules import Cyclic
 from ..scores import Array
 from ..threats import L2
@@ -185,10 +185,6 @@ def _remarks(scale: str, world: World) -> tuple[str, ...]:
 # -- numbers of the runs
 
 
-def _seen(run: RunFolder, kind: str) -> Any:
-    return json.loads(run.analysis(kind, "json").read_text())
-
-
 def _numbers(runs: Runs) -> dict[tuple[str, str], Array]:
     """`[S]` each, of every training, of what goes with eps, and of the ways to invert."""
     seeds, found = seeds_of(runs), of_each(runs, lambda arm, seed: _of_run(runs, arm, seed))
@@ -213,12 +209,12 @@ _SSIM, _AGREES = "similarity", "agreement"
 
 def _of_run(runs: Runs, arm: str, seed: int) -> dict[str, float]:
     run = runs[arm, seed]
-    figures, moved = _seen(run, "information")["figures"], _seen(run, "transfer")
-    rebuilt = _seen(run, "inversion")["images"]
+    figures, moved = run.read_analysis("information")["figures"], run.read_analysis("transfer")
+    rebuilt = run.read_analysis("inversion")["images"]
     facts = {name: float(np.log(max(1e-30, figures[key]["mean"]["value"]))) for key, name in _FIGURES.items()}
     facts[_EFFECTIVE] = figures["effective information"]["mean"]["value"]
     facts[_RANK] = figures["representation: effective rank"]["mean"]["value"]
-    facts["what that noise costs, nats"] = _seen(run, "information")["rise"]
+    facts["what that noise costs, nats"] = run.read_analysis("information")["rise"]
     for task, name in _by_task(moved).items():
         facts[f"transfer: {name}"] = _with_most(moved, task)
     for where, each in rebuilt.items():
@@ -256,7 +252,7 @@ def _with_eps(runs: Runs, seed: int, seeds: int) -> dict[str, float]:
     line = [_of_run(runs, arm, seed) for arm in _LINE]
     eps = (0.0, *_EPS)
     found = {name: _ranked(eps, [facts[name] for facts in line]) for name in line[0]}
-    first, middle = (_seen(runs[arm, seed], "transfer") for arm in (_LINE[0], _CENTRE))
+    first, middle = (runs[arm, seed].read_analysis("transfer") for arm in (_LINE[0], _CENTRE))
     tasks = list(_by_task(first))
     gains = [_with_most(middle, t) - _with_most(first, t) for t in tasks]
     return {**found, _FARTHER: _ranked([first["distance"][t] for t in tasks], gains)}
@@ -295,11 +291,8 @@ _BEST, _BEST_OF_ALL = "best eps of each image", "best eps of all images"
 
 def _similarities(runs: Runs, seed: int) -> Array:
     """`[eps, images]`."""
-    each = []
-    for arm in _LINE:
-        with np.load(runs[arm, seed].analysis("inversion", "npz")) as held:
-            each.append(held[f"{INSIDE}: ssim"])
-    return np.stack(each)
+    name = f"{INSIDE}: ssim"
+    return np.stack([runs[arm, seed].read_images("inversion", name)[name] for arm in _LINE])
 
 
 def _draw(runs: Runs, folder: Path) -> None:
@@ -322,12 +315,12 @@ def _draw(runs: Runs, folder: Path) -> None:
     for kind in ("svg", "png"):
         report.against_eps(eps, panels, folder / f"against-eps.{kind}")
     rows = []
-    for where in _seen(runs[_LINE[0], 0], "inversion")["images"]:
+    for where in runs[_LINE[0], 0].read_analysis("inversion")["images"]:
         arrays = []
         for arm in (*_LINE, _VARIED, _WIDE):
-            with np.load(runs[arm, 0].analysis("inversion", "npz")) as held:
-                arrays.append((arm, held[f"{where}: rebuilt"][:_SHOWN] / 255))
-                originals = held[f"{where}: originals"][:_SHOWN] / 255
+            held = runs[arm, 0].read_images("inversion", f"{where}: rebuilt", f"{where}: originals")
+            arrays.append((arm, held[f"{where}: rebuilt"][:_SHOWN] / 255))
+            originals = held[f"{where}: originals"][:_SHOWN] / 255
         rows.append((where if where == INSIDE else _short(where), originals, arrays))
     report.inversions(rows, folder / "inversions.png")
 

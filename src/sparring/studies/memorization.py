@@ -1,6 +1,5 @@
 """Memorization in adversarial training, and temporal ensembling (https://arxiv.org/abs/2106.01606)."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -197,9 +196,7 @@ def _base(threat: Linf, data: Source, held_out: float, smoke: bool) -> Recipe:
 def _numbers(runs: Runs) -> dict[tuple[str, str], Array]:
     """`[S]` each: of every training, of pairs of trainings, and of all together."""
     seeds = seeds_of(runs)
-    seen: dict[tuple[str, int], Any] = {
-        key: json.loads(run.analysis("memorization", "json").read_text()) for key, run in runs.items()
-    }
+    seen: dict[tuple[str, int], Any] = {key: run.read_analysis("memorization") for key, run in runs.items()}
     found = of_each(runs, lambda arm, seed: _of_run(seen[arm, seed]))
     for arm, other, apart in _PAIRS:
         taus = [_tau(runs, (arm, seed), (other, (seed + apart) % seeds)) for seed in range(seeds)]

@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -21,6 +22,7 @@ from ..errors import UserError
 from ..fast import tune_process
 from ..fast.process import usable_cores
 from ..hooks import Interrupted
+from ..locking import locked
 from ..passes import cost
 from ..plain import differences
 from ..recipe import Recipe, recipe_from_plain
@@ -63,7 +65,8 @@ class Job:
             evaluate_run(run, recipe, device=device)
         for look in self.looks:
             if not look.done(run):
-                look.look(run, device, look.how)
+                with run.locked():
+                    look.look(run, device, look.how)
         table = run.read_flags("last").table()
         return ", ".join(f"{name} {100 * accuracy.value:.1f} %" for name, accuracy in table.items() if "/" not in name)
 
@@ -106,12 +109,25 @@ def run_study(
     trainings of other recipes.
     """
     folder, where = Path(folder), device_of(device)
-    jobs = _jobs(study, folder)
     if workers is not None and workers < 1:
         raise UserError(f"workers = {workers} is not at least 1")
-    for job in jobs if overwrite else ():
-        if not RunFolder(job.path).foreign():
-            RunFolder(job.path).clear()
+    with locked(folder):
+        return _studied(study, folder, scale, where, device, workers, overwrite, say)
+
+
+def _studied(
+    study: Study,
+    folder: Path,
+    scale: str,
+    where: torch.device,
+    device: str,
+    workers: int | None,
+    overwrite: bool,
+    say: Say,
+) -> Findings:
+    jobs = _jobs(study, folder)
+    if overwrite:
+        _clear([RunFolder(job.path) for job in jobs])
     _admit(jobs)
     left = [job for job in jobs if not job.done()]
     joined = _joined(study, folder, jobs, {job.seed for job in left})
@@ -126,6 +142,16 @@ def run_study(
         study.draw(runs, folder)
     write(findings, folder, scale, RunFolder(jobs[0].path).sessions()[-1])
     return findings
+
+
+def _clear(runs: Sequence[RunFolder]) -> None:
+    """Nothing is deleted before it is known that all of them can be."""
+    ours = [run for run in runs if run.path.exists() and not run.foreign()]
+    for run in ours:
+        run.clearable()
+    for run in ours:
+        with run.locked():
+            run.clear()
 
 
 def _jobs(study: Study, folder: Path) -> list[Job]:
@@ -227,17 +253,35 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+_IN_HAND = threading.Lock()
+"""Held while a process works."""
+_PATIENCE = 60.0  # seconds in which a training saves
+
+
 def _settle(threads: int) -> None:
     """What a process does before its first training. In a session of its own, Ctrl-C does not reach it twice."""
     if hasattr(os, "setsid"):
         os.setsid()
+    threading.Thread(target=_follow, daemon=True).start()
     torch.set_num_threads(threads)
     tune_process()
 
 
+def _follow() -> None:
+    """Ends this process after its parent, which cannot say so when it is killed; a training saves what it has."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    if _IN_HAND.locked():
+        os.kill(os.getpid(), signal.SIGTERM)
+    _IN_HAND.acquire(timeout=_PATIENCE)
+    os._exit(1)
+
+
 def _do(job: Work, device: str) -> str:
     try:
-        return job.do(device)
+        with _IN_HAND:
+            return job.do(device)
     except UserError as error:
         raise UserError(f"{job}: {error}") from None
     except Interrupted:

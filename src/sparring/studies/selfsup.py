@@ -1,6 +1,5 @@
 """Self-supervised adversarial training, read by nearest neighbours (https://arxiv.org/abs/1911.06470)."""
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -201,7 +200,7 @@ def _numbers(runs: Runs) -> dict[tuple[str, str], Array]:
 
 def _of_run(runs: Runs, arm: str, seed: int) -> dict[str, float]:
     run = runs[arm, seed]
-    seen = json.loads(run.analysis("representation", "json").read_text())
+    seen = run.read_analysis("representation")
     facts = {
         "defended": _defended(run),
         "defended, half eps": _defended(run, _HALF),

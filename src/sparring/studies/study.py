@@ -12,8 +12,9 @@ import numpy as np
 from ..bootstrap import Cell, Cells, Claim, Resampled, Statistic, Verdict, judge, observed, resampled
 from ..errors import UserError, nearest
 from ..passes import cost
+from ..reading import read_json, reading
 from ..recipe import Recipe
-from ..results import RunFolder, read_json
+from ..results import RunFolder
 from ..scores import Array
 
 WEIGHTS = ("best", "last")
@@ -148,7 +149,7 @@ class Findings:
 def gathered(study: Study, runs: Runs) -> Findings:
     """What the runs, each by its arm and seed, say together."""
     flags = _flags(study, runs)
-    given = {} if study.numbers is None else study.numbers(runs)
+    given = {} if study.numbers is None else _numbers(study.numbers, runs)
     cells = {(owner, RUN, name): each for (owner, name), each in given.items()}
     replicas, seen = resampled(flags, numbers=cells), observed(flags, cells)
     adversaries = tuple(dict.fromkeys(under for _, _, under in flags))
@@ -173,6 +174,14 @@ def gathered(study: Study, runs: Runs) -> Findings:
     }
     verdicts = tuple(judge(claim, seen, replicas) for claim in study.claims)
     return Findings(study, adversaries, tuple(rows), verdicts, flags, given, estimates, curves)
+
+
+def _numbers(numbers: Callable[[Runs], Mapping[tuple[str, str], Array]], runs: Runs) -> Mapping[tuple[str, str], Array]:
+    folder = next(iter(runs.values())).path.parent
+    with reading(
+        folder, "an analysis of a run is of another version, or damaged: delete it, and give the command again"
+    ):
+        return numbers(runs)
 
 
 def _accuracy(cells: Cells, arm: str, which: str, under: str) -> Array:

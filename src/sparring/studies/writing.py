@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import report
-from ..results import replacing, write_bytes, write_json
+from ..writing import replacing, write_bytes, write_json
 from .study import WEIGHTS, Findings, Row, Study
 
 Estimate = tuple[float, float, float]

@@ -1,8 +1,10 @@
 """`sparring analyze`: one module a kind."""
 
 import importlib
+from pathlib import Path
 
 from ...errors import UserError, nearest
+from ...locking import locked
 from ..common import argument
 from .common import KINDS, USAGE, options_for
 
@@ -13,5 +15,9 @@ def analyze(args: list[str]) -> int:
     if kind not in KINDS:
         raise UserError(f"no analysis {kind!r}: {nearest(kind, KINDS)}")
     module = importlib.import_module(f".{kind}", __name__)
-    done: int = module.run(target, options_for(module.Options, target, kind, rest))
+    options = options_for(module.Options, target, kind, rest)
+    if not Path(target).is_dir():
+        raise UserError(f"{target} is no run folder")
+    with locked(Path(target)):
+        done: int = module.run(target, options)
     return done

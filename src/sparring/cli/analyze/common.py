@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ...errors import UserError
-from ..common import print_json, say, threat_for
+from ..common import check_options, print_json, say, threat_for
 
 if TYPE_CHECKING:
     from ...analyses import Looked
@@ -85,9 +85,7 @@ def options_for(kind: type[Options], target: str, name: str, args: list[str]) ->
     import tyro
 
     options = tyro.cli(kind, args=args, prog=f"sparring analyze {target} {name}", description=KINDS[name])
-    for count in ("examples", "images", "pictures"):
-        if getattr(options, count, 1) < 1:
-            raise UserError(f"an analysis needs at least one image, not {getattr(options, count)} as --{count}")
+    check_options(options)
     from ...fast import tune_process
 
     tune_process()

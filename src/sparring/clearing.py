@@ -1,0 +1,76 @@
+"""What may be deleted of a run folder: files that a run writes, by their names, and nothing else. Needs no torch.
+
+Nothing is deleted through a link, and folders only when nothing is left in them.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+from .errors import UserError
+
+ANALYSES = ("landscape", "memorization", "representation", "information", "transfer", "inversion")
+"""The kinds of analysis that leave files in a run folder."""
+
+Tree: TypeAlias = Mapping[str, "Tree | None"]
+"""Patterns of names: None for a file, another tree for a folder and what it holds."""
+
+STEP = r"step-\d{9}"
+"""The name of a checkpoint."""
+
+STATE: Tree = {r"about\.json": None, r"clean\.npy": None, r"[\w-]+-[0-9a-f]{8}-\d{6}\.(npz|damaged)": None}
+
+_CHECKPOINT: Tree = {r"weights\.safetensors|state\.pt|checksums\.json": None}
+
+RUN: Tree = {
+    r"(environment|status|search|guard|profile|evaluation)\.json": None,
+    r"metrics\.jsonl|profile\.txt|training\.npz": None,
+    r"(best|last)\.safetensors": None,
+    r"evaluation-(best|last)\.npz": None,
+    rf"analysis-({'|'.join(ANALYSES)})\.(json|npz|png)|analysis-inversion-features\.png": None,
+    r"(learning-curve|adversarial-examples|hardest-examples|robustness-curve)\.png": None,
+    r"checkpoints": {rf"{STEP}|\.{STEP}\.old|\.writing": _CHECKPOINT},
+    r"memory": {r"step-\d{8}\.npz": None},
+    r"tensorboard": {r"events\.out\.tfevents\..+": None},
+    r"evaluation-\w+\.state": STATE,
+    r"recipe\.json": None,  # last: without it, no run is here
+}
+
+
+def deletable(folder: Path, tree: Tree) -> list[Path]:
+    """What of a folder may be deleted, in the order in which it can be, and nothing is yet.
+
+    Raises `UserError` where a link or a file has the name of a folder of ours, or a folder that of a file.
+    """
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [path for pattern, inner in tree.items() for name in names for path in _named(folder / name, pattern, inner)]
+
+
+def _named(path: Path, pattern: str, inner: Tree | None) -> Iterator[Path]:
+    if not re.fullmatch(pattern, path.name if inner is not None else settled(path.name)):
+        return
+    is_folder = path.is_dir() and not path.is_symlink()
+    if is_folder != (inner is not None):
+        due, found = ("folder", "link or a file") if inner is not None else ("file", "folder")
+        raise UserError(f"{path} is a {found}, and a run has a {due} of that name: move it away, nothing was deleted")
+    if inner is not None:
+        yield from deletable(path, inner)
+    yield path
+
+
+def settled(name: str) -> str:
+    """The name that a file gets when it is written, of its name meanwhile: `a.png` of `.a.png.writing`."""
+    found = re.fullmatch(r"\.(.+)\.writing(\.\w+)?", name)
+    return name if found is None else found[1] + (found[2] or "")
+
+
+def delete(paths: list[Path]) -> None:
+    """Deletes what `deletable` found; folders in which something is left stay."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,69 @@
+"""The names that may stand in a recipe on disk: by room, and by what they stand for. Needs no torch.
+
+Files come from other people. What is not listed here is neither written nor read, whatever the package holds.
+"""
+
+from collections.abc import Mapping
+
+VALUES: Mapping[str, tuple[str, ...]] = {
+    "analysis.memory": ("Remember",),
+    "attacks.apgd": ("APGD",),
+    "attacks.compose": ("Refined", "Restarts", "Split", "Worst"),
+    "attacks.fab": ("FAB",),
+    "attacks.gradient": ("PGD", "Anywhere", "Benign", "Near", "Shell", "Sometimes"),
+    "attacks.minimum": ("CWL2", "DDN"),
+    "attacks.painted": ("Painted",),
+    "attacks.single": ("MultiGrad", "NFGSM", "ZeroGrad"),
+    "attacks.square": ("Square",),
+    "attacks.varied": ("VariedEps",),
+    "averaging": ("EMA", "SWA"),
+    "data.adapt": ("Classes", "Inverted", "Resized", "Rotated"),
+    "data.augment": ("Crop", "Cutout", "Flip", "Grey", "Jitter", "ResizedCrop"),
+    "data.relabel": ("Kept", "LabelNoise", "PixelNoise"),
+    "data.sources": (
+        *("CIFAR10", "CIFAR100", "Digits", "FashionMNIST", "Few", "ImageFolder", "ImageStream", "KMNIST", "MNIST"),
+        *("NPZ", "STL10", "SVHN"),
+    ),
+    "engine": ("Method",),
+    "evaluate.adversary": ("EachTarget", "Through", "WhiteBox"),
+    "evaluate.ensembles": ("AutoAttack", "InTurn"),
+    "evaluate.nearest": ("Nearest",),
+    "evaluate.representation": ("ByProbe", "OnFeatures", "OnGuides", "OnVotes", "WorstOnNeighbours"),
+    "free": ("Free",),
+    "guard": ("Guard",),
+    "models.surgery": ("SmoothBackward",),
+    "objectives.added": ("Staged", "Sum"),
+    "objectives.consistency": ("Consistency",),
+    "objectives.contrastive": ("Contrastive", "InfoNCE", "Multiscale", "NTXent"),
+    "objectives.cross_entropy": ("CrossEntropy",),
+    "objectives.grad_align": ("GradAlign",),
+    "objectives.instances": ("InstanceDiscrimination",),
+    "objectives.mart": ("MART",),
+    "objectives.mix_up": ("MixUp",),
+    "objectives.pairing": ("LogitPairing",),
+    "objectives.statistics": ("Statistics",),
+    "objectives.temporal_ensembling": ("TemporalEnsembling",),
+    "objectives.trades": ("TRADES",),
+    "optimizers": ("SGD", "Adam", "AdamW"),
+    "recipe": ("Evaluation", "Recipe"),
+    "schedules": ("Cosine", "Cycle", "Cyclic", "EpsWarmUp", "Phases", "Piecewise", "Ramp", "WarmUp"),
+    "threats": ("L1", "L2", "Linf"),
+    "updates": ("Descend", "WeightPerturbed"),
+    "views": ("Together",),
+}
+"""Dataclasses, written as `{"$": name, ..}` with their fields."""
+
+CALLS: Mapping[str, tuple[str, ...]] = {
+    "models.encoders": ("amdim", "represented"),
+    "models.imagenet": ("efficientnet", "imagenet_resnet"),
+    "models.resnet": ("preact_resnet18", "resnet18"),
+    "models.small_cnn": ("small_cnn",),
+    "models.wide_resnet": ("wide_resnet",),
+}
+"""Functions that build a model, written as `{"$call": name, ..}` with their options."""
+
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "losses": ("DLR", "Margin", "Targeted", "TargetedDLR", "Untargeted"),
+    "views": ("batch_statistics", "eval_mode", "frozen", "statistics_kept", "train_mode", "unchanged"),
+}
+"""Point losses and views, written as `{"$name": name}` and handed over as they are."""
