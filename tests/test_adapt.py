@@ -90,7 +90,7 @@ def test_names_say_what_is_done(tmp_path):
         ("digits+classes=1-2-9", r"classes are numbers, as \+classes=0-4"),
         ("digits+rotated=2", r"'digits\+rotated=2': after a \+ there is"),
         ("digits+classes=a-b", r"classes are numbers, as \+classes=0-4"),
-        ("npz:", "there is no file"),
+        ("npz:", "cannot be read"),
     ):
         with pytest.raises(UserError, match=message):
             source_of(name).load()

@@ -49,6 +49,39 @@ def test_a_path_that_leads_nowhere_is_refused(module, spec, message):
         imported_model(spec)
 
 
+NET = "import torch\nclass Net(torch.nn.Module):\n    def __init__(self, width): ..."
+FAULTS = [
+    (NET, r"needs arguments \(missing a required argument: 'width'\): write a function without any that returns"),
+    ("def Net(width, *, deep): ...", r"needs arguments \(missing a required argument: 'width'\)"),
+    ("Net = lambda x: x", r"needs arguments \(missing a required argument: 'x'\)"),
+    ("def Net():\n    1 / 0", r"raised ZeroDivisionError: .* in line 2 of theirs\.py when it was called: mend it"),
+    ("def Net():\n    raise SystemExit(3)", r"raised SystemExit: 3 in line 2 of theirs\.py when it was called"),
+    ("def Net():\n    [].a", r"raised AttributeError: .* in line 2 of theirs\.py when it was called"),
+    ("def Net(:", r"cannot be found, for importing theirs raised SyntaxError: .*theirs\.py, line 1\): mend it"),
+    (
+        "def Net(): ...\n[][1]",
+        r"cannot be found, for importing theirs raised IndexError: list .* in line 2 of theirs\.py: mend it",
+    ),
+    ("raise SystemExit", r"cannot be found, for importing theirs raised SystemExit in line 1 of theirs\.py: mend it"),
+]
+
+
+@pytest.mark.parametrize(("code", "sentence"), FAULTS, ids=[code.partition("\n")[0] for code, _ in FAULTS])
+def test_code_that_gives_no_model_is_refused_with_the_reason_and_its_cause(module, tmp_path, code, sentence):
+    (tmp_path / "theirs.py").write_text(code)
+    path = list(sys.path)
+    with pytest.raises(UserError, match=f"^theirs:Net {sentence}") as error:
+        imported_model("theirs:Net")
+    assert "\n" not in str(error.value) and error.value.__cause__ is not None
+    assert sys.path == path
+
+
+def test_a_class_in_place_of_a_model_is_refused(module, tmp_path):
+    (tmp_path / "theirs.py").write_text("class Net: ...\ndef build(): return Net")
+    with pytest.raises(UserError, match=r"gives the class Net: wanted is a torch\.nn\.Module that gives logits"):
+        imported_model("theirs:build")
+
+
 def test_a_function_may_import_from_the_present_folder_itself(module, tmp_path):
     (tmp_path / "other.py").write_text("def build():\n    from theirs import build as inner\n\n    return inner()\n")
     assert isinstance(imported_model("other:build"), nn.Sequential)
@@ -79,8 +112,11 @@ def test_robustbench_names_load_too(tmp_path):
     ("spec", "message"),
     [
         ("resnet81", "no architecture 'resnet81': did you mean"),
-        ("small_cnn:deep=3", "small_cnn:deep=3: .*deep"),
+        ("small_cnn:deep=3", "small_cnn:deep=3 cannot be built .*deep"),
         ("small_cnn:width=8", "another architecture"),
+        ("small_cnn:width", "small_cnn:width cannot be built"),
+        ("small_cnn:width=-1", "small_cnn:width=-1 cannot be built .*change its options"),
+        ("small_cnn:width={[]:1}", "cannot be built"),
     ],
 )
 def test_an_architecture_that_does_not_fit_is_refused(tmp_path, spec, message):
@@ -92,8 +128,9 @@ def test_an_architecture_that_does_not_fit_is_refused(tmp_path, spec, message):
 def test_normalisation_can_be_given():
     model, x = toy_net().eval(), torch.rand(3, 1, 4, 4)
     assert torch.allclose(normalized(model, [0.5], [0.25])(x), model((x - 0.5) / 0.25))
-    with pytest.raises(UserError, match="mean and std have as many numbers"):
-        normalized(model, [0.5], [0.25, 0.25])
+    for std in ([0.25, 0.25], [0.0], [float("nan")]):
+        with pytest.raises(UserError, match="mean and std have as many numbers"):
+            normalized(model, [0.5], std)
 
 
 def test_a_test_set_need_not_hold_every_class(tmp_path):
@@ -108,6 +145,13 @@ def test_images_of_another_shape_are_refused(tmp_path):
         fitting(toy_net().eval(), f"npz:{tmp_path / 't.npz'}")
 
 
+def test_whatever_a_foreign_model_raises_on_images_is_named(tmp_path):
+    np.savez(tmp_path / "t.npz", x=np.zeros((4, 4, 4), np.uint8), y=np.arange(4))
+    model = nn.Module()  # without a forward
+    with pytest.raises(UserError, match=r"cannot take images of shape \(1, 4, 4\) \(NotImplementedError: "):
+        fitting(model, f"npz:{tmp_path / 't.npz'}")
+
+
 def test_test_images_have_names(tmp_path):
     x, y = np.zeros((4, 5, 5), np.uint8), np.arange(4)
     np.savez(tmp_path / "a.npz", x_test=x, y_test=y)
@@ -120,7 +164,7 @@ def test_test_images_have_names(tmp_path):
     assert len(load_test("digits")) == 360
     with pytest.raises(UserError, match=r"holds images: wanted are x_test and y_test, or x and y"):
         load_test(f"npz:{tmp_path / 'c.npz'}")
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match="No such file"):
         load_test("npz:nowhere.npz")
     with pytest.raises(UserError, match="no data called 'cifar': did you mean cifar10"):
         load_test("cifar")

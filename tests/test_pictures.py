@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from sparring import Batches, Data, UserError, evaluate_run, fit, make_rng
 from sparring.data import Few, Flip, ImageFolder, ImageStream, hold_out
-from sparring.data.pictures import Window, _window
+from sparring.data.looks import Window, _window
 from sparring.hooks import Interrupted
 from sparring.models import Normalize
 from sparring.results import RunFolder

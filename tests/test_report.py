@@ -1,8 +1,10 @@
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from sparring.report import adversarial_examples, learning_curve, robustness_curve
@@ -24,6 +26,29 @@ def test_a_learning_curve_is_drawn(tmp_path):
     learning_curve(ROWS, tmp_path / "a.png")
     assert colours(tmp_path / "a.png") > 5
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("where", [(Figure, "savefig"), (os, "fsync")], ids=["drawn", "written"])
+def test_a_figure_that_fails_leaves_the_old_one_and_nothing_besides(tmp_path, monkeypatch, where):
+    def fail(*args, **how):
+        raise OSError("no room")
+
+    (tmp_path / "a.png").write_bytes(b"old")
+    monkeypatch.setattr(*where, fail)
+    with pytest.raises(OSError, match="no room"):
+        learning_curve(ROWS, tmp_path / "a.png")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.png", b"old")]
+
+
+def test_nothing_is_on_the_disk_while_a_figure_is_drawn(tmp_path, monkeypatch):
+    """Drawing takes long enough to be killed in."""
+    drawn = Figure.savefig
+    seen = []
+    monkeypatch.setattr(
+        Figure, "savefig", lambda *args, **how: (drawn(*args, **how), seen.append(list(tmp_path.iterdir())))
+    )
+    learning_curve(ROWS, tmp_path / "a.png")
+    assert seen == [[]]
 
 
 @pytest.mark.parametrize("rows", [ROWS[:1], ROWS[2:]])

@@ -1,9 +1,12 @@
 """Models and images that no recipe of ours names: your own function, or weights with the name of an architecture."""
 
 import ast
+import contextlib
 import importlib
+import inspect
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -28,22 +31,64 @@ _ARCHITECTURES: dict[str, Callable[..., Classifier]] = {
 def imported_model(spec: str) -> nn.Module:
     """The model that `module:function` returns. This runs code that the user names, from the present folder too.
 
-    Raises `UserError` if there is no such function, or if it returns no `nn.Module`.
+    Raises `UserError` if there is no such function, if it needs arguments or raises something, or if it returns no
+    `nn.Module`; what the code of the user raised is its cause.
     """
-    module, _, name = spec.partition(":")
+    with _present_folder():
+        found = _found(spec)
+        model = _called(found, spec) if callable(found) and not isinstance(found, nn.Module) else found
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise UserError(f"{spec} gives {what}: wanted is a torch.nn.Module that gives logits")
+    return model
+
+
+@contextlib.contextmanager
+def _present_folder() -> Iterator[None]:
+    """Modules are found in the present folder, too."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        try:
-            function = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(f"{spec} cannot be found ({error}): write module:function, as in mymodels:build") from error
-        model = function() if callable(function) and not isinstance(function, nn.Module) else function
+        yield
     finally:
-        sys.path.remove(here)
-    if not isinstance(model, nn.Module):
-        raise UserError(f"{spec} gives a {type(model).__name__}: wanted is a torch.nn.Module that gives logits")
-    return model
+        with contextlib.suppress(ValueError):  # what was imported may have removed it
+            sys.path.remove(here)
+
+
+def _found(spec: str) -> object:
+    module, _, name = spec.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{spec} cannot be found ({error}): write module:function, as in mymodels:build") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{spec} cannot be found, for importing {module} {_raised(error)}: mend it") from error
+
+
+def _called(function: Callable[..., object], spec: str) -> object:
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise UserError(
+            f"{spec} needs arguments ({error}): write a function without any that returns the model, and name it"
+        ) from error
+    except ValueError:  # built in, without a signature
+        pass
+    try:
+        return function()
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{spec} {_raised(error)} when it was called: mend it") from error
+
+
+def _raised(error: BaseException) -> str:
+    """A clause that names the error and, unless it does so itself, the line of code that raised it."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    known = isinstance(error, SyntaxError) or last.filename == __file__
+    return f"raised {_line(error)}" + ("" if known else f" in line {last.lineno} of {Path(last.filename).name}")
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".removesuffix(": ")
 
 
 def named_model(spec: str, weights: Path, like: Data) -> nn.Module:
@@ -61,8 +106,10 @@ def named_model(spec: str, weights: Path, like: Data) -> nn.Module:
     blank = Normalize([0.0] * like.shape[0], [1.0] * like.shape[0]) if "normalize.mean" in tensors else None
     try:
         model = _ARCHITECTURES[name](classes, like.shape, blank, **{k: _value(text) for k, text in given.items()})
-    except TypeError as error:
-        raise UserError(f"{spec}: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever torch raises for options that make no sense
+        raise UserError(f"{spec} cannot be built ({_line(error)}): change its options") from error
     if set(tensors) == set(model.state_dict()):
         return fill(model, tensors, f"{weights} is of another architecture than {spec}")
     return load_robustbench(model, tensors)
@@ -70,20 +117,21 @@ def named_model(spec: str, weights: Path, like: Data) -> nn.Module:
 
 def _classes(tensors: dict[str, torch.Tensor]) -> int | None:
     """How many classes the last layer has."""
-    sizes = [len(t) for name, t in tensors.items() if name.endswith(("linear.weight", "fc.weight", "head.weight"))]
+    last = ("linear.weight", "fc.weight", "head.weight")
+    sizes = [t.shape[0] for name, t in tensors.items() if t.ndim and name.endswith(last)]
     return sizes[-1] if sizes else None
 
 
 def _value(text: str) -> object:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except Exception:  # it is no literal, so it is a word
         return text
 
 
 def normalized(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
     """A model that expects normalised images, as one that takes pixels in [0, 1]."""
-    if len(mean) != len(std) or any(s <= 0 for s in std):
+    if len(mean) != len(std) or not all(s > 0 for s in std):
         raise UserError(f"mean and std have as many numbers, and those of std are above 0: not {mean} and {std}")
     return nn.Sequential(Normalize(mean, std), model)
 
@@ -96,8 +144,8 @@ def fitting(model: nn.Module, spec: str) -> Data:
     with eval_mode(model):
         try:
             out = model(few)
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"the model cannot take images of shape {test.shape} ({error})") from error
+        except Exception as error:  # it is code of the user
+            raise UserError(f"the model cannot take images of shape {test.shape} ({_line(error)})") from error
     if isinstance(out, torch.Tensor) and out.ndim == 2 and out.shape[1] > len(test.classes):
         return Data(test.x, test.y, tuple(str(k) for k in range(out.shape[1])))
     return test

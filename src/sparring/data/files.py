@@ -1,13 +1,13 @@
 """Where the files of a data set are: a folder that was named, a system folder, the cache, else the network."""
 
+import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from ..errors import UserError
-
-T = TypeVar("T")
+from ..reading import reading
 
 
 class Remote(NamedTuple):
@@ -28,16 +28,26 @@ def cache_folder() -> Path:
 def locate(remote: Remote, folder: str | None, dataset: str, elsewhere: Sequence[Path] = ()) -> Path:
     """The path of a data file, downloaded into the cache if it is nowhere else.
 
-    `folder`, if given, is the only place looked in. A file without its `.gz` will do.
+    `folder`, if given, is the only place looked in. A file without its `.gz` will do. What was downloaded is compared
+    with its checksum each time.
     """
     home = cache_folder() / dataset
     for place in [Path(folder)] if folder else [*elsewhere, home]:
         for name in (remote.name, remote.name.removesuffix(".gz")):
-            if (place / name).is_file():
-                return place / name
+            if os.path.isfile(place / name):  # which, unlike Path's, raises nothing
+                downloaded = not folder and place == home and name == remote.name
+                return _unchanged(place / name, remote) if downloaded else place / name
     if folder:
         raise UserError(f"there is no {remote.name} in {folder}: name the folder that holds it, or none to download it")
     return _download(remote, home, dataset)
+
+
+def _unchanged(path: Path, remote: Remote) -> Path:
+    with reading(path, "delete it, and it is downloaded again"), path.open("rb") as file:
+        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        if found != remote.md5:
+            raise ValueError(f"its MD5 sum is {found}, not {remote.md5}")
+    return path
 
 
 def _download(remote: Remote, home: Path, dataset: str) -> Path:
@@ -51,22 +61,3 @@ def _download(remote: Remote, home: Path, dataset: str) -> Path:
             f"{remote.name} could not be downloaded from {remote.base} ({type(error).__name__}): put it into {home}, "
             f"or name its folder with --data.folder, or put a folder `{dataset}` that holds it under $SPARRING_DATA"
         ) from error
-
-
-def read(path: Path, reader: Callable[[Path], T]) -> T:
-    """What `reader` makes of the file. Whatever a broken file makes it raise becomes one sentence that names the file.
-
-    The readers are those of gzip, tar, zip, npz, mat and pictures, whose errors have no common type.
-    """
-    try:
-        return reader(path)
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from error
-        raise broken(path, str(error).strip().split("\n")[0] or type(error).__name__) from error
-
-
-def broken(path: Path, detail: str) -> UserError:
-    return UserError(f"{path} is truncated or corrupt ({detail}): delete it and get it anew")

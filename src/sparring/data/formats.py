@@ -1,34 +1,41 @@
 """Readers of the official file formats. Each gives numpy images `[N, C, H, W]` uint8 and labels `[N]` int64."""
 
-import gzip
 import math
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .files import broken, read
+from ..reading import gunzip, open_file, read_bytes, reading
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 
+LARGEST = 2**29  # bytes, of a file and of what it unpacks to; the test images of STL-10 have 221 million
+ANEW = "get it anew"
+
 
 def read_idx(path: Path) -> Bytes:
     """An array in the idx format of MNIST, gzipped or not."""
-    return read(path, _idx)
+    with reading(path, ANEW):
+        raw, packed = read_bytes(path, LARGEST), path.suffix == ".gz"
+        shape = _idx_shape(zlib.decompressobj(wbits=31).decompress(raw, 4 + 4 * 255) if packed else raw)
+        start = 4 + 4 * len(shape)
+        size = start + math.prod(shape)
+        if size > LARGEST:
+            raise ValueError(f"its header {shape} promises more than {LARGEST:,} bytes")
+        raw = gunzip(raw, size) if packed else raw
+        if len(raw) != size:
+            raise ValueError(f"{len(raw) - start} bytes of data where the header {shape} promises {size - start}")
+        return np.frombuffer(raw, np.uint8)[start:].reshape(shape)
 
 
-def _idx(path: Path) -> Bytes:
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+def _idx_shape(raw: bytes) -> tuple[int, ...]:
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
-        raise broken(path, "it does not begin as an idx file of bytes does")
-    ndim = raw[3]
-    shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(ndim))
-    body = raw[4 + 4 * ndim :]
-    if len(body) != math.prod(shape):
-        raise broken(path, f"{len(body)} bytes of data where the header {shape} promises {math.prod(shape)}")
-    return np.frombuffer(body, np.uint8).reshape(shape)
+        raise ValueError("it does not begin as an idx file of bytes does")
+    return tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3]))
 
 
 def read_cifar(archive: Path, members: list[str], label_bytes: int) -> tuple[Bytes, Labels]:
@@ -44,41 +51,56 @@ def read_cifar(archive: Path, members: list[str], label_bytes: int) -> tuple[Byt
 def _records(archive: Path, member: str, label_bytes: int) -> Bytes:
     raw = read_member(archive, member)
     size = label_bytes + 3 * 32 * 32
-    if not raw or len(raw) % size:
-        raise broken(archive, f"{member} has {len(raw)} bytes, no multiple of a record's {size}")
+    with reading(archive, ANEW):
+        if not raw or len(raw) % size:
+            raise ValueError(f"{member} has {len(raw)} bytes, no multiple of a record's {size}")
     return np.frombuffer(raw, np.uint8).reshape(-1, size)
 
 
 def read_member(archive: Path, member: str) -> bytes:
     """A file of an archive, or of the folder that it unpacks to."""
+    if archive.is_dir():
+        path = archive / Path(member).name
+        with reading(path, ANEW):
+            return read_bytes(path, LARGEST)
+    with reading(archive, ANEW), open_file(archive) as file, tarfile.open(fileobj=file) as tar:
+        found = tar.extractfile(member)
+        content = found.read(LARGEST + 1) if found else b""
+        if not 0 < len(content) <= LARGEST:
+            raise ValueError(f"{member} is no file of 1 to {LARGEST:,} bytes")
+        return content
 
-    def extract(path: Path) -> bytes:
-        if path.is_dir():
-            return (path / Path(member).name).read_bytes()
-        with tarfile.open(path) as tar:
-            found = tar.extractfile(member)
-            if found is None:
-                raise broken(path, f"{member} is no file")
-            return found.read()
 
-    return read(archive, extract)
+def read_names(archive: Path, member: str) -> list[str]:
+    """The words in a file of an archive."""
+    raw = read_member(archive, member)
+    with reading(archive, ANEW):
+        return raw.decode().split()
 
 
 def read_stl10(archive: Path, images: str, labels: str) -> tuple[Bytes, Labels]:
     """3x96x96 pixels a record, column by column, and a byte for each label, counted from 1."""
     raw, y = (np.frombuffer(read_member(archive, member), np.uint8) for member in (images, labels))
-    if not len(y) or len(raw) != len(y) * 3 * 96 * 96:
-        raise broken(archive, f"{images} has {len(raw)} bytes, and {labels} {len(y)} labels")
+    with reading(archive, ANEW):
+        if not len(y) or len(raw) != len(y) * 3 * 96 * 96:
+            raise ValueError(f"{images} has {len(raw)} bytes, and {labels} {len(y)} labels")
     return raw.reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2), y.astype(np.int64) - 1
 
 
 def read_svhn(path: Path) -> tuple[Bytes, Labels]:
     """A cropped-digits .mat file: images are `[32, 32, 3, N]`, and the digit 0 is labelled 10."""
-
-    def load(path: Path) -> tuple[Bytes, Labels]:
+    with reading(path, ANEW), open_file(path) as file:
         import scipy.io
 
-        held = scipy.io.loadmat(path)
-        return held["X"].transpose(3, 2, 0, 1).copy(), held["y"].reshape(-1).astype(np.int64) % 10
+        _check_svhn(scipy.io.whosmat(file))
+        file.seek(0)
+        held = scipy.io.loadmat(file, variable_names=["X", "y"])
+        return held["X"].transpose(3, 2, 0, 1), held["y"].reshape(-1).astype(np.int64) % 10
 
-    return read(path, load)
+
+def _check_svhn(found: list[tuple[str, tuple[int, ...], str]]) -> None:
+    """Before anything is unpacked."""
+    shapes = {name: shape for name, shape, kind in found if kind == "uint8"}
+    x, y = shapes.get("X", ()), shapes.get("y", ())
+    if x[:3] != (32, 32, 3) or x[3:] != (math.prod(y),) or math.prod(x) > LARGEST:
+        raise ValueError(f"its bytes are {shapes}, wanted are X (32, 32, 3, N) and y (N, 1)")

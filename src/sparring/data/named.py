@@ -1,15 +1,12 @@
 """Data sets by a name on the command line."""
 
 import re
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ..core import Data
 from ..errors import UserError, nearest
 from . import adapt, sources
-from .files import read
+from .arrays import MOST_CLASSES, channels_first, class_numbers, labelled, own_arrays
 
 _KNOWN: dict[str, Any] = {
     "cifar10": sources.CIFAR10,
@@ -56,7 +53,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     """`0-4` or `1,3,7`, or both."""
     try:
         spans = [(int(low), int(high or low)) for low, _, high in (part.partition("-") for part in text.split(","))]
-        if any(low > high for low, high in spans):
+        if not all(0 <= high - low < MOST_CLASSES for low, high in spans):
             raise ValueError(text)
         return tuple(number for low, high in spans for number in range(low, high + 1))
     except ValueError:
@@ -73,17 +70,10 @@ def load_test(spec: str) -> Data:
 
 
 def _npz(path: str) -> Data:
-    if not Path(path).is_file():
-        raise UserError(f"there is no file {path}")
-    held = read(Path(path), _arrays)
+    held = own_arrays(path)
     pairs = [pair for pair in (("x_test", "y_test"), ("x", "y")) if pair[0] in held and pair[1] in held]
     if not pairs:
         raise UserError(f"{path} holds {', '.join(held) or 'nothing'}: wanted are x_test and y_test, or x and y")
     x, y = (held[name] for name in pairs[0])
-    y = sources.labels(y, path)
-    return sources.labelled(sources.channels_first(x, path), y, range(max(2, int(y.max(initial=0)) + 1)), path)
-
-
-def _arrays(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-        return {name: held[name] for name in held.files}
+    y = class_numbers(y, path)
+    return labelled(channels_first(x, path), y, range(max(2, int(y.max(initial=0)) + 1)), path)

@@ -1,6 +1,5 @@
 """Pictures in files: found by their folders, decoded when they are asked for, in other processes ahead of training."""
 
-import math
 import os
 import signal
 import threading
@@ -10,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -21,103 +20,13 @@ from ..core import Data
 from ..errors import UserError
 from ..fast.process import usable_cores
 from ..randomness import make_rng, mixed_seed
+from ..reading import Array
+from .looks import Look
 
 Unreadable = Literal["stop", "skip"]
-Array = np.ndarray[Any, Any]
-Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 AHEAD = 3  # batches that each worker holds ready
 _NAMED = 5  # files that are named one by one
-
-
-class Look(Protocol):
-    """How a picture becomes `[3, size, size]` bytes: as it is seen in evaluation, and in training."""
-
-    @property
-    def size(self) -> int: ...
-    def centre(self, path: Path) -> Array: ...
-    def chance(self, path: Path, rng: np.random.Generator) -> Array: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Square:
-    """The largest square in the middle, resized."""
-
-    size: int
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise UserError(f"pictures of {self.size} pixels are none")
-
-    def centre(self, path: Path) -> Array:
-        from PIL import Image, ImageOps
-
-        with Image.open(path) as image:
-            square = ImageOps.fit(image.convert("RGB"), (self.size, self.size))
-        return np.asarray(square).transpose(2, 0, 1)
-
-    def chance(self, path: Path, rng: np.random.Generator) -> Array:
-        del rng
-        return self.centre(path)
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """For training, a window of `scale` (least and most) of the area and an aspect between 3/4 and 4/3, resized
-    (https://arxiv.org/abs/1409.4842); in evaluation, the middle 7/8 of the largest square.
-
-    JPEG is decoded at the smallest of its own scales that is not smaller than the result.
-    """
-
-    size: int
-    scale: tuple[float, float] = (0.08, 1.0)
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise UserError(f"pictures of {self.size} pixels are none")
-        low, high = self.scale
-        if not 0 < low <= high <= 1:
-            raise UserError(f"scale = {self.scale} is no share of the area: wanted is 0 < least <= most <= 1")
-
-    def centre(self, path: Path) -> Array:
-        return self._cut(path, lambda width, height: _middle(width, height, min(width, height) * 7 / 8))
-
-    def chance(self, path: Path, rng: np.random.Generator) -> Array:
-        return self._cut(path, lambda width, height: _window(width, height, self.scale, rng))
-
-    def _cut(self, path: Path, box: Callable[[int, int], Box]) -> Array:
-        from PIL import Image
-
-        with Image.open(path) as image:
-            width, height = image.size
-            left, top, right, bottom = box(width, height)
-            share = self.size / min(right - left, bottom - top)
-            if share < 1:  # the decoder of JPEG can leave out what would be scaled away
-                image.draft("RGB", (math.ceil(width * share), math.ceil(height * share)))
-            wide, high = image.size
-            corners = (left, top, right, bottom)
-            scaled = [
-                at * new / old for at, new, old in zip(corners, (wide, high) * 2, (width, height) * 2, strict=True)
-            ]
-            inside = (scaled[0], scaled[1], min(scaled[2], wide), min(scaled[3], high))  # but for rounding, they are
-            small = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR, inside)
-        return np.asarray(small).transpose(2, 0, 1)
-
-
-def _middle(width: int, height: int, side: float) -> Box:
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
-
-
-def _window(width: int, height: int, scale: tuple[float, float], rng: np.random.Generator) -> Box:
-    for _ in range(10):
-        area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-        wide, high = math.sqrt(area * aspect), math.sqrt(area / aspect)
-        if wide <= width and high <= height:
-            left, top = rng.uniform(0, width - wide), rng.uniform(0, height - high)
-            return left, top, left + wide, top + high
-    return _middle(width, height, min(width, height))
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,36 +185,6 @@ def _as_it_is(batch: Any) -> Any:
 
 def _nth(count: int) -> str:
     return f"{count}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(count, 'th') }"
-
-
-def listed(folder: Path, classes: Sequence[str]) -> tuple[Array, Tensor]:
-    """Paths below `folder` and class numbers of the files in `folder`/CLASS/, in order. Raises `UserError` for none."""
-    strange = set(_folders(folder)) - set(classes)
-    if strange:
-        raise UserError(f"{folder} has classes that the training set lacks: {', '.join(sorted(strange))}")
-    found = [
-        (os.fsencode(f"{name}/{entry}"), number)
-        for number, name in enumerate(classes)
-        if (folder / name).is_dir()
-        for entry in sorted(e.name for e in os.scandir(folder / name) if e.is_file() and not e.name.startswith("."))
-    ]
-    if not found:
-        raise UserError(f"there are no pictures in {folder}/CLASS/")
-    return np.array([path for path, _ in found]), torch.tensor([number for _, number in found])
-
-
-def class_folders(folder: Path) -> list[str]:
-    """Their names, sorted; those that begin with a dot are none."""
-    found = sorted(_folders(folder))
-    if not found:
-        raise UserError(f"there are no class folders in {folder}: pictures are looked for in {folder}/CLASS/")
-    return found
-
-
-def _folders(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
 
 
 def mixed(pictures: Pictures) -> Pictures:

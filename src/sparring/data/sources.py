@@ -1,19 +1,23 @@
 """Data sets as values. `load` gives the training set and the test set, checked."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import torch
 
 from ..checks import check_data
 from ..core import Data, Labelled
 from ..errors import UserError
-from .files import Remote, locate, read
-from .formats import read_cifar, read_idx, read_member, read_stl10, read_svhn
-from .pictures import Pictures, Square, Unreadable, Window, class_folders, listed, mixed
+from ..reading import Array
+from .arrays import Pair, both, channels_first, class_numbers, count_classes, own_arrays, varied
+from .files import Remote, locate
+from .folders import class_folders, listed
+from .formats import read_cifar, read_idx, read_names, read_stl10, read_svhn
+from .looks import Square, Window
+from .pictures import Pictures, Unreadable, mixed
 
 TrainTest = tuple[Labelled, Labelled]
 
@@ -24,13 +28,6 @@ class Source(Protocol):
     def load(self) -> TrainTest:
         """The training set and the test set. Raises `UserError` naming the file that is missing or broken."""
         ...
-
-
-def labelled(x: "np.ndarray[Any, Any]", y: "np.ndarray[Any, Any]", classes: Iterable[object], what: str) -> Data:
-    x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
-    data = Data(torch.from_numpy(x.copy()), torch.from_numpy(y.astype(np.int64)), tuple(str(c) for c in classes))
-    check_data(data, what)
-    return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +41,8 @@ class Digits:
         held = load_digits()
         x = np.round(held.images[:, None] * (255 / 16)).astype(np.uint8)
         parts = train_test_split(np.arange(len(x)), test_size=360, stratify=held.target, random_state=0)
-        train, test = (labelled(x[rows], held.target[rows], range(10), "digits") for rows in parts)
-        return train, test
+        train, test = ((x[rows], held.target[rows]) for rows in parts)
+        return both(train, test, range(10), "digits")
 
 
 _IDX = (
@@ -59,12 +56,11 @@ def _load_idx(
 ) -> TrainTest:
     found = iter(sums)
 
-    def part(names: tuple[str, str]) -> Data:
-        paths = [locate(Remote(name, base, next(found)), folder, dataset, places) for name in names]
-        x, y = (read_idx(path) for path in paths)
-        return labelled(x[:, None] if x.ndim == 3 else x, y, classes, str(paths[0].parent))
+    def part(names: tuple[str, str]) -> Pair:
+        x, y = (read_idx(locate(Remote(name, base, next(found)), folder, dataset, places)) for name in names)
+        return x[:, None] if x.ndim == 3 else x, y
 
-    return part(_IDX[0]), part(_IDX[1])
+    return both(part(_IDX[0]), part(_IDX[1]), classes, folder or dataset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +93,7 @@ class KMNIST:
             "7320c461ea6c1c855c0b718fb2a4b134",
         )
         names = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
-        return _load_idx("kmnist", "http://codh.rois.ac.jp/kmnist/dataset/kmnist/", sums, self.folder, names)
+        return _load_idx("kmnist", "https://codh.rois.ac.jp/kmnist/dataset/kmnist/", sums, self.folder, names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +123,7 @@ _CIFAR = "https://www.cs.toronto.edu/~kriz/"
 
 def _archive(name: str, unpacked: str, md5: str, folder: str | None, dataset: str, base: str = _CIFAR) -> Path:
     """The archive, or the folder that it unpacks to if that is in `folder`."""
-    if folder and (Path(folder) / unpacked).is_dir():
+    if folder and os.path.isdir(Path(folder) / unpacked):
         return Path(folder) / unpacked
     return locate(Remote(name, base, md5), folder, dataset)
 
@@ -143,9 +139,7 @@ class CIFAR10:
         path = _archive("cifar-10-binary.tar.gz", top, "c32a1d4ab5d03f1284b67883e8d87530", self.folder, "cifar10")
         names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
         train = read_cifar(path, [f"{top}/data_batch_{i}.bin" for i in range(1, 6)], 1)
-        return labelled(*train, names, str(path)), labelled(
-            *read_cifar(path, [f"{top}/test_batch.bin"], 1), names, str(path)
-        )
+        return both(train, read_cifar(path, [f"{top}/test_batch.bin"], 1), names, str(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +151,9 @@ class CIFAR100:
     def load(self) -> TrainTest:
         top = "cifar-100-binary"
         path = _archive("cifar-100-binary.tar.gz", top, "03b5dce01913d631647c71ecec9e9cb8", self.folder, "cifar100")
-        names = read_member(path, f"{top}/fine_label_names.txt").decode().split()
+        names = read_names(path, f"{top}/fine_label_names.txt")
         train, test = (read_cifar(path, [f"{top}/{part}.bin"], 2) for part in ("train", "test"))
-        return labelled(*train, names, str(path)), labelled(*test, names, str(path))
+        return both(train, test, names, str(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +169,7 @@ class SVHN:
             Remote("test_32x32.mat", base, "eb5a983be6a315427106f1b164d9cef3"),
         )
         train, test = (locate(file, self.folder, "svhn") for file in files)
-        return labelled(*read_svhn(train), range(10), str(train)), labelled(*read_svhn(test), range(10), str(test))
+        return both(read_svhn(train), read_svhn(test), range(10), str(train.parent))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,61 +183,30 @@ class STL10:
 
     def load(self) -> TrainTest:
         top, md5 = "stl10_binary", "91f7769df0f17e558f3565bffb0c7dfb"
-        path = _archive(f"{top}.tar.gz", top, md5, self.folder, "stl10", "http://ai.stanford.edu/~acoates/stl10/")
-        names = read_member(path, f"{top}/class_names.txt").decode().split()
-        train, test = (
-            labelled(*read_stl10(path, f"{top}/{part}_X.bin", f"{top}/{part}_y.bin"), names, str(path))
-            for part in ("train", "test")
-        )
-        return train, test
+        path = _archive(f"{top}.tar.gz", top, md5, self.folder, "stl10", "https://ai.stanford.edu/~acoates/stl10/")
+        names = read_names(path, f"{top}/class_names.txt")
+        train, test = (read_stl10(path, f"{top}/{part}_X.bin", f"{top}/{part}_y.bin") for part in ("train", "test"))
+        return both(train, test, names, str(path))
 
 
 @dataclass(frozen=True, slots=True)
 class NPZ:
     """Your own arrays: an .npz file with `x_train`, `y_train`, `x_test`, `y_test`.
 
-    Images are `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`, with 1 or 3 channels; bytes, or floats in [0, 1].
+    Images are `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`, with 1 or 3 channels; bytes, or floats in [0, 1]. Labels
+    are integers `[N]`, and each class from 0 to the highest has a training image.
     """
 
     path: str
 
     def load(self) -> TrainTest:
-        if not Path(self.path).is_file():
-            raise UserError(f"there is no file {self.path}")
-        held = read(Path(self.path), _arrays)
-        given = {part: labels(held[f"y_{part}"], f"{self.path}, {part}") for part in ("train", "test")}
-        count = max(int(y.max(initial=0)) for y in given.values()) + 1
-        train, test = (
-            labelled(channels_first(held[f"x_{part}"], self.path), y, range(count), f"{self.path}, {part}")
-            for part, y in given.items()
-        )
-        return train, test
+        held = own_arrays(self.path, "x_train", "y_train", "x_test", "y_test")
+        train, test = (self._part(held, part) for part in ("train", "test"))
+        return both(train, test, range(count_classes(train[1], test[1], self.path)), self.path)
 
-
-def _arrays(path: Path) -> dict[str, "np.ndarray[Any, Any]"]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-        missing = {"x_train", "y_train", "x_test", "y_test"} - set(held.files)
-        if missing:
-            raise UserError(f"{path} lacks {', '.join(sorted(missing))}; it holds {', '.join(held.files) or 'nothing'}")
-        return {name: held[name] for name in held.files}
-
-
-def labels(y: "np.ndarray[Any, Any]", what: str) -> "np.ndarray[Any, Any]":
-    if y.dtype.kind not in "iu":
-        raise UserError(f"{what}: labels are {y.dtype}, wanted are class numbers, 0, 1, 2, ...")
-    return y
-
-
-def channels_first(x: "np.ndarray[Any, Any]", what: str) -> "np.ndarray[Any, Any]":
-    if x.dtype != np.uint8:
-        x = x.astype(np.float32)
-    if x.ndim == 3:
-        return x[:, None]
-    if x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
-        return x.transpose(0, 3, 1, 2)
-    if x.ndim == 4 and x.shape[1] not in (1, 3):
-        raise UserError(f"{what}: images are {x.shape}: wanted are 1 or 3 channels, [N, H, W, C] or [N, C, H, W]")
-    return x
+    def _part(self, held: dict[str, Array], part: str) -> Pair:
+        what = f"{self.path}, {part}"
+        return channels_first(held[f"x_{part}"], what), class_numbers(held[f"y_{part}"], what)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +224,8 @@ class ImageFolder:
     def load(self) -> TrainTest:
         top = Path(self.folder)
         classes = class_folders(top / "train")
-        return self._part(top / "train", classes), self._part(top / "test", classes)
+        train, test = (self._part(top / part, classes) for part in ("train", "test"))
+        return varied(train, self.folder), test
 
     def _part(self, top: Path, classes: list[str]) -> Data:
         data = Pictures(top, *listed(top, classes), tuple(classes), Square(self.size), self.unreadable)[:]

@@ -1,12 +1,14 @@
 """Figures of a run, drawn from what its folder holds. No torch."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..scores import Array, Evaluated, Examples
+from ..writing import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,7 +119,8 @@ def finish(axes: "Axes") -> None:
 def save(figure: "Figure", path: Path) -> None:
     from matplotlib import rc_context
 
-    temporary = path.with_name(f".{path.stem}.writing{path.suffix}")
+    drawn = BytesIO()  # drawing takes a while and may fail: nothing of that shall be left on the disk
     with rc_context({"svg.hashsalt": "sparring", "svg.fonttype": "none"}):  # equal figures shall be equal files
-        figure.savefig(temporary, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
-    temporary.replace(path)
+        how: dict[str, Any] = {"metadata": {"Date": None}} if path.suffix == ".svg" else {}
+        figure.savefig(drawn, dpi=130, format=path.suffix[1:], **how)
+    write_bytes(path, drawn.getvalue())

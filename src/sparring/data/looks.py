@@ -1,0 +1,127 @@
+"""How a picture in a file becomes an array: decoded, cut and resized."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from ..errors import UserError
+from ..reading import Array, open_file
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+# no others: EPS is not decoded but run, by Ghostscript
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> "Iterator[Image]":
+    """A picture of one of `FORMATS`, whatever its file is called, not yet decoded."""
+    from PIL import Image, UnidentifiedImageError
+
+    with open_file(path) as file:
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except UnidentifiedImageError as error:
+            raise ValueError(f"it is none of {', '.join(FORMATS)}") from error
+        most = Image.MAX_IMAGE_PIXELS
+        if most and image.width * image.height > most:  # Pillow itself refuses twice as many
+            raise ValueError(f"its {image.width} x {image.height} pixels are more than {most:,}")
+        yield image
+
+
+class Look(Protocol):
+    """How a picture becomes `[3, size, size]` bytes: as it is seen in evaluation, and in training."""
+
+    @property
+    def size(self) -> int: ...
+    def centre(self, path: Path) -> Array: ...
+    def chance(self, path: Path, rng: np.random.Generator) -> Array: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Square:
+    """The largest square in the middle, resized."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f"pictures of {self.size} pixels are none")
+
+    def centre(self, path: Path) -> Array:
+        from PIL import ImageOps
+
+        with opened(path) as image:
+            square = ImageOps.fit(image.convert("RGB"), (self.size, self.size))
+        return np.asarray(square).transpose(2, 0, 1)
+
+    def chance(self, path: Path, rng: np.random.Generator) -> Array:
+        del rng
+        return self.centre(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """For training, a window of `scale` (least and most) of the area and an aspect between 3/4 and 4/3, resized
+    (https://arxiv.org/abs/1409.4842); in evaluation, the middle 7/8 of the largest square.
+
+    JPEG is decoded at the smallest of its own scales that is not smaller than the result.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.08, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f"pictures of {self.size} pixels are none")
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise UserError(f"scale = {self.scale} is no share of the area: wanted is 0 < least <= most <= 1")
+
+    def centre(self, path: Path) -> Array:
+        return self._cut(path, lambda width, height: _middle(width, height, min(width, height) * 7 / 8))
+
+    def chance(self, path: Path, rng: np.random.Generator) -> Array:
+        return self._cut(path, lambda width, height: _window(width, height, self.scale, rng))
+
+    def _cut(self, path: Path, box: Callable[[int, int], Box]) -> Array:
+        from PIL import Image
+
+        with opened(path) as image:
+            width, height = image.size
+            left, top, right, bottom = box(width, height)
+            share = self.size / min(right - left, bottom - top)
+            if share < 1:  # the decoder of JPEG can leave out what would be scaled away
+                image.draft("RGB", (math.ceil(width * share), math.ceil(height * share)))
+            wide, high = image.size
+            corners = (left, top, right, bottom)
+            scaled = [
+                at * new / old for at, new, old in zip(corners, (wide, high) * 2, (width, height) * 2, strict=True)
+            ]
+            inside = (scaled[0], scaled[1], min(scaled[2], wide), min(scaled[3], high))  # but for rounding, they are
+            small = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR, inside)
+        return np.asarray(small).transpose(2, 0, 1)
+
+
+def _middle(width: int, height: int, side: float) -> Box:
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def _window(width: int, height: int, scale: tuple[float, float], rng: np.random.Generator) -> Box:
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        wide, high = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        if wide <= width and high <= height:
+            left, top = rng.uniform(0, width - wide), rng.uniform(0, height - high)
+            return left, top, left + wide, top + high
+    return _middle(width, height, min(width, height))
