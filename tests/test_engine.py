@@ -54,7 +54,7 @@ def test_the_attack_sees_eval_mode_and_the_update_the_mode_of_the_owner():
     model = toy_net().train()
     model.register_forward_hook(lambda m, *_: modes.append(m.training))
     run(begin(model=model), epochs=1)
-    assert modes == [*[False] * 3, *[False, False, True] * 3], "first images and copy are checked in eval mode"
+    assert modes == [*[False] * 5, *[False, False, True] * 3], "first images and copy are checked in eval mode"
 
 
 def test_images_that_were_normalised_outside_the_model_are_refused_at_the_first_step():

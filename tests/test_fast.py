@@ -1,11 +1,14 @@
 """The fast path gives what the slow one gives, on models that it can copy and on models that it cannot."""
 
+import copy
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from sparring import (
     Linf,
     Margin,
     Method,
+    Near,
     Nearest,
     Progress,
     Restarts,
@@ -387,6 +391,32 @@ def halve(module, args, out):
     return out / 2
 
 
+class Told(Branching):
+    """Its forward depends on things that are no modules, weights or scalars of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.settings = SimpleNamespace(scale=1.0, more=[{"shift": 0.0}])
+        self.table, self.mask, self.numbers = {"power": 1.0}, torch.ones(3), np.ones(3, np.float32)
+        self.squash = torch.tanh
+
+    def forward(self, x):
+        out = self.squash(super().forward(x)) * self.settings.scale + self.settings.more[0]["shift"]
+        return out * self.table["power"] * self.mask * torch.from_numpy(self.numbers)
+
+
+def dilate(model):
+    model.conv.dilation, model.conv.padding = (2, 1), (2, 1)
+
+
+def patch(model):
+    model.forward = lambda x: Branching.forward(model, x.flip(3))
+
+
+def patch_a_layer(model):
+    model.conv.forward = lambda x: x.repeat(1, 4, 1, 1) / 4
+
+
 def shrink(model):
     model.head = nn.Linear(64, 2)
 
@@ -401,6 +431,19 @@ CHANGES = {
     "the type": (Branching, lambda m: m.double()),
     "a layer": (Branching, shrink),
     "a missing bias": (Branching, rebias),
+    "a nested setting": (Told, lambda m: setattr(m.settings, "scale", 3.0)),
+    "a setting in a list in a setting": (
+        Told,
+        lambda m: m.settings.more[0].update(shift=torch.tensor([0.0, 1.0, 5.0])),
+    ),
+    "an entry of a dict": (Told, lambda m: m.table.update(power=-1.0)),
+    "a tensor that is no buffer": (Told, lambda m: setattr(m, "mask", torch.tensor([1.0, 0.0, 2.0]))),
+    "a tensor that is no buffer, in place": (Told, lambda m: m.mask[1:].mul_(3)),
+    "a numpy array, in place": (Told, lambda m: m.numbers.__setitem__(0, 7)),
+    "a function in an attribute": (Told, lambda m: setattr(m, "squash", torch.sin)),
+    "the tuple of a layer": (Branching, dilate),
+    "its forward": (Branching, patch),
+    "the forward of a layer": (Branching, patch_a_layer),
     "other statistics": (TwoNorms, lambda m: m.clean.running_mean.add_(3)),
 }
 
@@ -421,25 +464,104 @@ def test_whatever_changes_a_model_changes_its_copy(name):
         assert not (same and torch.allclose(after, before, atol=1e-3))
 
 
-def test_a_copy_that_no_longer_agrees_is_found_out(monkeypatch):
-    monkeypatch.setattr("sparring.fast.search._CHECKED_EVERY", 2)
+class Switched(Branching):
+    """Something outside of it says whether it normalises."""
+
+    switch = [True]  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+        self.norm.running_mean.fill_(0.5)
+
+    def forward(self, x):
+        out = self.conv(x)
+        return self.head((self.norm(out) if self.switch[0] else out).relu().flatten(1))
+
+
+def test_a_copy_that_no_longer_agrees_is_found_out_at_the_next_proof():
     torch.manual_seed(0)
-    factor, fast, x = [1.0], Fast("fp32"), torch.rand(4, 1, 4, 4)
-
-    class Secret(Branching):
-        def forward(self, x):
-            return super().forward(x) + (factor[0] if torch.is_grad_enabled() else 1.0)
-
-    model = Secret().eval()
-    for _ in range(2):
+    model, fast, x = Switched().eval(), Fast("fp32"), torch.rand(4, 1, 4, 4)
+    with fast(model, x) as first:
+        assert first is not model
+    Switched.switch[0] = False
+    try:
+        with fast(model, x, fast.kind(model)) as searched:
+            assert searched is first, "a kind that was proved before is taken"
         with fast(model, x) as searched:
-            assert searched is not model
-    factor[0] = 9.0
-    for _ in range(2):
-        with fast(model, x) as searched:
-            pass
-    assert searched is model
-    assert any("logits differ" in note for note in fast.notes(model))
+            assert searched is not first
+        assert torch.allclose(searched(x), model(x), atol=1e-4)
+        assert fast.kind(model) == "fp32"
+    finally:
+        Switched.switch[0] = True
+
+
+def test_what_is_taken_follows_from_the_model_as_it_is_and_not_from_what_was_taken_before():
+    """So a run that goes on takes what the whole run takes."""
+    torch.manual_seed(0)
+    model, x, fast = Branching().eval(), torch.rand(8, 1, 4, 4), Fast("bf16")
+    healthy = copy.deepcopy(model.state_dict())
+    cancelling = {name: tensor.clone() for name, tensor in healthy.items()}
+    cancelling["conv.weight"][1] = 1.001 * healthy["conv.weight"][0]
+    cancelling["conv.bias"][1] = healthy["conv.bias"][0]
+    cancelling["head.weight"].zero_()[0, [0, 16]] = torch.tensor([1000.0, -1000.0])  # of what bf16 takes for equal
+    kinds = []
+    for weights in (healthy, cancelling, healthy):
+        model.load_state_dict(weights)
+        with fast(model, x):
+            kinds.append(fast.kind(model))
+        with Fast("bf16")(model, x) as alone, fast(model, x, fast.kind(model)) as again:
+            assert torch.equal(alone(x), again(x))
+    assert kinds[0] == kinds[2] != kinds[1]
+
+
+class Itself(Branching):
+    def __deepcopy__(self, memo):
+        return self
+
+
+def test_a_model_that_copies_itself_as_itself_is_left_alone():
+    torch.manual_seed(0)
+    model, fast, x = nn.Sequential(Itself()).eval(), Fast("bf16"), torch.rand(4, 1, 4, 4)
+    kinds, before = [type(m) for m in model.modules()], model(x)
+    with fast(model, x) as searched:
+        assert searched is model
+    assert [type(m) for m in model.modules()] == kinds
+    assert torch.equal(model(x), before)
+    assert all(p.requires_grad for p in model.parameters())
+    assert any("it would share modules or weights with the model" in note for note in fast.notes(model))
+
+
+def test_hooks_of_a_classifier_itself_are_seen_in_every_mode():
+    model, x = lived(small_cnn(width=4), GREY), torch.rand(4, *GREY)
+    handle = model.register_forward_hook(lambda module, args, out: -out)
+    assert torch.allclose(Lens(model).logits(x), model(x))
+    for mode in (eval_mode, train_mode):
+        with mode(model), Fast("fp32")(model, x) as searched:
+            assert isinstance(searched, Classifier)
+            assert torch.allclose(Lens(searched).logits(x), model(x), atol=1e-5)
+    handle.remove()
+
+
+def test_a_gradient_that_is_not_the_models_is_found_out(monkeypatch):
+    """The logits of the copy are right."""
+    model, x, fast = lived(small_cnn(width=4), GREY), torch.rand(4, *GREY), Fast("fp32")
+    monkeypatch.setattr(
+        FrozenConv, "_plain", lambda self, x: F.conv2d(x, self.weight, self.bias, padding=1).relu().detach()
+    )
+    with fast(model, x) as searched:
+        pass
+    assert all(not isinstance(module, FrozenConv) for module in searched.modules())
+    assert any("gradient" in note for note in fast.notes(model))
+
+
+def test_a_used_search_can_be_pickled():
+    model, fast = lived(small_cnn(width=4), GREY), Fast("bf16", "off")
+    with fast(model, torch.rand(2, *GREY)):
+        pass
+    again = pickle.loads(pickle.dumps(fast))
+    assert repr(again) == repr(fast)
+    assert again.notes(model) == ()
 
 
 def test_what_hooks_know_is_not_copied():
@@ -592,7 +714,7 @@ class Liar(Plain):
     """As its own finer version, too."""
 
     @contextmanager
-    def __call__(self, model, few):
+    def __call__(self, model, few, kind=None):
         yield Lying(model)
 
 
@@ -610,6 +732,62 @@ def learned():
 
 
 ATTACK = {"pgd": WhiteBox(PGD(Linf(0.1), 10, patience=0))}
+
+
+class Flat(nn.Module):
+    """Answers as a model does, but gradients lead nowhere."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x).detach() + 0 * x.flatten(1)[:, :1]
+
+
+class Blunt(Plain):
+    """Gives something on which no attack by gradients finds anything."""
+
+    @contextmanager
+    def __call__(self, model, few, kind=None):
+        yield Flat(model)
+
+
+BEGUN = {"pgd": WhiteBox(PGD(Linf(0.1), 10, start=Near(0))), "targets": EachTarget(APGD(Linf(0.1), 5), Margin)}
+
+
+@pytest.mark.parametrize("name", BEGUN)
+def test_a_search_that_is_weaker_is_found_out_in_the_end_and_made_good(learned, name):
+    wanted = evaluate(*learned, {name: BEGUN[name]}, search=Plain())
+    found = evaluate(*learned, {name: BEGUN[name]}, search=Blunt())
+    assert 0 < wanted.standing[name].sum() < wanted.standing["clean"].sum() - 5
+    assert np.array_equal(found.standing[name], wanted.standing[name])
+    (note,) = [note for note in found.notes if "fall when the attack runs on the model itself" in note]
+    assert "so all that stand were attacked again on the model" in note
+    assert not any("fall when" in note for note in wanted.notes)
+
+
+def test_a_gain_within_chance_is_noted_and_counts(learned, monkeypatch):
+    monkeypatch.setattr(sys.modules["sparring.evaluate.stages"], "BEYOND_CHANCE", 17)
+    wanted = evaluate(*learned, ATTACK, search=Plain()).standing
+    found = evaluate(*learned, ATTACK, search=Blunt())
+    (note,) = [note for note in found.notes if "fall when the attack runs on the model itself" in note]
+    gained = int(note.split(", ")[1].split()[0])
+    assert 0 < gained <= 16
+    assert "as chance may be" in note
+    assert found.standing["pgd"].sum() == wanted["clean"].sum() - gained
+
+
+def test_an_evaluation_that_was_cut_short_goes_on_with_its_second_look(learned, tmp_path):
+    """Whatever part of the state is lost, the result is the same."""
+    whole = evaluate(*learned, ATTACK, search=Blunt(), batch_size=16, state=tmp_path / "state")
+    parts = sorted((tmp_path / "state").glob("*.npz"))
+    assert len(parts) > 4
+    for part in parts[::2]:
+        part.unlink()
+    again = evaluate(*learned, ATTACK, search=Blunt(), batch_size=16, state=tmp_path / "state")
+    assert np.array_equal(again.standing["pgd"], whole.standing["pgd"])
+    assert again.notes == whole.notes
 
 
 def test_where_only_the_copy_is_fooled_the_attack_runs_again_on_the_model(learned):
@@ -678,7 +856,8 @@ def test_batches_that_are_filled_from_several_change_nothing(many, name):
     found = evaluate(*many, {name: MANY[name]}, batch_size=8, search=FromFour())
     assert 0 < wanted.standing[name].sum() < wanted.standing["clean"].sum()
     assert np.array_equal(found.standing[name], wanted.standing[name])
-    assert np.allclose(found.margin[name], wanted.margin[name], atol=1e-5)
+    # FAB ends on the boundary, where it brings a point back: what rounding makes of the last step differs by processor
+    assert np.allclose(found.margin[name], wanted.margin[name], atol=1e-3 if name == "fab" else 1e-5)
 
 
 def test_batches_stay_full_while_examples_leave(many):

@@ -196,6 +196,12 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))
 
+    def is_bare(self) -> bool:
+        """Whether its logits are its head on its features: no subclass, method or hook makes them something else."""
+        exchanged = {"forward", "features"} & vars(self).keys() or type(self).forward is not Classifier.forward
+        hooked = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+        return not exchanged and not hooked
+
 
 class Pointwise(nn.Module):
     """Treats every number by itself, as activations do. Whoever traces a model need not look inside."""
@@ -227,7 +233,7 @@ class Lens:
     _seen: "deque[tuple[Tensor, int, tuple[Tensor, ...]]]" = field(default_factory=lambda: deque(maxlen=2))
 
     def logits(self, x: Tensor) -> Tensor:
-        if isinstance(self.model, Classifier) and type(self.model).forward is Classifier.forward:
+        if isinstance(self.model, Classifier) and self.model.is_bare():
             return self.model.head(self.features(x))
         return self._once(lambda z: (self.model(z),), x)[0]
 
@@ -281,8 +287,15 @@ class Context:
 class Search(Protocol):
     """Gives what attacks search on in place of a model: the model itself, or what answers alike and sooner."""
 
-    def __call__(self, model: nn.Module, few: Tensor) -> AbstractContextManager[nn.Module]:
-        """As the model is now, in its present mode; `few` images are there to try things with."""
+    def __call__(self, model: nn.Module, few: Tensor, kind: str | None = None) -> AbstractContextManager[nn.Module]:
+        """As the model is now, in its present mode. Something else than the model is proved on `few` images.
+
+        If `kind` is given, that is taken without a proof, unless the model was changed.
+        """
+        ...
+
+    def kind(self, model: nn.Module) -> str | None:
+        """What was taken the last time for a model, in a word to be saved; None if there is no choice."""
         ...
 
     def fine(self) -> "Search":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from .averaging import Averaging
-from .checks import check_examples
+from .checks import check_attack
 from .core import (
     Attack,
     Batch,
@@ -31,6 +31,7 @@ from .core import (
 )
 from .errors import UserError
 from .fast import Fast
+from .gate import alone, check_examples
 from .randomness import make_rng
 from .updates import Descend
 from .views import eval_mode, frozen, unchanged
@@ -49,6 +50,10 @@ class Method:
     inner_view: View = eval_mode
     outer_view: View = unchanged
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.attack, Schedule):
+            check_attack(self.attack)
+
     def init(self, data: Labelled) -> nn.Module:
         """What it remembers from step to step."""
         return self.objective.init(data)
@@ -66,6 +71,10 @@ class Steps(Protocol):
 
 STAGES = ("attack", "update")
 """What a profile of a step is divided into."""
+
+
+PROVED_EVERY = 16
+"""The copy that attacks search on is proved at every so many steps, and whenever more than weights has changed."""
 
 
 class NotFinite(UserError):  # noqa: N818
@@ -89,6 +98,8 @@ class State:
     best: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     """What hooks remember: numbers, strings, and lists and dicts of them."""
+    search: Search = field(default_factory=Fast)
+    """What attacks search on in an own loop: the copy that it makes of the model lives as long as this state."""
 
     @classmethod
     def start(
@@ -167,19 +178,25 @@ def train_step(
     batch: Batch,
     progress: Progress,
     update: Update = Descend(),  # noqa: B008
-    search: Search = Fast(),  # noqa: B008
+    search: Search | None = None,
 ) -> Terms:
     """One step of the saddle point: raise the inner loss in `x`, lower the outer loss in the weights.
 
-    The attack sees what `search` gives for the model, by default a copy that is quicker and rounds differently;
-    `search=Plain()` gives the model itself. The update is in the precision of the model.
+    The attack sees what `search` gives for the model, by default (`state.search`) a copy that is quicker and rounds
+    differently; `search=Plain()` gives the model itself. The update is in the precision of the model.
 
     Returns the terms of the outer loss, detached. Raises `UserError` if the first step has images outside [0, 1],
     labels without a class, or probabilities instead of logits.
     """
-    if progress.step == 0:  # once, as it waits for the device and costs a forward pass of 8 images
-        with eval_mode(state.model):
+    with alone(state.model):
+        if progress.step == 0:  # once, as it waits for the device and costs a forward pass of 8 images
             check_examples(state.model, batch.x, batch.y)
+        return _step(method, state, batch, progress, update, search or state.search)
+
+
+def _step(method: Method, state: State, batch: Batch, progress: Progress, update: Update, search: Search) -> Terms:
+    # what was taken at the last proof is in the state, so that a resumed run takes the same
+    kind = state.notes.get("search") if progress.step % PROVED_EVERY else None
 
     def look(model: nn.Module) -> Context:
         return Context(Lens(model), batch, state.memory, progress)
@@ -188,8 +205,9 @@ def train_step(
         record_function(STAGES[0]),
         method.inner_view(state.model),
         frozen(state.model),
-        search(state.model, batch.x[:8]) as searched,
+        search(state.model, batch.x[:8], kind) as searched,
     ):
+        state.notes["search"] = search.kind(state.model)
         with torch.no_grad():
             method.objective.observe(look(state.model))  # what is remembered has the precision of the model
         x_adv = at(method.attack, progress)(method.objective.inner(look(searched)), batch.x, state.rng)

@@ -58,9 +58,12 @@ class Watched:
     passes: Passes
 
     @contextmanager
-    def __call__(self, model: nn.Module, few: Tensor) -> Generator[nn.Module]:
-        with self.search(model, few) as searched, self.passes.through(searched):
+    def __call__(self, model: nn.Module, few: Tensor, kind: str | None = None) -> Generator[nn.Module]:
+        with self.search(model, few, kind) as searched, self.passes.through(searched):
             yield searched
+
+    def kind(self, model: nn.Module) -> str | None:
+        return self.search.kind(model)
 
     def fine(self) -> Search:
         return self.search.fine()

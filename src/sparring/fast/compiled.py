@@ -1,7 +1,9 @@
 """A module compiled where that works, for a few sizes of batch."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,17 @@ import torch
 from torch import Tensor, nn
 
 _SIZES = 4  # a full batch, and its half, quarter and eighth
+_AS_IT_IS = ContextVar("_AS_IT_IS", default=False)
+
+
+@contextmanager
+def as_it_is() -> Iterator[None]:
+    """Runs what is compiled as it was written: a few images would be one more size to compile."""
+    token = _AS_IT_IS.set(True)
+    try:
+        yield
+    finally:
+        _AS_IT_IS.reset(token)
 
 
 class Compiled(nn.Module):
@@ -29,7 +42,7 @@ class Compiled(nn.Module):
 
     def forward(self, x: Tensor, **parts: bool) -> Any:
         """With `parts`, an `Encoder` gives more than its features: that runs as it is."""
-        if self._run is None or parts or not len(x):
+        if self._run is None or parts or not len(x) or _AS_IT_IS.get():
             return self.inner(x, **parts)
         try:
             return self._run(self._filled(x))[: len(x)]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..views import eval_mode
+from .convolution import unsafe_in_channels_last
 
 
 def prefer_channels_last(model: nn.Module, few: Tensor) -> None:
@@ -11,6 +12,8 @@ def prefer_channels_last(model: nn.Module, few: Tensor) -> None:
 
     The numbers stay the same. A model that calls `view` on what a convolution gives does not run, and is left alone.
     """
+    if unsafe_in_channels_last(model):
+        return
     before = {p: p.data for p in model.parameters() if p.ndim == 4}
     for p, data in before.items():
         p.data = data.contiguous(memory_format=torch.channels_last)

@@ -1,6 +1,5 @@
 """What attacks search on: the model itself, or something that gives the same answers sooner."""
 
-import itertools
 import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -14,28 +13,44 @@ from ..core import Classifier
 from ..errors import need_one_of
 from ..views import mode_matters
 from .compiled import Compiled
-from .convolution import worth
-from .shadow import Low, Shadow, lowered, structure
+from .convolution import unsafe_in_channels_last
+from .fingerprint import Fingerprint, global_hooks, patched
+from .proof import BORN_LOW, doubt, flaw
+from .shadow import Low, Shadow, lowered
 
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "on", "off", "max-autotune"]
 
 _WORTH_SECONDS = 900.0
-_CHECKED_EVERY = 64  # uses of a copy
 _AHEAD = 4
 _KEPT = 2  # copies of a model: a view may change how it looks, again and again
-# of the length of the logits; a ResNet in bf16 differs by 0.003
-_AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+
+
+_KINDS = {  # precision, and whether convolutions and batch norm are exchanged; the first that is proved is taken
+    "bf16 in channels-last order": (torch.bfloat16, True),
+    "bf16": (torch.bfloat16, False),
+    "fp32 in channels-last order": (torch.float32, True),
+    "fp32": (torch.float32, False),
+}
+_ITSELF = "the model itself"
 
 
 @dataclass(slots=True)
 class _Known:
-    """What was found out about a model as it looked: its shadow, or that it is searched on as it is."""
+    """What was found out about a model as it was: of which kinds a copy can be, and those that were made."""
 
-    structure: tuple[Any, ...]
-    shadow: Shadow | None = None
-    notes: list[str] = field(default_factory=list)
-    uses: int = 0
+    marks: list[Any]
+    kinds: tuple[str, ...]
+    notes: list[str]
+    made: dict[str, Shadow | str] = field(default_factory=dict)
+    """A copy, or why there can be none, whatever its weights are."""
+    kind: str = _ITSELF
+    """What was taken the last time."""
+
+    def left(self, kind: str) -> bool:
+        """Whether a copy of the kind may do: in bf16, none does if the logits of another were born in it."""
+        made = self.made.get(kind)
+        return not isinstance(made, str) and not (kind.startswith("bf16") and BORN_LOW in self.made.values())
 
 
 class Plain:
@@ -49,9 +64,13 @@ class Plain:
         return "attacks on the model as it is"
 
     @contextmanager
-    def __call__(self, model: nn.Module, few: Tensor) -> Generator[nn.Module]:
-        del few
+    def __call__(self, model: nn.Module, few: Tensor, kind: str | None = None) -> Generator[nn.Module]:
+        del few, kind
         yield model
+
+    def kind(self, model: nn.Module) -> str | None:
+        del model
+        return None
 
     def fine(self) -> "Plain":
         return self
@@ -74,9 +93,10 @@ class Fast:
     compiled, once for each of four sizes of batch; `auto` compiles on CUDA. With `"max-autotune"` torch tries more ways
     of each product, which takes longer once; on the CPU it gains nothing.
 
-    A model that is not in float32, that cannot be copied, or whose copy gives other logits, is searched on as it is;
-    `notes` say why. A copy is compared with its model when it is made and, unless compiled, every 64 uses. Not for two
-    threads at once: the copy is filled anew while the other attacks.
+    A model that is not in float32, that cannot be copied, or whose copy has other logits or gradients, is searched on
+    as it is; `notes` say why. A copy is proved on the few images when it is made, at every `every`th use, and whenever
+    anything in the model has changed but the numbers in its weights and buffers. It lives as long as this object and
+    the model. Not for two threads at once: the copy is filled anew while the other attacks.
     """
 
     def __init__(self, precision: Precision = "auto", compile: Compile = "auto") -> None:
@@ -89,9 +109,20 @@ class Fast:
     def __repr__(self) -> str:
         return f"Fast(precision={self.precision!r}, compile={self.compile!r})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies of models are made anew by whoever unpickles it."""
+        return {"precision": self.precision, "compile": self.compile}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
     @contextmanager
-    def __call__(self, model: nn.Module, few: Tensor) -> Generator[nn.Module]:
-        yield self._searched(model, few)
+    def __call__(self, model: nn.Module, few: Tensor, kind: str | None = None) -> Generator[nn.Module]:
+        yield self._searched(model, few, kind)
+
+    def kind(self, model: nn.Module) -> str | None:
+        kept = self._known.get(model)
+        return kept[0].kind if kept else None
 
     def fine(self) -> "Fast":
         if self._fine is None:
@@ -127,51 +158,68 @@ class Fast:
     def _compiles(self, device: torch.device) -> bool:
         return self.compile in ("on", "max-autotune") or (self.compile == "auto" and device.type == "cuda")
 
-    def _searched(self, model: nn.Module, few: Tensor) -> nn.Module:
+    def _searched(self, model: nn.Module, few: Tensor, kind: str | None) -> nn.Module:
         if mode_matters(model) is not None:
             return model if _refusal(model) else lowered(model, self.dtype(few.device))
-        kept, looks = self._known.setdefault(model, []), structure(model)
-        known = next((each for each in kept if each.structure == looks), None)
-        if known is None or not self._refreshed(known, model, few, back=known is not kept[0]):
-            kept[:] = [each for each in kept if each is not known]
-            known = _Known(looks)
-            known.shadow = self._shadow(model, few, known.notes)
+        kept, found = self._known.setdefault(model, []), Fingerprint.of(model)
+        known = next((each for each in kept if each.marks == found.marks), None)
+        changed = bool(kept) and known is not kept[0]
+        known = known or self._new(model, found, few.device)
         kept[:] = [known, *(each for each in kept if each is not known)][:_KEPT]
-        return model if known.shadow is None else known.shadow.net
+        if kind is None or changed or (kind != _ITSELF and self._filled(known, kind, model) is None):
+            kind = next((each for each in known.kinds if self._proved(known, each, model, few)), _ITSELF)
+        known.kind = kind
+        copy = known.made.get(kind)
+        return copy.net if isinstance(copy, Shadow) else model
 
-    def _refreshed(self, known: _Known, model: nn.Module, few: Tensor, back: bool) -> bool:
-        """Whether the copy could be filled anew and, as is seen now and then, still agrees with the model.
+    def _new(self, model: nn.Module, found: Fingerprint, device: torch.device) -> _Known:
+        why = _refusal(model) or _unfollowed(found)
+        # a layer that is exchanged in the copy would still be found, as it was, where else it is held
+        plain = found.aliases or unsafe_in_channels_last(model)
+        dtypes = (self.dtype(device), torch.float32)
+        kinds = [name for name, (dtype, exchanged) in _KINDS.items() if dtype in dtypes and not (plain and exchanged)]
+        notes = [] if why is None else [f"attacks search on the model as it is, for {why}"]
+        return _Known(found.marks, tuple(kinds) if why is None else (), notes)
 
-        It is always seen when the model looks as it once did again (`back`).
-        """
-        if known.shadow is None:
-            return True
-        known.uses += 1
+    def _filled(self, known: _Known, kind: str, model: nn.Module) -> Shadow | None:
+        """A copy of the kind with the weights as they are, made if need be; None if there can be none."""
+        if not known.left(kind):
+            return None
         try:
-            known.shadow.refresh(model)
-            # a compiled copy is not asked again: a few images would be one more size to compile
-            due = (back or known.uses % _CHECKED_EVERY == 0) and not self._compiles(few.device)
-            return not due or _difference(known.shadow, model, few) is None
-        except Exception:  # why, is found out and noted when the copy is made anew
-            return False
+            copy = known.made.get(kind)
+            if isinstance(copy, Shadow):
+                copy.refresh(model)
+                return copy
+            known.made[kind] = copy = Shadow(model, *_KINDS[kind])
+            self._compile(copy.net, next(model.parameters()).device, known.notes)
+        except Exception as error:  # a model of somebody else's may fail in any way
+            self._refuse(known, kind, _first_line(error), for_ever=True)
+            return None
+        return copy
 
-    def _shadow(self, model: nn.Module, few: Tensor, notes: list[str]) -> Shadow | None:
-        """A copy that agrees with the model, in the precision wanted or else in float32; None if there is none."""
-        why, device = _refusal(model), few.device
-        dtypes = dict.fromkeys((self.dtype(device), torch.float32))
-        for dtype, convolutions in itertools.product(dtypes, (True, False)) if why is None else ():
-            try:
-                shadow = Shadow(model, dtype, convolutions)
-                doubt = _difference(shadow, model, few)
-                if doubt is None:
-                    self._compile(shadow.net, few.device, notes)
-                    return shadow
-            except Exception as error:  # a model of somebody else's may fail in any way
-                doubt = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            kind = "in channels-last order" if convolutions else "in the order of the model"
-            notes.append(f"a copy of the model in {str(dtype).removeprefix('torch.')} {kind} does not do: {doubt}")
-        notes.append(f"attacks search on the model as it is{f', for {why}' if why else ''}")
-        return None
+    def _proved(self, known: _Known, kind: str, model: nn.Module, few: Tensor) -> bool:
+        """Whether there is a copy of the kind that agrees with the model as both are now."""
+        new = kind not in known.made
+        copy = self._filled(known, kind, model)
+        if copy is None:
+            return False
+        try:
+            if new and (why := flaw(copy, few)) is not None:
+                return self._refuse(known, kind, why, for_ever=True)
+            why = doubt(copy, model, few, new)
+        except Exception as error:
+            return self._refuse(known, kind, _first_line(error), for_ever=True)
+        return why is None or self._refuse(known, kind, why)
+
+    def _refuse(self, known: _Known, kind: str, why: str, for_ever: bool = False) -> bool:
+        """Notes why a copy is not used; for ever, if that is not for its weights alone."""
+        if for_ever:
+            known.made[kind] = why
+        notes = [f"a copy of the model in {kind} does not do: {why}"]
+        if kind == known.kinds[-1]:
+            notes.append("attacks search on the model as it is")
+        known.notes += [note for note in notes if note not in known.notes]
+        return False
 
     def _compile(self, net: nn.Module, device: torch.device, notes: list[str]) -> None:
         if not self._compiles(device):
@@ -186,6 +234,10 @@ class Fast:
             net.body = Compiled(net.body, failed, mode)
         elif isinstance(net, Low):
             net.inner = Compiled(net.inner, failed, mode)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def worth_compiling(model: nn.Module, device: torch.device, seconds: float) -> bool:
@@ -208,51 +260,20 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def _refusal(model: nn.Module) -> str | None:
-    """Why a model is not copied at all."""
+    """Why a model is neither copied nor run in another precision."""
     if isinstance(model, Classifier) and type(model) is not Classifier:
         return f"a {type(model).__name__} may see its parts otherwise than a Classifier"
     tensors = [p for p in model.parameters() if p.is_floating_point()]
     other = sorted({str(p.dtype) for p in tensors if p.dtype != torch.float32})
     if other:
         return f"its weights are in {', '.join(other)}"
+    if global_hooks():
+        return "hooks on all modules are set, which would see other modules in a copy"
+    for name, module in model.named_modules():
+        if (method := patched(module)) is not None:
+            return f"{method} of {name or 'the model'} was exchanged, which a copy cannot follow"
     return None if tensors else "it has no weights"
 
 
-def _difference(shadow: Shadow, model: nn.Module, few: Tensor) -> str | None:
-    """What speaks against the copy in place of `model`, as seen on a few images: None if nothing does.
-
-    On the CPU its convolutions are also asked as they will be asked about many images.
-    """
-    with torch.random.fork_rng(devices=[few.device] if few.device.type == "cuda" else []):
-        with torch.no_grad():
-            wanted = _given(model, few)
-        doubt = _unlike(shadow, wanted, few)
-        if doubt is None and shadow.minds_size and few.device.type == "cpu":
-            with worth(0):
-                doubt = _unlike(shadow, wanted, few)
-    return doubt
-
-
-def _unlike(shadow: Shadow, wanted: list[Tensor], few: Tensor) -> str | None:
-    net, most = shadow.net, _AGREEMENT[shadow.dtype]
-    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    with torch.enable_grad():
-        x = few.detach().clone().requires_grad_()
-        found = _given(net, x)
-        if found[0].requires_grad:
-            torch.autograd.grad(found[0].sum(), x, allow_unused=True)
-    for what, mine, true in zip(("logits", *["parts"] * len(wanted)), found, wanted, strict=False):
-        if mine.shape != true.shape or not torch.equal(mine.isfinite(), true.isfinite()):
-            return f"its {what} are {tuple(mine.shape)} and not all finite where the model's are"
-        share = float((mine.detach() - true).nan_to_num().norm() / true.nan_to_num().norm().clamp_min(1e-12))
-        if share > most:
-            return f"its {what} differ by {100 * share:.2g} %"
-    changed = [name for name, buffer in net.named_buffers() if not torch.equal(buffer, buffers[name])]
-    return f"its forward changes {changed[0]}" if changed else None
-
-
-def _given(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """The logits and, if its body is an `Encoder`, the parts of what that gives."""
-    if isinstance(model, Classifier) and getattr(model.body, "in_parts", False):
-        return [model(x), *model.body(model.normalize(x), parts=True)]
-    return [model(x)]
+def _unfollowed(found: Fingerprint) -> str | None:
+    return None if found.loose is None else f"{found.loose} holds trainable tensors that parameters() does not give"

@@ -7,6 +7,8 @@ of the model may have moved.
 
 import copy
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from ..core import Classifier, Pointwise, Reference
 from .convolution import FrozenConv
+from .fingerprint import hooks_of
 from .normalisation import FrozenNorm, folded
 
 
@@ -78,20 +81,26 @@ class _Tracer(fx.Tracer):
 def copied(model: nn.Module, hooks: bool = True) -> nn.Module:
     """A copy whose hooks are those of the model, not copies of them and of all that they know; or that has none.
 
-    It shares the buffers that a `Reference` reads.
+    A hook that is a method of a module of the model becomes that of the copied module: through it, the copy would keep
+    the model alive. The buffers that a `Reference` reads are shared. Raises `ValueError` if anything else is, as of a
+    module that copies itself as itself: what is done to the copy would be done to the model.
     """
-    kept: list[Any] = [hook for m in model.modules() for held in _hooks(m) for hook in held.values()]
-    kept += [buffer for m in model.modules() if isinstance(m, Reference) for buffer in m.buffers(recurse=False)]
-    net = copy.deepcopy(model, {id(each): each for each in kept})
+    own = set(model.modules())
+    found = [hook for m in model.modules() for held in hooks_of(m) for hook in held.values()]
+    kept: list[Any] = [hook for hook in found if getattr(hook, "__self__", None) not in own]
+    read = [buffer for m in model.modules() if isinstance(m, Reference) for buffer in m.buffers(recurse=False)]
+    net = copy.deepcopy(model, {id(each): each for each in (*kept, *read)})
+    shared = own & set(net.modules()) or _ids(model) & _ids(net) - {id(buffer) for buffer in read}
+    if shared:
+        raise ValueError("it would share modules or weights with the model")
     for module in () if hooks else net.modules():
-        for held in _hooks(module):
+        for held in hooks_of(module):
             held.clear()
     return net
 
 
-def _hooks(module: nn.Module) -> tuple[dict[int, Any], ...]:
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return tuple(getattr(module, name) for name in names)
+def _ids(model: nn.Module) -> set[int]:
+    return {id(tensor) for tensor in _tensors(model).values()}
 
 
 def _defaults(model: nn.Module) -> dict[str, Any] | None:
@@ -102,7 +111,7 @@ def _defaults(model: nn.Module) -> dict[str, Any] | None:
 
 def _bare(module: nn.Module) -> bool:
     """Nothing hooks into it: a hook may compute its weight, as that of the older spectral norm does, or read it."""
-    return not any(_hooks(module))
+    return not any(hooks_of(module))
 
 
 class Low(nn.Module):
@@ -127,10 +136,12 @@ class Low(nn.Module):
 
 
 def lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The same model, not a copy, run in `dtype`; of a `Classifier`, only the body is, and it stays one."""
-    if type(model) is Classifier:
-        return Classifier(Low(model.body, dtype), model.head, model.normalize)
-    return Low(model, dtype)
+    """The same model, not a copy, run in `dtype`; of a `Classifier`, only the body is, and the rest stays as it is."""
+    if type(model) is not Classifier:
+        return Low(model, dtype)
+    twin = copy.copy(model)
+    twin._modules = {**model._modules, "body": Low(model.body, dtype)}
+    return twin
 
 
 class Shadow:
@@ -147,17 +158,21 @@ class Shadow:
         filled = {id(tensor) for _, layer in self._frozen for tensor in layer.buffers()}
         shared = {id(tensor) for tensor in _tensors(model).values()}
         self._others = {name: t for name, t in _tensors(net).items() if id(t) not in filled | shared}
-        for module in reversed(list(net.modules())):
-            if type(module) is nn.Linear:
-                module.__class__ = _FullLinear
-                break
+        self._head = next((m for m in reversed(list(net.modules())) if type(m) is nn.Linear), None)
+        if self._head is not None:
+            self._head.__class__ = _FullLinear
         self.net = lowered(net, dtype)
         self.refresh(model)
 
-    @property
-    def minds_size(self) -> bool:
-        """Whether it has convolutions, which do one thing or another by the size of their output."""
-        return any(isinstance(layer, FrozenConv) for _, layer in self._frozen)
+    @contextmanager
+    def watched(self) -> Iterator[list[int]]:
+        """Collects where in memory the last linear layer, which computes in float32, puts what it gives."""
+        found: list[int] = []
+        if self._head is None:
+            yield found
+            return
+        with self._head.register_forward_hook(lambda module, args, out: found.append(out.data_ptr())):
+            yield found
 
     @torch.no_grad()
     def refresh(self, model: nn.Module) -> None:
@@ -174,18 +189,6 @@ class Shadow:
         live = _tensors(model)
         if self._others:
             torch._foreach_copy_(list(self._others.values()), [live[name] for name in self._others])
-
-
-def structure(model: nn.Module) -> tuple[Any, ...]:
-    """What a copy stands for. It is made anew when a module or a tensor has been exchanged, or something been set."""
-    modules = [(id(m), type(m), *(tuple(held) for held in _hooks(m)), *_settings(m)) for m in model.modules()]
-    read = (id(b) for m in model.modules() if isinstance(m, Reference) for b in m.buffers(recurse=False))
-    return (*modules, *read, *((name, t.shape, t.dtype, t.device) for name, t in _tensors(model).items()))
-
-
-def _settings(module: nn.Module) -> tuple[Any, ...]:
-    """What is said in a word on a module itself, such as its mode, by which its forward may do one thing or another."""
-    return tuple((name, value) for name, value in vars(module).items() if isinstance(value, bool | int | float | str))
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

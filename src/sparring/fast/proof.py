@@ -1,0 +1,116 @@
+"""The proof that a copy stands for its model: the same logits and the same gradient of the input, on a few images."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Classifier
+from ..randomness import make_rng
+from .compiled import as_it_is
+from .convolution import worth
+from .shadow import Shadow
+
+# The largest share of the length of the logits without their mean over the classes, which no prediction depends on, and
+# of the length of the gradient, by which the copy may differ. Healthy nets reach 2e-7 and 4e-4 in float32, 0.007 and
+# 0.14 in bf16.
+LOGITS = {torch.float32: 1e-3, torch.bfloat16: 0.02}
+BORN_LOW = "its logits are computed in bf16"
+GRADIENT = {torch.float32: 0.02, torch.bfloat16: 0.3}
+
+
+def doubt(shadow: Shadow, model: nn.Module, few: Tensor, new: bool) -> str | None:
+    """Why the copy must not stand for `model`, as seen on a few images `[B, ...]`; None if nothing speaks against it.
+
+    On the CPU, convolutions are asked as they will be about many images, and in a `new` copy as about few, too.
+    """
+    with _undisturbed(few):
+        wanted = _answer(model, few)
+        for least in (0, None) if new else (0,):
+            with _as_for_many(least):
+                why = _unlike(shadow, _answer(shadow.net, few), wanted)
+            if why is not None:
+                return why
+    return None
+
+
+def flaw(shadow: Shadow, few: Tensor) -> str | None:
+    """What is wrong with a copy by itself: a forward that changes its buffers, and logits that are born in bf16.
+
+    The steps of these are so coarse that an attack which compares losses goes blind.
+    """
+    net = shadow.net
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    with _undisturbed(few), torch.no_grad(), shadow.watched() as head:
+        logits = net(few)
+    changed = [name for name, buffer in net.named_buffers() if not torch.equal(buffer, buffers[name])]
+    if changed:
+        return f"its forward changes {changed[0]}"
+    if shadow.dtype == torch.float32 or type(net) is Classifier:  # whose head is computed in float32
+        return None
+    return None if head and head[-1] == logits.data_ptr() else BORN_LOW
+
+
+@contextmanager
+def _undisturbed(few: Tensor) -> Iterator[None]:
+    """Draws nothing from torch's generators, and compiles nothing."""
+    with torch.random.fork_rng(devices=[few.device] if few.device.type == "cuda" else []), as_it_is():
+        yield
+
+
+@contextmanager
+def _as_for_many(least: int | None) -> Iterator[None]:
+    if least is None:
+        yield
+        return
+    with worth(least):
+        yield
+
+
+def _answer(model: nn.Module, few: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+    """The gradient at a few images of a fixed sum of logits, and the logits; those of an `Encoder` with its parts.
+
+    The sum weighs each class by chance, always alike, so that no class is left out.
+    """
+    with torch.enable_grad():
+        x = few.detach().clone().requires_grad_()
+        logits = model(x)
+        gradient = None
+        if logits.requires_grad:
+            weights = torch.randn(logits.shape[1:], generator=make_rng(0)).to(logits)
+            (gradient,) = torch.autograd.grad((_centred(logits) * weights).sum(), x, allow_unused=True)
+    with torch.no_grad():
+        parts = (
+            model.body(model.normalize(few), parts=True) if isinstance(model, Classifier) and in_parts(model) else ()
+        )
+    return gradient, [_centred(logits.detach()), *parts]
+
+
+def in_parts(model: Classifier) -> bool:
+    """Whether its body gives more than features (`Encoder`)."""
+    return bool(getattr(model.body, "in_parts", False))
+
+
+def _centred(logits: Tensor) -> Tensor:
+    return logits - logits.mean(1, keepdim=True)
+
+
+def _unlike(
+    shadow: Shadow, found: tuple[Tensor | None, list[Tensor]], wanted: tuple[Tensor | None, list[Tensor]]
+) -> str | None:
+    names = ("logits", *["parts"] * len(wanted[1]))
+    for name, mine, true in zip(names, found[1], wanted[1], strict=False):
+        if (why := _apart(f"its {name}", mine, true, LOGITS[shadow.dtype])) is not None:
+            return why
+    gradient, models = found[0], wanted[0]
+    if gradient is None or models is None:
+        return None if gradient is models else "its gradient is missing, or the model's is"
+    return _apart("its gradients", gradient, models, GRADIENT[shadow.dtype])
+
+
+def _apart(what: str, mine: Tensor, true: Tensor, most: float) -> str | None:
+    if mine.shape != true.shape or not torch.equal(mine.isfinite(), true.isfinite()):
+        return f"{what} are {tuple(mine.shape)} and not all finite where the model's are"
+    share = float((mine - true).nan_to_num().norm() / true.nan_to_num().norm().clamp_min(1e-12))
+    return f"{what} differ by {100 * share:.2g} %" if share > most else None
