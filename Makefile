@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 LATEST := .venv-latest
+CASES  ?= 3000
+SEED   ?= 1
 PIP    := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check format test-latest clean
+.PHONY: demo test fuzz check format test-latest clean
 
 demo: $(VENV)/.run ## train a small robust classifier and evaluate it
 	$(BIN)/sparring train quickstart --out runs/demo --overwrite
@@ -13,6 +15,10 @@ demo: $(VENV)/.run ## train a small robust classifier and evaluate it
 
 test: $(VENV)/.dev ## all tests, two processes of one thread each
 	$(BIN)/python -m pytest -n 2
+
+fuzz: $(VENV)/.dev ## the fuzzers at length: copies of models, weights files, JSON, arrays, data files
+	$(BIN)/python -m pytest -n 2 tests/test_fuzz_copies.py tests/test_fuzz_files.py tests/test_data_faults.py \
+		--fuzz $(CASES) --fuzz-seed $(SEED)
 
 check: $(VENV)/.dev ## format, lint, types, rooms
 	$(BIN)/ruff format --check .

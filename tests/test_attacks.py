@@ -51,7 +51,8 @@ ATTACKS = [
     (MultiGrad(BALL), BALL),
     *((APGD(threat, steps=10), threat) for threat in (BALL, L2(0.5), L1(4.0))),
     (APGD(BALL, steps=10, to_the_end=True), BALL),
-    *((FAB(threat, steps=5), threat) for threat in (BALL, L2(0.5), L1(4.0))),
+    *((FAB(threat, steps=5), threat) for threat in (BALL, L2(0.5))),
+    (FAB(L1(4.0), steps=3), L1(4.0)),  # few steps: each moves some pixels all the way, and the last bit decides which
     *((Square(threat, queries=60), threat) for threat in (BALL, L2(0.5), L1(4.0))),
     (Split(((0.5, Benign()), (0.5, FGSM(BALL)))), BALL),
     (Restarts(PGD(BALL, steps=2), 3), BALL),
@@ -277,16 +278,16 @@ def test_attacking_a_model_in_training_mode_is_refused_where_the_mode_matters():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PGD(BALL, steps=0), "at least one step, not 0"),
+        (lambda: PGD(BALL, steps=0), "steps = 0 is no whole number from 1 on"),
         (lambda: PGD(BALL, step_size=-0.1), "step_size = -0.1 is not above 0"),
         (lambda: PGD(BALL, step_size="a lot"), "is no number"),
-        (lambda: PGD(BALL, patience=-1), "0 or more, not -1"),
-        (lambda: Restarts(Benign(), 0), "at least once, not 0 times"),
+        (lambda: PGD(BALL, patience=-1), "patience = -1 is no whole number from 0 on"),
+        (lambda: Restarts(Benign(), 0), "times = 0 is no whole number"),
         (lambda: Split(((0.5, Benign()), (0.4, Benign()))), r"sum to 1, unlike \[0.5, 0.4\]"),
         (lambda: NFGSM(L2(1.0)), "defined for Linf"),
         (lambda: ZeroGrad(L2(1.0)), "ZeroGrad is defined for Linf"),
         (lambda: ZeroGrad(BALL, quantile=1.0), r"quantile = 1 is not in \[0, 1\)"),
-        (lambda: MultiGrad(BALL, points=0), "one point or more, not at 0"),
+        (lambda: MultiGrad(BALL, points=0), "points = 0 is no whole number"),
     ],
 )
 def test_an_attack_that_makes_no_sense_is_refused(make, message):

@@ -1,3 +1,4 @@
+import copy
 import math
 import os
 import signal
@@ -74,19 +75,19 @@ def net():
 
 def test_batch_size_order_and_sharding_change_no_verdict(net):
     data = toy_data()
-    whole = evaluate(net, data, {"quick": Quick()}, batch_size=128)
+    whole = evaluate(net, data, {"quick": Quick(Linf(0.08))}, batch_size=128)
     standing = whole.standing["quick"]
-    assert 5 < standing.sum() < 55
+    assert 5 < standing.sum() < whole.standing["clean"].sum() - 3
     assert len(set(whole.broken_by("quick"))) >= 3, "several attacks have work to do"
     for size in (1, 7):
-        again = evaluate(net, data, {"quick": Quick()}, batch_size=size)
+        again = evaluate(net, data, {"quick": Quick(Linf(0.08))}, batch_size=size)
         assert all(np.array_equal(again.standing[name], flags) for name, flags in whole.standing.items())
         assert np.allclose(again.margin["quick"], whole.margin["quick"], atol=1e-4)
     order = torch.randperm(len(data), generator=make_rng(1))
-    shuffled = evaluate(net, data[order], {"quick": Quick()}, batch_size=7, index=order)
+    shuffled = evaluate(net, data[order], {"quick": Quick(Linf(0.08))}, batch_size=7, index=order)
     assert np.array_equal(shuffled.standing["quick"], standing[order.numpy()])
     shards = [torch.arange(0, 25), torch.arange(25, 60)]
-    parts = [evaluate(net, data[rows], {"quick": Quick()}, index=rows).standing["quick"] for rows in shards]
+    parts = [evaluate(net, data[rows], {"quick": Quick(Linf(0.08))}, index=rows).standing["quick"] for rows in shards]
     assert np.array_equal(np.concatenate(parts), standing)
 
 
@@ -224,7 +225,7 @@ def test_bytes_are_images_too():
     [
         (lambda: AutoAttack(Linf(0.1), "custom"), "no version 'custom': there is standard, plus and rand"),
         (lambda: AutoAttack(PGD(Linf(0.1))), "defined for Linf, L2 and L1, not for PGD"),
-        (lambda: EachTarget(PGD(Linf(0.1)), targets=0), "at least one target, not 0"),
+        (lambda: EachTarget(PGD(Linf(0.1)), targets=0), "targets = 0 is no whole number from 1 on"),
         (lambda: Nearest.of(PGD(Linf(0.1))), "are found for Linf, L2 and L1"),
     ],
 )
@@ -405,7 +406,9 @@ def stop_after(batches):
 
 @pytest.mark.parametrize("batches", [0, 3, 9])
 def test_an_evaluation_that_was_killed_goes_on_and_ends_the_same(net, tmp_path, batches):
-    data, adversaries = toy_data(), {"quick": Quick(), "nearest": Nearest.of(Linf(0.1), steps=3)}
+    """In float64: FAB makes a hundredth of a distance out of the last bit, in which batches of other sizes differ."""
+    net, data = copy.deepcopy(net).double(), toy_data()
+    adversaries = {"quick": Quick(), "nearest": Nearest.of(Linf(0.1), steps=3)}
     untouched = evaluate(net, data, adversaries, batch_size=8, keep_images=True)
     with pytest.raises(Killed):
         evaluate(net, data, adversaries, batch_size=8, state=tmp_path, on_news=stop_after(batches))

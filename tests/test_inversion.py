@@ -178,7 +178,7 @@ def test_a_search_is_refined():
     finer = Refined(PGD(L2(4.0), 20, 0.5, Near(0.0)), 4)(Quadratic(), x, make_rng(0))
     assert float((finer - 0.25).abs().max()) < 0.02 < float((plain - 0.25).abs().max())
     assert descent((1, 4, 4), 400) == Refined(PGD(L2(4.0), 66, 0.5, Near(0.0)), 6)
-    with pytest.raises(UserError, match="refined at least once"):
+    with pytest.raises(UserError, match="times = 0 is no whole number"):
         Refined(PGD(L2(1.0)), 0)
 
 
@@ -240,7 +240,7 @@ def test_what_cannot_be_inverted_is_refused():
         annealed([net, net], X, Inverter(search=Painted("network", 2)))
     with pytest.raises(UserError, match="by = 'oil'"):
         Painted("oil")
-    with pytest.raises(UserError, match="at least one step"):
+    with pytest.raises(UserError, match="steps = 0 is no whole number"):
         Painted(steps=0)
 
 
@@ -285,7 +285,7 @@ def test_runs_are_inverted_from_the_shell(runs, capsys):
         (["--features", "-1"], "--features -1 is below 0"),
         (["--smooth", "-1"], "smooth = -1 is below 0"),
         (["--judge", "nowhere"], "nowhere is no run folder"),
-        (["--pictures", "0"], "at least one image, not 0 as --pictures"),
+        (["--pictures", "0"], "at least one image is needed, not 0 as --pictures"),
     ):
         assert shell(["analyze", narrow, "inversion", *args]) == 2
         assert message in capsys.readouterr().err

@@ -103,7 +103,7 @@ def test_fooled_in_expectation_is_who_is_fooled_in_more_than_half_of_the_draws()
 
     loss = Expected(Untargeted(moody, torch.tensor([0])), 3)
     assert loss(torch.zeros(1, 1)).fooled.tolist() == [True]
-    with pytest.raises(UserError, match="at least one draw, not 0"):
+    with pytest.raises(UserError, match="draws = 0 is no whole number from 1 on"):
         Expected(loss, 0)
 
 

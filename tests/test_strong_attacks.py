@@ -316,13 +316,13 @@ def test_squares_reach_the_last_row_unless_the_released_code_is_followed(last_pl
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: APGD(Linf(0.1), 0), "at least one step, not 0"),
+        (lambda: APGD(Linf(0.1), 0), "steps = 0 is no whole number"),
         (lambda: APGD(Linf(0.1), rho=1.5), r"rho = 1.5 is not in \(0, 1\)"),
         (lambda: FAB(Near(0.0)), "defined for Linf, L2 and L1, not for Near"),
-        (lambda: FAB(Linf(0.1), 0), "at least one step"),
+        (lambda: FAB(Linf(0.1), 0), "steps = 0 is no whole number"),
         (lambda: Square(Near(0.0)), "defined for Linf, L2 and L1"),
-        (lambda: Square(Linf(0.1), 0), "at least one query"),
-        (lambda: DDN(0), "at least one step"),
+        (lambda: Square(Linf(0.1), 0), "queries = 0 is no whole number"),
+        (lambda: DDN(0), "steps = 0 is no whole number"),
         (lambda: CWL2(lr=0), "above 0"),
     ],
 )

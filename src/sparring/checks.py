@@ -2,6 +2,7 @@
 
 from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -9,8 +10,22 @@ from .core import Classifier, Data
 from .errors import UserError
 
 
+def check_tensor(x: object, what: str) -> None:
+    """`x` is an ordinary tensor: dense, and made where gradients could be recorded."""
+    if isinstance(x, np.ndarray):
+        raise UserError(f"{what} are a numpy array: pass torch.from_numpy(..)")
+    if not isinstance(x, Tensor):
+        raise UserError(f"{what} are a {type(x).__name__}: wanted is a torch.Tensor")
+    if x.layout != torch.strided or x.is_quantized:
+        raise UserError(f"{what} are {'quantized' if x.is_quantized else x.layout}: wanted is a dense tensor")
+    if x.is_inference():
+        raise UserError(f"{what} were made under torch.inference_mode(), where no gradient is recorded: pass a clone")
+
+
 def check_images(x: Tensor, what: str = "images", bytes_too: bool = False) -> None:
     """`x` `[N, C, H, W]` is floating and everywhere in [0, 1]; or, where a data set may be, bytes."""
+    check_tensor(x, what)
+    x = x.detach()
     if x.ndim != 4 or len(x) == 0:
         raise UserError(f"{what} have shape {tuple(x.shape)}: wanted is [N, channels, height, width] with N > 0")
     if x.dtype == torch.uint8 and bytes_too:
@@ -20,12 +35,20 @@ def check_images(x: Tensor, what: str = "images", bytes_too: bool = False) -> No
     if not bool(x.isfinite().all()):
         bad = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
         raise UserError(f"{what} hold NaN or infinite pixels, first in number {bad}")
-    low, high = float(x.min()), float(x.max())
+    low, high = x.min(), x.max()
     if low < 0 or high > 1:
         raise UserError(
-            f"{what} span [{low:.3g}, {high:.3g}], outside [0, 1]: pass raw pixels (bytes / 255) and let the model "
-            "normalise them, as sparring.models.Normalize does; eps is in pixel units"
+            f"{what} span [{_shortest(low)}, {_shortest(high)}], outside [0, 1]: pass raw pixels (bytes / 255) and let "
+            "the model normalise them, as sparring.models.Normalize does; eps is in pixel units"
         )
+
+
+def check_attack(attack: object) -> None:
+    """Raises `UserError` for what is no attack but, say, its class or its name."""
+    if isinstance(attack, type):
+        raise UserError(f"{attack.__name__} is a class: wanted is an attack with its set, as PGD(Linf('8/255'))")
+    if not callable(attack):
+        raise UserError(f"{attack!r} is no attack: wanted is a value such as PGD(Linf('8/255'))")
 
 
 def as_classifier(model: nn.Module) -> Classifier:
@@ -37,22 +60,15 @@ def as_classifier(model: nn.Module) -> Classifier:
     return model
 
 
-@torch.no_grad()
-def check_taken(model: nn.Module, x: Tensor) -> None:
-    """`x` are images, and of a size that the model takes."""
-    check_images(x)
-    try:
-        model(x[:1])
-    except RuntimeError as error:
-        shape = "x".join(map(str, x.shape[1:]))
-        raise UserError(
-            f"the net does not take images of {shape} ({str(error).splitlines()[0]}): resize them to those that it was "
-            "trained on, with sparring.data.Resized or, on the command line, --resize"
-        ) from error
+def _shortest(number: Tensor) -> str:
+    """As few digits as tell it from its neighbours: one just above 1 is not called 1."""
+    known = number.cpu() if number.dtype != torch.bfloat16 else number.cpu().float()
+    return str(known.numpy()).removesuffix(".0")
 
 
 def check_labels(y: Tensor, num_classes: int, what: str = "labels") -> None:
     """`y` `[N]` holds integers in 0 .. `num_classes` - 1, and there are at least two classes."""
+    check_tensor(y, what)
     if num_classes < 2:
         raise UserError(f"{what}: {num_classes} class is nothing to classify, at least 2 are needed")
     if y.ndim != 1 or y.dtype != torch.int64:
@@ -81,6 +97,8 @@ def check_logits(
     if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != count:
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise UserError(f"the model gives {shape} for {count} images: wanted are logits [{count}, classes]")
+    if not out.is_floating_point():
+        raise UserError(f"the model gives {out.dtype}: wanted are logits in floating point, before any argmax")
     if out.shape[1] < 2:
         raise UserError("the model gives one number per image: wanted are logits of at least 2 classes")
     if num_classes is not None and out.shape[1] != num_classes:
@@ -99,15 +117,3 @@ def probable(out: Tensor) -> Tensor:
 
 def refuse_probabilities() -> NoReturn:
     raise UserError("the model gives probabilities, and attacks need logits: take the final softmax away")
-
-
-@torch.no_grad()
-def check_examples(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """All of the above for some labelled examples and the model that is to judge them, in its present mode."""
-    check_images(x)
-    if len(x) != len(y):
-        raise UserError(f"{len(x)} images, but {len(y)} labels")
-    highest = int(y.max()) if y.dtype == torch.int64 else 0
-    check_labels(y, max(2, highest + 1))
-    few = slice(0, 8)
-    check_logits(model(x[few]), len(x[few]), highest=highest)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import Forward, PointLoss, Probe
-from .errors import UserError
+from .errors import UserError, need_whole
 from .views import mode_matters
 
 _TINY = 1e-12
@@ -253,8 +253,7 @@ class Expected:
     draws: int = 20
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise UserError(f"an expectation needs at least one draw, not {self.draws}")
+        need_whole("draws", self.draws)
 
     def __call__(self, x: Tensor) -> Probe:
         return mean([self.loss(x) for _ in range(self.draws)])

@@ -97,9 +97,16 @@ def named(view: View) -> str:
 
 @contextmanager
 def full_precision() -> Generator[None]:
-    """Convolutions and products in float32 are computed in float32, not in TF32, which CUDA takes for convolutions."""
+    """Convolutions and products in float32 are computed so, whatever the user allows: TF32, or bf16 on a CPU."""
     backends: Any = torch.backends
-    places = (backends.cudnn.conv, backends.cuda.matmul)
+    places = (
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.cuda.matmul,
+        backends.mkldnn.conv,
+        backends.mkldnn.rnn,
+        backends.mkldnn.matmul,
+    )
     before = [place.fp32_precision for place in places]
     for place in places:
         place.fp32_precision = "ieee"

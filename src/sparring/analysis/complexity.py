@@ -20,6 +20,7 @@ from ..attacks import PGD, Anywhere
 from ..attacks.slope import slope
 from ..core import Classifier, Data, Forward, PointLoss, Probe, Threat, each, pixels
 from ..errors import UserError
+from ..gate import gated
 from ..losses import Margin, Untargeted
 from ..randomness import PerExample
 from ..threats import L2
@@ -214,6 +215,7 @@ def curvature(model: nn.Module, x: Tensor, y: Tensor, h: float = 0.01) -> float:
     return float(((slope(loss, x + h * g).grad - here).flatten(1).norm(dim=1) / h).mean())
 
 
+@gated
 def complexity(
     model: nn.Module,
     initial: nn.Module,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..core import Data, pixels
 from ..errors import UserError
+from ..gate import gated
 from ..models.layers import FEATURES, Layers
 from ..randomness import PerExample, make_rng, normal
 from ..scores import Array
@@ -91,6 +92,7 @@ def _meant(name: str) -> str:
     return ":".join(name.split(":")[:2]) if name.startswith("weights") else name
 
 
+@gated
 def information(
     model: nn.Module,
     training: Data,
@@ -219,6 +221,7 @@ class Effective:
     rise: float
 
 
+@gated
 def effective(
     model: nn.Module,
     training: Data,

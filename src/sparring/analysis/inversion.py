@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import PGD, Near, Painted, Refined
-from ..checks import check_taken
 from ..core import Attack, Classifier, Data, PointLoss, pixels
 from ..errors import UserError
+from ..gate import check_taken, gated
 from ..losses import Coordinate, FeatureMatch, Smooth, Total, residuals
 from ..models import FEATURES, Layers, as_run, straight_through
 from ..randomness import PerExample, normal
@@ -130,6 +130,7 @@ def seen(models: Sequence[nn.Module], layers: tuple[str, ...], x: Tensor) -> lis
         return [Layers(model, layers)(x) for model in models]
 
 
+@gated
 def invert(
     models: nn.Module | Sequence[nn.Module],
     x: Tensor,
@@ -157,6 +158,7 @@ def invert(
     return torch.cat(found)
 
 
+@gated
 def annealed(
     models: Sequence[nn.Module], x: Tensor, how: Inverter = Inverter(), *, batch_size: int = 64, seed: int = 0
 ) -> Tensor:
@@ -170,6 +172,7 @@ def annealed(
     return found
 
 
+@gated
 def interpolated(
     model: nn.Module, a: Tensor, b: Tensor, shares: Sequence[float], how: Inverter = Inverter(), *, seed: int = 0
 ) -> Tensor:
@@ -186,6 +189,7 @@ def interpolated(
     return torch.stack(found, 1)
 
 
+@gated
 def visualised(
     model: nn.Module, coordinates: Tensor, start: Tensor, how: Inverter = Inverter(), *, seed: int = 0
 ) -> Tensor:
@@ -223,6 +227,7 @@ class Inversion:
         }
 
 
+@gated
 def inversion(
     models: nn.Module | Sequence[nn.Module],
     data: Data,

@@ -15,6 +15,7 @@ from ..attacks.slope import slope
 from ..bootstrap import interval
 from ..core import Data, PointLoss, Threat, each, pixels
 from ..errors import UserError
+from ..gate import gated
 from ..losses import Untargeted
 from ..randomness import PerExample, normal
 from ..scores import Array
@@ -72,6 +73,7 @@ def estimate(values: Array, statistic: Callable[..., Any]) -> dict[str, float]:
     return {"value": float(statistic(values)), "low": low, "high": high}
 
 
+@gated
 def landscape(
     model: nn.Module,
     data: Data,

@@ -17,6 +17,7 @@ from ..contrast import information_bound
 from ..core import Classifier, Data, Labelled, Threat, pixels
 from ..errors import UserError
 from ..evaluate import Adversary, Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours, evaluate
+from ..gate import gated
 from ..losses import Margin, TargetedDLR
 from ..models import KNN, encoded, linear_probe
 from ..randomness import PerExample
@@ -82,6 +83,7 @@ class Representation:
         }
 
 
+@gated
 def representation(
     model: nn.Module,
     bank: Labelled,

@@ -15,6 +15,7 @@ from ..attacks import PGD, Benign, Near
 from ..core import Batch, Context, Data, Lens, Progress, Threat, at, pixels
 from ..engine import Method
 from ..errors import UserError
+from ..gate import gated
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.trades import TRADES
 from ..randomness import PerExample, make_rng, normal
@@ -73,6 +74,7 @@ class Stability:
         }
 
 
+@gated
 def stability(
     model: nn.Module,
     data: Data,

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..checks import as_classifier, check_taken
+from ..checks import as_classifier
 from ..core import Classifier, Data, pixels
 from ..errors import UserError, need_one_of
 from ..evaluate import evaluate
+from ..gate import check_taken, gated
 from ..models import as_run, encoded, validated_probe
 from ..randomness import make_rng, mixed_seed
 from ..scores import Accuracy
@@ -59,6 +60,7 @@ class Transferred:
     penalty: float
 
 
+@gated
 def transfer(model: nn.Module, train: Data, test: Data, how: Tuning = Tuning(), seed: int = 0) -> Transferred:
     """Fits a copy of `model` to the task of `train` and tests it on `test`; `model` stays as it is.
 
@@ -221,6 +223,7 @@ def _tune(model: Classifier, train: Data, how: Tuning, seed: int) -> None:
 # -- how far tasks are apart
 
 
+@gated
 def task_embedding(model: nn.Module, train: Data, seed: int = 0) -> Tensor:
     """Task2Vec (https://arxiv.org/abs/1902.03545): the diagonal Fisher information of the body, fitted to the task.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core import PointLoss, Threat, each
-from ..errors import UserError
+from ..errors import UserError, need_whole
 from ..randomness import Rng, normal
 from ..threats import L1
 from .gradient import Shell, Start
@@ -50,8 +50,7 @@ class APGD:
     first_no_stall: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"APGD needs at least one step, not {self.steps}")
+        need_whole("steps", self.steps)
         if not 0 < self.rho < 1:
             raise UserError(f"rho = {self.rho:g} is not in (0, 1): it is the share of steps that should go up")
 

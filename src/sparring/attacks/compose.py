@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core import Attack, PointLoss
-from ..errors import UserError
+from ..errors import UserError, need_whole
 from ..randomness import Rng, some, uniform
 from .gradient import PGD, Near
 
@@ -47,8 +47,7 @@ class Restarts:
     times: int = 10
 
     def __post_init__(self) -> None:
-        if self.times < 1:
-            raise UserError(f"an attack runs at least once, not {self.times} times")
+        need_whole("times", self.times)
 
     def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
         return keep_worst(lambda rows: self.attack(loss[rows], x[rows], some(rng, rows)), self.times, loss, x)
@@ -77,8 +76,9 @@ class Refined:
     factor: float = 0.4
 
     def __post_init__(self) -> None:
-        if self.times < 1 or not 0 < self.factor <= 1:
-            raise UserError(f"a search is refined at least once, by (0, 1], not {self.times} times by {self.factor:g}")
+        need_whole("times", self.times)
+        if not 0 < self.factor <= 1:
+            raise UserError(f"factor = {self.factor:g} is not in (0, 1]: steps get shorter each time")
 
     def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
         first = self.attack

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core import PointLoss, Threat, each
-from ..errors import UserError
+from ..errors import UserError, need_whole
 from ..losses import Boundaries, InBatches, named
 from ..randomness import Rng
 from ..threats import L1, L2, Linf
@@ -45,8 +45,8 @@ class FAB:
     def __post_init__(self) -> None:
         if not isinstance(self.threat, Linf | L2 | L1):
             raise UserError(f"FAB is defined for Linf, L2 and L1, not for {self.threat!r}")
-        if self.steps < 1 or self.final_search < 0:
-            raise UserError(f"FAB needs at least one step, and a final search of 0 or more: not {self!r}")
+        need_whole("steps", self.steps)
+        need_whole("final_search", self.final_search, 0)
 
     def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
         """A point within eps that fools; for other examples, the nearest fooling point brought back to eps."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core import PointLoss, Threat, each
-from ..errors import UserError
+from ..errors import UserError, need_whole
 from ..losses import named
 from ..randomness import Rng, normal, uniform
 from ..threats import Linf, number
@@ -113,12 +113,11 @@ class PGD:
         ) -> None: ...
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"PGD needs at least one step, not {self.steps}; for no attack use Benign()")
-        if self.patience is not None and self.patience < 0:
-            raise UserError(f"patience counts steps: 0 or more, not {self.patience}")
+        need_whole("steps", self.steps)
+        if self.patience is not None:
+            need_whole("patience", self.patience, 0)
         if self.step_size is not None:
-            object.__setattr__(self, "step_size", step_length(self.step_size))
+            object.__setattr__(self, "step_size", step_length(self.step_size, self.threat))
 
     def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
         x = x.detach()
@@ -166,8 +165,14 @@ def FGSM(threat: Threat, step_size: float | str | None = None, start: Start = Ne
     return PGD(threat, steps=1, step_size=threat.eps if step_size is None else step_size, start=start)
 
 
-def step_length(value: float | str) -> float:
-    size = number(value)
+def step_length(value: float | str, threat: Threat) -> float:
+    """A step in pixel units. Raises `UserError` for one that crosses the set ten times over: it is in another unit."""
+    size, eps = number(value), threat.eps
     if not (0 < size < math.inf):
         raise UserError(f"step_size = {size:g} is not above 0")
+    if size > 20 * eps:
+        raise UserError(
+            f"step_size = {size:g} is {size / eps:.3g} times eps = {eps:g}: both are in pixel units, where images lie "
+            f"in [0, 1]; did you mean {size:g}/255?"
+        )
     return size

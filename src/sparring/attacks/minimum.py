@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core import PointLoss, each
-from ..errors import UserError
+from ..errors import UserError, need_whole
 from ..losses import named
 from ..randomness import Rng
 from ..threats import L2
@@ -50,8 +50,9 @@ class DDN:
     first_radius: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 < self.gamma < 1 or self.first_radius <= 0:
-            raise UserError(f"DDN needs at least one step, gamma in (0, 1) and a radius above 0, unlike {self!r}")
+        need_whole("steps", self.steps)
+        if not 0 < self.gamma < 1 or self.first_radius <= 0:
+            raise UserError(f"DDN needs gamma in (0, 1) and a radius above 0, unlike {self!r}")
 
     def closest(self, loss: PointLoss, x: Tensor, rng: Rng) -> Closest:
         del rng
@@ -86,8 +87,10 @@ class CWL2:
     first_c: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.searches < 1 or self.lr <= 0 or self.first_c <= 0:
-            raise UserError(f"CWL2 needs steps, searches, a step size and a constant above 0, unlike {self!r}")
+        need_whole("steps", self.steps)
+        need_whole("searches", self.searches)
+        if self.lr <= 0 or self.first_c <= 0:
+            raise UserError(f"CWL2 needs a step size and a constant above 0, unlike {self!r}")
 
     def closest(self, loss: PointLoss, x: Tensor, rng: Rng) -> Closest:
         del rng

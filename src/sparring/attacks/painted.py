@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import PointLoss
-from ..errors import UserError, need_one_of
+from ..errors import UserError, need_one_of, need_whole
 from ..randomness import Rng, normal
 
 _EDGE = 1e-3
@@ -33,8 +33,9 @@ class Painted:
 
     def __post_init__(self) -> None:
         need_one_of("by", self.by, _RATES)
-        if self.steps < 1 or (self.lr is not None and self.lr <= 0):
-            raise UserError(f"a painting takes at least one step, at a rate above 0, not {self.steps} at {self.lr}")
+        need_whole("steps", self.steps)
+        if self.lr is not None and self.lr <= 0:
+            raise UserError(f"a painting takes steps at a rate above 0, not at {self.lr}")
 
     def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
         x = x.detach()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core import PointLoss
-from ..errors import UserError
+from ..errors import UserError, need_whole
 from ..randomness import Rng, uniform
 from ..threats import Linf
 from .gradient import step_length
@@ -32,7 +32,7 @@ class NFGSM:
     def __post_init__(self) -> None:
         _need_linf("N-FGSM", self.threat)
         if self.step_size is not None:
-            object.__setattr__(self, "step_size", step_length(self.step_size))
+            object.__setattr__(self, "step_size", step_length(self.step_size, self.threat))
 
     @property
     def reach(self) -> Linf:
@@ -69,7 +69,7 @@ class ZeroGrad:
         if not 0 <= self.quantile < 1:
             raise UserError(f"quantile = {self.quantile:g} is not in [0, 1): some pixels must move")
         if self.step_size is not None:
-            object.__setattr__(self, "step_size", step_length(self.step_size))
+            object.__setattr__(self, "step_size", step_length(self.step_size, self.threat))
 
     def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
         x = x.detach()
@@ -98,10 +98,9 @@ class MultiGrad:
 
     def __post_init__(self) -> None:
         _need_linf("MultiGrad", self.threat)
-        if self.points < 1:
-            raise UserError(f"MultiGrad needs gradients at one point or more, not at {self.points}")
+        need_whole("points", self.points)
         if self.step_size is not None:
-            object.__setattr__(self, "step_size", step_length(self.step_size))
+            object.__setattr__(self, "step_size", step_length(self.step_size, self.threat))
 
     def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
         x = x.detach()

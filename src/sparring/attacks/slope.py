@@ -24,12 +24,12 @@ def slope(loss: PointLoss, z: Tensor) -> Slope:
         found = [slope(part, rows) for part, rows in loss.parts(z)]
         return Slope(*joined([Probe(each.value, each.fooled) for each in found]), torch.cat([e.grad for e in found]))
     single, draws = (loss.loss, loss.draws) if isinstance(loss, Expected) else (loss, 1)
-    z = z.detach().requires_grad_()
     probes, grad = [], None
     for _ in range(draws):
         with torch.enable_grad():
+            z = z.detach().requires_grad_()
             value, fooled = single(z)
-        new = _grad(value.sum(), z)
+            new = _grad(value.sum(), z)
         probes.append(Probe(value.detach(), fooled))
         grad = new if grad is None else grad + new
     assert grad is not None
@@ -42,8 +42,8 @@ def slopes(loss: Boundaries, z: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         values = loss.differences(z).value
-    last = values.shape[1] - 1
-    grads = [_grad(values[:, k].sum(), z, retain=k < last) for k in range(last + 1)]
+        last = values.shape[1] - 1
+        grads = [_grad(values[:, k].sum(), z, retain=k < last) for k in range(last + 1)]
     return values.detach(), torch.stack(grads, 1)
 
 

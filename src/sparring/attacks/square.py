@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import PointLoss, Threat, each
-from ..errors import UserError
+from ..errors import UserError, need_whole
 from ..randomness import Rng, some, uniform
 from ..threats import L1, L2, Linf
 
@@ -38,8 +38,9 @@ class Square:
     def __post_init__(self) -> None:
         if not isinstance(self.threat, Linf | L2 | L1):
             raise UserError(f"Square is defined for Linf, L2 and L1, not for {self.threat!r}")
-        if self.queries < 1 or not 0 < self.share <= 1:
-            raise UserError(f"Square needs at least one query and a share in (0, 1], unlike {self!r}")
+        need_whole("queries", self.queries)
+        if not 0 < self.share <= 1:
+            raise UserError(f"Square needs a share in (0, 1], not {self.share:g}")
 
     @torch.no_grad()
     def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:

@@ -1,7 +1,7 @@
 """How robust a model really is."""
 
 from .accuracy import evaluate
-from .adversary import Adversary, EachTarget, Through, WhiteBox, perturb, threat_of
+from .adversary import Adversary, EachTarget, Through, WhiteBox, check_name, perturb, threat_of
 from .case import Budget
 from .ensembles import AutoAttack, InTurn, autoattack
 from .masking import audit
@@ -27,6 +27,7 @@ __all__ = [
     "WorstOnNeighbours",
     "audit",
     "autoattack",
+    "check_name",
     "evaluate",
     "perturb",
     "threat_of",

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from ..checks import check_data, refuse_probabilities
 from ..core import Data, Search, pixels
-from ..errors import UserError
+from ..errors import UserError, need_seed, need_whole
 from ..fast import Fast
+from ..gate import FEW, alone, answer, check_model, switched_to_eval
 from ..scores import Array, Evaluated, Examples
-from ..views import eval_mode, frozen, full_precision
+from ..views import frozen, full_precision
 from .adversary import Adversary, checked_index
 from .journal import Journal, fingerprint
-from .judge import Judge, Unaltered, Verdict, oddities
+from .judge import Judge, Unaltered, Verdict, flat_gradients, oddities
 from .nearest import Nearest
 from .stages import CLEAN, PICTURES, Book, Cascade, Chain, OnNews, Run, Setting, needs_fine
 
@@ -51,9 +52,11 @@ def evaluate(
     and the model is not, they run again on the model. Raises `UserError` for images outside [0, 1], wrong labels,
     probabilities instead of logits, and a model that changes itself in forward.
     """
+    check_model(model)
     check_data(data, "evaluation")
-    if batch_size < 1:
-        raise UserError(f"an evaluation takes batches of at least one image, not {batch_size}")
+    need_whole("batch_size", batch_size)
+    need_seed(seed)
+    data = Data(data.x.detach(), data.y, data.classes)
     index = checked_index(index, len(data), data.x.device)
     chains = [Chain.of(name, adversary, len(data.classes)) for name, adversary in adversaries.items()]
     if sum(chain.nearest is not None for chain in chains) > 1:
@@ -61,10 +64,12 @@ def evaluate(
     judge = Judge(model, max((chain.draws for chain in chains), default=1))
     search, like = search or Fast(), _like(model, data)
     about = {**_about(model, data, index, adversaries, seed), "search": search.said(like.device)}
-    journal = None if state is None else Journal(Path(state), about)
-    few = pixels(data.x[:8]).to(like)
-    with full_precision(), eval_mode(model), frozen(model):
+    journal = None if state is None else Journal(Path(state), about, data.x.shape)
+    few = pixels(data.x[:FEW]).to(like)
+    with alone(model), full_precision(), switched_to_eval(model), frozen(model):
         unaltered = Unaltered(model)
+        answer(model, few)
+        unaltered.check()
         fine = search.fine() if any(needs_fine(each) for chain in chains for each in chain.stages.values()) else search
         with search(model, few) as searched, fine(model, few) as finely:
             how = (index, like, batch_size, seed, journal, on_news, keep_images, search)
@@ -74,9 +79,11 @@ def evaluate(
                 journal.same_answers(clean.predicted.numpy(), clean.margin.numpy())
             run = Run(setting, clean, work=sum(chain.work * int(clean.right.sum()) for chain in chains))
             books = {chain.name: (chain, run.through(chain)) for chain in chains}
+            flat = flat_gradients(model, *setting.batch(slice(batch_size))) if chains else []
     notes += [note for chain, book in books.values() for note in _lost_under(chain, book, clean)]
     for note in notes:
         warnings.warn(note, stacklevel=2)
+    notes += [note for note in (*flat, *run.notes) if note not in notes]
     notes += [note for chain, book in books.values() for note in (*chain.notes, *_by_square(chain, book))]
     notes += dict.fromkeys((*search.notes(model), *fine.notes(model)))
     return _assembled(setting, clean, books, tuple(notes), about)

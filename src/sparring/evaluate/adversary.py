@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.compose import keep_worst
-from ..checks import check_examples
+from ..checks import check_attack
 from ..core import Attack, Forward, PointLoss, Threat, View
-from ..errors import UserError
+from ..errors import UserError, need_seed, need_whole
+from ..gate import alone, check_examples
 from ..losses import Expected, Margin, TargetedDLR, Untargeted, in_batches
 from ..randomness import PerExample, Rng, some
 from ..threats import L1, L2, Linf
@@ -53,6 +54,10 @@ class WhiteBox(Dividing):
     loss: Callable[[Forward, Tensor], PointLoss] = Untargeted
     draws: int = 1
 
+    def __post_init__(self) -> None:
+        check_attack(self.attack)
+        need_whole("draws", self.draws)
+
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         with eval_mode(model), frozen(model):
             loss = self.loss(model.__call__, y)
@@ -72,8 +77,8 @@ class EachTarget(Dividing):
     targets: int = 9
 
     def __post_init__(self) -> None:
-        if self.targets < 1:
-            raise UserError(f"there is at least one target, not {self.targets}")
+        check_attack(self.attack)
+        need_whole("targets", self.targets)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         with eval_mode(model), frozen(model):
@@ -140,6 +145,12 @@ def threats_of(value: Any) -> list[Threat]:
     return [threat for part in parts for threat in threats_of(part)]
 
 
+def bound(adversary: object) -> Threat | None:
+    """The one set that the points of an attack or adversary must lie in to count; None if it names none, or several."""
+    found = threats_of(adversary)
+    return found[0] if found and all(threat == found[0] for threat in found) else None
+
+
 def threat_of(value: Any) -> Threat | None:
     """The first threat inside a value."""
     return next(iter(threats_of(value)), None)
@@ -150,13 +161,46 @@ def perturb(
 ) -> Tensor:
     """Adversarial versions of `x`, with everything checked first: `perturb(model, x, y, PGD(Linf("8/255")))`.
 
-    The random numbers of an example depend on `seed` and on its `index`, by default its place in `x`. Raises
-    `UserError` for images outside [0, 1], labels the model has no class for, and probabilities instead of logits.
+    The random numbers of an example depend on `seed` and on its `index`, by default its place in `x`. One thread at a
+    time attacks a model. Raises `UserError` for images outside [0, 1], labels the model has no class for, probabilities
+    instead of logits, a model that changes its images, and points that are not finite or leave the set of the attack.
     """
-    with eval_mode(model):
+    adversary = WhiteBox(attack)
+    need_seed(seed)
+    with alone(model):
         check_examples(model, x, y)
-    index = checked_index(index, len(x), x.device)
-    return WhiteBox(attack)(model, x, y, PerExample(seed, index))
+        index = checked_index(index, len(x), x.device)
+        found = adversary(model, x.detach(), y, PerExample(seed, index))
+        return checked_points(found, x, getattr(attack, "reach", None) or bound(attack))
+
+
+def check_name(name: str) -> None:
+    """Raises `UserError` for what no adversary can be called in a result."""
+    if name == "clean" or "/" in name:
+        raise UserError(f"no adversary can be called {name!r}: clean and names with / have a meaning of their own")
+
+
+def checked_points(z: Tensor, x: Tensor, threat: Threat | None) -> Tensor:
+    """The points of an attack, if they are finite images of the set around `x`."""
+    lost = ~z.isfinite().flatten(1).all(1)
+    if bool(lost.any()):
+        raise UserError(
+            f"the attack gives NaN or infinite pixels for {int(lost.sum())} of {len(x)} images: the logits of the "
+            "model, or their gradients, are not finite there. Look at its weights, and at sqrt, log and divisions by 0"
+        )
+    if float(z.min()) < 0 or float(z.max()) > 1:
+        raise UserError(f"the attack gives pixels in [{float(z.min()):.9g}, {float(z.max()):.9g}], outside [0, 1]")
+    if threat is not None and bool((outside := beyond(threat, z, x)).any()):
+        raise UserError(f"{int(outside.sum())} of {len(x)} points of the attack are outside of {threat!r}")
+    return z
+
+
+ROUNDING = 1e-5  # relative to eps, and a tenth of it absolute: what float32 makes of a point on the sphere
+
+
+def beyond(threat: Threat, z: Tensor, x: Tensor) -> Tensor:
+    """Which points are outside of the set around `x`, by more than rounding: `[B]`."""
+    return threat.norm((z - x).double()) > threat.eps * (1 + ROUNDING) + ROUNDING / 10
 
 
 def checked_index(index: Tensor | None, count: int, device: torch.device) -> Tensor:

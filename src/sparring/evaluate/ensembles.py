@@ -5,17 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from ..attacks import APGD, FAB, Near, Restarts, Shell, Square, Worst
 from ..checks import check_images, check_logits
-from ..core import Attack, Data, Search, Threat, pixels
+from ..core import Attack, Data, Search, Threat
 from ..errors import UserError
+from ..gate import FEW, alone, as_taken, check_taken
 from ..losses import DLR, Margin, TargetedDLR
 from ..scores import Evaluated
 from ..threats import L1, L2, Linf
-from ..views import eval_mode
 from .accuracy import evaluate
 from .adversary import Adversary, EachTarget, WhiteBox
 from .stages import OnNews
@@ -135,10 +134,9 @@ def autoattack(
     `broken_by("autoattack")` what broke the others. The other arguments are those of `evaluate`.
     """
     check_images(x, bytes_too=True)
-    with eval_mode(model), torch.no_grad():
-        few = pixels(x[:2]).to(next(model.parameters(), x[:2].float()))
-        out = model(few)
-    check_logits(out, len(few), later=True)
+    with alone(model):
+        out = check_taken(model, as_taken(model, x[:FEW].detach()))
+    check_logits(out, min(FEW, len(x)), later=True)
     data = Data(x, y, tuple(str(k) for k in range(out.shape[1])))
     attack = {"autoattack": AutoAttack(threat, version)}
     return evaluate(

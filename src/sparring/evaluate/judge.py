@@ -14,8 +14,7 @@ from ..core import Threat
 from ..errors import UserError
 from ..losses import Untargeted
 from ..threats import Linf
-
-ROUNDING = 1e-5  # relative to eps, and a tenth of it absolute: what float32 makes of a point on the sphere
+from .adversary import beyond
 
 
 class Verdict(NamedTuple):
@@ -56,7 +55,7 @@ class Judge:
         z = z.detach()
         check_images(z, "adversarial images")
         if threat is not None:
-            outside = threat.norm((z - x).double()) > threat.eps * (1 + ROUNDING) + ROUNDING / 10
+            outside = beyond(threat, z, x)
             if bool(outside.any()):
                 z = z.clone()
                 z[outside] = threat.project(z[outside], x[outside])
@@ -108,6 +107,24 @@ def oddities(judge: Judge, x: Tensor, y: Tensor, right: Tensor) -> list[str]:
             "than an evaluation, and neither figure can be trusted"
         )
     return notes
+
+
+_FLAT = 0.05  # a few predictions are so sure that their loss is flat in float32
+
+
+def flat_gradients(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
+    """A note if the loss has no gradient for more than a few images, where attacks by gradients do not move."""
+    try:
+        grad = slope(Untargeted(model.__call__, y), x).grad
+    except UserError as error:
+        return [str(error)]
+    flat = int((~(grad != 0).flatten(1).any(1)).sum())
+    if flat <= _FLAT * len(x):
+        return []
+    return [
+        f"the gradient of the loss is zero for {flat} of {len(x)} images, as behind rounding or logits that are too "
+        "large: gradient attacks do not move there. Evaluate with Square too, and look at sparring audit"
+    ]
 
 
 _INSIDE = (

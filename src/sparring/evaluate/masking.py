@@ -10,7 +10,8 @@ from torch import nn
 
 from ..checks import check_data
 from ..core import Data, Threat, pixels
-from ..errors import UserError
+from ..errors import UserError, need_seed
+from ..gate import FEW, alone, as_taken, check_model, check_taken
 from ..scores import Finding
 from ..threats import L1, L2, Linf
 from ..views import eval_mode, frozen, full_precision
@@ -34,11 +35,15 @@ def audit(
     `surrogate` is a model whose attacks are transferred; left out, a small one is trained on the model's own answers.
     Raises `UserError` for bad data, and if the model gets no example right.
     """
+    check_model(model)
     check_data(data, "audit")
+    need_seed(seed)
     if not isinstance(threat, Linf | L2 | L1):
         raise UserError(f"an audit is defined for Linf, L2 and L1, not for {threat!r}")
     found = [train_mode(model)]
-    with full_precision(), eval_mode(model), frozen(model):
+    with alone(model, *([] if surrogate is None else [surrogate])), full_precision(), eval_mode(model), frozen(model):
+        for each in (model, *([] if surrogate is None else [surrogate])):
+            check_taken(each, as_taken(each, data.x[:FEW]))
         unaltered = Unaltered(model)
         found += [output(model, data), optimisation_inside(model, pixels(data.x[:8]))]
         if found[1].verdict == "fail" and found[1].figure is None:

@@ -1,0 +1,158 @@
+"""The gate for models and tensors: what a user hands in is checked here once, and is afterwards as it was before."""
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from itertools import chain
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .checks import check_data, check_images, check_labels, check_logits, check_tensor
+from .core import Data, pixels
+from .errors import UserError
+from .views import eval_mode
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
+_GUARD = threading.Lock()
+FEW = 8
+"""Images on which a model is tried."""
+
+
+@contextmanager
+def alone(*models: nn.Module) -> Iterator[None]:
+    """Keeps other threads from these models, and takes gradients inside whatever the caller has switched off.
+
+    An attack changes the mode of a model for a while, and whether its weights want gradients: two at once would undo
+    each other's changes.
+    """
+    for model in models:
+        check_model(model)
+    with ExitStack() as stack:
+        for model in sorted(set(models), key=id):  # one order for all threads, so that none waits for another
+            stack.enter_context(_lock(model))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        yield
+
+
+def _lock(model: nn.Module) -> threading.RLock:
+    with _GUARD:
+        return _LOCKS.setdefault(model, threading.RLock())
+
+
+def gated(function: Callable[P, T]) -> Callable[P, T]:
+    """Lets an analysis through the gate: the models among its arguments are its own meanwhile, and take its `Data`."""
+
+    @wraps(function)
+    def through(*args: P.args, **options: P.kwargs) -> T:
+        check_model(args[0][0] if isinstance(args[0], list | tuple) and args[0] else args[0])
+        given = [each for one in args for each in (one if isinstance(one, list | tuple) else [one])]
+        models = [each for each in given if isinstance(each, nn.Module)]
+        with alone(*models):
+            for data in (each for each in given if isinstance(each, Data)):
+                check_data(data, "images")
+                check_taken(models[0], as_taken(models[0], data.x[:FEW]))
+            return function(*args, **options)
+
+    return through
+
+
+def check_model(model: object) -> None:
+    """A model is an `nn.Module` whose weights are there, and whose mode can be switched."""
+    if isinstance(model, type):
+        raise UserError(f"the model is the class {model.__name__}: call it to make one, as {model.__name__}(..)")
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"the model is a {type(model).__name__}: wanted is a torch.nn.Module that gives logits; a function becomes "
+            "one as the forward of a class"
+        )
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):
+            raise UserError(f"{name} of the model is not made yet: run the lazy model once on a batch of images")
+        if tensor.is_inference():
+            raise UserError(f"{name} of the model was made under torch.inference_mode(): make the model outside of it")
+
+
+def answer(model: nn.Module, x: Tensor) -> Tensor:
+    """What the model gives for a few images, in its present mode, without gradients.
+
+    Raises `UserError` for images that it does not take, and for a forward that changes them.
+    """
+    few = x[:FEW].detach().clone()
+    kept = few.clone()
+    drawn = torch.random.fork_rng(devices=[x.device] if x.is_cuda else [])  # a randomised model draws as without it
+    try:
+        with drawn, torch.no_grad():
+            out: Tensor = model(few)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError) as error:
+        raise UserError(_not_taken(x, error)) from error
+    if not torch.equal(few, kept):
+        raise UserError(
+            "the forward of the model changes the images that it is given, in place: attacks would lose those they "
+            "began with. Let it work on new tensors, as x = x - mean instead of x.sub_(mean)"
+        )
+    return out
+
+
+def _not_taken(x: Tensor, error: Exception) -> str:
+    shape = "x".join(map(str, x.shape[1:]))
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    advice = "resize them to those that it was made for, with sparring.data.Resized or, on the command line, --resize"
+    if x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
+        advice = "channels come first: pass x.permute(0, 3, 1, 2)"
+    return f"the model does not take images of {shape} ({reason}): {advice}"
+
+
+def check_taken(model: nn.Module, x: Tensor) -> Tensor:
+    """`x` are images, in the type of the weights and where these are, and the model takes them: its `answer`."""
+    check_images(x)
+    weights = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if weights is not None and (x.dtype != weights.dtype or x.device != weights.device):
+        raise UserError(
+            f"images are {x.dtype} on {x.device}, the weights of the model {weights.dtype} on {weights.device}: pass "
+            f"x.to({str(weights.device)!r}, {weights.dtype})"
+        )
+    with switched_to_eval(model):
+        return answer(model, x)
+
+
+def as_taken(model: nn.Module, x: Tensor) -> Tensor:
+    """Images of a data set, bytes or floats, in the type of the weights and where these are."""
+    weights = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return pixels(x) if weights is None else pixels(x).to(weights)
+
+
+@contextmanager
+def switched_to_eval(model: nn.Module) -> Iterator[None]:
+    """`eval_mode`, with a sentence for a model that has no modes, as those that torch has exported."""
+    view = eval_mode(model)
+    try:
+        view.__enter__()
+    except NotImplementedError as error:
+        raise UserError(
+            f"the mode of the model cannot be switched ({error}): pass the module it was made of"
+        ) from error
+    try:
+        yield
+    finally:
+        view.__exit__(None, None, None)
+
+
+def check_examples(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Labelled images that the model takes, and logits that have a class for each label; in eval mode."""
+    logits = check_taken(model, x)
+    check_tensor(y, "labels")
+    if len(x) != len(y):
+        raise UserError(f"{len(x)} images, but {len(y)} labels")
+    if y.device != x.device:
+        raise UserError(f"labels are on {y.device}, images on {x.device}: pass y.to({str(x.device)!r})")
+    check_labels(y, max(2, int(y.max()) + 1) if y.dtype == torch.int64 else 2)
+    check_logits(logits, min(FEW, len(x)), highest=int(y.max()))
