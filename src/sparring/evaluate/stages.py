@@ -239,31 +239,31 @@ class Run:
     notes: list[str] = field(default_factory=list)
 
     def through(self, chain: Chain) -> Book:
-        """One adversary on all examples, a stage after the other on what stands.
+        """One adversary on all examples, a stage after the other on what stands, and a second look at what is left."""
+        book = Book.open(self.clean, self.setting.keep_images or chain.nearest is not None)
+        self._stages(chain, book)
+        if chain.nearest is None and chain.draws == 1 and any(map(self.setting.on_copy, chain.stages.values())):
+            self._look_again(chain, book)
+        return book
 
-        In the end a sample of what stands is attacked once on the model itself. If more fall than by chance, all that
-        stand are.
-        """
-        book, whole = Book.open(self.clean, self.setting.keep_images or chain.nearest is not None), self.setting
-        for stage in range(1, 1 + len(chain.stages)):
-            self._stage(chain, stage, book, _rows(book.standing()))
-        if chain.nearest is not None or chain.draws > 1 or not any(map(whole.on_copy, chain.stages.values())):
-            return book
-        sample = whole.sample(_rows(book.standing()))
+    def _look_again(self, chain: Chain, book: Book) -> None:
+        """Attacks a sample of what stands on the model itself, and all that stand if more fall than by chance."""
+        sample = self.setting.sample(_rows(book.standing()))
         self._stage(chain, chain.cheapest, book, sample, " on the model, a sample")
         found = len(sample) - int(book.standing()[sample].sum())
-        if found:
-            again = (
-                "so all that stand were attacked again on the model" if found >= BEYOND_CHANCE else "as chance may be"
-            )
-            self.notes.append(
-                f"of {len(sample)} examples that stand under {chain.name}, {found} fall when the attack runs on the "
-                f"model itself and not on its copy: {again}"
-            )
+        if not found:
+            return
         if found >= BEYOND_CHANCE:
-            for stage in range(1, 1 + len(chain.stages)):
-                self._stage(chain, stage, book, _rows(book.standing()), " on the model")
-        return book
+            self._stages(chain, book, " on the model")
+        what = "so all that stand were attacked again there" if found >= BEYOND_CHANCE else "as chance may be"
+        self.notes.append(
+            f"of {len(sample)} examples that stand under {chain.name}, {found} fall when the attack runs on the model "
+            f"itself and not on its copy: {what}"
+        )
+
+    def _stages(self, chain: Chain, book: Book, where: str = "") -> None:
+        for stage in range(1, 1 + len(chain.stages)):
+            self._stage(chain, stage, book, _rows(book.standing()), where)
 
     def _stage(self, chain: Chain, stage: int, book: Book, todo: Tensor, where: str = "") -> None:
         """One stage on the rows `todo`: on a copy of the model or, if `where` is said, on the model itself."""

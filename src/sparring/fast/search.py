@@ -41,7 +41,8 @@ class _Known:
 
     marks: list[Any]
     kinds: tuple[str, ...]
-    notes: list[str]
+    notes: dict[str, str]
+    """What a user should know, by the kind of copy that it is about: the last time counts."""
     made: dict[str, Shadow | str] = field(default_factory=dict)
     """A copy, or why there can be none, whatever its weights are."""
     kind: str = _ITSELF
@@ -49,8 +50,8 @@ class _Known:
 
     def left(self, kind: str) -> bool:
         """Whether a copy of the kind may do: in bf16, none does if the logits of another were born in it."""
-        made = self.made.get(kind)
-        return not isinstance(made, str) and not (kind.startswith("bf16") and BORN_LOW in self.made.values())
+        born_low = kind.startswith("bf16") and BORN_LOW in self.made.values()
+        return kind in self.kinds and not born_low and not isinstance(self.made.get(kind), str)
 
 
 class Plain:
@@ -148,7 +149,7 @@ class Fast:
         return f"attacks in {name}, {how if self._compiles(device) else 'not compiled'}"
 
     def notes(self, model: nn.Module) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(note for known in self._known.get(model, ()) for note in known.notes))
+        return tuple(dict.fromkeys(note for known in self._known.get(model, ()) for note in known.notes.values()))
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """What the body of a model is computed in on this device."""
@@ -178,7 +179,7 @@ class Fast:
         plain = found.aliases or unsafe_in_channels_last(model)
         dtypes = (self.dtype(device), torch.float32)
         kinds = [name for name, (dtype, exchanged) in _KINDS.items() if dtype in dtypes and not (plain and exchanged)]
-        notes = [] if why is None else [f"attacks search on the model as it is, for {why}"]
+        notes = {} if why is None else {_ITSELF: f"attacks search on the model as it is, for {why}"}
         return _Known(found.marks, tuple(kinds) if why is None else (), notes)
 
     def _filled(self, known: _Known, kind: str, model: nn.Module) -> Shadow | None:
@@ -215,20 +216,19 @@ class Fast:
         """Notes why a copy is not used; for ever, if that is not for its weights alone."""
         if for_ever:
             known.made[kind] = why
-        notes = [f"a copy of the model in {kind} does not do: {why}"]
+        known.notes[kind] = f"a copy of the model in {kind} does not do: {why}"
         if kind == known.kinds[-1]:
-            notes.append("attacks search on the model as it is")
-        known.notes += [note for note in notes if note not in known.notes]
+            known.notes[_ITSELF] = "attacks search on the model as it is"
         return False
 
-    def _compile(self, net: nn.Module, device: torch.device, notes: list[str]) -> None:
+    def _compile(self, net: nn.Module, device: torch.device, notes: dict[str, str]) -> None:
         if not self._compiles(device):
             return
 
         mode = "max-autotune-no-cudagraphs" if self.compile == "max-autotune" else None
 
         def failed(why: str) -> None:
-            notes.append(f"the copy of the model that attacks search on is not compiled: {why}")
+            notes["compiled"] = f"the copy of the model that attacks search on is not compiled: {why}"
 
         if isinstance(net, Classifier):
             net.body = Compiled(net.body, failed, mode)
