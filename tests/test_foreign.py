@@ -111,6 +111,7 @@ def test_robustbench_names_load_too(tmp_path):
 # what RobustBench calls the last layer; small_cnn is none of its architectures
 PUBLISHED = {
     "preact_resnet18:width=0.05": "linear.",
+    "preact_resnet18:width=0.05,final_norm=True,shortcut=activated": "linear.",
     "resnet18:width=0.05": "linear.",
     "wide_resnet:depth=10,width=1": "fc.",
 }

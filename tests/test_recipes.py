@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, replace
 
 import pytest
+from torch import nn
 
 from sparring import PGD, Build, Linf, Method, MixUp, Progress, Recipe, UserError, at
 from sparring.models import preact_resnet18, small_cnn
@@ -54,6 +55,31 @@ def test_the_eps_of_a_recipe_reaches_training_selection_and_evaluation_alike(nam
 def test_recipes_that_cite_numbers_without_having_run_say_so():
     for name, entry in entries().items():
         assert ("untested" in entry.summary) == name.startswith(("cifar", "imagenet"))
+
+
+NETS = {
+    "fgsm_rs": (True, "raw"),  # locuslab/fast_adversarial
+    "free": (True, "raw"),  # the same
+    "moat": (True, "raw"),  # the same, for want of a code of its own
+    "n_fgsm": (True, "raw"),  # pdejorge/N-FGSM
+    "grad_align": (False, "raw"),  # tml-epfl/understanding-fast-adv-training
+    "zero_grad": (True, "activated"),  # rohban-lab/catastrophic_overfitting
+    "multi_grad": (True, "activated"),  # the same
+    "pgd_long": (True, "activated"),  # locuslab/robust_overfitting
+    "consistency": (True, "activated"),  # the same; the net of its own code is not built here
+    "awp": (True, "activated"),  # csdongxian/AWP
+    "trades_awp": (True, "activated"),  # the same
+    "swa": (True, "activated"),  # VITA-Group/Alleviate-Robust-Overfitting
+}
+"""Norm before the pooling, and what shortcuts read, in the code of each paper, which was read."""
+
+
+def test_a_preact_resnet_in_a_recipe_is_that_of_the_code_of_its_paper():
+    found = {name.removeprefix("cifar10_prn18_"): find(name)().model for name in NAMES if "prn18" in name}
+    assert all(build.function is preact_resnet18 for build in found.values())
+    bodies = {name: build(width=0.05).body for name, build in found.items()}
+    told = {n: (isinstance(b.bn, nn.BatchNorm2d), b.layer2[0].reads_activated) for n, b in bodies.items()}
+    assert told == {name: (norm, shortcut == "activated") for name, (norm, shortcut) in NETS.items()}
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest():
