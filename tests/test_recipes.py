@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from sparring import PGD, Build, Linf, Method, MixUp, Progress, Recipe, UserError, at
-from sparring.models import preact_resnet18, small_cnn
+from sparring.models import efficientnet, imagenet_resnet, preact_resnet18, small_cnn
 from sparring.plain import differences, from_plain, to_plain
 from sparring.recipe import recipe_from_plain
 from sparring.recipes import entries, find
@@ -111,6 +111,36 @@ def test_a_build_is_a_call_that_compares_prints_and_checks_its_options():
     assert build(num_classes=3).head.out_features == 3
     with pytest.raises(UserError, match="preact_resnet18 takes no 'widht': did you mean width"):
         Build(preact_resnet18, widht=1)
+
+
+class Unread:
+    """A training set of which nothing may be decoded."""
+
+    shape, classes = (3, 8, 8), ("a", "b")
+
+    def __getitem__(self, rows):
+        raise AssertionError("an image was read")
+
+
+def with_its_own(num_classes, shape):
+    return small_cnn(num_classes, shape, width=2)
+
+
+@pytest.mark.parametrize("function", [imagenet_resnet, efficientnet, with_its_own], ids=lambda f: f.__name__)
+def test_statistics_of_pictures_are_not_computed_for_a_model_that_has_its_own(function):
+    assert not Build(function).takes("normalize")
+    recipe = replace(find("quickstart")(), model=Build(with_its_own))
+    assert recipe.build_model(Unread()).head.out_features == 2
+    with pytest.raises(AssertionError, match="an image was read"):
+        find("quickstart")().build_model(Unread())
+
+
+def whatever(**given):
+    return small_cnn(**given)
+
+
+def test_a_builder_that_takes_whatever_it_is_given_is_given_the_statistics():
+    assert Build(small_cnn).takes("normalize") and Build(whatever).takes("normalize")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """ImageNet's networks, which timm has: `pip install 'sparring[imagenet]'`. None of them is copied here.
 
-Pixels are taken to [-1, 1], as in the released code of Smooth Adversarial Training.
+Pixels are taken to [-1, 1], as in the released code of Smooth Adversarial Training: these functions take no `normalize`,
+so that no statistics of the pictures are computed.
 """
 
 from types import ModuleType
@@ -35,7 +36,6 @@ def imagenet_resnet(
     group_width: int = 64,
     num_classes: int = 1000,
     shape: tuple[int, int, int] = (3, 224, 224),
-    normalize: nn.Module | None = None,
     activation: str = "relu",
 ) -> Classifier:
     """ResNet-26, 50, 101 or 152 for large pictures, timm's: stride in the 3x3 convolutions, last norms zero at first.
@@ -60,7 +60,6 @@ def efficientnet(
     dropout: float = 0.2,
     num_classes: int = 1000,
     shape: tuple[int, int, int] = (3, 224, 224),
-    normalize: nn.Module | None = None,
     activation: str = "silu",
 ) -> Classifier:
     """EfficientNet (https://arxiv.org/abs/1905.11946) of any `width` and `depth`, factors on those of B0, timm's.
