@@ -4,9 +4,10 @@ import json
 from dataclasses import dataclass, replace
 
 import pytest
+from torch import nn
 
 from sparring import PGD, Build, Linf, Method, MixUp, Progress, Recipe, UserError, at
-from sparring.models import preact_resnet18, small_cnn
+from sparring.models import efficientnet, imagenet_resnet, preact_resnet18, small_cnn
 from sparring.plain import differences, from_plain, to_plain
 from sparring.recipe import recipe_from_plain
 from sparring.recipes import entries, find
@@ -56,6 +57,31 @@ def test_recipes_that_cite_numbers_without_having_run_say_so():
         assert ("untested" in entry.summary) == name.startswith(("cifar", "imagenet"))
 
 
+NETS = {
+    "fgsm_rs": (True, "raw"),  # locuslab/fast_adversarial
+    "free": (True, "raw"),  # the same
+    "moat": (True, "raw"),  # the same, for want of a code of its own
+    "n_fgsm": (True, "raw"),  # pdejorge/N-FGSM
+    "grad_align": (False, "raw"),  # tml-epfl/understanding-fast-adv-training
+    "zero_grad": (True, "activated"),  # rohban-lab/catastrophic_overfitting
+    "multi_grad": (True, "activated"),  # the same
+    "pgd_long": (True, "activated"),  # locuslab/robust_overfitting
+    "consistency": (True, "activated"),  # the same; the net of its own code is not built here
+    "awp": (True, "activated"),  # csdongxian/AWP
+    "trades_awp": (True, "activated"),  # the same
+    "swa": (True, "activated"),  # VITA-Group/Alleviate-Robust-Overfitting
+}
+"""Norm before the pooling, and what shortcuts read, in the code of each paper, which was read."""
+
+
+def test_a_preact_resnet_in_a_recipe_is_that_of_the_code_of_its_paper():
+    found = {name.removeprefix("cifar10_prn18_"): find(name)().model for name in NAMES if "prn18" in name}
+    assert all(build.function is preact_resnet18 for build in found.values())
+    bodies = {name: build(width=0.05).body for name, build in found.items()}
+    told = {n: (isinstance(b.bn, nn.BatchNorm2d), b.layer2[0].reads_activated) for n, b in bodies.items()}
+    assert told == {name: (norm, shortcut == "activated") for name, (norm, shortcut) in NETS.items()}
+
+
 def test_an_unknown_recipe_is_refused_with_the_nearest():
     with pytest.raises(UserError, match="no recipe 'quikstart': did you mean quickstart"):
         find("quikstart")
@@ -85,6 +111,36 @@ def test_a_build_is_a_call_that_compares_prints_and_checks_its_options():
     assert build(num_classes=3).head.out_features == 3
     with pytest.raises(UserError, match="preact_resnet18 takes no 'widht': did you mean width"):
         Build(preact_resnet18, widht=1)
+
+
+class Unread:
+    """A training set of which nothing may be decoded."""
+
+    shape, classes = (3, 8, 8), ("a", "b")
+
+    def __getitem__(self, rows):
+        raise AssertionError("an image was read")
+
+
+def with_its_own(num_classes, shape):
+    return small_cnn(num_classes, shape, width=2)
+
+
+@pytest.mark.parametrize("function", [imagenet_resnet, efficientnet, with_its_own], ids=lambda f: f.__name__)
+def test_statistics_of_pictures_are_not_computed_for_a_model_that_has_its_own(function):
+    assert not Build(function).takes("normalize")
+    recipe = replace(find("quickstart")(), model=Build(with_its_own))
+    assert recipe.build_model(Unread()).head.out_features == 2
+    with pytest.raises(AssertionError, match="an image was read"):
+        find("quickstart")().build_model(Unread())
+
+
+def whatever(**given):
+    return small_cnn(**given)
+
+
+def test_a_builder_that_takes_whatever_it_is_given_is_given_the_statistics():
+    assert Build(small_cnn).takes("normalize") and Build(whatever).takes("normalize")
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,11 @@ class Build(Generic[T_co]):
     def __call__(self, **rest: object) -> T_co:
         return self.function(**{**rest, **self.options})
 
+    def takes(self, name: str) -> bool:
+        """Whether the function has a parameter of this name, or takes whatever it is given."""
+        known = inspect.signature(self.function).parameters
+        return name in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
+
     def __repr__(self) -> str:
         return f"Build({', '.join([self.function.__name__, *(f'{k}={v!r}' for k, v in self.options.items())])})"
 

@@ -90,8 +90,12 @@ class Recipe:
         need_seed(self.seed)
 
     def build_model(self, data: Labelled) -> nn.Module:
-        """The model for the classes and the shape of `data`, normalising by the statistics of `data`."""
-        return self.model(num_classes=len(data.classes), shape=data.shape, normalize=Normalize.of(data))
+        """The model for the classes and the shape of `data`, normalising by the statistics of `data`.
+
+        A function that takes no `normalize` has a normalisation of its own: then no image of `data` is read.
+        """
+        of_data = {"normalize": Normalize.of(data)} if self.model.takes("normalize") else {}
+        return self.model(num_classes=len(data.classes), shape=data.shape, **of_data)
 
     def initial_model(self, data: Labelled, folder: Path) -> nn.Module:
         """The same before its first step in `folder`, from the seed or another run. Torch's own generator is set."""

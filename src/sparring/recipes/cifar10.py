@@ -21,7 +21,9 @@ def cifar10_rn18_pgd(eps: float = 8 / 255) -> Recipe:
 
     The baseline of Bag of Tricks (https://arxiv.org/abs/2010.00467): batch 128, rate 0.1, divided by 10 at epochs 100
     and 105, weight decay 5e-4, batch norm in eval mode while crafting, reflected crops and flips. An independent
-    re-implementation (MTandHJ/PyTorch-Robust, its README) reports 84.15 % clean and 48.72 % under AutoAttack.
+    re-implementation (MTandHJ/PyTorch-Robust, its README) reports 84.15 % clean and 48.72 % under AutoAttack. The net
+    is that of the re-implementation; the code of Bag of Tricks trains a PreActResNet-18 unless it is told otherwise,
+    which here is `Build(preact_resnet18, final_norm=True, shortcut="activated")`.
     """
     threat = Linf(eps)
     return Recipe(

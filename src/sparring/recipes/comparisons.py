@@ -41,10 +41,10 @@ def cifar10_rn18_mart(eps: float = 8 / 255, beta: float = 5.0) -> Recipe:
 
 
 def _long(eps: float) -> Recipe:
-    """The long training of https://arxiv.org/abs/2002.11569, in which robust overfitting is seen."""
+    """The long training of https://arxiv.org/abs/2002.11569, in which robust overfitting is seen, and its net."""
     return replace(
         cifar10_rn18_pgd(eps),
-        model=Build(preact_resnet18),
+        model=Build(preact_resnet18, final_norm=True, shortcut="activated"),
         epochs=200,
         lr=Piecewise(0.1, (100, 150)),
         augment=(Crop(4), Flip()),
@@ -55,7 +55,8 @@ def cifar10_prn18_pgd_long(eps: float = 8 / 255) -> Recipe:
     """PGD-10 AT of PreActResNet-18 on CIFAR-10, Linf 8/255, 200 epochs: overfits (untested here: no data).
 
     https://arxiv.org/abs/2002.11569: rate 0.1, divided by 10 at epochs 100 and 150. Its logs have 53.49 % under PGD-10
-    at the best epoch and 45.59 % at the last. Crafting is in eval mode here, in training mode there.
+    at the best epoch and 45.59 % at the last. The net is that of its code (locuslab/robust_overfitting). Crafting is in
+    eval mode here, in training mode there.
     """
     return _long(eps)
 
@@ -64,7 +65,7 @@ def cifar10_prn18_awp(eps: float = 8 / 255, gamma: float = 0.01) -> Recipe:
     """PGD-10 AT with weight perturbation (AWP) of PreActResNet-18 on CIFAR-10, 200 epochs (untested here: no data).
 
     https://arxiv.org/abs/2004.05884, gamma 0.01 from the start. Its logs have 55.39 % under PGD-20 at the best epoch
-    and 54.30 % at the last.
+    and 54.30 % at the last. The net is that of its code (csdongxian/AWP, AT_AWP).
     """
     return replace(_long(eps), update=WeightPerturbed(gamma))
 
@@ -72,7 +73,8 @@ def cifar10_prn18_awp(eps: float = 8 / 255, gamma: float = 0.01) -> Recipe:
 def cifar10_prn18_trades_awp(eps: float = 8 / 255, beta: float = 6.0, gamma: float = 0.005) -> Recipe:
     """TRADES with weight perturbation (AWP) of PreActResNet-18 on CIFAR-10, 200 epochs (untested here: no data).
 
-    https://arxiv.org/abs/2004.05884, gamma 0.005 after 10 epochs of warm-up.
+    https://arxiv.org/abs/2004.05884, gamma 0.005 after 10 epochs of warm-up. The net is that of `cifar10_prn18_awp`;
+    their code for TRADES trains WRN-34-10 by default.
     """
     threat = Linf(eps)
     return replace(
@@ -86,7 +88,7 @@ def cifar10_prn18_swa(eps: float = 8 / 255, start: int = 55) -> Recipe:
     """PGD-10 AT with averaged weights (SWA) of PreActResNet-18 on CIFAR-10, 200 epochs (untested here: no data).
 
     https://openreview.net/forum?id=qZzy5urZw9, without its distillation: the average of all epochs after 55, the rate
-    divided by 10 at epochs 50 and 150.
+    divided by 10 at epochs 50 and 150. The net is that of its code (VITA-Group/Alleviate-Robust-Overfitting).
     """
     return replace(_long(eps), lr=Piecewise(0.1, (50, 150)), averaging=SWA(start))
 
@@ -96,7 +98,8 @@ def cifar10_prn18_consistency(eps: float = 8 / 255, weight: float = 1.0) -> Reci
 
     https://arxiv.org/abs/2103.04550: every image twice in a batch of 64, differently augmented, the divergence of the
     two adversarial predictions sharpened by 0.5. The paper augments with AutoAugment and cutout, this with crops and
-    flips.
+    flips. The net is that of `cifar10_prn18_pgd_long`; that of its code (alinlab/consistency-adversarial) has norm and
+    ReLU behind the first convolution, none before the pooling, and all its shortcuts read the activated input.
     """
     base = _long(eps)
     assert isinstance(base.method, Method)

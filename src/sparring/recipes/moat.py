@@ -30,7 +30,8 @@ def cifar10_prn18_moat(
 
     A period is `benign` + `single` + `multi` slots of `slot` steps, by default an epoch of clean images, FGSM-RS and
     PGD-7: 2.83 passes a step. `reading` is "pure" (one kind of example in a stage), "mixed" (clean images with weight
-    `clean` in every stage) or "mixup". `order` may leave letters out. The schedule is that of Bag of Tricks.
+    `clean` in every stage) or "mixup". `order` may leave letters out. The schedule is that of Bag of Tricks, the net
+    that of `cifar10_prn18_fgsm_rs`; the paper's is not known to us.
     """
     threat = Linf(eps)
     return replace(
