@@ -154,7 +154,7 @@ def _evaluated(
     search: Search | None,
     show: Show,
 ) -> dict[str, Evaluated]:
-    subset = test[: evaluation.examples]
+    subset, search = test[: evaluation.examples], search or Fast()
     found: dict[str, Evaluated] = {}
     done: dict[Callable[[], nn.Module], Evaluated] = {}  # the last weights may be the best
     for which, load in loaders.items():
@@ -166,13 +166,13 @@ def _evaluated(
                 batch_size=evaluation.batch_size,
                 seed=seed,
                 keep_images=keep_images,
-                search=search or Fast(),
+                search=search,
                 state=None if out is None else out.state(which),
                 on_news=partial(show, which),
             )
         found[which] = done[load]
     if out is not None:
-        _write(out, found, subset.classes, evaluation, how)
+        _write(out, found, subset.classes, evaluation, {**how, "search": search.said(subset.y.device)})
     return found
 
 
