@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, replace
 
 import pytest
+from conftest import toy_data
 from torch import nn
 
 from sparring import PGD, Build, Linf, Method, MixUp, Progress, Recipe, UserError, at
@@ -80,6 +81,31 @@ def test_a_preact_resnet_in_a_recipe_is_that_of_the_code_of_its_paper():
     bodies = {name: build(width=0.05).body for name, build in found.items()}
     told = {n: (isinstance(b.bn, nn.BatchNorm2d), b.layer2[0].reads_activated) for n, b in bodies.items()}
     assert told == {name: (norm, shortcut == "activated") for name, (norm, shortcut) in NETS.items()}
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "said"),
+    [
+        ("lr", "cosine", "Recipe.lr is 'cosine', wanted is Union[float, Schedule[float]]"),
+        ("method", "trades", "Recipe.method is 'trades', wanted is Method | Free"),
+        ("model", "resnet18", "Recipe.model is 'resnet18', wanted is Build[Module]"),
+        ("epochs", 2.5, "Recipe.epochs is 2.5, wanted is int"),
+        ("augment", [], "Recipe.augment is [], wanted is tuple[Augment, ...]"),
+        ("selection", None, "Recipe.selection is None, wanted is Attack"),
+    ],
+)
+def test_a_field_of_a_recipe_is_of_its_type(tiny, field, wrong, said):
+    with pytest.raises(UserError) as caught:
+        replace(tiny, **{field: wrong})
+    assert str(caught.value).startswith(said)
+
+
+def test_a_recipe_that_is_given_tensors_says_so_in_one_short_line(tiny):
+    data = toy_data()
+    with pytest.raises(UserError, match=r"Recipe\.data is \(Data\(x=tensor.*, wanted is Source: ") as caught:
+        replace(tiny, data=(data, data))
+    assert len(str(caught.value)) < 250
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest():

@@ -135,6 +135,7 @@ def at(value: "T | Schedule[T]", progress: Progress) -> T:
     return value.at(progress) if isinstance(value, Schedule) else value
 
 
+@runtime_checkable
 class Threat(Protocol):
     """A set around `x`, inside [0, 1]: where an adversary may go.
 

@@ -21,7 +21,7 @@ from .free import Free
 from .guard import Guard
 from .models import Normalize
 from .optimizers import SGD, Adam, AdamW
-from .plain import Build, from_plain, to_plain
+from .plain import Build, check_types, from_plain, to_plain
 from .schedules import Ramp
 from .updates import Descend, WeightPerturbed
 
@@ -72,6 +72,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(Recipe, {each.name: getattr(self, each.name) for each in fields(self)}, "Recipe", _AS_FIELD)
         if self.guard is not None and self.guard.action == "rescue" and not isinstance(self.method, Method):
             raise UserError(
                 f"{type(self.method).__name__} has no attack that a rescue could take the place of: let the guard "
@@ -110,6 +111,9 @@ class Recipe:
 
     def plain(self) -> dict[str, Any]:
         return to_plain(self)
+
+
+_AS_FIELD = "give a value of that type, as the recipes of sparring.recipes.small do"
 
 
 def _ramps(value: object) -> Iterator[Ramp]:

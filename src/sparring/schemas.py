@@ -29,6 +29,12 @@ class Status(TypedDict):
     stopped: NotRequired[str]
 
 
+class Counted(TypedDict):
+    """What is checked of an accuracy."""
+
+    examples: int
+
+
 class Begun(TypedDict):
     """The precision of the attacks and whether they are compiled, as the run was begun."""
 

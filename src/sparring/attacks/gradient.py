@@ -11,7 +11,7 @@ from ..core import PointLoss, Threat, each
 from ..errors import UserError, need_whole
 from ..losses import named
 from ..randomness import Rng, normal, uniform
-from ..threats import Linf, number
+from ..threats import Linf, need_threat, number
 from .slope import slope
 
 
@@ -113,6 +113,7 @@ class PGD:
         ) -> None: ...
 
     def __post_init__(self) -> None:
+        need_threat(self.threat)
         need_whole("steps", self.steps)
         if self.patience is not None:
             need_whole("patience", self.patience, 0)
@@ -162,6 +163,7 @@ def FGSM(threat: Threat, step_size: float | str | None = None, start: Start = Ne
 
     FGSM-RS (https://arxiv.org/abs/2001.03994) is `FGSM(Linf("8/255"), "10/255", Anywhere())`.
     """
+    need_threat(threat)
     return PGD(threat, steps=1, step_size=threat.eps if step_size is None else step_size, start=start)
 
 
