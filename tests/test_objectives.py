@@ -62,6 +62,7 @@ def one_step(objective, attack, model, search=Plain()):  # noqa: B008
     """Not the very first, which also runs 8 images to check them."""
     data = toy_data()
     state = State.start(Method(attack, objective), model, torch.optim.SGD(model.parameters(), lr=0.1), data)
+    state.notes["search"] = search.kind(model)  # what the step before took
     index = torch.arange(12)
     batch = Batch(pixels(data.x[index]), data.y[index], index)
     return train_step(Method(attack, objective), state, batch, Progress(1, 5, 1), Descend(), search)
@@ -100,7 +101,7 @@ def test_a_training_step_takes_as_many_passes_as_the_theory_says(objective, atta
         model = toy_net().train()
         seen = count(model)
         one_step(objective, attack, model, search)
-        seen.forwards = seen.backwards = 0  # the first step also compares the copy with the model
+        seen.forwards = seen.backwards = 0  # the first step also proves the copy
         one_step(objective, attack, model, search)
         assert (seen.forwards, seen.backwards) == (forwards, backwards), search
 
