@@ -11,7 +11,7 @@ from ..objectives.added import Sum
 from ..objectives.consistency import Consistency
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.mart import MART
-from ..objectives.pairing import LogitPairing
+from ..objectives.pairing import Distance, LogitPairing
 from ..objectives.trades import TRADES
 from ..optimizers import SGD
 from ..plain import Build
@@ -104,14 +104,18 @@ def cifar10_prn18_consistency(eps: float = 8 / 255, weight: float = 1.0) -> Reci
     return replace(base, method=replace(base.method, objective=objective), batch_size=64, views=2)
 
 
-def cifar10_rn18_alp(eps: float = 8 / 255, weight: float = 0.5) -> Recipe:
+def cifar10_rn18_alp(
+    eps: float = 8 / 255, weight: float = 0.5, distance: Distance = "squared", summed: bool = False
+) -> Recipe:
     """Adversarial logit pairing of ResNet-18 on CIFAR-10, Linf 8/255, 110 epochs (untested here: no data).
 
-    https://arxiv.org/abs/1803.06373: half clean, half adversarial images, and their logits paired. An independent
-    re-implementation (MTandHJ/PyTorch-Robust, its README) reports 86.53 % clean and 47.38 % under AutoAttack for ALP
-    with weight 0.5; whether its loss is scaled as this one was not checked.
+    https://arxiv.org/abs/1803.06373: half clean, half adversarial images, and the mean squared difference of their
+    logits. With this loss we know of no number. An independent re-implementation (MTandHJ/PyTorch-Robust) reports
+    86.53 % clean and 47.38 % under AutoAttack for weight 0.5; its loss is `summed`: the two cross-entropies are added,
+    each with weight 1. Its code of the days before paired by the length of the difference (`distance="length"`), and by
+    the mean square since 5 November 2021; the number appeared on 9 November, and its README does not say by which.
     """
     base = cifar10_rn18_pgd(eps)
     assert isinstance(base.method, Method)
-    objective = Sum((CrossEntropy(clean=0.5), LogitPairing(weight)))
+    objective = Sum((CrossEntropy(clean=0.5, weight=2.0 if summed else 1.0), LogitPairing(weight, distance)))
     return replace(base, method=replace(base.method, objective=objective))
