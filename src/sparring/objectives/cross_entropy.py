@@ -16,7 +16,8 @@ class CrossEntropy(Objective):
     `label_smoothing` acts on the update only, the attack raises the hard loss; the true class has 1 - s, every other
     one s / (C - 1) (https://arxiv.org/abs/2010.00467; torch's own smoothing gives the true class s / C more). `clean`
     is the weight of the clean images in the update, the adversarial ones have the rest: 0.5 is the mixed training of
-    https://arxiv.org/abs/1611.01236. `weight` multiplies both: with 2, the two of `clean=0.5` are added and not averaged.
+    https://arxiv.org/abs/1611.01236. `weight` multiplies both: with 2, the two of `clean=0.5` are added
+    and not averaged.
     """
 
     label_smoothing: float = 0.0

@@ -15,8 +15,8 @@ class LogitPairing(Term):
     """Adversarial logit pairing (https://arxiv.org/abs/1803.06373): clean and adversarial logits are drawn together.
 
     `weight` x the mean squared difference of the logits, over examples and classes. Added to a method:
-    `Sum((CrossEntropy(clean=0.5), LogitPairing(0.5)))` is ALP. With `distance="length"` it is the mean over the examples
-    of the L2 length of the difference, which is not squared. Raises `UserError` for another distance.
+    `Sum((CrossEntropy(clean=0.5), LogitPairing(0.5)))` is ALP. With `distance="length"` it is the mean over the
+    examples of the L2 length of the difference, which is not squared. Raises `UserError` for another distance.
     """
 
     weight: float = 0.5
