@@ -368,6 +368,27 @@ def test_stages_take_turns_and_each_keeps_its_memory():
 
 
 @pytest.mark.parametrize(
+    ("name", "order"), [("cifar10_rn18_pgd", "adv clean clean"), ("cifar10_wrn34_10_trades", "clean adv clean")]
+)
+def test_released_statistics_are_moved_in_the_order_of_the_released_codes(name, order):
+    model = toy_net().train()
+    ctx = context(model)
+    z, seen = (ctx.batch.x + 0.3).clamp(0, 1), []
+    model.register_forward_pre_hook(lambda module, args: seen.append("clean" if args[0] is ctx.batch.x else "adv"))
+    find(name)(moved="released").method.objective.outer(ctx, z)
+    assert seen == order.split()
+    clean, adv = (model[1](x.flatten(1)).mean(0) for x in (ctx.batch.x, z))
+    steps, momentum = 60, 0.1
+    for _ in range(steps - 1):
+        find(name)(moved="released").method.objective.outer(context(model), z)
+    share = (model[2].running_mean - adv) / (clean - adv)
+    wanted = sum(momentum * (1 - momentum) ** i for i, kind in enumerate(order.split()[::-1]) if kind == "clean")
+    assert share.median().item() == pytest.approx(wanted / (1 - (1 - momentum) ** 3), abs=1e-3)  # 70 %, 67 %
+    with pytest.raises(UserError, match="moved = 'all' is not one of update, released"):
+        find(name)(moved="all")
+
+
+@pytest.mark.parametrize(
     ("of", "wanted"), [("adversarial", "adversarial"), ("clean", "clean"), ("both", "adversarial, clean")]
 )
 @pytest.mark.parametrize("method", [CrossEntropy(), sp.TRADES()], ids=repr)

@@ -10,6 +10,7 @@ from sparring.models import preact_resnet18, small_cnn
 from sparring.plain import differences, from_plain, to_plain
 from sparring.recipe import recipe_from_plain
 from sparring.recipes import entries, find
+from sparring.views import eval_mode, train_mode
 
 NAMES = sorted(entries())
 
@@ -188,6 +189,17 @@ def test_a_parameter_of_a_recipe_hides_no_field_on_the_command_line(name):
 def test_the_activation_is_a_field_of_every_recipe(name):
     parameters = inspect.signature(find(name)().model.function).parameters
     assert "activation" in parameters
+
+
+@pytest.mark.parametrize(
+    "name", ["fgsm_rs", "n_fgsm", "zero_grad", "multi_grad", "grad_align", "pgd_long", "awp", "swa"]
+)
+def test_recipes_of_papers_that_craft_in_training_mode_say_so_and_offer_it(name):
+    name = f"cifar10_prn18_{name}"
+    assert (find(name)().method.inner_view, find(name)(craft="train").method.inner_view) == (eval_mode, train_mode)
+    assert 'craft="train"' in entries()[name].text
+    with pytest.raises(UserError, match="craft = 'both' is not one of eval, train"):
+        find(name)(craft="both")
 
 
 def test_what_the_released_code_adds_to_smooth_training_is_a_field_and_off():

@@ -19,6 +19,7 @@ from ..recipe import Recipe
 from ..schedules import Phases, Piecewise
 from ..threats import Linf
 from ..updates import Descend, WeightPerturbed
+from ._common import Craft, crafted
 from .cifar10 import cifar10_rn18_pgd
 
 
@@ -51,28 +52,28 @@ def _long(eps: float) -> Recipe:
     )
 
 
-def cifar10_prn18_pgd_long(eps: float = 8 / 255) -> Recipe:
+def cifar10_prn18_pgd_long(eps: float = 8 / 255, craft: Craft = "eval") -> Recipe:
     """PGD-10 AT of PreActResNet-18 on CIFAR-10, Linf 8/255, 200 epochs: overfits (untested here: no data).
 
     https://arxiv.org/abs/2002.11569: rate 0.1, divided by 10 at epochs 100 and 150. Its logs have 53.49 % under PGD-10
-    at the best epoch and 45.59 % at the last. Crafting is in eval mode here, in training mode there.
+    at the best epoch and 45.59 % at the last. Crafting is in eval mode here, in training mode there (`craft="train"`).
     """
-    return _long(eps)
+    return crafted(_long(eps), craft)
 
 
-def cifar10_prn18_awp(eps: float = 8 / 255, gamma: float = 0.01) -> Recipe:
+def cifar10_prn18_awp(eps: float = 8 / 255, gamma: float = 0.01, craft: Craft = "eval") -> Recipe:
     """PGD-10 AT with weight perturbation (AWP) of PreActResNet-18 on CIFAR-10, 200 epochs (untested here: no data).
 
     https://arxiv.org/abs/2004.05884, gamma 0.01 from the start. Its logs have 55.39 % under PGD-20 at the best epoch
-    and 54.30 % at the last.
+    and 54.30 % at the last. Crafting is in eval mode here, in training mode there (`craft="train"`).
     """
-    return replace(_long(eps), update=WeightPerturbed(gamma))
+    return crafted(replace(_long(eps), update=WeightPerturbed(gamma)), craft)
 
 
 def cifar10_prn18_trades_awp(eps: float = 8 / 255, beta: float = 6.0, gamma: float = 0.005) -> Recipe:
     """TRADES with weight perturbation (AWP) of PreActResNet-18 on CIFAR-10, 200 epochs (untested here: no data).
 
-    https://arxiv.org/abs/2004.05884, gamma 0.005 after 10 epochs of warm-up.
+    https://arxiv.org/abs/2004.05884, gamma 0.005 after 10 epochs of warm-up. Crafting is in eval mode, as in its code.
     """
     threat = Linf(eps)
     return replace(
@@ -82,13 +83,14 @@ def cifar10_prn18_trades_awp(eps: float = 8 / 255, beta: float = 6.0, gamma: flo
     )
 
 
-def cifar10_prn18_swa(eps: float = 8 / 255, start: int = 55) -> Recipe:
+def cifar10_prn18_swa(eps: float = 8 / 255, start: int = 55, craft: Craft = "eval") -> Recipe:
     """PGD-10 AT with averaged weights (SWA) of PreActResNet-18 on CIFAR-10, 200 epochs (untested here: no data).
 
     https://openreview.net/forum?id=qZzy5urZw9, without its distillation: the average of all epochs after 55, the rate
-    divided by 10 at epochs 50 and 150.
+    divided by 10 at epochs 50 and 150. Crafting is in eval mode here, in training mode in the released code
+    (`craft="train"`).
     """
-    return replace(_long(eps), lr=Piecewise(0.1, (50, 150)), averaging=SWA(start))
+    return crafted(replace(_long(eps), lr=Piecewise(0.1, (50, 150)), averaging=SWA(start)), craft)
 
 
 def cifar10_prn18_consistency(eps: float = 8 / 255, weight: float = 1.0) -> Recipe:
