@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from sparring import PGD, Build, Linf, Method, MixUp, Progress, Recipe, UserError, at
+from sparring import PGD, Benign, Build, Cycle, Linf, Method, MixUp, Progress, Recipe, UserError, at
 from sparring.models import preact_resnet18, small_cnn
 from sparring.plain import differences, from_plain, to_plain
 from sparring.recipe import recipe_from_plain
 from sparring.recipes import entries, find
+from sparring.studies.moat import study as study_of_moat
 from sparring.views import eval_mode, train_mode
 
 NAMES = sorted(entries())
@@ -148,7 +149,7 @@ def test_a_derived_recipe_changes_what_it_says_and_nothing_else():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"benign": 0}, "whole steps, at least one each, not \\[0, 304, 76\\]"),
+        ({"benign": 0}, "whole steps, at least one each, not \\[0, 4, 1\\]"),
         ({"slot": 0}, "whole steps, at least one each"),
         ({"single": 1.5}, "whole steps, at least one each"),
         ({"order": "bxm"}, "order = 'bxm' is not made of b .benign., s .single step. and m"),
@@ -169,6 +170,30 @@ def test_the_stages_of_moat_are_visited_in_their_order_and_over_again():
     steps = [getattr(at(recipe.method.attack, Progress(s, 100, 8)), "steps", 0) for s in range(12)]
     assert steps == [5] * 3 + [1] * 6 + [0] * 3
     assert names[:12] == names[12:]
+
+
+def test_a_period_of_moat_is_an_epoch_and_training_ends_on_its_multi_step_stage():
+    attack = find("cifar10_prn18_moat")().method.attack
+    steps = [getattr(at(attack, Progress(s, 382, 110)), "steps", 0) for s in range(382 * 110)]
+    for epoch in (0, 57, 109):  # 49,000 images in batches of 128 are 382 steps, which six slots do not divide
+        assert steps[382 * epoch : 382 * (epoch + 1)] == [0] * 64 + [1] * 191 + [1] * 63 + [7] * 64
+    mixed = find("fashion_moat")(reading="mixup", period=0.75)
+    for s in range(459 * 8):
+        now = Progress(s, 459, 8)
+        assert isinstance(at(mixed.method.attack, now), Benign) == isinstance(at(mixed.method.objective, now), MixUp)
+    with pytest.raises(UserError, match="epochs = 0 of a period is not above 0"):
+        find("fashion_moat")(period=0.0)
+
+
+@pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu"])
+def test_the_study_of_moat_ends_on_the_multi_step_stage_wherever_that_is_the_last(scale):
+    recipes = {arm.name: arm.recipe for arm in study_of_moat(scale).arms if isinstance(arm.recipe.method, Method)}
+    arms = {name: recipe for name, recipe in recipes.items() if isinstance(recipe.method.attack, Cycle)}
+    assert len(arms) == 9
+    for name, recipe in arms.items():
+        end = Progress(recipe.epochs * 70 - 1, 70, recipe.epochs)
+        last = at(recipe.method.attack, end)
+        assert (getattr(last, "steps", 0) == 7) == (name not in ("MOAT without multi-step", "MOAT in reverse")), name
 
 
 def test_stages_keep_pace_with_their_objectives():

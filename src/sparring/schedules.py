@@ -165,26 +165,33 @@ class Ramp:
 
 @dataclass(frozen=True, slots=True)
 class Cycle(Generic[T_co]):
-    """Repeats a list of (number of steps, value) for ever. Steps are whole numbers, so no stage drifts."""
+    """Repeats a list of (number of steps, value) for ever. Steps are whole numbers, so no stage drifts.
+
+    With `epochs` a period lasts so many epochs, however many steps that is, and the numbers are its shares. Training
+    ends with a period, and so with the last stage; what is no whole number of periods is cut off at the beginning.
+    """
 
     stages: tuple[tuple[int, T_co], ...]
+    epochs: float | None = None
 
     def __post_init__(self) -> None:
         lengths = [length for length, _ in self.stages]
         if not lengths or any(not isinstance(length, int) or length < 1 for length in lengths):
             raise UserError(f"the stages of a cycle last whole steps, at least one each, not {lengths}")
-
-    @property
-    def period(self) -> int:
-        """After so many steps it begins again."""
-        return sum(length for length, _ in self.stages)
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise UserError(f"epochs = {self.epochs:g} of a period is not above 0")
 
     def at(self, progress: Progress) -> T_co:
-        where = progress.step % self.period
+        parts = sum(length for length, _ in self.stages)
+        period, step = parts, progress.step
+        if self.epochs is not None:
+            period = max(len(self.stages), round(self.epochs * progress.steps_per_epoch))
+            step -= progress.epochs * progress.steps_per_epoch
+        where, done = step % period, 0
         for length, value in self.stages:
-            if where < length:
+            done += length
+            if where < round(done * period / parts):
                 return value
-            where -= length
         raise AssertionError("unreachable")
 
 
