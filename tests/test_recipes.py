@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from sparring import PGD, Benign, Build, Cycle, Linf, Method, MixUp, Progress, Recipe, UserError, at
+from sparring import L2, PGD, Benign, Build, Cycle, Linf, Method, MixUp, Near, Progress, Recipe, UserError, at
+from sparring.data import Crop, Flip, Jitter
 from sparring.models import preact_resnet18, small_cnn
 from sparring.plain import differences, from_plain, to_plain
 from sparring.recipe import recipe_from_plain
@@ -194,6 +195,14 @@ def test_the_study_of_moat_ends_on_the_multi_step_stage_wherever_that_is_the_las
         end = Progress(recipe.epochs * 70 - 1, 70, recipe.epochs)
         last = at(recipe.method.attack, end)
         assert (getattr(last, "steps", 0) == 7) == (name not in ("MOAT without multi-step", "MOAT in reverse")), name
+
+
+def test_the_l2_recipe_follows_the_robustness_library_in_what_it_says_and_claims_no_more():
+    recipe, text = find("cifar10_rn18_l2")(), entries()["cifar10_rn18_l2"].text
+    assert recipe.method.attack == PGD(L2(0.5), steps=7, start=Near(0.0))
+    assert recipe.augment == (Crop(4, "constant"), Flip(), Jitter(0.25, 0.25, 0.25, p=1.0))
+    assert "not with all of its defaults" in text
+    assert all(word in text for word in ("turns images", "iterate of the highest loss", "ResNet-50"))
 
 
 def test_stages_keep_pace_with_their_objectives():

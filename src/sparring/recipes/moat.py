@@ -32,7 +32,8 @@ def cifar10_prn18_moat(
     A `period` is an epoch of clean images, FGSM-RS and PGD-7 in the shares `benign`, `single` and `multi`: 2.84 passes
     a step. Training ends with a period, and so on its multi-step stage, at the lowest rate; with `slot` the shares are
     so many steps each, and it ends anywhere. `reading` is "pure" (one kind of example in a stage), "mixed" (clean
-    images with weight `clean` in every stage) or "mixup". `order` may leave letters out. The schedule is that of Bag of Tricks.
+    images with weight `clean` in every stage) or "mixup". `order` may leave letters out. The schedule is that of Bag of
+    Tricks.
     """
     threat = Linf(eps)
     return replace(
