@@ -7,11 +7,14 @@ import pytest
 from conftest import toy_data
 from torch import nn
 
-from sparring import PGD, Build, Linf, Method, MixUp, Progress, Recipe, UserError, at
+from sparring import L2, PGD, Benign, Build, Cycle, Linf, Method, MixUp, Near, Progress, Recipe, UserError, at
+from sparring.data import Crop, Flip, Jitter
 from sparring.models import efficientnet, imagenet_resnet, preact_resnet18, small_cnn
 from sparring.plain import differences, from_plain, to_plain
 from sparring.recipe import recipe_from_plain
 from sparring.recipes import entries, find
+from sparring.studies.moat import study as study_of_moat
+from sparring.views import eval_mode, train_mode
 
 NAMES = sorted(entries())
 
@@ -229,7 +232,7 @@ def test_a_derived_recipe_changes_what_it_says_and_nothing_else():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"benign": 0}, "whole steps, at least one each, not \\[0, 304, 76\\]"),
+        ({"benign": 0}, "whole steps, at least one each, not \\[0, 4, 1\\]"),
         ({"slot": 0}, "whole steps, at least one each"),
         ({"single": 1.5}, "whole steps, at least one each"),
         ({"order": "bxm"}, "order = 'bxm' is not made of b .benign., s .single step. and m"),
@@ -252,6 +255,38 @@ def test_the_stages_of_moat_are_visited_in_their_order_and_over_again():
     assert names[:12] == names[12:]
 
 
+def test_a_period_of_moat_is_an_epoch_and_training_ends_on_its_multi_step_stage():
+    attack = find("cifar10_prn18_moat")().method.attack
+    steps = [getattr(at(attack, Progress(s, 382, 110)), "steps", 0) for s in range(382 * 110)]
+    for epoch in (0, 57, 109):  # 49,000 images in batches of 128 are 382 steps, which six slots do not divide
+        assert steps[382 * epoch : 382 * (epoch + 1)] == [0] * 64 + [1] * 191 + [1] * 63 + [7] * 64
+    mixed = find("fashion_moat")(reading="mixup", period=0.75)
+    for s in range(459 * 8):
+        now = Progress(s, 459, 8)
+        assert isinstance(at(mixed.method.attack, now), Benign) == isinstance(at(mixed.method.objective, now), MixUp)
+    with pytest.raises(UserError, match="epochs = 0 of a period is not above 0"):
+        find("fashion_moat")(period=0.0)
+
+
+@pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu"])
+def test_the_study_of_moat_ends_on_the_multi_step_stage_wherever_that_is_the_last(scale):
+    recipes = {arm.name: arm.recipe for arm in study_of_moat(scale).arms if isinstance(arm.recipe.method, Method)}
+    arms = {name: recipe for name, recipe in recipes.items() if isinstance(recipe.method.attack, Cycle)}
+    assert len(arms) == 9
+    for name, recipe in arms.items():
+        end = Progress(recipe.epochs * 70 - 1, 70, recipe.epochs)
+        last = at(recipe.method.attack, end)
+        assert (getattr(last, "steps", 0) == 7) == (name not in ("MOAT without multi-step", "MOAT in reverse")), name
+
+
+def test_the_l2_recipe_follows_the_robustness_library_in_what_it_says_and_claims_no_more():
+    recipe, text = find("cifar10_rn18_l2")(), entries()["cifar10_rn18_l2"].text
+    assert recipe.method.attack == PGD(L2(0.5), steps=7, start=Near(0.0))
+    assert recipe.augment == (Crop(4, "constant"), Flip(), Jitter(0.25, 0.25, 0.25, p=1.0))
+    assert "not with all of its defaults" in text
+    assert all(word in text for word in ("turns images", "iterate of the highest loss", "ResNet-50"))
+
+
 def test_stages_keep_pace_with_their_objectives():
     recipe = find("fashion_moat")(slot=2, reading="mixup")
     lengths = [[length for length, _ in part.stages] for part in (recipe.method.attack, recipe.method.objective)]
@@ -270,6 +305,17 @@ def test_a_parameter_of_a_recipe_hides_no_field_on_the_command_line(name):
 def test_the_activation_is_a_field_of_every_recipe(name):
     parameters = inspect.signature(find(name)().model.function).parameters
     assert "activation" in parameters
+
+
+@pytest.mark.parametrize(
+    "name", ["fgsm_rs", "n_fgsm", "zero_grad", "multi_grad", "grad_align", "pgd_long", "awp", "swa"]
+)
+def test_recipes_of_papers_that_craft_in_training_mode_say_so_and_offer_it(name):
+    name = f"cifar10_prn18_{name}"
+    assert (find(name)().method.inner_view, find(name)(craft="train").method.inner_view) == (eval_mode, train_mode)
+    assert 'craft="train"' in entries()[name].text
+    with pytest.raises(UserError, match="craft = 'both' is not one of eval, train"):
+        find(name)(craft="both")
 
 
 def test_what_the_released_code_adds_to_smooth_training_is_a_field_and_off():

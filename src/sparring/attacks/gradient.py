@@ -12,7 +12,8 @@ from ..errors import UserError, need_whole
 from ..losses import named
 from ..randomness import Rng, normal, uniform
 from ..threats import Linf, need_threat, number
-from .slope import slope
+from ..whole import WholeBatch
+from .slope import Slope, slope
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,8 @@ class PGD:
 
     `step_size` is in pixel units; left out, it is 2.5 eps / steps, enough to cross the set.
     With `patience`, an example takes that many steps after it is first fooled and then leaves the batch
-    (https://arxiv.org/abs/2002.11242), so it costs nothing from then on; 0 keeps the first fooling point.
+    (https://arxiv.org/abs/2002.11242), so it costs nothing from then on; 0 keeps the first fooling point. Of a loss of
+    the whole batch (`WholeBatch`) it stays where it is in the batch, and moves no more.
     Raises `UserError` if `patience` is used with a loss that cannot tell who is fooled.
     """
 
@@ -139,11 +141,11 @@ class PGD:
         met = torch.zeros_like(rows, dtype=torch.bool)  # fooled before
         spent = torch.zeros_like(rows)  # steps taken since
         for _ in range(self.steps):
-            _, fooled, grad = slope(loss[rows], out[rows])
+            _, fooled, grad = _slope_of(loss, out, rows)
             if fooled is None:
                 raise UserError(
                     f"patience = {patience} needs a loss that tells who is fooled, "
-                    f"and {named(loss)} does not: leave patience out"
+                    f"and {named(loss.loss if isinstance(loss, WholeBatch) else loss)} does not: leave patience out"
                 )
             met = met | fooled
             going = ~met | (spent < patience)
@@ -156,6 +158,14 @@ class PGD:
 
     def _move(self, x: Tensor, z: Tensor, grad: Tensor, size: float) -> Tensor:
         return self.threat.project(z + size * self.threat.ascent(grad), x)
+
+
+def _slope_of(loss: PointLoss, z: Tensor, rows: Tensor) -> Slope:
+    """Of some rows of `z`; the others are run too where the loss needs them beside."""
+    if not isinstance(loss, WholeBatch):
+        return slope(loss[rows], z[rows])
+    value, fooled, grad = slope(loss, z)
+    return Slope(value[rows], None if fooled is None else fooled[rows], grad[rows])
 
 
 def FGSM(threat: Threat, step_size: float | str | None = None, start: Start = Near(0.0)) -> PGD:  # noqa: N802

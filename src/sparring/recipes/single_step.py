@@ -16,7 +16,7 @@ from ..plain import Build
 from ..recipe import Recipe
 from ..schedules import Cyclic
 from ..threats import Linf
-from ._common import pgd_50_10, select_by_pgd
+from ._common import Craft, crafted, pgd_50_10, select_by_pgd
 
 _ACTIVATED = Build(preact_resnet18, final_norm=True, shortcut="activated")
 
@@ -39,58 +39,61 @@ def _short(threat: Linf, attack: Attack, epochs: int = 30, peak: float = 0.2, to
     )
 
 
-def cifar10_prn18_fgsm_rs(eps: float = 8 / 255) -> Recipe:
+def cifar10_prn18_fgsm_rs(eps: float = 8 / 255, craft: Craft = "eval") -> Recipe:
     """FGSM-RS ("fast" AT) of PreActResNet-18 on CIFAR-10, Linf 8/255, 15 epochs (untested here: no data).
 
     https://arxiv.org/abs/2001.03994: one step of 1.25 eps from a random start, rate 0 to 0.2 and back. Its README
     reports 86.06 % clean and 46.06 % under PGD-50-10. The net is that of its code (locuslab/fast_adversarial). Crafting
-    is in eval mode here, in training mode there.
+    is in eval mode here, in training mode there (`craft="train"`).
     """
     threat = Linf(eps)
-    return _short(threat, FGSM(threat, 1.25 * threat.eps, Anywhere()), epochs=15)
+    return crafted(_short(threat, FGSM(threat, 1.25 * threat.eps, Anywhere()), epochs=15), craft)
 
 
-def cifar10_prn18_n_fgsm(eps: float = 8 / 255) -> Recipe:
+def cifar10_prn18_n_fgsm(eps: float = 8 / 255, craft: Craft = "eval") -> Recipe:
     """N-FGSM of PreActResNet-18 on CIFAR-10, Linf 8/255, 30 epochs (untested here: no data).
 
     https://arxiv.org/abs/2202.01181: noise of 2 eps, a step of eps, no projection. The net is that of its code
-    (pdejorge/N-FGSM).
+    (pdejorge/N-FGSM). Crafting is in eval mode here, in training mode there (`craft="train"`).
     """
     threat = Linf(eps)
-    return _short(threat, NFGSM(threat))
+    return crafted(_short(threat, NFGSM(threat)), craft)
 
 
-def cifar10_prn18_zero_grad(eps: float = 8 / 255, quantile: float = 0.35) -> Recipe:
+def cifar10_prn18_zero_grad(eps: float = 8 / 255, quantile: float = 0.35, craft: Craft = "eval") -> Recipe:
     """ZeroGrad of PreActResNet-18 on CIFAR-10, Linf 8/255, 30 epochs (untested here: no data).
 
     https://arxiv.org/abs/2103.15476: a step of 2 eps from a random start, the smallest 35 % of the gradients left out.
-    The net is that of its code (rohban-lab/catastrophic_overfitting).
+    The net is that of its code (rohban-lab/catastrophic_overfitting). Crafting is in eval mode here, in training mode
+    there (`craft="train"`).
     """
     threat = Linf(eps)
-    return replace(_short(threat, ZeroGrad(threat, quantile)), model=_ACTIVATED)
+    return crafted(replace(_short(threat, ZeroGrad(threat, quantile)), model=_ACTIVATED), craft)
 
 
-def cifar10_prn18_multi_grad(eps: float = 8 / 255, points: int = 3) -> Recipe:
+def cifar10_prn18_multi_grad(eps: float = 8 / 255, points: int = 3, craft: Craft = "eval") -> Recipe:
     """MultiGrad of PreActResNet-18 on CIFAR-10, Linf 8/255, 30 epochs (untested here: no data).
 
     https://arxiv.org/abs/2103.15476: a step of 2 eps where the gradients at three random points agree. The net is that
-    of its code (rohban-lab/catastrophic_overfitting).
+    of its code (rohban-lab/catastrophic_overfitting). Crafting is in eval mode here, in training mode there
+    (`craft="train"`).
     """
     threat = Linf(eps)
-    return replace(_short(threat, MultiGrad(threat, points)), model=_ACTIVATED)
+    return crafted(replace(_short(threat, MultiGrad(threat, points)), model=_ACTIVATED), craft)
 
 
-def cifar10_prn18_grad_align(eps: float = 8 / 255) -> Recipe:
+def cifar10_prn18_grad_align(eps: float = 8 / 255, craft: Craft = "eval") -> Recipe:
     """FGSM + GradAlign of PreActResNet-18 on CIFAR-10, Linf 8/255, 30 epochs (untested here: no data).
 
     https://arxiv.org/abs/2007.02617: FGSM from the image, rate 0 to 0.3 and back with its top at 40 %, weight by eps.
     RobustBench lists the authors' weights with 79.84 % clean and 43.93 % under AutoAttack. The net is that of its code
-    (tml-epfl/understanding-fast-adv-training), without a norm before the pooling.
+    (tml-epfl/understanding-fast-adv-training), without a norm before the pooling. Crafting is in eval mode here, in
+    training mode there (`craft="train"`), where passes of the term move the statistics too.
     """
     threat = Linf(eps)
     objective = Sum((CrossEntropy(), GradAlign(threat, GradAlign.weight_for(threat.eps))))
     base = _short(threat, FGSM(threat), peak=0.3, top=0.4)
-    return replace(base, model=Build(preact_resnet18), method=Method(FGSM(threat), objective))
+    return crafted(replace(base, model=Build(preact_resnet18), method=Method(FGSM(threat), objective)), craft)
 
 
 def cifar10_prn18_free(eps: float = 8 / 255, replays: int = 8) -> Recipe:
