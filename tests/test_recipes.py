@@ -5,7 +5,22 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from sparring import L2, PGD, Benign, Build, Cycle, Linf, Method, MixUp, Near, Progress, Recipe, UserError, at
+from sparring import (
+    L2,
+    PGD,
+    Benign,
+    Build,
+    Cycle,
+    Linf,
+    Method,
+    MixUp,
+    Near,
+    Piecewise,
+    Progress,
+    Recipe,
+    UserError,
+    at,
+)
 from sparring.data import Crop, Flip, Jitter
 from sparring.models import preact_resnet18, small_cnn
 from sparring.plain import differences, from_plain, to_plain
@@ -56,7 +71,7 @@ def test_the_eps_of_a_recipe_reaches_training_selection_and_evaluation_alike(nam
 
 def test_recipes_that_cite_numbers_without_having_run_say_so():
     for name, entry in entries().items():
-        assert ("untested" in entry.summary) == name.startswith(("cifar", "imagenet"))
+        assert ("untested" in entry.summary) == name.startswith(("cifar", "imagenet", "svhn"))
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest():
@@ -202,7 +217,19 @@ def test_the_l2_recipe_follows_the_robustness_library_in_what_it_says_and_claims
     assert recipe.method.attack == PGD(L2(0.5), steps=7, start=Near(0.0))
     assert recipe.augment == (Crop(4, "constant"), Flip(), Jitter(0.25, 0.25, 0.25, p=1.0))
     assert "not with all of its defaults" in text
-    assert all(word in text for word in ("turns images", "iterate of the highest loss", "ResNet-50"))
+    assert all(word in text for word in ("turns images", "of the highest", "ResNet-50"))
+
+
+def test_temporal_ensembling_has_the_weight_of_the_released_code_on_each_data_set():
+    for name, classes in (("cifar10_rn18_pgd_te", 10), ("cifar100_rn18_pgd_te", 100), ("svhn_rn18_pgd_te", 10)):
+        recipe = find(name)()
+        term = recipe.method.objective.parts[1]
+        assert term.weight.peak * classes == 300 and not term.per_class
+    svhn = find("svhn_rn18_pgd_te")()
+    assert (svhn.augment, svhn.lr) == ((), Piecewise(0.01, (100, 150)))
+    l2 = find("cifar10_rn18_pgd_te_l2")()
+    assert l2.method.attack == PGD(L2(128 / 255), 10, "15/255", Near())
+    assert l2.selection.threat == L2(128 / 255)
 
 
 def test_stages_keep_pace_with_their_objectives():

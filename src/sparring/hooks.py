@@ -156,7 +156,10 @@ class Record:
 
 
 def gradient_norm(model: nn.Module) -> float:
-    """The L2 length of the gradient of the last step, over all weights: as the optimiser saw it, clipped if it was."""
+    """The L2 length of the gradient of the last step, over all weights: as the optimiser saw it, clipped if it was.
+
+    The code of https://arxiv.org/abs/2106.01606 logs its square, averaged over an epoch.
+    """
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     return float(nn.utils.get_total_norm(grads))
 

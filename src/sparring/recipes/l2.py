@@ -36,8 +36,8 @@ def cifar10_rn18_l2(eps: float = 0.5) -> Recipe:
 
     After the robustness library, by whose nets this literature measures, but not with all of its defaults. As there:
     batch 128, rate 0.1 divided by 10 every 50 epochs, weight decay 5e-4, seven steps from the image itself, crops
-    padded with zeros, flips, brightness, contrast and saturation changed by up to a quarter. The step size, 2.5 eps / 7,
-    has no default there. Not as there: it also turns images by up to 2 degrees, trains on the iterate of the highest
+    padded with zeros, flips, brightness, contrast and saturation changed by up to a quarter. The step size, 2.5 eps /
+    7, has no default there. Not as there: it also turns images by up to 2 degrees, trains on the iterate of the highest
     loss (here on the last one), and its nets are ResNet-50. eps 0.25, 0.5 and 1.0 are usual.
     """
     threat = L2(eps)
