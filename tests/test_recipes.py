@@ -84,8 +84,8 @@ def test_an_unknown_recipe_is_refused_with_the_nearest():
     [
         ({"epochs": 0}, "epochs = 0 is no whole number from 1 on"),
         ({"batch_size": 0}, "batch_size = 0 is no whole number from 1 on"),
-        ({"held_out": 0.0}, "some images must select the best epoch"),
-        ({"held_out": 1.5}, r"held_out = 1.5 is not in \(0, 1\)"),
+        ({"held_out": -0.1}, r"held_out = -0.1 is not in \[0, 1\): a share of the images selects"),
+        ({"held_out": 1.5}, r"held_out = 1.5 is not in \[0, 1\)"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(change, message):

@@ -81,6 +81,7 @@ def evaluate_run(
         if _step_of(run.weights("best")) == _step_of(run.weights("last")):
             loaders["last"] = loaders["best"]
         how = {key: recipe.plain()[key] for key in ("data", "evaluation", "seed")}
+        how["selected"] = recipe.selected
         given: dict[str, Any] = {"keep_images": keep_images, "search": search, "show": show}
         return _evaluated(loaders, test, recipe.evaluation, run, seed=recipe.seed, how=how, **given)
 

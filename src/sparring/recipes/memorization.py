@@ -32,7 +32,7 @@ def cifar10_rn18_pgd_te(
     The settings of the released code: rate 0.1 divided by 10 at epochs 100 and 150, weight decay 5e-4, crops and flips,
     decay 0.9, the weight rising from epoch 90 to 150. `weight` is for the sum over classes: the code's 300 is for their
     mean, hence 30 here. An independent re-implementation (MTandHJ/PyTorch-Robust, its README) reports 82.93 % clean and
-    55.66 % under PGD-10 at best, 54.56 % at last. Pixels are normalised here, there they are not.
+    55.66 % under PGD-10 at best, 54.56 % at last. Pixels are normalised here, there they are not (`normalize=False`).
     """
     threat = Linf(eps)
     return replace(
