@@ -7,7 +7,22 @@ import pytest
 from conftest import toy_data
 from torch import nn
 
-from sparring import L2, PGD, Benign, Build, Cycle, Linf, Method, MixUp, Near, Progress, Recipe, UserError, at
+from sparring import (
+    L2,
+    PGD,
+    Benign,
+    Build,
+    Cycle,
+    Linf,
+    Method,
+    MixUp,
+    Near,
+    Piecewise,
+    Progress,
+    Recipe,
+    UserError,
+    at,
+)
 from sparring.data import Crop, Flip, Jitter
 from sparring.models import efficientnet, imagenet_resnet, preact_resnet18, small_cnn
 from sparring.plain import differences, from_plain, to_plain
@@ -58,7 +73,7 @@ def test_the_eps_of_a_recipe_reaches_training_selection_and_evaluation_alike(nam
 
 def test_recipes_that_cite_numbers_without_having_run_say_so():
     for name, entry in entries().items():
-        assert ("untested" in entry.summary) == name.startswith(("cifar", "imagenet"))
+        assert ("untested" in entry.summary) == name.startswith(("cifar", "imagenet", "svhn"))
 
 
 NETS = {
@@ -121,8 +136,8 @@ def test_an_unknown_recipe_is_refused_with_the_nearest():
     [
         ({"epochs": 0}, "epochs = 0 is no whole number from 1 on"),
         ({"batch_size": 0}, "batch_size = 0 is no whole number from 1 on"),
-        ({"held_out": 0.0}, "some images must select the best epoch"),
-        ({"held_out": 1.5}, r"held_out = 1.5 is not in \(0, 1\)"),
+        ({"held_out": -0.1}, r"held_out = -0.1 is not in \[0, 1\): a share of the images selects"),
+        ({"held_out": 1.5}, r"held_out = 1.5 is not in \[0, 1\)"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(change, message):
@@ -284,7 +299,19 @@ def test_the_l2_recipe_follows_the_robustness_library_in_what_it_says_and_claims
     assert recipe.method.attack == PGD(L2(0.5), steps=7, start=Near(0.0))
     assert recipe.augment == (Crop(4, "constant"), Flip(), Jitter(0.25, 0.25, 0.25, p=1.0))
     assert "not with all of its defaults" in text
-    assert all(word in text for word in ("turns images", "iterate of the highest loss", "ResNet-50"))
+    assert all(word in text for word in ("turns images", "of the highest", "ResNet-50"))
+
+
+def test_temporal_ensembling_has_the_weight_of_the_released_code_on_each_data_set():
+    for name, classes in (("cifar10_rn18_pgd_te", 10), ("cifar100_rn18_pgd_te", 100), ("svhn_rn18_pgd_te", 10)):
+        recipe = find(name)()
+        term = recipe.method.objective.parts[1]
+        assert term.weight.peak * classes == 300 and not term.per_class
+    svhn = find("svhn_rn18_pgd_te")()
+    assert (svhn.augment, svhn.lr) == ((), Piecewise(0.01, (100, 150)))
+    l2 = find("cifar10_rn18_pgd_te_l2")()
+    assert l2.method.attack == PGD(L2(128 / 255), 10, "15/255", Near())
+    assert l2.selection.threat == L2(128 / 255)
 
 
 def test_stages_keep_pace_with_their_objectives():

@@ -118,6 +118,8 @@ def _detail(news: News) -> str:
 
 def _held_out(news: News) -> str:
     held = news.held_out or {}
+    if not held:
+        return "nothing held out"
     scores = "  ".join(f"{name} {100 * value:.1f} %" for name, value in held.items())
     return f"held-out {scores}{'  best' if news.best else ''}"
 

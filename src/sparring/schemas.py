@@ -26,6 +26,7 @@ class Status(TypedDict):
     finished: bool
     step: int
     best: dict[str, float]
+    selected: NotRequired[str]
     stopped: NotRequired[str]
 
 

@@ -84,6 +84,7 @@ def evaluate_run(
             loaders["last"] = loaders["best"]
         how = {key: recipe.plain()[key] for key in ("data", "evaluation", "seed")}
         _admit(run, test, recipe.evaluation, overwrite)
+        how["selected"] = recipe.selected
         given: dict[str, Any] = {"keep_images": keep_images, "search": search, "show": show}
         return _evaluated(loaders, test, recipe.evaluation, run, seed=recipe.seed, how=how, **given)
 
