@@ -16,7 +16,7 @@ from conftest import toy_data, toy_net
 
 from sparring import EMA, PGD, SGD, TRADES, Linf, Method, Near, RunFolder, State, UserError, fit, load_model
 from sparring.checkpoint import read_weights, save_weights
-from sparring.cli import main as shell
+from sparring.cli import run as shell
 from sparring.core import pixels
 from sparring.data import NPZ, Batches, Crop, Digits, Flip
 from sparring.guard import Guard
@@ -128,7 +128,7 @@ def test_a_guarded_run_from_the_shell_may_hold_nothing_out(tmp_path, capsys):
     out = str(tmp_path / "r")
     given = ["--epochs", "1", "--held-out", "0", "--no-drop-last", "--no-normalize", "--out", out]
     assert shell(["train", "quickstart", *given]) == 0
-    assert "last epoch counts, as nothing was held out" in capsys.readouterr().err
+    assert "last epoch counts, as nothing was held out" in capsys.readouterr().out
     recipe = recipe_of(RunFolder(out).path)
     assert (recipe.held_out, recipe.drop_last, recipe.normalize) == (0, False, False)
     run = fit(replace(recipe, guard=Guard(Linf(0.15), examples=16)), tmp_path / "guarded")

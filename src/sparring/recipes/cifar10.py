@@ -55,11 +55,11 @@ def cifar10_rn18_trades(eps: float = 8 / 255, beta: float = 6.0) -> Recipe:
 def cifar10_wrn34_10_trades(eps: float = 0.031, beta: float = 6.0, moved: Moved = "update") -> Recipe:
     """TRADES of WRN-34-10 on CIFAR-10, Linf 0.031, 76 epochs (untested here: no data).
 
-    The authors' released settings (https://arxiv.org/abs/1901.08573, yaodongyu/TRADES): ten steps of 0.007 from
-    x + 0.001 N(0, I), batch 128, rate 0.1, divided by 10 at epoch 75, weight decay 2e-4. Their model takes pixels
-    as they are (`normalize=False`); this one normalises them, and begins from torch's default initialisation.
-    RobustBench lists the authors' weights with 84.92 % clean and 53.08 % under AutoAttack. Their update runs clean,
-    adversarial and once more clean images, which makes batch norm's statistics to two thirds those of clean ones
+    The authors' released settings (https://arxiv.org/abs/1901.08573, yaodongyu/TRADES): ten steps of 0.007 from x +
+    0.001 N(0, I), batch 128, rate 0.1, divided by 10 at epoch 75, weight decay 2e-4. Their model takes pixels as they
+    are (`normalize=False`); this one normalises them, and begins from torch's default initialisation. RobustBench
+    lists the authors' weights with 84.92 % clean and 53.08 % under AutoAttack. Their update runs clean, adversarial
+    and once more clean images, which makes batch norm's statistics to two thirds those of clean ones
     (`moved="released"`); by default one clean and one adversarial pass, in this order.
     """
     threat = Linf(eps)
