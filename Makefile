@@ -1,13 +1,17 @@
-# Everything runs in environments that these rules make: .venv (pinned) and .venv-latest (the newest torch).
+# Everything runs in environments that these rules make: .venv (pinned), .venv-latest (the newest torch) and
+# .venv-lowest (the oldest of everything).
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 LATEST := .venv-latest
+LOWEST := .venv-lowest
 CASES  ?= 3000
 SEED   ?= 1
+FAST   := bootstrap checkpoint checks console core flags gate lowest losses models optimizers own_threat randomness \
+          recipes report results schedules threats views
 PIP    := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test fuzz check format test-latest clean
+.PHONY: demo test fuzz check format test-latest test-lowest clean
 
 demo: $(VENV)/.run ## train a small robust classifier and evaluate it
 	$(BIN)/sparring train quickstart --out runs/demo --overwrite
@@ -36,6 +40,14 @@ test-latest: ## the tests with the newest torch, torchvision and timm
 	$(LATEST)/bin/python $(PIP) --editable '.[dev]'
 	$(LATEST)/bin/python -m pytest -n 2
 
+# Warnings are no errors here: old releases warn of what they depend on, whose versions nothing bounds.
+test-lowest: ## the fast tests with every lower bound of pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python tools/lowest.py > $(LOWEST)/pins.txt
+	$(LOWEST)/bin/python $(PIP) --requirement $(LOWEST)/pins.txt
+	$(LOWEST)/bin/python $(PIP) --no-deps --editable .
+	$(LOWEST)/bin/python -m pytest -o filterwarnings=default $(FAST:%=tests/test_%.py)
+
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; sys.exit("sparring needs Python 3.11 or newer, not " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
@@ -50,4 +62,4 @@ $(VENV)/.dev: $(VENV)/.run
 	touch $@
 
 clean: ## the environments and caches, not your runs
-	rm -rf $(VENV) $(LATEST) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(LATEST) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import Linear, count, toy_net
+from conftest import Linear, count, toy_data, toy_net
 from torch import nn
 
 from sparring import (
@@ -12,25 +12,35 @@ from sparring import (
     NFGSM,
     PGD,
     Anywhere,
+    Batch,
     Benign,
+    CrossEntropy,
     Divergence,
     Linf,
     Margin,
+    Method,
     MultiGrad,
     Near,
     PerExample,
+    Progress,
     Restarts,
     Split,
     Square,
+    State,
     Targeted,
     Untargeted,
     UserError,
     Worst,
     ZeroGrad,
     make_rng,
+    train_step,
 )
 from sparring.attacks import Sometimes
+from sparring.core import pixels
+from sparring.fast import Plain
 from sparring.testing import check_attack
+from sparring.views import batch_statistics, eval_mode, train_mode
+from sparring.whole import WholeBatch
 
 EPS = 8 / 255
 BALL = Linf(EPS)
@@ -318,3 +328,44 @@ def test_a_start_is_sometimes_the_image_itself_for_the_whole_batch():
     )
     with pytest.raises(UserError, match=r"clean = 1.5 is no probability"):
         Sometimes(Anywhere(), 1.5)
+
+
+# -- crafting by the statistics of the batch
+
+
+def crafted(attack, view, seen=None):
+    """One step of a method on 64 images, and how many of them each forward pass had."""
+    torch.manual_seed(0)
+    model, data, sizes = toy_net().train(), toy_data(64), []
+    model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    method = Method(attack, CrossEntropy(), inner_view=view)
+    state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1))
+    batch = Batch(pixels(data.x), data.y, torch.arange(64))
+    train_step(method, state, batch, Progress(1, 10, 1), search=Plain())
+    return sizes
+
+
+@pytest.mark.parametrize("view", [train_mode, batch_statistics])
+def test_batch_norm_that_goes_by_the_batch_sees_all_images_at_every_step_of_patience(view):
+    assert set(crafted(PGD(Linf(0.3), steps=5, patience=0), view)) == {64}
+    assert min(crafted(PGD(Linf(0.3), steps=5, patience=0), eval_mode)) < 64
+
+
+def test_patience_on_whole_batches_moves_the_same_images_as_on_parts():
+    model, data = toy_net().eval(), toy_data(64)
+    loss, x = Untargeted(model, data.y), pixels(data.x)
+    for patience in (0, 1, 3):
+        attack = PGD(Linf(0.2), steps=6, patience=patience)
+        whole = attack(WholeBatch(loss, "norm"), x, make_rng(0))
+        assert torch.allclose(whole, attack(loss, x, make_rng(0)), atol=1e-6)
+    with pytest.raises(UserError, match="patience = 1 needs a loss that tells who is fooled, and Divergence does not"):
+        PGD(BALL, patience=1)(WholeBatch(Divergence(model, model(x).softmax(1).detach()), "norm"), x, make_rng(0))
+
+
+@pytest.mark.parametrize(
+    "attack", [Restarts(PGD(BALL, 2), 2), Worst((FGSM(BALL), FGSM(BALL))), Split(((0.5, Benign()), (0.5, FGSM(BALL))))]
+)
+def test_attacks_that_take_rows_out_of_a_batch_are_refused_where_batch_norm_goes_by_the_batch(attack):
+    crafted(attack, eval_mode)
+    with pytest.raises(UserError, match=r"takes some rows out of a batch of which 2 \(BatchNorm1d\)"):
+        crafted(attack, train_mode)

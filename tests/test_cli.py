@@ -241,7 +241,40 @@ def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path):
 
 # -- AutoAttack, curves, models of others, comparisons, audits
 
-FAST = ["--evaluation.examples", "12", "--evaluation.adversaries.pgd-50-10.attack.times", "1"]
+FAST = ["--overwrite", "--evaluation.examples", "12", "--evaluation.adversaries.pgd-50-10.attack.times", "1"]
+
+
+def test_an_evaluation_does_not_replace_one_on_more_images(trained, capsys):
+    once, few = ["--evaluation.adversaries.pgd-50-10.attack.times", "1"], ["--evaluation.examples", "7"]
+    assert run(["evaluate", str(trained), *once, "--overwrite"]) == 0
+    assert "accuracy on 30 images" in capsys.readouterr().out
+    assert run(["evaluate", str(trained), *once, *few]) == 2
+    assert "holds an evaluation on 30 images, and this one is on 7: --overwrite it" in capsys.readouterr().err
+    assert read_evaluated(trained / "evaluation-best.npz").table()["clean"].examples == 30, "nothing was replaced"
+    assert run(["evaluate", str(trained), *once, *few, "--overwrite"]) == 0
+    assert "accuracy on 7 images" in capsys.readouterr().out
+    assert run(["evaluate", str(trained), *once]) == 0, "more images may take the place of fewer"
+
+
+@pytest.mark.parametrize("damage", ["{", '{"best": {"clean": {"examples": "many"}}}', '{"best": {"clean": 3}}'])
+def test_an_evaluation_that_cannot_be_read_is_named_and_can_be_replaced(trained, capsys, damage):
+    held = trained / "evaluation.json"
+    held.write_text(damage)
+    assert run(["evaluate", str(trained), *FAST[1:]]) == 2
+    assert re.search(r"evaluation\.json cannot be read .*: delete it, or --overwrite it", capsys.readouterr().err)
+    assert run(["evaluate", str(trained), *FAST]) == 0
+
+
+@pytest.mark.parametrize("command", ["evaluate", "audit"])
+@pytest.mark.parametrize("rest", [[], ["--data", "digits", "--threat", "linf:0.1"], ["--model", "resnet18"]])
+def test_a_file_of_code_is_no_weights(command, rest, tmp_path, capsys):
+    path = tmp_path / "mymodels.py"
+    path.write_text("def build(): ...")
+    assert run([command, str(path), *rest]) == 2
+    said = capsys.readouterr().err
+    assert "is a file of Python code, not of weights" in said
+    assert "as mymodels:build" in said
+    assert "weights_only" not in said
 
 
 def test_autoattack_and_a_curve_are_a_flag_each(trained, capsys):

@@ -89,6 +89,7 @@ def test_the_table_has_a_row_for_each_attack_and_a_column_for_each_set_of_weight
     Console(file=text, width=100).print(console.accuracy_table(tables))
     assert re.search(r"clean .*90\.00 % \[59\.6, 98\.2\].*80\.00 %", text.getvalue())
     assert re.search(r"pgd .*50\.00 % .*40\.00 %", text.getvalue())
+    assert "accuracy on 10 images with its 95 % Wilson interval" in text.getvalue()
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(5, "0:05"), (75, "1:15"), (3675, "1:01:15"), (float("inf"), "?")])

@@ -75,10 +75,11 @@ NETS = [  # how many convolutions are replaced, and how many batch norms that fo
     (lambda: small_cnn(width=8), GREY, (4, 0)),
     (lambda: preact_resnet18(width=1 / 8), COLOUR, (20, 8)),
     (lambda: preact_resnet18(width=1 / 16), COLOUR, (19, 8)),  # the thin one stays as it is
+    (lambda: preact_resnet18(width=1 / 8, final_norm=True, shortcut="activated"), COLOUR, (20, 9)),
     (lambda: resnet18(width=1 / 8), COLOUR, (20, 0)),
     (lambda: wide_resnet(10, 1), COLOUR, (9, 4)),
 ]
-IDS = ("small_cnn", "preact_resnet18", "thin preact_resnet18", "resnet18", "wide_resnet")
+IDS = ("small_cnn", "preact_resnet18", "thin preact_resnet18", "normed preact_resnet18", "resnet18", "wide_resnet")
 
 
 # -- convolutions

@@ -122,9 +122,9 @@ def test_fields_can_be_limited(recipe):
 
 def test_parameters_of_a_function_are_flags_of_their_own(recipe):
     extra = parameters(cifar10_rn18_pgd)
-    assert extra == {"eps": 8 / 255}
-    _, same, given = read(recipe, "--eps", "4/255", extra=extra)
-    assert given == {"eps": 4 / 255}
+    assert extra == {"eps": 8 / 255, "moved": "update"}
+    _, same, given = read(recipe, "--eps", "4/255", "--moved", "released", extra=extra)
+    assert given == {"eps": 4 / 255, "moved": "released"}
     assert same is recipe, "what they decide is for the caller to say"
 
 

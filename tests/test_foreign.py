@@ -9,7 +9,7 @@ from torch import nn
 from sparring import Data, UserError
 from sparring.core import pixels
 from sparring.data import load_test
-from sparring.foreign import fitting, imported_model, named_model, normalized
+from sparring.foreign import _ARCHITECTURES, _value, fitting, imported_model, named_model, normalized
 from sparring.models import Normalize, preact_resnet18, small_cnn
 
 
@@ -106,6 +106,62 @@ def test_robustbench_names_load_too(tmp_path):
     again = named_model("preact_resnet18:width=0.05", tmp_path / "w.pt", data).eval()
     x = torch.rand(3, 3, 8, 8)
     assert torch.equal(again(x), model.eval()(x))
+
+
+# what RobustBench calls the last layer; small_cnn is none of its architectures
+PUBLISHED = {
+    "preact_resnet18:width=0.05": "linear.",
+    "preact_resnet18:width=0.05,final_norm=True,shortcut=activated": "linear.",
+    "resnet18:width=0.05": "linear.",
+    "wide_resnet:depth=10,width=1": "fc.",
+}
+SPECS = (*PUBLISHED, "small_cnn:width=4")
+
+
+def test_every_architecture_that_has_a_name_is_tried_below():
+    assert {spec.partition(":")[0] for spec in SPECS} == set(_ARCHITECTURES)
+
+
+def published(model, head):
+    """A state dict as RobustBench's models have it, with what some of their wide ResNets carry and never run."""
+    state = {n.removeprefix("body.").replace("head.", head): t for n, t in model.state_dict().items()}
+    mean, std = state.pop("normalize.mean"), state.pop("normalize.std")
+    copies = {f"sub_{n}": torch.randn_like(t.float()) for n, t in state.items() if n.startswith("block1.")}
+    return {"mu": mean, "sigma": std, **state, **copies}
+
+
+def lived_in(spec):
+    """The model of `spec`, with weights and statistics that are not those of a new one."""
+    torch.manual_seed(0)
+    name, _, options = spec.partition(":")
+    given = {k: _value(text) for k, text in (part.split("=") for part in options.split(","))}
+    model = _ARCHITECTURES[name](num_classes=7, shape=(3, 16, 16), **given)
+    model.normalize = Normalize([0.5, 0.4, 0.3], [0.2, 0.3, 0.25])
+    for _ in range(3):
+        model(torch.rand(8, 3, 16, 16))
+    return model.eval()
+
+
+@torch.no_grad()
+def gap(spec, state, model, folder):
+    """The largest difference between logits of `model` and of the architecture `spec` filled with `state`."""
+    torch.save(state, folder / "w.pt")
+    x, data = torch.rand(4, 3, 16, 16), Data(torch.zeros(2, 3, 16, 16), torch.arange(2), ("a", "b"))
+    return float((named_model(spec, folder / "w.pt", data).eval()(x) - model(x)).abs().max())
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_named_architecture_gives_the_logits_of_the_module_that_its_weights_came_from(tmp_path, spec):
+    model = lived_in(spec)
+    assert gap(spec, model.state_dict(), model, tmp_path) <= 1e-6
+
+
+@pytest.mark.parametrize("spec", PUBLISHED)
+def test_so_it_does_under_the_names_of_robustbench(tmp_path, spec):
+    model = lived_in(spec)
+    state = published(model, PUBLISHED[spec])
+    assert ("sub_block1.layer.0.conv1.weight" in state) == spec.startswith("wide_resnet")
+    assert gap(spec, state, model, tmp_path) <= 1e-6
 
 
 @pytest.mark.parametrize(

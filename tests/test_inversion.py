@@ -1,6 +1,7 @@
 """Inversion: a net that can be inverted is; pictures are compared as scikit-image does."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +11,14 @@ from conftest import toy_data, toy_net
 from torch import nn
 
 from sparring import L2, PGD, Classifier, Data, Linf, UserError, fit, make_rng
+from sparring.analyses import Inverted
 from sparring.analysis import Inverter, annealed, interpolated, inversion, invert, psnr, ssim, visualised
-from sparring.analysis.inversion import MEANINGS, _last_relu, beginning, descent, searches
+from sparring.analysis.inversion import MEANINGS, beginning, descent, searches
+from sparring.analysis.passing import last_relu, not_passing
 from sparring.attacks import Near, Painted, Refined
 from sparring.cli import run as shell
 from sparring.losses import Coordinate, FeatureMatch, Smooth
-from sparring.models import Layers, as_run, preact_resnet18, resnet18, small_cnn, straight_through
+from sparring.models import Layers, amdim, as_run, preact_resnet18, resnet18, small_cnn, straight_through
 from sparring.plain import Build
 from sparring.randomness import PerExample
 
@@ -102,15 +105,15 @@ def test_several_layers_are_matched():
 def test_the_last_relu_lets_gradients_through_and_only_where_it_ends_the_representation():
     x = torch.rand(1, 1, 8, 8)
     net = small_cnn(3, (1, 8, 8), width=2).eval()
-    assert _last_relu(net, x, ("features",)) == "body.10"
-    assert _last_relu(net, x, ("body.2",)) is None  # a convolution
-    assert _last_relu(net, x, ("body.8",)) == "body.7"  # flattened after a ReLU
-    assert _last_relu(net, x, ("features", "body.8")) == "body.10"
-    assert _last_relu(resnet18(3, (1, 8, 8), width=0.05).eval(), x, ("features",)) == "body.layer4.1.act2"
-    assert _last_relu(preact_resnet18(3, (1, 8, 8), width=0.05).eval(), x, ("features",)) is None
+    assert last_relu(net, x, ("features",)) == "body.10"
+    assert last_relu(net, x, ("body.2",)) is None  # a convolution
+    assert last_relu(net, x, ("body.8",)) == "body.7"  # flattened after a ReLU
+    assert last_relu(net, x, ("features", "body.8")) == "body.10"
+    assert last_relu(resnet18(3, (1, 8, 8), width=0.05).eval(), x, ("features",)) == "body.layer4.1.act2"
+    assert last_relu(preact_resnet18(3, (1, 8, 8), width=0.05).eval(), x, ("features",)) is None
     shared = nn.ReLU()
     twice = Classifier(nn.Sequential(nn.Flatten(), shared, nn.Linear(64, 4), shared), nn.Linear(4, 2)).eval()
-    assert _last_relu(twice, x, ("features",)) is None  # it runs at two places
+    assert last_relu(twice, x, ("features",)) is None  # it runs at two places
     relu, z = nn.ReLU(), torch.tensor([-1.0, 2.0], requires_grad=True)
     with straight_through(relu):
         out = relu(z)
@@ -125,6 +128,55 @@ def test_the_last_relu_lets_gradients_through_and_only_where_it_ends_the_represe
     assert float((invert(off, bright) - bright).abs().max()) < 0.03
     assert float((invert(off, bright, Inverter(fake_relu=False)) - bright).abs().max()) > 0.2
     assert as_run(off, bright[:1], nn.ReLU) == ["body.2"]
+
+
+class Functional(nn.Module):
+    """A block whose last activation is a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.relu, self.last = nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return torch.relu(self.last(self.relu(self.layer(x.flatten(1)))))
+
+
+def sharing():
+    relu = nn.ReLU()
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), relu, nn.Linear(8, 4), relu)
+
+
+SAID = {
+    "shared": (sharing, "the module '2' runs at 2 places"),
+    "functional": (Functional, "torch.relu in Functional is no module"),
+    "pre-activation": (lambda: preact_resnet18(3, (1, 4, 4), width=0.05), "weights come after the last ReLU"),
+    "amdim": (lambda: amdim(3, (1, 8, 8), width=4, dim=4, depth=1).body, "weights come after the last ReLU"),
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_a_last_relu_that_cannot_be_exchanged_is_said(name):
+    make, why = SAID[name]
+    torch.manual_seed(0)
+    made = make()
+    net = (made if isinstance(made, Classifier) else Classifier(made, nn.Linear(4, 3))).eval()
+    x = torch.rand(2, 1, 8, 8) if name == "amdim" else X[:2]
+    why = why.replace("'2'", "'body.2'")
+    with pytest.warns(UserWarning, match=re.escape(why)):
+        invert(net, x, Inverter(steps=2))
+    data = Data(x, torch.zeros(2, dtype=torch.long), ("a", "b"))
+    with pytest.warns(UserWarning, match="does not let gradients through"):
+        found = inversion(net, data, Inverter(steps=2))
+    assert len(found.notes) == 1 and why in found.notes[0]
+    with pytest.warns(UserWarning, match="does not let gradients through"):
+        told = Inverted({"here": inversion(net, data, Inverter(steps=2))}, None, None)
+    assert told.plain()["notes"] == list(found.notes)
+    assert inversion(net, data, Inverter(steps=2, fake_relu=False)).notes == ()
+
+
+def test_nothing_is_said_where_the_last_relu_is_exchanged_or_none_is_there():
+    assert not_passing(small_cnn(3, (1, 8, 8), width=2).eval(), torch.rand(1, 1, 8, 8), ("features",)) is None
+    assert not_passing(mixing(), X[:1], ("features",)) is None
 
 
 def test_features_are_raised_and_images_joined():

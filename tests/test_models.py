@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from sparring import Data, UserError
@@ -26,6 +27,7 @@ MODELS = [
     (small_cnn, {"width": 3, "depth": 2, "hidden": False, "batch_norm": True}, (1, 12, 12)),
     (preact_resnet18, {"width": 0.125}, (3, 32, 32)),
     (preact_resnet18, {"width": 0.125, "activation": "softplus"}, (1, 28, 28)),
+    (preact_resnet18, {"width": 0.125, "final_norm": True, "shortcut": "activated"}, (3, 32, 32)),
     (resnet18, {"width": 0.125}, (3, 32, 32)),
     (wide_resnet, {"depth": 10, "width": 1}, (3, 32, 32)),
     (wide_resnet, {"depth": 16, "width": 2, "dropout": 0.3}, (1, 20, 20)),
@@ -48,6 +50,7 @@ def test_the_models_have_the_published_numbers_of_parameters():
     with torch.device("meta"):
         assert size(resnet18()) == 11_173_962
         assert size(preact_resnet18()) == 11_171_146
+        assert size(preact_resnet18(final_norm=True, shortcut="activated")) == 11_172_170
         assert size(wide_resnet(28, 10)) == 36_479_194
         assert size(wide_resnet(34, 10)) == 46_160_474
 
@@ -55,6 +58,49 @@ def test_the_models_have_the_published_numbers_of_parameters():
 def test_a_width_factor_scales_the_channels():
     wide, narrow = preact_resnet18(width=1.0), preact_resnet18(width=0.25)
     assert narrow.body.layer4[1].conv2.weight.shape[0] * 4 == wide.body.layer4[1].conv2.weight.shape[0]
+
+
+def norm(state, name, x):
+    mean, var, weight, bias = (state[f"{name}.{n}"] for n in ("running_mean", "running_var", "weight", "bias"))
+    return F.batch_norm(x, mean, var, weight, bias)
+
+
+def preact_by_hand(state, x, final_norm, activated):
+    """Logits of a PreActResNet-18 as the published codes write it down, from weights under RobustBench's names."""
+    x = F.conv2d(x, state["conv1.weight"], padding=1)
+    for stage, block in ((s, b) for s in range(1, 5) for b in range(2)):
+        at, stride = f"layer{stage}.{block}", 2 if (stage > 1 and block == 0) else 1
+        out = norm(state, f"{at}.bn1", x).relu()
+        kept = x
+        if f"{at}.shortcut.0.weight" in state:
+            kept = F.conv2d(out if activated else x, state[f"{at}.shortcut.0.weight"], stride=stride)
+        out = norm(state, f"{at}.bn2", F.conv2d(out, state[f"{at}.conv1.weight"], stride=stride, padding=1)).relu()
+        x = kept + F.conv2d(out, state[f"{at}.conv2.weight"], padding=1)
+    x = norm(state, "bn", x).relu() if final_norm else x
+    return F.linear(x.mean((2, 3)), state["linear.weight"], state["linear.bias"])
+
+
+@pytest.mark.parametrize("shortcut", ["raw", "activated"])
+@pytest.mark.parametrize("final_norm", [False, True])
+def test_a_preact_resnet_is_that_of_each_published_code(final_norm, shortcut):
+    """GradAlign: raw without the norm; fast adversarial training, N-FGSM: raw with it; Rice, AWP: activated with it."""
+    torch.manual_seed(0)
+    options = {"width": 0.1, "final_norm": final_norm, "shortcut": shortcut}
+    state = published(preact_resnet18(**options), "linear", normalized=False)
+    state = {n: t - 0.5 if t.ndim == 4 else t for n, t in state.items()}
+    assert ("bn.running_var" in state) == final_norm, "what RobustBench calls bn_before_fc"
+    x, model = torch.rand(4, 3, 16, 16), load_robustbench(preact_resnet18(**options), state).eval()
+    with torch.no_grad():
+        wanted = preact_by_hand(state, x, final_norm, shortcut == "activated")
+        other = preact_by_hand(state, x, final_norm, shortcut == "raw")
+        scale = wanted.abs().max()
+        assert float((model(x) - wanted).abs().max() / scale) < 1e-5
+        assert float((model(x) - other).abs().max() / scale) > 1e-3, "the weights mean nothing to the other shortcut"
+
+
+def test_a_shortcut_that_no_code_has_is_refused():
+    with pytest.raises(UserError, match="shortcut = 'active': the shortcut of a block reads its raw or its activated"):
+        preact_resnet18(shortcut="active")
 
 
 def test_the_layers_of_a_small_cnn_draw_in_order():

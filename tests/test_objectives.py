@@ -27,6 +27,7 @@ from sparring import (
 from sparring.core import pixels
 from sparring.fast import Fast, Plain
 from sparring.randomness import make_rng, seed_of_step, uniform
+from sparring.recipes import find
 from sparring.testing import check_objective
 
 BALL = Linf(8 / 255)
@@ -39,6 +40,7 @@ OBJECTIVES = [
     sp.Sum((sp.CrossEntropy(),)),
     sp.TRADES(),
     sp.CrossEntropy(clean=0.5),
+    sp.CrossEntropy(clean=0.5, weight=2.0),
     sp.MART(),
     sp.MixUp(),
     sp.Sum((sp.CrossEntropy(clean=0.5), sp.LogitPairing())),
@@ -214,13 +216,33 @@ def test_mixed_cross_entropy_weighs_clean_and_adversarial_images():
         CrossEntropy(clean=1.0)
 
 
-def test_logit_pairing_is_the_mean_squared_distance_of_the_logits():
+@pytest.mark.parametrize("classes", [3, 7])
+def test_logit_pairing_is_the_mean_squared_error_over_all_logits(classes):
+    model = toy_net(classes=classes).eval()
+    ctx = context(model)
+    z = (ctx.batch.x + 0.1).clamp(0, 1)
+    clean, moved = model(ctx.batch.x), model(z)
+    found = number(sp.LogitPairing(0.5).outer(ctx, z)["pairing"])
+    assert found == pytest.approx(0.5 * number(F.mse_loss(clean, moved)), rel=1e-5)
+    length = number(sp.LogitPairing(0.5, "length").outer(ctx, z)["pairing"])
+    assert length == pytest.approx(0.5 * np.linalg.norm((clean - moved).detach().numpy(), axis=1).mean(), rel=1e-5)
+    with pytest.raises(UserError, match="distance = 'l1' is not one of squared, length"):
+        sp.LogitPairing(0.5, "l1")
+
+
+def test_the_recipe_of_logit_pairing_has_the_summed_loss_of_the_number_that_it_quotes():
     model = toy_net().eval()
     ctx = context(model)
     z = (ctx.batch.x + 0.1).clamp(0, 1)
-    found = number(sp.LogitPairing(0.5).outer(ctx, z)["pairing"])
-    apart = (model(ctx.batch.x) - model(z)).detach().numpy()
-    assert found == pytest.approx(0.5 * np.mean(np.sum(apart**2, axis=1)), rel=1e-5)
+    clean, moved = model(ctx.batch.x), model(z)
+    both = F.cross_entropy(clean, ctx.batch.y) + F.cross_entropy(moved, ctx.batch.y)
+    for summed, share in ((True, 1.0), (False, 0.5)):
+        objective = find("cifar10_rn18_alp")(summed=summed).method.objective
+        ctx = Context(ctx.lens, ctx.batch, objective.init(toy_data()), ctx.progress)
+        found = sum(number(term) for term in objective.outer(ctx, z).values())
+        assert found == pytest.approx(number(share * both + 0.5 * F.mse_loss(clean, moved)), rel=1e-5)
+    with pytest.raises(UserError, match="weight = 0 of the cross-entropy is not a finite number above 0"):
+        CrossEntropy(weight=0.0)
 
 
 def test_consistency_is_the_divergence_of_two_sharpened_views():
@@ -344,6 +366,27 @@ def test_stages_take_turns_and_each_keeps_its_memory():
     for lengths in ((0, 1), (1.5, 1)):
         with pytest.raises(UserError, match="whole steps"):
             sp.Staged(tuple((n, CrossEntropy()) for n in lengths))
+
+
+@pytest.mark.parametrize(
+    ("name", "order"), [("cifar10_rn18_pgd", "adv clean clean"), ("cifar10_wrn34_10_trades", "clean adv clean")]
+)
+def test_released_statistics_are_moved_in_the_order_of_the_released_codes(name, order):
+    model = toy_net().train()
+    ctx = context(model)
+    z, seen = (ctx.batch.x + 0.3).clamp(0, 1), []
+    model.register_forward_pre_hook(lambda module, args: seen.append("clean" if args[0] is ctx.batch.x else "adv"))
+    find(name)(moved="released").method.objective.outer(ctx, z)
+    assert seen == order.split()
+    clean, adv = (model[1](x.flatten(1)).mean(0) for x in (ctx.batch.x, z))
+    steps, momentum = 60, 0.1
+    for _ in range(steps - 1):
+        find(name)(moved="released").method.objective.outer(context(model), z)
+    share = (model[2].running_mean - adv) / (clean - adv)
+    wanted = sum(momentum * (1 - momentum) ** i for i, kind in enumerate(order.split()[::-1]) if kind == "clean")
+    assert share.median().item() == pytest.approx(wanted / (1 - (1 - momentum) ** 3), abs=1e-3)  # 70 %, 67 %
+    with pytest.raises(UserError, match="moved = 'all' is not one of update, released"):
+        find(name)(moved="all")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from sparring import Batches, Data, UserError, evaluate_run, fit, make_rng
 from sparring.data import Few, Flip, ImageFolder, ImageStream, hold_out
-from sparring.data.looks import Window, _window
+from sparring.data.looks import _CENTRES, Window, _window
 from sparring.hooks import Interrupted
 from sparring.models import Normalize
 from sparring.results import RunFolder
@@ -124,6 +124,59 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path, monkeypatch)
 
 
 @pytest.fixture
+def scene(tmp_path):
+    """A smooth picture of 250 x 150 pixels, which no decoder of JPEG has touched."""
+    across, down = np.linspace(0, 5, 250)[None, :], np.linspace(0, 3, 150)[:, None]
+    waves = [127 + 120 * np.sin(across * (c + 1)) * np.cos(down + c) for c in range(3)]
+    Image.fromarray(np.stack(waves, 2).astype(np.uint8)).save(tmp_path / "scene.png")
+    return tmp_path / "scene.png"
+
+
+def apart(seen, wanted, edge=0):
+    whole = np.asarray(wanted).transpose(2, 0, 1).astype(int)
+    inside = slice(edge, whole.shape[1] - edge)
+    return np.abs(seen.astype(int) - whole)[:, inside, inside].max()
+
+
+@pytest.mark.parametrize("size", [32, 64, 100])
+def test_the_middle_of_a_resnet_is_cut_out_of_a_picture_with_32_pixels_more(scene, size):
+    with Image.open(scene) as image:
+        wide = int(250 * (size + 32) / 150 + 0.5)
+        large = image.resize((wide, size + 32), Image.Resampling.BICUBIC)
+        left = (wide - size) // 2
+        wanted = large.crop((left, 16, left + size, 16 + size))
+    assert apart(Window(size, middle="resnet").centre(scene), wanted) <= 1
+    assert apart(Window(size).centre(scene), wanted) > 20, "7/8 is another part at these sizes"
+
+
+@pytest.mark.parametrize("size", [32, 64, 100])
+def test_the_middle_of_an_efficientnet_is_its_share_of_the_shorter_side(scene, size):
+    side = int(150 * size / (size + 32))
+    left, top = (250 - side + 1) // 2, (150 - side + 1) // 2
+    with Image.open(scene) as image:
+        cut = image.crop((left, top, left + side, top + side))
+        wanted = cut.resize((size, size), Image.Resampling.BICUBIC)
+    assert apart(Window(size, middle="efficientnet").centre(scene), wanted, edge=2) <= 1
+    assert apart(Window(size).centre(scene), wanted) > 20
+
+
+def test_at_224_pixels_all_three_see_the_same_part():
+    boxes = {name: box(500, 375, 224) for name, box in _CENTRES.items()}
+    assert boxes["efficientnet"] == (86, 24, 414, 352), "328 of 375 pixels, the odd one above"
+    for box in boxes.values():
+        assert np.abs(np.subtract(box, boxes["seven-eighths"])).max() < 1.2
+    larger = {name: box(500, 375, 600) for name, box in _CENTRES.items()}
+    assert larger["efficientnet"][2] - larger["efficientnet"][0] == 356
+    assert larger["seven-eighths"][2] - larger["seven-eighths"][0] == 375 * 7 / 8
+
+
+def test_a_picture_of_a_stream_is_cut_as_its_source_says(pictures):
+    train = ImageStream(str(pictures), size=16, middle="resnet").load()[0]
+    assert train.look == Window(16, middle="resnet")
+    assert not torch.equal(train[:].x, ImageStream(str(pictures), size=16).load()[0][:].x)
+
+
+@pytest.fixture
 def damaged(pictures):
     (pictures / "train" / "bee" / "03.JPG").write_bytes(b"no picture")
     (pictures / "train" / "cat" / "notes.txt").write_text("nothing")
@@ -194,6 +247,7 @@ def test_a_folder_of_nothing_but_rubbish_is_refused(damaged):
     [
         ({"size": 0}, "pictures of 0 pixels are none"),
         ({"scale": (0.5, 0.2)}, "is no share of the area"),
+        ({"middle": "centre"}, "middle = 'centre' is none of seven-eighths, efficientnet, resnet"),
         ({"unreadable": "ignore"}, "a reason to stop or to skip"),
         ({"workers": -1}, "there cannot be -1 workers"),
         ({"folder": "nowhere"}, "there are no class folders in nowhere/train"),

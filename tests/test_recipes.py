@@ -4,12 +4,32 @@ import json
 from dataclasses import dataclass, replace
 
 import pytest
+from conftest import toy_data
+from torch import nn
 
-from sparring import PGD, Build, Linf, Method, MixUp, Progress, Recipe, UserError, at
-from sparring.models import preact_resnet18, small_cnn
+from sparring import (
+    L2,
+    PGD,
+    Benign,
+    Build,
+    Cycle,
+    Linf,
+    Method,
+    MixUp,
+    Near,
+    Piecewise,
+    Progress,
+    Recipe,
+    UserError,
+    at,
+)
+from sparring.data import Crop, Flip, Jitter
+from sparring.models import efficientnet, imagenet_resnet, preact_resnet18, small_cnn
 from sparring.plain import differences, from_plain, to_plain
 from sparring.recipe import recipe_from_plain
 from sparring.recipes import entries, find
+from sparring.studies.moat import study as study_of_moat
+from sparring.views import eval_mode, train_mode
 
 NAMES = sorted(entries())
 
@@ -53,7 +73,57 @@ def test_the_eps_of_a_recipe_reaches_training_selection_and_evaluation_alike(nam
 
 def test_recipes_that_cite_numbers_without_having_run_say_so():
     for name, entry in entries().items():
-        assert ("untested" in entry.summary) == name.startswith(("cifar", "imagenet"))
+        assert ("untested" in entry.summary) == name.startswith(("cifar", "imagenet", "svhn"))
+
+
+NETS = {
+    "fgsm_rs": (True, "raw"),  # locuslab/fast_adversarial
+    "free": (True, "raw"),  # the same
+    "moat": (True, "raw"),  # the same, for want of a code of its own
+    "n_fgsm": (True, "raw"),  # pdejorge/N-FGSM
+    "grad_align": (False, "raw"),  # tml-epfl/understanding-fast-adv-training
+    "zero_grad": (True, "activated"),  # rohban-lab/catastrophic_overfitting
+    "multi_grad": (True, "activated"),  # the same
+    "pgd_long": (True, "activated"),  # locuslab/robust_overfitting
+    "consistency": (True, "activated"),  # the same; the net of its own code is not built here
+    "awp": (True, "activated"),  # csdongxian/AWP
+    "trades_awp": (True, "activated"),  # the same
+    "swa": (True, "activated"),  # VITA-Group/Alleviate-Robust-Overfitting
+}
+"""Norm before the pooling, and what shortcuts read, in the code of each paper, which was read."""
+
+
+def test_a_preact_resnet_in_a_recipe_is_that_of_the_code_of_its_paper():
+    found = {name.removeprefix("cifar10_prn18_"): find(name)().model for name in NAMES if "prn18" in name}
+    assert all(build.function is preact_resnet18 for build in found.values())
+    bodies = {name: build(width=0.05).body for name, build in found.items()}
+    told = {n: (isinstance(b.bn, nn.BatchNorm2d), b.layer2[0].reads_activated) for n, b in bodies.items()}
+    assert told == {name: (norm, shortcut == "activated") for name, (norm, shortcut) in NETS.items()}
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "said"),
+    [
+        ("lr", "cosine", "Recipe.lr is 'cosine', wanted is Union[float, Schedule[float]]"),
+        ("method", "trades", "Recipe.method is 'trades', wanted is Method | Free"),
+        ("model", "resnet18", "Recipe.model is 'resnet18', wanted is Build[Module]"),
+        ("epochs", 2.5, "Recipe.epochs is 2.5, wanted is int"),
+        ("augment", [], "Recipe.augment is [], wanted is tuple[Augment, ...]"),
+        ("selection", None, "Recipe.selection is None, wanted is Attack"),
+    ],
+)
+def test_a_field_of_a_recipe_is_of_its_type(tiny, field, wrong, said):
+    with pytest.raises(UserError) as caught:
+        replace(tiny, **{field: wrong})
+    assert str(caught.value).startswith(said)
+
+
+def test_a_recipe_that_is_given_tensors_says_so_in_one_short_line(tiny):
+    data = toy_data()
+    with pytest.raises(UserError, match=r"Recipe\.data is \(Data\(x=tensor.*, wanted is Source: ") as caught:
+        replace(tiny, data=(data, data))
+    assert len(str(caught.value)) < 250
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest():
@@ -66,8 +136,8 @@ def test_an_unknown_recipe_is_refused_with_the_nearest():
     [
         ({"epochs": 0}, "epochs = 0 is no whole number from 1 on"),
         ({"batch_size": 0}, "batch_size = 0 is no whole number from 1 on"),
-        ({"held_out": 0.0}, "some images must select the best epoch"),
-        ({"held_out": 1.5}, r"held_out = 1.5 is not in \(0, 1\)"),
+        ({"held_out": -0.1}, r"held_out = -0.1 is not in \[0, 1\): a share of the images selects"),
+        ({"held_out": 1.5}, r"held_out = 1.5 is not in \[0, 1\)"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(change, message):
@@ -85,6 +155,36 @@ def test_a_build_is_a_call_that_compares_prints_and_checks_its_options():
     assert build(num_classes=3).head.out_features == 3
     with pytest.raises(UserError, match="preact_resnet18 takes no 'widht': did you mean width"):
         Build(preact_resnet18, widht=1)
+
+
+class Unread:
+    """A training set of which nothing may be decoded."""
+
+    shape, classes = (3, 8, 8), ("a", "b")
+
+    def __getitem__(self, rows):
+        raise AssertionError("an image was read")
+
+
+def with_its_own(num_classes, shape):
+    return small_cnn(num_classes, shape, width=2)
+
+
+@pytest.mark.parametrize("function", [imagenet_resnet, efficientnet, with_its_own], ids=lambda f: f.__name__)
+def test_statistics_of_pictures_are_not_computed_for_a_model_that_has_its_own(function):
+    assert not Build(function).takes("normalize")
+    recipe = replace(find("quickstart")(), model=Build(with_its_own))
+    assert recipe.build_model(Unread()).head.out_features == 2
+    with pytest.raises(AssertionError, match="an image was read"):
+        find("quickstart")().build_model(Unread())
+
+
+def whatever(**given):
+    return small_cnn(**given)
+
+
+def test_a_builder_that_takes_whatever_it_is_given_is_given_the_statistics():
+    assert Build(small_cnn).takes("normalize") and Build(whatever).takes("normalize")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +247,7 @@ def test_a_derived_recipe_changes_what_it_says_and_nothing_else():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"benign": 0}, "whole steps, at least one each, not \\[0, 304, 76\\]"),
+        ({"benign": 0}, "whole steps, at least one each, not \\[0, 4, 1\\]"),
         ({"slot": 0}, "whole steps, at least one each"),
         ({"single": 1.5}, "whole steps, at least one each"),
         ({"order": "bxm"}, "order = 'bxm' is not made of b .benign., s .single step. and m"),
@@ -170,6 +270,50 @@ def test_the_stages_of_moat_are_visited_in_their_order_and_over_again():
     assert names[:12] == names[12:]
 
 
+def test_a_period_of_moat_is_an_epoch_and_training_ends_on_its_multi_step_stage():
+    attack = find("cifar10_prn18_moat")().method.attack
+    steps = [getattr(at(attack, Progress(s, 382, 110)), "steps", 0) for s in range(382 * 110)]
+    for epoch in (0, 57, 109):  # 49,000 images in batches of 128 are 382 steps, which six slots do not divide
+        assert steps[382 * epoch : 382 * (epoch + 1)] == [0] * 64 + [1] * 191 + [1] * 63 + [7] * 64
+    mixed = find("fashion_moat")(reading="mixup", period=0.75)
+    for s in range(459 * 8):
+        now = Progress(s, 459, 8)
+        assert isinstance(at(mixed.method.attack, now), Benign) == isinstance(at(mixed.method.objective, now), MixUp)
+    with pytest.raises(UserError, match="epochs = 0 of a period is not above 0"):
+        find("fashion_moat")(period=0.0)
+
+
+@pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu"])
+def test_the_study_of_moat_ends_on_the_multi_step_stage_wherever_that_is_the_last(scale):
+    recipes = {arm.name: arm.recipe for arm in study_of_moat(scale).arms if isinstance(arm.recipe.method, Method)}
+    arms = {name: recipe for name, recipe in recipes.items() if isinstance(recipe.method.attack, Cycle)}
+    assert len(arms) == 9
+    for name, recipe in arms.items():
+        end = Progress(recipe.epochs * 70 - 1, 70, recipe.epochs)
+        last = at(recipe.method.attack, end)
+        assert (getattr(last, "steps", 0) == 7) == (name not in ("MOAT without multi-step", "MOAT in reverse")), name
+
+
+def test_the_l2_recipe_follows_the_robustness_library_in_what_it_says_and_claims_no_more():
+    recipe, text = find("cifar10_rn18_l2")(), entries()["cifar10_rn18_l2"].text
+    assert recipe.method.attack == PGD(L2(0.5), steps=7, start=Near(0.0))
+    assert recipe.augment == (Crop(4, "constant"), Flip(), Jitter(0.25, 0.25, 0.25, p=1.0))
+    assert "not with all of its defaults" in text
+    assert all(word in text for word in ("turns images", "of the highest", "ResNet-50"))
+
+
+def test_temporal_ensembling_has_the_weight_of_the_released_code_on_each_data_set():
+    for name, classes in (("cifar10_rn18_pgd_te", 10), ("cifar100_rn18_pgd_te", 100), ("svhn_rn18_pgd_te", 10)):
+        recipe = find(name)()
+        term = recipe.method.objective.parts[1]
+        assert term.weight.peak * classes == 300 and not term.per_class
+    svhn = find("svhn_rn18_pgd_te")()
+    assert (svhn.augment, svhn.lr) == ((), Piecewise(0.01, (100, 150)))
+    l2 = find("cifar10_rn18_pgd_te_l2")()
+    assert l2.method.attack == PGD(L2(128 / 255), 10, "15/255", Near())
+    assert l2.selection.threat == L2(128 / 255)
+
+
 def test_stages_keep_pace_with_their_objectives():
     recipe = find("fashion_moat")(slot=2, reading="mixup")
     lengths = [[length for length, _ in part.stages] for part in (recipe.method.attack, recipe.method.objective)]
@@ -188,6 +332,17 @@ def test_a_parameter_of_a_recipe_hides_no_field_on_the_command_line(name):
 def test_the_activation_is_a_field_of_every_recipe(name):
     parameters = inspect.signature(find(name)().model.function).parameters
     assert "activation" in parameters
+
+
+@pytest.mark.parametrize(
+    "name", ["fgsm_rs", "n_fgsm", "zero_grad", "multi_grad", "grad_align", "pgd_long", "awp", "swa"]
+)
+def test_recipes_of_papers_that_craft_in_training_mode_say_so_and_offer_it(name):
+    name = f"cifar10_prn18_{name}"
+    assert (find(name)().method.inner_view, find(name)(craft="train").method.inner_view) == (eval_mode, train_mode)
+    assert 'craft="train"' in entries()[name].text
+    with pytest.raises(UserError, match="craft = 'both' is not one of eval, train"):
+        find(name)(craft="both")
 
 
 def test_what_the_released_code_adds_to_smooth_training_is_a_field_and_off():

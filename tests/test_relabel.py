@@ -86,6 +86,22 @@ def test_pixels_lose_their_order_and_keep_their_values(floating):
     assert drawn.x.shape == data.x.shape
 
 
+def test_noise_of_pixels_has_the_spread_of_each_channel_and_strikes_a_share_of_the_images():
+    x = torch.rand(200, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = 0.4 + x * torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)
+    data = Data(x, torch.arange(200) % 2, ("a", "b"))
+    noise = altered(data, (PixelNoise("gaussian"),), 0).data.x
+    assert torch.allclose(noise.mean((0, 2, 3)), x.mean((0, 2, 3)), atol=0.005)
+    assert torch.allclose(noise.std((0, 2, 3)), x.std((0, 2, 3)), atol=0.005)
+    for kind in ("shuffled", "random", "gaussian"):
+        for rate, struck in ((0.0, 0), (0.303, 60), (1.0, 200)):  # rounded down, as in the released code
+            found = altered(data, (PixelNoise(kind, rate),), 0).data.x
+            assert int((found != x).flatten(1).any(1).sum()) == struck
+    assert torch.equal(data.x, x)
+    with pytest.raises(UserError, match=r"a noise rate of 1.5 is not in \[0, 1\]"):
+        PixelNoise("random", 1.5)
+
+
 def test_pictures_in_files_can_get_other_labels_and_no_other_pixels(tmp_path):
     names = np.array([b"a", b"b", b"c"])
     pictures = Pictures(tmp_path, names, torch.tensor([0, 1, 0]), ("x", "y"), Square(4))

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import re
 import resource
@@ -11,15 +12,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import toy_net
+from conftest import toy_data, toy_net
 
 from sparring import EMA, PGD, SGD, TRADES, Linf, Method, Near, RunFolder, State, UserError, fit, load_model
 from sparring.checkpoint import read_weights, save_weights
+from sparring.cli import run as shell
 from sparring.core import pixels
-from sparring.data import NPZ, Crop, Digits, Flip
+from sparring.data import NPZ, Batches, Crop, Digits, Flip
+from sparring.guard import Guard
 from sparring.hooks import Interrupted, Saving
 from sparring.models import Normalize, preact_resnet18, small_cnn
 from sparring.plain import Build
+from sparring.randomness import make_rng
 from sparring.trained import evaluate_run, evaluate_weights, recipe_of
 
 
@@ -93,6 +97,52 @@ def test_an_interrupted_run_saves_and_goes_on_bit_for_bit(tiny, tmp_path, step):
         assert bits(whole, which) == bits(half, which)
     assert whole.metrics() == half.metrics()
     assert whole.status() == half.status()
+
+
+@pytest.mark.parametrize("step", [3, 5, 6])
+def test_all_images_can_train_and_an_interrupted_run_goes_on_bit_for_bit(tiny, tmp_path, step):
+    recipe = replace(
+        tiny, held_out=0.0, drop_last=False, normalize=False, evaluation=replace(tiny.evaluation, examples=4)
+    )
+    train, _ = recipe.data.load()
+    assert len(recipe.split(train, tmp_path, torch.device("cpu"))[0]) == len(train)
+    assert recipe.split(train, tmp_path, torch.device("cpu"))[1] is None
+    whole = fit(recipe, tmp_path / "whole")
+    epoch = math.ceil(len(train) / recipe.batch_size)  # the last batch is a part
+    assert len(train) % recipe.batch_size
+    assert whole.status()["step"] == 3 * epoch == whole.status()["best"]["step"]
+    assert whole.status()["selected"] == "last epoch, nothing held out"
+    with pytest.raises(Interrupted):
+        fit(recipe, tmp_path / "half", show=stop_at(step))
+    half = fit(recipe, tmp_path / "half")
+    for which in ("best", "last"):
+        assert bits(whole, which) == bits(half, which)
+    assert bits(whole, "best") == bits(whole, "last")
+    assert whole.metrics() == half.metrics() and whole.status() == half.status()
+    assert isinstance(load_model(whole.weights("best"), recipe).normalize, torch.nn.Identity)
+    evaluate_run(half, recipe)
+    assert half.evaluation()["how"]["selected"] == "last epoch, nothing held out"
+
+
+def test_a_guarded_run_from_the_shell_may_hold_nothing_out(tmp_path, capsys):
+    out = str(tmp_path / "r")
+    given = ["--epochs", "1", "--held-out", "0", "--no-drop-last", "--no-normalize", "--out", out]
+    assert shell(["train", "quickstart", *given]) == 0
+    assert "last epoch counts, as nothing was held out" in capsys.readouterr().out
+    recipe = recipe_of(RunFolder(out).path)
+    assert (recipe.held_out, recipe.drop_last, recipe.normalize) == (0, False, False)
+    run = fit(replace(recipe, guard=Guard(Linf(0.15), examples=16)), tmp_path / "guarded")
+    assert run.finished() and any("guard" in row for row in run.metrics())
+    assert not any("held_out" in row for row in run.metrics())
+
+
+def test_every_image_is_in_a_batch_of_an_epoch_if_the_last_is_kept():
+    batches = Batches(toy_data(10), 4, drop_last=False)
+    sizes = [[len(batch.y) for batch in batches.rest_of_epoch(step, make_rng(0))] for step in (0, 2, 3)]
+    assert sizes == [[4, 4, 2], [2], [4, 4, 2]]
+    seen = torch.cat([batch.index for batch in batches.rest_of_epoch(3, make_rng(0))])
+    assert seen.sort().values.tolist() == list(range(10))
+    assert len(Batches(toy_data(10), 4)) == 2
 
 
 def test_sigterm_saves_too(tiny, tmp_path):

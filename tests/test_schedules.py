@@ -1,5 +1,7 @@
+import json
 import math
 
+import numpy as np
 import pytest
 
 from sparring import (
@@ -9,13 +11,17 @@ from sparring import (
     Cycle,
     Cyclic,
     EpsWarmUp,
+    Linear,
     Linf,
     Phases,
     Piecewise,
     Progress,
+    Triangle,
     UserError,
     WarmUp,
+    at,
 )
+from sparring.plain import from_plain, to_plain
 
 
 def values(schedule, steps_per_epoch=10, epochs=10):
@@ -85,3 +91,69 @@ def test_eps_rises_and_a_step_size_that_was_given_stays():
 def test_a_stage_lasts_whole_steps(length):
     with pytest.raises(UserError, match="whole steps, at least one each"):
         Cycle(((length, 1.0),))
+
+
+# -- beside the formulas of released codes
+
+
+def of_the_code(formula, steps_per_epoch=7, epochs=110):
+    """`formula` of the fractional epoch that the code has at a step, (i + 1) / (steps per epoch)."""
+    return [formula((s + 1) / steps_per_epoch) for s in range(steps_per_epoch * epochs)]
+
+
+def test_the_warm_up_of_bag_of_tricks_is_that_of_its_code():
+    warm = WarmUp(Piecewise(0.1), 15, ahead=1, capped=False)
+    found = values(warm, 7, 110)
+    assert found == pytest.approx(of_the_code(lambda t: (t + 1) / 15 * 0.1 if t < 15 else 0.1))
+    assert warm.at(Progress(0, 390, 110)) == pytest.approx(0.0067, abs=5e-5)
+    assert max(found) == pytest.approx(0.1 * 16 / 15, rel=0.01)
+    assert max(values(WarmUp(Piecewise(0.1), 15, ahead=1), 7, 110)) == pytest.approx(0.1)
+    eps = [a.threat.eps for a in values(EpsWarmUp(PGD(Linf(0.03), 10, 0.008), 15, 1, capped=False), 7, 110)]
+    assert eps == pytest.approx(of_the_code(lambda t: (t + 1) / 15 * 0.03 if t < 15 else 0.03))
+
+
+def test_a_warm_up_may_begin_at_a_rate_above_0():
+    found = values(WarmUp(Piecewise(1.6, (30,)), 5, start=0.1), 10, 40)
+    assert found[0] == pytest.approx(0.1 + 1.5 / 50)
+    assert found[24] == pytest.approx(0.85)
+    assert found[49] == found[299] == pytest.approx(1.6)
+    assert found[300] == pytest.approx(0.16)
+
+
+def test_a_schedule_inside_phases_is_followed():
+    decay = Phases(((0, 0.1), (100, Linear(((100, 0.01), (105, 0.0))))))
+    found, code = values(decay, 7, 110), of_the_code(lambda t: 0.1 if t < 100 else max(0.0, 0.1 * 0.02 * (105 - t)))
+    assert found[:699] == code[:699]  # at step 699 the code has gone on by a step
+    assert found[700:] == pytest.approx(code[700:], abs=1e-12)
+    assert found[-1] == 0
+    risen = Phases(((0, EpsWarmUp(PGD(Linf(0.1)), 2)), (4, Benign())))
+    assert [at(risen, Progress(e, 1, 9)) for e in (3, 4)] == [PGD(Linf(0.1)), Benign()]
+    assert at(risen, Progress(0, 1, 9)).threat.eps == pytest.approx(0.05)
+    assert at(Cycle(((1, Phases(((0, 1.0), (2, 5.0)))),)), Progress(3, 1, 9)) == 5.0
+
+
+def test_lines_go_through_their_points():
+    points = ((0, 0.1), (36, 0.1), (73, 0.01), (110, 0.001))
+    xs, ys = zip(*points, strict=True)
+    wanted = of_the_code(lambda t: float(np.interp(t, xs, ys)))
+    assert values(Linear(points), 7, 110) == pytest.approx(wanted)
+    assert set(values(Linear(((3, 0.5),)), 2, 5)) == {0.5}
+    assert values(Linear(((3, 1.0), (4, 0.0))), 2, 5)[:4] == [1.0] * 4
+    for wrong in ((), ((3, 1.0), (3, 0.0)), ((4, 1.0), (3, 0.0))):
+        with pytest.raises(UserError, match="each at a later epoch"):
+            Linear(wrong)
+
+
+def test_triangles_are_those_of_the_released_code():
+    def code(t):
+        cycle = math.floor(1 + t / 36)
+        return 1e-5 + (0.1 - 1e-5) * max(0, 1 - abs(t / 18 - 2 * cycle + 1))
+
+    assert values(Triangle(0.1), 7, 110) == pytest.approx(of_the_code(code))
+    with pytest.raises(UserError, match="half = 0 of a triangle"):
+        Triangle(0.1, 0)
+
+
+def test_schedules_of_schedules_survive_the_disk():
+    for value in (Phases(((0, 0.1), (100, Linear(((100, 0.01), (105, 0.0)))))), WarmUp(Triangle(0.1), 3, 0.1, 1.0)):
+        assert from_plain(json.loads(json.dumps(to_plain(value)))) == value

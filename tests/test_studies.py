@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from sparring import PGD, CrossEntropy, Kept, Linf, Method, Remember, UserError, WhiteBox
+from sparring import PGD, CrossEntropy, Fast, Kept, Linf, Method, Remember, UserError, WhiteBox
 from sparring.attacks import FGSM
 from sparring.bootstrap import Claim
 from sparring.cli import run as shell
@@ -17,6 +18,7 @@ from sparring.results import RunFolder
 from sparring.studies import entries, find
 from sparring.studies.running import run_study
 from sparring.studies.study import Arm, Look, Study, Together
+from sparring.studies.writing import precision_of
 
 SCALES = ("smoke", "cpu", "gpu")
 
@@ -85,6 +87,28 @@ def test_a_study_leaves_tables_a_figure_verdicts_and_every_example(done):
     assert "<svg" in (folder / "figure.svg").read_text()
     assert said[0] == "PGD and FGSM: 4 trainings, 0 of them done; 1 at a time"
     assert len(said) == 5
+
+
+def test_a_study_records_what_its_attacks_computed_in(done):
+    folder, _ = done
+    found = json.loads((folder / "study.json").read_text())["precision"]
+    run = RunFolder(folder / "runs" / "pgd-2-0")
+    said = Fast().said(torch.device("cpu"))
+    assert found == {"training": [run.search()["precision"]], "evaluation": [said]}
+    assert found["training"][0] in ("fp32", "bf16")
+    line = f"Precision of attacks: in training {found['training'][0]}; in evaluation {said} (in L2"
+    assert line in (folder / "table.md").read_text()
+
+
+def test_runs_that_computed_otherwise_are_told_apart(done, tmp_path):
+    shutil.copytree(done[0] / "runs" / "fgsm-0", tmp_path / "other")
+    other = RunFolder(tmp_path / "other")
+    other.set_search({"precision": "tf32", "compile": "off"})
+    other.write_evaluation({name: each for name, each in other.evaluation().items() if name != "how"})
+    one = RunFolder(done[0] / "runs" / "fgsm-0")
+    found = precision_of([one, other])
+    assert found["training"] == [one.search()["precision"], "tf32"]
+    assert found["evaluation"][1] == "not recorded"
 
 
 def test_what_is_finished_is_not_done_again(done, tiny, tmp_path):

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
-from sparring import FGSM, Build, Fast, Linf, UserError, eval_mode, evaluate_run, fit, perturb
+from sparring import EMA, FGSM, Build, Fast, Linf, UserError, eval_mode, evaluate_run, fit, perturb
 from sparring.data import ImageStream
 from sparring.models import SmoothReLU, efficientnet, imagenet_resnet, swap_activation
 from sparring.models.imagenet import SIZES, size_of
@@ -110,6 +111,54 @@ def test_an_efficientnet_is_known_by_its_name():
         size_of("b9")
     recipe = find("imagenet_efficientnet_smooth")(variant="l1")
     assert (recipe.data.size, dict(recipe.model.options)["depth"]) == (600, 3.7)
+
+
+def test_the_recipes_have_what_the_released_code_has():
+    plain, averaged = (find("imagenet_efficientnet_smooth")(variant=v) for v in ("l1", "l1-enhanced"))
+    assert plain.averaging is None and averaged.averaging == EMA(0.9999)
+    assert averaged.model == plain.model and averaged.data == plain.data
+    options = dict(plain.model.options)
+    assert (options["survival"], options["padding"], plain.data.middle) == (0.8, "same", "efficientnet")
+    assert find("imagenet_resnet_smooth")().data.middle == "resnet"
+
+
+def test_a_probability_and_a_padding_that_are_none_are_refused():
+    for survival in (0.0, 1.2, float("nan")):
+        with pytest.raises(UserError, match=r"no probability that a block stays: wanted is 0 < survival <= 1"):
+            efficientnet(survival=survival)
+    with pytest.raises(UserError, match="padding = 'valid' is neither symmetric nor same"):
+        efficientnet(padding="valid")
+
+
+@needs_timm
+def test_blocks_of_an_efficientnet_are_left_out_in_training_alone_the_later_the_more():
+    torch.manual_seed(0)
+    model, x = efficientnet(num_classes=3, shape=(3, 64, 64), dropout=0.0, survival=0.2), torch.rand(4, 3, 64, 64)
+    with_shortcut = [(i, b.drop_path.drop_prob) for i, b in enumerate(blocks(model)) if b.has_skip]
+    assert with_shortcut == [(i, pytest.approx(0.8 * i / 16)) for i in (2, 4, 6, 7, 9, 10, 12, 13, 14)]
+    assert not torch.equal(model(x), model(x)), "others are left out each time"
+    model.eval()
+    assert torch.equal(model(x), model(x))
+    plain = efficientnet(num_classes=3, shape=(3, 64, 64), dropout=0.0)
+    assert torch.equal(plain(x), plain(x))
+    assert set(plain.state_dict()) == set(model.state_dict())
+
+
+def blocks(model):
+    return [block for stage in model.body.blocks for block in stage]
+
+
+@needs_timm
+def test_padding_as_in_tensorflow_is_below_and_to_the_right_and_leaves_the_weights_alone():
+    torch.manual_seed(0)
+    same, symmetric = (efficientnet(num_classes=3, shape=(3, 64, 64), padding=p).eval() for p in ("same", "symmetric"))
+    symmetric.load_state_dict(same.state_dict())
+    x = torch.rand(2, 3, 64, 64)
+    z = same.normalize(x)
+    wanted = F.conv2d(F.pad(z, (0, 1, 0, 1)), same.body.conv_stem.weight, stride=2)
+    assert torch.allclose(same.body.conv_stem(z), wanted, atol=1e-6)
+    assert not torch.allclose(same.body.conv_stem(z), symmetric.body.conv_stem(z), atol=1e-2)
+    check_model(same, (3, 64, 64), 3)
 
 
 def test_without_timm_one_is_told_what_to_install(monkeypatch):

@@ -114,9 +114,11 @@ from .schedules import Cosine as Cosine
 from .schedules import Cycle as Cycle
 from .schedules import Cyclic as Cyclic
 from .schedules import EpsWarmUp as EpsWarmUp
+from .schedules import Linear as Linear
 from .schedules import Phases as Phases
 from .schedules import Piecewise as Piecewise
 from .schedules import Ramp as Ramp
+from .schedules import Triangle as Triangle
 from .schedules import WarmUp as WarmUp
 from .scores import Accuracy as Accuracy
 from .scores import Evaluated as Evaluated

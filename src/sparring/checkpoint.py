@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import math
+import pickle
 import re
 import shutil
 import warnings
@@ -165,7 +166,15 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         open_file(path).close()  # a pipe or a device may never end
         if path.suffix == ".safetensors":
             return _safetensors(path)
-        return _tensors(torch.load(path, weights_only=True, map_location="cpu"), path), {}
+        return _tensors(_unpickled(path), path), {}
+
+
+def _unpickled(path: Path) -> Any:
+    """What a .pt file holds. Torch's error says how to run what else is in it; ours must not pass that on."""
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError:
+        raise ValueError("it holds other things than tensors, or is of another kind of file") from None
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -118,6 +118,8 @@ def _detail(news: News) -> str:
 
 def _held_out(news: News) -> str:
     held = news.held_out or {}
+    if not held:
+        return "nothing held out"
     scores = "  ".join(f"{name} {100 * value:.1f} %" for name, value in held.items())
     return f"held-out {scores}{'  best' if news.best else ''}"
 
@@ -165,7 +167,8 @@ def _standing(doing: Doing) -> str:
 
 def accuracy_table(tables: Mapping[str, Mapping[str, Accuracy]]) -> Table:
     """Rows are attacks, columns are weights; a cell is a share with its 95 % interval."""
-    table = Table(caption="accuracy with its 95 % Wilson interval", caption_justify="left")
+    count = next(each.examples for column in tables.values() for each in column.values())
+    table = Table(caption=f"accuracy on {count:,} images with its 95 % Wilson interval", caption_justify="left")
     table.add_column("attack")
     for which in tables:
         table.add_column(which, justify="right")

@@ -131,10 +131,13 @@ class Schedule(Protocol[T_co]):
 
 
 def at(value: "T | Schedule[T]", progress: Progress) -> T:
-    """What `value` is now, whether or not it changes."""
-    return value.at(progress) if isinstance(value, Schedule) else value
+    """What `value` is now, whether or not it changes; a schedule of schedules is followed to its value."""
+    while isinstance(value, Schedule):
+        value = value.at(progress)
+    return value
 
 
+@runtime_checkable
 class Threat(Protocol):
     """A set around `x`, inside [0, 1]: where an adversary may go.
 

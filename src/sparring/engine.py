@@ -35,6 +35,7 @@ from .gate import alone, check_examples
 from .randomness import make_rng
 from .updates import Descend
 from .views import eval_mode, frozen, unchanged
+from .whole import served
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Method:
     """The whole of "which adversarial training": what raises what, what is lowered, and how the model is seen.
 
     The attack sees the model in eval mode unless `inner_view` says otherwise; the update sees it as its owner
-    left it.
+    left it. Where batch norm goes by the batch while crafting, attacks run on whole batches only.
     """
 
     attack: Attack | Schedule[Attack]
@@ -186,7 +187,8 @@ def train_step(
     differently; `search=Plain()` gives the model itself. The update is in the precision of the model.
 
     Returns the terms of the outer loss, detached. Raises `UserError` if the first step has images outside [0, 1],
-    labels without a class, or probabilities instead of logits.
+    labels without a class, or probabilities instead of logits; if the inner view lets batch norm go by the batch and
+    the attack takes rows out of it (`Split`, `Restarts`, `Worst`).
     """
     with alone(state.model):
         if progress.step == 0:  # once, as it waits for the device and costs a forward pass of 8 images
@@ -210,7 +212,8 @@ def _step(method: Method, state: State, batch: Batch, progress: Progress, update
         state.notes["search"] = search.kind(state.model)
         with torch.no_grad():
             method.objective.observe(look(state.model))  # what is remembered has the precision of the model
-        x_adv = at(method.attack, progress)(method.objective.inner(look(searched)), batch.x, state.rng)
+        loss = served(method.objective.inner(look(searched)), state.model)
+        x_adv = at(method.attack, progress)(loss, batch.x, state.rng)
     with record_function(STAGES[1]), method.outer_view(state.model):
         return update(state.model, state.optimizer, lambda: method.objective.outer(look(state.model), x_adv))
 

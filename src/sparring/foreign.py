@@ -100,12 +100,12 @@ def named_model(spec: str, weights: Path, like: Data) -> nn.Module:
     name, _, options = spec.partition(":")
     if name not in _ARCHITECTURES:
         raise UserError(f"no architecture {name!r}: {nearest(name, _ARCHITECTURES)}")
-    given = dict(part.partition("=")[::2] for part in options.split(",") if part)
+    given = {k: _value(text) for k, _, text in (part.partition("=") for part in options.split(",") if part)}
     tensors, _ = read_weights(weights)
     classes = _classes(tensors) or len(like.classes)
     blank = Normalize([0.0] * like.shape[0], [1.0] * like.shape[0]) if "normalize.mean" in tensors else None
-    try:
-        model = _ARCHITECTURES[name](classes, like.shape, blank, **{k: _value(text) for k, text in given.items()})
+    try:  # by keyword: the builders do not agree in the order of their parameters
+        model = _ARCHITECTURES[name](num_classes=classes, shape=like.shape, normalize=blank, **given)
     except UserError:
         raise
     except Exception as error:  # whatever torch raises for options that make no sense

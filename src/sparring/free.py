@@ -10,6 +10,7 @@ from .core import Batch, Context, Labelled, Lens, Objective, Progress, Search, T
 from .engine import State
 from .errors import UserError
 from .objectives.cross_entropy import CrossEntropy
+from .threats import need_threat
 from .views import unchanged
 
 
@@ -30,6 +31,7 @@ class Free:
     outer_view: View = unchanged
 
     def __post_init__(self) -> None:
+        need_threat(self.threat)
         if self.replays < 1:
             raise UserError(f"a batch is replayed once or more, not {self.replays} times")
 

@@ -19,6 +19,7 @@ from .engine import Method, State, Steps
 from .errors import UserError
 from .losses import Untargeted, wrong
 from .randomness import make_rng, mixed_seed
+from .threats import need_threat
 from .views import eval_mode, frozen
 
 Action = Literal["report", "stop", "rescue"]
@@ -64,6 +65,7 @@ class Guard:
     overfitting: float = 0.03
 
     def __post_init__(self) -> None:
+        need_threat(self.threat)
         if self.action not in get_args(Action):
             raise UserError(f"a guard can {', '.join(get_args(Action))}, not {self.action!r}")
         for name in ("checks", "examples", "steps"):

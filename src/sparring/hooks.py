@@ -59,10 +59,13 @@ class Saving:
 
 @dataclass(slots=True)
 class HeldOut:
-    """Evaluates on the held-out part after each epoch, and notes in the state which epoch was the best."""
+    """Evaluates on the held-out part after each epoch, and notes in the state which epoch was the best.
+
+    Without such a part each epoch counts as better than those before.
+    """
 
     recipe: Recipe
-    data: Data
+    data: Data | None
     search: Search
     latest: dict[str, float] = field(default_factory=dict)
     improved: bool = False
@@ -71,6 +74,9 @@ class HeldOut:
 
     def on_epoch(self, state: State, progress: Progress) -> None:
         state.check_finite()
+        if self.data is None:
+            self.improved, state.best = True, {"step": state.step}
+            return
         adversary = {"robust": WhiteBox(self.recipe.selection)}
         found = evaluate(state.evaluated, self.data, adversary, seed=self.recipe.seed, search=self.search)
         self.latest = {name: accuracy.value for name, accuracy in found.table().items()}
@@ -98,7 +104,8 @@ class Guarding:
         health = self._look(state, progress)
         if state.average is not None:  # the held-out accuracy is that of the average
             health = self.watch.examined(state.average, state)
-        self._tell(state, self.watch.overfitting(state, health, self.held_out.latest["robust"]))
+        if self.held_out.latest:
+            self._tell(state, self.watch.overfitting(state, health, self.held_out.latest["robust"]))
 
     def _look(self, state: State, progress: Progress) -> Health:
         health, event = self.watch.look(state, progress)
@@ -139,7 +146,7 @@ class Record:
 
     def on_epoch(self, state: State, progress: Progress) -> None:
         latest, improved = dict(self.held_out.latest), self.held_out.improved
-        self._write(progress, {"held_out": latest, "best": improved})
+        self._write(progress, {**({"held_out": latest} if latest else {}), "best": improved})
         self.show(self._news(progress, latest, improved))
 
     def _write(self, progress: Progress, row: dict[str, Any]) -> None:
@@ -156,7 +163,10 @@ class Record:
 
 
 def gradient_norm(model: nn.Module) -> float:
-    """The L2 length of the gradient of the last step, over all weights: as the optimiser saw it, clipped if it was."""
+    """The L2 length of the gradient of the last step, over all weights: as the optimiser saw it, clipped if it was.
+
+    The code of https://arxiv.org/abs/2106.01606 logs its square, averaged over an epoch.
+    """
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     return float(nn.utils.get_total_norm(grads))
 

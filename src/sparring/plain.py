@@ -44,6 +44,11 @@ class Build(Generic[T_co]):
     def __call__(self, **rest: object) -> T_co:
         return self.function(**{**rest, **self.options})
 
+    def takes(self, name: str) -> bool:
+        """Whether the function has a parameter of this name, or takes whatever it is given."""
+        known = inspect.signature(self.function).parameters
+        return name in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
+
     def __repr__(self) -> str:
         return f"Build({', '.join([self.function.__name__, *(f'{k}={v!r}' for k, v in self.options.items())])})"
 
@@ -77,7 +82,7 @@ def from_plain(plain: Any, where: str = "recipe") -> Any:
     fields = {k: from_plain(v, f"{where}.{k}") for k, v in plain.items() if k not in ("$", "$call")}
     if "$call" in plain:
         build = Build(_find(plain["$call"], CALLS), **fields)
-        _check(build.function, fields, where)
+        check_types(build.function, fields, where, _DAMAGED)
         return build
     return _value(plain["$"], fields, where) if "$" in plain else fields
 
@@ -88,7 +93,7 @@ def _value(name: str, fields: Mapping[str, Any], where: str) -> Any:
     for field in fields:
         if field not in known:
             raise UserError(f"{name} has no field {field!r}: the recipe is of another version, or misspelt")
-    _check(kind, fields, where)
+    check_types(kind, fields, where, _DAMAGED)
     try:
         return kind(**fields)
     except UserError:
@@ -99,14 +104,17 @@ def _value(name: str, fields: Mapping[str, Any], where: str) -> Any:
         raise UserError(f"{where} makes no sense ({error}): restore the recipe") from error
 
 
-def _check(called: Any, given: Mapping[str, Any], where: str) -> None:
-    """Raises `UserError` for arguments that are not of the types that the class or function says."""
+_DAMAGED = "the recipe is of another version, or damaged"
+
+
+def check_types(called: Any, given: Mapping[str, Any], where: str, remedy: str) -> None:
+    """Raises `UserError`, with the remedy, for arguments that are not of the types that the class or function says."""
     hints = _hints(called)
     for name, value in given.items():
         try:
             conform(value, hints[name], f"{where}.{name}")
         except ValueError as error:
-            raise UserError(f"{error}: the recipe is of another version, or damaged") from None
+            raise UserError(f"{error}: {remedy}") from None
 
 
 @functools.cache

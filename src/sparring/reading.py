@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import stat
 import types
 import typing
@@ -168,8 +169,9 @@ def _conform_parts(value: object, hint: Any, origin: Any, arguments: tuple[Any, 
 
 
 def _unlike(value: object, hint: Any, where: str) -> str:
-    wanted = getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
-    return f"{where} is {value!r:.60}, wanted is {wanted}"
+    whole = getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
+    wanted = re.sub(r"(?:\w+\.)+(\w+)", r"\1", whole)  # without the modules
+    return f"{where} is {' '.join(repr(value).split()):.60}, wanted is {wanted}"
 
 
 def read_arrays(path: Path, remedy: str, *needed: str) -> dict[str, Array]:

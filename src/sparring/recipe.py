@@ -21,7 +21,7 @@ from .free import Free
 from .guard import Guard
 from .models import Normalize
 from .optimizers import SGD, Adam, AdamW
-from .plain import Build, from_plain, to_plain
+from .plain import Build, check_types, from_plain, to_plain
 from .schedules import Ramp
 from .updates import Descend, WeightPerturbed
 
@@ -45,10 +45,12 @@ class Evaluation:
 class Recipe:
     """Everything that decides a run. Vary it with `dataclasses.replace`; train it with `sparring.fit`.
 
-    "best" is the epoch of the highest accuracy under `selection` on the share `held_out` of the training set; the
-    test set selects nothing. What is trained on is the rest, altered by `alter`; what the model is like on its examples
-    is kept if one asks it to `remember`. Training begins with the best weights of the run `weights_from`, a folder or
-    the name of one beside the own, with {seed} in it if need be; of another kind of head, the body alone is taken.
+    "best" is the epoch of the highest accuracy under `selection` on the share `held_out` of the training set; the test
+    set selects nothing. With `held_out` 0 all images train, and the last epoch counts as the best. Batches are full
+    unless `drop_last` is off; models normalise by the training set unless `normalize` is off. What is trained on is
+    the rest, altered by `alter`; what the model is like on its examples is kept if one asks it to `remember`. Training
+    begins with the best weights of the run `weights_from`, a folder or the name of one beside the own, with {seed} in
+    it if need be; of another kind of head, the body alone is taken.
     """
 
     data: Source
@@ -67,11 +69,14 @@ class Recipe:
     update: Descend | WeightPerturbed | Schedule[Update] = field(default_factory=Descend)
     averaging: EMA | SWA | None = None
     held_out: float = 0.02
+    drop_last: bool = True
+    normalize: bool = True
     guard: Guard | None = None
     remember: Remember | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(Recipe, {each.name: getattr(self, each.name) for each in fields(self)}, "Recipe", _AS_FIELD)
         if self.guard is not None and self.guard.action == "rescue" and not isinstance(self.method, Method):
             raise UserError(
                 f"{type(self.method).__name__} has no attack that a rescue could take the place of: let the guard "
@@ -85,13 +90,21 @@ class Recipe:
                     f"a weight begins to rise at epoch {ramp.start:g}, after the end of these {self.epochs}: it would "
                     "be 0 throughout. Let it begin earlier, or train longer"
                 )
-        if not 0 < self.held_out < 1:
-            raise UserError(f"held_out = {self.held_out:g} is not in (0, 1): some images must select the best epoch")
+        if not 0 <= self.held_out < 1:
+            raise UserError(
+                f"held_out = {self.held_out:g} is not in [0, 1): a share of the images selects the best epoch, or with "
+                "0 all train and the last epoch counts"
+            )
         need_seed(self.seed)
 
     def build_model(self, data: Labelled) -> nn.Module:
-        """The model for the classes and the shape of `data`, normalising by the statistics of `data`."""
-        return self.model(num_classes=len(data.classes), shape=data.shape, normalize=Normalize.of(data))
+        """The model for the classes and the shape of `data`, normalising by the statistics of `data` if at all.
+
+        A function that takes no `normalize` has a normalisation of its own: then no image of `data` is read.
+        """
+        takes = self.model.takes("normalize")
+        of_data = {"normalize": Normalize.of(data) if self.normalize else None} if takes else {}
+        return self.model(num_classes=len(data.classes), shape=data.shape, **of_data)
 
     def initial_model(self, data: Labelled, folder: Path) -> nn.Module:
         """The same before its first step in `folder`, from the seed or another run. Torch's own generator is set."""
@@ -99,13 +112,22 @@ class Recipe:
         model = self.build_model(data)
         return started(model, beside(self.weights_from, folder, self.seed)) if self.weights_from else model
 
-    def split(self, train: Labelled, folder: Path, device: torch.device) -> tuple[Training, Data]:
-        """What is trained on in `folder`, and what is held out, on the device."""
-        rest, held = hold_out(train, self.held_out)
-        return altered(rest.to(device), named(self.alter, folder, self.seed), self.seed), held.to(device)
+    def split(self, train: Labelled, folder: Path, device: torch.device) -> tuple[Training, Data | None]:
+        """What is trained on in `folder`, and what is held out, if anything is, on the device."""
+        rest, held = hold_out(train, self.held_out) if self.held_out else (train, None)
+        training = altered(rest.to(device), named(self.alter, folder, self.seed), self.seed)
+        return training, None if held is None else held.to(device)
+
+    @property
+    def selected(self) -> str:
+        """By what the best epoch is chosen, in words."""
+        return f"best on {self.held_out:g} of the training images" if self.held_out else "last epoch, nothing held out"
 
     def plain(self) -> dict[str, Any]:
         return to_plain(self)
+
+
+_AS_FIELD = "give a value of that type, as the recipes of sparring.recipes.small do"
 
 
 def _ramps(value: object) -> Iterator[Ramp]:

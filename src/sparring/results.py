@@ -14,7 +14,7 @@ from .clearing import RUN, STATE, deletable, delete, settled
 from .errors import UserError
 from .locking import locked
 from .reading import REMEDY, Array, check_arrays, conform, open_file, parse_json, read_arrays, read_json, reading
-from .schemas import Begun, Events, Row, Sessions, Status
+from .schemas import Begun, Counted, Events, Row, Sessions, Status
 from .scores import Evaluated, Memory
 from .writing import replacing, write_bytes, write_json
 
@@ -214,6 +214,16 @@ class RunFolder:
     def evaluated(self) -> bool:
         """Whether its best and its last weights were evaluated."""
         return self._evaluation.exists() and all(self.flags(which).exists() for which in ("best", "last"))
+
+    def evaluated_images(self) -> int:
+        """On how many images the evaluation is that the folder holds; 0 if it holds none."""
+        if not self._evaluation.exists():
+            return 0
+        with reading(self._evaluation, remedy := "delete it, or --overwrite it"):
+            tables = read_json(self._evaluation, remedy).values()
+            clean = [table["clean"] for table in tables if isinstance(table, dict) and "clean" in table]
+            conform(clean, list[Counted], "its clean accuracies")
+            return max((each["examples"] for each in clean), default=0)
 
     def write_evaluation(self, table: Mapping[str, Any]) -> None:
         write_json(self._evaluation, table)

@@ -64,7 +64,7 @@ def fit(
     train = training.data
     goes_on = not overwrite and bool(Checkpoints(run.checkpoints).paths())
     state = _begin(replace(recipe, weights_from="") if goes_on else recipe, train, run.path, where)
-    batches = Batches(train, recipe.batch_size, recipe.augment, recipe.seed, recipe.views)
+    batches = Batches(train, recipe.batch_size, recipe.augment, recipe.seed, recipe.views, recipe.drop_last)
     board = _board(run) if tensorboard else _no_board
     with run.locked(), _explained(run, state):
         checkpoints = Checkpoints(run.checkpoints)
@@ -111,7 +111,8 @@ def fit(
                 held_out.on_epoch(state, now)
                 best.settle(state)
             _write_weights(run, "last", recipe, state, train)
-            run.set_status({"finished": True, "step": state.step, "best": state.best, **stopped})
+            selected = {"selected": recipe.selected}
+            run.set_status({"finished": True, "step": state.step, "best": state.best, **selected, **stopped})
     return run
 
 
@@ -236,8 +237,11 @@ class _Best:
             state.best = {}
 
 
-def _prepare(recipe: Recipe, folder: Path, device: torch.device) -> tuple[Training, Data]:
-    """What is trained on and what selects "best", on the device. The test images are checked, and then left alone."""
+def _prepare(recipe: Recipe, folder: Path, device: torch.device) -> tuple[Training, Data | None]:
+    """What is trained on and what selects "best", if anything does, on the device.
+
+    The test images are checked, and then left alone.
+    """
     train, test = recipe.data.load()
     for data, name in ((train, "training"), (test, "test")):
         check_data(data if isinstance(data, Data) else data[:8], name)  # files show what they hold when they are read

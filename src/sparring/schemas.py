@@ -26,7 +26,14 @@ class Status(TypedDict):
     finished: bool
     step: int
     best: dict[str, float]
+    selected: NotRequired[str]
     stopped: NotRequired[str]
+
+
+class Counted(TypedDict):
+    """What is checked of an accuracy."""
+
+    examples: int
 
 
 class Begun(TypedDict):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .core import each
+from .core import Threat, each
 from .errors import UserError
 from .randomness import Rng, exponential, normal, uniform
 
@@ -228,6 +228,15 @@ def threat(text: str) -> Linf | L2 | L1:
     if name.lower() not in kinds or not found:
         raise UserError(f"{text!r} is no threat: write linf:8/255, l2:0.5 or l1:12")
     return kinds[name.lower()](number(eps))
+
+
+def need_threat(value: object) -> None:
+    """Raises `UserError` for what is no set around an image but, say, its class or how the shell writes it."""
+    if isinstance(value, type) or not isinstance(value, Threat):
+        raise UserError(
+            f"{value!r:.60} is no threat: wanted is a set such as Linf('8/255'), L2(0.5) or L1(12), or one of your own "
+            "with eps, sample, project, ascent and norm; sparring.threats.threat reads what the shell writes"
+        )
 
 
 def _sign(grad: Tensor) -> Tensor:

@@ -61,6 +61,7 @@ def evaluate_run(
     recipe: Recipe,
     *,
     device: str = "auto",
+    overwrite: bool = False,
     keep_images: bool = False,
     search: Search | None = None,
     show: Show = lambda which, news: None,
@@ -68,7 +69,8 @@ def evaluate_run(
     """Evaluates the best and the last weights of a run on its test set, as `recipe` says, and writes what was found.
 
     Per-example results go to `evaluation-best.npz` and `evaluation-last.npz`, tables and how they came about to
-    `evaluation.json`, beside figures. An evaluation that was killed goes on where it was.
+    `evaluation.json`, beside figures. An evaluation that was killed goes on where it was. A result on more images is
+    replaced only to `overwrite` it; without that, it is a `UserError`.
     """
     with _writable(run):
         if not run.finished():
@@ -81,6 +83,8 @@ def evaluate_run(
         if _step_of(run.weights("best")) == _step_of(run.weights("last")):
             loaders["last"] = loaders["best"]
         how = {key: recipe.plain()[key] for key in ("data", "evaluation", "seed")}
+        _admit(run, test, recipe.evaluation, overwrite)
+        how["selected"] = recipe.selected
         given: dict[str, Any] = {"keep_images": keep_images, "search": search, "show": show}
         return _evaluated(loaders, test, recipe.evaluation, run, seed=recipe.seed, how=how, **given)
 
@@ -91,6 +95,7 @@ def evaluate_weights(
     *,
     device: str = "auto",
     out: RunFolder | None = None,
+    overwrite: bool = False,
     keep_images: bool = False,
     search: Search | None = None,
     show: Show = lambda which, news: None,
@@ -106,6 +111,7 @@ def evaluate_weights(
         seed=recipe.seed,
         out=out,
         how=how,
+        overwrite=overwrite,
         keep_images=keep_images,
         search=search,
         show=show,
@@ -120,15 +126,19 @@ def evaluate_models(
     seed: int = 0,
     out: RunFolder | None = None,
     how: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
     keep_images: bool = False,
     search: Search | None = None,
     show: Show = lambda which, news: None,
 ) -> dict[str, Evaluated]:
     """Evaluates models, which are loaded by name one after the other, and writes what was found to `out`.
 
-    While it runs, its state is kept there, and removed in the end. Raises `UserError` where another process works.
+    While it runs, its state is kept there, and removed in the end. Raises `UserError` where another process works, and
+    for a result there on more images, unless it is to `overwrite` it.
     """
     with nullcontext() if out is None else _writable(out):
+        if out is not None:
+            _admit(out, test, evaluation, overwrite)
         given: dict[str, Any] = {"keep_images": keep_images, "search": search, "show": show}
         return _evaluated(loaders, test, evaluation, out, seed=seed, how=how or {}, **given)
 
@@ -145,7 +155,7 @@ def _evaluated(
     search: Search | None,
     show: Show,
 ) -> dict[str, Evaluated]:
-    subset = test[: evaluation.examples]
+    subset, search = test[: evaluation.examples], search or Fast()
     found: dict[str, Evaluated] = {}
     done: dict[Callable[[], nn.Module], Evaluated] = {}  # the last weights may be the best
     for which, load in loaders.items():
@@ -157,13 +167,13 @@ def _evaluated(
                 batch_size=evaluation.batch_size,
                 seed=seed,
                 keep_images=keep_images,
-                search=search or Fast(),
+                search=search,
                 state=None if out is None else out.state(which),
                 on_news=partial(show, which),
             )
         found[which] = done[load]
     if out is not None:
-        _write(out, found, subset.classes, evaluation, how)
+        _write(out, found, subset.classes, evaluation, {**how, "search": search.said(subset.y.device)})
     return found
 
 
@@ -194,6 +204,16 @@ def _write(
         report.robustness_curve(found, norm.__name__, points, out.robustness_curve)
     for which in found:
         out.forget_state(which)
+
+
+def _admit(out: RunFolder, test: Labelled, evaluation: Evaluation, overwrite: bool) -> None:
+    """A result on more images is worth more than the one that would take its place."""
+    held, count = 0 if overwrite else out.evaluated_images(), min(len(test), evaluation.examples or len(test))
+    if held > count:
+        raise UserError(
+            f"{out.path} holds an evaluation on {held} images, and this one is on {count}: --overwrite it, or evaluate "
+            "a file of weights, for which another folder can be named with --out, or none"
+        )
 
 
 def _writable(out: RunFolder) -> AbstractContextManager[None]:

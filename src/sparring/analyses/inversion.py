@@ -33,7 +33,9 @@ class Inverted:
     between: Array | None
 
     def plain(self) -> dict[str, Any]:
-        return {"images": {where: each.plain() for where, each in self.found.items()}}
+        notes = list(dict.fromkeys(note for each in self.found.values() for note in each.notes))
+        images = {where: each.plain() for where, each in self.found.items()}
+        return {"images": images, **({"notes": notes} if notes else {})}
 
     def arrays(self) -> dict[str, Array]:
         """Figures of each image, and the images, in bytes."""

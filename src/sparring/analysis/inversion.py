@@ -5,8 +5,9 @@ search is that of the attacks, on another loss.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import PGD, Near, Painted, Refined
-from ..core import Attack, Classifier, Data, PointLoss, pixels
+from ..core import Attack, Data, PointLoss, pixels
 from ..errors import UserError
 from ..gate import check_taken, gated
 from ..losses import Coordinate, FeatureMatch, Smooth, Total, residuals
-from ..models import FEATURES, Layers, as_run, straight_through
+from ..models import FEATURES, Layers
 from ..randomness import PerExample, normal
 from ..scores import Array
 from ..threats import L2
@@ -27,6 +28,7 @@ from ..views import eval_mode, frozen, full_precision
 from .jacobian import refuse_coupling
 from .landscape import estimate
 from .likeness import psnr, ssim
+from .passing import not_passing, passing
 
 MEANINGS = {
     "residual": "|f(x') - f(x)| / |f(x)| at the end, the mean over layers and nets",
@@ -56,8 +58,9 @@ def descent(shape: Sequence[int], steps: int = 400, step_size: float = 0.5, roun
 class Inverter:
     """How a net is inverted: `layers` whose outputs are matched, by `search` (left out, `descent` of `steps`).
 
-    The last ReLU before the representation passes gradients through (`fake_relu`). `smooth` weighs the total variation
-    of the image, a prior that knows nothing of the net.
+    The last ReLU before the representation passes gradients through (`fake_relu`); a warning says where no ReLU can do
+    so, as in pre-activation nets, and where it is a function or runs at several places. `smooth` weighs the total
+    variation of the image, a prior that knows nothing of the net.
     """
 
     layers: tuple[str, ...] = (FEATURES,)
@@ -87,36 +90,19 @@ class Inverter:
         search = self.search or descent(start.shape[1:], self.steps)
         parts = (*losses, *([Smooth(self.smooth)] if self.smooth else []))
         loss = parts[0] if len(parts) == 1 else Total(parts)
+        for note in self.notes(models, start[:1]):
+            warnings.warn(note, stacklevel=2)
         with ExitStack() as views:
             for model in models:
                 views.enter_context(frozen(model))
                 if self.fake_relu:
-                    views.enter_context(self._passing(model, start[:1]))
+                    views.enter_context(passing(model, start[:1], self.layers))
             return search(loss, start, rng)
 
-    def _passing(self, model: nn.Module, few: Tensor) -> AbstractContextManager[None]:
-        """Where the gradient of the last ReLU before the layers is that of the identity."""
-        with torch.no_grad():
-            name = _last_relu(model, few, self.layers)
-        return nullcontext() if name is None else straight_through(model.get_submodule(name))
-
-
-def _last_relu(model: nn.Module, few: Tensor, layers: tuple[str, ...]) -> str | None:
-    """The `nn.ReLU` that the output of the last of the layers comes from with no weights in between, if there is one.
-
-    Of the last alone: the others would have their gradients changed on the way, too. So would a module that runs at
-    several places, which is left as it is.
-    """
-    order = as_run(model, few, nn.Module)
-    own = ["body" if each == FEATURES and isinstance(model, Classifier) else each for each in layers]
-    last = max((place for place, name in enumerate(order) if name in own), default=-1)
-    for name in reversed(order[: last + 1]):
-        module = model.get_submodule(name)
-        if type(module) is nn.ReLU:
-            return name if order.count(name) == 1 else None
-        if any(True for _ in module.parameters(recurse=False)):
-            return None
-    return None
+    def notes(self, models: Sequence[nn.Module], few: Tensor) -> tuple[str, ...]:
+        """Of which models the last ReLU stays as it is, though it should pass gradients through, and why."""
+        found = [not_passing(model, few, self.layers) for model in models] if self.fake_relu else []
+        return tuple(dict.fromkeys(note for note in found if note is not None))
 
 
 def beginning(like: Tensor, rng: PerExample) -> Tensor:
@@ -208,11 +194,15 @@ def visualised(
 
 @dataclass(frozen=True, slots=True)
 class Inversion:
-    """What came of it: `values[name]` `[N]`, named as in `MEANINGS`; the originals, and the images `[N, C, H, W]`."""
+    """What came of it: `values[name]` `[N]`, named as in `MEANINGS`; the originals, and the images `[N, C, H, W]`.
+
+    `notes` say of which nets the last ReLU did not pass gradients through, and why.
+    """
 
     values: Mapping[str, Array]
     originals: Array
     images: Array
+    notes: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """Median and mean with 95 % bootstrap intervals over images, and the quartiles."""
@@ -251,6 +241,7 @@ def inversion(
         make = annealed if annealing else invert
         found = make(nets, x, how, batch_size=batch_size, seed=seed)
         measured = _measured(nets[-1:] if annealing else nets, how.layers, x, found, batch_size)
+        notes = how.notes(nets, x[:1])
     if judge is not None:
         with eval_mode(judge), torch.no_grad():
             check_taken(judge, x)
@@ -260,6 +251,7 @@ def inversion(
         {name: each.double().cpu().numpy() for name, each in measured.items()},
         x.cpu().numpy(),
         found.cpu().numpy(),
+        notes,
     )
 
 

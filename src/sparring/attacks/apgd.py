@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core import PointLoss, Threat, each
 from ..errors import UserError, need_whole
 from ..randomness import Rng, normal
-from ..threats import L1
+from ..threats import L1, need_threat
 from .gradient import Shell, Start
 from .slope import Slope, slope
 
@@ -50,6 +50,7 @@ class APGD:
     first_no_stall: bool = False
 
     def __post_init__(self) -> None:
+        need_threat(self.threat)
         need_whole("steps", self.steps)
         if not 0 < self.rho < 1:
             raise UserError(f"rho = {self.rho:g} is not in (0, 1): it is the share of steps that should go up")

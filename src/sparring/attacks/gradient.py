@@ -11,8 +11,9 @@ from ..core import PointLoss, Threat, each
 from ..errors import UserError, need_whole
 from ..losses import named
 from ..randomness import Rng, normal, uniform
-from ..threats import Linf, number
-from .slope import slope
+from ..threats import Linf, need_threat, number
+from ..whole import WholeBatch
+from .slope import Slope, slope
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,8 @@ class PGD:
 
     `step_size` is in pixel units; left out, it is 2.5 eps / steps, enough to cross the set.
     With `patience`, an example takes that many steps after it is first fooled and then leaves the batch
-    (https://arxiv.org/abs/2002.11242), so it costs nothing from then on; 0 keeps the first fooling point.
+    (https://arxiv.org/abs/2002.11242), so it costs nothing from then on; 0 keeps the first fooling point. Of a loss of
+    the whole batch (`WholeBatch`) it stays where it is in the batch, and moves no more.
     Raises `UserError` if `patience` is used with a loss that cannot tell who is fooled.
     """
 
@@ -113,6 +115,7 @@ class PGD:
         ) -> None: ...
 
     def __post_init__(self) -> None:
+        need_threat(self.threat)
         need_whole("steps", self.steps)
         if self.patience is not None:
             need_whole("patience", self.patience, 0)
@@ -138,11 +141,11 @@ class PGD:
         met = torch.zeros_like(rows, dtype=torch.bool)  # fooled before
         spent = torch.zeros_like(rows)  # steps taken since
         for _ in range(self.steps):
-            _, fooled, grad = slope(loss[rows], out[rows])
+            _, fooled, grad = _slope_of(loss, out, rows)
             if fooled is None:
                 raise UserError(
                     f"patience = {patience} needs a loss that tells who is fooled, "
-                    f"and {named(loss)} does not: leave patience out"
+                    f"and {named(loss.loss if isinstance(loss, WholeBatch) else loss)} does not: leave patience out"
                 )
             met = met | fooled
             going = ~met | (spent < patience)
@@ -157,11 +160,20 @@ class PGD:
         return self.threat.project(z + size * self.threat.ascent(grad), x)
 
 
+def _slope_of(loss: PointLoss, z: Tensor, rows: Tensor) -> Slope:
+    """Of some rows of `z`; the others are run too where the loss needs them beside."""
+    if not isinstance(loss, WholeBatch):
+        return slope(loss[rows], z[rows])
+    value, fooled, grad = slope(loss, z)
+    return Slope(value[rows], None if fooled is None else fooled[rows], grad[rows])
+
+
 def FGSM(threat: Threat, step_size: float | str | None = None, start: Start = Near(0.0)) -> PGD:  # noqa: N802
     """One step, by default of length eps from the example itself (https://arxiv.org/abs/1412.6572).
 
     FGSM-RS (https://arxiv.org/abs/2001.03994) is `FGSM(Linf("8/255"), "10/255", Anywhere())`.
     """
+    need_threat(threat)
     return PGD(threat, steps=1, step_size=threat.eps if step_size is None else step_size, start=start)
 
 

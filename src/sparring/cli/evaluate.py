@@ -49,6 +49,8 @@ class _Options:
     """Keep all adversarial images with the per-example results."""
     out: str | None = None
     """Where to write what was found; for a run, its own folder."""
+    overwrite: bool = False
+    """Replace what the folder holds, though it is of more images."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -137,7 +139,13 @@ def _evaluate_ours(path: Path, args: list[str], show: object) -> _Found:
     options, recipe = _chosen(path, args)
     recipe = replace(recipe, evaluation=_with_more(recipe.evaluation, options))
     search = Fast(options.precision, options.compile)
-    common = {"device": options.device, "keep_images": options.keep_images, "search": search, "show": show}
+    common = {
+        "device": options.device,
+        "overwrite": options.overwrite,
+        "keep_images": options.keep_images,
+        "search": search,
+        "show": show,
+    }
     if path.is_dir() and options.out:
         raise UserError(f"what is found of a run is written to its folder, {path}: leave --out away")
     if path.is_dir():
@@ -194,8 +202,13 @@ def _threat(options: _Options, evaluation: "Evaluation | None") -> "Threat":
 
 
 def is_foreign(target: str, args: list[str]) -> bool:
-    """A model of the user's, or weights that --data and --model describe."""
+    """A model of the user's, or weights that --data and --model describe. Raises `UserError` for a file of code."""
     path = Path(target)
+    if path.suffix == ".py":
+        raise UserError(
+            f"{target} is a file of Python code, not of weights: name the function in it that returns the model, as "
+            f"{path.stem}:build, from the folder of the file, with --data DATA"
+        )
     return (not path.exists() and ":" in target) or (path.is_file() and value_of("--model", args) is not None)
 
 
@@ -224,6 +237,7 @@ def _evaluate_foreign(target: str, args: list[str], show: object) -> _Found:
         seed=options.seed,
         out=RunFolder(options.out) if options.out else None,
         how=how,
+        overwrite=options.overwrite,
         keep_images=options.keep_images,
         search=Fast(options.precision, options.compile),
         show=show,  # type: ignore[arg-type]

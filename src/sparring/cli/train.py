@@ -150,9 +150,12 @@ def _report_training(run: "RunFolder", as_json: bool) -> None:
     best = status["best"]
     if events := run.guard():
         say(f"guard: {len(events)} {'event' if len(events) == 1 else 'events'} in {run.path / 'guard.json'}")
+    found = "last epoch counts, as nothing was held out"
+    if "robust" in best:
+        accuracy = f"{100 * best['clean']:.1f} % clean, {100 * best['robust']:.1f} % robust"
+        found = f"best after step {best['step']}, held-out accuracy {accuracy}"
     say(
-        f"{run.path}: trained {status['step']} steps; best after step {best['step']}, held-out accuracy "
-        f"{100 * best['clean']:.1f} % clean, {100 * best['robust']:.1f} % robust\n"
+        f"{run.path}: trained {status['step']} steps; {found}\n"
         f"learning curve: {run.learning_curve}\n"
         f"next: {shlex.join([ourselves(), 'evaluate', str(run.path)])}"
     )

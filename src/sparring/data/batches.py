@@ -1,5 +1,6 @@
 """The training set in batches by index, augmented on the device, in an order that depends on seed and epoch."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from .augment import Augment
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """Full batches of `size`; what is left over at the end of an epoch waits for another order.
+    """Full batches of `size`; what is left over at the end of an epoch waits for another order, or is a batch as well.
 
     The order of epoch e is a function of `seed` and e, so a resumed run needs no sampler state. With `views`, a batch
     holds every image so many times, each augmented by itself, one view of all images after the other.
@@ -24,6 +25,7 @@ class Batches:
     augment: tuple[Augment, ...] = ()
     seed: int = 0
     views: int = 1
+    drop_last: bool = True
 
     def __post_init__(self) -> None:
         if self.views < 1:
@@ -32,7 +34,7 @@ class Batches:
             raise UserError(f"batches of {self.size} do not go with {len(self.data)} training images")
 
     def __len__(self) -> int:
-        return len(self.data) // self.size
+        return len(self.data) // self.size if self.drop_last else math.ceil(len(self.data) / self.size)
 
     def rest_of_epoch(self, step: int, rng: torch.Generator) -> Iterator[Batch]:
         """The batches of the epoch that `step` lies in, from that step on. `rng` drives the augmentation."""

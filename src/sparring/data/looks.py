@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
+Centre = Literal["seven-eighths", "efficientnet", "resnet"]
+
+PADDING = 32  # pixels that evaluation on ImageNet leaves out, at every size
 
 # no others: EPS is not decoded but run, by Ghostscript
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -71,15 +74,21 @@ class Square:
 @dataclass(frozen=True, slots=True)
 class Window:
     """For training, a window of `scale` (least and most) of the area and an aspect between 3/4 and 4/3, resized
-    (https://arxiv.org/abs/1409.4842); in evaluation, the middle 7/8 of the largest square.
+    (https://arxiv.org/abs/1409.4842); in evaluation, the `middle`:
 
-    JPEG is decoded at the smallest of its own scales that is not smaller than the result.
+    "seven-eighths" of the largest square, at every size; "efficientnet": size / (size + 32) of that square; "resnet":
+    `size` pixels of the picture, once its shorter side has size + 32. The last two resize by bicubic interpolation, in
+    training too, the first by bilinear. JPEG is decoded at the smallest of its own scales that is not smaller than the
+    result.
     """
 
     size: int
     scale: tuple[float, float] = (0.08, 1.0)
+    middle: Centre = "seven-eighths"
 
     def __post_init__(self) -> None:
+        if self.middle not in get_args(Centre):
+            raise UserError(f"middle = {self.middle!r} is none of {', '.join(get_args(Centre))}")
         if self.size < 1:
             raise UserError(f"pictures of {self.size} pixels are none")
         low, high = self.scale
@@ -87,7 +96,7 @@ class Window:
             raise UserError(f"scale = {self.scale} is no share of the area: wanted is 0 < least <= most <= 1")
 
     def centre(self, path: Path) -> Array:
-        return self._cut(path, lambda width, height: _middle(width, height, min(width, height) * 7 / 8))
+        return self._cut(path, lambda width, height: _CENTRES[self.middle](width, height, self.size))
 
     def chance(self, path: Path, rng: np.random.Generator) -> Array:
         return self._cut(path, lambda width, height: _window(width, height, self.scale, rng))
@@ -95,6 +104,7 @@ class Window:
     def _cut(self, path: Path, box: Callable[[int, int], Box]) -> Array:
         from PIL import Image
 
+        smooth = Image.Resampling.BILINEAR if self.middle == "seven-eighths" else Image.Resampling.BICUBIC
         with opened(path) as image:
             width, height = image.size
             left, top, right, bottom = box(width, height)
@@ -107,13 +117,40 @@ class Window:
                 at * new / old for at, new, old in zip(corners, (wide, high) * 2, (width, height) * 2, strict=True)
             ]
             inside = (scaled[0], scaled[1], min(scaled[2], wide), min(scaled[3], high))  # but for rounding, they are
-            small = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR, inside)
+            small = image.convert("RGB").resize((self.size, self.size), smooth, inside)
         return np.asarray(small).transpose(2, 0, 1)
 
 
 def _middle(width: int, height: int, side: float) -> Box:
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
+
+
+def _seven_eighths(width: int, height: int, size: int) -> Box:
+    del size
+    return _middle(width, height, min(width, height) * 7 / 8)
+
+
+def _share(width: int, height: int, size: int) -> Box:
+    """As EfficientNet's code has it: whole pixels, the side rounded down, the place rounded up."""
+    side = max(1, min(width, height) * size // (size + PADDING))
+    left, top = (width - side + 1) // 2, (height - side + 1) // 2
+    return left, top, left + side, top + side
+
+
+def _of_resized(width: int, height: int, size: int) -> Box:
+    """Where the middle `size` pixels lie of a picture whose shorter side is resized to size + 32."""
+    by = (size + PADDING) / min(width, height)
+    wide, high = int(width * by + 0.5), int(height * by + 0.5)
+    left, top = (wide - size) // 2, (high - size) // 2
+    return left * width / wide, top * height / high, (left + size) * width / wide, (top + size) * height / high
+
+
+_CENTRES: dict[Centre, Callable[[int, int, int], Box]] = {
+    "seven-eighths": _seven_eighths,
+    "efficientnet": _share,
+    "resnet": _of_resized,
+}
 
 
 def _window(width: int, height: int, scale: tuple[float, float], rng: np.random.Generator) -> Box:

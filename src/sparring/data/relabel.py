@@ -86,11 +86,17 @@ class PixelNoise:
     """Training images lose their structure, after https://arxiv.org/abs/1611.03530; test images keep theirs.
 
     "shuffled": one permutation of the pixels for all images; "random": one for each image; "gaussian": pixels drawn
-    with mean and deviation of those of the training set, and clipped to [0, 1]. Channels of a pixel stay together.
-    Raises `UserError` for images that are not in memory.
+    with mean and deviation of those of the training set, channel by channel, and clipped to [0, 1]. Channels of a pixel
+    stay together in a permutation. It happens to a share `rate` of the images, rounded down. Raises `UserError` for a
+    rate outside [0, 1], and for images that are not in memory.
     """
 
     kind: Literal["shuffled", "random", "gaussian"] = "random"
+    rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate <= 1:
+            raise UserError(f"a noise rate of {self.rate:g} is not in [0, 1]")
 
     def __call__(self, training: Training, rng: torch.Generator) -> Training:
         data = training.data
@@ -99,16 +105,22 @@ class PixelNoise:
                 f"pixels cannot be {self.kind} of images that stay in files: use ImageFolder, which reads them into "
                 "memory, or change labels alone"
             )
-        return replace(training, data=replace(data, x=self._changed(data.x.cpu(), rng).to(data.x.device)))
+        x = data.x.cpu().clone()
+        rows = torch.arange(len(x))
+        if self.rate < 1:  # of all, nothing is drawn
+            rows = torch.randperm(len(x), generator=rng)[: int(self.rate * len(x))]
+        if len(rows):
+            x[rows] = self._changed(x[rows], x, rng)
+        return replace(training, data=replace(data, x=x.to(data.x.device)))
 
-    def _changed(self, x: Tensor, rng: torch.Generator) -> Tensor:
+    def _changed(self, x: Tensor, every: Tensor, rng: torch.Generator) -> Tensor:
         size = x.shape[2] * x.shape[3]
         if self.kind == "shuffled":
             return x.flatten(2)[:, :, torch.randperm(size, generator=rng)].reshape(x.shape)
         if self.kind == "random":
             return torch.cat([_shuffled(part, rng) for part in x.split(_CHUNK)])
-        wide = pixels(x)
-        drawn = (float(wide.mean()) + float(wide.std()) * torch.randn(x.shape, generator=rng)).clamp(0, 1)
+        std, mean = torch.std_mean(pixels(every), (0, 2, 3), keepdim=True)
+        drawn = (mean + std * torch.randn(x.shape, generator=rng)).clamp(0, 1)
         return (255 * drawn).round().to(torch.uint8) if x.dtype == torch.uint8 else drawn.to(x.dtype)
 
 

@@ -16,7 +16,7 @@ from .arrays import Pair, both, channels_first, class_numbers, count_classes, ow
 from .files import Remote, locate
 from .folders import class_folders, listed
 from .formats import read_cifar, read_idx, read_names, read_stl10, read_svhn
-from .looks import Square, Window
+from .looks import Centre, Square, Window
 from .pictures import Pictures, Unreadable, mixed
 
 TrainTest = tuple[Labelled, Labelled]
@@ -239,8 +239,9 @@ class ImageStream:
 
     Training pictures are decoded, and windows of `scale` cut out of them, in `workers` processes (as many as there are
     cores, if left out), ahead of training; what is held out, and the test pictures that an evaluation takes, are
-    decoded into memory. Their order is mixed, always alike, so that the first so many are of all classes. A file that
-    cannot be read stops it, or with `unreadable="skip"` is skipped, named and counted.
+    decoded into memory, cut to their `middle` as `sparring.data.looks.Window` says. Their order is mixed, always alike,
+    so that the first so many are of all classes. A file that cannot be read stops it, or with `unreadable="skip"` is
+    skipped, named and counted.
     """
 
     folder: str
@@ -248,6 +249,7 @@ class ImageStream:
     scale: tuple[float, float] = (0.08, 1.0)
     workers: int | None = None
     unreadable: Unreadable = "stop"
+    middle: Centre = "seven-eighths"
 
     def load(self) -> TrainTest:
         top = Path(self.folder)
@@ -256,7 +258,7 @@ class ImageStream:
         return self._part(top / "train", classes), self._part(test, classes)
 
     def _part(self, top: Path, classes: list[str]) -> Pictures:
-        look = Window(self.size, self.scale)
+        look = Window(self.size, self.scale, self.middle)
         return mixed(Pictures(top, *listed(top, classes), tuple(classes), look, self.unreadable, self.workers))
 
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_data, refuse_probabilities
-from ..core import Data, Search, pixels
+from ..core import Attack, Data, Search, pixels
 from ..errors import UserError, need_seed, need_whole
 from ..fast import Fast
 from ..gate import FEW, alone, answer, check_model, switched_to_eval
 from ..scores import Array, Evaluated, Examples
 from ..views import frozen, full_precision
-from .adversary import Adversary, checked_index
+from .adversary import Adversary, as_adversary, checked_index
 from .journal import Journal, fingerprint
 from .judge import Judge, Unaltered, Verdict, flat_gradients, oddities
 from .nearest import Nearest
@@ -25,7 +25,7 @@ from .stages import CLEAN, PICTURES, Book, Cascade, Chain, OnNews, Run, Setting,
 def evaluate(
     model: nn.Module,
     data: Data,
-    adversaries: Mapping[str, Adversary | Cascade],
+    adversaries: Mapping[str, Adversary | Cascade | Attack],
     *,
     batch_size: int = 256,
     seed: int = 0,
@@ -37,9 +37,10 @@ def evaluate(
 ) -> Evaluated:
     """Which examples the model gets right: clean, and under each adversary.
 
-    Works for any model that gives logits. An example that is wrong already counts as broken and is not attacked; an
-    attack cannot put it right. What an attack finds counts only if the model is wrong once more, in its own precision,
-    on a point inside the ball and [0, 1]. Logits that are not finite count as wrong and are reported.
+    Works for any model that gives logits; a bare attack is taken as one that sees it, `WhiteBox(attack)`. An example
+    that is wrong already counts as broken and is not attacked; an attack cannot put it right. What an attack finds
+    counts only if the model is wrong once more, in its own precision, on a point inside the ball and [0, 1]. Logits
+    that are not finite count as wrong and are reported.
 
     The random numbers of an example come from `seed` and its `index` `[N]` (its place in `data`), so that batch size,
     order and sharding change nothing but the last bits of the model's arithmetic. The model sees `batch_size` of them
@@ -58,12 +59,13 @@ def evaluate(
     need_seed(seed)
     data = Data(data.x.detach(), data.y, data.classes)
     index = checked_index(index, len(data), data.x.device)
-    chains = [Chain.of(name, adversary, len(data.classes)) for name, adversary in adversaries.items()]
+    known: dict[str, Adversary | Cascade] = {name: as_adversary(each) for name, each in adversaries.items()}
+    chains = [Chain.of(name, adversary, len(data.classes)) for name, adversary in known.items()]
     if sum(chain.nearest is not None for chain in chains) > 1:
         raise UserError("the smallest distances are looked for in one norm at a time: leave all Nearest but one away")
     judge = Judge(model, max((chain.draws for chain in chains), default=1))
     search, like = search or Fast(), _like(model, data)
-    about = {**_about(model, data, index, adversaries, seed), "search": search.said(like.device)}
+    about = {**_about(model, data, index, known, seed), "search": search.said(like.device)}
     journal = None if state is None else Journal(Path(state), about, data.x.shape)
     few = pixels(data.x[:FEW]).to(like)
     with alone(model), full_precision(), switched_to_eval(model), frozen(model):

@@ -1,7 +1,8 @@
 """Attacks that have been told what to fool: what evaluation takes, and the shortest way to attack any model."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -15,7 +16,7 @@ from ..errors import UserError, need_seed, need_whole
 from ..gate import alone, check_examples
 from ..losses import Expected, Margin, TargetedDLR, Untargeted, in_batches
 from ..randomness import PerExample, Rng, some
-from ..threats import L1, L2, Linf
+from ..threats import L1, L2, Linf, Shrunk
 from ..views import Together, eval_mode, frozen, named
 
 
@@ -128,27 +129,66 @@ class Through:
             return self.adversary(model, x, y, rng)
 
 
+def as_adversary(value: object) -> Any:
+    """An adversary or a cascade as it is; a bare attack as one that sees the model (`WhiteBox`).
+
+    What tells them apart is what they are called with: (loss, x, rng), or (model, x, y, rng). Raises `UserError` for
+    what can be neither.
+    """
+    if hasattr(value, "stages"):
+        return value
+    check_attack(value)
+    return WhiteBox(value) if _takes(value, 3) and not _takes(value, 4) else value  # type: ignore[arg-type]
+
+
+def _takes(function: Any, count: int) -> bool:
+    try:
+        inspect.signature(function).bind(*range(count))
+    except (TypeError, ValueError):  # another number of arguments, or built in and without a signature
+        return False
+    return True
+
+
 def threats_of(value: Any) -> list[Threat]:
-    """The threats inside a value, in order: of an attack, an adversary, an evaluation. Models are not looked into."""
-    if isinstance(value, Linf | L2 | L1):
+    """The threats inside a value, in order: of an attack, an adversary, an evaluation. Models are not looked into.
+
+    Whatever fulfils the protocol is one, a user's own too.
+    """
+    if _is_threat(value):
         return [value]
+    if isinstance(value, type | nn.Module | Tensor):
+        return []
     if isinstance(value, Mapping):
         parts = list(value.values())
     elif isinstance(value, tuple | list):
         parts = list(value)
-    elif isinstance(value, type | nn.Module | Tensor):
-        parts = []
     elif dataclasses.is_dataclass(value):
         parts = [getattr(value, f.name) for f in dataclasses.fields(value)]
     else:
-        parts = [part for part in getattr(value, "__dict__", {}).values() if isinstance(part, Linf | L2 | L1)]
+        parts = [part for part in getattr(value, "__dict__", {}).values() if _is_threat(part)]
     return [threat for part in parts for threat in threats_of(part)]
+
+
+def _is_threat(value: object) -> bool:
+    """Of a set that was shrunk for one batch, the whole is the threat: the other serves no part of the batch."""
+    return isinstance(value, Threat) and not isinstance(value, type | nn.Module | Tensor | Shrunk)
 
 
 def bound(adversary: object) -> Threat | None:
     """The one set that the points of an attack or adversary must lie in to count; None if it names none, or several."""
-    found = threats_of(adversary)
-    return found[0] if found and all(threat == found[0] for threat in found) else None
+    return the_one(threats_of(adversary))
+
+
+def the_one(threats: Sequence[Threat | None]) -> Threat | None:
+    """The threat that all of these are, if they are one."""
+    return threats[0] if threats and all(_same(threat, threats[0]) for threat in threats) else None
+
+
+def _same(one: Threat | None, other: Threat | None) -> bool:
+    try:
+        return one is other or bool(one == other)
+    except (RuntimeError, ValueError):  # a set of the user's may hold tensors, whose equality is no bool
+        return False
 
 
 def threat_of(value: Any) -> Threat | None:
@@ -196,11 +236,18 @@ def checked_points(z: Tensor, x: Tensor, threat: Threat | None) -> Tensor:
 
 
 ROUNDING = 1e-5  # relative to eps, and a tenth of it absolute: what float32 makes of a point on the sphere
+MOVED = 1e-4  # of a pixel: a projection of one's own may be found by iterating
 
 
 def beyond(threat: Threat, z: Tensor, x: Tensor) -> Tensor:
-    """Which points are outside of the set around `x`, by more than rounding: `[B]`."""
-    return threat.norm((z - x).double()) > threat.eps * (1 + ROUNDING) + ROUNDING / 10
+    """Which points are outside of the set around `x`, by more than rounding: `[B]`.
+
+    A set of the user's need not be a ball, as where only some pixels may change: what its projection moves is outside.
+    """
+    outside = threat.norm((z - x).double()) > threat.eps * (1 + ROUNDING) + ROUNDING / 10
+    if isinstance(threat, Linf | L2 | L1):
+        return outside
+    return outside | ((threat.project(z, x) - z).flatten(1).abs().amax(1) > MOVED)
 
 
 def checked_index(index: Tensor | None, count: int, device: torch.device) -> Tensor:

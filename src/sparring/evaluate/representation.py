@@ -21,6 +21,7 @@ from ..models.guided import Guided
 from ..models.knn import KNN, bank_of
 from ..models.probe import PENALTY, linear_probe
 from ..randomness import Rng
+from ..threats import need_threat
 from ..views import eval_mode, frozen
 from .adversary import Adversary, EachTarget, WhiteBox
 
@@ -108,6 +109,9 @@ class WorstOnNeighbours:
     steps: int = 50
     restarts: int = 5
     softness: tuple[float, ...] = (0.02, 0.05, 0.1)
+
+    def __post_init__(self) -> None:
+        need_threat(self.threat)
 
     @property
     def draws(self) -> int:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -136,8 +137,8 @@ def shattering(case: Case) -> Finding:
 
 
 def replace_eps(threat: Threat, eps: float) -> Threat:
-    """The same ball with another radius."""
-    return type(threat)(eps)  # type: ignore[call-arg]
+    """The same ball with another radius; a share of L1 stays as it is."""
+    return replace(threat, eps=eps)  # type: ignore[type-var]
 
 
 # -- what attacks find

@@ -16,7 +16,7 @@ from ..losses import wrong
 from ..randomness import PerExample, mixed_seed
 from ..scores import Array
 from ..threats import Linf
-from .adversary import Adversary, Divides, Through, check_name, threat_of, threats_of
+from .adversary import Adversary, Divides, Through, as_adversary, check_name, the_one, threat_of, threats_of
 from .adversary import bound as bound_of
 from .cost import passes
 from .journal import Journal, Part
@@ -78,7 +78,7 @@ class Chain:
         nearest = adversary if isinstance(adversary, Nearest) else None
         stages: Mapping[str, Adversary]
         if isinstance(adversary, Cascade):
-            stages = {f"{name}/{part}": each for part, each in adversary.stages(classes).items()}
+            stages = {f"{name}/{part}": as_adversary(each) for part, each in adversary.stages(classes).items()}
             draws, notes = adversary.draws, adversary.notes(classes)
         else:
             stages, draws, notes = {name: adversary}, 1, ()
@@ -98,8 +98,7 @@ class Chain:
 
     def threat(self) -> Threat | None:
         """The ball that all stages stay in, if it is one."""
-        found = [bound(stage) for stage in self.stages.values()]
-        return found[0] if all(threat == found[0] for threat in found) else None
+        return the_one([bound(stage) for stage in self.stages.values()])
 
 
 def bound(adversary: Adversary) -> Threat | None:

@@ -1,9 +1,11 @@
 """ImageNet's networks, which timm has: `pip install 'sparring[imagenet]'`. None of them is copied here.
 
-Pixels are taken to [-1, 1], as in the released code of Smooth Adversarial Training.
+Pixels are taken to [-1, 1], as in the released code of Smooth Adversarial Training. So these functions take no
+`normalize`, and no statistics of the pictures are computed.
 """
 
 from types import ModuleType
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -25,8 +27,11 @@ SIZES = {
     "b6": (1.8, 2.6, 528, 0.5),
     "b7": (2.0, 3.1, 600, 0.5),
     "l1": (3.9, 3.7, 600, 0.5),
+    "l1-enhanced": (3.9, 3.7, 600, 0.5),
 }
 """EfficientNets: width, depth, pixels, dropout (https://arxiv.org/abs/1905.11946; L1: the authors' released code)."""
+
+Padding = Literal["symmetric", "same"]
 
 
 def imagenet_resnet(
@@ -35,7 +40,6 @@ def imagenet_resnet(
     group_width: int = 64,
     num_classes: int = 1000,
     shape: tuple[int, int, int] = (3, 224, 224),
-    normalize: nn.Module | None = None,
     activation: str = "relu",
 ) -> Classifier:
     """ResNet-26, 50, 101 or 152 for large pictures, timm's: stride in the 3x3 convolutions, last norms zero at first.
@@ -60,16 +64,30 @@ def efficientnet(
     dropout: float = 0.2,
     num_classes: int = 1000,
     shape: tuple[int, int, int] = (3, 224, 224),
-    normalize: nn.Module | None = None,
     activation: str = "silu",
+    survival: float = 1.0,
+    padding: Padding = "symmetric",
 ) -> Classifier:
     """EfficientNet (https://arxiv.org/abs/1905.11946) of any `width` and `depth`, factors on those of B0, timm's.
 
-    B0 to B7 and L1 are in `SIZES`, with the resolution that goes with them.
+    B0 to B7 and L1 are in `SIZES`, with the resolution that goes with them. In training, block k of n (from 0) is left
+    out for an image with probability (1 - `survival`) k / n, if it has a shortcut (stochastic depth; 0.8 in the
+    released code). `padding` is "same" as in TensorFlow, where strided convolutions pad more below and to the right, or
+    "symmetric".
     """
+    if not 0 < survival <= 1:
+        raise UserError(f"survival = {survival:g} is no probability that a block stays: wanted is 0 < survival <= 1")
+    if padding not in get_args(Padding):
+        raise UserError(f"padding = {padding!r} is neither symmetric nor same")
     model = _timm("efficientnet")
     body = model._gen_efficientnet(  # timm names B0 to B8 and L2 only, and takes no other factors under these names
-        "efficientnet_b0", channel_multiplier=width, depth_multiplier=depth, num_classes=0, in_chans=shape[0]
+        "efficientnet_b0",
+        channel_multiplier=width,
+        depth_multiplier=depth,
+        num_classes=0,
+        in_chans=shape[0],
+        drop_path_rate=1 - survival,
+        pad_type="same" if padding == "same" else "",
     )
     head = nn.Linear(body.num_features, num_classes)
     bound = num_classes**-0.5
@@ -79,7 +97,7 @@ def efficientnet(
 
 
 def size_of(variant: str) -> tuple[float, float, int, float]:
-    """Width, depth, pixels and dropout of an EfficientNet by its name, b0 to b7 or l1."""
+    """Width, depth, pixels and dropout of an EfficientNet by its name, b0 to b7, l1 or l1-enhanced."""
     if variant.lower() not in SIZES:
         raise UserError(f"no EfficientNet {variant!r}: {nearest(variant, SIZES)}")
     return SIZES[variant.lower()]

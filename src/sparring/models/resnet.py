@@ -4,12 +4,17 @@ Names inside a body are those of RobustBench's models, so that published weights
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Classifier
+from ..errors import UserError
 from .activations import activation as act
+
+Shortcut = Literal["raw", "activated"]
 
 
 class _Thin(nn.Conv2d):
@@ -47,18 +52,24 @@ class BasicBlock(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """norm, act, conv, norm, act, conv, add (https://arxiv.org/abs/1603.05027); the shortcut reads the raw input."""
+    """norm, act, conv, norm, act, conv, add (https://arxiv.org/abs/1603.05027).
 
-    def __init__(self, inner: int, outer: int, stride: int, activation: str) -> None:
+    A `shortcut` with a convolution reads the raw input or the activated one, behind the first norm; one without always
+    reads the raw input.
+    """
+
+    def __init__(self, inner: int, outer: int, stride: int, activation: str, shortcut: Shortcut = "raw") -> None:
         super().__init__()
         self.bn1, self.act1, self.conv1 = nn.BatchNorm2d(inner), act(activation), conv(inner, outer, 3, stride)
         self.bn2, self.act2, self.conv2 = nn.BatchNorm2d(outer), act(activation), conv(outer, outer)
         changes = stride != 1 or inner != outer
         self.shortcut = nn.Sequential(*([conv(inner, outer, 1, stride)] if changes else []))
+        self.reads_activated = changes and shortcut == "activated"
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv2(self.act2(self.bn2(self.conv1(self.act1(self.bn1(x))))))
-        return out + self.shortcut(x)
+        activated = self.act1(self.bn1(x))
+        out = self.conv2(self.act2(self.bn2(self.conv1(activated))))
+        return out + self.shortcut(activated if self.reads_activated else x)
 
 
 Block = Callable[[int, int, int, str], nn.Module]
@@ -79,7 +90,7 @@ class _Stages(nn.Module):
     def stages(self, x: Tensor) -> Tensor:
         for i in range(1, 5):
             x = getattr(self, f"layer{i}")(x)
-        return x.mean((2, 3))
+        return x
 
 
 class ResNetBody(_Stages):
@@ -88,17 +99,21 @@ class ResNetBody(_Stages):
         self.bn1, self.act = nn.BatchNorm2d(widths[0]), act(activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.stages(self.act(self.bn1(self.conv1(x))))
+        return self.stages(self.act(self.bn1(self.conv1(x)))).mean((2, 3))
 
 
 class PreActResNetBody(_Stages):
-    """Like the released code of fast adversarial training, without a norm before the pooling."""
+    """Norm and activation before the pooling are called `bn` and `act`, where there are any."""
 
-    def __init__(self, widths: tuple[int, ...], channels: int, activation: str) -> None:
-        super().__init__(PreActBlock, widths, channels, activation)
+    def __init__(
+        self, widths: tuple[int, ...], channels: int, activation: str, final_norm: bool, shortcut: Shortcut
+    ) -> None:
+        super().__init__(partial(PreActBlock, shortcut=shortcut), widths, channels, activation)
+        self.bn = nn.BatchNorm2d(widths[-1]) if final_norm else nn.Identity()
+        self.act = act(activation) if final_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.stages(self.conv1(x))
+        return self.act(self.bn(self.stages(self.conv1(x)))).mean((2, 3))
 
 
 def _widths(width: float) -> tuple[int, ...]:
@@ -123,7 +138,24 @@ def preact_resnet18(
     normalize: nn.Module | None = None,
     width: float = 1.0,
     activation: str = "relu",
+    final_norm: bool = False,
+    shortcut: Shortcut = "raw",
 ) -> Classifier:
-    """Pre-activation ResNet-18: 11.2 M parameters at `width` 1, a factor on the number of channels."""
+    """Pre-activation ResNet-18: 11.2 M parameters at `width` 1, a factor on the number of channels.
+
+    Published codes disagree on two points, and weights of one do not mean the same in another:
+
+    | code | `final_norm` | `shortcut` |
+    |---|---|---|
+    | GradAlign; RobustBench without `bn_before_fc` | False | "raw" |
+    | fast adversarial training, N-FGSM | True | "raw" |
+    | robust overfitting (Rice), Bag of Tricks, AWP, ZeroGrad; RobustBench with `bn_before_fc` | True | "activated" |
+
+    With `final_norm`, batch norm and activation stand between the last block and the pooling. `shortcut` is what
+    shortcuts with a convolution read: the input of the block, or that behind its first norm and activation.
+    """
+    if shortcut not in get_args(Shortcut):
+        raise UserError(f"shortcut = {shortcut!r}: the shortcut of a block reads its raw or its activated input")
     widths = _widths(width)
-    return Classifier(PreActResNetBody(widths, shape[0], activation), nn.Linear(widths[-1], num_classes), normalize)
+    body = PreActResNetBody(widths, shape[0], activation, final_norm, shortcut)
+    return Classifier(body, nn.Linear(widths[-1], num_classes), normalize)

@@ -75,13 +75,18 @@ def swap_activation(model: nn.Module, name: str, *, strict: bool = True) -> nn.M
 
 def refuse_hidden(model: nn.Module, strict: bool, what: str) -> None:
     """Raises `UserError` for activations that are no modules of their own, and so cannot be swapped or the like."""
-    hidden = list(_hidden(model)) if strict else []
+    hidden = hidden_activations(model) if strict else []
     if hidden:
         more = f" and {len(hidden) - 5} more" if len(hidden) > 5 else ""
         raise UserError(
             f"{type(model).__name__} has activations that are no modules, and cannot be {what}: "
             f"{'; '.join(hidden[:5])}{more}. Make modules of them, or pass strict=False if they are never reached"
         )
+
+
+def hidden_activations(model: nn.Module) -> list[str]:
+    """Activations that are no modules of their own, each with its place in words."""
+    return list(_hidden(model))
 
 
 def _is_activation(module: nn.Module) -> bool:

@@ -69,14 +69,15 @@ class Sum(Objective):
 class Staged(Objective):
     """Another objective from stage to stage, for ever around: `Staged(((78, MixUp()), (312, CrossEntropy())))`.
 
-    Lengths are whole steps, so that it keeps pace with a `Cycle` of attacks. Every part keeps its own memory, and each
-    observes every batch.
+    Lengths are whole steps, so that it keeps pace with a `Cycle` of attacks, or shares of a period of so many `epochs`,
+    as there. Every part keeps its own memory, and each observes every batch.
     """
 
     stages: tuple[tuple[int, Objective], ...]
+    epochs: float | None = None
 
     def __post_init__(self) -> None:
-        Cycle(self.stages)
+        Cycle(self.stages, self.epochs)
 
     def init(self, data: Labelled) -> nn.Module:
         return nn.ModuleList(part.init(data) for _, part in self.stages)
@@ -93,9 +94,9 @@ class Staged(Objective):
 
     def at(self, progress: Progress) -> Objective:
         """The objective of the present stage."""
-        return Cycle(self.stages).at(progress)
+        return Cycle(self.stages, self.epochs).at(progress)
 
     def _own(self, ctx: Context) -> Context:
         lengths = [length for length, _ in self.stages]
-        memory = Cycle(tuple(zip(lengths, ctx.memory.children(), strict=True))).at(ctx.progress)
+        memory = Cycle(tuple(zip(lengths, ctx.memory.children(), strict=True)), self.epochs).at(ctx.progress)
         return ctx.remembering(memory)

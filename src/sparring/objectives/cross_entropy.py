@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -15,11 +16,13 @@ class CrossEntropy(Objective):
     `label_smoothing` acts on the update only, the attack raises the hard loss; the true class has 1 - s, every other
     one s / (C - 1) (https://arxiv.org/abs/2010.00467; torch's own smoothing gives the true class s / C more). `clean`
     is the weight of the clean images in the update, the adversarial ones have the rest: 0.5 is the mixed training of
-    https://arxiv.org/abs/1611.01236.
+    https://arxiv.org/abs/1611.01236. `weight` multiplies both: with 2, the two of `clean=0.5` are added
+    and not averaged.
     """
 
     label_smoothing: float = 0.0
     clean: float = 0.0
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.clean < 1:
@@ -29,6 +32,8 @@ class CrossEntropy(Objective):
             )
         if not 0 <= self.label_smoothing <= 0.5:
             raise UserError(f"label_smoothing = {self.label_smoothing:g} is not in [0, 0.5]")
+        if not 0 < self.weight < math.inf:
+            raise UserError(f"weight = {self.weight:g} of the cross-entropy is not a finite number above 0")
 
     def inner(self, ctx: Context) -> PointLoss:
         return Untargeted(ctx.lens.logits, ctx.batch.y)
@@ -43,4 +48,4 @@ class CrossEntropy(Objective):
         logits = ctx.lens.logits(x)
         classes = logits.shape[1]
         spread = self.label_smoothing * classes / (classes - 1) if self.label_smoothing else 0.0
-        return F.cross_entropy(logits, ctx.batch.y, label_smoothing=min(1.0, spread))
+        return self.weight * F.cross_entropy(logits, ctx.batch.y, label_smoothing=min(1.0, spread))

@@ -1,21 +1,32 @@
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from ..core import Context, Terms
+from ..errors import UserError
 from .added import Term
+
+Distance = Literal["squared", "length"]
 
 
 @dataclass(frozen=True, slots=True)
 class LogitPairing(Term):
     """Adversarial logit pairing (https://arxiv.org/abs/1803.06373): clean and adversarial logits are drawn together.
 
-    `weight` x the squared distance of the logits, averaged over the examples. Added to a method:
-    `Sum((CrossEntropy(clean=0.5), LogitPairing(0.5)))` is ALP.
+    `weight` x the mean squared difference of the logits, over examples and classes. Added to a method:
+    `Sum((CrossEntropy(clean=0.5), LogitPairing(0.5)))` is ALP. With `distance="length"` it is the mean over the
+    examples of the L2 length of the difference, which is not squared. Raises `UserError` for another distance.
     """
 
     weight: float = 0.5
+    distance: Distance = "squared"
+
+    def __post_init__(self) -> None:
+        if self.distance not in ("squared", "length"):
+            raise UserError(f"distance = {self.distance!r} is not one of squared, length")
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         apart = ctx.lens.logits(ctx.batch.x) - ctx.lens.logits(x_adv)
-        return {"pairing": self.weight * apart.square().sum(1).mean()}
+        size = apart.square() if self.distance == "squared" else apart.norm(dim=1)
+        return {"pairing": self.weight * size.mean()}

@@ -22,8 +22,8 @@ class TemporalEnsembling(Term):
     happens. Added to a method: `Sum((CrossEntropy(), TemporalEnsembling()))`.
 
     `on` is the prediction that the update draws, for TRADES the "clean" one; the attack always raises the distance of
-    the adversarial one. The paper's weight, 30 for CIFAR-10, is for the sum over classes. The released code averages
-    over them too: with `per_class` a weight is C times weaker, and its 300 is 30 here for 10 classes, but 3 for 100.
+    the adversarial one. The weight is for the sum over classes. The released code averages over them too: with
+    `per_class` a weight is C times weaker, and its 300 is 30 here for 10 classes, but 3 for 100.
 
     `place` is where the bank is kept; left alone, it is chosen by size. Raises `UserError` for data whose examples have
     no number.

@@ -1,9 +1,42 @@
 """What several recipes share."""
 
+from dataclasses import replace
+from typing import Literal
+
 from ..attacks import FGSM, PGD, Restarts
+from ..core import Objective
+from ..engine import Method
+from ..errors import UserError
 from ..evaluate import WhiteBox
-from ..recipe import Evaluation
+from ..objectives.statistics import Statistics
+from ..recipe import Evaluation, Recipe
 from ..threats import L2, Linf
+from ..views import eval_mode, train_mode
+
+Craft = Literal["eval", "train"]
+Moved = Literal["update", "released"]
+_CRAFT = {"eval": eval_mode, "train": train_mode}
+
+
+def crafted(recipe: Recipe, craft: Craft) -> Recipe:
+    """`recipe`, crafting in the mode `craft`: "train" goes by the batch, and moves the running statistics at each step.
+
+    Raises `UserError` for another mode.
+    """
+    assert isinstance(recipe.method, Method)
+    if craft not in _CRAFT:
+        raise UserError(f"craft = {craft!r} is not one of {', '.join(_CRAFT)}")
+    return replace(recipe, method=replace(recipe.method, inner_view=_CRAFT[craft]))
+
+
+def moving(objective: Objective, moved: Moved) -> Objective:
+    """`objective`, whose passes in the "update" move batch norm's statistics, or with two clean ones, as "released".
+
+    Raises `UserError` for anything else.
+    """
+    if moved not in ("update", "released"):
+        raise UserError(f"moved = {moved!r} is not one of update, released")
+    return objective if moved == "update" else Statistics(objective, "both", clean_passes=2)
 
 
 def pgd_50_10(threat: Linf | L2, examples: int | None = None) -> Evaluation:

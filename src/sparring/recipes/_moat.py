@@ -19,7 +19,8 @@ def moat(
     threat: Linf,
     stages: dict[str, int],
     order: str,
-    slot: int,
+    period: float,
+    slot: int | None,
     steps: int,
     step_size: float,
     reading: Reading = "pure",
@@ -28,7 +29,8 @@ def moat(
 ) -> Method:
     """Stages of training, visited in `order` and over again: "b" benign, "s" a single step, "m" several `steps`.
 
-    A stage lasts so many slots as `stages` says under its letter, of `slot` steps each. The abstract of
+    They are visited every `period` epochs, each for the share of it that `stages` says under its letter, and training
+    ends with the last; or, with `slot`, each lasts so many times `slot` steps, from the beginning. The abstract of
     https://arxiv.org/abs/2106.15357 can be read in three ways: "pure" trains on one kind of example in a stage; "mixed"
     gives clean images the weight `clean` in the other stages too; "mixup" mixes the images of the benign stage in
     pairs, with shares from Beta(`alpha`, `alpha`). Raises `UserError` for an order with other letters, or for an empty
@@ -43,8 +45,9 @@ def moat(
         raise UserError(f"order = {order!r} is not made of b (benign), s (single step) and m (several steps)")
     if reading not in ("pure", "mixed", "mixup"):
         raise UserError(f"reading = {reading!r} is not one of pure, mixed, mixup")
-    lengths = [stages[letter] * slot for letter in order]
-    cycle = Cycle(tuple((length, attacks[letter]) for length, letter in zip(lengths, order, strict=True)))
+    lengths = [stages[letter] * (1 if slot is None else slot) for letter in order]
+    epochs = period if slot is None else None
+    cycle = Cycle(tuple((length, attacks[letter]) for length, letter in zip(lengths, order, strict=True)), epochs)
     if reading == "pure":
         return Method(cycle, CrossEntropy())
     inner: dict[str, Objective] = {
@@ -52,4 +55,5 @@ def moat(
         "s": CrossEntropy(clean=clean if reading == "mixed" else 0.0),
     }
     inner["m"] = inner["s"]
-    return Method(cycle, Staged(tuple((length, inner[letter]) for length, letter in zip(lengths, order, strict=True))))
+    staged = Staged(tuple((length, inner[letter]) for length, letter in zip(lengths, order, strict=True)), epochs)
+    return Method(cycle, staged)

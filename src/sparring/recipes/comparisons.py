@@ -11,7 +11,7 @@ from ..objectives.added import Sum
 from ..objectives.consistency import Consistency
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.mart import MART
-from ..objectives.pairing import LogitPairing
+from ..objectives.pairing import Distance, LogitPairing
 from ..objectives.trades import TRADES
 from ..optimizers import SGD
 from ..plain import Build
@@ -19,6 +19,7 @@ from ..recipe import Recipe
 from ..schedules import Phases, Piecewise
 from ..threats import Linf
 from ..updates import Descend, WeightPerturbed
+from ._common import Craft, crafted
 from .cifar10 import cifar10_rn18_pgd
 
 
@@ -41,38 +42,41 @@ def cifar10_rn18_mart(eps: float = 8 / 255, beta: float = 5.0) -> Recipe:
 
 
 def _long(eps: float) -> Recipe:
-    """The long training of https://arxiv.org/abs/2002.11569, in which robust overfitting is seen."""
+    """The long training of https://arxiv.org/abs/2002.11569, in which robust overfitting is seen, and its net."""
     return replace(
         cifar10_rn18_pgd(eps),
-        model=Build(preact_resnet18),
+        model=Build(preact_resnet18, final_norm=True, shortcut="activated"),
         epochs=200,
         lr=Piecewise(0.1, (100, 150)),
         augment=(Crop(4), Flip()),
     )
 
 
-def cifar10_prn18_pgd_long(eps: float = 8 / 255) -> Recipe:
+def cifar10_prn18_pgd_long(eps: float = 8 / 255, craft: Craft = "eval") -> Recipe:
     """PGD-10 AT of PreActResNet-18 on CIFAR-10, Linf 8/255, 200 epochs: overfits (untested here: no data).
 
     https://arxiv.org/abs/2002.11569: rate 0.1, divided by 10 at epochs 100 and 150. Its logs have 53.49 % under PGD-10
-    at the best epoch and 45.59 % at the last. Crafting is in eval mode here, in training mode there.
+    at the best epoch and 45.59 % at the last. The net is that of its code (locuslab/robust_overfitting). Crafting is in
+    eval mode here, in training mode there (`craft="train"`).
     """
-    return _long(eps)
+    return crafted(_long(eps), craft)
 
 
-def cifar10_prn18_awp(eps: float = 8 / 255, gamma: float = 0.01) -> Recipe:
+def cifar10_prn18_awp(eps: float = 8 / 255, gamma: float = 0.01, craft: Craft = "eval") -> Recipe:
     """PGD-10 AT with weight perturbation (AWP) of PreActResNet-18 on CIFAR-10, 200 epochs (untested here: no data).
 
     https://arxiv.org/abs/2004.05884, gamma 0.01 from the start. Its logs have 55.39 % under PGD-20 at the best epoch
-    and 54.30 % at the last.
+    and 54.30 % at the last. The net is that of its code (csdongxian/AWP, AT_AWP). Crafting is in eval mode here, in
+    training mode there (`craft="train"`).
     """
-    return replace(_long(eps), update=WeightPerturbed(gamma))
+    return crafted(replace(_long(eps), update=WeightPerturbed(gamma)), craft)
 
 
 def cifar10_prn18_trades_awp(eps: float = 8 / 255, beta: float = 6.0, gamma: float = 0.005) -> Recipe:
     """TRADES with weight perturbation (AWP) of PreActResNet-18 on CIFAR-10, 200 epochs (untested here: no data).
 
-    https://arxiv.org/abs/2004.05884, gamma 0.005 after 10 epochs of warm-up.
+    https://arxiv.org/abs/2004.05884, gamma 0.005 after 10 epochs of warm-up. The net is that of `cifar10_prn18_awp`;
+    their code for TRADES trains WRN-34-10 by default. Crafting is in eval mode, as in that code.
     """
     threat = Linf(eps)
     return replace(
@@ -82,13 +86,14 @@ def cifar10_prn18_trades_awp(eps: float = 8 / 255, beta: float = 6.0, gamma: flo
     )
 
 
-def cifar10_prn18_swa(eps: float = 8 / 255, start: int = 55) -> Recipe:
+def cifar10_prn18_swa(eps: float = 8 / 255, start: int = 55, craft: Craft = "eval") -> Recipe:
     """PGD-10 AT with averaged weights (SWA) of PreActResNet-18 on CIFAR-10, 200 epochs (untested here: no data).
 
     https://openreview.net/forum?id=qZzy5urZw9, without its distillation: the average of all epochs after 55, the rate
-    divided by 10 at epochs 50 and 150.
+    divided by 10 at epochs 50 and 150. The net is that of its code (VITA-Group/Alleviate-Robust-Overfitting). Crafting
+    is in eval mode here, in training mode there (`craft="train"`).
     """
-    return replace(_long(eps), lr=Piecewise(0.1, (50, 150)), averaging=SWA(start))
+    return crafted(replace(_long(eps), lr=Piecewise(0.1, (50, 150)), averaging=SWA(start)), craft)
 
 
 def cifar10_prn18_consistency(eps: float = 8 / 255, weight: float = 1.0) -> Recipe:
@@ -96,7 +101,8 @@ def cifar10_prn18_consistency(eps: float = 8 / 255, weight: float = 1.0) -> Reci
 
     https://arxiv.org/abs/2103.04550: every image twice in a batch of 64, differently augmented, the divergence of the
     two adversarial predictions sharpened by 0.5. The paper augments with AutoAugment and cutout, this with crops and
-    flips.
+    flips. The net is that of `cifar10_prn18_pgd_long`; that of its code (alinlab/consistency-adversarial) has norm and
+    ReLU behind the first convolution, none before the pooling, and all its shortcuts read the activated input.
     """
     base = _long(eps)
     assert isinstance(base.method, Method)
@@ -104,14 +110,18 @@ def cifar10_prn18_consistency(eps: float = 8 / 255, weight: float = 1.0) -> Reci
     return replace(base, method=replace(base.method, objective=objective), batch_size=64, views=2)
 
 
-def cifar10_rn18_alp(eps: float = 8 / 255, weight: float = 0.5) -> Recipe:
+def cifar10_rn18_alp(
+    eps: float = 8 / 255, weight: float = 0.5, distance: Distance = "squared", summed: bool = False
+) -> Recipe:
     """Adversarial logit pairing of ResNet-18 on CIFAR-10, Linf 8/255, 110 epochs (untested here: no data).
 
-    https://arxiv.org/abs/1803.06373: half clean, half adversarial images, and their logits paired. An independent
-    re-implementation (MTandHJ/PyTorch-Robust, its README) reports 86.53 % clean and 47.38 % under AutoAttack for ALP
-    with weight 0.5; whether its loss is scaled as this one was not checked.
+    https://arxiv.org/abs/1803.06373: half clean, half adversarial images, and the mean squared difference of their
+    logits. With this loss we know of no number. An independent re-implementation (MTandHJ/PyTorch-Robust) reports
+    86.53 % clean and 47.38 % under AutoAttack for weight 0.5; its loss is `summed`: the two cross-entropies are added,
+    each with weight 1. Its code of the days before paired by the length of the difference (`distance="length"`), and by
+    the mean square since 5 November 2021; the number appeared on 9 November, and its README does not say by which.
     """
     base = cifar10_rn18_pgd(eps)
     assert isinstance(base.method, Method)
-    objective = Sum((CrossEntropy(clean=0.5), LogitPairing(weight)))
+    objective = Sum((CrossEntropy(clean=0.5, weight=2.0 if summed else 1.0), LogitPairing(weight, distance)))
     return replace(base, method=replace(base.method, objective=objective))

@@ -19,7 +19,8 @@ def cifar10_prn18_moat(
     benign: int = 1,
     single: int = 4,
     multi: int = 1,
-    slot: int = 65,
+    period: float = 1.0,
+    slot: int | None = None,
     order: str = "bsm",
     steps: int = 7,
     reading: Reading = "pure",
@@ -28,9 +29,11 @@ def cifar10_prn18_moat(
 ) -> Recipe:
     """MOAT of PreActResNet-18 on CIFAR-10, Linf 8/255, 110 epochs (untested here: no data).
 
-    A period is `benign` + `single` + `multi` slots of `slot` steps, by default an epoch of clean images, FGSM-RS and
-    PGD-7: 2.83 passes a step. `reading` is "pure" (one kind of example in a stage), "mixed" (clean images with weight
-    `clean` in every stage) or "mixup". `order` may leave letters out. The schedule is that of Bag of Tricks.
+    A `period` is an epoch of clean images, FGSM-RS and PGD-7 in the shares `benign`, `single` and `multi`: 2.84 passes
+    a step. Training ends with a period, and so on its multi-step stage, at the lowest rate; with `slot` the shares are
+    so many steps each, and it ends anywhere. `reading` is "pure" (one kind of example in a stage), "mixed" (clean
+    images with weight `clean` in every stage) or "mixup". `order` may leave letters out. The schedule is that of Bag of
+    Tricks, the net that of `cifar10_prn18_fgsm_rs`; the paper's is not known to us.
     """
     threat = Linf(eps)
     return replace(
@@ -39,6 +42,7 @@ def cifar10_prn18_moat(
             threat,
             {"b": benign, "s": single, "m": multi},
             order,
+            period,
             slot,
             steps,
             threat.eps / 4,
@@ -56,7 +60,8 @@ def fashion_moat(
     benign: int = 1,
     single: int = 4,
     multi: int = 1,
-    slot: int = 76,
+    period: float = 1.0,
+    slot: int | None = None,
     order: str = "bsm",
     steps: int = 5,
     reading: Reading = "pure",
@@ -69,5 +74,5 @@ def fashion_moat(
     """
     threat = Linf(eps)
     stages = {"b": benign, "s": single, "m": multi}
-    method = moat(threat, stages, order, slot, steps, threat.eps / 3, reading, clean, alpha)
+    method = moat(threat, stages, order, period, slot, steps, threat.eps / 3, reading, clean, alpha)
     return replace(fashion_pgd(eps), method=method)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from ..attacks import FGSM, PGD, Anywhere, Sometimes, Square
+from ..averaging import EMA
 from ..core import View
 from ..data import Flip, ImageStream
 from ..engine import Method
@@ -71,12 +72,13 @@ def imagenet_resnet_smooth(
     `WarmUp`. Scaled by `--depth` (50, 101, 152), `--model.groups 32 --model.group-width 4` and `--data.size`.
 
     What the released code has and the paper does not is off: label smoothing (`--method.objective.label-smoothing
-    0.1`), clean starts of a fifth of the batches (`--method.attack.start.clean 0.2`) and `--optimizer.nesterov`. Needs
-    `pip install 'sparring[imagenet]'` and the pictures in `folder`/train and `folder`/val.
+    0.1`), clean starts of a fifth of the batches (`--method.attack.start.clean 0.2`) and `--optimizer.nesterov`.
+    Pictures are evaluated as there: the shorter side has 32 pixels more than `--data.size`. Needs `pip install
+    'sparring[imagenet]'` and the pictures in `folder`/train and `folder`/val.
     """
     threat = Linf(eps)
     return Recipe(
-        data=ImageStream(folder),
+        data=ImageStream(folder, middle="resnet"),
         model=Build(imagenet_resnet, depth=depth, activation=activation),
         method=Method(_one_step(threat, Sometimes(Anywhere(), clean=0.0)), CrossEntropy()),
         epochs=100,
@@ -95,15 +97,25 @@ def imagenet_efficientnet_smooth(
 ) -> Recipe:
     """PGD-1 AT of EfficientNet-B0 to B7 or L1 with SiLU on ImageNet, Linf 4/255 (untested here: no data).
 
-    `imagenet_resnet_smooth` with the width, depth, resolution and dropout of the `variant`. Released checkpoints have
-    65.2 % (B0) to 80.7 % (L1) clean accuracy, and L1 with a weight average (`averaging=EMA(0.9999)`) 82.2 % clean and
-    58.6 % robust.
+    `imagenet_resnet_smooth` with the width, depth, resolution and dropout of the `variant`, b0 to b7, l1, or
+    l1-enhanced, which is L1 with a weight average (0.9999). Stochastic depth (survival 0.8), padding and the cut in
+    evaluation are those of the released code (cihangxie/SmoothAdversarialTraining, EfficientNet). Its checkpoints have
+    65.2 % (B0) to 80.7 % (L1) clean accuracy, L1-Enhanced 82.2 %, and 58.6 % robust in the paper.
     """
     width, depth, pixels, dropout = size_of(variant)
     return replace(
         imagenet_resnet_smooth(eps, folder),
-        data=ImageStream(folder, pixels),
-        model=Build(efficientnet, width=width, depth=depth, dropout=dropout, activation=activation),
+        data=ImageStream(folder, pixels, middle="efficientnet"),
+        model=Build(
+            efficientnet,
+            width=width,
+            depth=depth,
+            dropout=dropout,
+            activation=activation,
+            survival=0.8,
+            padding="same",
+        ),
+        averaging=EMA(0.9999) if variant.lower() == "l1-enhanced" else None,
     )
 
 

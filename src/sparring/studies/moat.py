@@ -78,10 +78,10 @@ class _Bench:
         return replace(recipe, method=steps, lr=Cyclic(peak, top=0.4), update=Descend(max_norm=1.0))
 
     def staged(self, order: str = "bsm", slots: float = 1.0, reading: Reading = "pure") -> Recipe:
-        """A period of six slots is an epoch."""
-        slot = max(1, round(slots * self.epoch / 6))
+        """A period is an epoch times `slots`, less the stages that are left out; training ends with one."""
         stages = {"b": 1, "s": 4, "m": 1}
-        return self.train(moat(self.threat, stages, order, slot, 7, self.threat.eps / 4, reading))
+        period = slots * sum(stages[letter] for letter in order) / 6
+        return self.train(moat(self.threat, stages, order, period, None, 7, self.threat.eps / 4, reading))
 
 
 def _rs(threat: Linf) -> Attack:

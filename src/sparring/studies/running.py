@@ -30,7 +30,7 @@ from ..results import RunFolder
 from ..run import fit
 from ..trained import evaluate_run
 from .study import Findings, Look, Study, Together, gathered
-from .writing import write
+from .writing import precision_of, write
 
 Say = Callable[[str], None]
 
@@ -140,7 +140,7 @@ def _studied(
     findings = gathered(study, runs)
     if study.draw is not None:
         study.draw(runs, folder)
-    write(findings, folder, scale, RunFolder(jobs[0].path).sessions()[-1])
+    write(findings, folder, scale, RunFolder(jobs[0].path).sessions()[-1], precision_of(runs.values()))
     return findings
 
 

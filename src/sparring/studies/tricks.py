@@ -60,7 +60,7 @@ def _arms(baseline: Recipe, epochs: int) -> dict[str, Recipe]:
             (round(share * epochs, 2), replace(attack, patience=n)) for n, share in enumerate((0, 60 / 110, 100 / 110))
         )
     )
-    warm = epochs * 15 / 110
+    warm, ahead = epochs * 15 / 110, epochs / 110  # (t + 1) / 15 of the rate after t of 110 epochs
 
     def crafted(view: View) -> Recipe:
         return replace(baseline, method=replace(method, inner_view=view))
@@ -86,8 +86,8 @@ def _arms(baseline: Recipe, epochs: int) -> dict[str, Recipe]:
         "crafting in training mode": crafted(train_mode),
         "statistics of clean images too": lowered(Statistics(CrossEntropy(), "both")),
         "attack stopped early": replace(baseline, method=replace(method, attack=early)),
-        "rate warm-up": replace(baseline, lr=WarmUp(lr, warm)),
-        "eps warm-up": replace(baseline, method=replace(method, attack=EpsWarmUp(attack, warm))),
+        "rate warm-up": replace(baseline, lr=WarmUp(lr, warm, ahead=ahead, capped=False)),
+        "eps warm-up": replace(baseline, method=replace(method, attack=EpsWarmUp(attack, warm, ahead, capped=False))),
         "batch x 0.5": sized(0.5),
         "batch x 2": sized(2.0),
         "Nesterov": replace(baseline, optimizer=SGD(nesterov=True, weight_decay=_DECAY)),

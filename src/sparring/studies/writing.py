@@ -3,26 +3,32 @@
 import csv
 import io
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import report
+from ..results import RunFolder
 from ..writing import replacing, write_bytes, write_json
 from .study import WEIGHTS, Findings, Row, Study
 
 Estimate = tuple[float, float, float]
 
 
-def write(findings: Findings, folder: Path, scale: str, environment: dict[str, Any]) -> None:
+def write(
+    findings: Findings, folder: Path, scale: str, environment: dict[str, Any], precision: dict[str, list[str]]
+) -> None:
     """Writes `study.json`, `table.csv`, `table.md` with the verdicts, `figure.svg`, `figure.png` and `examples.npz`.
 
-    `environment` is where the trainings were, as their run folders say.
+    `environment` is where the trainings were, as their run folders say, and `precision` what attacks computed in.
     """
-    write_json(folder / "study.json", _plain(findings, scale, environment))
+    where = {"environment": environment, "precision": precision}
+    write_json(folder / "study.json", {**_plain(findings, scale), **where})
     write_bytes(folder / "table.csv", _csv(findings).encode())
-    write_bytes(folder / "table.md", _markdown(findings, scale, environment).encode())
+    said = [f"Precision of attacks: {_in_words(precision)}.", "", f"Environment: {_said(environment)}", ""]
+    write_bytes(folder / "table.md", "\n".join([*_markdown(findings, scale), *said]).encode())
     with replacing(folder / "examples.npz") as file:
         np.savez_compressed(file, **{"/".join(cell): flags for cell, flags in findings.flags.items()})  # type: ignore[arg-type]
     rows = [
@@ -33,7 +39,25 @@ def write(findings: Findings, folder: Path, scale: str, environment: dict[str, A
         report.study(rows, findings.curves, findings.study.title, folder / f"figure.{kind}")
 
 
-def _plain(findings: Findings, scale: str, environment: dict[str, Any]) -> dict[str, Any]:
+def precision_of(runs: Iterable[RunFolder]) -> dict[str, list[str]]:
+    """What attacks computed in, in training and in evaluation: in words, one unless runs differ."""
+    found: dict[str, dict[str, None]] = {"training": {}, "evaluation": {}}
+    for run in runs:
+        begun, evaluated = run.search() or {}, run.evaluation().get("how") or {}
+        found["training"][begun.get("precision", _NOT_RECORDED)] = None
+        found["evaluation"][evaluated.get("search", _NOT_RECORDED)] = None
+    return {when: list(words) for when, words in found.items()}
+
+
+_NOT_RECORDED = "not recorded"
+
+
+def _in_words(precision: dict[str, list[str]]) -> str:
+    parts = "; ".join(f"in {when} {' or '.join(words)}" for when, words in precision.items())
+    return f"{parts} (in L2, L1 and for smallest distances fp32). What is found counts in fp32"
+
+
+def _plain(findings: Findings, scale: str) -> dict[str, Any]:
     study = findings.study
     arms = {
         row.arm: {
@@ -63,7 +87,6 @@ def _plain(findings: Findings, scale: str, environment: dict[str, Any]) -> dict[
         **({"numbers": _plain_numbers(findings)} if findings.numbers else {}),
         "verdicts": [verdict.plain() for verdict in findings.verdicts],
         "curves": {arm: {"passes": x.tolist(), "held_out": y.tolist()} for arm, (x, y) in findings.curves.items()},
-        "environment": environment,
     }
 
 
@@ -103,7 +126,7 @@ def _csv(findings: Findings) -> str:
     return out.getvalue()
 
 
-def _markdown(findings: Findings, scale: str, environment: dict[str, Any]) -> str:
+def _markdown(findings: Findings, scale: str) -> list[str]:
     study, names = findings.study, findings.adversaries
     examples = next(iter(findings.flags.values())).shape[1]
     head = [
@@ -115,7 +138,7 @@ def _markdown(findings: Findings, scale: str, environment: dict[str, Any]) -> st
         "best epoch less last",
     ]
     ranked = sorted(findings.rows, key=lambda row: -row.accuracy["last", "worst"][0])
-    lines = [
+    return [
         f"# {study.title}",
         "",
         f"`sparring study {study.name} --scale {scale}`: {len(findings.rows)} trainings x {study.seeds} seeds, "
@@ -146,10 +169,7 @@ def _markdown(findings: Findings, scale: str, environment: dict[str, Any]) -> st
         "",
         *(f"- {remark}" for remark in study.remarks),
         "",
-        f"Environment: {_said(environment)}",
-        "",
     ]
-    return "\n".join(lines)
 
 
 def _numbers(findings: Findings) -> list[str]:

@@ -1,0 +1,44 @@
+"""Losses of models that look at all images of a batch together, as batch norm does in training mode."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .core import PointLoss, Probe
+from .errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class WholeBatch:
+    """The same loss, which serves the whole batch only: what it says of an image depends on the images beside it.
+
+    Raises `UserError` when it is asked for some of the rows. `layer` says in words what looks at the batch.
+    """
+
+    loss: PointLoss
+    layer: str
+
+    def __call__(self, x: Tensor) -> Probe:
+        return self.loss(x)
+
+    def __getitem__(self, rows: Tensor) -> PointLoss:
+        raise UserError(
+            f"this attack takes some rows out of a batch of which {self.layer} takes its mean and variance, which "
+            "would be those of ever fewer images: leave inner_view at eval_mode, or use an attack on whole batches "
+            "(PGD, with patience or without)"
+        )
+
+
+def by_batch(model: nn.Module) -> str | None:
+    """The name of a batch norm that goes by the batch in the present mode of the model, if there is one."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            return f"{name or 'itself'} ({type(module).__name__})"
+    return None
+
+
+def served(loss: PointLoss, model: nn.Module) -> PointLoss:
+    """`loss`, as a loss of the whole batch if batch norm of `model` goes by the batch."""
+    layer = by_batch(model)
+    return loss if layer is None else WholeBatch(loss, layer)
