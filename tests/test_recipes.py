@@ -295,7 +295,7 @@ def test_the_study_of_moat_ends_on_the_multi_step_stage_wherever_that_is_the_las
 
 
 def test_the_l2_recipe_follows_the_robustness_library_in_what_it_says_and_claims_no_more():
-    recipe, text = find("cifar10_rn18_l2")(), entries()["cifar10_rn18_l2"].text
+    recipe, text = find("cifar10_rn18_l2")(), " ".join(entries()["cifar10_rn18_l2"].text.split())
     assert recipe.method.attack == PGD(L2(0.5), steps=7, start=Near(0.0))
     assert recipe.augment == (Crop(4, "constant"), Flip(), Jitter(0.25, 0.25, 0.25, p=1.0))
     assert "not with all of its defaults" in text
