@@ -11,7 +11,7 @@ from .errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class WholeBatch:
-    """The same loss, which serves the whole batch only: what it says of an image depends on the images beside it.
+    """A loss that serves the whole batch only, since its value for an image depends on the images beside it.
 
     Raises `UserError` when it is asked for some of the rows. `layer` says in words what looks at the batch.
     """

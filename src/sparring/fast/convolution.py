@@ -37,8 +37,9 @@ def worth(least: int) -> Generator[None]:
 def unsafe_in_channels_last(model: nn.Module) -> bool:
     """Whether a convolution is of a kind that torch computes wrongly, or dies of, in channels-last order on the CPU.
 
-    Of 30,000 geometries drawn by chance (torch 2.13, oneDNN 3.12), all that failed had unequal strides, or strides and
-    dilation at once: numbers from uninitialised memory for the first, segmentation faults for both.
+    In float32, of 6,000 geometries for the fused convolution and 4,000 for the ordinary one, drawn by chance (torch
+    2.13, oneDNN 3.12), all 20 that failed had unequal strides, or strides and dilation at once: two gave numbers from
+    uninitialised memory, the others ended the process.
     """
     convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
     return any(
