@@ -11,7 +11,24 @@ from conftest import toy_data
 from test_run import bits, stop_at
 from torch import nn
 
-from sparring import PGD, Batch, Benign, Context, Lens, Linf, Method, Progress, State, Sum, UserError, fit, train_step
+from sparring import (
+    ACL,
+    PGD,
+    Batch,
+    Benign,
+    Context,
+    Lens,
+    Linf,
+    Method,
+    Progress,
+    Restarts,
+    RoCL,
+    State,
+    Sum,
+    UserError,
+    fit,
+    train_step,
+)
 from sparring.cli import run as shell
 from sparring.contrast import info_nce
 from sparring.core import Classifier, Encoder, pixels
@@ -21,7 +38,8 @@ from sparring.engine import Loop
 from sparring.fast import Fast, Plain
 from sparring.hooks import Interrupted
 from sparring.models import KNN, amdim, refill, represented
-from sparring.objectives.contrastive import Contrastive, InfoNCE, Multiscale, NTXent
+from sparring.models.encoders import AMDIM
+from sparring.objectives.contrastive import Contrastive, InfoNCE, Multiscale, NTXent, projected
 from sparring.objectives.cross_entropy import CrossEntropy
 from sparring.objectives.instances import InstanceDiscrimination
 from sparring.passes import cost
@@ -29,7 +47,7 @@ from sparring.plain import Build
 from sparring.randomness import make_rng, seed_of_step
 from sparring.recipe import Evaluation
 from sparring.recipes import find
-from sparring.recipes.selfsup import digits_amdim, digits_amdim_sat
+from sparring.recipes.selfsup import cifar10_amdim_sat_released, digits_amdim, digits_amdim_sat, fashion_npid
 from sparring.testing import check_objective
 from sparring.trained import evaluate_run, load_model
 from sparring.updates import Descend
@@ -379,6 +397,119 @@ def test_recipes_for_clothes_take_a_step(name):
     assert any(not torch.equal(a, b) for a, b in zip(before, model.body.parameters(), strict=True))
 
 
+# -- two views, one or both of them attacked
+
+
+def two_views(model, data):
+    rows = torch.tensor([0, 4, 8, 11])
+    x = pixels(data.x[rows])
+    both = torch.cat([x, (x + 0.1).clamp(0, 1)])
+    batch = Batch(both, data.y[rows].repeat(2), rows.repeat(2))
+    return Context(Lens(model), batch, nn.Module(), Progress(0, 10, 2))
+
+
+def contrast(a, b, others, temperature=0.5):
+    """By loops: an image `a` `[P]` with its own `b` among it and `others`."""
+    score = lambda u, v: float(F.cosine_similarity(u, v, 0)) / temperature  # noqa: E731
+    return -np.log(np.exp(score(a, b)) / (np.exp(score(a, b)) + sum(np.exp(score(a, o)) for o in others)))
+
+
+def summed_contrasts(*views):
+    """Of all views of all images, each with the other views of its image among all that is in the batch; a mean."""
+    total = 0.0
+    for v, view in enumerate(views):
+        for i, z in enumerate(view):
+            for w in set(range(len(views))) - {v}:
+                keys = [(u, j) for u in range(len(views)) for j in range(len(view)) if (u, j) not in ((v, i), (w, i))]
+                total += contrast(z, views[w][i], [views[u][j] for u, j in keys])
+    return total / (len(views) * len(views[0]))
+
+
+def test_rocl_moves_the_first_view_from_the_second_and_contrasts_three():
+    model, data = world(projects=True)
+    ctx = two_views(model.eval(), data)
+    x, objective = ctx.batch.x, RoCL()
+    raised = objective.inner(ctx)
+    z = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(raised(z).value.sum(), z)
+    assert bool((grad[:4] != 0).any()) and not bool(grad[4:].any()), "the second view is where the first is moved from"
+    moved = PGD(BALL, steps=5)(raised, x, make_rng(0))
+    with torch.no_grad():
+        read = lambda images: projected(ctx.lens.parts(images))  # noqa: E731
+        first, second, attacked = read(x[:4]), read(x[4:]), read(moved[:4])
+        assert summed_contrasts(attacked, second) > summed_contrasts(first, second) + 0.01
+        terms = objective.outer(ctx, moved)
+    assert float(terms["three_views"]) == pytest.approx(summed_contrasts(first, second, attacked), rel=1e-5)
+    assert float(terms["attacked_view"]) == pytest.approx(summed_contrasts(attacked, second) / 256, rel=1e-5)
+
+
+def test_acl_moves_both_views_at_once_and_lowers_the_mean_of_two_contrasts():
+    model, data = world(projects=True)
+    ctx = two_views(model.eval(), data)
+    x, objective = ctx.batch.x, ACL()
+    raised = objective.inner(ctx)
+    z = x.clone().requires_grad_()
+    (here,) = torch.autograd.grad(raised(z).value.sum(), z)
+    other = torch.cat([x[:4], x[4:].flip(0)])
+    w = other.clone().requires_grad_()
+    (there,) = torch.autograd.grad(raised(w).value.sum(), w)
+    assert bool(here[:4].any()) and bool(here[4:].any())
+    assert not torch.allclose(here[:4], there[:4]), "it depends on where the second view is, which moves"
+    moved = PGD(BALL, steps=5)(raised, x, make_rng(0))
+    with torch.no_grad():
+        parts = {name: projected(ctx.lens.parts(images)) for name, images in (("views", x), ("attacked_views", moved))}
+        terms = objective.outer(ctx, moved)
+    wanted = {name: summed_contrasts(p[:4], p[4:]) / 2 for name, p in parts.items()}
+    assert {name: float(term) for name, term in terms.items()} == pytest.approx(wanted, rel=1e-5)
+    assert wanted["attacked_views"] > wanted["views"] + 0.01
+
+
+@pytest.mark.parametrize("objective", [RoCL(), ACL()])
+def test_a_joint_contrast_wants_two_views_and_the_whole_batch(objective):
+    model, data = world(projects=True)
+    with pytest.raises(UserError, match="--views 2"):
+        objective.inner(context(objective, model, data, torch.arange(4)))
+    ctx = two_views(model, data)
+    raised = objective.inner(ctx)
+    with pytest.raises(UserError, match="told from each other: use an attack on whole batches"):
+        Restarts(SHORT, 2)(raised, ctx.batch.x, make_rng(0))
+    with pytest.raises(UserError, match="temperature"):
+        replace(objective, temperature=0.0)
+
+
+# -- the nets and the run of the papers
+
+
+def test_the_published_encoder_has_its_layers_for_32_and_64_pixels():
+    """977,920 numbers, as the released code has with width 32, 160 numbers and batch norm (compared by hand, to the
+    bit)."""
+    encoder = AMDIM((3, 32, 32), 32, 160, 3, published=True)
+    assert sum(p.numel() for p in encoder.parameters()) == 977_920
+    assert encoder.stem[0].bias is not None and isinstance(encoder.stem[1], nn.ReLU)
+    assert encoder.heads[0].shortcut.bias is not None
+    assert torch.equal(encoder.heads[0].shortcut.weight[:128, :, 0, 0].diagonal(), torch.ones(128))
+    large = AMDIM((3, 64, 64), 4, 40, 2, published=True)
+    parts = large(torch.rand(2, 3, 64, 64, generator=make_rng(0)), parts=True)
+    assert [tuple(part.shape[1:]) for part in parts] == [(40,), (40, 5, 5), (40, 7, 7)]
+    assert isinstance(large.stem[2], nn.Sequential), "no unit between the first convolution and the first block"
+
+
+def test_npid_reads_the_vector_that_it_contrasts():
+    model = fashion_npid(width=4).model(num_classes=10, shape=(1, 28, 28), normalize=None).eval()
+    x = torch.rand(3, 1, 28, 28, generator=make_rng(0))
+    assert model.features(x).shape == (3, 128)
+    assert torch.equal(projected(Lens(model).parts(x)), model.features(x))
+
+
+@pytest.mark.parametrize(("eps", "steps"), [(2 / 255, 10), (4 / 255, 20), (1 / 255, 5)])
+def test_the_released_run_takes_steps_of_one_size_and_more_of_them_at_a_larger_eps(eps, steps):
+    recipe = cifar10_amdim_sat_released(eps)
+    measured = recipe.evaluation.adversaries["pgd-knn"].attack
+    for attack in (recipe.method.attack, measured):
+        assert (attack.threat.eps, attack.steps) == (eps, steps)
+        assert attack.step_size == pytest.approx(2 / 255 / 6)
+
+
 # -- the shell
 
 
@@ -450,6 +581,12 @@ def test_grey_takes_the_colour_of_its_share():
     assert 0.18 < float(colourless.float().mean()) < 0.33
     assert torch.allclose(out[colourless][:, :1], grey(x[colourless]))
     assert torch.equal(grey(x[:, :1]), x[:, :1])
+
+
+def test_a_crop_moves_its_share_of_the_images():
+    x = torch.rand(400, 1, 6, 6, generator=make_rng(0))
+    kept = (Crop(2, "reflect", p=0.8)(x, make_rng(1)) == x).flatten(1).all(1).float().mean()
+    assert 0.15 < float(kept) < 0.31, "a fifth, and those that are moved by nothing"
 
 
 def test_reflected_crops_and_jitter_run_on_grey_digits():

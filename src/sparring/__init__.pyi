@@ -79,6 +79,7 @@ from .models import KNN as KNN
 from .models import SmoothBackward as SmoothBackward
 from .models import refill as refill
 from .models import swap_activation as swap_activation
+from .objectives.acl import ACL as ACL
 from .objectives.added import Staged as Staged
 from .objectives.added import Sum as Sum
 from .objectives.added import Term as Term
@@ -93,6 +94,7 @@ from .objectives.instances import InstanceDiscrimination as InstanceDiscriminati
 from .objectives.mart import MART as MART
 from .objectives.mix_up import MixUp as MixUp
 from .objectives.pairing import LogitPairing as LogitPairing
+from .objectives.rocl import RoCL as RoCL
 from .objectives.statistics import Statistics as Statistics
 from .objectives.temporal_ensembling import TemporalEnsembling as TemporalEnsembling
 from .objectives.trades import TRADES as TRADES

@@ -39,16 +39,20 @@ def info_nce(a: Tensor, b: Tensor, temperature: float, both: bool = True) -> Ten
     return (there + F.cross_entropy(scores.T, own, reduction="none")) / 2 if both else there
 
 
-def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """The same in both directions with the other images of the own side among the others, `[B]`.
+def nt_xent(*views: Tensor, temperature: float) -> Tensor:
+    """The same in all directions with the other images of the own side among the others, `[B]` of views `[B, P]`.
 
-    The loss of SimCLR (https://arxiv.org/abs/2002.05709).
+    The loss of SimCLR (https://arxiv.org/abs/2002.05709). Of more than two views, the sum over the others of an image,
+    each of which is told from all that is in the batch.
     """
-    need_pairs(len(a))
-    z, count = F.normalize(torch.cat([a, b]), dim=1), len(a)
+    count = len(views[0])
+    need_pairs(count)
+    z = F.normalize(torch.cat(views), dim=1)
     scores = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
-    other = torch.arange(2 * count, device=a.device).roll(count)
-    return F.cross_entropy(scores, other, reduction="none").view(2, count).mean(0)
+    rows = torch.arange(len(z), device=z.device)
+    others = (rows.roll(shift * count) for shift in range(1, len(views)))
+    found = torch.stack([F.cross_entropy(scores, other, reduction="none") for other in others]).sum(0)
+    return found.view(len(views), count).mean(0)
 
 
 # -- feature maps at several scales

@@ -1,5 +1,6 @@
-"""Losses of models that look at all images of a batch together, as batch norm does in training mode."""
+"""Losses that look at all images of a batch together, as batch norm does in training mode, or a joint contrast."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -13,20 +14,19 @@ from .errors import UserError
 class WholeBatch:
     """A loss that serves the whole batch only, since its value for an image depends on the images beside it.
 
-    Raises `UserError` when it is asked for some of the rows. `layer` says in words what looks at the batch.
+    Raises `UserError` when it is asked for some of the rows. `why` ends the sentence "takes some rows out of a batch".
     """
 
-    loss: PointLoss
-    layer: str
+    loss: Callable[[Tensor], Probe]
+    why: str
 
     def __call__(self, x: Tensor) -> Probe:
         return self.loss(x)
 
     def __getitem__(self, rows: Tensor) -> PointLoss:
         raise UserError(
-            f"this attack takes some rows out of a batch of which {self.layer} takes its mean and variance, which "
-            "would be those of ever fewer images: leave inner_view at eval_mode, or use an attack on whole batches "
-            "(PGD, with patience or without)"
+            f"this attack takes some rows out of a batch {self.why}use an attack on whole batches (PGD, with patience "
+            "or without)"
         )
 
 
@@ -41,4 +41,10 @@ def by_batch(model: nn.Module) -> str | None:
 def served(loss: PointLoss, model: nn.Module) -> PointLoss:
     """`loss`, as a loss of the whole batch if batch norm of `model` goes by the batch."""
     layer = by_batch(model)
-    return loss if layer is None else WholeBatch(loss, layer)
+    if layer is None:
+        return loss
+    why = (
+        f"of which {layer} takes its mean and variance, which would be those of ever fewer images: leave inner_view at "
+        "eval_mode, or "
+    )
+    return WholeBatch(loss, why)

@@ -18,15 +18,19 @@ class Augment(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """A random window of the original size out of the image with `padding` pixels on each side."""
+    """A random window of the original size out of the image with `padding` pixels on each side; of a share `p`."""
 
     padding: int = 4
     mode: Literal["constant", "reflect"] = "constant"
+    p: float = 1.0
 
     def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
         n, _, height, width = x.shape
         wide = F.pad(x, [self.padding] * 4, mode=self.mode)
         corner = torch.randint(2 * self.padding + 1, (2, n, 1), generator=rng, device=x.device)
+        if self.p < 1:
+            moved = torch.rand(n, 1, generator=rng, device=x.device) < self.p
+            corner = torch.where(moved, corner, self.padding)
         rows = corner[0] + torch.arange(height, device=x.device)
         columns = corner[1] + torch.arange(width, device=x.device)
         image = torch.arange(n, device=x.device)[:, None, None]

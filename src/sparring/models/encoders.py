@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,18 +50,25 @@ def represented(
     vote: Vote = "uniform",
     width: float | None = None,
     activation: str = "relu",
+    read: Literal["features", "projection"] = "features",
 ) -> Classifier:
     """The body of one of our classifiers by name, with a projection, read by nearest neighbours.
 
     small_cnn (with batch norm), resnet18, preact_resnet18 or wide_resnet, of the `width` of the function of that name.
+    If neighbours `read` the projection, it is linear, and all that the model gives, as in
+    https://arxiv.org/abs/1805.01978.
     """
+    need_one_of("read", read, ("features", "projection"))
     if body not in _BODIES:
         raise UserError(f"no body {body!r}: {nearest(body, _BODIES)}")
     wide: dict[str, Any] = {} if width is None else {"width": int(width) if float(width).is_integer() else width}
     made = _BODIES[body](num_classes, shape, None, activation=activation, **wide)
     head = made.head
     assert isinstance(head, nn.Linear)
-    return Classifier(Projected(made.body, head.in_features, projection), KNN(num_classes, k, vote), normalize)
+    features = head.in_features
+    projected = nn.Sequential(made.body, nn.Linear(features, projection))
+    encoder = projected if read == "projection" else Projected(made.body, features, projection)
+    return Classifier(encoder, KNN(num_classes, k, vote), normalize)
 
 
 class _Residual(nn.Module):
@@ -94,39 +102,84 @@ def _block(inner: int, outer: int, size: int, stride: int, depth: int, activatio
     return nn.Sequential(first, *(_Residual(outer, outer, activation=activation) for _ in range(depth - 1)))
 
 
+class _Reading(nn.Module):
+    """How the published encoder reads a map: a residual branch beside a biased 1x1 convolution, and a norm over both.
+
+    The shortcut begins as the identity with some noise, where there are as many channels as in the input or more.
+    """
+
+    def __init__(self, inner: int, outer: int, activation: str = "relu") -> None:
+        super().__init__()
+        self.inside = nn.Sequential(
+            nn.Conv2d(inner, outer, 1, bias=False),
+            nn.BatchNorm2d(outer),
+            act(activation),
+            nn.Conv2d(outer, outer, 1, bias=False),
+        )
+        nn.init.zeros_(self.inside[3].weight)  # type: ignore[arg-type]
+        self.shortcut = nn.Conv2d(inner, outer, 1)
+        self.norm = nn.BatchNorm2d(outer)
+        if outer >= inner:
+            nn.init.uniform_(self.shortcut.weight, -0.01, 0.01)
+            with torch.no_grad():
+                self.shortcut.weight[range(inner), range(inner)] = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.inside(x) + self.shortcut(x))
+        return out
+
+
 class AMDIM(Encoder):
     """The encoder of Augmented Multiscale Deep InfoMax (https://arxiv.org/abs/1906.00910) for small images.
 
-    Without padding, so that a place of a map sees a part of the image only. For 32 pixels maps of 7x7 and 5x5 places
-    and one vector, as published; for 28 pixels the same maps, with padding in the first convolution and 2x2 windows;
-    for 8 pixels 5x5, 3x3 and a vector. Parts are the vector `[B, dim]`, the coarse and the fine map `[B, dim, h, w]`.
+    Without padding, so that a place of a map sees a part of the image only. For 64 and 32 pixels maps of 7x7 and 5x5
+    places and one vector, as published; for 28 pixels the same maps, with padding in the first convolution and 2x2
+    windows; for 8 pixels 5x5, 3x3 and a vector. Parts are the vector `[B, dim]`, the coarse and the fine map
+    `[B, dim, h, w]`.
+
+    `published` layers are those of the released code with batch norm. Without it the first convolution has batch norm
+    and no bias, the block that gives the vector has `depth` units instead of one, and maps are read by a residual unit,
+    whose shortcut has no weights. The released code wants `dim` of at least the channels before; fewer are ours.
     """
 
-    def __init__(self, shape: tuple[int, int, int], width: int, dim: int, depth: int, activation: str = "relu") -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        width: int,
+        dim: int,
+        depth: int,
+        activation: str = "relu",
+        published: bool = False,
+    ) -> None:
         super().__init__()
         channels, n = shape[0], width
         if shape[1:] not in _STEMS:
             known = ", ".join(f"{h}x{w}" for h, w in _STEMS)
             raise UserError(f"the AMDIM encoder is made for images of {known} pixels, not {shape[1]}x{shape[2]}")
-        pad, windows, deeper = _STEMS[shape[1:]]
+        pad, unit, windows, deeper = _STEMS[shape[1:]]
 
-        def block(inner: int, outer: int, size: int, stride: int = 1) -> nn.Sequential:
+        def block(inner: int, outer: int, size: int, stride: int = 1, depth: int = depth) -> nn.Sequential:
             return _block(inner, outer, size, stride, depth, activation)
 
+        def reading() -> nn.Module:
+            if published:
+                return _Reading(wide, dim, activation)
+            return nn.Sequential(_Residual(wide, dim, activation=activation), nn.BatchNorm2d(dim))
+
         self.stem = nn.Sequential(
-            nn.Conv2d(channels, n, 3, padding=pad, bias=False),
-            nn.BatchNorm2d(n),
+            nn.Conv2d(channels, n, 3, padding=pad, bias=published),
+            *(() if published else (nn.BatchNorm2d(n),)),
             act(activation),
-            _Residual(n, n, activation=activation),
+            *((_Residual(n, n, activation=activation),) if unit else ()),
             *(block(n * 2**i, n * 2 ** (i + 1), size, step) for i, (size, step) in enumerate(windows)),
         )
         wide = n * 2 ** len(windows)
         middle = (block(wide, wide, 3) for _ in range(deeper))
         self.fine = nn.Sequential(nn.BatchNorm2d(wide))
         self.coarse = block(wide, wide, 3)
-        self.whole = nn.Sequential(*middle, block(wide, dim, 3), nn.BatchNorm2d(dim))
-        heads = (nn.Sequential(_Residual(wide, dim, activation=activation), nn.BatchNorm2d(dim)) for _ in range(2))
-        self.heads = nn.ModuleList(heads)
+        last = block(wide, dim, 3, depth=1 if published else depth)
+        self.whole = nn.Sequential(*middle, last, nn.BatchNorm2d(dim))
+        self.heads = nn.ModuleList(reading() for _ in range(2))
 
     def forward(self, x: Tensor, parts: bool = False) -> Tensor | tuple[Tensor, ...]:
         fine = self.fine(self.stem(x))
@@ -135,13 +188,14 @@ class AMDIM(Encoder):
         return (whole, self.heads[0](coarse), self.heads[1](fine)) if parts else whole
 
 
-_STEMS: dict[tuple[int, ...], tuple[int, tuple[tuple[int, int], ...], int]] = {
-    (32, 32): (0, ((4, 2), (2, 2)), 1),
-    (28, 28): (1, ((2, 2), (2, 2)), 1),
-    (8, 8): (0, ((2, 1),), 0),
+_STEMS: dict[tuple[int, ...], tuple[int, bool, tuple[tuple[int, int], ...], int]] = {
+    (64, 64): (0, False, ((4, 2), (4, 2), (2, 2)), 1),
+    (32, 32): (0, True, ((4, 2), (2, 2)), 1),
+    (28, 28): (1, True, ((2, 2), (2, 2)), 1),
+    (8, 8): (0, True, ((2, 1),), 0),
 }
-"""By the size of images: padding of the first convolution, size and stride of the blocks before the fine map, and how
-many more blocks there are between the coarse map and the vector."""
+"""By the size of images: padding of the first convolution, whether a residual unit follows it, size and stride of the
+blocks before the fine map, and how many more blocks there are between the coarse map and the vector."""
 
 
 def amdim(
@@ -155,12 +209,14 @@ def amdim(
     vote: Vote = "uniform",
     read: Literal["neighbours", "linear"] = "neighbours",
     activation: str = "relu",
+    published: bool = False,
 ) -> Classifier:
     """The AMDIM encoder, read by nearest neighbours; the defaults are those of https://arxiv.org/abs/1911.06470.
 
-    Images have 32, 28 or 8 pixels a side. `width` is of the first convolution, `dim` of the representation, `depth`
-    the number of residual units in a block. Read by a `linear` layer, it is trained with labels.
+    Images have 64, 32, 28 or 8 pixels a side. `width` is of the first convolution, `dim` of the representation, `depth`
+    the number of residual units in a block; with `published`, layer for layer the released encoder (`AMDIM`). Read by
+    a `linear` layer, it is trained with labels.
     """
     need_one_of("read", read, ("neighbours", "linear"))
     head = KNN(num_classes, k, vote) if read == "neighbours" else nn.Linear(dim, num_classes)
-    return Classifier(AMDIM(shape, width, dim, depth, activation), head, normalize)
+    return Classifier(AMDIM(shape, width, dim, depth, activation, published), head, normalize)

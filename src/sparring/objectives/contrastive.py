@@ -37,7 +37,7 @@ class InfoNCE:
     both: bool = True
 
     def __post_init__(self) -> None:
-        _need_temperature(self.temperature)
+        need_temperature(self.temperature)
 
     def pairs(self, a: Parts, b: Parts, chance: int) -> Tensor:
         del chance
@@ -55,11 +55,11 @@ class NTXent:
     temperature: float = 0.5
 
     def __post_init__(self) -> None:
-        _need_temperature(self.temperature)
+        need_temperature(self.temperature)
 
     def pairs(self, a: Parts, b: Parts, chance: int) -> Tensor:
         del chance
-        return nt_xent(projected(a), projected(b), self.temperature)
+        return nt_xent(projected(a), projected(b), temperature=self.temperature)
 
     def point(self, lens: Lens, known: Parts, own: Tensor, chance: int) -> PointLoss:
         return InfoNCE(self.temperature).point(lens, known, own, chance)
@@ -103,12 +103,16 @@ def projected(parts: Parts) -> Tensor:
     return parts[-1] if parts[-1].ndim == 2 else parts[0]
 
 
-def _need_temperature(value: float) -> None:
+JOINT = "whose images are told from each other: "
+"""Why an attack may not take rows out of a batch, where the contrast of all that are attacked is raised at once."""
+
+
+def need_temperature(value: float) -> None:
     if not value > 0:
         raise UserError(f"temperature = {value:g} is not above 0")
 
 
-Between = Literal["adversarial", "views", "adversarial views"]
+Between = Literal["adversarial", "views"]
 Raised = Literal["contrast", "distance", "cosine", "vote", "guides"]
 Labels = Literal["none", "bank", "all"]
 
@@ -118,8 +122,8 @@ class Contrastive(Objective):
     """Two looks at an image are drawn together and away from other images; it needs no label.
 
     `between`: a clean image and its `adversarial` one, which is self-supervised adversarial training
-    (https://arxiv.org/abs/1911.06470); two augmented `views` (`views=2` of the recipe), which is pre-training with the
-    attack `Benign()`; or the `adversarial views`, both attacked (https://arxiv.org/abs/2010.13337).
+    (https://arxiv.org/abs/1911.06470); or two augmented `views` (`views=2` of the recipe), which is pre-training with
+    the attack `Benign()`.
 
     The attack raises the `contrast` of an image with its clean self (of two views, with the first), or the squared
     `distance` or the `cosine` distance of its features from there; these need a random start. By labels, it raises the
@@ -197,17 +201,13 @@ class Contrastive(Objective):
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         lens, x, chance = ctx.lens, ctx.batch.x, seed_of_step(ctx.progress.step)
+        if self.between == "views":
+            need_two_views(ctx.batch)
+            return {"views": self.loss.pairs(*halves(lens.parts(x)), chance).mean()}
         views = ctx.batch.views
-        if self.between != "adversarial":
-            if views == 1:
-                raise UserError(
-                    "two views are contrasted, and each image is in the batch once: set views = 2 (--views 2)"
-                )
-            a, b = _halves(lens.parts(x if self.between == "views" else x_adv))
-            return {self.between.replace(" ", "_"): self.loss.pairs(a, b, chance).mean()}
         # two views of an image are no others to each other: each side by itself
         clean, moved = lens.parts(x), lens.parts(x_adv)
-        pairs = zip(_halves(clean), _halves(moved), strict=True) if views == 2 else [(clean, moved)]
+        pairs = zip(halves(clean), halves(moved), strict=True) if views == 2 else [(clean, moved)]
         if self.only_fooled:
             if views == 2:
                 raise UserError("who is fooled is kept of images that are in the batch once: set views = 1 (--views 1)")
@@ -238,6 +238,12 @@ class _Known(nn.Module):
         self.data = data
 
 
-def _halves(parts: Parts) -> tuple[Parts, Parts]:
+def need_two_views(batch: Batch) -> None:
+    if batch.views == 1:
+        raise UserError("two views are contrasted, and each image is in the batch once: set views = 2 (--views 2)")
+
+
+def halves(parts: Parts) -> tuple[Parts, Parts]:
+    """Those of the two views of a batch."""
     half = len(parts[0]) // 2
     return tuple(part[:half] for part in parts), tuple(part[half:] for part in parts)

@@ -6,7 +6,7 @@ from ..attacks import PGD, Benign
 from ..core import Objective
 from ..data import Augment
 from ..engine import Method
-from ..evaluate import WhiteBox, WorstOnNeighbours
+from ..evaluate import OnGuides, WhiteBox, WorstOnNeighbours
 from ..objectives.contrastive import Contrast, Contrastive, InfoNCE, Labels, Raised
 from ..optimizers import Adam
 from ..recipe import Evaluation, Recipe
@@ -15,11 +15,19 @@ from ..threats import Linf
 from ._common import select_by_pgd
 
 
-def worst_on_neighbours(threat: Linf, examples: int | None = None, steps: int = 50, restarts: int = 5) -> Evaluation:
-    """PGD-20, and several attacks on nearest neighbours in turn, of which the worst case of an image counts."""
+def as_released(threat: Linf, unit: float) -> PGD:
+    """Ten steps of a sixth of eps where eps is `unit`, and more of the same size where it is larger: 20 at twice."""
+    return PGD(threat, max(1, round(10 * threat.eps / unit)), unit / 6)
+
+
+def worst_on_neighbours(
+    threat: Linf, unit: float | None = None, examples: int | None = None, steps: int = 50, restarts: int = 5
+) -> Evaluation:
+    """PGD-20; PGD-kNN as the paper evaluates; several attacks on neighbours in turn, of which the worst case counts."""
     return Evaluation(
         {
             "pgd-20": WhiteBox(PGD(threat, 20, threat.eps / 4, patience=0)),
+            "pgd-knn": OnGuides(as_released(threat, unit or threat.eps)),
             "worst": WorstOnNeighbours(threat, steps, restarts),
         },
         examples,

@@ -68,8 +68,9 @@ def imagenet_resnet_smooth(
 
     The paper's recipe (its Figure, decoded: 69.7 % clean and 42.3 % under PGD-200 with SiLU, 68.8 and 33.0 with ReLU):
     one step of eps from a random start, crafted in inference mode, SGD with momentum 0.9, batch 256, rate 0.1 divided
-    by 10 at epochs 30, 60 and 90, weight decay 1e-4 on matrices only. Larger batches want the rate x batch / 256 and
-    `WarmUp`. Scaled by `--depth` (50, 101, 152), `--model.groups 32 --model.group-width 4` and `--data.size`.
+    by 10 at epochs 30, 60 and 90, weight decay 1e-4 on matrices only. Larger batches want the rate x batch / 256,
+    warmed up from 0.1 (`WarmUp(.., start=0.1)`). Scaled by `--depth` (50, 101, 152), `--model.groups 32
+    --model.group-width 4` and `--data.size`.
 
     What the released code has and the paper does not is off: label smoothing (`--method.objective.label-smoothing
     0.1`), clean starts of a fifth of the batches (`--method.attack.start.clean 0.2`) and `--optimizer.nesterov`.

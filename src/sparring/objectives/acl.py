@@ -1,0 +1,40 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..contrast import nt_xent
+from ..core import Context, Objective, PointLoss, Probe, Terms
+from ..whole import WholeBatch
+from .contrastive import JOINT, need_temperature, need_two_views, projected
+
+
+@dataclass(frozen=True, slots=True)
+class ACL(Objective):
+    """Adversarial contrastive learning, dual stream (https://arxiv.org/abs/2010.13337), without labels.
+
+    The attack raises NT-Xent of the two views, both moved at once. Lowered is the mean of NT-Xent of the clean views
+    and of the attacked ones. Batches hold two views (`views=2` of the recipe).
+
+    In the released code clean and attacked views have weights and statistics of batch norm of their own; here they
+    share them, and each stream has its own forward pass. Raises `UserError` for batches of one view, and attacks that
+    take rows out of a batch.
+    """
+
+    temperature: float = 0.5
+
+    def __post_init__(self) -> None:
+        need_temperature(self.temperature)
+
+    def inner(self, ctx: Context) -> PointLoss:
+        need_two_views(ctx.batch)
+        return WholeBatch(lambda x: Probe(self._both(ctx, x)), JOINT)
+
+    def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
+        need_two_views(ctx.batch)
+        streams = {"views": ctx.batch.x, "attacked_views": x_adv}
+        return {name: self._both(ctx, x).mean() for name, x in streams.items()}
+
+    def _both(self, ctx: Context, x: Tensor) -> Tensor:
+        """Half of NT-Xent of the two views of an image, for each of them, `[B]`."""
+        a, b = projected(ctx.lens.parts(x)).chunk(2)
+        return nt_xent(a, b, temperature=self.temperature).repeat(2) / 2
