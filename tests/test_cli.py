@@ -69,7 +69,7 @@ def test_show_prints_a_recipe_in_full(capsys):
     assert "depth=34" in out
     assert "53.08 %" in out
     assert run(["show", "quickstart", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["$"] == "recipe:Recipe"
+    assert json.loads(capsys.readouterr().out)["$"] == "Recipe"
 
 
 # -- mistakes

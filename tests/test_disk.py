@@ -33,7 +33,7 @@ from sparring.plain import Build, from_plain, to_plain
 from sparring.recipe import Evaluation, recipe_from_plain
 from sparring.recipes import entries, find
 from sparring.trained import evaluate_models, evaluate_run
-from sparring.vocabulary import CALLS, NAMES, VALUES
+from sparring.vocabulary import CALLS, FORMAT, NAMES, VALUES
 from sparring.writing import replacing, write_bytes
 
 PRECIOUS = b"years of work"
@@ -224,6 +224,32 @@ def test_the_vocabulary_names_what_there_is():
             module = importlib.import_module(f"sparring.{room}")
             for name in names:
                 assert getattr(module, name).__module__ == module.__name__, f"{room}:{name}"
+        names = [name for listed in known.values() for name in listed]
+        assert len(names) == len(set(names)), "a name on disk stands alone"
+
+
+def test_a_file_names_no_module_so_that_a_class_may_move():
+    text = json.dumps([find(name)().plain() for name in entries()])
+    assert '"$": "PGD"' in text and '"$call": "small_cnn"' in text and '"$name": "eval_mode"' in text
+    assert not re.search(r'"\$\w*": "[^"]*[.:]', text)
+
+
+@pytest.mark.parametrize(
+    ("number", "reader"),
+    [(None, r"sparring 0\.1 wrote and reads it"), (1, "wrote and reads"), (99, "a later sparring")],
+)
+def test_a_recipe_of_another_format_says_which_version_reads_it(number, reader, tmp_path):
+    plain = {**find("quickstart")().plain(), "format": number}
+    if number is None:
+        del plain["format"]
+        plain["$"] = "recipe:Recipe"
+    with pytest.raises(UserError, match=rf"of format \d+, and this version reads format {FORMAT}: {reader}"):
+        recipe_from_plain(plain)
+    run = RunFolder(tmp_path)
+    run.begin(plain)
+    assert not run.foreign(), "it is a run, which --overwrite may replace"
+    with pytest.raises(UserError, match="this version reads format"):
+        load_model(tmp_path)
 
 
 NO_RECIPE = {
@@ -294,7 +320,7 @@ def changed(plain, path, value):
         ("method.attack.steps", "3", r"recipe\.method\.attack\.steps is '3', wanted is int"),
         ("lr", None, r"recipe\.lr is None"),
         ("augment", [1], r"recipe\.augment\[0\] is 1"),
-        ("selection", {"$": "optimizers:SGD"}, r"recipe\.selection is SGD"),
+        ("selection", {"$": "SGD"}, r"recipe\.selection is SGD"),
         ("evaluation.adversaries", [], r"recipe\.evaluation\.adversaries is \(\)"),
         ("seed", -1, r"seed = -1 is no whole number from 0 to"),
         ("seed", 2**63, "seed = "),

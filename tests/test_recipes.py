@@ -195,12 +195,12 @@ def test_a_builder_that_takes_whatever_it_is_given_is_given_the_statistics():
         {"$call": "os:system", "command": "true"},
         {"$": "..os:path"},
         {"$": "plain:importlib"},
-        {"$name": "attacks.gradient:torch"},
-        {"$": "views:__import__('os')"},
-        {"$": "attacks:PGD"},  # only a guest there; its home is attacks.gradient
+        {"$name": "torch"},
+        {"$": "__import__('os')"},
+        {"$": "attacks.gradient:PGD"},  # as before format 2
         {"$": "recipe"},
         {"$": 7},
-        {"$call": "attacks.gradient:PGD"},  # a class is no function to call later
+        {"$call": "PGD"},  # a class is no function to call later
     ],
 )
 def test_a_recipe_file_cannot_name_what_is_not_ours(plain):

@@ -71,7 +71,7 @@ def test_flags_are_read_as_they_were_written(tmp_path):
 
 def test_only_the_files_of_a_run_are_cleared(tmp_path):
     run = RunFolder(tmp_path)
-    run.begin({"$": "recipe:Recipe"})
+    run.begin({"$": "Recipe"})
     run.set_status({})
     mine = {"notes.txt", "poster.png", "rice2020.safetensors", "other.json"}
     for name in (*mine, "learning-curve.png", ".learning-curve.writing.png", "best.safetensors"):

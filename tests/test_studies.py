@@ -329,7 +329,7 @@ def test_every_study_can_be_made_at_every_scale(name, scale):
     assert study.seeds >= (1 if scale == "smoke" else 3)
     assert {*study.apart} <= {*study.arms[0].recipe.evaluation.adversaries}
     for arm in study.arms:
-        assert arm.recipe.plain()["$"] == "recipe:Recipe"
+        assert arm.recipe.plain()["$"] == "Recipe"
 
 
 def test_an_unknown_study_or_scale_is_refused():

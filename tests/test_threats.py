@@ -6,8 +6,8 @@ import torch
 from scipy.optimize import minimize
 
 from sparring import L1, L2, Linf, UserError, make_rng
+from sparring.numbers import parse_number
 from sparring.testing import check_threat
-from sparring.threats import number
 
 THREATS = [Linf(0.1), Linf("8/255"), L2(0.5), L2(3), L1(2.0), L1(12.0, share=0.0), L1(5, share=1.0)]
 
@@ -20,7 +20,7 @@ def test_every_threat_keeps_its_contract(threat):
 def test_eps_is_a_number_or_a_fraction_in_a_string():
     assert Linf("8/255") == Linf(8 / 255)
     assert L2("0.5").eps == 0.5
-    assert number(" 1/4 ") == 0.25
+    assert parse_number(" 1/4 ") == 0.25
 
 
 @pytest.mark.parametrize("eps", [0, -0.1, math.nan, math.inf, "eight", "8/0", "", None])

@@ -1,4 +1,3 @@
-from .analysis import Remember as Remember
 from .attacks import APGD as APGD
 from .attacks import CWL2 as CWL2
 from .attacks import DDN as DDN
@@ -57,6 +56,7 @@ from .evaluate import audit as audit
 from .evaluate import autoattack as autoattack
 from .evaluate import evaluate as evaluate
 from .evaluate import perturb as perturb
+from .example_history import Remember as Remember
 from .fast import Fast as Fast
 from .fast import Plain as Plain
 from .fast import tune_process as tune_process

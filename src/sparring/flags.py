@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import tyro
 
 from .errors import UserError
+from .numbers import parse_number
 from .plain import Build
-from .threats import number
 
 Options = TypeVar("Options")
 T = TypeVar("T")
@@ -22,7 +22,7 @@ T = TypeVar("T")
 _NUMBER = tyro.constructors.PrimitiveConstructorSpec(
     nargs=1,
     metavar="FLOAT",
-    instance_from_str=lambda args: number(args[0]),
+    instance_from_str=lambda args: parse_number(args[0]),
     is_instance=lambda value: isinstance(value, float | int),
     str_from_instance=lambda value: [f"{value:.6g}"],
 )

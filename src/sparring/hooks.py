@@ -11,15 +11,14 @@ from typing import Any
 
 from torch import nn
 
-from .analysis import Remember
 from .checkpoint import Checkpoints
-from .core import Data, Labelled, Progress, Search
+from .core import Attack, Data, Labelled, Progress, Search
 from .engine import State
 from .errors import UserError
 from .evaluate import WhiteBox, evaluate
+from .example_history import Remember
 from .guard import Health, Watch, plain
 from .models import knn_of, refill
-from .recipe import Recipe
 from .results import RunFolder
 
 LOG_EVERY = 10  # steps between two rows of metrics
@@ -64,7 +63,8 @@ class HeldOut:
     Without such a part each epoch counts as better than those before.
     """
 
-    recipe: Recipe
+    selection: Attack
+    seed: int
     data: Data | None
     search: Search
     latest: dict[str, float] = field(default_factory=dict)
@@ -77,8 +77,8 @@ class HeldOut:
         if self.data is None:
             self.improved, state.best = True, {"step": state.step}
             return
-        adversary = {"robust": WhiteBox(self.recipe.selection)}
-        found = evaluate(state.evaluated, self.data, adversary, seed=self.recipe.seed, search=self.search)
+        adversary = {"robust": WhiteBox(self.selection)}
+        found = evaluate(state.evaluated, self.data, adversary, seed=self.seed, search=self.search)
         self.latest = {name: accuracy.value for name, accuracy in found.table().items()}
         self.improved = _rank(self.latest) > _rank(state.best)
         if self.improved:
@@ -129,7 +129,7 @@ class Record:
     """Writes metrics and tells whoever shows them."""
 
     run: RunFolder
-    recipe: Recipe
+    batch_size: int
     show: Callable[[News], None]
     held_out: HeldOut
     board: Any
@@ -159,7 +159,7 @@ class Record:
     def _news(self, progress: Progress, held_out: Mapping[str, float] | None = None, best: bool = False) -> News:
         per_second = self.steps / max(1e-9, time.monotonic() - self.began)
         left = (progress.epochs * progress.steps_per_epoch - progress.step) / per_second if per_second else math.inf
-        return News(progress, self.terms, per_second * self.recipe.batch_size, left, held_out, best)
+        return News(progress, self.terms, per_second * self.batch_size, left, held_out, best)
 
 
 def gradient_norm(model: nn.Module) -> float:

@@ -1,8 +1,8 @@
 """Recipes on disk. A value is written as what it is: a class of ours and its fields, as plain JSON.
 
-`{"$": "attacks.gradient:PGD", "steps": 10, ..}` is a value, `{"$call": "models.resnet:resnet18", ..}` a call to be
-made later, `{"$name": "views:eval_mode"}` a function or class. Names of the vocabulary alone are written and read, and
-what is read has the types that its fields and options are annotated with.
+`{"$": "PGD", "steps": 10, ..}` is a value, `{"$call": "resnet18", ..}` a call to be made later, `{"$name":
+"eval_mode"}` a function or class. Names of the vocabulary alone are written and read, and what is read has the types
+that its fields and options are annotated with.
 """
 
 import dataclasses
@@ -123,20 +123,20 @@ def _hints(called: Any) -> dict[str, Any]:
 
 
 def _name(thing: Any, known: Mapping[str, tuple[str, ...]]) -> str:
-    package, _, room = getattr(thing, "__module__", "").partition(".")
-    if package != ROOT or thing.__qualname__ not in known.get(room, ()):
+    package, _, module = getattr(thing, "__module__", "").partition(".")
+    if package != ROOT or thing.__qualname__ not in known.get(module, ()):
         raise UserError(
-            f"{package}.{room}:{thing.__qualname__} is not of this package, or has no place in a recipe on disk: train "
-            "it in a loop of your own, with sparring.train_step"
+            f"{package}.{module}:{thing.__qualname__} is not of this package, or has no place in a recipe on disk: "
+            "train it in a loop of your own, with sparring.train_step"
         )
-    return f"{room}:{thing.__qualname__}"
+    return str(thing.__qualname__)
 
 
 def _find(name: object, known: Mapping[str, tuple[str, ...]]) -> Any:
-    room, _, attribute = str(name).partition(":")
-    if attribute not in known.get(room, ()):
-        raise UserError(f"{name!r} is no name of this package that a recipe may hold here")
-    return getattr(importlib.import_module(f"{ROOT}.{room}"), attribute)
+    for module, names in known.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{ROOT}.{module}"), str(name))
+    raise UserError(f"{name!r} is no name of this package that a recipe may hold here")
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -8,22 +8,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from .analysis import Remember
 from .averaging import EMA, SWA
 from .checkpoint import started
 from .core import Attack, Data, Labelled, Schedule, Update
 from .data import Alteration, Augment, Source, Training, altered, hold_out
-from .data.relabel import beside, named
 from .engine import Method
 from .errors import UserError, need_seed, need_whole
 from .evaluate import Adversary, Cascade, check_name
+from .example_history import Remember
 from .free import Free
 from .guard import Guard
 from .models import Normalize
 from .optimizers import SGD, Adam, AdamW
 from .plain import Build, check_types, from_plain, to_plain
+from .results import RunFolder
 from .schedules import Ramp
+from .scores import Memory
 from .updates import Descend, WeightPerturbed
+from .vocabulary import FORMAT, WRITTEN_BY
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,14 @@ class Recipe:
     def split(self, train: Labelled, folder: Path, device: torch.device) -> tuple[Training, Data | None]:
         """What is trained on in `folder`, and what is held out, if anything is, on the device."""
         rest, held = hold_out(train, self.held_out) if self.held_out else (train, None)
-        training = altered(rest.to(device), named(self.alter, folder, self.seed), self.seed)
+        training = altered(rest.to(device), self.alter, self.seed, lambda name: self._history(name, folder))
         return training, None if held is None else held.to(device)
+
+    def _history(self, name: str, folder: Path) -> Memory:
+        path = Path(beside(name, folder, self.seed))
+        if not path.is_dir():
+            raise UserError(f"there is no run {str(path)!r} to choose examples by, neither here nor beside this run")
+        return RunFolder(path).read_memory()
 
     @property
     def selected(self) -> str:
@@ -124,7 +132,14 @@ class Recipe:
         return f"best on {self.held_out:g} of the training images" if self.held_out else "last epoch, nothing held out"
 
     def plain(self) -> dict[str, Any]:
-        return to_plain(self)
+        return {"format": FORMAT, **to_plain(self)}
+
+
+def beside(name: str, folder: Path, seed: int) -> str:
+    """The folder of another run: a mere name is one beside `folder`, if there is; {seed} in it is filled in."""
+    name = name.replace("{seed}", str(seed))
+    near = folder.parent / name
+    return str(near) if Path(name).name == name and near.is_dir() else name
 
 
 _AS_FIELD = "give a value of that type, as the recipes of sparring.recipes.small do"
@@ -142,8 +157,15 @@ def _ramps(value: object) -> Iterator[Ramp]:
 
 
 def recipe_from_plain(plain: Mapping[str, Any]) -> Recipe:
-    """The recipe of a run folder or of a weights file. Raises `UserError` if it is none of ours."""
-    value = from_plain(dict(plain))
+    """The recipe of a run folder or of a weights file. Raises `UserError` if it is not ours, or of another format."""
+    values = dict(plain)
+    number = values.pop("format", 1 if str(values.get("$", "")).endswith(":Recipe") else FORMAT)
+    if number != FORMAT:
+        by = (
+            f"sparring {WRITTEN_BY[number]} wrote and reads it" if number in WRITTEN_BY else "a later sparring reads it"
+        )
+        raise UserError(f"this recipe is of format {number}, and this version reads format {FORMAT}: {by}")
+    value = from_plain(values)
     if not isinstance(value, Recipe):
         raise UserError(f"this is a {type(value).__name__}, not a recipe")
     return value

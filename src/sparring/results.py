@@ -105,7 +105,7 @@ class RunFolder:
         if not self.path.is_dir():
             return self.path.exists()
         if self._recipe.exists():
-            return read_json(self._recipe).get("$") != "recipe:Recipe"
+            return read_json(self._recipe).get("$") not in ("Recipe", "recipe:Recipe")
         return any(path.name != ".lock" and settled(path.name) == path.name for path in self.path.iterdir())
 
     def clearable(self) -> list[Path]:

@@ -94,8 +94,8 @@ def fit(
         best = _Best(run, recipe, train)
         best.settle(state)
         with stopping() as stop, board(state.step) as writer, _drawn(run):
-            held_out = HeldOut(recipe, held, search)
-            record = Record(run, recipe, show, held_out, writer)
+            held_out = HeldOut(recipe.selection, recipe.seed, held, search)
+            record = Record(run, recipe.batch_size, show, held_out, writer)
             save = Save(checkpoints, saving, stop, best.write)
             watch = _watch(recipe, train, search)
             guarding = () if watch is None else (Guarding(watch, run, checkpoints, held_out, say),)

@@ -13,18 +13,10 @@ from torch import Tensor
 
 from .core import Threat, each
 from .errors import UserError
+from .numbers import parse_number
 from .randomness import Rng, exponential, normal, uniform
 
 _TINY = 1e-12
-
-
-def number(value: float | str) -> float:
-    """A number as users write it: `0.1`, `"0.1"`, `"8/255"`. Raises `UserError` for anything else."""
-    try:
-        above, _, below = str(value).partition("/")
-        return float(above) / float(below or 1)
-    except (ValueError, ZeroDivisionError):
-        raise UserError(f"{value!r} is no number: write 0.1 or 8/255") from None
 
 
 class _Ball:
@@ -34,7 +26,7 @@ class _Ball:
     eps: float
 
     def __post_init__(self) -> None:
-        eps = number(self.eps)
+        eps = parse_number(self.eps)
         if not (0 < eps < math.inf):
             raise UserError(f"eps = {eps:g} is not in (0, {self._range()}]; for no attack at all use Benign()")
         object.__setattr__(self, "eps", eps)
@@ -227,7 +219,7 @@ def threat(text: str) -> Linf | L2 | L1:
     name, found, eps = text.partition(":")
     if name.lower() not in kinds or not found:
         raise UserError(f"{text!r} is no threat: write linf:8/255, l2:0.5 or l1:12")
-    return kinds[name.lower()](number(eps))
+    return kinds[name.lower()](parse_number(eps))
 
 
 def need_threat(value: object) -> None:

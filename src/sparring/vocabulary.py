@@ -1,12 +1,22 @@
-"""The names that may stand in a recipe on disk: by room, and by what they stand for. Needs no torch.
+"""Public names that may stand in a recipe on disk, by the module that holds them. Needs no torch.
 
-Files come from other people. What is not listed here is neither written nor read, whatever the package holds.
+Files come from other people: a name that is not listed is neither written nor read. On disk a name stands alone, so a
+class may move to another module and old files still name it; each name is listed once.
 """
 
 from collections.abc import Mapping
 
+FORMAT = 2
+"""Version of the format of recipes, and so of run folders, weights files and states of evaluations.
+
+Format 1 named modules too ("attacks.gradient:PGD"). A change of names or fields that old files hold raises the number.
+"""
+
+WRITTEN_BY = {1: "0.1"}
+"""Versions of sparring that wrote, and read, former formats."""
+
 VALUES: Mapping[str, tuple[str, ...]] = {
-    "analysis.memory": ("Remember",),
+    "example_history": ("Remember",),
     "attacks.apgd": ("APGD",),
     "attacks.compose": ("Refined", "Restarts", "Split", "Worst"),
     "attacks.fab": ("FAB",),

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from .. import report
-from ..analysis import PHASES, Stability, complexity, losses, remembering, stability
+from ..analysis import PHASES, Stability, complexity, losses, stability
 from ..analysis.stability import LENGTHS
 from ..attacks import PGD
 from ..bootstrap import interval
 from ..core import Data, Threat
 from ..evaluate import WhiteBox, evaluate
+from ..example_history import remembering
 from ..fast import Fast
 from ..results import RunFolder
 from ..scores import Accuracy, Array, Memory

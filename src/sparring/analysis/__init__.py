@@ -5,7 +5,6 @@ from .information import Information, effective, information
 from .inversion import Inversion, Inverter, annealed, interpolated, inversion, invert, visualised
 from .landscape import Landscape, estimate, landscape
 from .likeness import psnr, ssim
-from .memory import Remember, remembering
 from .representation import (
     MutualInformation,
     Reading,
@@ -29,7 +28,6 @@ __all__ = [
     "Mode",
     "MutualInformation",
     "Reading",
-    "Remember",
     "Representation",
     "Stability",
     "Transferred",
@@ -48,7 +46,6 @@ __all__ = [
     "losses",
     "mutual_information",
     "psnr",
-    "remembering",
     "representation",
     "shots",
     "ssim",

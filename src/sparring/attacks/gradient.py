@@ -10,8 +10,9 @@ from torch import Tensor
 from ..core import PointLoss, Threat, each
 from ..errors import UserError, need_whole
 from ..losses import named
+from ..numbers import parse_number
 from ..randomness import Rng, normal, uniform
-from ..threats import Linf, need_threat, number
+from ..threats import Linf, need_threat
 from ..whole import WholeBatch
 from .slope import Slope, slope
 
@@ -179,7 +180,7 @@ def FGSM(threat: Threat, step_size: float | str | None = None, start: Start = Ne
 
 def step_length(value: float | str, threat: Threat) -> float:
     """A step in pixel units. Raises `UserError` for one that crosses the set ten times over: it is in another unit."""
-    size, eps = number(value), threat.eps
+    size, eps = parse_number(value), threat.eps
     if not (0 < size < math.inf):
         raise UserError(f"step_size = {size:g} is not above 0")
     if size > 20 * eps:

@@ -136,7 +136,7 @@ def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe]":
     if wanted != given:
         options, recipe, _ = parse(_TrainOptions, make(**wanted), given, args, f"sparring train {name}", text)
     if options.memory and recipe.remember is None:
-        from ..analysis import remembering
+        from ..example_history import remembering
 
         recipe = replace(recipe, remember=remembering(recipe.selection))
     return options, recipe

@@ -4,9 +4,8 @@ Every alteration acts on what is trained on, after some images were held out: th
 are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -16,7 +15,6 @@ from torch import Tensor
 from ..core import Data, Labelled, pixels
 from ..errors import UserError
 from ..randomness import make_rng, mixed_seed
-from ..results import RunFolder
 
 _CHUNK = 1024  # images whose pixels are permuted at a time
 
@@ -42,17 +40,36 @@ class Training:
         return {name: t.cpu().numpy() for name, t in (("rows", self.rows), ("y", self.data.y), ("true", self.true))}
 
 
+class History(Protocol):
+    """What a run recorded of its training examples: the labels `y` `[N]`, and how hard each was, `[N]`."""
+
+    @property
+    def y(self) -> "np.ndarray[Any, Any]": ...
+    @property
+    def difficulty(self) -> "np.ndarray[Any, Any]": ...
+
+
 class Alteration(Protocol):
     """Changes labels or images, or leaves some out, by chance that `rng` (on the CPU) decides."""
 
     def __call__(self, training: Training, rng: torch.Generator) -> Training: ...
 
 
-def altered(data: Labelled, alterations: Sequence[Alteration], seed: int) -> Training:
-    """One after the other, each with chance of its own."""
+def _no_history(name: str) -> History:
+    raise UserError(f"there is no run {name!r} to choose examples by: runs are read when a recipe is trained")
+
+
+def altered(
+    data: Labelled, alterations: Sequence[Alteration], seed: int, read: Callable[[str], History] = _no_history
+) -> Training:
+    """One after the other, each with chance of its own. `read` gives what the run of a name recorded."""
     training = Training(data, torch.arange(len(data), device=data.y.device), data.y)
     for number, alteration in enumerate(alterations):
-        training = alteration(training, make_rng(mixed_seed(seed, "alteration", number)))
+        rng = make_rng(mixed_seed(seed, "alteration", number))
+        if isinstance(alteration, Kept):
+            training = alteration.choose(training, rng, {name: read(name) for name in alteration.by})
+        else:
+            training = alteration(training, rng)
     return training
 
 
@@ -152,42 +169,27 @@ class Kept:
             )
 
     def __call__(self, training: Training, rng: torch.Generator) -> Training:
+        return self.choose(training, rng, {name: _no_history(name) for name in self.by})
+
+    def choose(self, training: Training, rng: torch.Generator, histories: Mapping[str, History]) -> Training:
+        """The same, by what the runs recorded."""
         count = round(self.share * len(training))
         if count < 1:
             raise UserError(f"a share of {self.share:g} of {len(training)} examples is none")
         order = torch.randperm(len(training), generator=rng)  # among equals, chance decides
         if self.which != "random":
-            hard = torch.from_numpy(self._difficulty(training))[order]
+            hard = torch.from_numpy(_difficulty(training, histories))[order]
             order = order[hard.argsort(descending=self.which == "hard", stable=True)]
         chosen = order[:count].sort().values.to(training.rows.device)
         return Training(training.data.part(chosen), training.rows[chosen], training.true[chosen])
 
-    def _difficulty(self, training: Training) -> "np.ndarray[Any, Any]":
-        """`[N]`: the mean adversarial loss."""
-        found = []
-        for name in self.by:
-            if not Path(name).is_dir():
-                raise UserError(f"there is no run {name!r} to choose examples by, neither here nor beside this run")
-            memory = RunFolder(name).read_memory()
-            if not np.array_equal(memory.y, training.data.y.cpu().numpy()):
-                raise UserError(
-                    f"{name} remembers {len(memory.y)} examples, and its labels are not those of the {len(training)} "
-                    "that are trained on here: how hard they are, a run on the same examples says"
-                )
-            found.append(memory.difficulty)
-        return np.mean(found, axis=0)
 
-
-def named(alterations: Sequence[Alteration], folder: Path, seed: int) -> tuple[Alteration, ...]:
-    """The runs that they choose by, as folders: with the seed filled in, and a mere name looked for beside `folder`."""
-    return tuple(
-        replace(each, by=tuple(beside(name, folder, seed) for name in each.by)) if isinstance(each, Kept) else each
-        for each in alterations
-    )
-
-
-def beside(name: str, folder: Path, seed: int) -> str:
-    """The folder of another run: a mere name is one beside `folder`, if there is; {seed} in it is filled in."""
-    name = name.replace("{seed}", str(seed))
-    near = folder.parent / name
-    return str(near) if Path(name).name == name and near.is_dir() else name
+def _difficulty(training: Training, histories: Mapping[str, History]) -> "np.ndarray[Any, Any]":
+    """The mean adversarial loss over the histories, `[N]`."""
+    for name, history in histories.items():
+        if not np.array_equal(history.y, training.data.y.cpu().numpy()):
+            raise UserError(
+                f"{name} remembers {len(history.y)} examples, and its labels are not those of the {len(training)} that "
+                "are trained on here: how hard they are, a run on the same examples says"
+            )
+    return np.mean([history.difficulty for history in histories.values()], axis=0)

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..plain import differences
 from ..reading import Array, check_arrays, load_arrays, read_bytes, read_json, reading
+from ..vocabulary import FORMAT
 from ..writing import replacing, write_json
 
 
@@ -46,7 +47,7 @@ class Journal:
 
     def __init__(self, folder: Path, about: Mapping[str, Any], images: Sequence[int] = ()) -> None:
         self.folder, self._about, self._images = folder, folder / "about.json", tuple(images)
-        plain = _plain(about)
+        plain = {"format": FORMAT, **_plain(about)}
         _make(folder)
         if self._about.exists():
             changed = differences(read_json(self._about, f"delete {folder}, and begin again"), plain)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core import Pointwise
 from ..errors import UserError, nearest
-from ..threats import number
+from ..numbers import parse_number
 
 
 class SmoothReLU(Pointwise):
@@ -112,7 +112,7 @@ def activation(name: str) -> nn.Module:
         if given:
             raise UserError(f"the activation {kind} has no parameter, and {name!r} gives it one")
         return make()
-    value = number(given) if given else parameter
+    value = parse_number(given) if given else parameter
     if not 0 < value < float("inf"):
         raise UserError(f"the parameter of {name!r} is {value:g}, and wanted is a number above 0, as in {kind}:2")
     return make(value)

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import Literal
 
-from ..analysis import Remember
 from ..attacks import PGD, Anywhere, Near
 from ..data import CIFAR100, SVHN, Crop, Digits, Few, Flip, Kept, LabelNoise
 from ..engine import Method
+from ..example_history import Remember
 from ..models import resnet18, small_cnn, wide_resnet
 from ..objectives.added import Sum
 from ..objectives.cross_entropy import CrossEntropy

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from ..analyses import look_for_memorization
-from ..analysis import remembering
 from ..analysis.stability import DIRECTIONS
 from ..attacks import PGD, Anywhere, Near
 from ..averaging import SWA
@@ -15,6 +14,7 @@ from ..bootstrap import Cells, Claim
 from ..core import Objective
 from ..data import Alteration, Digits, FashionMNIST, Few, Kept, LabelNoise, Source
 from ..engine import Method
+from ..example_history import remembering
 from ..models import preact_resnet18, small_cnn
 from ..objectives.added import Sum
 from ..objectives.cross_entropy import CrossEntropy

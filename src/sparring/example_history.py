@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Attack, Labelled, Search, pixels
-from ..errors import UserError
-from ..losses import Untargeted, wrong
-from ..randomness import PerExample
-from ..scores import Array
-from ..views import eval_mode, frozen
+from .core import Attack, Labelled, Search, pixels
+from .errors import UserError
+from .losses import Untargeted, wrong
+from .randomness import PerExample
+from .scores import Array
+from .views import eval_mode, frozen
 
 
 @dataclass(frozen=True, slots=True)
