@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sparring import PGD, Linf, Square, WhiteBox, make_rng
 from sparring.attacks.slope import slope
 from sparring.bench import in_turns, subject
-from sparring.core import Data, Probe, pixels
+from sparring.core.types import Data, Probe, pixels
 from sparring.data import Digits
 from sparring.evaluate import evaluate
 from sparring.fast import Fast, computes_bf16, tune_process

@@ -14,7 +14,7 @@ import torch
 from sparring import PGD, CrossEntropy, Linf, Method, Progress, State, engine, train_step
 from sparring.attacks import FGSM
 from sparring.bench import in_turns, subject
-from sparring.core import Batch
+from sparring.core.types import Batch
 from sparring.fast import Fast, prefer_channels_last, tune_process
 from sparring.fast.fingerprint import Fingerprint
 

@@ -36,7 +36,7 @@ from sparring import (
     train_step,
 )
 from sparring.attacks import Sometimes
-from sparring.core import pixels
+from sparring.core.types import pixels
 from sparring.fast import Plain
 from sparring.testing import check_attack
 from sparring.views import batch_statistics, eval_mode, train_mode

@@ -34,7 +34,7 @@ from sparring import (
     make_rng,
     perturb,
 )
-from sparring.core import pixels
+from sparring.core.types import pixels
 from sparring.evaluate.cost import passes
 from sparring.fast import Fast, Plain
 

@@ -27,7 +27,7 @@ def test_good_input_passes():
         (X[:0], "N > 0"),
         (X[0], "wanted is"),
         ((X * 255).byte(), r"uint8: wanted is floating point"),
-        ((X * 255).long(), r"int64: wanted is floating point in \[0, 1\], as sparring.core.pixels makes it"),
+        ((X * 255).long(), r"int64: wanted is floating point in \[0, 1\], as sparring.core.types.pixels makes it"),
     ],
 )
 def test_images_that_would_mislead_are_refused(x, message):

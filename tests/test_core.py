@@ -4,7 +4,7 @@ from conftest import count, toy_net
 from torch import nn
 
 from sparring import Classifier, Data, Lens, Piecewise, Progress, UserError, at
-from sparring.core import pixels
+from sparring.core.types import pixels
 
 
 def classifier():

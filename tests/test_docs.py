@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import toy_data, toy_net
 
-from sparring.core import pixels
+from sparring.core.types import pixels
 from sparring.recipes import entries
 
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ from test_docs import PAGES, ROOT
 
 from sparring import Data
 from sparring.cli import run
-from sparring.core import pixels
+from sparring.core.types import pixels
 from sparring.data import Digits
 from sparring.models import small_cnn
 from sparring.recipes import entries, find

@@ -26,7 +26,7 @@ from sparring import (
     train_mode,
     train_step,
 )
-from sparring.core import pixels
+from sparring.core.types import pixels
 from sparring.fast import Plain
 from sparring.optimizers import SGD
 

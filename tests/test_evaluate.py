@@ -27,7 +27,7 @@ from sparring import (
     make_rng,
     perturb,
 )
-from sparring.core import pixels
+from sparring.core.types import pixels
 from sparring.evaluate import InTurn, Nearest, Through
 from sparring.evaluate.cost import passes
 from sparring.models import SmoothBackward

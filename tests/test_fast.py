@@ -40,7 +40,7 @@ from sparring import (
     WhiteBox,
     make_rng,
 )
-from sparring.core import Batch, Classifier, Encoder, Lens, pixels
+from sparring.core.types import Batch, Classifier, Encoder, Lens, pixels
 from sparring.engine import train_step
 from sparring.evaluate import evaluate
 from sparring.fast import Fast, Plain, computes_bf16

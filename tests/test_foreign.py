@@ -7,7 +7,7 @@ from conftest import toy_data, toy_net
 from torch import nn
 
 from sparring import Data, UserError
-from sparring.core import pixels
+from sparring.core.types import pixels
 from sparring.data import load_test
 from sparring.foreign import _ARCHITECTURES, _value, fitting, imported_model, named_model, normalized
 from sparring.models import Normalize, preact_resnet18, small_cnn

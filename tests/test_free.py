@@ -22,7 +22,7 @@ from sparring import (
     UserError,
     fit,
 )
-from sparring.core import pixels
+from sparring.core.types import pixels
 from sparring.models import small_cnn
 
 

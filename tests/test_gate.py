@@ -33,7 +33,7 @@ from sparring import (
     perturb,
 )
 from sparring.analysis import landscape, stability
-from sparring.core import Batch, Data, pixels
+from sparring.core.types import Batch, Data, pixels
 from sparring.engine import train_step
 from sparring.evaluate import audit, evaluate
 from sparring.fast import Fast

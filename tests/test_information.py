@@ -17,7 +17,7 @@ from sparring.analysis import information, weights
 from sparring.analysis.information import MEANINGS, _by_volume, _jacobian_and_noise, _whitened, channel, effective
 from sparring.analysis.jacobian import Jacobian, largest, spectrum, squared_norm
 from sparring.cli import run as shell
-from sparring.core import pixels
+from sparring.core.types import pixels
 from sparring.models import Layers, amdim, layers_of, preact_resnet18, small_cnn
 from sparring.plain import Build
 from sparring.randomness import normal

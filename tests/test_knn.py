@@ -10,7 +10,7 @@ from torch import nn
 
 import sparring.models.knn as room
 from sparring import APGD, PGD, AutoAttack, Linf, Restarts, UserError, WhiteBox, audit, evaluate, perturb
-from sparring.core import Classifier
+from sparring.core.types import Classifier
 from sparring.evaluate import Budget, ByProbe, OnFeatures, OnGuides, OnVotes, WorstOnNeighbours
 from sparring.fast import Fast, Plain
 from sparring.losses import Margin

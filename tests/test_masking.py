@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sparring import PGD, CrossEntropy, Data, Linf, Method, Near, UserError, audit
-from sparring.core import Batch, Progress, pixels
+from sparring.core.types import Batch, Progress, pixels
 from sparring.data import Digits
 from sparring.engine import State, train_step
 from sparring.evaluate import Budget

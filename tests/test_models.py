@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparring import Data, UserError
-from sparring.core import Classifier
+from sparring.core.types import Classifier
 from sparring.models import (
     Normalize,
     activation,

@@ -24,7 +24,7 @@ from sparring import (
     UserError,
     train_step,
 )
-from sparring.core import pixels
+from sparring.core.types import pixels
 from sparring.fast import Fast, Plain
 from sparring.randomness import make_rng, seed_of_step, uniform
 from sparring.recipes import find

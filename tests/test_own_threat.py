@@ -8,7 +8,7 @@ from conftest import toy_data, toy_net
 from torch import Tensor, nn
 
 from sparring import APGD, FGSM, L1, L2, PGD, Linf, UserError, WhiteBox, evaluate, perturb
-from sparring.core import pixels
+from sparring.core.types import pixels
 from sparring.evaluate.adversary import beyond, bound, threats_of
 from sparring.evaluate.signs import replace_eps
 from sparring.free import Free

@@ -11,7 +11,7 @@ from test_run import stop_at
 from sparring import PGD, Data, Kept, LabelNoise, Linf, PixelNoise, Remember, UserError, fit
 from sparring.checkpoint import read_weights
 from sparring.cli import run as shell
-from sparring.core import pixels
+from sparring.core.types import pixels
 from sparring.data import Digits, Few, altered
 from sparring.data.looks import Square
 from sparring.data.pictures import Pictures

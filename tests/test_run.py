@@ -17,7 +17,7 @@ from conftest import toy_data, toy_net
 from sparring import EMA, PGD, SGD, TRADES, Linf, Method, Near, RunFolder, State, UserError, fit, load_model
 from sparring.checkpoint import read_weights, save_weights
 from sparring.cli import run as shell
-from sparring.core import pixels
+from sparring.core.types import pixels
 from sparring.data import NPZ, Batches, Crop, Digits, Flip
 from sparring.guard import Guard
 from sparring.hooks import Interrupted, Saving

@@ -31,7 +31,7 @@ from sparring import (
 )
 from sparring.cli import run as shell
 from sparring.contrast import info_nce
-from sparring.core import Classifier, Encoder, pixels
+from sparring.core.types import Classifier, Encoder, pixels
 from sparring.data import Crop, Digits, Few, Grey, Jitter, ResizedCrop
 from sparring.data.augment import grey
 from sparring.engine import Loop

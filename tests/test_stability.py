@@ -14,7 +14,7 @@ from sparring import L2, TRADES, Benign, CrossEntropy, Data, Linf, Method, Sum, 
 from sparring.analysis import bound, losses, stability
 from sparring.analysis.stability import DIRECTIONS, gradient
 from sparring.attacks import PGD, Near
-from sparring.core import Objective
+from sparring.core.types import Objective
 from sparring.models import small_cnn
 
 DATA = Data(torch.rand(10, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.arange(10) % 3, ("a", "b", "c"))

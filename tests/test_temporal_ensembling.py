@@ -34,7 +34,7 @@ from sparring import (
     train_step,
 )
 from sparring.bank import Bank, chosen
-from sparring.core import pixels
+from sparring.core.types import pixels
 from sparring.data import NPZ
 from sparring.fast import Plain
 from sparring.hooks import Interrupted

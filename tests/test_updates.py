@@ -28,7 +28,7 @@ from sparring import (
     fit,
 )
 from sparring.averaging import estimate_statistics
-from sparring.core import pixels
+from sparring.core.types import pixels
 from sparring.views import eval_mode
 
 

@@ -28,7 +28,7 @@ from sparring import (
     fit,
     make_rng,
 )
-from sparring.core import pixels
+from sparring.core.types import pixels
 from sparring.evaluate import threat_of
 from sparring.passes import cost
 from sparring.plain import from_plain, to_plain

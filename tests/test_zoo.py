@@ -32,7 +32,7 @@ from sparring import (
     WhiteBox,
     make_rng,
 )
-from sparring.core import Batch, pixels
+from sparring.core.types import Batch, pixels
 from sparring.data import Digits
 from sparring.engine import train_step
 from sparring.evaluate import evaluate

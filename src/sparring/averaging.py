@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .core import Progress
+from .core.types import Progress
 from .errors import UserError
 from .views import eval_mode
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .core import Data, Labelled
+from .core.types import Data, Labelled
 from .errors import UserError
 
 Place: TypeAlias = Literal["auto", "device", "host", "disk"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .attacks import PGD
-from .core import Batch, Progress, Search, pixels
+from .core.types import Batch, Progress, Search, pixels
 from .data import Digits
 from .engine import Method, State, train_step
 from .fast import Fast, Plain, computes_bf16, prefer_channels_last

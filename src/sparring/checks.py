@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .core import Classifier, Data
+from .core.types import Classifier, Data
 from .errors import UserError
 
 
@@ -31,7 +31,9 @@ def check_images(x: Tensor, what: str = "images", bytes_too: bool = False) -> No
     if x.dtype == torch.uint8 and bytes_too:
         return
     if not x.is_floating_point():
-        raise UserError(f"{what} are {x.dtype}: wanted is floating point in [0, 1], as sparring.core.pixels makes it")
+        raise UserError(
+            f"{what} are {x.dtype}: wanted is floating point in [0, 1], as sparring.core.types.pixels makes it"
+        )
     if not bool(x.isfinite().all()):
         bad = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
         raise UserError(f"{what} hold NaN or infinite pixels, first in number {bad}")

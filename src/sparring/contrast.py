@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core import Forward, PointLoss, Probe
+from .core.types import Forward, PointLoss, Probe
 from .errors import UserError
 from .losses import wrong
 

@@ -13,7 +13,7 @@ from torch.profiler import record_function
 
 from .averaging import Averaging
 from .checks import check_attack
-from .core import (
+from .core.types import (
     Attack,
     Batch,
     Context,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Attack, Labelled, Search, pixels
+from .core.types import Attack, Labelled, Search, pixels
 from .errors import UserError
 from .losses import Untargeted, wrong
 from .randomness import PerExample

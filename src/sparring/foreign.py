@@ -14,7 +14,7 @@ from torch import nn
 
 from . import models
 from .checkpoint import fill, read_weights
-from .core import Classifier, Data, pixels
+from .core.types import Classifier, Data, pixels
 from .data import load_test
 from .errors import UserError, nearest
 from .models import Normalize, load_robustbench

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .core import Batch, Context, Labelled, Lens, Objective, Progress, Search, Terms, Threat, Update, View
+from .core.types import Batch, Context, Labelled, Lens, Objective, Progress, Search, Terms, Threat, Update, View
 from .engine import State
 from .errors import UserError
 from .objectives.cross_entropy import CrossEntropy

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .attacks import PGD
 from .attacks.slope import slope
-from .core import Attack, Data, Progress, Search, Threat, pixels
+from .core.types import Attack, Data, Progress, Search, Threat, pixels
 from .engine import Method, State, Steps
 from .errors import UserError
 from .losses import Untargeted, wrong

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .checkpoint import Checkpoints
-from .core import Attack, Data, Labelled, Progress, Search
+from .core.types import Attack, Data, Labelled, Progress, Search
 from .engine import State
 from .errors import UserError
 from .evaluate import WhiteBox, evaluate

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Forward, PointLoss, Probe
+from .core.types import Forward, PointLoss, Probe
 from .errors import UserError, need_whole
 from .views import mode_matters
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from .core import Attack, Closure, PointLoss, Progress, Schedule, Search, Terms, Update, at
+from .core.types import Attack, Closure, PointLoss, Progress, Schedule, Search, Terms, Update, at
 from .engine import STAGES, Batches, Method, State, Steps
 from .errors import UserError
 from .passes import Passes, Watched, cost, cost_now

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .core import Batch, Classifier, Closure, Data, Encoder, Progress, Schedule, Search, Terms, Update, at
+from .core.types import Batch, Classifier, Closure, Data, Encoder, Progress, Schedule, Search, Terms, Update, at
 from .engine import State, Steps
 from .errors import UserError
 from .fast import Plain

@@ -10,7 +10,7 @@ from torch import nn
 
 from .averaging import EMA, SWA
 from .checkpoint import started
-from .core import Attack, Data, Labelled, Schedule, Update
+from .core.types import Attack, Data, Labelled, Schedule, Update
 from .data import Alteration, Augment, Source, Training, altered, hold_out
 from .engine import Method
 from .errors import UserError, need_seed, need_whole

@@ -14,7 +14,7 @@ from . import report
 from .bank import Bank
 from .checkpoint import Checkpoints, read_weights, save_weights
 from .checks import check_data, check_logits
-from .core import Data, Labelled, Progress, pixels
+from .core.types import Data, Labelled, Progress, pixels
 from .data import Batches, Training
 from .engine import Loop, NotFinite, State
 from .environment import device_of, session

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Generic
 
-from .core import Attack, Progress, Schedule, T_co, at
+from .core.types import Attack, Progress, Schedule, T_co, at
 from .errors import UserError
 
 

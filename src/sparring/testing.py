@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_logits
-from .core import (
+from .core.types import (
     Attack,
     Batch,
     Classifier,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .core import Threat, each
+from .core.types import Threat, each
 from .errors import UserError
 from .numbers import parse_number
 from .randomness import Rng, exponential, normal, uniform

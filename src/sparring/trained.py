@@ -13,7 +13,7 @@ from torch import nn
 
 from . import report
 from .checkpoint import fill, read_weights
-from .core import Classifier, Data, Labelled, Search
+from .core.types import Classifier, Data, Labelled, Search
 from .environment import device_of
 from .errors import UserError
 from .evaluate import Nearest, News, evaluate, threat_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .core import Closure, Terms
+from .core.types import Closure, Terms
 from .errors import UserError
 from .views import statistics_kept
 

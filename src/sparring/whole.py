@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .core import PointLoss, Probe
+from .core.types import PointLoss, Probe
 from .errors import UserError
 
 

@@ -11,7 +11,7 @@ import torch
 from .. import report
 from ..analysis import Inversion, Inverter, interpolated, inversion, visualised
 from ..analysis.inversion import beginning, searches
-from ..core import pixels
+from ..core.types import pixels
 from ..errors import UserError
 from ..models import Layers
 from ..randomness import PerExample, make_rng

@@ -12,7 +12,7 @@ from ..analysis import PHASES, Stability, complexity, losses, stability
 from ..analysis.stability import LENGTHS
 from ..attacks import PGD
 from ..bootstrap import interval
-from ..core import Data, Threat
+from ..core.types import Data, Threat
 from ..evaluate import WhiteBox, evaluate
 from ..example_history import remembering
 from ..fast import Fast

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..bank import fingerprint
-from ..core import Data, Threat
+from ..core.types import Data, Threat
 from ..data import Training
 from ..environment import device_of
 from ..errors import UserError

@@ -7,7 +7,7 @@ import torch
 
 from .. import report
 from ..analysis import Representation, representation
-from ..core import Threat
+from ..core.types import Threat
 from ..randomness import make_rng
 from ..results import RunFolder
 from ..writing import write_json

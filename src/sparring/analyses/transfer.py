@@ -9,7 +9,7 @@ import torch
 
 from .. import report
 from ..analysis import Tuning, shots, task_distance, task_embedding, transfer
-from ..core import Data
+from ..core.types import Data
 from ..data import Resized, source_of
 from ..errors import UserError
 from ..evaluate import evaluate

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..attacks import PGD, Anywhere
 from ..attacks.slope import slope
-from ..core import Classifier, Data, Forward, PointLoss, Probe, Threat, each, pixels
+from ..core.types import Classifier, Data, Forward, PointLoss, Probe, Threat, each, pixels
 from ..errors import UserError
 from ..gate import gated
 from ..losses import Margin, Untargeted

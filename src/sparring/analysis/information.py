@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Data, pixels
+from ..core.types import Data, pixels
 from ..errors import UserError
 from ..gate import gated
 from ..models.layers import FEATURES, Layers

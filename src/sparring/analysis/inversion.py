@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import PGD, Near, Painted, Refined
-from ..core import Attack, Data, PointLoss, pixels
+from ..core.types import Attack, Data, PointLoss, pixels
 from ..errors import UserError
 from ..gate import check_taken, gated
 from ..losses import Coordinate, FeatureMatch, Smooth, Total, residuals

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..core import Forward, each
+from ..core.types import Forward, each
 from ..errors import UserError
 from ..randomness import Rng, normal, uniform
 from ..views import mode_matters

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..attacks import PGD
 from ..attacks.slope import slope
 from ..bootstrap import interval
-from ..core import Data, PointLoss, Threat, each, pixels
+from ..core.types import Data, PointLoss, Threat, each, pixels
 from ..errors import UserError
 from ..gate import gated
 from ..losses import Untargeted

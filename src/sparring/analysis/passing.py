@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..core import Classifier
+from ..core.types import Classifier
 from ..models import FEATURES, as_run, straight_through
 from ..models.swap import hidden_activations
 

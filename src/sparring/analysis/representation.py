@@ -14,7 +14,7 @@ from ..attacks import APGD, PGD
 from ..bootstrap import interval
 from ..checks import as_classifier
 from ..contrast import information_bound
-from ..core import Classifier, Data, Labelled, Threat, pixels
+from ..core.types import Classifier, Data, Labelled, Threat, pixels
 from ..errors import UserError
 from ..evaluate import Adversary, Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours, evaluate
 from ..gate import gated

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ..attacks import PGD, Benign, Near
-from ..core import Batch, Context, Data, Lens, Progress, Threat, at, pixels
+from ..core.types import Batch, Context, Data, Lens, Progress, Threat, at, pixels
 from ..engine import Method
 from ..errors import UserError
 from ..gate import gated

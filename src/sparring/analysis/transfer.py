@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checks import as_classifier
-from ..core import Classifier, Data, pixels
+from ..core.types import Classifier, Data, pixels
 from ..errors import UserError, need_one_of
 from ..evaluate import evaluate
 from ..gate import check_taken, gated

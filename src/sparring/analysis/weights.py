@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from ..core import Classifier, Data, pixels
+from ..core.types import Classifier, Data, pixels
 from ..errors import UserError
 from ..randomness import make_rng
 from ..views import full_precision

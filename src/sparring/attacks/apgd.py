@@ -11,7 +11,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from ..core import PointLoss, Threat, each
+from ..core.types import PointLoss, Threat, each
 from ..errors import UserError, need_whole
 from ..randomness import Rng, normal
 from ..threats import L1, need_threat

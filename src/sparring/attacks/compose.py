@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..core import Attack, PointLoss
+from ..core.types import Attack, PointLoss
 from ..errors import UserError, need_whole
 from ..randomness import Rng, some, uniform
 from .gradient import PGD, Near

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..core import PointLoss, Threat, each
+from ..core.types import PointLoss, Threat, each
 from ..errors import UserError, need_whole
 from ..losses import Boundaries, InBatches, named
 from ..randomness import Rng

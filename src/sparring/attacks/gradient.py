@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from ..core import PointLoss, Threat, each
+from ..core.types import PointLoss, Threat, each
 from ..errors import UserError, need_whole
 from ..losses import named
 from ..numbers import parse_number

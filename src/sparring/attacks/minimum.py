@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..core import PointLoss, each
+from ..core.types import PointLoss, each
 from ..errors import UserError, need_whole
 from ..losses import named
 from ..randomness import Rng

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import PointLoss
+from ..core.types import PointLoss
 from ..errors import UserError, need_one_of, need_whole
 from ..randomness import Rng, normal
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..core import PointLoss
+from ..core.types import PointLoss
 from ..errors import UserError, need_whole
 from ..randomness import Rng, uniform
 from ..threats import Linf

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import PointLoss, Probe
+from ..core.types import PointLoss, Probe
 from ..errors import UserError
 from ..losses import Boundaries, Expected, InBatches, joined, mean
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..core import PointLoss, Threat, each
+from ..core.types import PointLoss, Threat, each
 from ..errors import UserError, need_whole
 from ..randomness import Rng, some, uniform
 from ..threats import L1, L2, Linf

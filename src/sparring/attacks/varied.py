@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..core import PointLoss
+from ..core.types import PointLoss
 from ..errors import UserError, need_one_of
 from ..randomness import PerExample, Rng, uniform
 from ..threats import L1, L2, Linf, Shrunk

@@ -12,7 +12,7 @@ from .evaluate import ForeignOptions, foreign, is_foreign
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..core import Data, Labelled, Threat
+    from ..core.types import Data, Labelled, Threat
 
 _AUDIT = """\
 usage: sparring audit TARGET [--threat THREAT] [--examples N] [--surrogate RUN_OR_WEIGHTS] [--device NAME] [--json] ...
@@ -98,7 +98,7 @@ def _surrogate(path: str, data: "Data") -> "nn.Module":
     import torch
 
     from ..checks import check_logits
-    from ..core import pixels
+    from ..core.types import pixels
     from ..trained import load_model
 
     model, few = load_model(path).to(data.y.device), pixels(data.x[:2])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from ..errors import UserError, need_seed
 
 if TYPE_CHECKING:
-    from ..core import Threat
+    from ..core.types import Threat
     from ..recipe import Recipe
 
 

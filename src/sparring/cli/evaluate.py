@@ -12,7 +12,7 @@ from .common import argument, check_options, print_json, say, value_of
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..core import Data, Threat
+    from ..core.types import Data, Threat
     from ..evaluate import Adversary
     from ..recipe import Evaluation, Recipe
     from ..scores import Evaluated

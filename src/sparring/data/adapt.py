@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import Data, pixels
+from ..core.types import Data, pixels
 from ..errors import UserError
 from .sources import Source
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..checks import check_data
-from ..core import Data
+from ..core.types import Data
 from ..errors import UserError
 from ..reading import Array, read_arrays
 

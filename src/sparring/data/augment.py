@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import each
+from ..core.types import each
 from ..errors import UserError
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..core import Batch, Data, Labelled, pixels
+from ..core.types import Batch, Data, Labelled, pixels
 from ..errors import UserError
 from ..randomness import make_rng, mixed_seed
 from .augment import Augment

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from ..core import Data
+from ..core.types import Data
 from ..errors import UserError, nearest
 from . import adapt, sources
 from .arrays import MOST_CLASSES, channels_first, class_numbers, labelled, own_arrays

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..core import Data
+from ..core.types import Data
 from ..errors import UserError
 from ..fast.process import usable_cores
 from ..randomness import make_rng, mixed_seed
@@ -31,7 +31,7 @@ _NAMED = 5  # files that are named one by one
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """Labelled pictures in files, as `sparring.core.Labelled`: rows that are asked for are decoded, as they are seen in
+    """Labelled pictures in files, as `sparring.core.types.Labelled`: rows that are asked for are decoded, as they are seen in
     evaluation; `read` decodes batches for training in `workers` other processes (0: in this one), a few ahead.
 
     What is cut out of a picture is decided by seed and row alone, so neither the number of workers nor an interruption

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Data, Labelled, pixels
+from ..core.types import Data, Labelled, pixels
 from ..errors import UserError
 from ..randomness import make_rng, mixed_seed
 

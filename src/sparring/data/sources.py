@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from ..checks import check_data
-from ..core import Data, Labelled
+from ..core.types import Data, Labelled
 from ..errors import UserError
 from ..reading import Array
 from .arrays import Pair, both, channels_first, class_numbers, count_classes, own_arrays, varied

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..attacks.compose import keep_worst
 from ..checks import check_attack
-from ..core import Attack, Forward, PointLoss, Threat, View
+from ..core.types import Attack, Forward, PointLoss, Threat, View
 from ..errors import UserError, need_seed, need_whole
 from ..gate import alone, check_examples
 from ..losses import Expected, Margin, TargetedDLR, Untargeted, in_batches

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import APGD, Square
-from ..core import Threat, each
+from ..core.types import Threat, each
 from ..losses import Margin, TargetedDLR
 from ..randomness import PerExample
 from ..scores import Finding

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..attacks.slope import slope
 from ..checks import check_images, check_logits, probable
-from ..core import Threat
+from ..core.types import Threat
 from ..errors import UserError
 from ..losses import Untargeted
 from ..threats import Linf

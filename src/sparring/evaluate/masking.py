@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch import nn
 
 from ..checks import check_data
-from ..core import Data, Threat, pixels
+from ..core.types import Data, Threat, pixels
 from ..errors import UserError, need_seed
 from ..gate import FEW, alone, as_taken, check_model, check_taken
 from ..scores import Finding

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import DDN, FAB, Closest, MinimumNorm
-from ..core import Threat
+from ..core.types import Threat
 from ..errors import UserError
 from ..losses import Margin, in_batches
 from ..randomness import Rng

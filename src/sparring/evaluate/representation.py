@@ -14,7 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..attacks import APGD, PGD, Restarts
 from ..contrast import FeatureContrast, FeatureDistance, Told
-from ..core import Attack, Lens, PointLoss, Threat
+from ..core.types import Attack, Lens, PointLoss, Threat
 from ..errors import need_one_of
 from ..losses import Margin, TargetedDLR, Untargeted
 from ..models.guided import Guided

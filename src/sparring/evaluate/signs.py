@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..attacks import APGD, PGD, Anywhere
 from ..attacks.slope import slope
 from ..checks import refuse_probabilities
-from ..core import Data, PointLoss, Threat, pixels
+from ..core.types import Data, PointLoss, Threat, pixels
 from ..errors import UserError
 from ..losses import Margin, Untargeted
 from ..models import small_cnn

@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..core import Data, Search, Threat, pixels
+from ..core.types import Data, Search, Threat, pixels
 from ..errors import UserError
 from ..losses import wrong
 from ..randomness import PerExample, mixed_seed

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core import Reference
+from ..core.types import Reference
 
 _DEEPEST = 12
 _LONGEST = 1000  # entries of a container that are read one by one: a vocabulary is known by its identity

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..core import Classifier
+from ..core.types import Classifier
 from ..randomness import make_rng
 from .compiled import as_it_is
 from .convolution import worth

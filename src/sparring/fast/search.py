@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..core import Classifier
+from ..core.types import Classifier
 from ..errors import need_one_of
 from ..views import mode_matters
 from .compiled import Compiled

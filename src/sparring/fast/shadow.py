@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..core import Classifier, Pointwise, Reference
+from ..core.types import Classifier, Pointwise, Reference
 from .convolution import FrozenConv
 from .fingerprint import hooks_of
 from .normalisation import FrozenNorm, folded

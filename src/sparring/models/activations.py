@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..core import Pointwise
+from ..core.types import Pointwise
 from ..errors import UserError, nearest
 from ..numbers import parse_number
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..core import Data, Labelled, pixels
+from ..core.types import Data, Labelled, pixels
 
 
 class Normalize(nn.Module):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Classifier, Encoder
+from ..core.types import Classifier, Encoder
 from ..errors import UserError, nearest, need_one_of
 from .activations import activation as act
 from .knn import KNN, Vote

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..core import Forward, Probe
+from ..core.types import Forward, Probe
 from ..errors import UserError
 from ..losses import wrong
 from .knn import KNN

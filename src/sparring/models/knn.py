@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..core import Classifier, Forward, Labelled, Reference, pixels
+from ..core.types import Classifier, Forward, Labelled, Reference, pixels
 from ..errors import UserError, need_one_of
 from ..views import eval_mode
 

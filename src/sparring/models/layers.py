@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import Classifier
+from ..core.types import Classifier
 from ..errors import UserError, nearest
 
 FEATURES = "features"

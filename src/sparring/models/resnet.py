@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Classifier
+from ..core.types import Classifier
 from ..errors import UserError
 from .activations import activation as act
 

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..core import Classifier
+from ..core.types import Classifier
 from ..errors import UserError
 from .classifier import Normalize
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ..core import Classifier
+from ..core.types import Classifier
 from ..errors import UserError
 from .activations import activation as act
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import Pointwise
+from ..core.types import Pointwise
 from ..errors import UserError
 from .swap import refuse_hidden
 

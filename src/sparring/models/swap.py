@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from torch import nn
 
-from ..core import Pointwise
+from ..core.types import Pointwise
 from ..errors import UserError
 from .activations import activation
 

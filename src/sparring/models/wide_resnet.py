@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Classifier
+from ..core.types import Classifier
 from ..errors import UserError
 from .activations import activation as act
 from .resnet import conv

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..core import Context, Labelled, Objective, PointLoss, Progress, Terms
+from ..core.types import Context, Labelled, Objective, PointLoss, Progress, Terms
 from ..errors import UserError
 from ..losses import Total
 from ..schedules import Cycle

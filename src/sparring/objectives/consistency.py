@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import Context, Terms
+from ..core.types import Context, Terms
 from ..errors import UserError
 from .added import Term
 

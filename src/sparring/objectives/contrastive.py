@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contrast import FeatureContrast, FeatureDistance, Later, Parts, ScaleContrast, Scales, Told, info_nce, nt_xent
-from ..core import Batch, Context, Labelled, Lens, Objective, PointLoss, Terms
+from ..core.types import Batch, Context, Labelled, Lens, Objective, PointLoss, Terms
 from ..errors import UserError, need_one_of
 from ..losses import Untargeted
 from ..models.guided import Guided

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import Context, Objective, PointLoss, Terms
+from ..core.types import Context, Objective, PointLoss, Terms
 from ..errors import UserError
 from ..losses import Untargeted
 

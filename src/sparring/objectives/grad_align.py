@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Context, Terms
+from ..core.types import Context, Terms
 from ..errors import UserError
 from ..randomness import make_rng, seed_of_step, uniform
 from ..threats import Linf

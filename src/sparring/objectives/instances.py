@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..bank import Bank
 from ..contrast import FeatureContrast
-from ..core import Context, Labelled, Objective, PointLoss, Terms
+from ..core.types import Context, Labelled, Objective, PointLoss, Terms
 from ..errors import UserError
 from ..randomness import make_rng, seed_of_step
 from .contrastive import projected

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import Context, Objective, PointLoss, Terms
+from ..core.types import Context, Objective, PointLoss, Terms
 from ..losses import Untargeted, others
 
 _MARGIN = 1.0001  # of the released code: keeps the logarithm finite where the wrong class is certain

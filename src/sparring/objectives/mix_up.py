@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import Context, Objective, PointLoss, Terms
+from ..core.types import Context, Objective, PointLoss, Terms
 from ..errors import UserError
 from ..losses import Untargeted
 from ..randomness import make_rng, seed_of_step

@@ -3,7 +3,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..core import Context, Terms
+from ..core.types import Context, Terms
 from ..errors import UserError
 from .added import Term
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..contrast import Later, nt_xent
-from ..core import Context, Objective, PointLoss, Probe, Terms
+from ..core.types import Context, Objective, PointLoss, Probe, Terms
 from ..whole import WholeBatch
 from .contrastive import JOINT, need_temperature, need_two_views, projected
 

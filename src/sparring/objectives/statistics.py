@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..core import Context, Labelled, Lens, Objective, PointLoss, Terms
+from ..core.types import Context, Labelled, Lens, Objective, PointLoss, Terms
 from ..errors import need_whole
 from ..views import statistics_kept
 

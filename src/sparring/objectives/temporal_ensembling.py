@@ -4,7 +4,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ..bank import Bank, Place
-from ..core import Context, Labelled, PointLoss, Schedule, Terms, at
+from ..core.types import Context, Labelled, PointLoss, Schedule, Terms, at
 from ..errors import UserError
 from ..losses import SquaredDistance
 from ..schedules import Ramp

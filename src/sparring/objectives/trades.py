@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import Context, Objective, PointLoss, Terms
+from ..core.types import Context, Objective, PointLoss, Terms
 from ..losses import Divergence
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 from ..attacks import FGSM, PGD, Restarts
-from ..core import Objective
+from ..core.types import Objective
 from ..engine import Method
 from ..errors import UserError
 from ..evaluate import WhiteBox

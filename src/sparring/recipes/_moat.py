@@ -3,7 +3,7 @@
 from typing import Literal
 
 from ..attacks import FGSM, PGD, Anywhere, Benign
-from ..core import Attack, Objective
+from ..core.types import Attack, Objective
 from ..engine import Method
 from ..errors import UserError
 from ..objectives.added import Staged

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from ..attacks import PGD, Benign
-from ..core import Objective
+from ..core.types import Objective
 from ..data import Augment
 from ..engine import Method
 from ..evaluate import OnGuides, WhiteBox, WorstOnNeighbours

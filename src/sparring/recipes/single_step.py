@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from ..attacks import FGSM, NFGSM, Anywhere, MultiGrad, ZeroGrad
-from ..core import Attack
+from ..core.types import Attack
 from ..data import CIFAR10, Crop, Flip
 from ..engine import Method
 from ..free import Free

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from ..attacks import FGSM, PGD, Anywhere, Sometimes, Square
 from ..averaging import EMA
-from ..core import View
+from ..core.types import View
 from ..data import Flip, ImageStream
 from ..engine import Method
 from ..evaluate import InTurn, Through, WhiteBox

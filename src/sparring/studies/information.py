@@ -13,7 +13,7 @@ from ..analyses import look_at_information, look_at_inversion, look_at_transfer,
 from ..analyses.inversion import INSIDE
 from ..attacks import APGD, PGD, Benign, VariedEps
 from ..bootstrap import Cells, Claim
-from ..core import Attack
+from ..core.types import Attack
 from ..data import Classes, Digits, FashionMNIST, Few
 from ..engine import Method
 from ..evaluate import Adversary, EachTarget, WhiteBox

@@ -11,7 +11,7 @@ from ..analysis.stability import DIRECTIONS
 from ..attacks import PGD, Anywhere, Near
 from ..averaging import SWA
 from ..bootstrap import Cells, Claim
-from ..core import Objective
+from ..core.types import Objective
 from ..data import Alteration, Digits, FashionMNIST, Few, Kept, LabelNoise, Source
 from ..engine import Method
 from ..example_history import remembering

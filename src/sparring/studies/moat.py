@@ -6,7 +6,7 @@ import numpy as np
 
 from ..attacks import FGSM, NFGSM, PGD, Anywhere
 from ..bootstrap import Cells, Claim
-from ..core import Attack
+from ..core.types import Attack
 from ..engine import Method
 from ..free import Free
 from ..guard import Guard

@@ -12,7 +12,7 @@ from .. import report
 from ..analyses import look_at_representation
 from ..attacks import APGD, PGD, Benign
 from ..bootstrap import Cells, Claim
-from ..core import Attack, Objective
+from ..core.types import Attack, Objective
 from ..data import Crop, Digits, FashionMNIST, Few, Flip, Jitter, ResizedCrop
 from ..engine import Method
 from ..evaluate import Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..attacks import FGSM, PGD, Anywhere, Near, Shell, Square, Start
 from ..bootstrap import Cells, Claim
-from ..core import View
+from ..core.types import View
 from ..engine import Method
 from ..evaluate import Adversary, AutoAttack, Cascade, Through, WhiteBox
 from ..losses import Margin

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..attacks import PGD
 from ..bootstrap import Cells, Claim
-from ..core import View
+from ..core.types import View
 from ..engine import Method
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.statistics import Statistics

@@ -11,7 +11,7 @@ from ..common import check_options, print_json, say, threat_for
 
 if TYPE_CHECKING:
     from ...analyses import Looked
-    from ...core import Threat
+    from ...core.types import Threat
 
 KINDS = {
     "landscape": "how the loss bends around test images: curvature on the way of an attack, the Lipschitz constant of "
