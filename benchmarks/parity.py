@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from sparring import PGD, Linf, Untargeted, WhiteBox, evaluate, load_model
 from sparring.attacks.slope import slope
+from sparring.core.rng import PerExample
 from sparring.core.types import Data, Search, pixels
 from sparring.fast import Fast, Plain, tune_process
-from sparring.randomness import PerExample
 from sparring.trained import recipe_of
 from sparring.views import eval_mode, frozen
 

@@ -41,12 +41,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparring import PGD, Batch, CrossEntropy, Linf, Method, Progress, State, Untargeted, eval_mode, frozen, train_step
+from sparring.core.rng import make_rng
 from sparring.core.types import Data, Search, pixels
 from sparring.data import FashionMNIST
 from sparring.fast import Fast, Plain, prefer_channels_last, tune_process
 from sparring.models import preact_resnet18
 from sparring.optimizers import SGD
-from sparring.randomness import make_rng
 
 EPS, SIZE, STEPS, LR, MOMENTUM = 8 / 255, 2 / 255, 10, 0.01, 0.9
 TORCH = ("torch", "torchvision", "numpy", "sparring")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sparring.bootstrap import Claim, judge, observed, resampled
-from sparring.errors import UserError
+from sparring.core.errors import UserError
 
 
 def cells(seed, rate, seeds=4, examples=200, between=0.0, extra=0.0):

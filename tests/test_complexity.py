@@ -25,8 +25,8 @@ from sparring.analysis.complexity import (
     thickness,
     weight_norm,
 )
+from sparring.core.rng import PerExample
 from sparring.models import resnet18, small_cnn
-from sparring.randomness import PerExample
 
 
 def linear(w, bias=None):

@@ -20,7 +20,7 @@ from sparring.contrast import (
     information_bound,
     nt_xent,
 )
-from sparring.randomness import make_rng
+from sparring.core.rng import make_rng
 
 
 def normal(*shape, seed=0):

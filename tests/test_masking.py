@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from sparring import PGD, CrossEntropy, Data, Linf, Method, Near, UserError, audit
+from sparring.core.rng import make_rng
 from sparring.core.types import Batch, Progress, pixels
 from sparring.data import Digits
 from sparring.engine import State, train_step
 from sparring.evaluate import Budget
 from sparring.models import small_cnn
-from sparring.randomness import make_rng
 from sparring.scores import passed
 
 THREAT = Linf(0.1)

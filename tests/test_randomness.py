@@ -3,7 +3,7 @@ import torch
 from scipy.stats import kstest
 
 from sparring import L1, L2, Linf, PerExample, exponential, make_rng, normal, some, uniform
-from sparring.randomness import mixed_seed
+from sparring.core.rng import mixed_seed
 
 THREATS = [Linf(0.1), L2(0.5), L1(2.0)]
 

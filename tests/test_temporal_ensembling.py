@@ -34,13 +34,13 @@ from sparring import (
     train_step,
 )
 from sparring.bank import Bank, chosen
+from sparring.core.rng import make_rng
 from sparring.core.types import pixels
 from sparring.data import NPZ
 from sparring.fast import Plain
 from sparring.hooks import Interrupted
 from sparring.objectives.added import Staged
 from sparring.passes import cost
-from sparring.randomness import make_rng
 from sparring.updates import Descend
 
 BALL = Linf(8 / 255)

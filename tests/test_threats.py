@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import minimize
 
 from sparring import L1, L2, Linf, UserError, make_rng
-from sparring.numbers import parse_number
+from sparring.core.numbers import parse_number
 from sparring.testing import check_threat
 
 THREATS = [Linf(0.1), Linf("8/255"), L2(0.5), L2(3), L1(2.0), L1(12.0, share=0.0), L1(5, share=1.0)]

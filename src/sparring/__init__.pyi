@@ -19,6 +19,13 @@ from .attacks import Worst as Worst
 from .attacks import ZeroGrad as ZeroGrad
 from .averaging import EMA as EMA
 from .averaging import SWA as SWA
+from .core.errors import UserError as UserError
+from .core.rng import PerExample as PerExample
+from .core.rng import exponential as exponential
+from .core.rng import make_rng as make_rng
+from .core.rng import normal as normal
+from .core.rng import some as some
+from .core.rng import uniform as uniform
 from .core.types import Attack as Attack
 from .core.types import Batch as Batch
 from .core.types import Classifier as Classifier
@@ -40,7 +47,6 @@ from .engine import Loop as Loop
 from .engine import Method as Method
 from .engine import State as State
 from .engine import train_step as train_step
-from .errors import UserError as UserError
 from .evaluate import AutoAttack as AutoAttack
 from .evaluate import ByProbe as ByProbe
 from .evaluate import EachTarget as EachTarget
@@ -102,12 +108,6 @@ from .optimizers import SGD as SGD
 from .optimizers import Adam as Adam
 from .optimizers import AdamW as AdamW
 from .plain import Build as Build
-from .randomness import PerExample as PerExample
-from .randomness import exponential as exponential
-from .randomness import make_rng as make_rng
-from .randomness import normal as normal
-from .randomness import some as some
-from .randomness import uniform as uniform
 from .recipe import Evaluation as Evaluation
 from .recipe import Recipe as Recipe
 from .results import RunFolder as RunFolder

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .core.errors import UserError
 from .core.types import Progress
-from .errors import UserError
 from .views import eval_mode
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .attacks import PGD
+from .core.rng import make_rng
 from .core.types import Batch, Progress, Search, pixels
 from .data import Digits
 from .engine import Method, State, train_step
@@ -22,7 +23,6 @@ from .losses import Untargeted, wrong
 from .models import Normalize, preact_resnet18
 from .objectives.cross_entropy import CrossEntropy
 from .optimizers import SGD
-from .randomness import make_rng
 from .threats import Linf
 from .views import eval_mode, frozen, full_precision
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from .errors import UserError
+from .core.errors import UserError
 from .scores import Array
 
 Cell: TypeAlias = tuple[str, str, str]  # which training, which of its weights, under what

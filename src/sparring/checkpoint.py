@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from .clearing import STEP
+from .core.errors import UserError
 from .engine import State
-from .errors import UserError
 from .evaluate.journal import digest
 from .reading import LARGEST_JSON, conform, open_file, parse_json, read_bytes, reading
 from .results import RunFolder

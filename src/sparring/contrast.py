@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .core.errors import UserError
 from .core.types import Forward, PointLoss, Probe
-from .errors import UserError
 from .losses import wrong
 
 Parts: TypeAlias = tuple[Tensor, ...]

@@ -13,6 +13,8 @@ from torch.profiler import record_function
 
 from .averaging import Averaging
 from .checks import check_attack
+from .core.errors import UserError
+from .core.rng import make_rng
 from .core.types import (
     Attack,
     Batch,
@@ -29,10 +31,8 @@ from .core.types import (
     View,
     at,
 )
-from .errors import UserError
 from .fast import Fast
 from .gate import alone, check_examples
-from .randomness import make_rng
 from .updates import Descend
 from .views import eval_mode, frozen, unchanged
 from .whole import served

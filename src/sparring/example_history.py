@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .core.errors import UserError
+from .core.rng import PerExample
 from .core.types import Attack, Labelled, Search, pixels
-from .errors import UserError
 from .losses import Untargeted, wrong
-from .randomness import PerExample
 from .scores import Array
 from .views import eval_mode, frozen
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import tyro
 
-from .errors import UserError
-from .numbers import parse_number
+from .core.errors import UserError
+from .core.numbers import parse_number
 from .plain import Build
 
 Options = TypeVar("Options")

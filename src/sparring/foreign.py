@@ -14,9 +14,9 @@ from torch import nn
 
 from . import models
 from .checkpoint import fill, read_weights
+from .core.errors import UserError, nearest
 from .core.types import Classifier, Data, pixels
 from .data import load_test
-from .errors import UserError, nearest
 from .models import Normalize, load_robustbench
 from .views import eval_mode
 

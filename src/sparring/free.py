@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .core.errors import UserError
 from .core.types import Batch, Context, Labelled, Lens, Objective, Progress, Search, Terms, Threat, Update, View
 from .engine import State
-from .errors import UserError
 from .objectives.cross_entropy import CrossEntropy
 from .threats import need_threat
 from .views import unchanged

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .checks import check_data, check_images, check_labels, check_logits, check_tensor
+from .core.errors import UserError
 from .core.types import Data, pixels
-from .errors import UserError
 from .views import eval_mode
 
 P = ParamSpec("P")

@@ -12,9 +12,9 @@ from typing import Any
 from torch import nn
 
 from .checkpoint import Checkpoints
+from .core.errors import UserError
 from .core.types import Attack, Data, Labelled, Progress, Search
 from .engine import State
-from .errors import UserError
 from .evaluate import WhiteBox, evaluate
 from .example_history import Remember
 from .guard import Health, Watch, plain

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .core.errors import UserError, need_whole
 from .core.types import Forward, PointLoss, Probe
-from .errors import UserError, need_whole
 from .views import mode_matters
 
 _TINY = 1e-12

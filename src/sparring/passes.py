@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .core.errors import UserError
 from .core.types import Batch, Classifier, Closure, Data, Encoder, Progress, Schedule, Search, Terms, Update, at
 from .engine import State, Steps
-from .errors import UserError
 from .fast import Plain
 from .models import KNN, refill
 

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from .errors import UserError, nearest
+from .core.errors import UserError, nearest
 from .reading import conform
 from .vocabulary import CALLS, NAMES, VALUES
 

@@ -21,7 +21,7 @@ from typing import IO, Any, TypeAlias
 
 import numpy as np
 
-from .errors import UserError
+from .core.errors import UserError
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 

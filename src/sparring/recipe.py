@@ -10,10 +10,10 @@ from torch import nn
 
 from .averaging import EMA, SWA
 from .checkpoint import started
+from .core.errors import UserError, need_seed, need_whole
 from .core.types import Attack, Data, Labelled, Schedule, Update
 from .data import Alteration, Augment, Source, Training, altered, hold_out
 from .engine import Method
-from .errors import UserError, need_seed, need_whole
 from .evaluate import Adversary, Cascade, check_name
 from .example_history import Remember
 from .free import Free

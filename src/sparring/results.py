@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .clearing import RUN, STATE, deletable, delete, settled
-from .errors import UserError
+from .core.errors import UserError
 from .locking import locked
 from .reading import REMEDY, Array, check_arrays, conform, open_file, parse_json, read_arrays, read_json, reading
 from .schemas import Begun, Counted, Events, Row, Sessions, Status

@@ -14,18 +14,18 @@ from . import report
 from .bank import Bank
 from .checkpoint import Checkpoints, read_weights, save_weights
 from .checks import check_data, check_logits
+from .core.errors import UserError
+from .core.rng import make_rng
 from .core.types import Data, Labelled, Progress, pixels
 from .data import Batches, Training
 from .engine import Loop, NotFinite, State
 from .environment import device_of, session
-from .errors import UserError
 from .fast import Compile, Fast, Precision, computes_bf16, prefer_channels_last, worth_compiling
 from .guard import Alarm, Watch
 from .hooks import Guarding, HeldOut, News, Record, Remembering, Rereading, Save, Saving, stopping
 from .models import knn_of, refill
 from .pace import Pace, measure
 from .plain import differences
-from .randomness import make_rng
 from .recipe import Recipe
 from .results import RunFolder
 from .views import eval_mode

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_logits
+from .core.errors import UserError
+from .core.rng import PerExample, make_rng
 from .core.types import (
     Attack,
     Batch,
@@ -30,9 +32,7 @@ from .core.types import (
     at,
 )
 from .engine import Method, State, train_step
-from .errors import UserError
 from .losses import Untargeted
-from .randomness import PerExample, make_rng
 from .views import eval_mode, frozen
 
 ROUNDING = 1e-5

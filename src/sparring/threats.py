@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .core.errors import UserError
+from .core.numbers import parse_number
+from .core.rng import Rng, exponential, normal, uniform
 from .core.types import Threat, each
-from .errors import UserError
-from .numbers import parse_number
-from .randomness import Rng, exponential, normal, uniform
 
 _TINY = 1e-12
 

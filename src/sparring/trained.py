@@ -13,9 +13,9 @@ from torch import nn
 
 from . import report
 from .checkpoint import fill, read_weights
+from .core.errors import UserError
 from .core.types import Classifier, Data, Labelled, Search
 from .environment import device_of
-from .errors import UserError
 from .evaluate import Nearest, News, evaluate, threat_of
 from .fast import Fast
 from .models import load_robustbench

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .core.errors import UserError
 from .core.types import Closure, Terms
-from .errors import UserError
 from .views import statistics_kept
 
 _TINY = 1e-20

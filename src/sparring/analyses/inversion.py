@@ -11,10 +11,10 @@ import torch
 from .. import report
 from ..analysis import Inversion, Inverter, interpolated, inversion, visualised
 from ..analysis.inversion import beginning, searches
+from ..core.errors import UserError
+from ..core.rng import PerExample, make_rng
 from ..core.types import pixels
-from ..errors import UserError
 from ..models import Layers
-from ..randomness import PerExample, make_rng
 from ..results import RunFolder
 from ..scores import Array
 from ..writing import replacing, write_json

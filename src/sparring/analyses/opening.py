@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from ..bank import fingerprint
+from ..core.errors import UserError
 from ..core.types import Data, Threat
 from ..data import Training
 from ..environment import device_of
-from ..errors import UserError
 from ..evaluate import threat_of
 from ..recipe import Recipe
 from ..results import RunFolder

@@ -7,8 +7,8 @@ import torch
 
 from .. import report
 from ..analysis import Representation, representation
+from ..core.rng import make_rng
 from ..core.types import Threat
-from ..randomness import make_rng
 from ..results import RunFolder
 from ..writing import write_json
 from .opening import Looked, last_of

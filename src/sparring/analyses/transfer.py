@@ -9,9 +9,9 @@ import torch
 
 from .. import report
 from ..analysis import Tuning, shots, task_distance, task_embedding, transfer
+from ..core.errors import UserError
 from ..core.types import Data
 from ..data import Resized, source_of
-from ..errors import UserError
 from ..evaluate import evaluate
 from ..results import RunFolder
 from ..scores import Array

@@ -18,11 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..attacks import PGD, Anywhere
 from ..attacks.slope import slope
+from ..core.errors import UserError
+from ..core.rng import PerExample
 from ..core.types import Classifier, Data, Forward, PointLoss, Probe, Threat, each, pixels
-from ..errors import UserError
 from ..gate import gated
 from ..losses import Margin, Untargeted
-from ..randomness import PerExample
 from ..threats import L2
 from ..views import eval_mode, frozen
 

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.errors import UserError
+from ..core.rng import PerExample, make_rng, normal
 from ..core.types import Data, pixels
-from ..errors import UserError
 from ..gate import gated
 from ..models.layers import FEATURES, Layers
-from ..randomness import PerExample, make_rng, normal
 from ..scores import Array
 from ..views import full_precision
 from . import weights

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import PGD, Near, Painted, Refined
+from ..core.errors import UserError
+from ..core.rng import PerExample, normal
 from ..core.types import Attack, Data, PointLoss, pixels
-from ..errors import UserError
 from ..gate import check_taken, gated
 from ..losses import Coordinate, FeatureMatch, Smooth, Total, residuals
 from ..models import FEATURES, Layers
-from ..randomness import PerExample, normal
 from ..scores import Array
 from ..threats import L2
 from ..views import eval_mode, frozen, full_precision

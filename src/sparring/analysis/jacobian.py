@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..core.errors import UserError
+from ..core.rng import Rng, normal, uniform
 from ..core.types import Forward, each
-from ..errors import UserError
-from ..randomness import Rng, normal, uniform
 from ..views import mode_matters
 
 EXACT = 64

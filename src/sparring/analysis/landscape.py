@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from ..attacks import PGD
 from ..attacks.slope import slope
 from ..bootstrap import interval
+from ..core.errors import UserError
+from ..core.rng import PerExample, normal
 from ..core.types import Data, PointLoss, Threat, each, pixels
-from ..errors import UserError
 from ..gate import gated
 from ..losses import Untargeted
-from ..randomness import PerExample, normal
 from ..scores import Array
 from ..views import eval_mode, frozen, full_precision
 

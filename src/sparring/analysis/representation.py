@@ -14,13 +14,13 @@ from ..attacks import APGD, PGD
 from ..bootstrap import interval
 from ..checks import as_classifier
 from ..contrast import information_bound
+from ..core.errors import UserError
+from ..core.rng import PerExample
 from ..core.types import Classifier, Data, Labelled, Threat, pixels
-from ..errors import UserError
 from ..evaluate import Adversary, Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours, evaluate
 from ..gate import gated
 from ..losses import Margin, TargetedDLR
 from ..models import KNN, encoded, linear_probe
-from ..randomness import PerExample
 from ..scores import Accuracy, Array
 from ..views import eval_mode
 from .jacobian import effective_count

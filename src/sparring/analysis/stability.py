@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ..attacks import PGD, Benign, Near
+from ..core.errors import UserError
+from ..core.rng import PerExample, make_rng, normal
 from ..core.types import Batch, Context, Data, Lens, Progress, Threat, at, pixels
 from ..engine import Method
-from ..errors import UserError
 from ..gate import gated
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.trades import TRADES
-from ..randomness import PerExample, make_rng, normal
 from ..scores import Array
 from ..views import eval_mode, frozen, full_precision
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checks import as_classifier
+from ..core.errors import UserError, need_one_of
+from ..core.rng import make_rng, mixed_seed
 from ..core.types import Classifier, Data, pixels
-from ..errors import UserError, need_one_of
 from ..evaluate import evaluate
 from ..gate import check_taken, gated
 from ..models import as_run, encoded, validated_probe
-from ..randomness import make_rng, mixed_seed
 from ..scores import Accuracy
 from ..views import eval_mode
 from . import weights

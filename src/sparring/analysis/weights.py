@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from ..core.errors import UserError
+from ..core.rng import make_rng
 from ..core.types import Classifier, Data, pixels
-from ..errors import UserError
-from ..randomness import make_rng
 from ..views import full_precision
 from .jacobian import refuse_coupling
 

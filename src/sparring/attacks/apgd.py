@@ -11,9 +11,9 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from ..core.errors import UserError, need_whole
+from ..core.rng import Rng, normal
 from ..core.types import PointLoss, Threat, each
-from ..errors import UserError, need_whole
-from ..randomness import Rng, normal
 from ..threats import L1, need_threat
 from .gradient import Shell, Start
 from .slope import Slope, slope

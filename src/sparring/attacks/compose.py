@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..core.errors import UserError, need_whole
+from ..core.rng import Rng, some, uniform
 from ..core.types import Attack, PointLoss
-from ..errors import UserError, need_whole
-from ..randomness import Rng, some, uniform
 from .gradient import PGD, Near
 
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..core.errors import UserError, need_whole
+from ..core.rng import Rng
 from ..core.types import PointLoss, Threat, each
-from ..errors import UserError, need_whole
 from ..losses import Boundaries, InBatches, named
-from ..randomness import Rng
 from ..threats import L1, L2, Linf
 from .gradient import Near, Start
 from .minimum import Closest

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from ..core.errors import UserError, need_whole
+from ..core.numbers import parse_number
+from ..core.rng import Rng, normal, uniform
 from ..core.types import PointLoss, Threat, each
-from ..errors import UserError, need_whole
 from ..losses import named
-from ..numbers import parse_number
-from ..randomness import Rng, normal, uniform
 from ..threats import Linf, need_threat
 from ..whole import WholeBatch
 from .slope import Slope, slope

@@ -7,10 +7,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..core.errors import UserError, need_whole
+from ..core.rng import Rng
 from ..core.types import PointLoss, each
-from ..errors import UserError, need_whole
 from ..losses import named
-from ..randomness import Rng
 from ..threats import L2
 from .slope import slope
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.errors import UserError, need_one_of, need_whole
+from ..core.rng import Rng, normal
 from ..core.types import PointLoss
-from ..errors import UserError, need_one_of, need_whole
-from ..randomness import Rng, normal
 
 _EDGE = 1e-3
 _RATES = {"pixels": 0.1, "fourier": 0.05, "network": 0.01}

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..core.errors import UserError, need_whole
+from ..core.rng import Rng, uniform
 from ..core.types import PointLoss
-from ..errors import UserError, need_whole
-from ..randomness import Rng, uniform
 from ..threats import Linf
 from .gradient import step_length
 from .slope import slope

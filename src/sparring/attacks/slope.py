@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.errors import UserError
 from ..core.types import PointLoss, Probe
-from ..errors import UserError
 from ..losses import Boundaries, Expected, InBatches, joined, mean
 
 

@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..core.errors import UserError, need_whole
+from ..core.rng import Rng, some, uniform
 from ..core.types import PointLoss, Threat, each
-from ..errors import UserError, need_whole
-from ..randomness import Rng, some, uniform
 from ..threats import L1, L2, Linf
 
 _BLOCK = 50  # queries for which random numbers are drawn at once

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..core.errors import UserError, need_one_of
+from ..core.rng import PerExample, Rng, uniform
 from ..core.types import PointLoss
-from ..errors import UserError, need_one_of
-from ..randomness import PerExample, Rng, uniform
 from ..threats import L1, L2, Linf, Shrunk
 from .gradient import PGD, Shell
 

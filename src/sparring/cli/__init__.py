@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from ..errors import UserError, nearest
+from ..core.errors import UserError, nearest
 from .common import say
 
 _USAGE = """\

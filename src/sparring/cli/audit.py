@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from ..core.errors import UserError
 from .common import argument, check_options, print_json, say, threat_for, value_of
 from .evaluate import ForeignOptions, foreign, is_foreign
 

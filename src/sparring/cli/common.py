@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..errors import UserError, need_seed
+from ..core.errors import UserError, need_seed
 
 if TYPE_CHECKING:
     from ..core.types import Threat

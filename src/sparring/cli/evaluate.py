@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import UserError
+from ..core.errors import UserError
 from .common import argument, check_options, print_json, say, value_of
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checka
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..randomness import Rng
+from .errors import UserError
+from .rng import Rng
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

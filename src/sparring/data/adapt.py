@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.errors import UserError
 from ..core.types import Data, pixels
-from ..errors import UserError
 from .sources import Source
 
 Both: TypeAlias = tuple[Data, Data]

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.errors import UserError
 from ..core.types import each
-from ..errors import UserError
 
 
 class Augment(Protocol):

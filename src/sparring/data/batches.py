@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..core.errors import UserError
+from ..core.rng import make_rng, mixed_seed
 from ..core.types import Batch, Data, Labelled, pixels
-from ..errors import UserError
-from ..randomness import make_rng, mixed_seed
 from .augment import Augment
 
 

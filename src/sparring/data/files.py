@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import UserError
+from ..core.errors import UserError
 from ..reading import reading
 
 

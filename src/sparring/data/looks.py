@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import numpy as np
 
-from ..errors import UserError
+from ..core.errors import UserError
 from ..reading import Array, open_file
 
 if TYPE_CHECKING:

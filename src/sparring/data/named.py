@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
+from ..core.errors import UserError, nearest
 from ..core.types import Data
-from ..errors import UserError, nearest
 from . import adapt, sources
 from .arrays import MOST_CLASSES, channels_first, class_numbers, labelled, own_arrays
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..core.errors import UserError
+from ..core.rng import make_rng, mixed_seed
 from ..core.types import Data
-from ..errors import UserError
 from ..fast.process import usable_cores
-from ..randomness import make_rng, mixed_seed
 from ..reading import Array
 from .looks import Look
 

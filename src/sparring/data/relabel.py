@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.errors import UserError
+from ..core.rng import make_rng, mixed_seed
 from ..core.types import Data, Labelled, pixels
-from ..errors import UserError
-from ..randomness import make_rng, mixed_seed
 
 _CHUNK = 1024  # images whose pixels are permuted at a time
 

@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 
 from ..checks import check_data
+from ..core.errors import UserError
 from ..core.types import Data, Labelled
-from ..errors import UserError
 from ..reading import Array
 from .arrays import Pair, both, channels_first, class_numbers, count_classes, own_arrays, varied
 from .files import Remote, locate

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_data, refuse_probabilities
+from ..core.errors import UserError, need_seed, need_whole
 from ..core.types import Attack, Data, Search, pixels
-from ..errors import UserError, need_seed, need_whole
 from ..fast import Fast
 from ..gate import FEW, alone, answer, check_model, switched_to_eval
 from ..scores import Array, Evaluated, Examples

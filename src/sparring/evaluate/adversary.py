@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ..attacks.compose import keep_worst
 from ..checks import check_attack
+from ..core.errors import UserError, need_seed, need_whole
+from ..core.rng import PerExample, Rng, some
 from ..core.types import Attack, Forward, PointLoss, Threat, View
-from ..errors import UserError, need_seed, need_whole
 from ..gate import alone, check_examples
 from ..losses import Expected, Margin, TargetedDLR, Untargeted, in_batches
-from ..randomness import PerExample, Rng, some
 from ..threats import L1, L2, Linf, Shrunk
 from ..views import Together, eval_mode, frozen, named
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..attacks import APGD, FAB, Near, Restarts, Shell, Square, Worst
 from ..checks import check_images, check_logits
+from ..core.errors import UserError
 from ..core.types import Attack, Data, Search, Threat
-from ..errors import UserError
 from ..gate import FEW, alone, as_taken, check_taken
 from ..losses import DLR, Margin, TargetedDLR
 from ..scores import Evaluated

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..core.errors import UserError
 from ..plain import differences
 from ..reading import Array, check_arrays, load_arrays, read_bytes, read_json, reading
 from ..vocabulary import FORMAT

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..attacks.slope import slope
 from ..checks import check_images, check_logits, probable
+from ..core.errors import UserError
 from ..core.types import Threat
-from ..errors import UserError
 from ..losses import Untargeted
 from ..threats import Linf
 from .adversary import beyond

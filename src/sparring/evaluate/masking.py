@@ -9,8 +9,8 @@ from collections.abc import Callable
 from torch import nn
 
 from ..checks import check_data
+from ..core.errors import UserError, need_seed
 from ..core.types import Data, Threat, pixels
-from ..errors import UserError, need_seed
 from ..gate import FEW, alone, as_taken, check_model, check_taken
 from ..scores import Finding
 from ..threats import L1, L2, Linf

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import DDN, FAB, Closest, MinimumNorm
+from ..core.errors import UserError
+from ..core.rng import Rng
 from ..core.types import Threat
-from ..errors import UserError
 from ..losses import Margin, in_batches
-from ..randomness import Rng
 from ..threats import L1, L2, Linf
 from ..views import eval_mode, frozen
 from .adversary import Dividing

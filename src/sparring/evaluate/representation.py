@@ -14,13 +14,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..attacks import APGD, PGD, Restarts
 from ..contrast import FeatureContrast, FeatureDistance, Told
+from ..core.errors import need_one_of
+from ..core.rng import Rng
 from ..core.types import Attack, Lens, PointLoss, Threat
-from ..errors import need_one_of
 from ..losses import Margin, TargetedDLR, Untargeted
 from ..models.guided import Guided
 from ..models.knn import KNN, bank_of
 from ..models.probe import PENALTY, linear_probe
-from ..randomness import Rng
 from ..threats import need_threat
 from ..views import eval_mode, frozen
 from .adversary import Adversary, EachTarget, WhiteBox

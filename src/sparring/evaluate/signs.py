@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from ..attacks import APGD, PGD, Anywhere
 from ..attacks.slope import slope
 from ..checks import refuse_probabilities
+from ..core.errors import UserError
+from ..core.rng import make_rng
 from ..core.types import Data, PointLoss, Threat, pixels
-from ..errors import UserError
 from ..losses import Margin, Untargeted
 from ..models import small_cnn
-from ..randomness import make_rng
 from ..scores import Finding
 from ..threats import L1, L2, Linf
 from ..views import mode_matters

@@ -10,10 +10,10 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import UserError
+from ..core.rng import PerExample, mixed_seed
 from ..core.types import Data, Search, Threat, pixels
-from ..errors import UserError
 from ..losses import wrong
-from ..randomness import PerExample, mixed_seed
 from ..scores import Array
 from ..threats import Linf
 from .adversary import Adversary, Divides, Through, as_adversary, check_name, the_one, threat_of, threats_of

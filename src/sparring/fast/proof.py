@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..core.rng import make_rng
 from ..core.types import Classifier
-from ..randomness import make_rng
 from .compiled import as_it_is
 from .convolution import worth
 from .shadow import Shadow

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import need_one_of
 from ..core.types import Classifier
-from ..errors import need_one_of
 from ..views import mode_matters
 from .compiled import Compiled
 from .convolution import unsafe_in_channels_last

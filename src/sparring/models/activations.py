@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import UserError, nearest
+from ..core.numbers import parse_number
 from ..core.types import Pointwise
-from ..errors import UserError, nearest
-from ..numbers import parse_number
 
 
 class SmoothReLU(Pointwise):

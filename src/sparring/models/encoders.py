@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.errors import UserError, nearest, need_one_of
 from ..core.types import Classifier, Encoder
-from ..errors import UserError, nearest, need_one_of
 from .activations import activation as act
 from .knn import KNN, Vote
 from .resnet import preact_resnet18, resnet18

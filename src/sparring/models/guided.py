@@ -6,8 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..core.errors import UserError
 from ..core.types import Forward, Probe
-from ..errors import UserError
 from ..losses import wrong
 from .knn import KNN
 

@@ -10,8 +10,8 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
+from ..core.errors import UserError, nearest
 from ..core.types import Classifier
-from ..errors import UserError, nearest
 from .classifier import Normalize
 from .swap import swap_activation
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..core.errors import UserError, need_one_of
 from ..core.types import Classifier, Forward, Labelled, Reference, pixels
-from ..errors import UserError, need_one_of
 from ..views import eval_mode
 
 Vote: TypeAlias = Literal["uniform", "weighted"]

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import UserError, nearest
 from ..core.types import Classifier
-from ..errors import UserError, nearest
 
 FEATURES = "features"
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..randomness import make_rng
+from ..core.errors import UserError
+from ..core.rng import make_rng
 
 PENALTY = 1e-3
 _LEAST = 1e-3

@@ -10,8 +10,8 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.errors import UserError
 from ..core.types import Classifier
-from ..errors import UserError
 from .activations import activation as act
 
 Shortcut = Literal["raw", "activated"]

@@ -21,8 +21,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import UserError
 from ..core.types import Classifier
-from ..errors import UserError
 from .classifier import Normalize
 
 _OUTER = re.compile(r"^(module\.|model\.|0\.)+")

@@ -2,8 +2,8 @@
 
 from torch import nn
 
+from ..core.errors import UserError
 from ..core.types import Classifier
-from ..errors import UserError
 from .activations import activation as act
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import UserError
 from ..core.types import Pointwise
-from ..errors import UserError
 from .swap import refuse_hidden
 
 

@@ -8,8 +8,8 @@ from functools import lru_cache
 
 from torch import nn
 
+from ..core.errors import UserError
 from ..core.types import Pointwise
-from ..errors import UserError
 from .activations import activation
 
 _SWAPPED = (

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.errors import UserError
 from ..core.types import Classifier
-from ..errors import UserError
 from .activations import activation as act
 from .resnet import conv
 

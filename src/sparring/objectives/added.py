@@ -3,8 +3,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..core.errors import UserError
 from ..core.types import Context, Labelled, Objective, PointLoss, Progress, Terms
-from ..errors import UserError
 from ..losses import Total
 from ..schedules import Cycle
 

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.errors import UserError
 from ..core.types import Context, Terms
-from ..errors import UserError
 from .added import Term
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.errors import UserError
 from ..core.types import Context, Objective, PointLoss, Terms
-from ..errors import UserError
 from ..losses import Untargeted
 
 

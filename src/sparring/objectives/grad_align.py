@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.errors import UserError
+from ..core.rng import make_rng, seed_of_step, uniform
 from ..core.types import Context, Terms
-from ..errors import UserError
-from ..randomness import make_rng, seed_of_step, uniform
 from ..threats import Linf
 from ..views import statistics_kept
 from .added import Term

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from ..bank import Bank
 from ..contrast import FeatureContrast
+from ..core.errors import UserError
+from ..core.rng import make_rng, seed_of_step
 from ..core.types import Context, Labelled, Objective, PointLoss, Terms
-from ..errors import UserError
-from ..randomness import make_rng, seed_of_step
 from .contrastive import projected
 
 

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.errors import UserError
+from ..core.rng import make_rng, seed_of_step
 from ..core.types import Context, Objective, PointLoss, Terms
-from ..errors import UserError
 from ..losses import Untargeted
-from ..randomness import make_rng, seed_of_step
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from ..core.errors import UserError
 from ..core.types import Context, Terms
-from ..errors import UserError
 from .added import Term
 
 Distance = Literal["squared", "length"]

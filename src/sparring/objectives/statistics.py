@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import need_whole
 from ..core.types import Context, Labelled, Lens, Objective, PointLoss, Terms
-from ..errors import need_whole
 from ..views import statistics_kept
 
 

@@ -4,8 +4,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ..bank import Bank, Place
+from ..core.errors import UserError
 from ..core.types import Context, Labelled, PointLoss, Schedule, Terms, at
-from ..errors import UserError
 from ..losses import SquaredDistance
 from ..schedules import Ramp
 from ..views import eval_mode

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError, nearest
+from ..core.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from ..recipe import Recipe

@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Literal
 
 from ..attacks import FGSM, PGD, Restarts
+from ..core.errors import UserError
 from ..core.types import Objective
 from ..engine import Method
-from ..errors import UserError
 from ..evaluate import WhiteBox
 from ..objectives.statistics import Statistics
 from ..recipe import Evaluation, Recipe

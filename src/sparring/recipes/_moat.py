@@ -3,9 +3,9 @@
 from typing import Literal
 
 from ..attacks import FGSM, PGD, Anywhere, Benign
+from ..core.errors import UserError
 from ..core.types import Attack, Objective
 from ..engine import Method
-from ..errors import UserError
 from ..objectives.added import Staged
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.mix_up import MixUp

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError, nearest
+from ..core.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from .study import Study

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 
 from ..attacks import APGD, FGSM, PGD
+from ..core.errors import UserError
 from ..data import Digits, FashionMNIST, Few
 from ..engine import Method
-from ..errors import UserError
 from ..evaluate import EachTarget, WhiteBox
 from ..losses import TargetedDLR
 from ..models import preact_resnet18, small_cnn

@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 
 import torch
 
+from ..core.errors import UserError
 from ..environment import device_of
-from ..errors import UserError
 from ..fast import tune_process
 from ..fast.process import usable_cores
 from ..hooks import Interrupted

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from ..bootstrap import Cell, Cells, Claim, Resampled, Statistic, Verdict, judge, observed, resampled
-from ..errors import UserError, nearest
+from ..core.errors import UserError, nearest
 from ..passes import cost
 from ..reading import read_json, reading
 from ..recipe import Recipe

@@ -3,7 +3,7 @@
 import importlib
 from pathlib import Path
 
-from ...errors import UserError, nearest
+from ...core.errors import UserError, nearest
 from ...locking import locked
 from ..common import argument
 from .common import KINDS, USAGE, options_for

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ...errors import UserError
+from ...core.errors import UserError
 from ..common import check_options, print_json, say, threat_for
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ...errors import UserError
+from ...core.errors import UserError
 from ..common import say
 from .common import Common, files, how, opened, told
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from ...errors import UserError
+from ...core.errors import UserError
 from ..common import say
 from .common import Attacked, attacked, files, how, told
 
