@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from sparring import PGD, CrossEntropy, Data, Linf, Method, WhiteBox, make_rng
+from sparring.core.serialization import Build
 from sparring.models import small_cnn
-from sparring.plain import Build
 from sparring.recipe import Evaluation, Recipe
 from sparring.recipes.small import quickstart
 

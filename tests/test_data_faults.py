@@ -58,7 +58,7 @@ def bomb(folder, monkeypatch):
     source = npz(folder)
     with zipfile.ZipFile(source.path, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("more.npy", bytes(10**7))
-    monkeypatch.setattr("sparring.reading.memory_of_machine", lambda: 1e6)
+    monkeypatch.setattr("sparring.core.reading.memory_of_machine", lambda: 1e6)
     return source
 
 

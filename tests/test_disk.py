@@ -26,15 +26,15 @@ from sparring.checkpoint import Checkpoints, read_weights, save_weights
 from sparring.clearing import ANALYSES
 from sparring.cli import run as shell
 from sparring.cli.analyze.common import KINDS
+from sparring.core.names import CALLS, FORMAT, NAMES, VALUES
+from sparring.core.serialization import Build, from_plain, to_plain
+from sparring.core.writing import replacing, write_bytes
 from sparring.evaluate.journal import Journal, Part
 from sparring.hooks import Interrupted, stopping
 from sparring.models import amdim
-from sparring.plain import Build, from_plain, to_plain
 from sparring.recipe import Evaluation, recipe_from_plain
 from sparring.recipes import entries, find
 from sparring.trained import evaluate_models, evaluate_run
-from sparring.vocabulary import CALLS, FORMAT, NAMES, VALUES
-from sparring.writing import replacing, write_bytes
 
 PRECIOUS = b"years of work"
 

@@ -18,9 +18,9 @@ from sparring.analysis.information import MEANINGS, _by_volume, _jacobian_and_no
 from sparring.analysis.jacobian import Jacobian, largest, spectrum, squared_norm
 from sparring.cli import run as shell
 from sparring.core.rng import normal
+from sparring.core.serialization import Build
 from sparring.core.types import pixels
 from sparring.models import Layers, amdim, layers_of, preact_resnet18, small_cnn
-from sparring.plain import Build
 
 X = torch.rand(40, 1, 4, 4, generator=make_rng(3))
 DATA = Data(X, torch.arange(40) % 3, ("a", "b", "c"))

@@ -11,9 +11,9 @@ from scipy.stats import kendalltau
 from sparring import PGD, TRADES, CrossEntropy, LabelNoise, Linf, Method, Near, PixelNoise, Remember, UserError, fit
 from sparring.analyses import agreement, memorization, opened
 from sparring.cli import run as shell
+from sparring.core.serialization import Build
 from sparring.data import Digits, Few
 from sparring.models import small_cnn
-from sparring.plain import Build
 from sparring.recipes import find
 from sparring.recipes.memorization import digits_random_labels, fashion_kept
 from sparring.results import RunFolder

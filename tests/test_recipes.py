@@ -23,9 +23,9 @@ from sparring import (
     UserError,
     at,
 )
+from sparring.core.serialization import differences, from_plain, to_plain
 from sparring.data import Crop, Flip, Jitter
 from sparring.models import efficientnet, imagenet_resnet, preact_resnet18, small_cnn
-from sparring.plain import differences, from_plain, to_plain
 from sparring.recipe import recipe_from_plain
 from sparring.recipes import entries, find
 from sparring.studies.moat import study as study_of_moat

@@ -18,12 +18,12 @@ from sparring import EMA, PGD, SGD, TRADES, Linf, Method, Near, RunFolder, State
 from sparring.checkpoint import read_weights, save_weights
 from sparring.cli import run as shell
 from sparring.core.rng import make_rng
+from sparring.core.serialization import Build
 from sparring.core.types import pixels
 from sparring.data import NPZ, Batches, Crop, Digits, Flip
 from sparring.guard import Guard
 from sparring.hooks import Interrupted, Saving
 from sparring.models import Normalize, preact_resnet18, small_cnn
-from sparring.plain import Build
 from sparring.trained import evaluate_run, evaluate_weights, recipe_of
 
 

@@ -21,7 +21,7 @@ from sparring import (
     WarmUp,
     at,
 )
-from sparring.plain import from_plain, to_plain
+from sparring.core.serialization import from_plain, to_plain
 
 
 def values(schedule, steps_per_epoch=10, epochs=10):

@@ -32,6 +32,7 @@ from sparring import (
 from sparring.cli import run as shell
 from sparring.contrast import info_nce
 from sparring.core.rng import make_rng, seed_of_step
+from sparring.core.serialization import Build
 from sparring.core.types import Classifier, Encoder, pixels
 from sparring.data import Crop, Digits, Few, Grey, Jitter, ResizedCrop
 from sparring.data.augment import grey
@@ -44,7 +45,6 @@ from sparring.objectives.contrastive import Contrastive, InfoNCE, Multiscale, NT
 from sparring.objectives.cross_entropy import CrossEntropy
 from sparring.objectives.instances import InstanceDiscrimination
 from sparring.passes import cost
-from sparring.plain import Build
 from sparring.recipe import Evaluation
 from sparring.recipes import find
 from sparring.recipes.selfsup import cifar10_amdim_sat_released, digits_amdim, digits_amdim_sat, fashion_npid

@@ -14,9 +14,9 @@ from sparring import Classifier, Data, UserError, fit, make_rng
 from sparring.analysis import Tuning, shots, task_distance, task_embedding, transfer
 from sparring.analysis.transfer import last_block
 from sparring.cli import run as shell
+from sparring.core.serialization import Build
 from sparring.data import Classes, Digits, Resized
 from sparring.models import amdim, linear_probe, preact_resnet18, resnet18, small_cnn, validated_probe
-from sparring.plain import Build
 
 
 def normed(classes: int = 3) -> Classifier:

@@ -28,10 +28,10 @@ from sparring import (
     fit,
     make_rng,
 )
+from sparring.core.serialization import from_plain, to_plain
 from sparring.core.types import pixels
 from sparring.evaluate import threat_of
 from sparring.passes import cost
-from sparring.plain import from_plain, to_plain
 from sparring.testing import check_attack
 from sparring.threats import Shrunk
 from sparring.updates import Descend

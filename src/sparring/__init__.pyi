@@ -26,6 +26,7 @@ from .core.rng import make_rng as make_rng
 from .core.rng import normal as normal
 from .core.rng import some as some
 from .core.rng import uniform as uniform
+from .core.serialization import Build as Build
 from .core.types import Attack as Attack
 from .core.types import Batch as Batch
 from .core.types import Classifier as Classifier
@@ -107,7 +108,6 @@ from .objectives.trades import TRADES as TRADES
 from .optimizers import SGD as SGD
 from .optimizers import Adam as Adam
 from .optimizers import AdamW as AdamW
-from .plain import Build as Build
 from .recipe import Evaluation as Evaluation
 from .recipe import Recipe as Recipe
 from .results import RunFolder as RunFolder

@@ -14,7 +14,7 @@ import tyro
 
 from .core.errors import UserError
 from .core.numbers import parse_number
-from .plain import Build
+from .core.serialization import Build
 
 Options = TypeVar("Options")
 T = TypeVar("T")

@@ -11,6 +11,8 @@ from torch import nn
 from .averaging import EMA, SWA
 from .checkpoint import started
 from .core.errors import UserError, need_seed, need_whole
+from .core.names import FORMAT, WRITTEN_BY
+from .core.serialization import Build, check_types, from_plain, to_plain
 from .core.types import Attack, Data, Labelled, Schedule, Update
 from .data import Alteration, Augment, Source, Training, altered, hold_out
 from .engine import Method
@@ -20,12 +22,10 @@ from .free import Free
 from .guard import Guard
 from .models import Normalize
 from .optimizers import SGD, Adam, AdamW
-from .plain import Build, check_types, from_plain, to_plain
 from .results import RunFolder
 from .schedules import Ramp
 from .scores import Memory
 from .updates import Descend, WeightPerturbed
-from .vocabulary import FORMAT, WRITTEN_BY
 
 
 @dataclass(frozen=True, slots=True)

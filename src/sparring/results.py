@@ -12,11 +12,11 @@ import numpy as np
 
 from .clearing import RUN, STATE, deletable, delete, settled
 from .core.errors import UserError
+from .core.reading import REMEDY, Array, check_arrays, conform, open_file, parse_json, read_arrays, read_json, reading
+from .core.writing import replacing, write_bytes, write_json
 from .locking import locked
-from .reading import REMEDY, Array, check_arrays, conform, open_file, parse_json, read_arrays, read_json, reading
 from .schemas import Begun, Counted, Events, Row, Sessions, Status
 from .scores import Evaluated, Memory
-from .writing import replacing, write_bytes, write_json
 
 
 class RunFolder:

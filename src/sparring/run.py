@@ -16,6 +16,7 @@ from .checkpoint import Checkpoints, read_weights, save_weights
 from .checks import check_data, check_logits
 from .core.errors import UserError
 from .core.rng import make_rng
+from .core.serialization import differences
 from .core.types import Data, Labelled, Progress, pixels
 from .data import Batches, Training
 from .engine import Loop, NotFinite, State
@@ -25,7 +26,6 @@ from .guard import Alarm, Watch
 from .hooks import Guarding, HeldOut, News, Record, Remembering, Rereading, Save, Saving, stopping
 from .models import knn_of, refill
 from .pace import Pace, measure
-from .plain import differences
 from .recipe import Recipe
 from .results import RunFolder
 from .views import eval_mode

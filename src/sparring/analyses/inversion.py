@@ -14,10 +14,10 @@ from ..analysis.inversion import beginning, searches
 from ..core.errors import UserError
 from ..core.rng import PerExample, make_rng
 from ..core.types import pixels
+from ..core.writing import replacing, write_json
 from ..models import Layers
 from ..results import RunFolder
 from ..scores import Array
-from ..writing import replacing, write_json
 from .opening import Looked, last_of, opened
 from .transfer import task_for
 

@@ -13,12 +13,12 @@ from ..analysis.stability import LENGTHS
 from ..attacks import PGD
 from ..bootstrap import interval
 from ..core.types import Data, Threat
+from ..core.writing import replacing, write_json
 from ..evaluate import WhiteBox, evaluate
 from ..example_history import remembering
 from ..fast import Fast
 from ..results import RunFolder
 from ..scores import Accuracy, Array, Memory
-from ..writing import replacing, write_json
 from .opening import Looked, last_of
 
 

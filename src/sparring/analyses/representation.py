@@ -9,8 +9,8 @@ from .. import report
 from ..analysis import Representation, representation
 from ..core.rng import make_rng
 from ..core.types import Threat
+from ..core.writing import write_json
 from ..results import RunFolder
-from ..writing import write_json
 from .opening import Looked, last_of
 
 

@@ -11,11 +11,11 @@ from .. import report
 from ..analysis import Tuning, shots, task_distance, task_embedding, transfer
 from ..core.errors import UserError
 from ..core.types import Data
+from ..core.writing import write_json
 from ..data import Resized, source_of
 from ..evaluate import evaluate
 from ..results import RunFolder
 from ..scores import Array
-from ..writing import write_json
 from .opening import Looked, last_of
 
 SHOTS = (100, 400, 1600)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..core.errors import UserError
-from ..reading import reading
+from ..core.reading import reading
 
 
 class Remote(NamedTuple):

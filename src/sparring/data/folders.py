@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..reading import Array, reading
+from ..core.reading import Array, reading
 
 
 def listed(folder: Path, classes: Sequence[str]) -> tuple[Array, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..reading import gunzip, open_file, read_bytes, reading
+from ..core.reading import gunzip, open_file, read_bytes, reading
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Labels = np.ndarray[Any, np.dtype[np.int64]]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 import numpy as np
 
 from ..core.errors import UserError
-from ..reading import Array, open_file
+from ..core.reading import Array, open_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..core.errors import UserError
+from ..core.reading import Array
 from ..core.rng import make_rng, mixed_seed
 from ..core.types import Data
 from ..fast.process import usable_cores
-from ..reading import Array
 from .looks import Look
 
 Unreadable = Literal["stop", "skip"]

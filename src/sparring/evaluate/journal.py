@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..plain import differences
-from ..reading import Array, check_arrays, load_arrays, read_bytes, read_json, reading
-from ..vocabulary import FORMAT
-from ..writing import replacing, write_json
+from ..core.names import FORMAT
+from ..core.reading import Array, check_arrays, load_arrays, read_bytes, read_json, reading
+from ..core.serialization import differences
+from ..core.writing import replacing, write_json
 
 
 class Part(NamedTuple):

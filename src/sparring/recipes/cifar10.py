@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 from ..attacks import PGD, Near
+from ..core.serialization import Build
 from ..data import CIFAR10, Crop, Flip
 from ..engine import Method
 from ..models import resnet18, wide_resnet
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.trades import TRADES
 from ..optimizers import SGD
-from ..plain import Build
 from ..recipe import Recipe
 from ..schedules import Piecewise
 from ..threats import Linf

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from ..attacks import PGD, Near
 from ..averaging import SWA
+from ..core.serialization import Build
 from ..data import Crop, Flip
 from ..engine import Method
 from ..models import preact_resnet18
@@ -14,7 +15,6 @@ from ..objectives.mart import MART
 from ..objectives.pairing import Distance, LogitPairing
 from ..objectives.trades import TRADES
 from ..optimizers import SGD
-from ..plain import Build
 from ..recipe import Recipe
 from ..schedules import Phases, Piecewise
 from ..threats import Linf

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 from ..attacks import PGD, Anywhere, Near
+from ..core.serialization import Build
 from ..data import CIFAR100, SVHN, Crop, Digits, Few, Flip, Kept, LabelNoise
 from ..engine import Method
 from ..example_history import Remember
@@ -13,7 +14,6 @@ from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.temporal_ensembling import TemporalEnsembling
 from ..objectives.trades import TRADES
 from ..optimizers import SGD
-from ..plain import Build
 from ..recipe import Recipe
 from ..schedules import Piecewise, Ramp
 from ..threats import L2, Linf

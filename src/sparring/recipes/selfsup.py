@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 from ..attacks import PGD
+from ..core.serialization import Build
 from ..data import Crop, FashionMNIST, Flip, Grey, Jitter, ResizedCrop
 from ..engine import Method
 from ..models import amdim, represented
@@ -12,7 +13,6 @@ from ..objectives.contrastive import Contrastive, InfoNCE, Multiscale, NTXent, R
 from ..objectives.instances import InstanceDiscrimination
 from ..objectives.rocl import RoCL
 from ..optimizers import Adam
-from ..plain import Build
 from ..recipe import Recipe
 from ..schedules import Piecewise, WarmUp
 from ..threats import Linf

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from ..attacks import FGSM, NFGSM, Anywhere, MultiGrad, ZeroGrad
+from ..core.serialization import Build
 from ..core.types import Attack
 from ..data import CIFAR10, Crop, Flip
 from ..engine import Method
@@ -12,7 +13,6 @@ from ..objectives.added import Sum
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.grad_align import GradAlign
 from ..optimizers import SGD
-from ..plain import Build
 from ..recipe import Recipe
 from ..schedules import Cyclic
 from ..threats import Linf

@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 from ..attacks import PGD, Benign, Near
+from ..core.serialization import Build
 from ..data import Digits, FashionMNIST
 from ..engine import Method
 from ..models import small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.trades import TRADES
 from ..optimizers import SGD
-from ..plain import Build
 from ..recipe import Recipe
 from ..schedules import Cyclic
 from ..threats import Linf

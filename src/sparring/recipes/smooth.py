@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from ..attacks import FGSM, PGD, Anywhere, Sometimes, Square
 from ..averaging import EMA
+from ..core.serialization import Build
 from ..core.types import View
 from ..data import Flip, ImageStream
 from ..engine import Method
@@ -13,7 +14,6 @@ from ..models import SmoothBackward, efficientnet, imagenet_resnet, small_cnn
 from ..models.imagenet import size_of
 from ..objectives.cross_entropy import CrossEntropy
 from ..optimizers import SGD
-from ..plain import Build
 from ..recipe import Evaluation, Recipe
 from ..schedules import Piecewise
 from ..threats import Linf

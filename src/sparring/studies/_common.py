@@ -4,13 +4,13 @@ from dataclasses import dataclass, replace
 
 from ..attacks import APGD, FGSM, PGD
 from ..core.errors import UserError
+from ..core.serialization import Build
 from ..data import Digits, FashionMNIST, Few
 from ..engine import Method
 from ..evaluate import EachTarget, WhiteBox
 from ..losses import TargetedDLR
 from ..models import preact_resnet18, small_cnn
 from ..objectives.cross_entropy import CrossEntropy
-from ..plain import Build
 from ..recipe import Evaluation, Recipe
 from ..recipes.small import quickstart
 from ..schedules import Piecewise

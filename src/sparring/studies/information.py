@@ -13,6 +13,8 @@ from ..analyses import look_at_information, look_at_inversion, look_at_transfer,
 from ..analyses.inversion import INSIDE
 from ..attacks import APGD, PGD, Benign, VariedEps
 from ..bootstrap import Cells, Claim
+from ..core.reading import read_json
+from ..core.serialization import Build
 from ..core.types import Attack
 from ..data import Classes, Digits, FashionMNIST, Few
 from ..engine import Method
@@ -20,8 +22,6 @@ from ..evaluate import Adversary, EachTarget, WhiteBox
 from ..losses import TargetedDLR
 from ..models import small_cnn
 from ..objectives.cross_entropy import CrossEntropy
-from ..plain import Build
-from ..reading import read_json
 from ..recipe import Evaluation, Recipe
 from ..recipes.small import quickstart
 from ..results import RunFolder

@@ -11,6 +11,7 @@ from ..analysis.stability import DIRECTIONS
 from ..attacks import PGD, Anywhere, Near
 from ..averaging import SWA
 from ..bootstrap import Cells, Claim
+from ..core.serialization import Build
 from ..core.types import Objective
 from ..data import Alteration, Digits, FashionMNIST, Few, Kept, LabelNoise, Source
 from ..engine import Method
@@ -21,7 +22,6 @@ from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.temporal_ensembling import TemporalEnsembling
 from ..objectives.trades import TRADES
 from ..optimizers import SGD
-from ..plain import Build
 from ..recipe import Recipe
 from ..recipes.small import quickstart
 from ..schedules import Piecewise, Ramp

@@ -18,13 +18,13 @@ from typing import Any, TypeAlias
 import torch
 
 from ..core.errors import UserError
+from ..core.serialization import differences
 from ..environment import device_of
 from ..fast import tune_process
 from ..fast.process import usable_cores
 from ..hooks import Interrupted
 from ..locking import locked
 from ..passes import cost
-from ..plain import differences
 from ..recipe import Recipe, recipe_from_plain
 from ..results import RunFolder
 from ..run import fit

@@ -12,6 +12,7 @@ from .. import report
 from ..analyses import look_at_representation
 from ..attacks import APGD, PGD, Benign
 from ..bootstrap import Cells, Claim
+from ..core.serialization import Build
 from ..core.types import Attack, Objective
 from ..data import Crop, Digits, FashionMNIST, Few, Flip, Jitter, ResizedCrop
 from ..engine import Method
@@ -24,7 +25,6 @@ from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.instances import InstanceDiscrimination
 from ..objectives.pairing import LogitPairing
 from ..passes import cost
-from ..plain import Build
 from ..recipe import Evaluation, Recipe, recipe_from_plain
 from ..recipes._selfsup import hardened, pretrained
 from ..recipes.small import quickstart

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..attacks import FGSM, PGD, Anywhere, Near, Shell, Square, Start
 from ..bootstrap import Cells, Claim
+from ..core.serialization import Build, Scalar
 from ..core.types import View
 from ..engine import Method
 from ..evaluate import Adversary, AutoAttack, Cascade, Through, WhiteBox
@@ -13,7 +14,6 @@ from ..losses import Margin
 from ..models import SmoothBackward, small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..optimizers import SGD
-from ..plain import Build, Scalar
 from ..recipe import Evaluation, Recipe
 from ..schedules import Piecewise
 from ..scores import Array

@@ -11,8 +11,8 @@ import numpy as np
 
 from ..bootstrap import Cell, Cells, Claim, Resampled, Statistic, Verdict, judge, observed, resampled
 from ..core.errors import UserError, nearest
+from ..core.reading import read_json, reading
 from ..passes import cost
-from ..reading import read_json, reading
 from ..recipe import Recipe
 from ..results import RunFolder
 from ..scores import Array

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from .. import report
+from ..core.writing import replacing, write_bytes, write_json
 from ..results import RunFolder
-from ..writing import replacing, write_bytes, write_json
 from .study import WEIGHTS, Findings, Row, Study
 
 Estimate = tuple[float, float, float]

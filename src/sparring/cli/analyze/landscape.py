@@ -21,7 +21,7 @@ def run(target: str, options: Options) -> int:
 
     from ... import report
     from ...analysis import landscape
-    from ...writing import replacing, write_json
+    from ...core.writing import replacing, write_json
 
     runs, threat = attacked(target, options)
     given = {key: getattr(options, key) for key in ("steps", "points", "seed", "batch_size")}

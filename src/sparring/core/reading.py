@@ -21,7 +21,7 @@ from typing import IO, Any, TypeAlias
 
 import numpy as np
 
-from .core.errors import UserError
+from .errors import UserError
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 

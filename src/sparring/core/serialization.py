@@ -14,9 +14,9 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from .core.errors import UserError, nearest
+from .errors import UserError, nearest
+from .names import CALLS, NAMES, VALUES
 from .reading import conform
-from .vocabulary import CALLS, NAMES, VALUES
 
 T_co = TypeVar("T_co", covariant=True)
 Scalar: TypeAlias = "str | int | float | bool | tuple[Scalar, ...] | None"
