@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from sparring import PGD, Linf, Untargeted, WhiteBox, evaluate, load_model
 from sparring.attacks.slope import slope
+from sparring.core.modes import eval_mode, frozen
 from sparring.core.rng import PerExample
 from sparring.core.types import Data, Search, pixels
 from sparring.fast import Fast, Plain, tune_process
 from sparring.trained import recipe_of
-from sparring.views import eval_mode, frozen
 
 SEARCHES: dict[str, Search] = {
     "as it is": Plain(),

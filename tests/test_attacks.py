@@ -36,11 +36,11 @@ from sparring import (
     train_step,
 )
 from sparring.attacks import Sometimes
+from sparring.core.modes import batch_statistics, eval_mode, train_mode
 from sparring.core.types import pixels
+from sparring.core.whole_batch import WholeBatch
 from sparring.fast import Plain
 from sparring.testing import check_attack
-from sparring.views import batch_statistics, eval_mode, train_mode
-from sparring.whole import WholeBatch
 
 EPS = 8 / 255
 BALL = Linf(EPS)

@@ -4,7 +4,7 @@ from conftest import toy_net
 from torch import nn
 
 from sparring import PGD, Linf, UserError, perturb
-from sparring.checks import check_images, check_labels, check_logits
+from sparring.core.validation import check_images, check_labels, check_logits
 
 X, Y = torch.rand(6, 1, 4, 4), torch.arange(6) % 3
 ATTACK = PGD(Linf("8/255"), steps=2)

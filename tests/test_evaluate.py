@@ -27,11 +27,11 @@ from sparring import (
     make_rng,
     perturb,
 )
+from sparring.core.modes import Together, eval_mode, train_mode
 from sparring.core.types import pixels
 from sparring.evaluate import InTurn, Nearest, Through
 from sparring.evaluate.cost import passes
 from sparring.models import SmoothBackward
-from sparring.views import Together, eval_mode, train_mode
 
 
 def linear_data(n=200):

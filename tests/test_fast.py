@@ -40,6 +40,7 @@ from sparring import (
     WhiteBox,
     make_rng,
 )
+from sparring.core.modes import eval_mode, train_mode
 from sparring.core.types import Batch, Classifier, Encoder, Lens, pixels
 from sparring.engine import train_step
 from sparring.evaluate import evaluate
@@ -50,7 +51,6 @@ from sparring.fast.normalisation import FrozenNorm, folded
 from sparring.fast.process import tune_process, usable_cores
 from sparring.fast.shadow import Shadow, sites
 from sparring.models import preact_resnet18, resnet18, small_cnn, wide_resnet
-from sparring.views import eval_mode, train_mode
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 

@@ -28,8 +28,8 @@ from sparring import (
     fit,
 )
 from sparring.averaging import estimate_statistics
+from sparring.core.modes import eval_mode
 from sparring.core.types import pixels
-from sparring.views import eval_mode
 
 
 def closure(model, seed=0):

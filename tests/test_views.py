@@ -22,10 +22,10 @@ from sparring import (
     train_step,
     unchanged,
 )
+from sparring.core.modes import Together, mode_matters, statistics_kept
 from sparring.fast import computes_bf16
 from sparring.fast.convolution import FrozenConv
 from sparring.models import SmoothBackward, small_cnn
-from sparring.views import Together, mode_matters, statistics_kept
 
 
 def modes(model):

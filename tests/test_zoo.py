@@ -32,13 +32,13 @@ from sparring import (
     WhiteBox,
     make_rng,
 )
+from sparring.core.modes import Together, eval_mode
 from sparring.core.types import Batch, pixels
 from sparring.data import Digits
 from sparring.engine import train_step
 from sparring.evaluate import evaluate
 from sparring.fast import Fast, Plain
 from sparring.fast.shadow import Low
-from sparring.views import Together, eval_mode
 
 EPS = Linf(0.12)
 ATTACKS = {

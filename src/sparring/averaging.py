@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .core.errors import UserError
+from .core.modes import eval_mode
 from .core.types import Progress
-from .views import eval_mode
 
 
 class Averaging(Protocol):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .attacks import PGD
+from .core.modes import eval_mode, frozen, full_precision
 from .core.rng import make_rng
 from .core.types import Batch, Progress, Search, pixels
 from .data import Digits
@@ -24,7 +25,6 @@ from .models import Normalize, preact_resnet18
 from .objectives.cross_entropy import CrossEntropy
 from .optimizers import SGD
 from .threats import Linf
-from .views import eval_mode, frozen, full_precision
 
 ATTACK = PGD(Linf("8/255"), steps=10, step_size="2/255")
 

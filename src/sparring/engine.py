@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from .averaging import Averaging
-from .checks import check_attack
 from .core.errors import UserError
+from .core.gate import alone, check_examples
+from .core.modes import eval_mode, frozen, unchanged
 from .core.rng import make_rng
 from .core.types import (
     Attack,
@@ -31,11 +32,10 @@ from .core.types import (
     View,
     at,
 )
+from .core.validation import check_attack
+from .core.whole_batch import served
 from .fast import Fast
-from .gate import alone, check_examples
 from .updates import Descend
-from .views import eval_mode, frozen, unchanged
-from .whole import served
 
 
 @dataclass(frozen=True, slots=True)

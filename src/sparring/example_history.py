@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core.errors import UserError
+from .core.modes import eval_mode, frozen
 from .core.rng import PerExample
 from .core.types import Attack, Labelled, Search, pixels
 from .losses import Untargeted, wrong
 from .scores import Array
-from .views import eval_mode, frozen
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from .core.errors import UserError
+from .core.modes import unchanged
 from .core.types import Batch, Context, Labelled, Lens, Objective, Progress, Search, Terms, Threat, Update, View
 from .engine import State
 from .objectives.cross_entropy import CrossEntropy
 from .threats import need_threat
-from .views import unchanged
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from .attacks import PGD
 from .attacks.slope import slope
 from .core.errors import UserError
+from .core.modes import eval_mode, frozen
 from .core.rng import make_rng, mixed_seed
 from .core.types import Attack, Data, Progress, Search, Threat, pixels
 from .engine import Method, State, Steps
 from .losses import Untargeted, wrong
 from .threats import need_threat
-from .views import eval_mode, frozen
 
 Action = Literal["report", "stop", "rescue"]
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core.errors import UserError, need_whole
+from .core.modes import mode_matters
 from .core.types import Forward, PointLoss, Probe
-from .views import mode_matters
 
 _TINY = 1e-12
 

@@ -12,6 +12,7 @@ from .averaging import EMA, SWA
 from .checkpoint import started
 from .core.errors import UserError, need_seed, need_whole
 from .core.names import FORMAT, WRITTEN_BY
+from .core.schedules import Ramp
 from .core.serialization import Build, check_types, from_plain, to_plain
 from .core.types import Attack, Data, Labelled, Schedule, Update
 from .data import Alteration, Augment, Source, Training, altered, hold_out
@@ -23,7 +24,6 @@ from .guard import Guard
 from .models import Normalize
 from .optimizers import SGD, Adam, AdamW
 from .results import RunFolder
-from .schedules import Ramp
 from .scores import Memory
 from .updates import Descend, WeightPerturbed
 

@@ -13,11 +13,12 @@ import torch
 from . import report
 from .bank import Bank
 from .checkpoint import Checkpoints, read_weights, save_weights
-from .checks import check_data, check_logits
 from .core.errors import UserError
+from .core.modes import eval_mode
 from .core.rng import make_rng
 from .core.serialization import differences
 from .core.types import Data, Labelled, Progress, pixels
+from .core.validation import check_data, check_logits
 from .data import Batches, Training
 from .engine import Loop, NotFinite, State
 from .environment import device_of, session
@@ -28,7 +29,6 @@ from .models import knn_of, refill
 from .pace import Pace, measure
 from .recipe import Recipe
 from .results import RunFolder
-from .views import eval_mode
 
 
 def fit(

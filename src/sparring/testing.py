@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import check_logits
 from .core.errors import UserError
+from .core.modes import eval_mode, frozen
 from .core.rng import PerExample, make_rng
 from .core.types import (
     Attack,
@@ -31,9 +31,9 @@ from .core.types import (
     Threat,
     at,
 )
+from .core.validation import check_logits
 from .engine import Method, State, train_step
 from .losses import Untargeted
-from .views import eval_mode, frozen
 
 ROUNDING = 1e-5
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .core.errors import UserError
+from .core.modes import statistics_kept
 from .core.types import Closure, Terms
-from .views import statistics_kept
 
 _TINY = 1e-20
 

@@ -19,12 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..attacks import PGD, Anywhere
 from ..attacks.slope import slope
 from ..core.errors import UserError
+from ..core.gate import gated
+from ..core.modes import eval_mode, frozen
 from ..core.rng import PerExample
 from ..core.types import Classifier, Data, Forward, PointLoss, Probe, Threat, each, pixels
-from ..gate import gated
 from ..losses import Margin, Untargeted
 from ..threats import L2
-from ..views import eval_mode, frozen
 
 
 class NotDefined(UserError):  # noqa: N818

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import UserError
+from ..core.gate import gated
+from ..core.modes import full_precision
 from ..core.rng import PerExample, make_rng, normal
 from ..core.types import Data, pixels
-from ..gate import gated
 from ..models.layers import FEATURES, Layers
 from ..scores import Array
-from ..views import full_precision
 from . import weights
 from .jacobian import Jacobian, largest, refuse_coupling, spectrum, squared_norm
 from .landscape import estimate

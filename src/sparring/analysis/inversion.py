@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from ..attacks import PGD, Near, Painted, Refined
 from ..core.errors import UserError
+from ..core.gate import check_taken, gated
+from ..core.modes import eval_mode, frozen, full_precision
 from ..core.rng import PerExample, normal
 from ..core.types import Attack, Data, PointLoss, pixels
-from ..gate import check_taken, gated
 from ..losses import Coordinate, FeatureMatch, Smooth, Total, residuals
 from ..models import FEATURES, Layers
 from ..scores import Array
 from ..threats import L2
-from ..views import eval_mode, frozen, full_precision
 from .jacobian import refuse_coupling
 from .landscape import estimate
 from .likeness import psnr, ssim

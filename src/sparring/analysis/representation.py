@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from ..attacks import APGD, PGD
 from ..bootstrap import interval
-from ..checks import as_classifier
 from ..contrast import information_bound
 from ..core.errors import UserError
+from ..core.gate import gated
+from ..core.modes import eval_mode
 from ..core.rng import PerExample
 from ..core.types import Classifier, Data, Labelled, Threat, pixels
+from ..core.validation import as_classifier
 from ..evaluate import Adversary, Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours, evaluate
-from ..gate import gated
 from ..losses import Margin, TargetedDLR
 from ..models import KNN, encoded, linear_probe
 from ..scores import Accuracy, Array
-from ..views import eval_mode
 from .jacobian import effective_count
 
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

@@ -13,14 +13,14 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ..attacks import PGD, Benign, Near
 from ..core.errors import UserError
+from ..core.gate import gated
+from ..core.modes import eval_mode, frozen, full_precision
 from ..core.rng import PerExample, make_rng, normal
 from ..core.types import Batch, Context, Data, Lens, Progress, Threat, at, pixels
 from ..engine import Method
-from ..gate import gated
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.trades import TRADES
 from ..scores import Array
-from ..views import eval_mode, frozen, full_precision
 
 LENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3)
 DIRECTIONS = {"up": "+ gradient / |gradient|", "down": "- gradient / |gradient|"}

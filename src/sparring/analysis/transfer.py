@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..checks import as_classifier
 from ..core.errors import UserError, need_one_of
+from ..core.gate import check_taken, gated
+from ..core.modes import eval_mode
 from ..core.rng import make_rng, mixed_seed
 from ..core.types import Classifier, Data, pixels
+from ..core.validation import as_classifier
 from ..evaluate import evaluate
-from ..gate import check_taken, gated
 from ..models import as_run, encoded, validated_probe
 from ..scores import Accuracy
-from ..views import eval_mode
 from . import weights
 
 Mode: TypeAlias = Literal["head", "norms", "block", "all"]

@@ -11,9 +11,9 @@ from ..core.errors import UserError, need_whole
 from ..core.numbers import parse_number
 from ..core.rng import Rng, normal, uniform
 from ..core.types import PointLoss, Threat, each
+from ..core.whole_batch import WholeBatch
 from ..losses import named
 from ..threats import Linf, need_threat
-from ..whole import WholeBatch
 from .slope import Slope, slope
 
 

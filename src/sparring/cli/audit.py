@@ -97,8 +97,8 @@ def _surrogate(path: str, data: "Data") -> "nn.Module":
     """The net of another run, seen to give logits for these images."""
     import torch
 
-    from ..checks import check_logits
     from ..core.types import pixels
+    from ..core.validation import check_logits
     from ..trained import load_model
 
     model, few = load_model(path).to(data.y.device), pixels(data.x[:2])

@@ -58,7 +58,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "objectives.trades": ("TRADES",),
     "optimizers": ("SGD", "Adam", "AdamW"),
     "recipe": ("Evaluation", "Recipe"),
-    "schedules": (
+    "core.schedules": (
         "Cosine",
         "Cycle",
         "Cyclic",
@@ -72,7 +72,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     ),
     "threats": ("L1", "L2", "Linf"),
     "updates": ("Descend", "WeightPerturbed"),
-    "views": ("Together",),
+    "core.modes": ("Together",),
 }
 """Dataclasses, written as `{"$": name, ..}` with their fields."""
 
@@ -87,6 +87,6 @@ CALLS: Mapping[str, tuple[str, ...]] = {
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     "losses": ("DLR", "Margin", "Targeted", "TargetedDLR", "Untargeted"),
-    "views": ("batch_statistics", "eval_mode", "frozen", "statistics_kept", "train_mode", "unchanged"),
+    "core.modes": ("batch_statistics", "eval_mode", "frozen", "statistics_kept", "train_mode", "unchanged"),
 }
 """Point losses and views, written as `{"$name": name}` and handed over as they are."""

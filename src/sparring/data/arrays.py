@@ -7,10 +7,10 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from ..checks import check_data
 from ..core.errors import UserError
 from ..core.reading import Array, read_arrays
 from ..core.types import Data
+from ..core.validation import check_data
 
 MOST_CLASSES = 2**16  # a label is also a size: that of the list of names, and of the last layer
 

@@ -8,10 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
-from ..checks import check_data
 from ..core.errors import UserError
 from ..core.reading import Array
 from ..core.types import Data, Labelled
+from ..core.validation import check_data
 from .arrays import Pair, both, channels_first, class_numbers, count_classes, own_arrays, varied
 from .files import Remote, locate
 from .folders import class_folders, listed

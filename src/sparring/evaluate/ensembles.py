@@ -8,10 +8,10 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from ..attacks import APGD, FAB, Near, Restarts, Shell, Square, Worst
-from ..checks import check_images, check_logits
 from ..core.errors import UserError
+from ..core.gate import FEW, alone, as_taken, check_taken
 from ..core.types import Attack, Data, Search, Threat
-from ..gate import FEW, alone, as_taken, check_taken
+from ..core.validation import check_images, check_logits
 from ..losses import DLR, Margin, TargetedDLR
 from ..scores import Evaluated
 from ..threats import L1, L2, Linf

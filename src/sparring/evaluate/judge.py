@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.slope import slope
-from ..checks import check_images, check_logits, probable
 from ..core.errors import UserError
 from ..core.types import Threat
+from ..core.validation import check_images, check_logits, probable
 from ..losses import Untargeted
 from ..threats import Linf
 from .adversary import beyond

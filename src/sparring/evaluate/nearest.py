@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from ..attacks import DDN, FAB, Closest, MinimumNorm
 from ..core.errors import UserError
+from ..core.modes import eval_mode, frozen
 from ..core.rng import Rng
 from ..core.types import Threat
 from ..losses import Margin, in_batches
 from ..threats import L1, L2, Linf
-from ..views import eval_mode, frozen
 from .adversary import Dividing
 
 

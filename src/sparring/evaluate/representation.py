@@ -15,6 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..attacks import APGD, PGD, Restarts
 from ..contrast import FeatureContrast, FeatureDistance, Told
 from ..core.errors import need_one_of
+from ..core.modes import eval_mode, frozen
 from ..core.rng import Rng
 from ..core.types import Attack, Lens, PointLoss, Threat
 from ..losses import Margin, TargetedDLR, Untargeted
@@ -22,7 +23,6 @@ from ..models.guided import Guided
 from ..models.knn import KNN, bank_of
 from ..models.probe import PENALTY, linear_probe
 from ..threats import need_threat
-from ..views import eval_mode, frozen
 from .adversary import Adversary, EachTarget, WhiteBox
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..views import eval_mode
+from ..core.modes import eval_mode
 from .convolution import unsafe_in_channels_last
 
 

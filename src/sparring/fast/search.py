@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import need_one_of
+from ..core.modes import mode_matters
 from ..core.types import Classifier
-from ..views import mode_matters
 from .compiled import Compiled
 from .convolution import unsafe_in_channels_last
 from .fingerprint import Fingerprint, global_hooks, patched

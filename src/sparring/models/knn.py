@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..core.errors import UserError, need_one_of
+from ..core.modes import eval_mode
 from ..core.types import Classifier, Forward, Labelled, Reference, pixels
-from ..views import eval_mode
 
 Vote: TypeAlias = Literal["uniform", "weighted"]
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..contrast import nt_xent
 from ..core.types import Context, Objective, PointLoss, Probe, Terms
-from ..whole import WholeBatch
+from ..core.whole_batch import WholeBatch
 from .contrastive import JOINT, need_temperature, need_two_views, projected
 
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..core.errors import UserError
+from ..core.schedules import Cycle
 from ..core.types import Context, Labelled, Objective, PointLoss, Progress, Terms
 from ..losses import Total
-from ..schedules import Cycle
 
 
 class Term(Objective):

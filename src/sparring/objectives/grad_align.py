@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import UserError
+from ..core.modes import statistics_kept
 from ..core.rng import make_rng, seed_of_step, uniform
 from ..core.types import Context, Terms
 from ..threats import Linf
-from ..views import statistics_kept
 from .added import Term
 
 

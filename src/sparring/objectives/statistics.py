@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import need_whole
+from ..core.modes import statistics_kept
 from ..core.types import Context, Labelled, Lens, Objective, PointLoss, Terms
-from ..views import statistics_kept
 
 
 @dataclass(frozen=True, slots=True)

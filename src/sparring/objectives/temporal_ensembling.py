@@ -5,10 +5,10 @@ from torch import Tensor, nn
 
 from ..bank import Bank, Place
 from ..core.errors import UserError
+from ..core.modes import eval_mode
+from ..core.schedules import Ramp
 from ..core.types import Context, Labelled, PointLoss, Schedule, Terms, at
 from ..losses import SquaredDistance
-from ..schedules import Ramp
-from ..views import eval_mode
 from .added import Term
 
 

@@ -5,13 +5,13 @@ from typing import Literal
 
 from ..attacks import FGSM, PGD, Restarts
 from ..core.errors import UserError
+from ..core.modes import eval_mode, train_mode
 from ..core.types import Objective
 from ..engine import Method
 from ..evaluate import WhiteBox
 from ..objectives.statistics import Statistics
 from ..recipe import Evaluation, Recipe
 from ..threats import L2, Linf
-from ..views import eval_mode, train_mode
 
 Craft = Literal["eval", "train"]
 Moved = Literal["update", "released"]

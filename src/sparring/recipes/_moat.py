@@ -4,12 +4,12 @@ from typing import Literal
 
 from ..attacks import FGSM, PGD, Anywhere, Benign
 from ..core.errors import UserError
+from ..core.schedules import Cycle
 from ..core.types import Attack, Objective
 from ..engine import Method
 from ..objectives.added import Staged
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.mix_up import MixUp
-from ..schedules import Cycle
 from ..threats import Linf
 
 Reading = Literal["pure", "mixed", "mixup"]

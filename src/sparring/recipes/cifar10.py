@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from ..attacks import PGD, Near
+from ..core.schedules import Piecewise
 from ..core.serialization import Build
 from ..data import CIFAR10, Crop, Flip
 from ..engine import Method
@@ -11,7 +12,6 @@ from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.trades import TRADES
 from ..optimizers import SGD
 from ..recipe import Recipe
-from ..schedules import Piecewise
 from ..threats import Linf
 from ._common import Moved, moving, pgd_50_10, select_by_pgd
 

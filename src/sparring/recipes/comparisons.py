@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from ..attacks import PGD, Near
 from ..averaging import SWA
+from ..core.schedules import Phases, Piecewise
 from ..core.serialization import Build
 from ..data import Crop, Flip
 from ..engine import Method
@@ -16,7 +17,6 @@ from ..objectives.pairing import Distance, LogitPairing
 from ..objectives.trades import TRADES
 from ..optimizers import SGD
 from ..recipe import Recipe
-from ..schedules import Phases, Piecewise
 from ..threats import Linf
 from ..updates import Descend, WeightPerturbed
 from ._common import Craft, crafted

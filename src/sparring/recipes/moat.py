@@ -6,8 +6,8 @@ Order, lengths, weights and steps are ours, and parameters of the recipes.
 
 from dataclasses import replace
 
+from ..core.schedules import Piecewise
 from ..recipe import Recipe
-from ..schedules import Piecewise
 from ..threats import Linf
 from ._moat import Reading, moat
 from .single_step import cifar10_prn18_fgsm_rs

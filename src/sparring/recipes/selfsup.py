@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 from ..attacks import PGD
+from ..core.schedules import Piecewise, WarmUp
 from ..core.serialization import Build
 from ..data import Crop, FashionMNIST, Flip, Grey, Jitter, ResizedCrop
 from ..engine import Method
@@ -14,7 +15,6 @@ from ..objectives.instances import InstanceDiscrimination
 from ..objectives.rocl import RoCL
 from ..optimizers import Adam
 from ..recipe import Recipe
-from ..schedules import Piecewise, WarmUp
 from ..threats import Linf
 from ._common import select_by_pgd
 from ._selfsup import as_released, hardened, pretrained, worst_on_neighbours

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from ..attacks import FGSM, NFGSM, Anywhere, MultiGrad, ZeroGrad
+from ..core.schedules import Cyclic
 from ..core.serialization import Build
 from ..core.types import Attack
 from ..data import CIFAR10, Crop, Flip
@@ -14,7 +15,6 @@ from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.grad_align import GradAlign
 from ..optimizers import SGD
 from ..recipe import Recipe
-from ..schedules import Cyclic
 from ..threats import Linf
 from ._common import Craft, crafted, pgd_50_10, select_by_pgd
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from ..attacks import PGD, Benign, Near
+from ..core.schedules import Cyclic
 from ..core.serialization import Build
 from ..data import Digits, FashionMNIST
 from ..engine import Method
@@ -11,7 +12,6 @@ from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.trades import TRADES
 from ..optimizers import SGD
 from ..recipe import Recipe
-from ..schedules import Cyclic
 from ..threats import Linf
 from ..updates import Descend
 from ._common import pgd_50_10, select_by_pgd

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 from ..attacks import FGSM, PGD, Anywhere, Sometimes, Square
 from ..averaging import EMA
+from ..core.modes import Together, eval_mode, unchanged
+from ..core.schedules import Piecewise
 from ..core.serialization import Build
 from ..core.types import View
 from ..data import Flip, ImageStream
@@ -15,9 +17,7 @@ from ..models.imagenet import size_of
 from ..objectives.cross_entropy import CrossEntropy
 from ..optimizers import SGD
 from ..recipe import Evaluation, Recipe
-from ..schedules import Piecewise
 from ..threats import Linf
-from ..views import Together, eval_mode, unchanged
 from ._common import select_by_pgd
 from .small import fashion_pgd
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from ..attacks import APGD, FGSM, PGD
 from ..core.errors import UserError
+from ..core.schedules import Piecewise
 from ..core.serialization import Build
 from ..data import Digits, FashionMNIST, Few
 from ..engine import Method
@@ -13,7 +14,6 @@ from ..models import preact_resnet18, small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..recipe import Evaluation, Recipe
 from ..recipes.small import quickstart
-from ..schedules import Piecewise
 from ..threats import Linf
 
 

@@ -14,6 +14,7 @@ from ..analyses.inversion import INSIDE
 from ..attacks import APGD, PGD, Benign, VariedEps
 from ..bootstrap import Cells, Claim
 from ..core.reading import read_json
+from ..core.schedules import Cyclic
 from ..core.serialization import Build
 from ..core.types import Attack
 from ..data import Classes, Digits, FashionMNIST, Few
@@ -25,7 +26,6 @@ from ..objectives.cross_entropy import CrossEntropy
 from ..recipe import Evaluation, Recipe
 from ..recipes.small import quickstart
 from ..results import RunFolder
-from ..schedules import Cyclic
 from ..scores import Array
 from ..threats import L2
 from ._common import World, worlds

@@ -11,6 +11,7 @@ from ..analysis.stability import DIRECTIONS
 from ..attacks import PGD, Anywhere, Near
 from ..averaging import SWA
 from ..bootstrap import Cells, Claim
+from ..core.schedules import Piecewise, Ramp
 from ..core.serialization import Build
 from ..core.types import Objective
 from ..data import Alteration, Digits, FashionMNIST, Few, Kept, LabelNoise, Source
@@ -24,7 +25,6 @@ from ..objectives.trades import TRADES
 from ..optimizers import SGD
 from ..recipe import Recipe
 from ..recipes.small import quickstart
-from ..schedules import Piecewise, Ramp
 from ..scores import Array
 from ..threats import Linf
 from ..updates import WeightPerturbed

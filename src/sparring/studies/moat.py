@@ -6,6 +6,7 @@ import numpy as np
 
 from ..attacks import FGSM, NFGSM, PGD, Anywhere
 from ..bootstrap import Cells, Claim
+from ..core.schedules import Cyclic
 from ..core.types import Attack
 from ..engine import Method
 from ..free import Free
@@ -16,7 +17,6 @@ from ..objectives.grad_align import GradAlign
 from ..passes import cost
 from ..recipe import Recipe
 from ..recipes._moat import Reading, moat
-from ..schedules import Cyclic
 from ..scores import Array
 from ..threats import Linf
 from ..updates import Descend

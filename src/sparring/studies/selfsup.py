@@ -12,6 +12,7 @@ from .. import report
 from ..analyses import look_at_representation
 from ..attacks import APGD, PGD, Benign
 from ..bootstrap import Cells, Claim
+from ..core.schedules import Cyclic
 from ..core.serialization import Build
 from ..core.types import Attack, Objective
 from ..data import Crop, Digits, FashionMNIST, Few, Flip, Jitter, ResizedCrop
@@ -29,7 +30,6 @@ from ..recipe import Evaluation, Recipe, recipe_from_plain
 from ..recipes._selfsup import hardened, pretrained
 from ..recipes.small import quickstart
 from ..results import RunFolder
-from ..schedules import Cyclic
 from ..scores import Array
 from ..threats import Linf
 from ._common import World, worlds

@@ -6,6 +6,8 @@ import numpy as np
 
 from ..attacks import FGSM, PGD, Anywhere, Near, Shell, Square, Start
 from ..bootstrap import Cells, Claim
+from ..core.modes import Together, eval_mode, unchanged
+from ..core.schedules import Piecewise
 from ..core.serialization import Build, Scalar
 from ..core.types import View
 from ..engine import Method
@@ -15,10 +17,8 @@ from ..models import SmoothBackward, small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..optimizers import SGD
 from ..recipe import Evaluation, Recipe
-from ..schedules import Piecewise
 from ..scores import Array
 from ..threats import Linf
-from ..views import Together, eval_mode, unchanged
 from ._common import World, base, evaluation, worlds
 from .study import WORST, Arm, Study
 

@@ -6,16 +6,16 @@ import numpy as np
 
 from ..attacks import PGD
 from ..bootstrap import Cells, Claim
+from ..core.modes import batch_statistics, train_mode
+from ..core.schedules import EpsWarmUp, Phases, Piecewise, WarmUp
 from ..core.types import View
 from ..engine import Method
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.statistics import Statistics
 from ..optimizers import SGD, AdamW
 from ..recipe import Recipe
-from ..schedules import EpsWarmUp, Phases, Piecewise, WarmUp
 from ..scores import Array
 from ..threats import Linf
-from ..views import batch_statistics, train_mode
 from ._common import World, base, worlds
 from .study import WORST, Arm, Study
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .core.errors import UserError
-from .core.types import Classifier, Data
+from .errors import UserError
+from .types import Classifier, Data
 
 
 def check_tensor(x: object, what: str) -> None:

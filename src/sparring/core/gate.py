@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .checks import check_data, check_images, check_labels, check_logits, check_tensor
-from .core.errors import UserError
-from .core.types import Data, pixels
-from .views import eval_mode
+from .errors import UserError
+from .modes import eval_mode
+from .types import Data, pixels
+from .validation import check_data, check_images, check_labels, check_logits, check_tensor
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Generic
 
-from .core.errors import UserError
-from .core.types import Attack, Progress, Schedule, T_co, at
+from .errors import UserError
+from .types import Attack, Progress, Schedule, T_co, at
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .core.errors import UserError
-from .core.types import PointLoss, Probe
+from .errors import UserError
+from .types import PointLoss, Probe
 
 
 @dataclass(frozen=True, slots=True)
