@@ -462,7 +462,7 @@ def test_a_sigkill_loses_nothing(tmp_path):
         sys.path.insert(0, {str(os.path.dirname(__file__))!r})
         from conftest import toy_data, toy_net
         from sparring import Linf, Margin, Square, WhiteBox, evaluate
-        from sparring.results import write_evaluated
+        from sparring.records.run_folder import write_evaluated
         attack = WhiteBox(Square(Linf(0.004), 3000), Margin)
         found = evaluate(toy_net().eval(), toy_data(), {{"a": attack}}, batch_size=2, state={str(tmp_path / "state")!r})
         write_evaluated(Path({str(tmp_path / "done.npz")!r}), found)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sparring.bootstrap import Claim, judge, observed, resampled
 from sparring.core.errors import UserError
+from sparring.records.statistics import Claim, judge, observed, resampled
 
 
 def cells(seed, rate, seeds=4, examples=200, between=0.0, extra=0.0):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sparring.cli import run
-from sparring.results import read_evaluated
+from sparring.records.run_folder import read_evaluated
 
 SMALL = [
     "--epochs",

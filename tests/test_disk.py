@@ -23,7 +23,6 @@ import sparring
 from sparring import PGD, Data, Linf, RunFolder, UserError, WhiteBox, evaluate, fit, load_model
 from sparring.attacks import FGSM
 from sparring.checkpoint import Checkpoints, read_weights, save_weights
-from sparring.clearing import ANALYSES
 from sparring.cli import run as shell
 from sparring.cli.analyze.common import KINDS
 from sparring.core.names import CALLS, FORMAT, NAMES, VALUES
@@ -34,6 +33,7 @@ from sparring.hooks import Interrupted, stopping
 from sparring.models import amdim
 from sparring.recipe import Evaluation, recipe_from_plain
 from sparring.recipes import entries, find
+from sparring.records.clearing import ANALYSES
 from sparring.trained import evaluate_models, evaluate_run
 
 PRECIOUS = b"years of work"

@@ -20,8 +20,8 @@ from sparring.core.types import pixels
 from sparring.data import Digits
 from sparring.models import small_cnn
 from sparring.recipes import entries, find
-from sparring.results import RunFolder
-from sparring.scores import Evaluated
+from sparring.records.results import Evaluated
+from sparring.records.run_folder import RunFolder
 
 LONG = {
     "train": ("sparring.run.fit",),

@@ -9,7 +9,7 @@ from pathlib import Path
 from test_run import bits, demanding
 
 from sparring import fit
-from sparring.results import write_json
+from sparring.records.run_folder import write_json
 
 KILLS = 20
 
@@ -30,7 +30,7 @@ def test_a_run_that_was_killed_20_times_ends_with_the_same_bits(tiny, tmp_path):
         torch.set_num_threads(1)
         import sklearn.datasets, sklearn.model_selection
         from sparring.recipe import recipe_from_plain
-        from sparring.results import read_json
+        from sparring.records.run_folder import read_json
         from sparring import fit
         from sparring.hooks import Saving
 

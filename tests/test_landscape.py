@@ -12,10 +12,10 @@ from torch import nn
 from sparring import L2, PGD, Data, Linf, UserError, WhiteBox, fit
 from sparring.analysis import landscape
 from sparring.analysis.landscape import MEANINGS
-from sparring.bootstrap import interval
 from sparring.cli import run as shell
 from sparring.core.serialization import Build
 from sparring.models import small_cnn
+from sparring.records.statistics import interval
 
 GREY = Data(torch.full((6, 1, 4, 4), 0.5), torch.tensor([0, 1, 0, 1, 0, 1]), ("a", "b"))
 

@@ -16,7 +16,7 @@ from sparring.data import Digits, Few
 from sparring.models import small_cnn
 from sparring.recipes import find
 from sparring.recipes.memorization import digits_random_labels, fashion_kept
-from sparring.results import RunFolder
+from sparring.records.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from sparring.data import Few, Flip, ImageFolder, ImageStream, hold_out
 from sparring.data.looks import _CENTRES, Window, _window
 from sparring.hooks import Interrupted
 from sparring.models import Normalize
-from sparring.results import RunFolder
+from sparring.records.run_folder import RunFolder
 
 CLASSES = ("ant", "bee", "cat")
 

@@ -15,7 +15,7 @@ from sparring.core.types import pixels
 from sparring.data import Digits, Few, altered
 from sparring.data.looks import Square
 from sparring.data.pictures import Pictures
-from sparring.results import RunFolder
+from sparring.records.run_folder import RunFolder
 
 
 def blank(n=20_000, classes=10):

@@ -7,8 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from sparring.records.results import Evaluated, Examples
 from sparring.report import adversarial_examples, learning_curve, robustness_curve
-from sparring.scores import Evaluated, Examples
 
 ROWS = [
     {"step": 10, "epoch": 0.5, "lr": 0.1, "terms": {"ce_clean": 2.0, "kl": 0.1}},
@@ -78,7 +78,7 @@ def test_adversarial_examples_are_drawn_in_grey_and_in_colour(tmp_path, count, c
 
 
 def test_reports_need_no_torch():
-    code = "import sys, sparring.report, sparring.results; sys.exit('torch' in sys.modules)"
+    code = "import sys, sparring.report, sparring.records.run_folder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

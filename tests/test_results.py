@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import binomtest
 
 from sparring import Accuracy, RunFolder, UserError
-from sparring.results import read_evaluated, write_bytes, write_evaluated
-from sparring.scores import Evaluated, Paired
+from sparring.records.results import Evaluated, Paired
+from sparring.records.run_folder import read_evaluated, write_bytes, write_evaluated
 
 
 @pytest.mark.parametrize(("correct", "examples"), [(0, 10), (10, 10), (50, 100), (850, 1000), (1, 3)])

@@ -328,7 +328,7 @@ def test_a_full_disk_stops_with_a_sentence_and_goes_on_when_there_is_room(tiny, 
         sys.path.insert(0, {os.path.dirname(__file__)!r})
         from sparring import UserError, fit
         from sparring.recipe import recipe_from_plain
-        from sparring.results import read_json
+        from sparring.records.run_folder import read_json
         from pathlib import Path
         import torch
         torch.set_num_threads(1)

@@ -324,7 +324,7 @@ def test_features_that_are_all_alike_sound_the_alarm(without, tmp_path):
             return torch.ones(len(x), 4) + 0.001 * x.mean((1, 2, 3))[:, None]
 
     from sparring.hooks import Rereading
-    from sparring.results import RunFolder
+    from sparring.records.run_folder import RunFolder
 
     model = Classifier(Alike(), KNN(3, 3))
     data, run = toy_data(), RunFolder(tmp_path / "r")

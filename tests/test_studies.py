@@ -11,10 +11,10 @@ import torch
 
 from sparring import PGD, CrossEntropy, Fast, Kept, Linf, Method, Remember, UserError, WhiteBox
 from sparring.attacks import FGSM
-from sparring.bootstrap import Claim
 from sparring.cli import run as shell
 from sparring.data import Digits, Few
-from sparring.results import RunFolder
+from sparring.records.run_folder import RunFolder
+from sparring.records.statistics import Claim
 from sparring.studies import entries, find
 from sparring.studies.running import run_study
 from sparring.studies.study import Arm, Look, Study, Together

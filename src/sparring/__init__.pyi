@@ -126,11 +126,11 @@ from .optimizers import Adam as Adam
 from .optimizers import AdamW as AdamW
 from .recipe import Evaluation as Evaluation
 from .recipe import Recipe as Recipe
-from .results import RunFolder as RunFolder
+from .records.results import Accuracy as Accuracy
+from .records.results import Evaluated as Evaluated
+from .records.results import Paired as Paired
+from .records.run_folder import RunFolder as RunFolder
 from .run import fit as fit
-from .scores import Accuracy as Accuracy
-from .scores import Evaluated as Evaluated
-from .scores import Paired as Paired
 from .threats import L1 as L1
 from .threats import L2 as L2
 from .threats import Linf as Linf

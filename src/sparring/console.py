@@ -13,7 +13,7 @@ from rich.table import Table
 from .bench import Timing
 from .evaluate import News as Doing
 from .hooks import News
-from .scores import Accuracy, Evaluated, Finding
+from .records.results import Accuracy, Evaluated, Finding
 
 QUIET_SECONDS = 15.0  # between plain lines within an epoch
 

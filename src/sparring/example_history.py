@@ -12,7 +12,7 @@ from .core.modes import eval_mode, frozen
 from .core.rng import PerExample
 from .core.types import Attack, Labelled, Search, pixels
 from .losses import Untargeted, wrong
-from .scores import Array
+from .records.results import Array
 
 
 @dataclass(frozen=True, slots=True)

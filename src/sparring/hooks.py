@@ -19,7 +19,7 @@ from .evaluate import WhiteBox, evaluate
 from .example_history import Remember
 from .guard import Health, Watch, plain
 from .models import knn_of, refill
-from .results import RunFolder
+from .records.run_folder import RunFolder
 
 LOG_EVERY = 10  # steps between two rows of metrics
 

@@ -23,8 +23,8 @@ from .free import Free
 from .guard import Guard
 from .models import Normalize
 from .optimizers import SGD, Adam, AdamW
-from .results import RunFolder
-from .scores import Memory
+from .records.results import Memory
+from .records.run_folder import RunFolder
 from .updates import Descend, WeightPerturbed
 
 

@@ -28,7 +28,7 @@ from .hooks import Guarding, HeldOut, News, Record, Remembering, Rereading, Save
 from .models import knn_of, refill
 from .pace import Pace, measure
 from .recipe import Recipe
-from .results import RunFolder
+from .records.run_folder import RunFolder
 
 
 def fit(

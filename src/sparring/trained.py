@@ -21,8 +21,8 @@ from .evaluate import Nearest, News, evaluate, threat_of
 from .fast import Fast
 from .models import load_robustbench
 from .recipe import Evaluation, Recipe, recipe_from_plain
-from .results import RunFolder
-from .scores import Evaluated
+from .records.results import Evaluated
+from .records.run_folder import RunFolder
 
 Show = Callable[[str, News], None]  # which weights, how far
 

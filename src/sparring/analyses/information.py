@@ -8,7 +8,7 @@ import numpy as np
 from .. import report
 from ..analysis import Information, information
 from ..core.writing import replacing, write_json
-from ..results import RunFolder
+from ..records.run_folder import RunFolder
 from .opening import Looked, last_of
 
 

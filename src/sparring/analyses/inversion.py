@@ -16,8 +16,8 @@ from ..core.rng import PerExample, make_rng
 from ..core.types import pixels
 from ..core.writing import replacing, write_json
 from ..models import Layers
-from ..results import RunFolder
-from ..scores import Array
+from ..records.results import Array
+from ..records.run_folder import RunFolder
 from .opening import Looked, last_of, opened
 from .transfer import task_for
 

@@ -11,14 +11,14 @@ from .. import report
 from ..analysis import PHASES, Stability, complexity, losses, stability
 from ..analysis.stability import LENGTHS
 from ..attacks import PGD
-from ..bootstrap import interval
 from ..core.types import Data, Threat
 from ..core.writing import replacing, write_json
 from ..evaluate import WhiteBox, evaluate
 from ..example_history import remembering
 from ..fast import Fast
-from ..results import RunFolder
-from ..scores import Accuracy, Array, Memory
+from ..records.results import Accuracy, Array, Memory
+from ..records.run_folder import RunFolder
+from ..records.statistics import interval
 from .opening import Looked, last_of
 
 

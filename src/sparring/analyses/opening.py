@@ -12,7 +12,7 @@ from ..data import Training
 from ..environment import device_of
 from ..evaluate import threat_of
 from ..recipe import Recipe
-from ..results import RunFolder
+from ..records.run_folder import RunFolder
 from ..trained import load_model, recipe_of
 
 

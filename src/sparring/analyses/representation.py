@@ -10,7 +10,7 @@ from ..analysis import Representation, representation
 from ..core.rng import make_rng
 from ..core.types import Threat
 from ..core.writing import write_json
-from ..results import RunFolder
+from ..records.run_folder import RunFolder
 from .opening import Looked, last_of
 
 

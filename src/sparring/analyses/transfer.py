@@ -14,8 +14,8 @@ from ..core.types import Data
 from ..core.writing import write_json
 from ..data import Resized, source_of
 from ..evaluate import evaluate
-from ..results import RunFolder
-from ..scores import Array
+from ..records.results import Array
+from ..records.run_folder import RunFolder
 from .opening import Looked, last_of
 
 SHOTS = (100, 400, 1600)

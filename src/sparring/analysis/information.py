@@ -20,7 +20,7 @@ from ..core.modes import full_precision
 from ..core.rng import PerExample, make_rng, normal
 from ..core.types import Data, pixels
 from ..models.layers import FEATURES, Layers
-from ..scores import Array
+from ..records.results import Array
 from . import weights
 from .jacobian import Jacobian, largest, refuse_coupling, spectrum, squared_norm
 from .landscape import estimate

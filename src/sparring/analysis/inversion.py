@@ -23,7 +23,7 @@ from ..core.rng import PerExample, normal
 from ..core.types import Attack, Data, PointLoss, pixels
 from ..losses import Coordinate, FeatureMatch, Smooth, Total, residuals
 from ..models import FEATURES, Layers
-from ..scores import Array
+from ..records.results import Array
 from ..threats import L2
 from .jacobian import refuse_coupling
 from .landscape import estimate

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from ..attacks import PGD
 from ..attacks.slope import slope
-from ..bootstrap import interval
 from ..core.errors import UserError
 from ..core.gate import gated
 from ..core.modes import eval_mode, frozen, full_precision
 from ..core.rng import PerExample, normal
 from ..core.types import Data, PointLoss, Threat, each, pixels
 from ..losses import Untargeted
-from ..scores import Array
+from ..records.results import Array
+from ..records.statistics import interval
 
 DISTANCES = (1.0, 0.1, 0.01)
 """At which the gradient is compared with that at the image, in eps."""

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attacks import APGD, PGD
-from ..bootstrap import interval
 from ..contrast import information_bound
 from ..core.errors import UserError
 from ..core.gate import gated
@@ -22,7 +21,8 @@ from ..core.validation import as_classifier
 from ..evaluate import Adversary, Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours, evaluate
 from ..losses import Margin, TargetedDLR
 from ..models import KNN, encoded, linear_probe
-from ..scores import Accuracy, Array
+from ..records.results import Accuracy, Array
+from ..records.statistics import interval
 from .jacobian import effective_count
 
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

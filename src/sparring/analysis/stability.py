@@ -20,7 +20,7 @@ from ..core.types import Batch, Context, Data, Lens, Progress, Threat, at, pixel
 from ..engine import Method
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.trades import TRADES
-from ..scores import Array
+from ..records.results import Array
 
 LENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3)
 DIRECTIONS = {"up": "+ gradient / |gradient|", "down": "- gradient / |gradient|"}

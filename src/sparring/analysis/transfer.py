@@ -20,7 +20,7 @@ from ..core.types import Classifier, Data, pixels
 from ..core.validation import as_classifier
 from ..evaluate import evaluate
 from ..models import as_run, encoded, validated_probe
-from ..scores import Accuracy
+from ..records.results import Accuracy
 from . import weights
 
 Mode: TypeAlias = Literal["head", "norms", "block", "all"]

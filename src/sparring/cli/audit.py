@@ -58,7 +58,7 @@ def audit(args: list[str]) -> int:
     from ..environment import device_of
     from ..fast import tune_process
     from ..flags import parse
-    from ..scores import passed
+    from ..records.results import passed
 
     tune_process()
     kind = _ForeignOptions if is_foreign(target, rest) else _Options

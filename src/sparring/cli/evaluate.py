@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..core.types import Data, Threat
     from ..evaluate import Adversary
     from ..recipe import Evaluation, Recipe
-    from ..scores import Evaluated
+    from ..records.results import Evaluated
 
 _EVALUATE = """\
 usage: sparring evaluate TARGET [--autoattack VERSION] [--curve] [--threat THREAT] [--out DIR] [--json] ...
@@ -118,7 +118,7 @@ def _plain(evaluated: "Evaluated") -> dict[str, object]:
 
 
 def _say_where(path: Path) -> None:
-    from ..results import RunFolder
+    from ..records.run_folder import RunFolder
 
     run = RunFolder(path)
     say(f"run folder: {path}")
@@ -133,7 +133,7 @@ _Found = tuple[_Options, "dict[str, Evaluated]", "Mapping[str, object]", str | N
 def _evaluate_ours(path: Path, args: list[str], show: object) -> _Found:
     """A run folder, or weights whose recipe is known."""
     from ..fast import Fast
-    from ..results import RunFolder
+    from ..records.run_folder import RunFolder
     from ..trained import evaluate_run, evaluate_weights
 
     options, recipe = _chosen(path, args)
@@ -217,7 +217,7 @@ def _evaluate_foreign(target: str, args: list[str], show: object) -> _Found:
     from ..fast import Fast
     from ..flags import parse
     from ..recipe import Evaluation
-    from ..results import RunFolder
+    from ..records.run_folder import RunFolder
     from ..trained import evaluate_models
 
     what = "Accuracy of a model of your own, clean and under AutoAttack."
@@ -300,7 +300,7 @@ class _CompareOptions:
 
 
 def _read(target: str) -> "Evaluated":
-    from ..results import RunFolder, read_evaluated
+    from ..records.run_folder import RunFolder, read_evaluated
 
     path = Path(target)
     if path.is_dir():

@@ -9,7 +9,7 @@ from .common import argument, only, ourselves, print_json, say
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
-    from ..results import RunFolder
+    from ..records.run_folder import RunFolder
 
 
 def list_recipes(args: list[str]) -> int:

@@ -14,7 +14,7 @@ from ..core.modes import frozen, full_precision
 from ..core.types import Attack, Data, Search, pixels
 from ..core.validation import check_data, refuse_probabilities
 from ..fast import Fast
-from ..scores import Array, Evaluated, Examples
+from ..records.results import Array, Evaluated, Examples
 from .adversary import Adversary, as_adversary, checked_index
 from .journal import Journal, fingerprint
 from .judge import Judge, Unaltered, Verdict, flat_gradients, oddities

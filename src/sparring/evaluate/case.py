@@ -12,7 +12,7 @@ from ..attacks import APGD, Square
 from ..core.rng import PerExample
 from ..core.types import Threat, each
 from ..losses import Margin, TargetedDLR
-from ..scores import Finding
+from ..records.results import Finding
 from .adversary import Adversary, EachTarget, WhiteBox
 from .judge import Judge
 

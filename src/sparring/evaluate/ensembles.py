@@ -13,7 +13,7 @@ from ..core.gate import FEW, alone, as_taken, check_taken
 from ..core.types import Attack, Data, Search, Threat
 from ..core.validation import check_images, check_logits
 from ..losses import DLR, Margin, TargetedDLR
-from ..scores import Evaluated
+from ..records.results import Evaluated
 from ..threats import L1, L2, Linf
 from .accuracy import evaluate
 from .adversary import Adversary, EachTarget, WhiteBox

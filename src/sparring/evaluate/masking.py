@@ -13,7 +13,7 @@ from ..core.gate import FEW, alone, as_taken, check_model, check_taken
 from ..core.modes import eval_mode, frozen, full_precision
 from ..core.types import Data, Threat, pixels
 from ..core.validation import check_data
-from ..scores import Finding
+from ..records.results import Finding
 from ..threats import L1, L2, Linf
 from .case import Budget, Case
 from .judge import Judge, Unaltered

@@ -17,7 +17,7 @@ from ..core.types import Data, PointLoss, Threat, pixels
 from ..core.validation import refuse_probabilities
 from ..losses import Margin, Untargeted
 from ..models import small_cnn
-from ..scores import Finding
+from ..records.results import Finding
 from ..threats import L1, L2, Linf
 from .adversary import WhiteBox
 from .case import Case, Verdict, above, finding, skip

@@ -14,7 +14,7 @@ from ..core.errors import UserError
 from ..core.rng import PerExample, mixed_seed
 from ..core.types import Data, Search, Threat, pixels
 from ..losses import wrong
-from ..scores import Array
+from ..records.results import Array
 from ..threats import Linf
 from .adversary import Adversary, Divides, Through, as_adversary, check_name, the_one, threat_of, threats_of
 from .adversary import bound as bound_of

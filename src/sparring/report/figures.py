@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.writing import write_bytes
-from ..scores import Array, Evaluated, Examples
+from ..records.results import Array, Evaluated, Examples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

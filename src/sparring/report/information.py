@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..scores import Array
+from ..records.results import Array
 from .figures import finish, new_figure, picture, save
 
 _BARS = (

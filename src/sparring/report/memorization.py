@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..scores import Array
+from ..records.results import Array
 from .figures import finish, new_figure, save
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..scores import Array
+from ..records.results import Array
 from .figures import finish, new_figure, save
 
 Estimate = tuple[float, float, float]

@@ -12,7 +12,6 @@ from .. import report
 from ..analyses import look_at_information, look_at_inversion, look_at_transfer, look_together
 from ..analyses.inversion import INSIDE
 from ..attacks import APGD, PGD, Benign, VariedEps
-from ..bootstrap import Cells, Claim
 from ..core.reading import read_json
 from ..core.schedules import Cyclic
 from ..core.serialization import Build
@@ -25,8 +24,9 @@ from ..models import small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..recipe import Evaluation, Recipe
 from ..recipes.small import quickstart
-from ..results import RunFolder
-from ..scores import Array
+from ..records.results import Array
+from ..records.run_folder import RunFolder
+from ..records.statistics import Cells, Claim
 from ..threats import L2
 from ._common import World, worlds
 from .study import RUN, Arm, Look, Runs, Study, Together, of_each, seeds_of

@@ -10,7 +10,6 @@ from ..analyses import look_for_memorization
 from ..analysis.stability import DIRECTIONS
 from ..attacks import PGD, Anywhere, Near
 from ..averaging import SWA
-from ..bootstrap import Cells, Claim
 from ..core.schedules import Piecewise, Ramp
 from ..core.serialization import Build
 from ..core.types import Objective
@@ -25,7 +24,8 @@ from ..objectives.trades import TRADES
 from ..optimizers import SGD
 from ..recipe import Recipe
 from ..recipes.small import quickstart
-from ..scores import Array
+from ..records.results import Array
+from ..records.statistics import Cells, Claim
 from ..threats import Linf
 from ..updates import WeightPerturbed
 from ._common import World, evaluation, worlds

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 
 from ..attacks import FGSM, NFGSM, PGD, Anywhere
-from ..bootstrap import Cells, Claim
 from ..core.schedules import Cyclic
 from ..core.types import Attack
 from ..engine import Method
@@ -17,7 +16,8 @@ from ..objectives.grad_align import GradAlign
 from ..passes import cost
 from ..recipe import Recipe
 from ..recipes._moat import Reading, moat
-from ..scores import Array
+from ..records.results import Array
+from ..records.statistics import Cells, Claim
 from ..threats import Linf
 from ..updates import Descend
 from ._common import World, base, worlds

@@ -23,10 +23,10 @@ from ..environment import device_of
 from ..fast import tune_process
 from ..fast.process import usable_cores
 from ..hooks import Interrupted
-from ..locking import locked
 from ..passes import cost
 from ..recipe import Recipe, recipe_from_plain
-from ..results import RunFolder
+from ..records.locking import locked
+from ..records.run_folder import RunFolder
 from ..run import fit
 from ..trained import evaluate_run
 from .study import Findings, Look, Study, Together, gathered

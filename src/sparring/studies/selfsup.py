@@ -11,7 +11,6 @@ import numpy as np
 from .. import report
 from ..analyses import look_at_representation
 from ..attacks import APGD, PGD, Benign
-from ..bootstrap import Cells, Claim
 from ..core.schedules import Cyclic
 from ..core.serialization import Build
 from ..core.types import Attack, Objective
@@ -29,8 +28,9 @@ from ..passes import cost
 from ..recipe import Evaluation, Recipe, recipe_from_plain
 from ..recipes._selfsup import hardened, pretrained
 from ..recipes.small import quickstart
-from ..results import RunFolder
-from ..scores import Array
+from ..records.results import Array
+from ..records.run_folder import RunFolder
+from ..records.statistics import Cells, Claim
 from ..threats import Linf
 from ._common import World, worlds
 from .study import RUN, WORST, Arm, Look, Runs, Study, of_each, seeds_of

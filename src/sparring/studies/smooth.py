@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 
 from ..attacks import FGSM, PGD, Anywhere, Near, Shell, Square, Start
-from ..bootstrap import Cells, Claim
 from ..core.modes import Together, eval_mode, unchanged
 from ..core.schedules import Piecewise
 from ..core.serialization import Build, Scalar
@@ -17,7 +16,8 @@ from ..models import SmoothBackward, small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..optimizers import SGD
 from ..recipe import Evaluation, Recipe
-from ..scores import Array
+from ..records.results import Array
+from ..records.statistics import Cells, Claim
 from ..threats import Linf
 from ._common import World, base, evaluation, worlds
 from .study import WORST, Arm, Study

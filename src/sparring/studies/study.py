@@ -9,13 +9,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..bootstrap import Cell, Cells, Claim, Resampled, Statistic, Verdict, judge, observed, resampled
 from ..core.errors import UserError, nearest
 from ..core.reading import read_json, reading
 from ..passes import cost
 from ..recipe import Recipe
-from ..results import RunFolder
-from ..scores import Array
+from ..records.results import Array
+from ..records.run_folder import RunFolder
+from ..records.statistics import Cell, Cells, Claim, Resampled, Statistic, Verdict, judge, observed, resampled
 
 WEIGHTS = ("best", "last")
 WORST = "worst"

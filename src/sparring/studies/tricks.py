@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 
 from ..attacks import PGD
-from ..bootstrap import Cells, Claim
 from ..core.modes import batch_statistics, train_mode
 from ..core.schedules import EpsWarmUp, Phases, Piecewise, WarmUp
 from ..core.types import View
@@ -14,7 +13,8 @@ from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.statistics import Statistics
 from ..optimizers import SGD, AdamW
 from ..recipe import Recipe
-from ..scores import Array
+from ..records.results import Array
+from ..records.statistics import Cells, Claim
 from ..threats import Linf
 from ._common import World, base, worlds
 from .study import WORST, Arm, Study

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import report
 from ..core.writing import replacing, write_bytes, write_json
-from ..results import RunFolder
+from ..records.run_folder import RunFolder
 from .study import WEIGHTS, Findings, Row, Study
 
 Estimate = tuple[float, float, float]

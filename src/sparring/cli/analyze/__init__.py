@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 
 from ...core.errors import UserError, nearest
-from ...locking import locked
+from ...records.locking import locked
 from ..common import argument
 from .common import KINDS, USAGE, options_for
 

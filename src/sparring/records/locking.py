@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from .core.errors import UserError
+from ..core.errors import UserError
 
 
 @contextlib.contextmanager

@@ -7,8 +7,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from .core.errors import UserError
-from .scores import Array
+from ..core.errors import UserError
+from .results import Array
 
 Cell: TypeAlias = tuple[str, str, str]  # which training, which of its weights, under what
 Outcome = Literal["supported", "not supported", "undecided"]

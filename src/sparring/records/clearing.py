@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from .core.errors import UserError
+from ..core.errors import UserError
 
 ANALYSES = ("landscape", "memorization", "representation", "information", "transfer", "inversion")
 """The kinds of analysis that leave files in a run folder."""

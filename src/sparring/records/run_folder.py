@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from ..core.errors import UserError
+from ..core.reading import REMEDY, Array, check_arrays, conform, open_file, parse_json, read_arrays, read_json, reading
+from ..core.writing import replacing, write_bytes, write_json
 from .clearing import RUN, STATE, deletable, delete, settled
-from .core.errors import UserError
-from .core.reading import REMEDY, Array, check_arrays, conform, open_file, parse_json, read_arrays, read_json, reading
-from .core.writing import replacing, write_bytes, write_json
 from .locking import locked
+from .results import Evaluated, Memory
 from .schemas import Begun, Counted, Events, Row, Sessions, Status
-from .scores import Evaluated, Memory
 
 
 class RunFolder:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .core.errors import UserError, nearest
+from ..core.errors import UserError, nearest
 
 Array = np.ndarray[Any, Any]
 Z = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations
