@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparring import PGD, Linf, Untargeted, WhiteBox, evaluate, load_model
-from sparring.attacks.slope import slope
+from sparring.attacks.gradients import slope
 from sparring.core.modes import eval_mode, frozen
 from sparring.core.rng import PerExample
 from sparring.core.types import Data, Search, pixels

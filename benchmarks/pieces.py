@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparring import PGD, Linf, Square, WhiteBox, make_rng
-from sparring.attacks.slope import slope
+from sparring.attacks.gradients import slope
+from sparring.attacks.losses import Untargeted
 from sparring.bench import in_turns, subject
 from sparring.core.types import Data, Probe, pixels
 from sparring.data import Digits
@@ -26,7 +27,6 @@ from sparring.fast.compiled import Compiled
 from sparring.fast.convolution import worth
 from sparring.fast.normalisation import FrozenNorm, folded
 from sparring.fast.shadow import Shadow
-from sparring.losses import Untargeted
 from sparring.models import preact_resnet18, small_cnn
 
 CPU = torch.device("cpu")

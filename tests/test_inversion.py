@@ -16,10 +16,10 @@ from sparring.analysis import Inverter, annealed, interpolated, inversion, inver
 from sparring.analysis.inversion import MEANINGS, beginning, descent, searches
 from sparring.analysis.passing import last_relu, not_passing
 from sparring.attacks import Near, Painted, Refined
+from sparring.attacks.losses import Coordinate, FeatureMatch, Smooth
 from sparring.cli import run as shell
 from sparring.core.rng import PerExample
 from sparring.core.serialization import Build
-from sparring.losses import Coordinate, FeatureMatch, Smooth
 from sparring.models import Layers, amdim, as_run, preact_resnet18, resnet18, small_cnn, straight_through
 
 X = torch.rand(6, 1, 4, 4, generator=make_rng(3))

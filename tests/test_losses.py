@@ -3,7 +3,7 @@ import torch
 from conftest import toy_net
 
 from sparring import DLR, Divergence, Expected, Margin, Targeted, TargetedDLR, Total, Untargeted, UserError, make_rng
-from sparring.attacks.slope import slope, slopes
+from sparring.attacks.gradients import slope, slopes
 
 LOGITS = torch.tensor([[3.0, 1.0, 0.5, -1.0], [0.0, 2.0, 1.0, 5.0], [1.0, 1.5, 2.0, 2.5]])
 Y = torch.tensor([0, 1, 3])

@@ -8,12 +8,12 @@ from conftest import toy_data, toy_net
 from torch import Tensor, nn
 
 from sparring import APGD, FGSM, L1, L2, PGD, Linf, UserError, WhiteBox, evaluate, perturb
+from sparring.attacks.threats import Shrunk
 from sparring.core.types import pixels
 from sparring.evaluate.adversary import beyond, bound, threats_of
 from sparring.evaluate.signs import replace_eps
 from sparring.free import Free
 from sparring.testing import check_threat
-from sparring.threats import Shrunk
 
 DATA = toy_data(24)
 X, Y = pixels(DATA.x), DATA.y

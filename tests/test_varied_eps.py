@@ -28,12 +28,12 @@ from sparring import (
     fit,
     make_rng,
 )
+from sparring.attacks.threats import Shrunk
 from sparring.core.serialization import from_plain, to_plain
 from sparring.core.types import pixels
 from sparring.evaluate import threat_of
 from sparring.passes import cost
 from sparring.testing import check_attack
-from sparring.threats import Shrunk
 from sparring.updates import Descend
 
 THREATS = [Linf(0.2), L2(0.8), L1(3.0)]

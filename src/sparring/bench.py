@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .attacks import PGD
+from .attacks.losses import Untargeted, wrong
+from .attacks.threats import Linf
 from .core.modes import eval_mode, frozen, full_precision
 from .core.rng import make_rng
 from .core.types import Batch, Progress, Search, pixels
 from .data import Digits
 from .engine import Method, State, train_step
 from .fast import Fast, Plain, computes_bf16, prefer_channels_last
-from .losses import Untargeted, wrong
 from .models import Normalize, preact_resnet18
 from .objectives.cross_entropy import CrossEntropy
 from .optimizers import SGD
-from .threats import Linf
 
 ATTACK = PGD(Linf("8/255"), steps=10, step_size="2/255")
 

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attacks.losses import Untargeted, wrong
 from .core.errors import UserError
 from .core.modes import eval_mode, frozen
 from .core.rng import PerExample
 from .core.types import Attack, Labelled, Search, pixels
-from .losses import Untargeted, wrong
 from .records.results import Array
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attacks.losses import Untargeted
 from .core.errors import UserError
 from .core.modes import eval_mode, frozen
 from .core.rng import PerExample, make_rng
@@ -33,7 +34,6 @@ from .core.types import (
 )
 from .core.validation import check_logits
 from .engine import Method, State, train_step
-from .losses import Untargeted
 
 ROUNDING = 1e-5
 

@@ -17,14 +17,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..attacks import PGD, Anywhere
-from ..attacks.slope import slope
+from ..attacks.gradients import slope
+from ..attacks.losses import Margin, Untargeted
+from ..attacks.threats import L2
 from ..core.errors import UserError
 from ..core.gate import gated
 from ..core.modes import eval_mode, frozen
 from ..core.rng import PerExample
 from ..core.types import Classifier, Data, Forward, PointLoss, Probe, Threat, each, pixels
-from ..losses import Margin, Untargeted
-from ..threats import L2
 
 
 class NotDefined(UserError):  # noqa: N818

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import PGD, Near, Painted, Refined
+from ..attacks.losses import Coordinate, FeatureMatch, Smooth, Total, residuals
+from ..attacks.threats import L2
 from ..core.errors import UserError
 from ..core.gate import check_taken, gated
 from ..core.modes import eval_mode, frozen, full_precision
 from ..core.rng import PerExample, normal
 from ..core.types import Attack, Data, PointLoss, pixels
-from ..losses import Coordinate, FeatureMatch, Smooth, Total, residuals
 from ..models import FEATURES, Layers
 from ..records.results import Array
-from ..threats import L2
 from .jacobian import refuse_coupling
 from .landscape import estimate
 from .likeness import psnr, ssim

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import PGD
-from ..attacks.slope import slope
+from ..attacks.gradients import slope
+from ..attacks.losses import Untargeted
 from ..core.errors import UserError
 from ..core.gate import gated
 from ..core.modes import eval_mode, frozen, full_precision
 from ..core.rng import PerExample, normal
 from ..core.types import Data, PointLoss, Threat, each, pixels
-from ..losses import Untargeted
 from ..records.results import Array
 from ..records.statistics import interval
 

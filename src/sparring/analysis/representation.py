@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attacks import APGD, PGD
+from ..attacks.losses import Margin, TargetedDLR
 from ..contrast import information_bound
 from ..core.errors import UserError
 from ..core.gate import gated
@@ -19,7 +20,6 @@ from ..core.rng import PerExample
 from ..core.types import Classifier, Data, Labelled, Threat, pixels
 from ..core.validation import as_classifier
 from ..evaluate import Adversary, Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours, evaluate
-from ..losses import Margin, TargetedDLR
 from ..models import KNN, encoded, linear_probe
 from ..records.results import Accuracy, Array
 from ..records.statistics import interval

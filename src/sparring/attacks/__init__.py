@@ -3,12 +3,12 @@
 from .apgd import APGD
 from .compose import Refined, Restarts, Split, Worst
 from .fab import FAB
-from .gradient import FGSM, PGD, Anywhere, Benign, Near, Shell, Sometimes, Start
-from .minimum import CWL2, DDN, Closest, MinimumNorm
-from .painted import Painted
-from .single import NFGSM, MultiGrad, ZeroGrad
+from .image_prior import Painted
+from .minimum_norm import CWL2, DDN, Closest, MinimumNorm
+from .pgd import FGSM, PGD, Anywhere, Benign, Near, Shell, Sometimes, Start
+from .random_eps import VariedEps
+from .single_step import NFGSM, MultiGrad, ZeroGrad
 from .square import Square
-from .varied import VariedEps
 
 __all__ = [
     "APGD",

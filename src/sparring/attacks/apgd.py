@@ -14,9 +14,9 @@ from torch import Tensor
 from ..core.errors import UserError, need_whole
 from ..core.rng import Rng, normal
 from ..core.types import PointLoss, Threat, each
-from ..threats import L1, need_threat
-from .gradient import Shell, Start
-from .slope import Slope, slope
+from .gradients import Slope, slope
+from .pgd import Shell, Start
+from .threats import L1, need_threat
 
 
 def checkpoints(steps: int) -> list[int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.errors import UserError, need_whole
 from ..core.rng import Rng, some, uniform
 from ..core.types import Attack, PointLoss
-from .gradient import PGD, Near
+from .pgd import PGD, Near
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from torch import Tensor
 from ..core.errors import UserError, need_whole
 from ..core.rng import Rng
 from ..core.types import PointLoss, Threat, each
-from ..losses import Boundaries, InBatches, named
-from ..threats import L1, L2, Linf
-from .gradient import Near, Start
-from .minimum import Closest
-from .slope import slopes
+from .gradients import slopes
+from .losses import Boundaries, InBatches, named
+from .minimum_norm import Closest
+from .pgd import Near, Start
+from .threats import L1, L2, Linf
 
 _TINY = 1e-12
 _NEWTON = 50

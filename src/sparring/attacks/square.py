@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.errors import UserError, need_whole
 from ..core.rng import Rng, some, uniform
 from ..core.types import PointLoss, Threat, each
-from ..threats import L1, L2, Linf
+from .threats import L1, L2, Linf
 
 _BLOCK = 50  # queries for which random numbers are drawn at once
 _TINY = 1e-12

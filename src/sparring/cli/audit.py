@@ -112,7 +112,7 @@ def _surrogate(path: str, data: "Data") -> "nn.Module":
 
 
 def _subject(target: str, options: _Options, args: list[str]) -> "tuple[nn.Module, Labelled, Threat]":
-    from ..threats import threat
+    from ..attacks.threats import threat
 
     given = threat(options.threat) if options.threat else None
     if isinstance(options, _ForeignOptions):

@@ -192,8 +192,8 @@ def _added(options: _Options, threat: "Threat") -> "dict[str, Adversary]":
 
 
 def _threat(options: _Options, evaluation: "Evaluation | None") -> "Threat":
+    from ..attacks.threats import threat
     from ..evaluate import threat_of
-    from ..threats import threat
 
     found = threat(options.threat) if options.threat else threat_of(dict(evaluation.adversaries) if evaluation else {})
     if found is None:

@@ -20,12 +20,12 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "attacks.apgd": ("APGD",),
     "attacks.compose": ("Refined", "Restarts", "Split", "Worst"),
     "attacks.fab": ("FAB",),
-    "attacks.gradient": ("PGD", "Anywhere", "Benign", "Near", "Shell", "Sometimes"),
-    "attacks.minimum": ("CWL2", "DDN"),
-    "attacks.painted": ("Painted",),
-    "attacks.single": ("MultiGrad", "NFGSM", "ZeroGrad"),
+    "attacks.pgd": ("PGD", "Anywhere", "Benign", "Near", "Shell", "Sometimes"),
+    "attacks.minimum_norm": ("CWL2", "DDN"),
+    "attacks.image_prior": ("Painted",),
+    "attacks.single_step": ("MultiGrad", "NFGSM", "ZeroGrad"),
     "attacks.square": ("Square",),
-    "attacks.varied": ("VariedEps",),
+    "attacks.random_eps": ("VariedEps",),
     "averaging": ("EMA", "SWA"),
     "data.adapt": ("Classes", "Inverted", "Resized", "Rotated"),
     "data.augment": ("Crop", "Cutout", "Flip", "Grey", "Jitter", "ResizedCrop"),
@@ -70,7 +70,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
         "Triangle",
         "WarmUp",
     ),
-    "threats": ("L1", "L2", "Linf"),
+    "attacks.threats": ("L1", "L2", "Linf"),
     "updates": ("Descend", "WeightPerturbed"),
     "core.modes": ("Together",),
 }
@@ -86,7 +86,7 @@ CALLS: Mapping[str, tuple[str, ...]] = {
 """Functions that build a model, written as `{"$call": name, ..}` with their options."""
 
 NAMES: Mapping[str, tuple[str, ...]] = {
-    "losses": ("DLR", "Margin", "Targeted", "TargetedDLR", "Untargeted"),
+    "attacks.losses": ("DLR", "Margin", "Targeted", "TargetedDLR", "Untargeted"),
     "core.modes": ("batch_statistics", "eval_mode", "frozen", "statistics_kept", "train_mode", "unchanged"),
 }
 """Point losses and views, written as `{"$name": name}` and handed over as they are."""

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.compose import keep_worst
+from ..attacks.losses import Expected, Margin, TargetedDLR, Untargeted, in_batches
+from ..attacks.threats import L1, L2, Linf, Shrunk
 from ..core.errors import UserError, need_seed, need_whole
 from ..core.gate import alone, check_examples
 from ..core.modes import Together, eval_mode, frozen, named
 from ..core.rng import PerExample, Rng, some
 from ..core.types import Attack, Forward, PointLoss, Threat, View
 from ..core.validation import check_attack
-from ..losses import Expected, Margin, TargetedDLR, Untargeted, in_batches
-from ..threats import L1, L2, Linf, Shrunk
 
 
 class Adversary(Protocol):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import APGD, Square
+from ..attacks.losses import Margin, TargetedDLR
 from ..core.rng import PerExample
 from ..core.types import Threat, each
-from ..losses import Margin, TargetedDLR
 from ..records.results import Finding
 from .adversary import Adversary, EachTarget, WhiteBox
 from .judge import Judge

@@ -1,7 +1,7 @@
 """How many passes through the model an adversary takes at most: what the time left is reckoned from."""
 
 from ..attacks import APGD, DDN, FAB, PGD, Restarts, Split, Square, Worst
-from ..losses import Margin
+from ..attacks.losses import Margin
 from .adversary import EachTarget, Through, WhiteBox
 from .nearest import Nearest
 from .representation import ByProbe, OnFeatures, OnGuides, OnVotes

@@ -8,13 +8,13 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from ..attacks import APGD, FAB, Near, Restarts, Shell, Square, Worst
+from ..attacks.losses import DLR, Margin, TargetedDLR
+from ..attacks.threats import L1, L2, Linf
 from ..core.errors import UserError
 from ..core.gate import FEW, alone, as_taken, check_taken
 from ..core.types import Attack, Data, Search, Threat
 from ..core.validation import check_images, check_logits
-from ..losses import DLR, Margin, TargetedDLR
 from ..records.results import Evaluated
-from ..threats import L1, L2, Linf
 from .accuracy import evaluate
 from .adversary import Adversary, EachTarget, WhiteBox
 from .stages import OnNews

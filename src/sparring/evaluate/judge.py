@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..attacks.slope import slope
+from ..attacks.gradients import slope
+from ..attacks.losses import Untargeted
+from ..attacks.threats import Linf
 from ..core.errors import UserError
 from ..core.types import Threat
 from ..core.validation import check_images, check_logits, probable
-from ..losses import Untargeted
-from ..threats import Linf
 from .adversary import beyond
 
 

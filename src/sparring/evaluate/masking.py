@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 from torch import nn
 
+from ..attacks.threats import L1, L2, Linf
 from ..core.errors import UserError, need_seed
 from ..core.gate import FEW, alone, as_taken, check_model, check_taken
 from ..core.modes import eval_mode, frozen, full_precision
 from ..core.types import Data, Threat, pixels
 from ..core.validation import check_data
 from ..records.results import Finding
-from ..threats import L1, L2, Linf
 from .case import Budget, Case
 from .judge import Judge, Unaltered
 from .signs import CHECKS, optimisation_inside, output, train_mode, transfer

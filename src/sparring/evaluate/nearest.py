@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import DDN, FAB, Closest, MinimumNorm
+from ..attacks.losses import Margin, in_batches
+from ..attacks.threats import L1, L2, Linf
 from ..core.errors import UserError
 from ..core.modes import eval_mode, frozen
 from ..core.rng import Rng
 from ..core.types import Threat
-from ..losses import Margin, in_batches
-from ..threats import L1, L2, Linf
 from .adversary import Dividing
 
 

@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attacks import APGD, PGD, Anywhere
-from ..attacks.slope import slope
+from ..attacks.gradients import slope
+from ..attacks.losses import Margin, Untargeted
+from ..attacks.threats import L1, L2, Linf
 from ..core.errors import UserError
 from ..core.modes import mode_matters
 from ..core.rng import make_rng
 from ..core.types import Data, PointLoss, Threat, pixels
 from ..core.validation import refuse_probabilities
-from ..losses import Margin, Untargeted
 from ..models import small_cnn
 from ..records.results import Finding
-from ..threats import L1, L2, Linf
 from .adversary import WhiteBox
 from .case import Case, Verdict, above, finding, skip
 from .judge import Judge, counting, random_share

@@ -10,12 +10,12 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ..attacks.losses import wrong
+from ..attacks.threats import Linf
 from ..core.errors import UserError
 from ..core.rng import PerExample, mixed_seed
 from ..core.types import Data, Search, Threat, pixels
-from ..losses import wrong
 from ..records.results import Array
-from ..threats import Linf
 from .adversary import Adversary, Divides, Through, as_adversary, check_name, the_one, threat_of, threats_of
 from .adversary import bound as bound_of
 from .cost import passes

@@ -6,9 +6,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..attacks.losses import wrong
 from ..core.errors import UserError
 from ..core.types import Forward, Probe
-from ..losses import wrong
 from .knn import KNN
 
 

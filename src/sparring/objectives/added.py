@@ -3,10 +3,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..attacks.losses import Total
 from ..core.errors import UserError
 from ..core.schedules import Cycle
 from ..core.types import Context, Labelled, Objective, PointLoss, Progress, Terms
-from ..losses import Total
 
 
 class Term(Objective):

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attacks.losses import Untargeted
 from ..core.errors import UserError
 from ..core.types import Context, Objective, PointLoss, Terms
-from ..losses import Untargeted
 
 
 @dataclass(frozen=True, slots=True)

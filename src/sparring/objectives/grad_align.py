@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attacks.threats import Linf
 from ..core.errors import UserError
 from ..core.modes import statistics_kept
 from ..core.rng import make_rng, seed_of_step, uniform
 from ..core.types import Context, Terms
-from ..threats import Linf
 from .added import Term
 
 

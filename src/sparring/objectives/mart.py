@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attacks.losses import Untargeted, others
 from ..core.types import Context, Objective, PointLoss, Terms
-from ..losses import Untargeted, others
 
 _MARGIN = 1.0001  # of the released code: keeps the logarithm finite where the wrong class is certain
 

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attacks.losses import Untargeted
 from ..core.errors import UserError
 from ..core.rng import make_rng, seed_of_step
 from ..core.types import Context, Objective, PointLoss, Terms
-from ..losses import Untargeted
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attacks.losses import Divergence
 from ..core.types import Context, Objective, PointLoss, Terms
-from ..losses import Divergence
 
 
 @dataclass(frozen=True, slots=True)

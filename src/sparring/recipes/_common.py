@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 from ..attacks import FGSM, PGD, Restarts
+from ..attacks.threats import L2, Linf
 from ..core.errors import UserError
 from ..core.modes import eval_mode, train_mode
 from ..core.types import Objective
@@ -11,7 +12,6 @@ from ..engine import Method
 from ..evaluate import WhiteBox
 from ..objectives.statistics import Statistics
 from ..recipe import Evaluation, Recipe
-from ..threats import L2, Linf
 
 Craft = Literal["eval", "train"]
 Moved = Literal["update", "released"]

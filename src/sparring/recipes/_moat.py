@@ -3,6 +3,7 @@
 from typing import Literal
 
 from ..attacks import FGSM, PGD, Anywhere, Benign
+from ..attacks.threats import Linf
 from ..core.errors import UserError
 from ..core.schedules import Cycle
 from ..core.types import Attack, Objective
@@ -10,7 +11,6 @@ from ..engine import Method
 from ..objectives.added import Staged
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.mix_up import MixUp
-from ..threats import Linf
 
 Reading = Literal["pure", "mixed", "mixup"]
 

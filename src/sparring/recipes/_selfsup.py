@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from ..attacks import PGD, Benign
+from ..attacks.threats import Linf
 from ..core.schedules import Cosine, Piecewise
 from ..core.types import Objective
 from ..data import Augment
@@ -11,7 +12,6 @@ from ..evaluate import OnGuides, WhiteBox, WorstOnNeighbours
 from ..objectives.contrastive import Contrast, Contrastive, InfoNCE, Labels, Raised
 from ..optimizers import Adam
 from ..recipe import Evaluation, Recipe
-from ..threats import Linf
 from ._common import select_by_pgd
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from ..attacks import PGD, Near
+from ..attacks.threats import Linf
 from ..core.schedules import Piecewise
 from ..core.serialization import Build
 from ..data import CIFAR10, Crop, Flip
@@ -12,7 +13,6 @@ from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.trades import TRADES
 from ..optimizers import SGD
 from ..recipe import Recipe
-from ..threats import Linf
 from ._common import Moved, moving, pgd_50_10, select_by_pgd
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from ..attacks import PGD, Near
+from ..attacks.threats import Linf
 from ..averaging import SWA
 from ..core.schedules import Phases, Piecewise
 from ..core.serialization import Build
@@ -17,7 +18,6 @@ from ..objectives.pairing import Distance, LogitPairing
 from ..objectives.trades import TRADES
 from ..optimizers import SGD
 from ..recipe import Recipe
-from ..threats import Linf
 from ..updates import Descend, WeightPerturbed
 from ._common import Craft, crafted
 from .cifar10 import cifar10_rn18_pgd

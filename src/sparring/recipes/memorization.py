@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 from ..attacks import PGD, Anywhere, Near
+from ..attacks.threats import L2, Linf
 from ..core.schedules import Piecewise, Ramp
 from ..core.serialization import Build
 from ..data import CIFAR100, SVHN, Crop, Digits, Few, Flip, Kept, LabelNoise
@@ -16,7 +17,6 @@ from ..objectives.temporal_ensembling import TemporalEnsembling
 from ..objectives.trades import TRADES
 from ..optimizers import SGD
 from ..recipe import Recipe
-from ..threats import L2, Linf
 from ._common import pgd_50_10, select_by_pgd
 from .cifar10 import cifar10_rn18_pgd
 from .small import fashion_pgd, quickstart

@@ -6,9 +6,9 @@ Order, lengths, weights and steps are ours, and parameters of the recipes.
 
 from dataclasses import replace
 
+from ..attacks.threats import Linf
 from ..core.schedules import Piecewise
 from ..recipe import Recipe
-from ..threats import Linf
 from ._moat import Reading, moat
 from .single_step import cifar10_prn18_fgsm_rs
 from .small import fashion_pgd

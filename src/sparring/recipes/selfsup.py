@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 from ..attacks import PGD
+from ..attacks.threats import Linf
 from ..core.schedules import Piecewise, WarmUp
 from ..core.serialization import Build
 from ..data import Crop, FashionMNIST, Flip, Grey, Jitter, ResizedCrop
@@ -15,7 +16,6 @@ from ..objectives.instances import InstanceDiscrimination
 from ..objectives.rocl import RoCL
 from ..optimizers import Adam
 from ..recipe import Recipe
-from ..threats import Linf
 from ._common import select_by_pgd
 from ._selfsup import as_released, hardened, pretrained, worst_on_neighbours
 from .cifar10 import cifar10_rn18_pgd

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from ..attacks import FGSM, NFGSM, Anywhere, MultiGrad, ZeroGrad
+from ..attacks.threats import Linf
 from ..core.schedules import Cyclic
 from ..core.serialization import Build
 from ..core.types import Attack
@@ -15,7 +16,6 @@ from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.grad_align import GradAlign
 from ..optimizers import SGD
 from ..recipe import Recipe
-from ..threats import Linf
 from ._common import Craft, crafted, pgd_50_10, select_by_pgd
 
 _ACTIVATED = Build(preact_resnet18, final_norm=True, shortcut="activated")

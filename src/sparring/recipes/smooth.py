@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 from ..attacks import FGSM, PGD, Anywhere, Sometimes, Square
+from ..attacks.losses import Margin
+from ..attacks.threats import Linf
 from ..averaging import EMA
 from ..core.modes import Together, eval_mode, unchanged
 from ..core.schedules import Piecewise
@@ -11,13 +13,11 @@ from ..core.types import View
 from ..data import Flip, ImageStream
 from ..engine import Method
 from ..evaluate import InTurn, Through, WhiteBox
-from ..losses import Margin
 from ..models import SmoothBackward, efficientnet, imagenet_resnet, small_cnn
 from ..models.imagenet import size_of
 from ..objectives.cross_entropy import CrossEntropy
 from ..optimizers import SGD
 from ..recipe import Evaluation, Recipe
-from ..threats import Linf
 from ._common import select_by_pgd
 from .small import fashion_pgd
 

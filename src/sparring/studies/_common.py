@@ -3,18 +3,18 @@
 from dataclasses import dataclass, replace
 
 from ..attacks import APGD, FGSM, PGD
+from ..attacks.losses import TargetedDLR
+from ..attacks.threats import Linf
 from ..core.errors import UserError
 from ..core.schedules import Piecewise
 from ..core.serialization import Build
 from ..data import Digits, FashionMNIST, Few
 from ..engine import Method
 from ..evaluate import EachTarget, WhiteBox
-from ..losses import TargetedDLR
 from ..models import preact_resnet18, small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..recipe import Evaluation, Recipe
 from ..recipes.small import quickstart
-from ..threats import Linf
 
 
 @dataclass(frozen=True, slots=True)

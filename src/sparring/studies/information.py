@@ -12,6 +12,8 @@ from .. import report
 from ..analyses import look_at_information, look_at_inversion, look_at_transfer, look_together
 from ..analyses.inversion import INSIDE
 from ..attacks import APGD, PGD, Benign, VariedEps
+from ..attacks.losses import TargetedDLR
+from ..attacks.threats import L2
 from ..core.reading import read_json
 from ..core.schedules import Cyclic
 from ..core.serialization import Build
@@ -19,7 +21,6 @@ from ..core.types import Attack
 from ..data import Classes, Digits, FashionMNIST, Few
 from ..engine import Method
 from ..evaluate import Adversary, EachTarget, WhiteBox
-from ..losses import TargetedDLR
 from ..models import small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..recipe import Evaluation, Recipe
@@ -27,7 +28,6 @@ from ..recipes.small import quickstart
 from ..records.results import Array
 from ..records.run_folder import RunFolder
 from ..records.statistics import Cells, Claim
-from ..threats import L2
 from ._common import World, worlds
 from .study import RUN, Arm, Look, Runs, Study, Together, of_each, seeds_of
 

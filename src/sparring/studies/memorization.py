@@ -9,6 +9,7 @@ import numpy as np
 from ..analyses import look_for_memorization
 from ..analysis.stability import DIRECTIONS
 from ..attacks import PGD, Anywhere, Near
+from ..attacks.threats import Linf
 from ..averaging import SWA
 from ..core.schedules import Piecewise, Ramp
 from ..core.serialization import Build
@@ -26,7 +27,6 @@ from ..recipe import Recipe
 from ..recipes.small import quickstart
 from ..records.results import Array
 from ..records.statistics import Cells, Claim
-from ..threats import Linf
 from ..updates import WeightPerturbed
 from ._common import World, evaluation, worlds
 from .study import RUN, WORST, Arm, Look, Runs, Study, of_each, seeds_of

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..attacks import FGSM, NFGSM, PGD, Anywhere
+from ..attacks.threats import Linf
 from ..core.schedules import Cyclic
 from ..core.types import Attack
 from ..engine import Method
@@ -18,7 +19,6 @@ from ..recipe import Recipe
 from ..recipes._moat import Reading, moat
 from ..records.results import Array
 from ..records.statistics import Cells, Claim
-from ..threats import Linf
 from ..updates import Descend
 from ._common import World, base, worlds
 from .study import WORST, Arm, Study

@@ -11,13 +11,14 @@ import numpy as np
 from .. import report
 from ..analyses import look_at_representation
 from ..attacks import APGD, PGD, Benign
+from ..attacks.losses import TargetedDLR
+from ..attacks.threats import Linf
 from ..core.schedules import Cyclic
 from ..core.serialization import Build
 from ..core.types import Attack, Objective
 from ..data import Crop, Digits, FashionMNIST, Few, Flip, Jitter, ResizedCrop
 from ..engine import Method
 from ..evaluate import Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours
-from ..losses import TargetedDLR
 from ..models import amdim
 from ..objectives.added import Sum
 from ..objectives.contrastive import Contrast, Contrastive, InfoNCE, Labels, Multiscale, NTXent, Raised
@@ -31,7 +32,6 @@ from ..recipes.small import quickstart
 from ..records.results import Array
 from ..records.run_folder import RunFolder
 from ..records.statistics import Cells, Claim
-from ..threats import Linf
 from ._common import World, worlds
 from .study import RUN, WORST, Arm, Look, Runs, Study, of_each, seeds_of
 

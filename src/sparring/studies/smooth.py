@@ -5,20 +5,20 @@ from dataclasses import replace
 import numpy as np
 
 from ..attacks import FGSM, PGD, Anywhere, Near, Shell, Square, Start
+from ..attacks.losses import Margin
+from ..attacks.threats import Linf
 from ..core.modes import Together, eval_mode, unchanged
 from ..core.schedules import Piecewise
 from ..core.serialization import Build, Scalar
 from ..core.types import View
 from ..engine import Method
 from ..evaluate import Adversary, AutoAttack, Cascade, Through, WhiteBox
-from ..losses import Margin
 from ..models import SmoothBackward, small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..optimizers import SGD
 from ..recipe import Evaluation, Recipe
 from ..records.results import Array
 from ..records.statistics import Cells, Claim
-from ..threats import Linf
 from ._common import World, base, evaluation, worlds
 from .study import WORST, Arm, Study
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..attacks import PGD
+from ..attacks.threats import Linf
 from ..core.modes import batch_statistics, train_mode
 from ..core.schedules import EpsWarmUp, Phases, Piecewise, WarmUp
 from ..core.types import View
@@ -15,7 +16,6 @@ from ..optimizers import SGD, AdamW
 from ..recipe import Recipe
 from ..records.results import Array
 from ..records.statistics import Cells, Claim
-from ..threats import Linf
 from ._common import World, base, worlds
 from .study import WORST, Arm, Study
 

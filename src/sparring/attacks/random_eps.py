@@ -9,8 +9,8 @@ from torch import Tensor
 from ..core.errors import UserError, need_one_of
 from ..core.rng import PerExample, Rng, uniform
 from ..core.types import PointLoss
-from ..threats import L1, L2, Linf, Shrunk
-from .gradient import PGD, Shell
+from .pgd import PGD, Shell
+from .threats import L1, L2, Linf, Shrunk
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .core.errors import UserError
-from .core.numbers import parse_number
-from .core.rng import Rng, exponential, normal, uniform
-from .core.types import Threat, each
+from ..core.errors import UserError
+from ..core.numbers import parse_number
+from ..core.rng import Rng, exponential, normal, uniform
+from ..core.types import Threat, each
 
 _TINY = 1e-12
 
@@ -227,7 +227,7 @@ def need_threat(value: object) -> None:
     if isinstance(value, type) or not isinstance(value, Threat):
         raise UserError(
             f"{value!r:.60} is no threat: wanted is a set such as Linf('8/255'), L2(0.5) or L1(12), or one of your own "
-            "with eps, sample, project, ascent and norm; sparring.threats.threat reads what the shell writes"
+            "with eps, sample, project, ascent and norm; sparring.attacks.threats.threat reads what the shell writes"
         )
 
 

@@ -12,9 +12,9 @@ from ..core.numbers import parse_number
 from ..core.rng import Rng, normal, uniform
 from ..core.types import PointLoss, Threat, each
 from ..core.whole_batch import WholeBatch
-from ..losses import named
-from ..threats import Linf, need_threat
-from .slope import Slope, slope
+from .gradients import Slope, slope
+from .losses import named
+from .threats import Linf, need_threat
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core.errors import UserError, need_whole
-from .core.modes import mode_matters
-from .core.types import Forward, PointLoss, Probe
+from ..core.errors import UserError, need_whole
+from ..core.modes import mode_matters
+from ..core.types import Forward, PointLoss, Probe
 
 _TINY = 1e-12
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from ..core.errors import UserError, need_whole
 from ..core.rng import Rng
 from ..core.types import PointLoss, each
-from ..losses import named
-from ..threats import L2
-from .slope import slope
+from .gradients import slope
+from .losses import named
+from .threats import L2
 
 
 class Closest(NamedTuple):

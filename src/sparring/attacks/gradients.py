@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.types import PointLoss, Probe
-from ..losses import Boundaries, Expected, InBatches, joined, mean
+from .losses import Boundaries, Expected, InBatches, joined, mean
 
 
 class Slope(NamedTuple):

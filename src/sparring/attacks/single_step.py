@@ -9,9 +9,9 @@ from torch import Tensor
 from ..core.errors import UserError, need_whole
 from ..core.rng import Rng, uniform
 from ..core.types import PointLoss
-from ..threats import Linf
-from .gradient import step_length
-from .slope import slope
+from .gradients import slope
+from .pgd import step_length
+from .threats import Linf
 
 
 @dataclass(frozen=True, slots=True)
