@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from sparring import Benign, Probe, UserError
 from sparring.analysis import effective_rank, mutual_information
-from sparring.contrast import (
+from sparring.core.rng import make_rng
+from sparring.objectives.contrastive_losses import (
     FeatureContrast,
     FeatureDistance,
     Later,
@@ -20,7 +21,6 @@ from sparring.contrast import (
     information_bound,
     nt_xent,
 )
-from sparring.core.rng import make_rng
 
 
 def normal(*shape, seed=0):

@@ -30,7 +30,6 @@ from sparring import (
     train_step,
 )
 from sparring.cli import run as shell
-from sparring.contrast import info_nce
 from sparring.core.rng import make_rng, seed_of_step
 from sparring.core.serialization import Build
 from sparring.core.types import Classifier, Encoder, pixels
@@ -42,8 +41,9 @@ from sparring.hooks import Interrupted
 from sparring.models import KNN, amdim, refill, represented
 from sparring.models.encoders import AMDIM
 from sparring.objectives.contrastive import Contrastive, InfoNCE, Multiscale, NTXent, projected
+from sparring.objectives.contrastive_losses import info_nce
 from sparring.objectives.cross_entropy import CrossEntropy
-from sparring.objectives.instances import InstanceDiscrimination
+from sparring.objectives.instance_discrimination import InstanceDiscrimination
 from sparring.passes import cost
 from sparring.recipe import Evaluation
 from sparring.recipes import find

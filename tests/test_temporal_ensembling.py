@@ -10,7 +10,7 @@ import torch
 from conftest import toy_data, toy_net
 from test_run import bits, stop_at
 
-import sparring.bank as banks
+import sparring.objectives.bank as banks
 from sparring import (
     PGD,
     TRADES,
@@ -33,13 +33,13 @@ from sparring import (
     fit,
     train_step,
 )
-from sparring.bank import Bank, chosen
 from sparring.core.rng import make_rng
 from sparring.core.types import pixels
 from sparring.data import NPZ
 from sparring.fast import Plain
 from sparring.hooks import Interrupted
-from sparring.objectives.added import Staged
+from sparring.objectives.bank import Bank, chosen
+from sparring.objectives.regularizers import Staged
 from sparring.passes import cost
 from sparring.updates import Descend
 

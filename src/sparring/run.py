@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from . import report
-from .bank import Bank
 from .checkpoint import Checkpoints, read_weights, save_weights
 from .core.errors import UserError
 from .core.modes import eval_mode
@@ -26,6 +25,7 @@ from .fast import Compile, Fast, Precision, computes_bf16, prefer_channels_last,
 from .guard import Alarm, Watch
 from .hooks import Guarding, HeldOut, News, Record, Remembering, Rereading, Save, Saving, stopping
 from .models import knn_of, refill
+from .objectives.bank import Bank
 from .pace import Pace, measure
 from .recipe import Recipe
 from .records.run_folder import RunFolder

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from ..bank import fingerprint
 from ..core.errors import UserError
 from ..core.types import Data, Threat
 from ..data import Training
 from ..environment import device_of
 from ..evaluate import threat_of
+from ..objectives.bank import fingerprint
 from ..recipe import Recipe
 from ..records.run_folder import RunFolder
 from ..trained import load_model, recipe_of

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ..attacks import APGD, PGD
 from ..attacks.losses import Margin, TargetedDLR
-from ..contrast import information_bound
 from ..core.errors import UserError
 from ..core.gate import gated
 from ..core.modes import eval_mode
@@ -21,6 +20,7 @@ from ..core.types import Classifier, Data, Labelled, Threat, pixels
 from ..core.validation import as_classifier
 from ..evaluate import Adversary, Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours, evaluate
 from ..models import KNN, encoded, linear_probe
+from ..objectives.contrastive_losses import information_bound
 from ..records.results import Accuracy, Array
 from ..records.statistics import interval
 from .jacobian import effective_count

@@ -15,7 +15,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..attacks import APGD, PGD, Restarts
 from ..attacks.losses import Margin, TargetedDLR, Untargeted
 from ..attacks.threats import need_threat
-from ..contrast import FeatureContrast, FeatureDistance, Told
 from ..core.errors import need_one_of
 from ..core.modes import eval_mode, frozen
 from ..core.rng import Rng
@@ -23,6 +22,7 @@ from ..core.types import Attack, Lens, PointLoss, Threat
 from ..models.guided import Guided
 from ..models.knn import KNN, bank_of
 from ..models.probe import PENALTY, linear_probe
+from ..objectives.contrastive_losses import FeatureContrast, FeatureDistance, Told
 from .adversary import Adversary, EachTarget, WhiteBox
 
 

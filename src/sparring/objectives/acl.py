@@ -2,10 +2,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..contrast import nt_xent
 from ..core.types import Context, Objective, PointLoss, Probe, Terms
 from ..core.whole_batch import WholeBatch
 from .contrastive import JOINT, need_temperature, need_two_views, projected
+from .contrastive_losses import nt_xent
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.types import Context, Terms
-from .added import Term
+from .regularizers import Term
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,23 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.losses import Untargeted
-from ..contrast import FeatureContrast, FeatureDistance, Later, Parts, ScaleContrast, Scales, Told, info_nce, nt_xent
 from ..core.errors import UserError, need_one_of
 from ..core.modes import eval_mode
 from ..core.rng import make_rng, seed_of_step
 from ..core.types import Batch, Context, Labelled, Lens, Objective, PointLoss, Terms
 from ..models.guided import Guided
 from ..models.knn import bank_of, refill
+from .contrastive_losses import (
+    FeatureContrast,
+    FeatureDistance,
+    Later,
+    Parts,
+    ScaleContrast,
+    Scales,
+    Told,
+    info_nce,
+    nt_xent,
+)
 
 
 class Contrast(Protocol):

@@ -9,7 +9,7 @@ from ..core.errors import UserError
 from ..core.modes import statistics_kept
 from ..core.rng import make_rng, seed_of_step, uniform
 from ..core.types import Context, Terms
-from .added import Term
+from .regularizers import Term
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,12 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ..attacks.losses import SquaredDistance
-from ..bank import Bank, Place
 from ..core.errors import UserError
 from ..core.modes import eval_mode
 from ..core.schedules import Ramp
 from ..core.types import Context, Labelled, PointLoss, Schedule, Terms, at
-from .added import Term
+from .bank import Bank, Place
+from .regularizers import Term
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from ..core.modes import eval_mode, train_mode
 from ..core.types import Objective
 from ..engine import Method
 from ..evaluate import WhiteBox
-from ..objectives.statistics import Statistics
+from ..objectives.batch_norm_statistics import Statistics
 from ..recipe import Evaluation, Recipe
 
 Craft = Literal["eval", "train"]

@@ -8,9 +8,9 @@ from ..core.errors import UserError
 from ..core.schedules import Cycle
 from ..core.types import Attack, Objective
 from ..engine import Method
-from ..objectives.added import Staged
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.mix_up import MixUp
+from ..objectives.regularizers import Staged
 
 Reading = Literal["pure", "mixed", "mixup"]
 

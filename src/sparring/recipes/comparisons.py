@@ -10,11 +10,11 @@ from ..core.serialization import Build
 from ..data import Crop, Flip
 from ..engine import Method
 from ..models import preact_resnet18
-from ..objectives.added import Sum
 from ..objectives.consistency import Consistency
 from ..objectives.cross_entropy import CrossEntropy
+from ..objectives.logit_pairing import Distance, LogitPairing
 from ..objectives.mart import MART
-from ..objectives.pairing import Distance, LogitPairing
+from ..objectives.regularizers import Sum
 from ..objectives.trades import TRADES
 from ..optimizers import SGD
 from ..recipe import Recipe

@@ -11,8 +11,8 @@ from ..data import CIFAR100, SVHN, Crop, Digits, Few, Flip, Kept, LabelNoise
 from ..engine import Method
 from ..example_history import Remember
 from ..models import resnet18, small_cnn, wide_resnet
-from ..objectives.added import Sum
 from ..objectives.cross_entropy import CrossEntropy
+from ..objectives.regularizers import Sum
 from ..objectives.temporal_ensembling import TemporalEnsembling
 from ..objectives.trades import TRADES
 from ..optimizers import SGD

@@ -12,7 +12,7 @@ from ..engine import Method
 from ..models import amdim, represented
 from ..objectives.acl import ACL
 from ..objectives.contrastive import Contrastive, InfoNCE, Multiscale, NTXent, Raised
-from ..objectives.instances import InstanceDiscrimination
+from ..objectives.instance_discrimination import InstanceDiscrimination
 from ..objectives.rocl import RoCL
 from ..optimizers import Adam
 from ..recipe import Recipe

@@ -11,9 +11,9 @@ from ..data import CIFAR10, Crop, Flip
 from ..engine import Method
 from ..free import Free
 from ..models import preact_resnet18
-from ..objectives.added import Sum
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.grad_align import GradAlign
+from ..objectives.regularizers import Sum
 from ..optimizers import SGD
 from ..recipe import Recipe
 from ._common import Craft, crafted, pgd_50_10, select_by_pgd

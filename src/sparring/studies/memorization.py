@@ -18,8 +18,8 @@ from ..data import Alteration, Digits, FashionMNIST, Few, Kept, LabelNoise, Sour
 from ..engine import Method
 from ..example_history import remembering
 from ..models import preact_resnet18, small_cnn
-from ..objectives.added import Sum
 from ..objectives.cross_entropy import CrossEntropy
+from ..objectives.regularizers import Sum
 from ..objectives.temporal_ensembling import TemporalEnsembling
 from ..objectives.trades import TRADES
 from ..optimizers import SGD

@@ -11,9 +11,9 @@ from ..core.types import Attack
 from ..engine import Method
 from ..free import Free
 from ..guard import Guard
-from ..objectives.added import Sum
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.grad_align import GradAlign
+from ..objectives.regularizers import Sum
 from ..passes import cost
 from ..recipe import Recipe
 from ..recipes._moat import Reading, moat

@@ -20,11 +20,11 @@ from ..data import Crop, Digits, FashionMNIST, Few, Flip, Jitter, ResizedCrop
 from ..engine import Method
 from ..evaluate import Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours
 from ..models import amdim
-from ..objectives.added import Sum
 from ..objectives.contrastive import Contrast, Contrastive, InfoNCE, Labels, Multiscale, NTXent, Raised
 from ..objectives.cross_entropy import CrossEntropy
-from ..objectives.instances import InstanceDiscrimination
-from ..objectives.pairing import LogitPairing
+from ..objectives.instance_discrimination import InstanceDiscrimination
+from ..objectives.logit_pairing import LogitPairing
+from ..objectives.regularizers import Sum
 from ..passes import cost
 from ..recipe import Evaluation, Recipe, recipe_from_plain
 from ..recipes._selfsup import hardened, pretrained

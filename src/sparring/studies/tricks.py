@@ -10,8 +10,8 @@ from ..core.modes import batch_statistics, train_mode
 from ..core.schedules import EpsWarmUp, Phases, Piecewise, WarmUp
 from ..core.types import View
 from ..engine import Method
+from ..objectives.batch_norm_statistics import Statistics
 from ..objectives.cross_entropy import CrossEntropy
-from ..objectives.statistics import Statistics
 from ..optimizers import SGD, AdamW
 from ..recipe import Recipe
 from ..records.results import Array

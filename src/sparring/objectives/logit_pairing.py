@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.types import Context, Terms
-from .added import Term
+from .regularizers import Term
 
 Distance = Literal["squared", "length"]
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .core.errors import UserError
-from .core.types import Data, Labelled
+from ..core.errors import UserError
+from ..core.types import Data, Labelled
 
 Place: TypeAlias = Literal["auto", "device", "host", "disk"]
 

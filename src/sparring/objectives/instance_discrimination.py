@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..bank import Bank
-from ..contrast import FeatureContrast
 from ..core.errors import UserError
 from ..core.rng import make_rng, seed_of_step
 from ..core.types import Context, Labelled, Objective, PointLoss, Terms
+from .bank import Bank
 from .contrastive import projected
+from .contrastive_losses import FeatureContrast
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attacks.losses import wrong
-from .core.errors import UserError
-from .core.types import Forward, PointLoss, Probe
+from ..attacks.losses import wrong
+from ..core.errors import UserError
+from ..core.types import Forward, PointLoss, Probe
 
 Parts: TypeAlias = tuple[Tensor, ...]
 
