@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparring import FGSM, SGD, Anywhere, Linf, UserError, bench, make_rng
+from sparring.acceleration import Fast, Plain, prefer_channels_last, tune_process
 from sparring.attacks.losses import Untargeted
 from sparring.bench import in_turns
 from sparring.core.modes import eval_mode, frozen
 from sparring.environment import session
-from sparring.fast import Fast, Plain, prefer_channels_last, tune_process
 from sparring.models import preact_resnet18
 
 NAMES = ("relu", "parametric_softplus", "softplus", "silu", "gelu", "elu", "celu", "smooth_relu", "mish")

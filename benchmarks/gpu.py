@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparring.acceleration import Fast, Plain, tune_process
 from sparring.bench import ATTACK, attack, ceilings, gflop_of_forward, in_turns, standing, step, subject
-from sparring.fast import Fast, Plain, tune_process
 
 Call = Callable[[], None]
 Make = Callable[[nn.Module, Tensor, Tensor], Call]

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparring import PGD, Linf
+from sparring.acceleration import Fast, tune_process
 from sparring.bench import in_turns, step
 from sparring.environment import session
-from sparring.fast import Fast, tune_process
 from sparring.models import preact_resnet18, small_cnn
 
 matplotlib.use("Agg")

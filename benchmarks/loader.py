@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 
 from sparring import Batches, Linf, Method, Progress, State, UserError, make_rng, train_step
+from sparring.acceleration import Fast, tune_process
 from sparring.attacks import FGSM, Anywhere
 from sparring.data import Flip, ImageStream
 from sparring.data.pictures import AHEAD
 from sparring.environment import session
-from sparring.fast import Fast, tune_process
 from sparring.models import imagenet_resnet
 from sparring.objectives.cross_entropy import CrossEntropy
 from sparring.optimizers import SGD

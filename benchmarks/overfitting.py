@@ -10,8 +10,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from sparring.acceleration import tune_process
 from sparring.core.errors import UserError
-from sparring.fast import tune_process
 from sparring.studies import find
 from sparring.studies.running import run_study
 

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparring import PGD, Linf, Untargeted, WhiteBox, evaluate, load_model
+from sparring.acceleration import Fast, Plain, tune_process
 from sparring.attacks.gradients import slope
 from sparring.core.modes import eval_mode, frozen
 from sparring.core.rng import PerExample
 from sparring.core.types import Data, Search, pixels
-from sparring.fast import Fast, Plain, tune_process
 from sparring.trained import recipe_of
 
 SEARCHES: dict[str, Search] = {

@@ -41,10 +41,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparring import PGD, Batch, CrossEntropy, Linf, Method, Progress, State, Untargeted, eval_mode, frozen, train_step
+from sparring.acceleration import Fast, Plain, prefer_channels_last, tune_process
 from sparring.core.rng import make_rng
 from sparring.core.types import Data, Search, pixels
 from sparring.data import FashionMNIST
-from sparring.fast import Fast, Plain, prefer_channels_last, tune_process
 from sparring.models import preact_resnet18
 from sparring.optimizers import SGD
 

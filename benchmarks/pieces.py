@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparring import PGD, Linf, Square, WhiteBox, make_rng
+from sparring.acceleration import Fast, computes_bf16, tune_process
+from sparring.acceleration.compiled import Compiled
+from sparring.acceleration.convolution import worth
+from sparring.acceleration.normalisation import FrozenNorm, folded
+from sparring.acceleration.shadow import Shadow
 from sparring.attacks.gradients import slope
 from sparring.attacks.losses import Untargeted
 from sparring.bench import in_turns, subject
 from sparring.core.types import Data, Probe, pixels
 from sparring.data import Digits
 from sparring.evaluate import evaluate
-from sparring.fast import Fast, computes_bf16, tune_process
-from sparring.fast.compiled import Compiled
-from sparring.fast.convolution import worth
-from sparring.fast.normalisation import FrozenNorm, folded
-from sparring.fast.shadow import Shadow
 from sparring.models import preact_resnet18, small_cnn
 
 CPU = torch.device("cpu")

@@ -12,11 +12,11 @@ import json
 import torch
 
 from sparring import PGD, CrossEntropy, Linf, Method, Progress, State, engine, train_step
+from sparring.acceleration import Fast, prefer_channels_last, tune_process
+from sparring.acceleration.fingerprint import Fingerprint
 from sparring.attacks import FGSM
 from sparring.bench import in_turns, subject
 from sparring.core.types import Batch
-from sparring.fast import Fast, prefer_channels_last, tune_process
-from sparring.fast.fingerprint import Fingerprint
 
 CPU = torch.device("cpu")
 EVERY = {"at every use": 1, "at every 16th": engine.PROVED_EVERY, "never": 2**60}

@@ -20,11 +20,11 @@ from scipy.stats import t as student
 from torch import nn
 
 from sparring import PGD, Batches, Linf, Loop, Method, State, UserError, WhiteBox, evaluate
+from sparring.acceleration import Fast, prefer_channels_last, tune_process
 from sparring.core.modes import unchanged
 from sparring.core.schedules import Piecewise
 from sparring.data import FashionMNIST
 from sparring.environment import session
-from sparring.fast import Fast, prefer_channels_last, tune_process
 from sparring.models import Normalize, small_cnn
 from sparring.objectives.cross_entropy import CrossEntropy
 from sparring.optimizers import SGD

@@ -35,11 +35,11 @@ from sparring import (
     make_rng,
     train_step,
 )
+from sparring.acceleration import Plain
 from sparring.attacks import Sometimes
 from sparring.core.modes import batch_statistics, eval_mode, train_mode
 from sparring.core.types import pixels
 from sparring.core.whole_batch import WholeBatch
-from sparring.fast import Plain
 from sparring.testing import check_attack
 
 EPS = 8 / 255

@@ -34,9 +34,9 @@ from sparring import (
     make_rng,
     perturb,
 )
+from sparring.acceleration import Fast, Plain
 from sparring.core.types import pixels
 from sparring.evaluate.cost import passes
-from sparring.fast import Fast, Plain
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from sparring.acceleration import computes_bf16
 from sparring.bench import ATTACK, bench, ceilings, gflop_of_forward, in_turns
 from sparring.cli import run
-from sparring.fast import computes_bf16
 from sparring.models import preact_resnet18
 
 

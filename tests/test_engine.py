@@ -26,8 +26,8 @@ from sparring import (
     train_mode,
     train_step,
 )
+from sparring.acceleration import Plain
 from sparring.core.types import pixels
-from sparring.fast import Plain
 from sparring.optimizers import SGD
 
 MADRY = Method(PGD(Linf(0.05), steps=2), CrossEntropy())

@@ -40,16 +40,16 @@ from sparring import (
     WhiteBox,
     make_rng,
 )
+from sparring.acceleration import Fast, Plain, computes_bf16
+from sparring.acceleration.compiled import Compiled
+from sparring.acceleration.convolution import FrozenConv, worth
+from sparring.acceleration.normalisation import FrozenNorm, folded
+from sparring.acceleration.process import tune_process, usable_cores
+from sparring.acceleration.shadow import Shadow, sites
 from sparring.core.modes import eval_mode, train_mode
 from sparring.core.types import Batch, Classifier, Encoder, Lens, pixels
 from sparring.engine import train_step
 from sparring.evaluate import evaluate
-from sparring.fast import Fast, Plain, computes_bf16
-from sparring.fast.compiled import Compiled
-from sparring.fast.convolution import FrozenConv, worth
-from sparring.fast.normalisation import FrozenNorm, folded
-from sparring.fast.process import tune_process, usable_cores
-from sparring.fast.shadow import Shadow, sites
 from sparring.models import preact_resnet18, resnet18, small_cnn, wide_resnet
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
@@ -906,7 +906,7 @@ def test_compiled_and_on_a_gpu_batches_are_filled_from_four():
 
 
 def tuned(**environment):
-    code = "import json; from sparring.fast import tune_process; print(json.dumps(tune_process()))"
+    code = "import json; from sparring.acceleration import tune_process; print(json.dumps(tune_process()))"
     clean = {k: v for k, v in os.environ.items() if k not in ("SPARRING_ALLOCATOR", "GLIBC_TUNABLES", "LD_PRELOAD")}
     command = [sys.executable, "-c", code]
     out = subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=True)

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from sparring import make_rng
+from sparring.acceleration import Fast, prefer_channels_last
+from sparring.acceleration.convolution import FrozenConv, unsafe_in_channels_last, worth
 from sparring.core.modes import eval_mode, frozen
-from sparring.fast import Fast, prefer_channels_last
-from sparring.fast.convolution import FrozenConv, unsafe_in_channels_last, worth
 
 
 def geometry(draw: random.Random):

@@ -24,8 +24,8 @@ from sparring import (
     UserError,
     fit,
 )
+from sparring.acceleration import computes_bf16
 from sparring.checkpoint import read_weights
-from sparring.fast import computes_bf16
 from sparring.guard import Health, Watch, examine
 from sparring.hooks import Saving
 from sparring.models import small_cnn

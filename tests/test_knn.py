@@ -10,11 +10,11 @@ from torch import nn
 
 import sparring.models.knn as room
 from sparring import APGD, PGD, AutoAttack, Linf, Restarts, UserError, WhiteBox, audit, evaluate, perturb
+from sparring.acceleration import Fast, Plain
 from sparring.attacks.losses import Margin
 from sparring.core.rng import make_rng
 from sparring.core.types import Classifier
 from sparring.evaluate import Budget, ByProbe, OnFeatures, OnGuides, OnVotes, WorstOnNeighbours
-from sparring.fast import Fast, Plain
 from sparring.models import KNN, amdim, knn_of, linear_probe, refill, represented
 from sparring.models.guided import Guided
 from sparring.testing import check_model

@@ -24,9 +24,9 @@ from sparring import (
     UserError,
     train_step,
 )
+from sparring.acceleration import Fast, Plain
 from sparring.core.rng import make_rng, seed_of_step, uniform
 from sparring.core.types import pixels
-from sparring.fast import Fast, Plain
 from sparring.recipes import find
 from sparring.testing import check_objective
 

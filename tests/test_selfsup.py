@@ -29,6 +29,7 @@ from sparring import (
     fit,
     train_step,
 )
+from sparring.acceleration import Fast, Plain
 from sparring.cli import run as shell
 from sparring.core.rng import make_rng, seed_of_step
 from sparring.core.serialization import Build
@@ -36,7 +37,6 @@ from sparring.core.types import Classifier, Encoder, pixels
 from sparring.data import Crop, Digits, Few, Grey, Jitter, ResizedCrop
 from sparring.data.augment import grey
 from sparring.engine import Loop
-from sparring.fast import Fast, Plain
 from sparring.hooks import Interrupted
 from sparring.models import KNN, amdim, refill, represented
 from sparring.models.encoders import AMDIM

@@ -33,10 +33,10 @@ from sparring import (
     fit,
     train_step,
 )
+from sparring.acceleration import Plain
 from sparring.core.rng import make_rng
 from sparring.core.types import pixels
 from sparring.data import NPZ
-from sparring.fast import Plain
 from sparring.hooks import Interrupted
 from sparring.objectives.bank import Bank, chosen
 from sparring.objectives.regularizers import Staged

@@ -22,9 +22,9 @@ from sparring import (
     train_step,
     unchanged,
 )
+from sparring.acceleration import computes_bf16
+from sparring.acceleration.convolution import FrozenConv
 from sparring.core.modes import Together, mode_matters, statistics_kept
-from sparring.fast import computes_bf16
-from sparring.fast.convolution import FrozenConv
 from sparring.models import SmoothBackward, small_cnn
 
 

@@ -32,13 +32,13 @@ from sparring import (
     WhiteBox,
     make_rng,
 )
+from sparring.acceleration import Fast, Plain
+from sparring.acceleration.shadow import Low
 from sparring.core.modes import Together, eval_mode
 from sparring.core.types import Batch, pixels
 from sparring.data import Digits
 from sparring.engine import train_step
 from sparring.evaluate import evaluate
-from sparring.fast import Fast, Plain
-from sparring.fast.shadow import Low
 
 EPS = Linf(0.12)
 ATTACKS = {

@@ -1,3 +1,6 @@
+from .acceleration import Fast as Fast
+from .acceleration import Plain as Plain
+from .acceleration import tune_process as tune_process
 from .attacks import APGD as APGD
 from .attacks import CWL2 as CWL2
 from .attacks import DDN as DDN
@@ -93,9 +96,6 @@ from .evaluate import autoattack as autoattack
 from .evaluate import evaluate as evaluate
 from .evaluate import perturb as perturb
 from .example_history import Remember as Remember
-from .fast import Fast as Fast
-from .fast import Plain as Plain
-from .fast import tune_process as tune_process
 from .free import Free as Free
 from .guard import Guard as Guard
 from .hooks import Interrupted as Interrupted

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .acceleration import Fast, Plain, computes_bf16, prefer_channels_last
 from .attacks import PGD
 from .attacks.losses import Untargeted, wrong
 from .attacks.threats import Linf
@@ -21,7 +22,6 @@ from .core.rng import make_rng
 from .core.types import Batch, Progress, Search, pixels
 from .data import Digits
 from .engine import Method, State, train_step
-from .fast import Fast, Plain, computes_bf16, prefer_channels_last
 from .models import Normalize, preact_resnet18
 from .objectives.cross_entropy import CrossEntropy
 from .optimizers import SGD

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from .acceleration import Fast
 from .averaging import Averaging
 from .core.errors import UserError
 from .core.gate import alone, check_examples
@@ -34,7 +35,6 @@ from .core.types import (
 )
 from .core.validation import check_attack
 from .core.whole_batch import served
-from .fast import Fast
 from .updates import Descend
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .acceleration import Plain
 from .core.errors import UserError
 from .core.types import Batch, Classifier, Closure, Data, Encoder, Progress, Schedule, Search, Terms, Update, at
 from .engine import State, Steps
-from .fast import Plain
 from .models import KNN, refill
 
 _MOST_STEPS = 20_000

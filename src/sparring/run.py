@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from . import report
+from .acceleration import Compile, Fast, Precision, computes_bf16, prefer_channels_last, worth_compiling
 from .checkpoint import Checkpoints, read_weights, save_weights
 from .core.errors import UserError
 from .core.modes import eval_mode
@@ -21,7 +22,6 @@ from .core.validation import check_data, check_logits
 from .data import Batches, Training
 from .engine import Loop, NotFinite, State
 from .environment import device_of, session
-from .fast import Compile, Fast, Precision, computes_bf16, prefer_channels_last, worth_compiling
 from .guard import Alarm, Watch
 from .hooks import Guarding, HeldOut, News, Record, Remembering, Rereading, Save, Saving, stopping
 from .models import knn_of, refill

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from . import report
+from .acceleration import Fast
 from .checkpoint import fill, read_weights
 from .core.errors import UserError
 from .core.reading import reading
 from .core.types import Classifier, Data, Labelled, Search
 from .environment import device_of
 from .evaluate import Nearest, News, evaluate, threat_of
-from .fast import Fast
 from .models import load_robustbench
 from .recipe import Evaluation, Recipe, recipe_from_plain
 from .records.results import Evaluated

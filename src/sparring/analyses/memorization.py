@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .. import report
+from ..acceleration import Fast
 from ..analysis import PHASES, Stability, complexity, losses, stability
 from ..analysis.stability import LENGTHS
 from ..attacks import PGD
@@ -15,7 +16,6 @@ from ..core.types import Data, Threat
 from ..core.writing import replacing, write_json
 from ..evaluate import WhiteBox, evaluate
 from ..example_history import remembering
-from ..fast import Fast
 from ..records.results import Accuracy, Array, Memory
 from ..records.run_folder import RunFolder
 from ..records.statistics import interval

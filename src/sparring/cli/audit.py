@@ -55,8 +55,8 @@ class _ForeignOptions(ForeignOptions, _Options):
 
 def audit(args: list[str]) -> int:
     target, rest = argument(args, "TARGET", _AUDIT)
+    from ..acceleration import tune_process
     from ..environment import device_of
-    from ..fast import tune_process
     from ..flags import parse
     from ..records.results import passed
 

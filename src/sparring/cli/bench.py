@@ -31,10 +31,10 @@ def bench(args: list[str]) -> int:
     import tyro
 
     options = tyro.cli(_Options, args=args, prog="sparring bench", description=_BENCH)
+    from ..acceleration import tune_process
     from ..bench import bench as run
     from ..bench import ceilings
     from ..environment import device_of
-    from ..fast import tune_process
 
     tuned, device = tune_process(), device_of(options.device)
     timings = run(

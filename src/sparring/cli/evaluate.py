@@ -86,7 +86,7 @@ class _ForeignOptions(ForeignOptions, _Options): ...
 def evaluate(args: list[str]) -> int:
     target, rest = argument(args, "TARGET", _EVALUATE)
     from .. import console
-    from ..fast import tune_process
+    from ..acceleration import tune_process
 
     tune_process()
 
@@ -132,7 +132,7 @@ _Found = tuple[_Options, "dict[str, Evaluated]", "Mapping[str, object]", str | N
 
 def _evaluate_ours(path: Path, args: list[str], show: object) -> _Found:
     """A run folder, or weights whose recipe is known."""
-    from ..fast import Fast
+    from ..acceleration import Fast
     from ..records.run_folder import RunFolder
     from ..trained import evaluate_run, evaluate_weights
 
@@ -213,8 +213,8 @@ def is_foreign(target: str, args: list[str]) -> bool:
 
 
 def _evaluate_foreign(target: str, args: list[str], show: object) -> _Found:
+    from ..acceleration import Fast
     from ..environment import device_of
-    from ..fast import Fast
     from ..flags import parse
     from ..recipe import Evaluation
     from ..records.run_folder import RunFolder

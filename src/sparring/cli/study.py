@@ -50,8 +50,8 @@ def study(args: list[str]) -> int:
     options = tyro.cli(_Options, args=rest, prog=f"sparring study {name}", description=usage)
     from dataclasses import replace
 
+    from ..acceleration import tune_process
     from ..core.reading import read_json
-    from ..fast import tune_process
     from ..studies.running import run_study
 
     tune_process()

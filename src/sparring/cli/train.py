@@ -90,7 +90,7 @@ def train(args: list[str]) -> int:
     name, rest = argument(args, "RECIPE", _TRAIN)
     options, recipe = _chosen(name, rest)
     from .. import console
-    from ..fast import tune_process
+    from ..acceleration import tune_process
     from ..hooks import Interrupted, Saving
     from ..run import fit
 

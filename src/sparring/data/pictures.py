@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..acceleration.process import usable_cores
 from ..core.errors import UserError
 from ..core.reading import Array
 from ..core.rng import make_rng, mixed_seed
 from ..core.types import Data
-from ..fast.process import usable_cores
 from .looks import Look
 
 Unreadable = Literal["stop", "skip"]

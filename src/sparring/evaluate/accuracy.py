@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..acceleration import Fast
 from ..core.errors import UserError, need_seed, need_whole
 from ..core.gate import FEW, alone, answer, check_model, switched_to_eval
 from ..core.modes import frozen, full_precision
 from ..core.types import Attack, Data, Search, pixels
 from ..core.validation import check_data, refuse_probabilities
-from ..fast import Fast
 from ..records.results import Array, Evaluated, Examples
 from .adversary import Adversary, as_adversary, checked_index
 from .journal import Journal, fingerprint

@@ -17,11 +17,11 @@ from typing import Any, TypeAlias
 
 import torch
 
+from ..acceleration import tune_process
+from ..acceleration.process import usable_cores
 from ..core.errors import UserError
 from ..core.serialization import differences
 from ..environment import device_of
-from ..fast import tune_process
-from ..fast.process import usable_cores
 from ..hooks import Interrupted
 from ..passes import cost
 from ..recipe import Recipe, recipe_from_plain

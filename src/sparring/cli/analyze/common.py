@@ -86,7 +86,7 @@ def options_for(kind: type[Options], target: str, name: str, args: list[str]) ->
 
     options = tyro.cli(kind, args=args, prog=f"sparring analyze {target} {name}", description=KINDS[name])
     check_options(options)
-    from ...fast import tune_process
+    from ...acceleration import tune_process
 
     tune_process()
     return options
