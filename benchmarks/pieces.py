@@ -26,7 +26,7 @@ from sparring.attacks.losses import Untargeted
 from sparring.bench import in_turns, subject
 from sparring.core.types import Data, Probe, pixels
 from sparring.data import Digits
-from sparring.evaluate import evaluate
+from sparring.evaluation import evaluate
 from sparring.models import preact_resnet18, small_cnn
 
 CPU = torch.device("cpu")

@@ -36,7 +36,7 @@ from sparring import (
 )
 from sparring.acceleration import Fast, Plain
 from sparring.core.types import pixels
-from sparring.evaluate.cost import passes
+from sparring.evaluation.cost import passes
 
 
 @dataclass(frozen=True)

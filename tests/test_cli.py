@@ -293,7 +293,7 @@ def test_autoattack_and_a_curve_are_a_flag_each(trained, capsys):
 
 
 def test_an_evaluation_that_was_killed_goes_on_from_the_shell(trained, capsys, monkeypatch):
-    from sparring.evaluate import ensembles
+    from sparring.evaluation import ensembles
 
     monkeypatch.setattr(ensembles.Square, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     command = ["evaluate", str(trained), "--autoattack", "standard", *FAST]

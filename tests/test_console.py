@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from sparring import Accuracy, Progress, console
-from sparring.evaluate import News as Doing
+from sparring.evaluation import News as Doing
 from sparring.hooks import News
 
 

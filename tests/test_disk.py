@@ -28,7 +28,7 @@ from sparring.cli.analyze.common import KINDS
 from sparring.core.names import CALLS, FORMAT, NAMES, VALUES
 from sparring.core.serialization import Build, from_plain, to_plain
 from sparring.core.writing import replacing, write_bytes
-from sparring.evaluate.journal import Journal, Part
+from sparring.evaluation.journal import Journal, Part
 from sparring.hooks import Interrupted, stopping
 from sparring.models import amdim
 from sparring.recipe import Evaluation, recipe_from_plain

@@ -29,8 +29,8 @@ from sparring import (
 )
 from sparring.core.modes import Together, eval_mode, train_mode
 from sparring.core.types import pixels
-from sparring.evaluate import InTurn, Nearest, Through
-from sparring.evaluate.cost import passes
+from sparring.evaluation import InTurn, Nearest, Through
+from sparring.evaluation.cost import passes
 from sparring.models import SmoothBackward
 
 

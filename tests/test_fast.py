@@ -49,7 +49,7 @@ from sparring.acceleration.shadow import Shadow, sites
 from sparring.core.modes import eval_mode, train_mode
 from sparring.core.types import Batch, Classifier, Encoder, Lens, pixels
 from sparring.engine import train_step
-from sparring.evaluate import evaluate
+from sparring.evaluation import evaluate
 from sparring.models import preact_resnet18, resnet18, small_cnn, wide_resnet
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
@@ -769,7 +769,7 @@ def test_a_search_that_is_weaker_is_found_out_in_the_end_and_made_good(learned, 
 
 
 def test_a_gain_within_chance_is_noted_and_counts(learned, monkeypatch):
-    monkeypatch.setattr(sys.modules["sparring.evaluate.stages"], "BEYOND_CHANCE", 17)
+    monkeypatch.setattr(sys.modules["sparring.evaluation.runner"], "BEYOND_CHANCE", 17)
     wanted = evaluate(*learned, ATTACK, search=Plain()).standing
     found = evaluate(*learned, ATTACK, search=Blunt())
     (note,) = [note for note in found.notes if "fall when the attack runs on the model itself" in note]

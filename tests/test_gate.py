@@ -37,7 +37,7 @@ from sparring.analysis import landscape, stability
 from sparring.core.modes import full_precision
 from sparring.core.types import Batch, Data, pixels
 from sparring.engine import train_step
-from sparring.evaluate import audit, evaluate
+from sparring.evaluation import audit, evaluate
 
 ATTACK = PGD(Linf(0.1), 2)
 DATA = toy_data(24)

@@ -14,7 +14,7 @@ from sparring.acceleration import Fast, Plain
 from sparring.attacks.losses import Margin
 from sparring.core.rng import make_rng
 from sparring.core.types import Classifier
-from sparring.evaluate import Budget, ByProbe, OnFeatures, OnGuides, OnVotes, WorstOnNeighbours
+from sparring.evaluation import Budget, ByProbe, OnFeatures, OnGuides, OnVotes, WorstOnNeighbours
 from sparring.models import KNN, amdim, knn_of, linear_probe, refill, represented
 from sparring.models.guided import Guided
 from sparring.testing import check_model

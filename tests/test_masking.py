@@ -12,7 +12,7 @@ from sparring.core.rng import make_rng
 from sparring.core.types import Batch, Progress, pixels
 from sparring.data import Digits
 from sparring.engine import State, train_step
-from sparring.evaluate import Budget
+from sparring.evaluation import Budget
 from sparring.models import small_cnn
 from sparring.records.results import passed
 

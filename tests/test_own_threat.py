@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from sparring import APGD, FGSM, L1, L2, PGD, Linf, UserError, WhiteBox, evaluate, perturb
 from sparring.attacks.threats import Shrunk
 from sparring.core.types import pixels
-from sparring.evaluate.adversary import beyond, bound, threats_of
-from sparring.evaluate.signs import replace_eps
+from sparring.evaluation.adversaries import beyond, bound, threats_of
+from sparring.evaluation.audit_checks import replace_eps
 from sparring.free import Free
 from sparring.testing import check_threat
 

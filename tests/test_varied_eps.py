@@ -31,7 +31,7 @@ from sparring import (
 from sparring.attacks.threats import Shrunk
 from sparring.core.serialization import from_plain, to_plain
 from sparring.core.types import pixels
-from sparring.evaluate import threat_of
+from sparring.evaluation import threat_of
 from sparring.passes import cost
 from sparring.testing import check_attack
 from sparring.updates import Descend

@@ -38,7 +38,7 @@ from sparring.core.modes import Together, eval_mode
 from sparring.core.types import Batch, pixels
 from sparring.data import Digits
 from sparring.engine import train_step
-from sparring.evaluate import evaluate
+from sparring.evaluation import evaluate
 
 EPS = Linf(0.12)
 ATTACKS = {

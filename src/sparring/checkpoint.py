@@ -27,7 +27,7 @@ from .core.errors import UserError
 from .core.reading import LARGEST_JSON, conform, open_file, parse_json, read_bytes, reading
 from .core.writing import sync_folder, write_bytes
 from .engine import State
-from .evaluate.journal import digest
+from .evaluation.journal import digest
 from .records.clearing import STEP
 from .records.run_folder import RunFolder
 from .records.schemas import About

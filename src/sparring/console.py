@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from .bench import Timing
-from .evaluate import News as Doing
+from .evaluation import News as Doing
 from .hooks import News
 from .records.results import Accuracy, Evaluated, Finding
 

@@ -15,7 +15,7 @@ from .checkpoint import Checkpoints
 from .core.errors import UserError
 from .core.types import Attack, Data, Labelled, Progress, Search
 from .engine import State
-from .evaluate import WhiteBox, evaluate
+from .evaluation import WhiteBox, evaluate
 from .example_history import Remember
 from .guard import Health, Watch, plain
 from .models import knn_of, refill

@@ -17,7 +17,7 @@ from .core.serialization import Build, check_types, from_plain, to_plain
 from .core.types import Attack, Data, Labelled, Schedule, Update
 from .data import Alteration, Augment, Source, Training, altered, hold_out
 from .engine import Method
-from .evaluate import Adversary, Cascade, check_name
+from .evaluation import Adversary, Cascade, check_name
 from .example_history import Remember
 from .free import Free
 from .guard import Guard

@@ -18,7 +18,7 @@ from .core.errors import UserError
 from .core.reading import reading
 from .core.types import Classifier, Data, Labelled, Search
 from .environment import device_of
-from .evaluate import Nearest, News, evaluate, threat_of
+from .evaluation import Nearest, News, evaluate, threat_of
 from .models import load_robustbench
 from .recipe import Evaluation, Recipe, recipe_from_plain
 from .records.results import Evaluated

@@ -14,7 +14,7 @@ from ..analysis.stability import LENGTHS
 from ..attacks import PGD
 from ..core.types import Data, Threat
 from ..core.writing import replacing, write_json
-from ..evaluate import WhiteBox, evaluate
+from ..evaluation import WhiteBox, evaluate
 from ..example_history import remembering
 from ..records.results import Accuracy, Array, Memory
 from ..records.run_folder import RunFolder

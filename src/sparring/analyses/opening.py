@@ -9,7 +9,7 @@ from ..core.errors import UserError
 from ..core.types import Data, Threat
 from ..data import Training
 from ..environment import device_of
-from ..evaluate import threat_of
+from ..evaluation import threat_of
 from ..objectives.bank import fingerprint
 from ..recipe import Recipe
 from ..records.run_folder import RunFolder

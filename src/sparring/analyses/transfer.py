@@ -13,7 +13,7 @@ from ..core.errors import UserError
 from ..core.types import Data
 from ..core.writing import write_json
 from ..data import Resized, source_of
-from ..evaluate import evaluate
+from ..evaluation import evaluate
 from ..records.results import Array
 from ..records.run_folder import RunFolder
 from .opening import Looked, last_of

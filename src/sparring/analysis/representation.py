@@ -18,7 +18,7 @@ from ..core.modes import eval_mode
 from ..core.rng import PerExample
 from ..core.types import Classifier, Data, Labelled, Threat, pixels
 from ..core.validation import as_classifier
-from ..evaluate import Adversary, Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours, evaluate
+from ..evaluation import Adversary, Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours, evaluate
 from ..models import KNN, encoded, linear_probe
 from ..objectives.contrastive_losses import information_bound
 from ..records.results import Accuracy, Array

@@ -18,7 +18,7 @@ from ..core.modes import eval_mode
 from ..core.rng import make_rng, mixed_seed
 from ..core.types import Classifier, Data, pixels
 from ..core.validation import as_classifier
-from ..evaluate import evaluate
+from ..evaluation import evaluate
 from ..models import as_run, encoded, validated_probe
 from ..records.results import Accuracy
 from . import weights

@@ -66,8 +66,8 @@ def audit(args: list[str]) -> int:
     check_options(options)
     device = device_of(options.device)
     model, test, threat = _subject(target, options, rest)
-    from ..evaluate import Budget
-    from ..evaluate import audit as run_audit
+    from ..evaluation import Budget
+    from ..evaluation import audit as run_audit
 
     data = test[: options.examples].to(device)
     surrogate = None if options.surrogate is None else _surrogate(options.surrogate, data)

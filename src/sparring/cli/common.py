@@ -43,7 +43,7 @@ def value_of(flag: str, args: list[str]) -> str | None:
 def threat_for(recipe: "Recipe", given: str | None) -> "Threat":
     """The threat that a flag names, or else that of the recipe's evaluation. Raises `UserError` if there is none."""
     from ..attacks.threats import threat
-    from ..evaluate import threat_of
+    from ..evaluation import threat_of
 
     found = threat(given) if given else threat_of(dict(recipe.evaluation.adversaries))
     if found is None:

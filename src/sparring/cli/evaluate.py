@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..core.types import Data, Threat
-    from ..evaluate import Adversary
+    from ..evaluation import Adversary
     from ..recipe import Evaluation, Recipe
     from ..records.results import Evaluated
 
@@ -181,7 +181,7 @@ def _with_more(evaluation: "Evaluation", options: _Options) -> "Evaluation":
 
 
 def _added(options: _Options, threat: "Threat") -> "dict[str, Adversary]":
-    from ..evaluate import AutoAttack, Nearest
+    from ..evaluation import AutoAttack, Nearest
 
     more: dict[str, Any] = {}
     if options.autoattack is not None:
@@ -193,7 +193,7 @@ def _added(options: _Options, threat: "Threat") -> "dict[str, Adversary]":
 
 def _threat(options: _Options, evaluation: "Evaluation | None") -> "Threat":
     from ..attacks.threats import threat
-    from ..evaluate import threat_of
+    from ..evaluation import threat_of
 
     found = threat(options.threat) if options.threat else threat_of(dict(evaluation.adversaries) if evaluation else {})
     if found is None:

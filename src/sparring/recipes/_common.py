@@ -9,7 +9,7 @@ from ..core.errors import UserError
 from ..core.modes import eval_mode, train_mode
 from ..core.types import Objective
 from ..engine import Method
-from ..evaluate import WhiteBox
+from ..evaluation import WhiteBox
 from ..objectives.batch_norm_statistics import Statistics
 from ..recipe import Evaluation, Recipe
 

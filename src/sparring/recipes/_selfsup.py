@@ -8,7 +8,7 @@ from ..core.schedules import Cosine, Piecewise
 from ..core.types import Objective
 from ..data import Augment
 from ..engine import Method
-from ..evaluate import OnGuides, WhiteBox, WorstOnNeighbours
+from ..evaluation import OnGuides, WhiteBox, WorstOnNeighbours
 from ..objectives.contrastive import Contrast, Contrastive, InfoNCE, Labels, Raised
 from ..optimizers import Adam
 from ..recipe import Evaluation, Recipe

@@ -12,7 +12,7 @@ from ..core.serialization import Build
 from ..core.types import View
 from ..data import Flip, ImageStream
 from ..engine import Method
-from ..evaluate import InTurn, Through, WhiteBox
+from ..evaluation import InTurn, Through, WhiteBox
 from ..models import SmoothBackward, efficientnet, imagenet_resnet, small_cnn
 from ..models.imagenet import size_of
 from ..objectives.cross_entropy import CrossEntropy

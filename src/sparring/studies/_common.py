@@ -10,7 +10,7 @@ from ..core.schedules import Piecewise
 from ..core.serialization import Build
 from ..data import Digits, FashionMNIST, Few
 from ..engine import Method
-from ..evaluate import EachTarget, WhiteBox
+from ..evaluation import EachTarget, WhiteBox
 from ..models import preact_resnet18, small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..recipe import Evaluation, Recipe

@@ -20,7 +20,7 @@ from ..core.serialization import Build
 from ..core.types import Attack
 from ..data import Classes, Digits, FashionMNIST, Few
 from ..engine import Method
-from ..evaluate import Adversary, EachTarget, WhiteBox
+from ..evaluation import Adversary, EachTarget, WhiteBox
 from ..models import small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..recipe import Evaluation, Recipe

@@ -18,7 +18,7 @@ from ..core.serialization import Build
 from ..core.types import Attack, Objective
 from ..data import Crop, Digits, FashionMNIST, Few, Flip, Jitter, ResizedCrop
 from ..engine import Method
-from ..evaluate import Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours
+from ..evaluation import Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours
 from ..models import amdim
 from ..objectives.contrastive import Contrast, Contrastive, InfoNCE, Labels, Multiscale, NTXent, Raised
 from ..objectives.cross_entropy import CrossEntropy

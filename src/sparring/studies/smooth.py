@@ -12,7 +12,7 @@ from ..core.schedules import Piecewise
 from ..core.serialization import Build, Scalar
 from ..core.types import View
 from ..engine import Method
-from ..evaluate import Adversary, AutoAttack, Cascade, Through, WhiteBox
+from ..evaluation import Adversary, AutoAttack, Cascade, Through, WhiteBox
 from ..models import SmoothBackward, small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..optimizers import SGD

@@ -16,8 +16,8 @@ from ..core.types import Attack, Data, Search, Threat
 from ..core.validation import check_images, check_logits
 from ..records.results import Evaluated
 from .accuracy import evaluate
-from .adversary import Adversary, EachTarget, WhiteBox
-from .stages import OnNews
+from .adversaries import Adversary, EachTarget, WhiteBox
+from .runner import OnNews
 
 
 @dataclass(frozen=True, slots=True)

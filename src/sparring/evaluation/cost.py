@@ -2,9 +2,9 @@
 
 from ..attacks import APGD, DDN, FAB, PGD, Restarts, Split, Square, Worst
 from ..attacks.losses import Margin
-from .adversary import EachTarget, Through, WhiteBox
-from .nearest import Nearest
-from .representation import ByProbe, OnFeatures, OnGuides, OnVotes
+from .adversaries import EachTarget, Through, WhiteBox
+from .minimum_norm import Nearest
+from .neighbours import ByProbe, OnFeatures, OnGuides, OnVotes
 
 BACKWARD = 1.8  # in forward passes: what a convolutional net takes on the CPU, from output to input
 

@@ -23,7 +23,7 @@ from ..models.guided import Guided
 from ..models.knn import KNN, bank_of
 from ..models.probe import PENALTY, linear_probe
 from ..objectives.contrastive_losses import FeatureContrast, FeatureDistance, Told
-from .adversary import Adversary, EachTarget, WhiteBox
+from .adversaries import Adversary, EachTarget, WhiteBox
 
 
 @dataclass(frozen=True, slots=True)

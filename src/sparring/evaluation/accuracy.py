@@ -15,11 +15,11 @@ from ..core.modes import frozen, full_precision
 from ..core.types import Attack, Data, Search, pixels
 from ..core.validation import check_data, refuse_probabilities
 from ..records.results import Array, Evaluated, Examples
-from .adversary import Adversary, as_adversary, checked_index
+from .adversaries import Adversary, as_adversary, checked_index
 from .journal import Journal, fingerprint
-from .judge import Judge, Unaltered, Verdict, flat_gradients, oddities
-from .nearest import Nearest
-from .stages import CLEAN, PICTURES, Book, Cascade, Chain, OnNews, Run, Setting, needs_fine
+from .minimum_norm import Nearest
+from .runner import CLEAN, PICTURES, Book, Cascade, Chain, OnNews, Run, Setting, needs_fine
+from .verifier import Judge, Unaltered, Verdict, flat_gradients, oddities
 
 
 def evaluate(

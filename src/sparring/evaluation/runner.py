@@ -16,12 +16,12 @@ from ..core.errors import UserError
 from ..core.rng import PerExample, mixed_seed
 from ..core.types import Data, Search, Threat, pixels
 from ..records.results import Array
-from .adversary import Adversary, Divides, Through, as_adversary, check_name, the_one, threat_of, threats_of
-from .adversary import bound as bound_of
+from .adversaries import Adversary, Divides, Through, as_adversary, check_name, the_one, threat_of, threats_of
+from .adversaries import bound as bound_of
 from .cost import passes
 from .journal import Journal, Part
-from .judge import Judge, Unaltered, Verdict
-from .nearest import Nearest
+from .minimum_norm import Nearest
+from .verifier import Judge, Unaltered, Verdict
 
 PICTURES = 8
 SAMPLE, BEYOND_CHANCE = 16, 2

@@ -1,13 +1,13 @@
 """How robust a model really is."""
 
 from .accuracy import evaluate
-from .adversary import Adversary, EachTarget, Through, WhiteBox, check_name, perturb, threat_of
-from .case import Budget
-from .ensembles import AutoAttack, InTurn, autoattack
-from .masking import audit
-from .nearest import Nearest
-from .representation import ByProbe, OnFeatures, OnGuides, OnVotes, WorstOnNeighbours
-from .stages import Cascade, News
+from .adversaries import Adversary, EachTarget, Through, WhiteBox, check_name, perturb, threat_of
+from .audit_context import Budget
+from .auto_attack import AutoAttack, InTurn, autoattack
+from .gradient_masking import audit
+from .minimum_norm import Nearest
+from .neighbours import ByProbe, OnFeatures, OnGuides, OnVotes, WorstOnNeighbours
+from .runner import Cascade, News
 
 __all__ = [
     "Adversary",

@@ -15,9 +15,9 @@ from ..core.modes import eval_mode, frozen, full_precision
 from ..core.types import Data, Threat, pixels
 from ..core.validation import check_data
 from ..records.results import Finding
-from .case import Budget, Case
-from .judge import Judge, Unaltered
-from .signs import CHECKS, optimisation_inside, output, train_mode, transfer
+from .audit_checks import CHECKS, optimisation_inside, output, train_mode, transfer
+from .audit_context import Budget, Case
+from .verifier import Judge, Unaltered
 
 
 def audit(

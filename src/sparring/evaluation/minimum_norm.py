@@ -12,7 +12,7 @@ from ..core.errors import UserError
 from ..core.modes import eval_mode, frozen
 from ..core.rng import Rng
 from ..core.types import Threat
-from .adversary import Dividing
+from .adversaries import Dividing
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from ..attacks.threats import Linf
 from ..core.errors import UserError
 from ..core.types import Threat
 from ..core.validation import check_images, check_logits, probable
-from .adversary import beyond
+from .adversaries import beyond
 
 
 class Verdict(NamedTuple):

@@ -13,8 +13,8 @@ from ..attacks.losses import Margin, TargetedDLR
 from ..core.rng import PerExample
 from ..core.types import Threat, each
 from ..records.results import Finding
-from .adversary import Adversary, EachTarget, WhiteBox
-from .judge import Judge
+from .adversaries import Adversary, EachTarget, WhiteBox
+from .verifier import Judge
 
 Verdict = Literal["pass", "warn", "fail", "skip"]
 BATCH = 256

@@ -19,9 +19,9 @@ from ..core.types import Data, PointLoss, Threat, pixels
 from ..core.validation import refuse_probabilities
 from ..models import small_cnn
 from ..records.results import Finding
-from .adversary import WhiteBox
-from .case import Case, Verdict, above, finding, skip
-from .judge import Judge, counting, random_share
+from .adversaries import WhiteBox
+from .audit_context import Case, Verdict, above, finding, skip
+from .verifier import Judge, counting, random_share
 
 Check = Callable[[Case], Finding]
 
