@@ -25,7 +25,7 @@ from sparring.data.pictures import AHEAD
 from sparring.environment import session
 from sparring.models import imagenet_resnet
 from sparring.objectives.cross_entropy import CrossEntropy
-from sparring.optimizers import SGD
+from sparring.training.optimizers import SGD
 
 
 def pictures(folder: Path, count: int) -> float:

@@ -27,7 +27,7 @@ from sparring.data import FashionMNIST
 from sparring.environment import session
 from sparring.models import Normalize, small_cnn
 from sparring.objectives.cross_entropy import CrossEntropy
-from sparring.optimizers import SGD
+from sparring.training.optimizers import SGD
 
 THREAT = Linf(0.1)
 

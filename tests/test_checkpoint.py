@@ -4,7 +4,7 @@ from conftest import toy_data, toy_net
 from safetensors.torch import save_file
 
 from sparring import EMA, PGD, CrossEntropy, Linf, Method, State, UserError
-from sparring.checkpoint import Checkpoints, read_weights, save_weights
+from sparring.training.checkpoint import Checkpoints, read_weights, save_weights
 
 METHOD = Method(PGD(Linf(0.1), steps=1), CrossEntropy())
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from sparring import Accuracy, Progress, console
 from sparring.evaluation import News as Doing
-from sparring.hooks import News
+from sparring.training.hooks import News
 
 
 def news(step, held_out=None, best=False, left=75.0):

@@ -22,19 +22,19 @@ from safetensors.torch import save_file
 import sparring
 from sparring import PGD, Data, Linf, RunFolder, UserError, WhiteBox, evaluate, fit, load_model
 from sparring.attacks import FGSM
-from sparring.checkpoint import Checkpoints, read_weights, save_weights
 from sparring.cli import run as shell
 from sparring.cli.analyze.common import KINDS
 from sparring.core.names import CALLS, FORMAT, NAMES, VALUES
 from sparring.core.serialization import Build, from_plain, to_plain
 from sparring.core.writing import replacing, write_bytes
 from sparring.evaluation.journal import Journal, Part
-from sparring.hooks import Interrupted, stopping
 from sparring.models import amdim
 from sparring.recipe import Evaluation, recipe_from_plain
 from sparring.recipes import entries, find
 from sparring.records.clearing import ANALYSES
 from sparring.trained import evaluate_models, evaluate_run
+from sparring.training.checkpoint import Checkpoints, read_weights, save_weights
+from sparring.training.hooks import Interrupted, stopping
 
 PRECIOUS = b"years of work"
 

@@ -28,7 +28,7 @@ from sparring import (
 )
 from sparring.acceleration import Plain
 from sparring.core.types import pixels
-from sparring.optimizers import SGD
+from sparring.training.optimizers import SGD
 
 MADRY = Method(PGD(Linf(0.05), steps=2), CrossEntropy())
 

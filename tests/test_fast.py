@@ -48,9 +48,9 @@ from sparring.acceleration.process import tune_process, usable_cores
 from sparring.acceleration.shadow import Shadow, sites
 from sparring.core.modes import eval_mode, train_mode
 from sparring.core.types import Batch, Classifier, Encoder, Lens, pixels
-from sparring.engine import train_step
 from sparring.evaluation import evaluate
 from sparring.models import preact_resnet18, resnet18, small_cnn, wide_resnet
+from sparring.training.engine import train_step
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from test_disk import evaluated
 
 from sparring import RunFolder, UserError, fit, load_model
-from sparring.checkpoint import read_weights
 from sparring.recipe import recipe_from_plain
 from sparring.trained import evaluate_run
+from sparring.training.checkpoint import read_weights
 
 SECONDS = 30.0
 """Far more than a file takes, on a machine that does other things besides."""

@@ -36,8 +36,8 @@ from sparring.acceleration import Fast
 from sparring.analysis import landscape, stability
 from sparring.core.modes import full_precision
 from sparring.core.types import Batch, Data, pixels
-from sparring.engine import train_step
 from sparring.evaluation import audit, evaluate
+from sparring.training.engine import train_step
 
 ATTACK = PGD(Linf(0.1), 2)
 DATA = toy_data(24)

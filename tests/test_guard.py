@@ -25,11 +25,11 @@ from sparring import (
     fit,
 )
 from sparring.acceleration import computes_bf16
-from sparring.checkpoint import read_weights
-from sparring.guard import Health, Watch, examine
-from sparring.hooks import Saving
 from sparring.models import small_cnn
 from sparring.recipes.small import quickstart
+from sparring.training.checkpoint import read_weights
+from sparring.training.guard import Health, Watch, examine
+from sparring.training.hooks import Saving
 
 BALL = Linf(0.1)
 

@@ -11,10 +11,10 @@ from sparring import PGD, CrossEntropy, Data, Linf, Method, Near, UserError, aud
 from sparring.core.rng import make_rng
 from sparring.core.types import Batch, Progress, pixels
 from sparring.data import Digits
-from sparring.engine import State, train_step
 from sparring.evaluation import Budget
 from sparring.models import small_cnn
 from sparring.records.results import passed
+from sparring.training.engine import State, train_step
 
 THREAT = Linf(0.1)
 FEW = Budget(steps=15, queries=200, samples=10, surrogate_steps=60)

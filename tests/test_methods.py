@@ -22,8 +22,8 @@ from sparring import (
     fit,
 )
 from sparring.data import Flip
-from sparring.hooks import Interrupted
 from sparring.models import small_cnn
+from sparring.training.hooks import Interrupted
 
 BALL = Linf(0.1)
 SHORT = PGD(BALL, steps=2, step_size=0.05)

@@ -12,8 +12,8 @@ from sparring.attacks.threats import Shrunk
 from sparring.core.types import pixels
 from sparring.evaluation.adversaries import beyond, bound, threats_of
 from sparring.evaluation.audit_checks import replace_eps
-from sparring.free import Free
 from sparring.testing import check_threat
+from sparring.training.free import Free
 
 DATA = toy_data(24)
 X, Y = pixels(DATA.x), DATA.y

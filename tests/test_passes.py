@@ -4,8 +4,8 @@ import pytest
 
 import sparring as sp
 from sparring import FGSM, PGD, Anywhere, Benign, CrossEntropy, Descend, Linf, Method, Near, Phases, WeightPerturbed
-from sparring.passes import cost
 from sparring.recipes import find
+from sparring.training.cost import cost
 
 BALL = Linf(8 / 255)
 RS = FGSM(BALL, 1.25 * BALL.eps, Anywhere())

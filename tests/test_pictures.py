@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from sparring import Batches, Data, UserError, evaluate_run, fit, make_rng
 from sparring.data import Few, Flip, ImageFolder, ImageStream, hold_out
 from sparring.data.looks import _CENTRES, Window, _window
-from sparring.hooks import Interrupted
 from sparring.models import Normalize
 from sparring.records.run_folder import RunFolder
+from sparring.training.hooks import Interrupted
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -297,7 +297,7 @@ import os, signal
 from dataclasses import replace
 from sparring import PGD, Build, CrossEntropy, Linf, Method, fit
 from sparring.data import ImageStream
-from sparring.hooks import Interrupted
+from sparring.training.hooks import Interrupted
 from sparring.models import small_cnn
 from sparring.recipes.small import quickstart
 

@@ -9,13 +9,13 @@ from conftest import toy_data
 from test_run import stop_at
 
 from sparring import PGD, Data, Kept, LabelNoise, Linf, PixelNoise, Remember, UserError, fit
-from sparring.checkpoint import read_weights
 from sparring.cli import run as shell
 from sparring.core.types import pixels
 from sparring.data import Digits, Few, altered
 from sparring.data.looks import Square
 from sparring.data.pictures import Pictures
 from sparring.records.run_folder import RunFolder
+from sparring.training.checkpoint import read_weights
 
 
 def blank(n=20_000, classes=10):
@@ -212,7 +212,7 @@ def test_what_cannot_be_chosen_by_is_said(remembered, tmp_path):
 def test_a_run_does_not_go_on_on_other_examples(remembered, tmp_path):
     """The recipe is the same, but the run that it chooses by has changed."""
 
-    from sparring.hooks import Interrupted
+    from sparring.training.hooks import Interrupted
 
     recipe, _ = remembered
     reference = fit(replace(recipe, epochs=1), tmp_path / "ref")

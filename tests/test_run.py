@@ -15,16 +15,16 @@ import torch
 from conftest import toy_data, toy_net
 
 from sparring import EMA, PGD, SGD, TRADES, Linf, Method, Near, RunFolder, State, UserError, fit, load_model
-from sparring.checkpoint import read_weights, save_weights
 from sparring.cli import run as shell
 from sparring.core.rng import make_rng
 from sparring.core.serialization import Build
 from sparring.core.types import pixels
 from sparring.data import NPZ, Batches, Crop, Digits, Flip
-from sparring.guard import Guard
-from sparring.hooks import Interrupted, Saving
 from sparring.models import Normalize, preact_resnet18, small_cnn
 from sparring.trained import evaluate_run, evaluate_weights, recipe_of
+from sparring.training.checkpoint import read_weights, save_weights
+from sparring.training.guard import Guard
+from sparring.training.hooks import Interrupted, Saving
 
 
 def bits(run, which="last"):

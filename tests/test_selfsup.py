@@ -36,21 +36,21 @@ from sparring.core.serialization import Build
 from sparring.core.types import Classifier, Encoder, pixels
 from sparring.data import Crop, Digits, Few, Grey, Jitter, ResizedCrop
 from sparring.data.augment import grey
-from sparring.engine import Loop
-from sparring.hooks import Interrupted
 from sparring.models import KNN, amdim, refill, represented
 from sparring.models.encoders import AMDIM
 from sparring.objectives.contrastive import Contrastive, InfoNCE, Multiscale, NTXent, projected
 from sparring.objectives.contrastive_losses import info_nce
 from sparring.objectives.cross_entropy import CrossEntropy
 from sparring.objectives.instance_discrimination import InstanceDiscrimination
-from sparring.passes import cost
 from sparring.recipe import Evaluation
 from sparring.recipes import find
 from sparring.recipes.selfsup import cifar10_amdim_sat_released, digits_amdim, digits_amdim_sat, fashion_npid
 from sparring.testing import check_objective
 from sparring.trained import evaluate_run, load_model
-from sparring.updates import Descend
+from sparring.training.cost import cost
+from sparring.training.engine import Loop
+from sparring.training.hooks import Interrupted
+from sparring.training.updates import Descend
 
 BALL = Linf(0.1)
 SHORT = PGD(BALL, steps=2, step_size=0.05)
@@ -323,8 +323,8 @@ def test_features_that_are_all_alike_sound_the_alarm(without, tmp_path):
         def forward(self, x):
             return torch.ones(len(x), 4) + 0.001 * x.mean((1, 2, 3))[:, None]
 
-    from sparring.hooks import Rereading
     from sparring.records.run_folder import RunFolder
+    from sparring.training.hooks import Rereading
 
     model = Classifier(Alike(), KNN(3, 3))
     data, run = toy_data(), RunFolder(tmp_path / "r")

@@ -37,11 +37,11 @@ from sparring.acceleration import Plain
 from sparring.core.rng import make_rng
 from sparring.core.types import pixels
 from sparring.data import NPZ
-from sparring.hooks import Interrupted
 from sparring.objectives.bank import Bank, chosen
 from sparring.objectives.regularizers import Staged
-from sparring.passes import cost
-from sparring.updates import Descend
+from sparring.training.cost import cost
+from sparring.training.hooks import Interrupted
+from sparring.training.updates import Descend
 
 BALL = Linf(8 / 255)
 ALWAYS = TemporalEnsembling(weight=3.0)

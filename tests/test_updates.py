@@ -27,9 +27,9 @@ from sparring import (
     WeightPerturbed,
     fit,
 )
-from sparring.averaging import estimate_statistics
 from sparring.core.modes import eval_mode
 from sparring.core.types import pixels
+from sparring.training.averaging import estimate_statistics
 
 
 def closure(model, seed=0):

@@ -32,9 +32,9 @@ from sparring.attacks.threats import Shrunk
 from sparring.core.serialization import from_plain, to_plain
 from sparring.core.types import pixels
 from sparring.evaluation import threat_of
-from sparring.passes import cost
 from sparring.testing import check_attack
-from sparring.updates import Descend
+from sparring.training.cost import cost
+from sparring.training.updates import Descend
 
 THREATS = [Linf(0.2), L2(0.8), L1(3.0)]
 

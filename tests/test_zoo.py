@@ -37,8 +37,8 @@ from sparring.acceleration.shadow import Low
 from sparring.core.modes import Together, eval_mode
 from sparring.core.types import Batch, pixels
 from sparring.data import Digits
-from sparring.engine import train_step
 from sparring.evaluation import evaluate
+from sparring.training.engine import train_step
 
 EPS = Linf(0.12)
 ATTACKS = {

@@ -21,10 +21,10 @@ from .core.modes import eval_mode, frozen, full_precision
 from .core.rng import make_rng
 from .core.types import Batch, Progress, Search, pixels
 from .data import Digits
-from .engine import Method, State, train_step
 from .models import Normalize, preact_resnet18
 from .objectives.cross_entropy import CrossEntropy
-from .optimizers import SGD
+from .training.engine import Method, State, train_step
+from .training.optimizers import SGD
 
 ATTACK = PGD(Linf("8/255"), steps=10, step_size="2/255")
 

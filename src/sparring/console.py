@@ -12,8 +12,8 @@ from rich.table import Table
 
 from .bench import Timing
 from .evaluation import News as Doing
-from .hooks import News
 from .records.results import Accuracy, Evaluated, Finding
+from .training.hooks import News
 
 QUIET_SECONDS = 15.0  # between plain lines within an epoch
 

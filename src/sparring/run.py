@@ -12,7 +12,6 @@ import torch
 
 from . import report
 from .acceleration import Compile, Fast, Precision, computes_bf16, prefer_channels_last, worth_compiling
-from .checkpoint import Checkpoints, read_weights, save_weights
 from .core.errors import UserError
 from .core.modes import eval_mode
 from .core.rng import make_rng
@@ -20,15 +19,16 @@ from .core.serialization import differences
 from .core.types import Data, Labelled, Progress, pixels
 from .core.validation import check_data, check_logits
 from .data import Batches, Training
-from .engine import Loop, NotFinite, State
 from .environment import device_of, session
-from .guard import Alarm, Watch
-from .hooks import Guarding, HeldOut, News, Record, Remembering, Rereading, Save, Saving, stopping
 from .models import knn_of, refill
 from .objectives.bank import Bank
-from .pace import Pace, measure
 from .recipe import Recipe
 from .records.run_folder import RunFolder
+from .training.checkpoint import Checkpoints, read_weights, save_weights
+from .training.engine import Loop, NotFinite, State
+from .training.guard import Alarm, Watch
+from .training.hooks import Guarding, HeldOut, News, Record, Remembering, Rereading, Save, Saving, stopping
+from .training.profiling import Pace, measure
 
 
 def fit(

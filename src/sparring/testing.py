@@ -33,7 +33,7 @@ from .core.types import (
     at,
 )
 from .core.validation import check_logits
-from .engine import Method, State, train_step
+from .training.engine import Method, State, train_step
 
 ROUNDING = 1e-5
 

@@ -13,7 +13,6 @@ from torch import nn
 
 from . import report
 from .acceleration import Fast
-from .checkpoint import fill, read_weights
 from .core.errors import UserError
 from .core.reading import reading
 from .core.types import Classifier, Data, Labelled, Search
@@ -23,6 +22,7 @@ from .models import load_robustbench
 from .recipe import Evaluation, Recipe, recipe_from_plain
 from .records.results import Evaluated
 from .records.run_folder import RunFolder
+from .training.checkpoint import fill, read_weights
 
 Show = Callable[[str, News], None]  # which weights, how far
 

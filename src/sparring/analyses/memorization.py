@@ -15,10 +15,10 @@ from ..attacks import PGD
 from ..core.types import Data, Threat
 from ..core.writing import replacing, write_json
 from ..evaluation import WhiteBox, evaluate
-from ..example_history import remembering
 from ..records.results import Accuracy, Array, Memory
 from ..records.run_folder import RunFolder
 from ..records.statistics import interval
+from ..training.example_history import remembering
 from .opening import Looked, last_of
 
 

@@ -40,7 +40,7 @@ def show(args: list[str]) -> int:
 
         say(entries()[name].text + "\n")
         rich_print(Pretty(recipe, expand_all=True))
-        from ..passes import cost
+        from ..training.cost import cost
 
         found = cost(recipe.method, recipe.update, recipe.epochs, _USUAL)
         say(
@@ -91,8 +91,8 @@ def train(args: list[str]) -> int:
     options, recipe = _chosen(name, rest)
     from .. import console
     from ..acceleration import tune_process
-    from ..hooks import Interrupted, Saving
     from ..run import fit
+    from ..training.hooks import Interrupted, Saving
 
     tune_process()
     out = options.out or f"runs/{name}"
@@ -136,7 +136,7 @@ def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe]":
     if wanted != given:
         options, recipe, _ = parse(_TrainOptions, make(**wanted), given, args, f"sparring train {name}", text)
     if options.memory and recipe.remember is None:
-        from ..example_history import remembering
+        from ..training.example_history import remembering
 
         recipe = replace(recipe, remember=remembering(recipe.selection))
     return options, recipe

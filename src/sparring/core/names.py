@@ -16,7 +16,7 @@ WRITTEN_BY = {1: "0.1"}
 """Versions of sparring that wrote, and read, former formats."""
 
 VALUES: Mapping[str, tuple[str, ...]] = {
-    "example_history": ("Remember",),
+    "training.example_history": ("Remember",),
     "attacks.apgd": ("APGD",),
     "attacks.compose": ("Refined", "Restarts", "Split", "Worst"),
     "attacks.fab": ("FAB",),
@@ -26,7 +26,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "attacks.single_step": ("MultiGrad", "NFGSM", "ZeroGrad"),
     "attacks.square": ("Square",),
     "attacks.random_eps": ("VariedEps",),
-    "averaging": ("EMA", "SWA"),
+    "training.averaging": ("EMA", "SWA"),
     "data.adapt": ("Classes", "Inverted", "Resized", "Rotated"),
     "data.augment": ("Crop", "Cutout", "Flip", "Grey", "Jitter", "ResizedCrop"),
     "data.relabel": ("Kept", "LabelNoise", "PixelNoise"),
@@ -34,13 +34,13 @@ VALUES: Mapping[str, tuple[str, ...]] = {
         *("CIFAR10", "CIFAR100", "Digits", "FashionMNIST", "Few", "ImageFolder", "ImageStream", "KMNIST", "MNIST"),
         *("NPZ", "STL10", "SVHN"),
     ),
-    "engine": ("Method",),
+    "training.engine": ("Method",),
     "evaluation.adversaries": ("EachTarget", "Through", "WhiteBox"),
     "evaluation.auto_attack": ("AutoAttack", "InTurn"),
     "evaluation.minimum_norm": ("Nearest",),
     "evaluation.neighbours": ("ByProbe", "OnFeatures", "OnGuides", "OnVotes", "WorstOnNeighbours"),
-    "free": ("Free",),
-    "guard": ("Guard",),
+    "training.free": ("Free",),
+    "training.guard": ("Guard",),
     "models.surgery": ("SmoothBackward",),
     "objectives.acl": ("ACL",),
     "objectives.regularizers": ("Staged", "Sum"),
@@ -56,7 +56,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "objectives.batch_norm_statistics": ("Statistics",),
     "objectives.temporal_ensembling": ("TemporalEnsembling",),
     "objectives.trades": ("TRADES",),
-    "optimizers": ("SGD", "Adam", "AdamW"),
+    "training.optimizers": ("SGD", "Adam", "AdamW"),
     "recipe": ("Evaluation", "Recipe"),
     "core.schedules": (
         "Cosine",
@@ -71,7 +71,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
         "WarmUp",
     ),
     "attacks.threats": ("L1", "L2", "Linf"),
-    "updates": ("Descend", "WeightPerturbed"),
+    "training.updates": ("Descend", "WeightPerturbed"),
     "core.modes": ("Together",),
 }
 """Dataclasses, written as `{"$": name, ..}` with their fields."""

@@ -19,7 +19,7 @@ class SmoothReLU(Pointwise):
 
     Its derivative, alpha x / (1 + alpha x), is continuous; for a large alpha it is ReLU. alpha = `r` squared, 400 at
     first (https://arxiv.org/abs/2006.14536 and its released code). `r` has no dimension, so the optimisers of
-    `sparring.optimizers` do not decay it.
+    `sparring.training.optimizers` do not decay it.
     """
 
     def __init__(self, alpha: float = 400.0) -> None:

@@ -8,10 +8,10 @@ from ..attacks.threats import L2, Linf
 from ..core.errors import UserError
 from ..core.modes import eval_mode, train_mode
 from ..core.types import Objective
-from ..engine import Method
 from ..evaluation import WhiteBox
 from ..objectives.batch_norm_statistics import Statistics
 from ..recipe import Evaluation, Recipe
+from ..training.engine import Method
 
 Craft = Literal["eval", "train"]
 Moved = Literal["update", "released"]

@@ -7,10 +7,10 @@ from ..attacks.threats import Linf
 from ..core.errors import UserError
 from ..core.schedules import Cycle
 from ..core.types import Attack, Objective
-from ..engine import Method
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.mix_up import MixUp
 from ..objectives.regularizers import Staged
+from ..training.engine import Method
 
 Reading = Literal["pure", "mixed", "mixup"]
 

@@ -7,11 +7,11 @@ from ..attacks.threats import Linf
 from ..core.schedules import Cosine, Piecewise
 from ..core.types import Objective
 from ..data import Augment
-from ..engine import Method
 from ..evaluation import OnGuides, WhiteBox, WorstOnNeighbours
 from ..objectives.contrastive import Contrast, Contrastive, InfoNCE, Labels, Raised
-from ..optimizers import Adam
 from ..recipe import Evaluation, Recipe
+from ..training.engine import Method
+from ..training.optimizers import Adam
 from ._common import select_by_pgd
 
 

@@ -7,12 +7,12 @@ from ..attacks.threats import Linf
 from ..core.schedules import Piecewise
 from ..core.serialization import Build
 from ..data import CIFAR10, Crop, Flip
-from ..engine import Method
 from ..models import resnet18, wide_resnet
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.trades import TRADES
-from ..optimizers import SGD
 from ..recipe import Recipe
+from ..training.engine import Method
+from ..training.optimizers import SGD
 from ._common import Moved, moving, pgd_50_10, select_by_pgd
 
 

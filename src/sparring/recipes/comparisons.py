@@ -4,11 +4,9 @@ from dataclasses import replace
 
 from ..attacks import PGD, Near
 from ..attacks.threats import Linf
-from ..averaging import SWA
 from ..core.schedules import Phases, Piecewise
 from ..core.serialization import Build
 from ..data import Crop, Flip
-from ..engine import Method
 from ..models import preact_resnet18
 from ..objectives.consistency import Consistency
 from ..objectives.cross_entropy import CrossEntropy
@@ -16,9 +14,11 @@ from ..objectives.logit_pairing import Distance, LogitPairing
 from ..objectives.mart import MART
 from ..objectives.regularizers import Sum
 from ..objectives.trades import TRADES
-from ..optimizers import SGD
 from ..recipe import Recipe
-from ..updates import Descend, WeightPerturbed
+from ..training.averaging import SWA
+from ..training.engine import Method
+from ..training.optimizers import SGD
+from ..training.updates import Descend, WeightPerturbed
 from ._common import Craft, crafted
 from .cifar10 import cifar10_rn18_pgd
 

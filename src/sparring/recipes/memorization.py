@@ -8,15 +8,15 @@ from ..attacks.threats import L2, Linf
 from ..core.schedules import Piecewise, Ramp
 from ..core.serialization import Build
 from ..data import CIFAR100, SVHN, Crop, Digits, Few, Flip, Kept, LabelNoise
-from ..engine import Method
-from ..example_history import Remember
 from ..models import resnet18, small_cnn, wide_resnet
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.regularizers import Sum
 from ..objectives.temporal_ensembling import TemporalEnsembling
 from ..objectives.trades import TRADES
-from ..optimizers import SGD
 from ..recipe import Recipe
+from ..training.engine import Method
+from ..training.example_history import Remember
+from ..training.optimizers import SGD
 from ._common import pgd_50_10, select_by_pgd
 from .cifar10 import cifar10_rn18_pgd
 from .small import fashion_pgd, quickstart

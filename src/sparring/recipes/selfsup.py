@@ -8,14 +8,14 @@ from ..attacks.threats import Linf
 from ..core.schedules import Piecewise, WarmUp
 from ..core.serialization import Build
 from ..data import Crop, FashionMNIST, Flip, Grey, Jitter, ResizedCrop
-from ..engine import Method
 from ..models import amdim, represented
 from ..objectives.acl import ACL
 from ..objectives.contrastive import Contrastive, InfoNCE, Multiscale, NTXent, Raised
 from ..objectives.instance_discrimination import InstanceDiscrimination
 from ..objectives.rocl import RoCL
-from ..optimizers import Adam
 from ..recipe import Recipe
+from ..training.engine import Method
+from ..training.optimizers import Adam
 from ._common import select_by_pgd
 from ._selfsup import as_released, hardened, pretrained, worst_on_neighbours
 from .cifar10 import cifar10_rn18_pgd

@@ -8,14 +8,14 @@ from ..core.schedules import Cyclic
 from ..core.serialization import Build
 from ..core.types import Attack
 from ..data import CIFAR10, Crop, Flip
-from ..engine import Method
-from ..free import Free
 from ..models import preact_resnet18
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.grad_align import GradAlign
 from ..objectives.regularizers import Sum
-from ..optimizers import SGD
 from ..recipe import Recipe
+from ..training.engine import Method
+from ..training.free import Free
+from ..training.optimizers import SGD
 from ._common import Craft, crafted, pgd_50_10, select_by_pgd
 
 _ACTIVATED = Build(preact_resnet18, final_norm=True, shortcut="activated")

@@ -7,13 +7,13 @@ from ..attacks.threats import Linf
 from ..core.schedules import Cyclic
 from ..core.serialization import Build
 from ..data import Digits, FashionMNIST
-from ..engine import Method
 from ..models import small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.trades import TRADES
-from ..optimizers import SGD
 from ..recipe import Recipe
-from ..updates import Descend
+from ..training.engine import Method
+from ..training.optimizers import SGD
+from ..training.updates import Descend
 from ._common import pgd_50_10, select_by_pgd
 
 

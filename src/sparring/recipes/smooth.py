@@ -5,19 +5,19 @@ from dataclasses import replace
 from ..attacks import FGSM, PGD, Anywhere, Sometimes, Square
 from ..attacks.losses import Margin
 from ..attacks.threats import Linf
-from ..averaging import EMA
 from ..core.modes import Together, eval_mode, unchanged
 from ..core.schedules import Piecewise
 from ..core.serialization import Build
 from ..core.types import View
 from ..data import Flip, ImageStream
-from ..engine import Method
 from ..evaluation import InTurn, Through, WhiteBox
 from ..models import SmoothBackward, efficientnet, imagenet_resnet, small_cnn
 from ..models.imagenet import size_of
 from ..objectives.cross_entropy import CrossEntropy
-from ..optimizers import SGD
 from ..recipe import Evaluation, Recipe
+from ..training.averaging import EMA
+from ..training.engine import Method
+from ..training.optimizers import SGD
 from ._common import select_by_pgd
 from .small import fashion_pgd
 

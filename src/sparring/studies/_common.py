@@ -9,12 +9,12 @@ from ..core.errors import UserError
 from ..core.schedules import Piecewise
 from ..core.serialization import Build
 from ..data import Digits, FashionMNIST, Few
-from ..engine import Method
 from ..evaluation import EachTarget, WhiteBox
 from ..models import preact_resnet18, small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..recipe import Evaluation, Recipe
 from ..recipes.small import quickstart
+from ..training.engine import Method
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from ..core.schedules import Cyclic
 from ..core.serialization import Build
 from ..core.types import Attack
 from ..data import Classes, Digits, FashionMNIST, Few
-from ..engine import Method
 from ..evaluation import Adversary, EachTarget, WhiteBox
 from ..models import small_cnn
 from ..objectives.cross_entropy import CrossEntropy
@@ -28,6 +27,7 @@ from ..recipes.small import quickstart
 from ..records.results import Array
 from ..records.run_folder import RunFolder
 from ..records.statistics import Cells, Claim
+from ..training.engine import Method
 from ._common import World, worlds
 from .study import RUN, Arm, Look, Runs, Study, Together, of_each, seeds_of
 

@@ -10,24 +10,24 @@ from ..analyses import look_for_memorization
 from ..analysis.stability import DIRECTIONS
 from ..attacks import PGD, Anywhere, Near
 from ..attacks.threats import Linf
-from ..averaging import SWA
 from ..core.schedules import Piecewise, Ramp
 from ..core.serialization import Build
 from ..core.types import Objective
 from ..data import Alteration, Digits, FashionMNIST, Few, Kept, LabelNoise, Source
-from ..engine import Method
-from ..example_history import remembering
 from ..models import preact_resnet18, small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.regularizers import Sum
 from ..objectives.temporal_ensembling import TemporalEnsembling
 from ..objectives.trades import TRADES
-from ..optimizers import SGD
 from ..recipe import Recipe
 from ..recipes.small import quickstart
 from ..records.results import Array
 from ..records.statistics import Cells, Claim
-from ..updates import WeightPerturbed
+from ..training.averaging import SWA
+from ..training.engine import Method
+from ..training.example_history import remembering
+from ..training.optimizers import SGD
+from ..training.updates import WeightPerturbed
 from ._common import World, evaluation, worlds
 from .study import RUN, WORST, Arm, Look, Runs, Study, of_each, seeds_of
 

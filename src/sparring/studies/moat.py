@@ -8,18 +8,18 @@ from ..attacks import FGSM, NFGSM, PGD, Anywhere
 from ..attacks.threats import Linf
 from ..core.schedules import Cyclic
 from ..core.types import Attack
-from ..engine import Method
-from ..free import Free
-from ..guard import Guard
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.grad_align import GradAlign
 from ..objectives.regularizers import Sum
-from ..passes import cost
 from ..recipe import Recipe
 from ..recipes._moat import Reading, moat
 from ..records.results import Array
 from ..records.statistics import Cells, Claim
-from ..updates import Descend
+from ..training.cost import cost
+from ..training.engine import Method
+from ..training.free import Free
+from ..training.guard import Guard
+from ..training.updates import Descend
 from ._common import World, base, worlds
 from .study import WORST, Arm, Study
 

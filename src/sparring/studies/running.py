@@ -22,13 +22,13 @@ from ..acceleration.process import usable_cores
 from ..core.errors import UserError
 from ..core.serialization import differences
 from ..environment import device_of
-from ..hooks import Interrupted
-from ..passes import cost
 from ..recipe import Recipe, recipe_from_plain
 from ..records.locking import locked
 from ..records.run_folder import RunFolder
 from ..run import fit
 from ..trained import evaluate_run
+from ..training.cost import cost
+from ..training.hooks import Interrupted
 from .study import Findings, Look, Study, Together, gathered
 from .writing import precision_of, write
 

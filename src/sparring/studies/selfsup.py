@@ -17,7 +17,6 @@ from ..core.schedules import Cyclic
 from ..core.serialization import Build
 from ..core.types import Attack, Objective
 from ..data import Crop, Digits, FashionMNIST, Few, Flip, Jitter, ResizedCrop
-from ..engine import Method
 from ..evaluation import Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours
 from ..models import amdim
 from ..objectives.contrastive import Contrast, Contrastive, InfoNCE, Labels, Multiscale, NTXent, Raised
@@ -25,13 +24,14 @@ from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.instance_discrimination import InstanceDiscrimination
 from ..objectives.logit_pairing import LogitPairing
 from ..objectives.regularizers import Sum
-from ..passes import cost
 from ..recipe import Evaluation, Recipe, recipe_from_plain
 from ..recipes._selfsup import hardened, pretrained
 from ..recipes.small import quickstart
 from ..records.results import Array
 from ..records.run_folder import RunFolder
 from ..records.statistics import Cells, Claim
+from ..training.cost import cost
+from ..training.engine import Method
 from ._common import World, worlds
 from .study import RUN, WORST, Arm, Look, Runs, Study, of_each, seeds_of
 

@@ -11,14 +11,14 @@ from ..core.modes import Together, eval_mode, unchanged
 from ..core.schedules import Piecewise
 from ..core.serialization import Build, Scalar
 from ..core.types import View
-from ..engine import Method
 from ..evaluation import Adversary, AutoAttack, Cascade, Through, WhiteBox
 from ..models import SmoothBackward, small_cnn
 from ..objectives.cross_entropy import CrossEntropy
-from ..optimizers import SGD
 from ..recipe import Evaluation, Recipe
 from ..records.results import Array
 from ..records.statistics import Cells, Claim
+from ..training.engine import Method
+from ..training.optimizers import SGD
 from ._common import World, base, evaluation, worlds
 from .study import WORST, Arm, Study
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from ..core.errors import UserError, nearest
 from ..core.reading import read_json, reading
-from ..passes import cost
 from ..recipe import Recipe
 from ..records.results import Array
 from ..records.run_folder import RunFolder
 from ..records.statistics import Cell, Cells, Claim, Resampled, Statistic, Verdict, judge, observed, resampled
+from ..training.cost import cost
 
 WEIGHTS = ("best", "last")
 WORST = "worst"

@@ -9,13 +9,13 @@ from ..attacks.threats import Linf
 from ..core.modes import batch_statistics, train_mode
 from ..core.schedules import EpsWarmUp, Phases, Piecewise, WarmUp
 from ..core.types import View
-from ..engine import Method
 from ..objectives.batch_norm_statistics import Statistics
 from ..objectives.cross_entropy import CrossEntropy
-from ..optimizers import SGD, AdamW
 from ..recipe import Recipe
 from ..records.results import Array
 from ..records.statistics import Cells, Claim
+from ..training.engine import Method
+from ..training.optimizers import SGD, AdamW
 from ._common import World, base, worlds
 from .study import WORST, Arm, Study
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .core.errors import UserError
-from .core.modes import eval_mode
-from .core.types import Progress
+from ..core.errors import UserError
+from ..core.modes import eval_mode
+from ..core.types import Progress
 
 
 class Averaging(Protocol):

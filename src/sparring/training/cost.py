@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .acceleration import Plain
-from .core.errors import UserError
-from .core.types import Batch, Classifier, Closure, Data, Encoder, Progress, Schedule, Search, Terms, Update, at
+from ..acceleration import Plain
+from ..core.errors import UserError
+from ..core.types import Batch, Classifier, Closure, Data, Encoder, Progress, Schedule, Search, Terms, Update, at
+from ..models import KNN, refill
 from .engine import State, Steps
-from .models import KNN, refill
 
 _MOST_STEPS = 20_000
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .core.errors import UserError
-from .core.modes import statistics_kept
-from .core.types import Closure, Terms
+from ..core.errors import UserError
+from ..core.modes import statistics_kept
+from ..core.types import Closure, Terms
 
 _TINY = 1e-20
 

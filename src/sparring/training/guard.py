@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attacks import PGD
-from .attacks.gradients import slope
-from .attacks.losses import Untargeted, wrong
-from .attacks.threats import need_threat
-from .core.errors import UserError
-from .core.modes import eval_mode, frozen
-from .core.rng import make_rng, mixed_seed
-from .core.types import Attack, Data, Progress, Search, Threat, pixels
+from ..attacks import PGD
+from ..attacks.gradients import slope
+from ..attacks.losses import Untargeted, wrong
+from ..attacks.threats import need_threat
+from ..core.errors import UserError
+from ..core.modes import eval_mode, frozen
+from ..core.rng import make_rng, mixed_seed
+from ..core.types import Attack, Data, Progress, Search, Threat, pixels
 from .engine import Method, State, Steps
 
 Action = Literal["report", "stop", "rescue"]

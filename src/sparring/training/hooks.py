@@ -11,15 +11,15 @@ from typing import Any
 
 from torch import nn
 
+from ..core.errors import UserError
+from ..core.types import Attack, Data, Labelled, Progress, Search
+from ..evaluation import WhiteBox, evaluate
+from ..models import knn_of, refill
+from ..records.run_folder import RunFolder
 from .checkpoint import Checkpoints
-from .core.errors import UserError
-from .core.types import Attack, Data, Labelled, Progress, Search
 from .engine import State
-from .evaluation import WhiteBox, evaluate
 from .example_history import Remember
 from .guard import Health, Watch, plain
-from .models import knn_of, refill
-from .records.run_folder import RunFolder
 
 LOG_EVERY = 10  # steps between two rows of metrics
 

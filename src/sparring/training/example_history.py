@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attacks.losses import Untargeted, wrong
-from .core.errors import UserError
-from .core.modes import eval_mode, frozen
-from .core.rng import PerExample
-from .core.types import Attack, Labelled, Search, pixels
-from .records.results import Array
+from ..attacks.losses import Untargeted, wrong
+from ..core.errors import UserError
+from ..core.modes import eval_mode, frozen
+from ..core.rng import PerExample
+from ..core.types import Attack, Labelled, Search, pixels
+from ..records.results import Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from .core.errors import UserError
-from .core.rng import Rng
-from .core.types import Attack, Closure, PointLoss, Progress, Schedule, Search, Terms, Update, at
+from ..core.errors import UserError
+from ..core.rng import Rng
+from ..core.types import Attack, Closure, PointLoss, Progress, Schedule, Search, Terms, Update, at
+from .cost import Passes, Watched, cost, cost_now
 from .engine import STAGES, Batches, Method, State, Steps
-from .passes import Passes, Watched, cost, cost_now
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attacks.threats import need_threat
-from .core.errors import UserError
-from .core.modes import unchanged
-from .core.types import Batch, Context, Labelled, Lens, Objective, Progress, Search, Terms, Threat, Update, View
+from ..attacks.threats import need_threat
+from ..core.errors import UserError
+from ..core.modes import unchanged
+from ..core.types import Batch, Context, Labelled, Lens, Objective, Progress, Search, Terms, Threat, Update, View
+from ..objectives.cross_entropy import CrossEntropy
 from .engine import State
-from .objectives.cross_entropy import CrossEntropy
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from .acceleration import Fast
-from .averaging import Averaging
-from .core.errors import UserError
-from .core.gate import alone, check_examples
-from .core.modes import eval_mode, frozen, unchanged
-from .core.rng import make_rng
-from .core.types import (
+from ..acceleration import Fast
+from ..core.errors import UserError
+from ..core.gate import alone, check_examples
+from ..core.modes import eval_mode, frozen, unchanged
+from ..core.rng import make_rng
+from ..core.types import (
     Attack,
     Batch,
     Context,
@@ -33,8 +32,9 @@ from .core.types import (
     View,
     at,
 )
-from .core.validation import check_attack
-from .core.whole_batch import served
+from ..core.validation import check_attack
+from ..core.whole_batch import served
+from .averaging import Averaging
 from .updates import Descend
 
 

@@ -23,14 +23,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .core.errors import UserError
-from .core.reading import LARGEST_JSON, conform, open_file, parse_json, read_bytes, reading
-from .core.writing import sync_folder, write_bytes
+from ..core.errors import UserError
+from ..core.reading import LARGEST_JSON, conform, open_file, parse_json, read_bytes, reading
+from ..core.writing import sync_folder, write_bytes
+from ..evaluation.journal import digest
+from ..records.clearing import STEP
+from ..records.run_folder import RunFolder
+from ..records.schemas import About
 from .engine import State
-from .evaluation.journal import digest
-from .records.clearing import STEP
-from .records.run_folder import RunFolder
-from .records.schemas import About
 
 _WEIGHTS, _REST, _SUMS = "weights.safetensors", "state.pt", "checksums.json"
 _KEPT = 2

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .core.errors import UserError
+from ..core.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
