@@ -25,8 +25,8 @@ from sparring.acceleration import Fast, Plain, prefer_channels_last, tune_proces
 from sparring.attacks.losses import Untargeted
 from sparring.bench import in_turns
 from sparring.core.modes import eval_mode, frozen
-from sparring.environment import session
 from sparring.models import preact_resnet18
+from sparring.runs.environment import session
 
 NAMES = ("relu", "parametric_softplus", "softplus", "silu", "gelu", "elu", "celu", "smooth_relu", "mish")
 WAYS = ("plain", "ours", "compiled")

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from sparring import L1, L2, Linf, autoattack, load_model
 from sparring.acceleration import Fast, Precision, tune_process
 from sparring.core.types import Classifier, Data, pixels
-from sparring.trained import recipe_of
+from sparring.runs.load import recipe_of
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 Threat = Linf | L2 | L1

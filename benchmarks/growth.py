@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from sparring import PGD, Linf
 from sparring.acceleration import Fast, tune_process
 from sparring.bench import in_turns, step
-from sparring.environment import session
 from sparring.models import preact_resnet18, small_cnn
+from sparring.runs.environment import session
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -22,9 +22,9 @@ from sparring.acceleration import Fast, tune_process
 from sparring.attacks import FGSM, Anywhere
 from sparring.data import Flip, ImageStream
 from sparring.data.pictures import AHEAD
-from sparring.environment import session
 from sparring.models import imagenet_resnet
 from sparring.objectives.cross_entropy import CrossEntropy
+from sparring.runs.environment import session
 from sparring.training.optimizers import SGD
 
 

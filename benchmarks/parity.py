@@ -22,7 +22,7 @@ from sparring.attacks.gradients import slope
 from sparring.core.modes import eval_mode, frozen
 from sparring.core.rng import PerExample
 from sparring.core.types import Data, Search, pixels
-from sparring.trained import recipe_of
+from sparring.runs.load import recipe_of
 
 SEARCHES: dict[str, Search] = {
     "as it is": Plain(),

@@ -24,9 +24,9 @@ from sparring.acceleration import Fast, prefer_channels_last, tune_process
 from sparring.core.modes import unchanged
 from sparring.core.schedules import Piecewise
 from sparring.data import FashionMNIST
-from sparring.environment import session
 from sparring.models import Normalize, small_cnn
 from sparring.objectives.cross_entropy import CrossEntropy
+from sparring.runs.environment import session
 from sparring.training.optimizers import SGD
 
 THREAT = Linf(0.1)

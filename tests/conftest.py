@@ -13,8 +13,8 @@ from torch import nn
 from sparring import PGD, CrossEntropy, Data, Linf, Method, WhiteBox, make_rng
 from sparring.core.serialization import Build
 from sparring.models import small_cnn
-from sparring.recipe import Evaluation, Recipe
 from sparring.recipes.small import quickstart
+from sparring.runs.recipe import Evaluation, Recipe
 
 torch.set_num_threads(1)
 

@@ -29,10 +29,10 @@ from sparring.core.serialization import Build, from_plain, to_plain
 from sparring.core.writing import replacing, write_bytes
 from sparring.evaluation.journal import Journal, Part
 from sparring.models import amdim
-from sparring.recipe import Evaluation, recipe_from_plain
 from sparring.recipes import entries, find
 from sparring.records.clearing import ANALYSES
-from sparring.trained import evaluate_models, evaluate_run
+from sparring.runs.load import evaluate_models, evaluate_run
+from sparring.runs.recipe import Evaluation, recipe_from_plain
 from sparring.training.checkpoint import Checkpoints, read_weights, save_weights
 from sparring.training.hooks import Interrupted, stopping
 

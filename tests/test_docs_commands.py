@@ -24,9 +24,9 @@ from sparring.records.results import Evaluated
 from sparring.records.run_folder import RunFolder
 
 LONG = {
-    "train": ("sparring.run.fit",),
-    "evaluate": ("sparring.trained.evaluate_run", "sparring.trained.evaluate_models"),
-    "audit": ("sparring.trained.load_model",),
+    "train": ("sparring.runs.fit.fit",),
+    "evaluate": ("sparring.runs.load.evaluate_run", "sparring.runs.load.evaluate_models"),
+    "audit": ("sparring.runs.load.load_model",),
     "analyze": ("sparring.analyses.opened",),
     "study": ("sparring.studies.running.run_study",),
     "bench": ("sparring.bench.bench",),

@@ -9,8 +9,8 @@ from torch import nn
 from sparring import Data, UserError
 from sparring.core.types import pixels
 from sparring.data import load_test
-from sparring.foreign import _ARCHITECTURES, _value, fitting, imported_model, named_model, normalized
 from sparring.models import Normalize, preact_resnet18, small_cnn
+from sparring.runs.foreign import _ARCHITECTURES, _value, fitting, imported_model, named_model, normalized
 
 
 @pytest.fixture

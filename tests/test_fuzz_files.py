@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from test_disk import evaluated
 
 from sparring import RunFolder, UserError, fit, load_model
-from sparring.recipe import recipe_from_plain
-from sparring.trained import evaluate_run
+from sparring.runs.load import evaluate_run
+from sparring.runs.recipe import recipe_from_plain
 from sparring.training.checkpoint import read_weights
 
 SECONDS = 30.0

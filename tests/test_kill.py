@@ -29,7 +29,7 @@ def test_a_run_that_was_killed_20_times_ends_with_the_same_bits(tiny, tmp_path):
         import torch
         torch.set_num_threads(1)
         import sklearn.datasets, sklearn.model_selection
-        from sparring.recipe import recipe_from_plain
+        from sparring.runs.recipe import recipe_from_plain
         from sparring.records.run_folder import read_json
         from sparring import fit
         from sparring.training.hooks import Saving

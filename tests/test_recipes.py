@@ -27,8 +27,8 @@ from sparring.core.modes import eval_mode, train_mode
 from sparring.core.serialization import differences, from_plain, to_plain
 from sparring.data import Crop, Flip, Jitter
 from sparring.models import efficientnet, imagenet_resnet, preact_resnet18, small_cnn
-from sparring.recipe import recipe_from_plain
 from sparring.recipes import entries, find
+from sparring.runs.recipe import recipe_from_plain
 from sparring.studies.moat import study as study_of_moat
 
 NAMES = sorted(entries())

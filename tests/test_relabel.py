@@ -142,7 +142,7 @@ def test_a_run_keeps_its_labels_and_what_it_was_like_on_each_example(remembered)
     assert np.array_equal(memory.y, training["y"])
     # it is what an attack with the same random numbers finds at the last weights
     from sparring.acceleration import Fast
-    from sparring.trained import load_model
+    from sparring.runs.load import load_model
 
     train = recipe.split(recipe.data.load()[0], run.path, torch.device("cpu"))[0].data
     seen = recipe.remember.looked(load_model(run.weights("last"), recipe), train, Fast(), recipe.seed)

@@ -21,7 +21,7 @@ from sparring.core.serialization import Build
 from sparring.core.types import pixels
 from sparring.data import NPZ, Batches, Crop, Digits, Flip
 from sparring.models import Normalize, preact_resnet18, small_cnn
-from sparring.trained import evaluate_run, evaluate_weights, recipe_of
+from sparring.runs.load import evaluate_run, evaluate_weights, recipe_of
 from sparring.training.checkpoint import read_weights, save_weights
 from sparring.training.guard import Guard
 from sparring.training.hooks import Interrupted, Saving
@@ -327,7 +327,7 @@ def test_a_full_disk_stops_with_a_sentence_and_goes_on_when_there_is_room(tiny, 
         import resource, sys
         sys.path.insert(0, {os.path.dirname(__file__)!r})
         from sparring import UserError, fit
-        from sparring.recipe import recipe_from_plain
+        from sparring.runs.recipe import recipe_from_plain
         from sparring.records.run_folder import read_json
         from pathlib import Path
         import torch
@@ -533,7 +533,7 @@ def test_a_run_says_what_it_will_cost_and_keeps_the_precision_it_was_begun_with(
 def test_whether_to_compile_is_decided_once(tiny, tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         fit(tiny, tmp_path / "a", compile="off", show=stop_at(2))
-    monkeypatch.setattr("sparring.run.worth_compiling", lambda *_: True)
+    monkeypatch.setattr("sparring.runs.fit.worth_compiling", lambda *_: True)
     with pytest.raises(Interrupted):
         fit(tiny, tmp_path / "a", show=stop_at(4))
     assert RunFolder(tmp_path / "a").search()["compile"] == "off"
@@ -554,14 +554,14 @@ def test_what_a_step_costs_is_found_without_a_trace(tiny, tmp_path):
 
     measured = fit(replace(tiny, averaging=EMA(0.9)), tmp_path / "a")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparring.run.measure", lambda *_: pace.Pace(1.0, 0.5, 1.0, 1.0, 1.0, 1.0))
+        patch.setattr("sparring.runs.fit.measure", lambda *_: pace.Pace(1.0, 0.5, 1.0, 1.0, 1.0, 1.0))
         unmeasured = fit(replace(tiny, averaging=EMA(0.9)), tmp_path / "b")
     assert bits(measured) == bits(unmeasured)
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_processor_that_emulates_bf16_is_told_of(tiny, tmp_path, monkeypatch, known):
-    monkeypatch.setattr("sparring.run.computes_bf16", lambda device: known)
+    monkeypatch.setattr("sparring.runs.fit.computes_bf16", lambda device: known)
     said = []
     with pytest.raises(Interrupted):
         fit(tiny, tmp_path, precision="bf16", show=stop_at(1), say=said.append)

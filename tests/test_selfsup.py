@@ -42,11 +42,11 @@ from sparring.objectives.contrastive import Contrastive, InfoNCE, Multiscale, NT
 from sparring.objectives.contrastive_losses import info_nce
 from sparring.objectives.cross_entropy import CrossEntropy
 from sparring.objectives.instance_discrimination import InstanceDiscrimination
-from sparring.recipe import Evaluation
 from sparring.recipes import find
 from sparring.recipes.selfsup import cifar10_amdim_sat_released, digits_amdim, digits_amdim_sat, fashion_npid
+from sparring.runs.load import evaluate_run, load_model
+from sparring.runs.recipe import Evaluation
 from sparring.testing import check_objective
-from sparring.trained import evaluate_run, load_model
 from sparring.training.cost import cost
 from sparring.training.engine import Loop
 from sparring.training.hooks import Interrupted

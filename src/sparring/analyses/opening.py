@@ -8,12 +8,12 @@ import torch
 from ..core.errors import UserError
 from ..core.types import Data, Threat
 from ..data import Training
-from ..environment import device_of
 from ..evaluation import threat_of
 from ..objectives.bank import fingerprint
-from ..recipe import Recipe
 from ..records.run_folder import RunFolder
-from ..trained import load_model, recipe_of
+from ..runs.environment import device_of
+from ..runs.load import load_model, recipe_of
+from ..runs.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)

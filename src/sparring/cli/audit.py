@@ -56,9 +56,9 @@ class _ForeignOptions(ForeignOptions, _Options):
 def audit(args: list[str]) -> int:
     target, rest = argument(args, "TARGET", _AUDIT)
     from ..acceleration import tune_process
-    from ..environment import device_of
     from ..flags import parse
     from ..records.results import passed
+    from ..runs.environment import device_of
 
     tune_process()
     kind = _ForeignOptions if is_foreign(target, rest) else _Options
@@ -99,7 +99,7 @@ def _surrogate(path: str, data: "Data") -> "nn.Module":
 
     from ..core.types import pixels
     from ..core.validation import check_logits
-    from ..trained import load_model
+    from ..runs.load import load_model
 
     model, few = load_model(path).to(data.y.device), pixels(data.x[:2])
     try:
@@ -120,7 +120,7 @@ def _subject(target: str, options: _Options, args: list[str]) -> "tuple[nn.Modul
             raise UserError("nothing says where the model is robust: name it, as --threat linf:8/255")
         return *foreign(target, options), given
     from ..recipes import find
-    from ..trained import load_model, recipe_of
+    from ..runs.load import load_model, recipe_of
 
     named = value_of("--recipe", args)
     recipe = find(named)() if named else recipe_of(Path(target))

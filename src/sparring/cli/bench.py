@@ -34,7 +34,7 @@ def bench(args: list[str]) -> int:
     from ..acceleration import tune_process
     from ..bench import bench as run
     from ..bench import ceilings
-    from ..environment import device_of
+    from ..runs.environment import device_of
 
     tuned, device = tune_process(), device_of(options.device)
     timings = run(

@@ -12,7 +12,7 @@ from ..core.errors import UserError, need_seed
 
 if TYPE_CHECKING:
     from ..core.types import Threat
-    from ..recipe import Recipe
+    from ..runs.recipe import Recipe
 
 
 def argument(args: list[str], what: str, usage: str) -> tuple[str, list[str]]:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from ..core.types import Data, Threat
     from ..evaluation import Adversary
-    from ..recipe import Evaluation, Recipe
     from ..records.results import Evaluated
+    from ..runs.recipe import Evaluation, Recipe
 
 _EVALUATE = """\
 usage: sparring evaluate TARGET [--autoattack VERSION] [--curve] [--threat THREAT] [--out DIR] [--json] ...
@@ -134,7 +134,7 @@ def _evaluate_ours(path: Path, args: list[str], show: object) -> _Found:
     """A run folder, or weights whose recipe is known."""
     from ..acceleration import Fast
     from ..records.run_folder import RunFolder
-    from ..trained import evaluate_run, evaluate_weights
+    from ..runs.load import evaluate_run, evaluate_weights
 
     options, recipe = _chosen(path, args)
     recipe = replace(recipe, evaluation=_with_more(recipe.evaluation, options))
@@ -160,7 +160,7 @@ def _chosen(path: Path, args: list[str]) -> "tuple[_Options, Recipe]":
     """The recipe that the run, the weights or --recipe name, with what the flags change of data and evaluation."""
     from ..flags import parse
     from ..recipes import find
-    from ..trained import recipe_of
+    from ..runs.load import recipe_of
 
     named = value_of("--recipe", args)
     recipe = find(named)() if named else recipe_of(path)
@@ -214,11 +214,11 @@ def is_foreign(target: str, args: list[str]) -> bool:
 
 def _evaluate_foreign(target: str, args: list[str], show: object) -> _Found:
     from ..acceleration import Fast
-    from ..environment import device_of
     from ..flags import parse
-    from ..recipe import Evaluation
     from ..records.run_folder import RunFolder
-    from ..trained import evaluate_models
+    from ..runs.environment import device_of
+    from ..runs.load import evaluate_models
+    from ..runs.recipe import Evaluation
 
     what = "Accuracy of a model of your own, clean and under AutoAttack."
     options, _, _ = parse(_ForeignOptions, None, {}, args, f"sparring evaluate {target}", what)
@@ -248,7 +248,7 @@ def _evaluate_foreign(target: str, args: list[str], show: object) -> _Found:
 def foreign(target: str, options: ForeignOptions) -> "tuple[nn.Module, Data]":
     """The model that a target names, and its test images."""
     from ..data import load_test
-    from ..foreign import fitting, imported_model, named_model, normalized
+    from ..runs.foreign import fitting, imported_model, named_model, normalized
 
     if options.model is not None:
         model = named_model(options.model, Path(target), load_test(options.data))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from .common import argument, only, ourselves, print_json, say
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
     from ..records.run_folder import RunFolder
+    from ..runs.recipe import Recipe
 
 
 def list_recipes(args: list[str]) -> int:
@@ -91,7 +91,7 @@ def train(args: list[str]) -> int:
     options, recipe = _chosen(name, rest)
     from .. import console
     from ..acceleration import tune_process
-    from ..run import fit
+    from ..runs.fit import fit
     from ..training.hooks import Interrupted, Saving
 
     tune_process()

@@ -57,7 +57,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "objectives.temporal_ensembling": ("TemporalEnsembling",),
     "objectives.trades": ("TRADES",),
     "training.optimizers": ("SGD", "Adam", "AdamW"),
-    "recipe": ("Evaluation", "Recipe"),
+    "runs.recipe": ("Evaluation", "Recipe"),
     "core.schedules": (
         "Cosine",
         "Cycle",

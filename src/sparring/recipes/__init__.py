@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..core.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
+    from ..runs.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from ..core.modes import eval_mode, train_mode
 from ..core.types import Objective
 from ..evaluation import WhiteBox
 from ..objectives.batch_norm_statistics import Statistics
-from ..recipe import Evaluation, Recipe
+from ..runs.recipe import Evaluation, Recipe
 from ..training.engine import Method
 
 Craft = Literal["eval", "train"]

@@ -9,7 +9,7 @@ from ..core.types import Objective
 from ..data import Augment
 from ..evaluation import OnGuides, WhiteBox, WorstOnNeighbours
 from ..objectives.contrastive import Contrast, Contrastive, InfoNCE, Labels, Raised
-from ..recipe import Evaluation, Recipe
+from ..runs.recipe import Evaluation, Recipe
 from ..training.engine import Method
 from ..training.optimizers import Adam
 from ._common import select_by_pgd

@@ -10,7 +10,7 @@ from ..data import CIFAR10, Crop, Flip
 from ..models import resnet18, wide_resnet
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.trades import TRADES
-from ..recipe import Recipe
+from ..runs.recipe import Recipe
 from ..training.engine import Method
 from ..training.optimizers import SGD
 from ._common import Moved, moving, pgd_50_10, select_by_pgd

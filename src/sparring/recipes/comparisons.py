@@ -14,7 +14,7 @@ from ..objectives.logit_pairing import Distance, LogitPairing
 from ..objectives.mart import MART
 from ..objectives.regularizers import Sum
 from ..objectives.trades import TRADES
-from ..recipe import Recipe
+from ..runs.recipe import Recipe
 from ..training.averaging import SWA
 from ..training.engine import Method
 from ..training.optimizers import SGD

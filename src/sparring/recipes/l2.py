@@ -7,7 +7,7 @@ from ..attacks.threats import L2
 from ..core.schedules import Piecewise
 from ..data import Crop, Flip, Jitter
 from ..objectives.cross_entropy import CrossEntropy
-from ..recipe import Recipe
+from ..runs.recipe import Recipe
 from ..training.engine import Method
 from ._common import pgd_50_10, select_by_pgd
 from .cifar10 import cifar10_rn18_pgd

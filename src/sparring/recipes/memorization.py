@@ -13,7 +13,7 @@ from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.regularizers import Sum
 from ..objectives.temporal_ensembling import TemporalEnsembling
 from ..objectives.trades import TRADES
-from ..recipe import Recipe
+from ..runs.recipe import Recipe
 from ..training.engine import Method
 from ..training.example_history import Remember
 from ..training.optimizers import SGD

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ..attacks.threats import Linf
 from ..core.schedules import Piecewise
-from ..recipe import Recipe
+from ..runs.recipe import Recipe
 from ._moat import Reading, moat
 from .single_step import cifar10_prn18_fgsm_rs
 from .small import fashion_pgd

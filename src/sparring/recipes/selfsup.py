@@ -13,7 +13,7 @@ from ..objectives.acl import ACL
 from ..objectives.contrastive import Contrastive, InfoNCE, Multiscale, NTXent, Raised
 from ..objectives.instance_discrimination import InstanceDiscrimination
 from ..objectives.rocl import RoCL
-from ..recipe import Recipe
+from ..runs.recipe import Recipe
 from ..training.engine import Method
 from ..training.optimizers import Adam
 from ._common import select_by_pgd

@@ -12,7 +12,7 @@ from ..models import preact_resnet18
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.grad_align import GradAlign
 from ..objectives.regularizers import Sum
-from ..recipe import Recipe
+from ..runs.recipe import Recipe
 from ..training.engine import Method
 from ..training.free import Free
 from ..training.optimizers import SGD

@@ -10,7 +10,7 @@ from ..data import Digits, FashionMNIST
 from ..models import small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.trades import TRADES
-from ..recipe import Recipe
+from ..runs.recipe import Recipe
 from ..training.engine import Method
 from ..training.optimizers import SGD
 from ..training.updates import Descend

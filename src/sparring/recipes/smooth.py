@@ -14,7 +14,7 @@ from ..evaluation import InTurn, Through, WhiteBox
 from ..models import SmoothBackward, efficientnet, imagenet_resnet, small_cnn
 from ..models.imagenet import size_of
 from ..objectives.cross_entropy import CrossEntropy
-from ..recipe import Evaluation, Recipe
+from ..runs.recipe import Evaluation, Recipe
 from ..training.averaging import EMA
 from ..training.engine import Method
 from ..training.optimizers import SGD

@@ -12,8 +12,8 @@ from ..data import Digits, FashionMNIST, Few
 from ..evaluation import EachTarget, WhiteBox
 from ..models import preact_resnet18, small_cnn
 from ..objectives.cross_entropy import CrossEntropy
-from ..recipe import Evaluation, Recipe
 from ..recipes.small import quickstart
+from ..runs.recipe import Evaluation, Recipe
 from ..training.engine import Method
 
 

@@ -22,11 +22,11 @@ from ..data import Classes, Digits, FashionMNIST, Few
 from ..evaluation import Adversary, EachTarget, WhiteBox
 from ..models import small_cnn
 from ..objectives.cross_entropy import CrossEntropy
-from ..recipe import Evaluation, Recipe
 from ..recipes.small import quickstart
 from ..records.results import Array
 from ..records.run_folder import RunFolder
 from ..records.statistics import Cells, Claim
+from ..runs.recipe import Evaluation, Recipe
 from ..training.engine import Method
 from ._common import World, worlds
 from .study import RUN, Arm, Look, Runs, Study, Together, of_each, seeds_of

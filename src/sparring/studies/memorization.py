@@ -19,10 +19,10 @@ from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.regularizers import Sum
 from ..objectives.temporal_ensembling import TemporalEnsembling
 from ..objectives.trades import TRADES
-from ..recipe import Recipe
 from ..recipes.small import quickstart
 from ..records.results import Array
 from ..records.statistics import Cells, Claim
+from ..runs.recipe import Recipe
 from ..training.averaging import SWA
 from ..training.engine import Method
 from ..training.example_history import remembering

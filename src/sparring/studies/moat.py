@@ -11,10 +11,10 @@ from ..core.types import Attack
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.grad_align import GradAlign
 from ..objectives.regularizers import Sum
-from ..recipe import Recipe
 from ..recipes._moat import Reading, moat
 from ..records.results import Array
 from ..records.statistics import Cells, Claim
+from ..runs.recipe import Recipe
 from ..training.cost import cost
 from ..training.engine import Method
 from ..training.free import Free

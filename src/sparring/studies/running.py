@@ -21,12 +21,12 @@ from ..acceleration import tune_process
 from ..acceleration.process import usable_cores
 from ..core.errors import UserError
 from ..core.serialization import differences
-from ..environment import device_of
-from ..recipe import Recipe, recipe_from_plain
 from ..records.locking import locked
 from ..records.run_folder import RunFolder
-from ..run import fit
-from ..trained import evaluate_run
+from ..runs.environment import device_of
+from ..runs.fit import fit
+from ..runs.load import evaluate_run
+from ..runs.recipe import Recipe, recipe_from_plain
 from ..training.cost import cost
 from ..training.hooks import Interrupted
 from .study import Findings, Look, Study, Together, gathered

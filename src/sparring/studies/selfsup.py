@@ -24,12 +24,12 @@ from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.instance_discrimination import InstanceDiscrimination
 from ..objectives.logit_pairing import LogitPairing
 from ..objectives.regularizers import Sum
-from ..recipe import Evaluation, Recipe, recipe_from_plain
 from ..recipes._selfsup import hardened, pretrained
 from ..recipes.small import quickstart
 from ..records.results import Array
 from ..records.run_folder import RunFolder
 from ..records.statistics import Cells, Claim
+from ..runs.recipe import Evaluation, Recipe, recipe_from_plain
 from ..training.cost import cost
 from ..training.engine import Method
 from ._common import World, worlds

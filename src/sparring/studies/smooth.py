@@ -14,9 +14,9 @@ from ..core.types import View
 from ..evaluation import Adversary, AutoAttack, Cascade, Through, WhiteBox
 from ..models import SmoothBackward, small_cnn
 from ..objectives.cross_entropy import CrossEntropy
-from ..recipe import Evaluation, Recipe
 from ..records.results import Array
 from ..records.statistics import Cells, Claim
+from ..runs.recipe import Evaluation, Recipe
 from ..training.engine import Method
 from ..training.optimizers import SGD
 from ._common import World, base, evaluation, worlds

@@ -11,10 +11,10 @@ import numpy as np
 
 from ..core.errors import UserError, nearest
 from ..core.reading import read_json, reading
-from ..recipe import Recipe
 from ..records.results import Array
 from ..records.run_folder import RunFolder
 from ..records.statistics import Cell, Cells, Claim, Resampled, Statistic, Verdict, judge, observed, resampled
+from ..runs.recipe import Recipe
 from ..training.cost import cost
 
 WEIGHTS = ("best", "last")

@@ -11,9 +11,9 @@ from ..core.schedules import EpsWarmUp, Phases, Piecewise, WarmUp
 from ..core.types import View
 from ..objectives.batch_norm_statistics import Statistics
 from ..objectives.cross_entropy import CrossEntropy
-from ..recipe import Recipe
 from ..records.results import Array
 from ..records.statistics import Cells, Claim
+from ..runs.recipe import Recipe
 from ..training.engine import Method
 from ..training.optimizers import SGD, AdamW
 from ._common import World, base, worlds

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from . import models
-from .core.errors import UserError, nearest
-from .core.modes import eval_mode
-from .core.types import Classifier, Data, pixels
-from .data import load_test
-from .models import Normalize, load_robustbench
-from .training.checkpoint import fill, read_weights
+from .. import models
+from ..core.errors import UserError, nearest
+from ..core.modes import eval_mode
+from ..core.types import Classifier, Data, pixels
+from ..data import load_test
+from ..models import Normalize, load_robustbench
+from ..training.checkpoint import fill, read_weights
 
 _ARCHITECTURES: dict[str, Callable[..., Classifier]] = {
     "preact_resnet18": models.preact_resnet18,

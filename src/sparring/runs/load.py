@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import report
-from .acceleration import Fast
-from .core.errors import UserError
-from .core.reading import reading
-from .core.types import Classifier, Data, Labelled, Search
+from .. import report
+from ..acceleration import Fast
+from ..core.errors import UserError
+from ..core.reading import reading
+from ..core.types import Classifier, Data, Labelled, Search
+from ..evaluation import Nearest, News, evaluate, threat_of
+from ..models import load_robustbench
+from ..records.results import Evaluated
+from ..records.run_folder import RunFolder
+from ..training.checkpoint import fill, read_weights
 from .environment import device_of
-from .evaluation import Nearest, News, evaluate, threat_of
-from .models import load_robustbench
 from .recipe import Evaluation, Recipe, recipe_from_plain
-from .records.results import Evaluated
-from .records.run_folder import RunFolder
-from .training.checkpoint import fill, read_weights
 
 Show = Callable[[str, News], None]  # which weights, how far
 

@@ -10,25 +10,25 @@ from typing import Any
 
 import torch
 
-from . import report
-from .acceleration import Compile, Fast, Precision, computes_bf16, prefer_channels_last, worth_compiling
-from .core.errors import UserError
-from .core.modes import eval_mode
-from .core.rng import make_rng
-from .core.serialization import differences
-from .core.types import Data, Labelled, Progress, pixels
-from .core.validation import check_data, check_logits
-from .data import Batches, Training
+from .. import report
+from ..acceleration import Compile, Fast, Precision, computes_bf16, prefer_channels_last, worth_compiling
+from ..core.errors import UserError
+from ..core.modes import eval_mode
+from ..core.rng import make_rng
+from ..core.serialization import differences
+from ..core.types import Data, Labelled, Progress, pixels
+from ..core.validation import check_data, check_logits
+from ..data import Batches, Training
+from ..models import knn_of, refill
+from ..objectives.bank import Bank
+from ..records.run_folder import RunFolder
+from ..training.checkpoint import Checkpoints, read_weights, save_weights
+from ..training.engine import Loop, NotFinite, State
+from ..training.guard import Alarm, Watch
+from ..training.hooks import Guarding, HeldOut, News, Record, Remembering, Rereading, Save, Saving, stopping
+from ..training.profiling import Pace, measure
 from .environment import device_of, session
-from .models import knn_of, refill
-from .objectives.bank import Bank
 from .recipe import Recipe
-from .records.run_folder import RunFolder
-from .training.checkpoint import Checkpoints, read_weights, save_weights
-from .training.engine import Loop, NotFinite, State
-from .training.guard import Alarm, Watch
-from .training.hooks import Guarding, HeldOut, News, Record, Remembering, Rereading, Save, Saving, stopping
-from .training.profiling import Pace, measure
 
 
 def fit(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .core.errors import UserError
+from ..core.errors import UserError
 
 
 def device_of(name: str) -> torch.device:

@@ -8,24 +8,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from .core.errors import UserError, need_seed, need_whole
-from .core.names import FORMAT, WRITTEN_BY
-from .core.schedules import Ramp
-from .core.serialization import Build, check_types, from_plain, to_plain
-from .core.types import Attack, Data, Labelled, Schedule, Update
-from .data import Alteration, Augment, Source, Training, altered, hold_out
-from .evaluation import Adversary, Cascade, check_name
-from .models import Normalize
-from .records.results import Memory
-from .records.run_folder import RunFolder
-from .training.averaging import EMA, SWA
-from .training.checkpoint import started
-from .training.engine import Method
-from .training.example_history import Remember
-from .training.free import Free
-from .training.guard import Guard
-from .training.optimizers import SGD, Adam, AdamW
-from .training.updates import Descend, WeightPerturbed
+from ..core.errors import UserError, need_seed, need_whole
+from ..core.names import FORMAT, WRITTEN_BY
+from ..core.schedules import Ramp
+from ..core.serialization import Build, check_types, from_plain, to_plain
+from ..core.types import Attack, Data, Labelled, Schedule, Update
+from ..data import Alteration, Augment, Source, Training, altered, hold_out
+from ..evaluation import Adversary, Cascade, check_name
+from ..models import Normalize
+from ..records.results import Memory
+from ..records.run_folder import RunFolder
+from ..training.averaging import EMA, SWA
+from ..training.checkpoint import started
+from ..training.engine import Method
+from ..training.example_history import Remember
+from ..training.free import Free
+from ..training.guard import Guard
+from ..training.optimizers import SGD, Adam, AdamW
+from ..training.updates import Descend, WeightPerturbed
 
 
 @dataclass(frozen=True, slots=True)

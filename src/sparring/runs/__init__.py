@@ -1,0 +1,1 @@
+"""A recipe, trained in a folder, loaded and evaluated."""
