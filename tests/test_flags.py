@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from sparring import EMA, L1, PGD, TRADES, Benign, Build, Cosine, Linf, Method, Split, Worst
-from sparring.flags import parameters, parse
+from sparring.cli.flags import parameters, parse
 from sparring.models import preact_resnet18
 from sparring.recipes.cifar10 import cifar10_rn18_pgd
 from sparring.training.optimizers import AdamW

@@ -56,9 +56,9 @@ class _ForeignOptions(ForeignOptions, _Options):
 def audit(args: list[str]) -> int:
     target, rest = argument(args, "TARGET", _AUDIT)
     from ..acceleration import tune_process
-    from ..flags import parse
     from ..records.results import passed
     from ..runs.environment import device_of
+    from .flags import parse
 
     tune_process()
     kind = _ForeignOptions if is_foreign(target, rest) else _Options
@@ -85,7 +85,7 @@ def audit(args: list[str]) -> int:
     else:
         from rich import print as rich_print
 
-        from ..console import findings_table
+        from .console import findings_table
 
         rich_print(findings_table(found))
         say("\n".join(f"{each.verdict}: {each.name}: {each.advice}" for each in found if each.advice))

@@ -52,7 +52,7 @@ def bench(args: list[str]) -> int:
         return 0
     from rich import print as rich_print
 
-    from ..console import timing_table
+    from .console import timing_table
 
     rich_print(timing_table(timings, most))
     where = f"{device}, {tuned.threads} threads, allocator {tuned.allocator}"

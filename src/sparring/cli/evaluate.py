@@ -85,8 +85,8 @@ class _ForeignOptions(ForeignOptions, _Options): ...
 
 def evaluate(args: list[str]) -> int:
     target, rest = argument(args, "TARGET", _EVALUATE)
-    from .. import console
     from ..acceleration import tune_process
+    from . import console
 
     tune_process()
 
@@ -158,9 +158,9 @@ def _evaluate_ours(path: Path, args: list[str], show: object) -> _Found:
 
 def _chosen(path: Path, args: list[str]) -> "tuple[_Options, Recipe]":
     """The recipe that the run, the weights or --recipe name, with what the flags change of data and evaluation."""
-    from ..flags import parse
     from ..recipes import find
     from ..runs.load import recipe_of
+    from .flags import parse
 
     named = value_of("--recipe", args)
     recipe = find(named)() if named else recipe_of(path)
@@ -214,11 +214,11 @@ def is_foreign(target: str, args: list[str]) -> bool:
 
 def _evaluate_foreign(target: str, args: list[str], show: object) -> _Found:
     from ..acceleration import Fast
-    from ..flags import parse
     from ..records.run_folder import RunFolder
     from ..runs.environment import device_of
     from ..runs.load import evaluate_models
     from ..runs.recipe import Evaluation
+    from .flags import parse
 
     what = "Accuracy of a model of your own, clean and under AutoAttack."
     options, _, _ = parse(_ForeignOptions, None, {}, args, f"sparring evaluate {target}", what)
@@ -272,7 +272,7 @@ of per-example results that an evaluation writes."""
 def compare(args: list[str]) -> int:
     first, rest = argument(args, "A", _COMPARE)
     second, rest = argument(rest, "B", _COMPARE)
-    from ..flags import parse
+    from .flags import parse
 
     options, _, _ = parse(_CompareOptions, None, {}, rest, f"sparring compare {first} {second}", _COMPARE)
     a, b = _read(first), _read(second)

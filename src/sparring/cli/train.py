@@ -89,10 +89,10 @@ class _TrainOptions:
 def train(args: list[str]) -> int:
     name, rest = argument(args, "RECIPE", _TRAIN)
     options, recipe = _chosen(name, rest)
-    from .. import console
     from ..acceleration import tune_process
     from ..runs.fit import fit
     from ..training.hooks import Interrupted, Saving
+    from . import console
 
     tune_process()
     out = options.out or f"runs/{name}"
@@ -129,7 +129,7 @@ def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe]":
     from ..recipes import entries, find
 
     make, text = find(name), entries()[name].text  # an unknown name is said before anything heavy is imported
-    from ..flags import parameters, parse
+    from .flags import parameters, parse
 
     given = parameters(make)
     options, recipe, wanted = parse(_TrainOptions, make(**given), given, args, f"sparring train {name}", text)

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import tyro
 
-from .core.errors import UserError
-from .core.numbers import parse_number
-from .core.serialization import Build
+from ..core.errors import UserError
+from ..core.numbers import parse_number
+from ..core.serialization import Build
 
 Options = TypeVar("Options")
 T = TypeVar("T")

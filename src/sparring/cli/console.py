@@ -10,10 +10,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
-from .bench import Timing
-from .evaluation import News as Doing
-from .records.results import Accuracy, Evaluated, Finding
-from .training.hooks import News
+from ..bench import Timing
+from ..evaluation import News as Doing
+from ..records.results import Accuracy, Evaluated, Finding
+from ..training.hooks import News
 
 QUIET_SECONDS = 15.0  # between plain lines within an epoch
 
