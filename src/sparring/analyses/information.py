@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import report
 from ..analysis import Information, information
 from ..core.writing import replacing, write_json
 from ..records.run_folder import RunFolder
+from ..report import information as information_plots
 from .opening import Looked, last_of
 
 
@@ -34,7 +34,7 @@ def write_information(
         np.savez_compressed(file, **first.arrays())  # type: ignore[arg-type]
     if draw:
         shown = [(name, np.sqrt(each.eigenvalues), dict(each.values)) for name, each in found]
-        report.information(shown, run.analysis("information", "png"))
+        information_plots.information(shown, run.analysis("information", "png"))
     write_json(run.analysis("information", "json"), {**first.plain(), "how": dict(how)})
 
 

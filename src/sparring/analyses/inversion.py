@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import report
 from ..analysis import Inversion, Inverter, interpolated, inversion, visualised
 from ..analysis.inversion import beginning, searches
 from ..core.errors import UserError
@@ -18,6 +17,7 @@ from ..core.writing import replacing, write_json
 from ..models import Layers
 from ..records.results import Array
 from ..records.run_folder import RunFolder
+from ..report import information as information_plots
 from .opening import Looked, last_of, opened
 from .transfer import task_for
 
@@ -106,11 +106,11 @@ def write_inversion(
         for where, each in first.found.items()
     ]
     if pictures:
-        report.inversions(rows, run.analysis("inversion", "png"))
+        information_plots.inversions(rows, run.analysis("inversion", "png"))
     shown = [(name, each.features, each.between) for name, each in found]
     drawn = [(name, a, b) for name, a, b in shown if a is not None and b is not None]
     if drawn:
-        report.features(drawn, run.analysis("inversion-features", "png"))
+        information_plots.features(drawn, run.analysis("inversion-features", "png"))
     write_json(run.analysis("inversion", "json"), {**first.plain(), "how": dict(how)})
 
 

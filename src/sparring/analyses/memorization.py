@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import report
 from ..acceleration import Fast
 from ..analysis import PHASES, Stability, complexity, losses, stability
 from ..analysis.stability import LENGTHS
@@ -18,6 +17,7 @@ from ..evaluation import WhiteBox, evaluate
 from ..records.results import Accuracy, Array, Memory
 from ..records.run_folder import RunFolder
 from ..records.statistics import interval
+from ..report import memorization as memorization_plots
 from ..training.example_history import remembering
 from .opening import Looked, last_of
 
@@ -154,7 +154,7 @@ def write_memorization(run: RunFolder, found: Sequence[tuple[str, Memorization]]
     with replacing(run.analysis("memorization", "npz")) as file:
         np.savez_compressed(file, **first.arrays())  # type: ignore[arg-type]
     drawn = [
-        report.Memorized(
+        memorization_plots.Memorized(
             name,
             each.stability.lengths,
             each.stability.change,
@@ -164,7 +164,7 @@ def write_memorization(run: RunFolder, found: Sequence[tuple[str, Memorization]]
         )
         for name, each in found
     ]
-    report.memorization(drawn, run.analysis("memorization", "png"))
+    memorization_plots.memorization(drawn, run.analysis("memorization", "png"))
     write_json(run.analysis("memorization", "json"), {**first.plain(), "how": dict(how)})
 
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from .. import report
 from ..analysis import Representation, representation
 from ..core.rng import make_rng
 from ..core.types import Threat
 from ..core.writing import write_json
 from ..records.run_folder import RunFolder
+from ..report import representation as representation_plots
 from .opening import Looked, last_of
 
 
@@ -33,7 +33,7 @@ def write_representation(run: RunFolder, found: Sequence[tuple[str, Representati
         )
         for name, one in found
     ]
-    report.representation(drawn, run.analysis("representation", "png"))
+    representation_plots.representation(drawn, run.analysis("representation", "png"))
     write_json(run.analysis("representation", "json"), {**found[0][1].plain(), "how": dict(how)})
 
 

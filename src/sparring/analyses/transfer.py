@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import report
 from ..analysis import Tuning, shots, task_distance, task_embedding, transfer
 from ..core.errors import UserError
 from ..core.types import Data
@@ -16,6 +15,7 @@ from ..data import Resized, source_of
 from ..evaluation import evaluate
 from ..records.results import Array
 from ..records.run_folder import RunFolder
+from ..report import information as information_plots
 from .opening import Looked, last_of
 
 SHOTS = (100, 400, 1600)
@@ -108,7 +108,7 @@ def write_transfers(
     """`analysis-transfer.png` of all runs and, last, `.json` of the first."""
     if draw:
         drawn = [(name, each.accuracy, each.shots) for name, each in found]
-        report.transfers(drawn, run.analysis("transfer", "png"))
+        information_plots.transfers(drawn, run.analysis("transfer", "png"))
     write_json(run.analysis("transfer", "json"), {**found[0][1].plain(), "how": dict(how)})
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from .. import report
 from ..acceleration import Compile, Fast, Precision, computes_bf16, prefer_channels_last, worth_compiling
 from ..core.errors import UserError
 from ..core.modes import eval_mode
@@ -22,6 +21,7 @@ from ..data import Batches, Training
 from ..models import knn_of, refill
 from ..objectives.bank import Bank
 from ..records.run_folder import RunFolder
+from ..report import figures as figures_plots
 from ..training.checkpoint import Checkpoints, read_weights, save_weights
 from ..training.engine import Loop, NotFinite, State
 from ..training.guard import Alarm, Watch
@@ -344,7 +344,7 @@ def _drawn(run: RunFolder) -> Iterator[None]:
         yield
     finally:
         try:
-            report.learning_curve(run.metrics(), run.learning_curve)
+            figures_plots.learning_curve(run.metrics(), run.learning_curve)
         except OSError as error:
             warnings.warn(f"the learning curve could not be drawn: {error}", stacklevel=2)
 

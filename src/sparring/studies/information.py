@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import report
-from ..analyses import look_at_information, look_at_inversion, look_at_transfer, look_together
-from ..analyses.inversion import INSIDE
+from ..analyses.information import look_at_information
+from ..analyses.inversion import INSIDE, look_at_inversion, look_together
+from ..analyses.transfer import look_at_transfer
 from ..attacks import APGD, PGD, Benign, VariedEps
 from ..attacks.losses import TargetedDLR
 from ..attacks.threats import L2
@@ -26,6 +26,7 @@ from ..recipes.small import quickstart
 from ..records.results import Array
 from ..records.run_folder import RunFolder
 from ..records.statistics import Cells, Claim
+from ..report import information as information_plots
 from ..runs.recipe import Evaluation, Recipe
 from ..training.engine import Method
 from ._common import World, worlds
@@ -313,7 +314,7 @@ def _draw(runs: Runs, folder: Path) -> None:
     ]
     panels["accuracy"]["its own task"] = np.array(own)
     for kind in ("svg", "png"):
-        report.against_eps(eps, panels, folder / f"against-eps.{kind}")
+        information_plots.against_eps(eps, panels, folder / f"against-eps.{kind}")
     rows = []
     for where in runs[_LINE[0], 0].read_analysis("inversion")["images"]:
         arrays = []
@@ -322,7 +323,7 @@ def _draw(runs: Runs, folder: Path) -> None:
             arrays.append((arm, held[f"{where}: rebuilt"][:_SHOWN] / 255))
             originals = held[f"{where}: originals"][:_SHOWN] / 255
         rows.append((where if where == INSIDE else _short(where), originals, arrays))
-    report.inversions(rows, folder / "inversions.png")
+    information_plots.inversions(rows, folder / "inversions.png")
 
 
 _SHOWN = 4

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..analyses import look_for_memorization
+from ..analyses.memorization import look_for_memorization
 from ..analysis.stability import DIRECTIONS
 from ..attacks import PGD, Anywhere, Near
 from ..attacks.threats import Linf

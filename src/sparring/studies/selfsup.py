@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import report
-from ..analyses import look_at_representation
+from ..analyses.representation import look_at_representation
 from ..attacks import APGD, PGD, Benign
 from ..attacks.losses import TargetedDLR
 from ..attacks.threats import Linf
@@ -29,6 +28,7 @@ from ..recipes.small import quickstart
 from ..records.results import Array
 from ..records.run_folder import RunFolder
 from ..records.statistics import Cells, Claim
+from ..report import representation as representation_plots
 from ..runs.recipe import Evaluation, Recipe, recipe_from_plain
 from ..training.cost import cost
 from ..training.engine import Method
@@ -271,7 +271,7 @@ def _draw(runs: Runs, folder: Path) -> None:
         else:
             curves[arm] = clean, defended
     for kind in ("svg", "png"):
-        report.tradeoff(curves, points, folder / f"tradeoff.{kind}")
+        representation_plots.tradeoff(curves, points, folder / f"tradeoff.{kind}")
 
 
 def _held_out(run: RunFolder) -> tuple[Array, Array]:

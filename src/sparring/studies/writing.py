@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import report
 from ..core.writing import replacing, write_bytes, write_json
 from ..records.run_folder import RunFolder
+from ..report import studies as studies_plots
 from .study import WEIGHTS, Findings, Row, Study
 
 Estimate = tuple[float, float, float]
@@ -36,7 +36,7 @@ def write(
         for row in findings.rows
     ]
     for kind in ("svg", "png"):
-        report.study(rows, findings.curves, findings.study.title, folder / f"figure.{kind}")
+        studies_plots.study(rows, findings.curves, findings.study.title, folder / f"figure.{kind}")
 
 
 def precision_of(runs: Iterable[RunFolder]) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ from ..common import say
 from .common import Common, files, how, opened, told
 
 if TYPE_CHECKING:
-    from ...analyses import Inverted
+    from ...analyses.inversion import Inverted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Options(Common):
 
 
 def run(target: str, options: Options) -> int:
-    from ...analyses import how_to_invert, inverted, judge_of, write_inversion
+    from ...analyses.inversion import how_to_invert, inverted, judge_of, write_inversion
 
     if options.features < 0:
         raise UserError(f"--features {options.features} is below 0")

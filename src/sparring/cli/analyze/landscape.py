@@ -19,9 +19,9 @@ class Options(Attacked):
 def run(target: str, options: Options) -> int:
     import numpy as np
 
-    from ... import report
     from ...analysis import landscape
     from ...core.writing import replacing, write_json
+    from ...report import landscape as landscape_plots
 
     runs, threat = attacked(target, options)
     given = {key: getattr(options, key) for key in ("steps", "points", "seed", "batch_size")}
@@ -31,7 +31,7 @@ def run(target: str, options: Options) -> int:
     with replacing(folder.analysis("landscape", "npz")) as file:
         np.savez_compressed(file, **first.arrays())  # type: ignore[arg-type]
     surfaces = [(name, each.surfaces) for name, each in found.items()]
-    report.landscape(surfaces, first.grid, first.threat, folder.analysis("landscape", "png"))
+    landscape_plots.landscape(surfaces, first.grid, first.threat, folder.analysis("landscape", "png"))
     if told(runs, found, options):
         return 0
     _show(found)

@@ -8,7 +8,7 @@ from ..common import say
 from .common import Common, files, how, opened, told
 
 if TYPE_CHECKING:
-    from ...analyses import Transfers
+    from ...analyses.transfer import Transfers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Options(Common):
 
 
 def run(target: str, options: Options) -> int:
-    from ...analyses import transfers, write_transfers
+    from ...analyses.transfer import transfers, write_transfers
     from ...analysis import Tuning
 
     if not options.to:
