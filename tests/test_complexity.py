@@ -11,7 +11,7 @@ from torch import nn
 
 from sparring import L2, Data, Linf, UserError
 from sparring.analysis import complexity
-from sparring.analysis.complexity import (
+from sparring.analysis.memorization.complexity import (
     NotDefined,
     curvature,
     distance,

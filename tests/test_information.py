@@ -14,8 +14,15 @@ from torch import nn
 
 from sparring import Classifier, Data, UserError, fit, make_rng
 from sparring.analysis import information, weights
-from sparring.analysis.information import MEANINGS, _by_volume, _jacobian_and_noise, _whitened, channel, effective
-from sparring.analysis.jacobian import Jacobian, largest, spectrum, squared_norm
+from sparring.analysis.information.jacobian import Jacobian, largest, spectrum, squared_norm
+from sparring.analysis.information.measure import (
+    MEANINGS,
+    _by_volume,
+    _jacobian_and_noise,
+    _whitened,
+    channel,
+    effective,
+)
 from sparring.cli import run as shell
 from sparring.core.rng import normal
 from sparring.core.serialization import Build
@@ -454,7 +461,7 @@ def test_a_bottleneck_has_no_volume_and_a_large_net_is_not_looked_into_for_hours
     torch.manual_seed(0)
     neck = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Linear(4, 32))
     assert effective(Classifier(neck, nn.Linear(32, 3)).eval(), DATA, DATA[:2]).by_volume is None
-    monkeypatch.setattr(sys.modules["sparring.analysis.information"], "MOST", 5)
+    monkeypatch.setattr(sys.modules["sparring.analysis.information.measure"], "MOST", 5)
     with pytest.raises(
         UserError, match=r"of 12 numbers behind 204 weights takes 12 backward passes an image: leave it"
     ):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import toy_data, toy_net
+from sparring.analyses import Inverted
 from torch import nn
 
 from sparring import L2, PGD, Classifier, Data, Linf, UserError, fit, make_rng
-from sparring.analyses import Inverted
 from sparring.analysis import Inverter, annealed, interpolated, inversion, invert, psnr, ssim, visualised
-from sparring.analysis.inversion import MEANINGS, beginning, descent, searches
-from sparring.analysis.passing import last_relu, not_passing
+from sparring.analysis.inversion.fake_relu import last_relu, not_passing
+from sparring.analysis.inversion.measure import MEANINGS, beginning, descent, searches
 from sparring.attacks import Near, Painted, Refined
 from sparring.attacks.losses import Coordinate, FeatureMatch, Smooth
 from sparring.cli import run as shell

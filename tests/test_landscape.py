@@ -11,7 +11,7 @@ from torch import nn
 
 from sparring import L2, PGD, Data, Linf, UserError, WhiteBox, fit
 from sparring.analysis import landscape
-from sparring.analysis.landscape import MEANINGS
+from sparring.analysis.landscape.measure import MEANINGS
 from sparring.cli import run as shell
 from sparring.core.serialization import Build
 from sparring.models import small_cnn

@@ -12,7 +12,7 @@ from torch.nn.utils import parameters_to_vector
 
 from sparring import L2, TRADES, Benign, CrossEntropy, Data, Linf, Method, Sum, TemporalEnsembling, UserError
 from sparring.analysis import bound, losses, stability
-from sparring.analysis.stability import DIRECTIONS, gradient
+from sparring.analysis.memorization.stability import DIRECTIONS, gradient
 from sparring.attacks import PGD, Near
 from sparring.core.types import Objective
 from sparring.models import small_cnn

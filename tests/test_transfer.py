@@ -12,7 +12,7 @@ from torch import nn
 
 from sparring import Classifier, Data, UserError, fit, make_rng
 from sparring.analysis import Tuning, shots, task_distance, task_embedding, transfer
-from sparring.analysis.transfer import last_block
+from sparring.analysis.transfer.measure import last_block
 from sparring.cli import run as shell
 from sparring.core.serialization import Build
 from sparring.data import Classes, Digits, Resized

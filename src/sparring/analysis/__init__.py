@@ -1,11 +1,12 @@
 """Why a model is as robust as it is."""
 
-from .complexity import complexity
-from .information import Information, effective, information
-from .inversion import Inversion, Inverter, annealed, interpolated, inversion, invert, visualised
-from .landscape import Landscape, estimate, landscape
-from .likeness import psnr, ssim
-from .representation import (
+from .information.measure import Information, effective, information
+from .inversion.measure import Inversion, Inverter, annealed, interpolated, inversion, invert, visualised
+from .inversion.similarity import psnr, ssim
+from .landscape.measure import Landscape, estimate, landscape
+from .memorization.complexity import complexity
+from .memorization.stability import Stability, bound, losses, stability
+from .representation.measure import (
     MutualInformation,
     Reading,
     Representation,
@@ -13,8 +14,7 @@ from .representation import (
     mutual_information,
     representation,
 )
-from .stability import Stability, bound, losses, stability
-from .transfer import Mode, Transferred, Tuning, shots, task_distance, task_embedding, transfer
+from .transfer.measure import Mode, Transferred, Tuning, shots, task_distance, task_embedding, transfer
 
 PHASES = ("first third", "second third", "last third")
 """Of training, in which the length of the gradient is averaged."""

@@ -1,10 +1,10 @@
 """Figures from a run folder. Imports no torch."""
 
+from ..analysis.information.plot import against_eps, features, information, inversions, transfers
+from ..analysis.landscape.plot import landscape
+from ..analysis.memorization.plot import Memorized, memorization
+from ..analysis.representation.plot import representation, tradeoff
 from .figures import adversarial_examples, learning_curve, robustness_curve
-from .information import against_eps, features, information, inversions, transfers
-from .landscape import landscape
-from .memorization import Memorized, memorization
-from .representation import representation, tradeoff
 from .studies import study
 
 __all__ = [

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..analyses.information import look_at_information
-from ..analyses.inversion import INSIDE, look_at_inversion, look_together
-from ..analyses.transfer import look_at_transfer
+from ..analysis.information import plot as information_plots
+from ..analysis.information.on_run import look_at_information
+from ..analysis.inversion.on_run import INSIDE, look_at_inversion, look_together
+from ..analysis.transfer.on_run import look_at_transfer
 from ..attacks import APGD, PGD, Benign, VariedEps
 from ..attacks.losses import TargetedDLR
 from ..attacks.threats import L2
@@ -26,7 +27,6 @@ from ..recipes.small import quickstart
 from ..records.results import Array
 from ..records.run_folder import RunFolder
 from ..records.statistics import Cells, Claim
-from ..report import information as information_plots
 from ..runs.recipe import Evaluation, Recipe
 from ..training.engine import Method
 from ._common import World, worlds

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..analyses.memorization import look_for_memorization
-from ..analysis.stability import DIRECTIONS
+from ..analysis.memorization.on_run import look_for_memorization
+from ..analysis.memorization.stability import DIRECTIONS
 from ..attacks import PGD, Anywhere, Near
 from ..attacks.threats import Linf
 from ..core.schedules import Piecewise, Ramp

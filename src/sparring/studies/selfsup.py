@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..analyses.representation import look_at_representation
+from ..analysis.representation import plot as representation_plots
+from ..analysis.representation.on_run import look_at_representation
 from ..attacks import APGD, PGD, Benign
 from ..attacks.losses import TargetedDLR
 from ..attacks.threats import Linf
@@ -28,7 +29,6 @@ from ..recipes.small import quickstart
 from ..records.results import Array
 from ..records.run_folder import RunFolder
 from ..records.statistics import Cells, Claim
-from ..report import representation as representation_plots
 from ..runs.recipe import Evaluation, Recipe, recipe_from_plain
 from ..training.cost import cost
 from ..training.engine import Method

@@ -10,7 +10,7 @@ from ...core.errors import UserError
 from ..common import check_options, print_json, say, threat_for
 
 if TYPE_CHECKING:
-    from ...analyses.opening import Looked
+    from ...analysis.runs import Looked
     from ...core.types import Threat
 
 KINDS = {
@@ -94,7 +94,7 @@ def options_for(kind: type[Options], target: str, name: str, args: list[str]) ->
 
 def opened(target: str, options: Common) -> "dict[str, Looked]":
     """The runs by their names, as short as they are unequal. Raises `UserError` for other test images."""
-    from ...analyses.opening import opened
+    from ...analysis.runs import opened
 
     names = [target, *options.beside]
     short = [Path(name).name for name in names]

@@ -26,7 +26,7 @@ class Options(Common):
 
 
 def run(target: str, options: Options) -> int:
-    from ...analyses.information import informed, write_information
+    from ...analysis.information.on_run import informed, write_information
 
     runs = opened(target, options)
     names = ("examples", "layer", "close", "probes", "count", "tolerated", "batch_size", "seed")

@@ -9,7 +9,7 @@ from ..common import say
 from .common import Common, files, how, opened, told
 
 if TYPE_CHECKING:
-    from ...analyses.inversion import Inverted
+    from ...analysis.inversion.on_run import Inverted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Options(Common):
 
 
 def run(target: str, options: Options) -> int:
-    from ...analyses.inversion import how_to_invert, inverted, judge_of, write_inversion
+    from ...analysis.inversion.on_run import how_to_invert, inverted, judge_of, write_inversion
 
     if options.features < 0:
         raise UserError(f"--features {options.features} is below 0")
@@ -78,7 +78,7 @@ def _show(found: "dict[str, Inverted]") -> None:
     from rich import print as rich_print
     from rich.table import Table
 
-    from ...analysis.inversion import MEANINGS
+    from ...analysis.inversion.measure import MEANINGS
 
     table = Table("images", "", *found)
     plain = {name: each.plain()["images"] for name, each in found.items()}

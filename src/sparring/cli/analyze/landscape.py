@@ -19,9 +19,9 @@ class Options(Attacked):
 def run(target: str, options: Options) -> int:
     import numpy as np
 
-    from ...analysis import landscape
+    from ...analysis.landscape import measure as landscape
+    from ...analysis.landscape import plot as landscape_plots
     from ...core.writing import replacing, write_json
-    from ...report import landscape as landscape_plots
 
     runs, threat = attacked(target, options)
     given = {key: getattr(options, key) for key in ("steps", "points", "seed", "batch_size")}

@@ -8,7 +8,7 @@ from ..common import say
 from .common import Attacked, attacked, files, how, told
 
 if TYPE_CHECKING:
-    from ...analyses.memorization import Memorization
+    from ...analysis.memorization.on_run import Memorization
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Options(Attacked):
 
 
 def run(target: str, options: Options) -> int:
-    from ...analyses.memorization import agreement, difficulties, memorization, write_memorization
+    from ...analysis.memorization.on_run import agreement, difficulties, memorization, write_memorization
 
     if options.close < 1:
         raise UserError(f"an analysis needs at least one image, not {options.close} as --close")

@@ -21,7 +21,7 @@ class Options(Attacked):
 
 
 def run(target: str, options: Options) -> int:
-    from ...analyses.representation import represented, write_representation
+    from ...analysis.representation.on_run import represented, write_representation
 
     runs, threat = attacked(target, options)
     given = {key: getattr(options, key) for key in ("bank", "k", "steps", "restarts", "batch_size", "seed")}

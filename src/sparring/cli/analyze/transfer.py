@@ -8,7 +8,7 @@ from ..common import say
 from .common import Common, files, how, opened, told
 
 if TYPE_CHECKING:
-    from ...analyses.transfer import Transfers
+    from ...analysis.transfer.on_run import Transfers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,8 @@ class Options(Common):
 
 
 def run(target: str, options: Options) -> int:
-    from ...analyses.transfer import transfers, write_transfers
     from ...analysis import Tuning
+    from ...analysis.transfer.on_run import transfers, write_transfers
 
     if not options.to:
         raise UserError("no task is named: give --to digits, or --to fashion_mnist+classes=5-9 for some classes")

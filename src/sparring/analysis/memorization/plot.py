@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..records.results import Array
-from .figures import finish, new_figure, save
+from ...records.results import Array
+from ...report.figures import finish, new_figure, save
 
 
 class Memorized(NamedTuple):

@@ -10,20 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attacks import APGD, PGD
-from ..attacks.losses import Margin, TargetedDLR
-from ..core.errors import UserError
-from ..core.gate import gated
-from ..core.modes import eval_mode
-from ..core.rng import PerExample
-from ..core.types import Classifier, Data, Labelled, Threat, pixels
-from ..core.validation import as_classifier
-from ..evaluation import Adversary, Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours, evaluate
-from ..models import KNN, encoded, linear_probe
-from ..objectives.contrastive_losses import information_bound
-from ..records.results import Accuracy, Array
-from ..records.statistics import interval
-from .jacobian import effective_count
+from ...attacks import APGD, PGD
+from ...attacks.losses import Margin, TargetedDLR
+from ...core.errors import UserError
+from ...core.gate import gated
+from ...core.modes import eval_mode
+from ...core.rng import PerExample
+from ...core.types import Classifier, Data, Labelled, Threat, pixels
+from ...core.validation import as_classifier
+from ...evaluation import Adversary, Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours, evaluate
+from ...models import KNN, encoded, linear_probe
+from ...objectives.contrastive_losses import information_bound
+from ...records.results import Accuracy, Array
+from ...records.statistics import interval
+from ..information.jacobian import effective_count
 
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 

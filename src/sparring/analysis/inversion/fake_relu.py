@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..core.types import Classifier
-from ..models import FEATURES, as_run, straight_through
-from ..models.swap import hidden_activations
+from ...core.types import Classifier
+from ...models import FEATURES, as_run, straight_through
+from ...models.swap import hidden_activations
 
 
 @contextmanager

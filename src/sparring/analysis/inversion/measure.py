@@ -15,20 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..attacks import PGD, Near, Painted, Refined
-from ..attacks.losses import Coordinate, FeatureMatch, Smooth, Total, residuals
-from ..attacks.threats import L2
-from ..core.errors import UserError
-from ..core.gate import check_taken, gated
-from ..core.modes import eval_mode, frozen, full_precision
-from ..core.rng import PerExample, normal
-from ..core.types import Attack, Data, PointLoss, pixels
-from ..models import FEATURES, Layers
-from ..records.results import Array
-from .jacobian import refuse_coupling
-from .landscape import estimate
-from .likeness import psnr, ssim
-from .passing import not_passing, passing
+from ...attacks import PGD, Near, Painted, Refined
+from ...attacks.losses import Coordinate, FeatureMatch, Smooth, Total, residuals
+from ...attacks.threats import L2
+from ...core.errors import UserError
+from ...core.gate import check_taken, gated
+from ...core.modes import eval_mode, frozen, full_precision
+from ...core.rng import PerExample, normal
+from ...core.types import Attack, Data, PointLoss, pixels
+from ...models import FEATURES, Layers
+from ...records.results import Array
+from ..information.jacobian import refuse_coupling
+from ..landscape.measure import estimate
+from .fake_relu import not_passing, passing
+from .similarity import psnr, ssim
 
 MEANINGS = {
     "residual": "|f(x') - f(x)| / |f(x)| at the end, the mean over layers and nets",

@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..core.errors import UserError, need_one_of
-from ..core.gate import check_taken, gated
-from ..core.modes import eval_mode
-from ..core.rng import make_rng, mixed_seed
-from ..core.types import Classifier, Data, pixels
-from ..core.validation import as_classifier
-from ..evaluation import evaluate
-from ..models import as_run, encoded, validated_probe
-from ..records.results import Accuracy
-from . import weights
+from ...core.errors import UserError, need_one_of
+from ...core.gate import check_taken, gated
+from ...core.modes import eval_mode
+from ...core.rng import make_rng, mixed_seed
+from ...core.types import Classifier, Data, pixels
+from ...core.validation import as_classifier
+from ...evaluation import evaluate
+from ...models import as_run, encoded, validated_probe
+from ...records.results import Accuracy
+from ..information import weights
 
 Mode: TypeAlias = Literal["head", "norms", "block", "all"]
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis import Information, information
-from ..core.writing import replacing, write_json
-from ..records.run_folder import RunFolder
-from ..report import information as information_plots
-from .opening import Looked, last_of
+from ...core.writing import replacing, write_json
+from ...records.run_folder import RunFolder
+from .. import Information
+from ..runs import Looked, last_of
+from . import measure as information
+from . import plot as information_plots
 
 
 def informed(looked: Looked, *, examples: int, **how: Any) -> Information:

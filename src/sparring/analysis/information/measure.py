@@ -14,16 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.errors import UserError
-from ..core.gate import gated
-from ..core.modes import full_precision
-from ..core.rng import PerExample, make_rng, normal
-from ..core.types import Data, pixels
-from ..models.layers import FEATURES, Layers
-from ..records.results import Array
+from ...core.errors import UserError
+from ...core.gate import gated
+from ...core.modes import full_precision
+from ...core.rng import PerExample, make_rng, normal
+from ...core.types import Data, pixels
+from ...models.layers import FEATURES, Layers
+from ...records.results import Array
+from ..landscape.measure import estimate
 from . import weights
 from .jacobian import Jacobian, largest, refuse_coupling, spectrum, squared_norm
-from .landscape import estimate
 
 MEANINGS = {
     "weights: trace": "trace of the Fisher information of the weights, exact over classes, nats",

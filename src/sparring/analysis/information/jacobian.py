@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..core.errors import UserError
-from ..core.modes import mode_matters
-from ..core.rng import Rng, normal, uniform
-from ..core.types import Forward, each
+from ...core.errors import UserError
+from ...core.modes import mode_matters
+from ...core.rng import Rng, normal, uniform
+from ...core.types import Forward, each
 
 EXACT = 64
 """Up to so many outputs, the norm is computed and not estimated."""

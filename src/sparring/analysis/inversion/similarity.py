@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.errors import UserError
+from ...core.errors import UserError
 
 WINDOW, SIGMA = 11, 1.5
 

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..attacks import PGD
-from ..attacks.gradients import slope
-from ..attacks.losses import Untargeted
-from ..core.errors import UserError
-from ..core.gate import gated
-from ..core.modes import eval_mode, frozen, full_precision
-from ..core.rng import PerExample, normal
-from ..core.types import Data, PointLoss, Threat, each, pixels
-from ..records.results import Array
-from ..records.statistics import interval
+from ...attacks import PGD
+from ...attacks.gradients import slope
+from ...attacks.losses import Untargeted
+from ...core.errors import UserError
+from ...core.gate import gated
+from ...core.modes import eval_mode, frozen, full_precision
+from ...core.rng import PerExample, normal
+from ...core.types import Data, PointLoss, Threat, each, pixels
+from ...records.results import Array
+from ...records.statistics import interval
 
 DISTANCES = (1.0, 0.1, 0.01)
 """At which the gradient is compared with that at the image, in eps."""

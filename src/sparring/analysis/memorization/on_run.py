@@ -7,19 +7,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..acceleration import Fast
-from ..analysis import PHASES, Stability, complexity, losses, stability
-from ..analysis.stability import LENGTHS
-from ..attacks import PGD
-from ..core.types import Data, Threat
-from ..core.writing import replacing, write_json
-from ..evaluation import WhiteBox, evaluate
-from ..records.results import Accuracy, Array, Memory
-from ..records.run_folder import RunFolder
-from ..records.statistics import interval
-from ..report import memorization as memorization_plots
-from ..training.example_history import remembering
-from .opening import Looked, last_of
+from ...acceleration import Fast
+from ...attacks import PGD
+from ...core.types import Data, Threat
+from ...core.writing import replacing, write_json
+from ...evaluation import WhiteBox, evaluate
+from ...records.results import Accuracy, Array, Memory
+from ...records.run_folder import RunFolder
+from ...records.statistics import interval
+from ...training.example_history import remembering
+from .. import PHASES, Stability, losses
+from ..runs import Looked, last_of
+from . import complexity, stability
+from . import plot as memorization_plots
+from .stability import LENGTHS
 
 
 @dataclass(frozen=True, slots=True)

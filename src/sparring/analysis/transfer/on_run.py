@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..analysis import Tuning, shots, task_distance, task_embedding, transfer
-from ..core.errors import UserError
-from ..core.types import Data
-from ..core.writing import write_json
-from ..data import Resized, source_of
-from ..evaluation import evaluate
-from ..records.results import Array
-from ..records.run_folder import RunFolder
-from ..report import information as information_plots
-from .opening import Looked, last_of
+from ...core.errors import UserError
+from ...core.types import Data
+from ...core.writing import write_json
+from ...data import Resized, source_of
+from ...evaluation import evaluate
+from ...records.results import Array
+from ...records.run_folder import RunFolder
+from .. import Tuning, shots, task_distance, task_embedding
+from ..information import plot as information_plots
+from ..runs import Looked, last_of
+from . import measure as transfer
 
 SHOTS = (100, 400, 1600)
 

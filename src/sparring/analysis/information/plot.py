@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..records.results import Array
-from .figures import finish, new_figure, picture, save
+from ...records.results import Array
+from ...report.figures import finish, new_figure, picture, save
 
 _BARS = (
     ("weights: trace: all", "weights: trace"),

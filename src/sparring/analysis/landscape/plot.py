@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..records.results import Array
-from .figures import new_figure, save
+from ...records.results import Array
+from ...report.figures import new_figure, save
 
 
 def landscape(surfaces: Sequence[tuple[str, Array]], grid: Array, threat: str, path: Path) -> None:

@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..analysis import Inversion, Inverter, interpolated, inversion, visualised
-from ..analysis.inversion import beginning, searches
-from ..core.errors import UserError
-from ..core.rng import PerExample, make_rng
-from ..core.types import pixels
-from ..core.writing import replacing, write_json
-from ..models import Layers
-from ..records.results import Array
-from ..records.run_folder import RunFolder
-from ..report import information as information_plots
-from .opening import Looked, last_of, opened
-from .transfer import task_for
+from ...core.errors import UserError
+from ...core.rng import PerExample, make_rng
+from ...core.types import pixels
+from ...core.writing import replacing, write_json
+from ...models import Layers
+from ...records.results import Array
+from ...records.run_folder import RunFolder
+from .. import Inversion, Inverter, interpolated, visualised
+from ..information import plot as information_plots
+from ..runs import Looked, last_of, opened
+from ..transfer.on_run import task_for
+from . import measure as inversion
+from .measure import beginning, searches
 
 INSIDE = "its own test images"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..records.results import Array
-from .figures import finish, new_figure, save
+from ...records.results import Array
+from ...report.figures import finish, new_figure, save
 
 Estimate = tuple[float, float, float]
 _KINDS = ("clean", "robust", "defended")

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..attacks import PGD, Anywhere
-from ..attacks.gradients import slope
-from ..attacks.losses import Margin, Untargeted
-from ..attacks.threats import L2
-from ..core.errors import UserError
-from ..core.gate import gated
-from ..core.modes import eval_mode, frozen
-from ..core.rng import PerExample
-from ..core.types import Classifier, Data, Forward, PointLoss, Probe, Threat, each, pixels
+from ...attacks import PGD, Anywhere
+from ...attacks.gradients import slope
+from ...attacks.losses import Margin, Untargeted
+from ...attacks.threats import L2
+from ...core.errors import UserError
+from ...core.gate import gated
+from ...core.modes import eval_mode, frozen
+from ...core.rng import PerExample
+from ...core.types import Classifier, Data, Forward, PointLoss, Probe, Threat, each, pixels
 
 
 class NotDefined(UserError):  # noqa: N818

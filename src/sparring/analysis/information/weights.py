@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from ..core.errors import UserError
-from ..core.modes import full_precision
-from ..core.rng import make_rng
-from ..core.types import Classifier, Data, pixels
+from ...core.errors import UserError
+from ...core.modes import full_precision
+from ...core.rng import make_rng
+from ...core.types import Classifier, Data, pixels
 from .jacobian import refuse_coupling
 
 BUDGET = 2**28

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 
-from ..analysis import Representation, representation
-from ..core.rng import make_rng
-from ..core.types import Threat
-from ..core.writing import write_json
-from ..records.run_folder import RunFolder
-from ..report import representation as representation_plots
-from .opening import Looked, last_of
+from ...core.rng import make_rng
+from ...core.types import Threat
+from ...core.writing import write_json
+from ...records.run_folder import RunFolder
+from .. import Representation
+from ..runs import Looked, last_of
+from . import measure as representation
+from . import plot as representation_plots
 
 
 def represented(looked: Looked, threat: Threat, *, bank: int = 5000, **how: Any) -> Representation:
