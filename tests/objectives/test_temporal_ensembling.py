@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import toy_data, toy_net
-from test_run import bits, stop_at
+from helpers import bits, stop_at
 
 import sparring.objectives.bank as banks
 from sparring import (

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import toy_data, toy_net
+from helpers import bits, demanding, stop_at
 
 from sparring import EMA, PGD, SGD, TRADES, Linf, Method, Near, RunFolder, State, UserError, fit, load_model
 from sparring.cli import run as shell
@@ -25,24 +26,6 @@ from sparring.runs.load import evaluate_run, evaluate_weights, recipe_of
 from sparring.training.checkpoint import read_weights, save_weights
 from sparring.training.guard import Guard
 from sparring.training.hooks import Interrupted, Saving
-
-
-def bits(run, which="last"):
-    return run.weights(which).read_bytes()
-
-
-def demanding(tiny):
-    """A recipe in which everything that a checkpoint must hold matters."""
-    attack = PGD(Linf(0.1), steps=1, start=Near(0.01))
-    return replace(
-        tiny,
-        method=Method(attack, TRADES()),
-        model=Build(preact_resnet18, width=0.03),
-        augment=(Crop(1), Flip()),
-        averaging=EMA(0.9),
-        optimizer=SGD(nesterov=True),
-        batch_size=400,
-    )
 
 
 def test_a_run_leaves_everything_that_it_promises(tiny, tmp_path):
@@ -74,14 +57,6 @@ def test_a_run_repeats_itself_from_its_seed_and_another_seed_is_another_run(tiny
     one, two = (fit(tiny, tmp_path / name) for name in "ab")
     assert bits(one) == bits(two)
     assert bits(fit(replace(tiny, seed=1), tmp_path / "c")) != bits(one)
-
-
-def stop_at(step):
-    def show(news):
-        if news.progress.step == step and news.held_out is None:
-            signal.raise_signal(signal.SIGINT)
-
-    return show
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 6])
@@ -325,7 +300,7 @@ def test_a_full_disk_stops_with_a_sentence_and_goes_on_when_there_is_room(tiny, 
     whole = fit(tiny, tmp_path / "whole")
     script = f"""
         import resource, sys
-        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
         from sparring import UserError, fit
         from sparring.runs.recipe import recipe_from_plain
         from sparring.records.run_folder import read_json

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import toy_data
-from test_run import stop_at
+from helpers import stop_at
 
 from sparring import PGD, Data, Kept, LabelNoise, Linf, PixelNoise, Remember, UserError, fit
 from sparring.cli import run as shell

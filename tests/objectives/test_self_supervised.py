@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import toy_data
-from test_run import bits, stop_at
+from helpers import bits, stop_at
 from torch import nn
 
 from sparring import (

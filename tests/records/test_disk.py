@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import toy_data, toy_net
+from helpers import ATTACK, evaluated, state
 from safetensors.torch import save_file
 
 import sparring
@@ -136,7 +137,7 @@ def test_a_study_keeps_a_second_one_out(tmp_path, capsys):
 
 
 def test_a_copy_of_a_checkpoint_under_another_name_is_none_of_ours(tmp_path):
-    from test_checkpoint import state
+    from helpers import state
 
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(20))
@@ -466,7 +467,7 @@ def test_rows_of_metrics_that_are_none_are_left_out(tmp_path):
     "content", ["[]", "null", "1", "{}", '{"weights.safetensors": 1, "state.pt": 2}', "[" * 100_000]
 )
 def test_checksums_that_are_none_are_damage(tmp_path, content):
-    from test_checkpoint import state
+    from helpers import state
 
     path = Checkpoints(tmp_path).save(state(1))
     (path / "checksums.json").write_text(content)
@@ -480,7 +481,7 @@ def test_checksums_that_are_none_are_damage(tmp_path, content):
 def test_a_checkpoint_of_another_program_is_a_sentence(tmp_path):
     import hashlib
 
-    from test_checkpoint import state
+    from helpers import state
 
     path = Checkpoints(tmp_path).save(state(1))
     (path / "state.pt").write_bytes(b"whole, but no state")
@@ -518,12 +519,6 @@ def test_an_evaluation_whose_arrays_do_not_belong_together_is_named(copied, tmp_
 
 
 # -- the journal of an evaluation
-
-ATTACK = {"fgsm": WhiteBox(FGSM(Linf(0.1)))}
-
-
-def evaluated(folder):
-    return evaluate(toy_net().eval(), toy_data(), ATTACK, state=folder).standing["fgsm"].tolist()
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import kendalltau
+from sparring.analyses import agreement, memorization, opened
 
 from sparring import PGD, TRADES, CrossEntropy, LabelNoise, Linf, Method, Near, PixelNoise, Remember, UserError, fit
-from sparring.analyses import agreement, memorization, opened
 from sparring.cli import run as shell
 from sparring.core.serialization import Build
 from sparring.data import Digits, Few

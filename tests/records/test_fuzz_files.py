@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers import evaluated
 from safetensors.torch import save_file
-from test_disk import evaluated
 
 from sparring import RunFolder, UserError, fit, load_model
 from sparring.runs.load import evaluate_run

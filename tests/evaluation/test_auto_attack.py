@@ -459,7 +459,7 @@ def test_a_sigkill_loses_nothing(tmp_path):
         import torch
         from pathlib import Path
         import sys
-        sys.path.insert(0, {str(os.path.dirname(__file__))!r})
+        sys.path.insert(0, {str(str(Path(__file__).parents[1]))!r})
         from conftest import toy_data, toy_net
         from sparring import Linf, Margin, Square, WhiteBox, evaluate
         from sparring.records.run_folder import write_evaluated

@@ -1,23 +1,11 @@
 import pytest
 import torch
 from conftest import toy_data, toy_net
+from helpers import METHOD, state
 from safetensors.torch import save_file
 
 from sparring import EMA, PGD, CrossEntropy, Linf, Method, State, UserError
 from sparring.training.checkpoint import Checkpoints, read_weights, save_weights
-
-METHOD = Method(PGD(Linf(0.1), steps=1), CrossEntropy())
-
-
-def state(step=0, seed=0, average=True):
-    model = toy_net(seed)
-    made = State.start(METHOD, model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), toy_data(), seed)
-    made.average = EMA().init(model) if average else None
-    for p in model.parameters():
-        p.grad = torch.full_like(p, float(step))
-    made.optimizer.step()  # momentum to remember
-    made.step, made.best = step, {"robust": 0.5, "clean": 0.7, "step": 1}
-    return made
 
 
 def same(a, b):

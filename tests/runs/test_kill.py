@@ -6,7 +6,7 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
-from test_run import bits, demanding
+from helpers import bits, demanding
 
 from sparring import fit
 from sparring.records.run_folder import write_json

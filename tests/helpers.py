@@ -1,0 +1,59 @@
+"""What tests of several rooms share."""
+
+import signal
+from dataclasses import replace
+
+import torch
+from conftest import toy_data, toy_net
+
+from sparring import PGD, TRADES, CrossEntropy, Linf, Method, State, WhiteBox, evaluate
+from sparring.attacks import FGSM, Near
+from sparring.core.serialization import Build
+from sparring.data import Crop, Flip
+from sparring.models import preact_resnet18
+from sparring.training.averaging import EMA
+from sparring.training.optimizers import SGD
+
+METHOD = Method(PGD(Linf(0.1), steps=1), CrossEntropy())
+ATTACK = {"fgsm": WhiteBox(FGSM(Linf(0.1)))}
+
+
+def bits(run, which="last"):
+    return run.weights(which).read_bytes()
+
+
+def stop_at(step):
+    def show(news):
+        if news.progress.step == step and news.held_out is None:
+            signal.raise_signal(signal.SIGINT)
+
+    return show
+
+
+def demanding(tiny):
+    """A recipe in which everything that a checkpoint must hold matters."""
+    attack = PGD(Linf(0.1), steps=1, start=Near(0.01))
+    return replace(
+        tiny,
+        method=Method(attack, TRADES()),
+        model=Build(preact_resnet18, width=0.03),
+        augment=(Crop(1), Flip()),
+        averaging=EMA(0.9),
+        optimizer=SGD(nesterov=True),
+        batch_size=400,
+    )
+
+
+def state(step=0, seed=0, average=True):
+    model = toy_net(seed)
+    made = State.start(METHOD, model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), toy_data(), seed)
+    made.average = EMA().init(model) if average else None
+    for p in model.parameters():
+        p.grad = torch.full_like(p, float(step))
+    made.optimizer.step()  # momentum to remember
+    made.step, made.best = step, {"robust": 0.5, "clean": 0.7, "step": 1}
+    return made
+
+
+def evaluated(folder):
+    return evaluate(toy_net().eval(), toy_data(), ATTACK, state=folder).standing["fgsm"].tolist()
