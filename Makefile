@@ -7,8 +7,10 @@ LATEST := .venv-latest
 LOWEST := .venv-lowest
 CASES  ?= 3000
 SEED   ?= 1
-FAST   := bootstrap checkpoint checks console core flags gate lowest losses models optimizers own_threat randomness \
-          recipes report results schedules threats views
+FAST   := attacks/test_losses attacks/test_own_threat attacks/test_threats cli/test_console cli/test_flags core/test_gate \
+          core/test_modes core/test_rng core/test_schedules core/test_types core/test_validation models/test_models \
+          recipes/test_recipes records/test_results records/test_statistics report/test_figures \
+          training/test_checkpoint training/test_optimizers test_lowest
 PIP    := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test fuzz check format test-latest test-lowest clean
@@ -21,7 +23,7 @@ test: $(VENV)/.dev ## all tests, two processes of one thread each
 	$(BIN)/python -m pytest -n 2
 
 fuzz: $(VENV)/.dev ## the fuzzers at length: copies of models, weights files, JSON, arrays, data files
-	$(BIN)/python -m pytest -n 2 tests/test_fuzz_copies.py tests/test_fuzz_files.py tests/test_data_faults.py \
+	$(BIN)/python -m pytest -n 2 tests/acceleration/test_fuzz_copies.py tests/records/test_fuzz_files.py tests/data/test_data_faults.py \
 		--fuzz $(CASES) --fuzz-seed $(SEED)
 
 check: $(VENV)/.dev ## format, lint, types, rooms
@@ -46,7 +48,7 @@ test-lowest: ## the fast tests with every lower bound of pyproject.toml
 	$(LOWEST)/bin/python tools/lowest.py > $(LOWEST)/pins.txt
 	$(LOWEST)/bin/python $(PIP) --requirement $(LOWEST)/pins.txt
 	$(LOWEST)/bin/python $(PIP) --no-deps --editable .
-	$(LOWEST)/bin/python -m pytest -o filterwarnings=default $(FAST:%=tests/test_%.py)
+	$(LOWEST)/bin/python -m pytest -o filterwarnings=default $(FAST:%=tests/%.py)
 
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; sys.exit("sparring needs Python 3.11 or newer, not " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
