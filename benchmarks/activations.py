@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparring import FGSM, SGD, Anywhere, Linf, UserError, bench, make_rng
-from sparring.acceleration import Fast, Plain, prefer_channels_last, tune_process
-from sparring.attacks.losses import Untargeted
+from sparring import FGSM, SGD, Linf, RandomStart, UserError, bench, make_rng
+from sparring.acceleration import AcceleratedCopy, OriginalModel, prefer_channels_last, tune_process
+from sparring.attacks.losses import CE
 from sparring.bench import in_turns
 from sparring.core.modes import eval_mode, frozen
 from sparring.models import preact_resnet18
@@ -38,16 +38,16 @@ def step(name: str, way: str, options: argparse.Namespace) -> Callable[[], None]
     torch.manual_seed(0)
     model: nn.Module = preact_resnet18(width=options.width / 64, activation=name).to(device)
     x, y = torch.rand(options.batch, 3, 32, 32, device=device), torch.arange(options.batch, device=device) % 10
-    attack = FGSM(threat, threat.eps, Anywhere())
+    attack = FGSM(threat, threat.eps, RandomStart())
     if way != "compiled":
-        return bench.step(model, x, y, Plain() if way == "plain" else Fast("auto", "off"), attack)
+        return bench.step(model, x, y, OriginalModel() if way == "plain" else AcceleratedCopy("auto", "off"), attack)
     prefer_channels_last(model.train(), x[:8])
     optimizer, rng = SGD().build(model), make_rng(0, device)
-    search, update = Fast("auto", "on"), torch.compile(model)
+    search, update = AcceleratedCopy("auto", "on"), torch.compile(model)
 
     def call() -> None:
         with eval_mode(model), frozen(model), search(model, x[:8]) as searched:
-            z = attack(Untargeted(searched.__call__, y), x, rng)
+            z = attack(CE(searched.__call__, y), x, rng)
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(update(z), y).backward()
         optimizer.step()

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from sparring import L1, L2, Linf, autoattack, load_model
-from sparring.acceleration import Fast, Precision, tune_process
-from sparring.core.types import Classifier, Data, pixels
+from sparring.acceleration import AcceleratedCopy, Precision, tune_process
+from sparring.core.types import Classifier, TensorData, pixels
 from sparring.runs.load import recipe_of
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -118,12 +118,12 @@ def ours(
 ) -> None:
     """As users get it: attacks search in bf16 where the processor computes in it, and float32 decides."""
 
-    def on_news(news: Any) -> None:
+    def on_progress(news: Any) -> None:
         if news.stage_done:
             sheet.note(news.stage.rpartition("/")[2], news.flags)
 
-    search = Fast(precision)
-    autoattack(model, x, y, threat, seed=seed, batch_size=batch, search=search, on_news=on_news)
+    search = AcceleratedCopy(precision)
+    autoattack(model, x, y, threat, seed=seed, batch_size=batch, search=search, on_progress=on_progress)
 
 
 @contextmanager
@@ -136,7 +136,7 @@ def quiet() -> Iterator[None]:
 
 
 def images(run: Path, count: int) -> tuple[Tensor, Tensor]:
-    test: Data = recipe_of(run).data.load()[1][:count]
+    test: TensorData = recipe_of(run).data.load()[1][:count]
     return pixels(test.x), test.y
 
 

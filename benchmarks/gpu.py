@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparring.acceleration import Fast, Plain, tune_process
+from sparring.acceleration import AcceleratedCopy, OriginalModel, tune_process
 from sparring.bench import ATTACK, attack, ceilings, gflop_of_forward, in_turns, standing, step, subject
 
 Call = Callable[[], None]
@@ -77,12 +77,12 @@ def torchattacks_step(model: nn.Module, x: Tensor, y: Tensor) -> Call:
 
 def with_bf16_update(model: nn.Module, x: Tensor, y: Tensor) -> Call:
     """What a bf16 update would save. It is no option of the library: parity has not been shown."""
-    crafted, optimizer = attack(model, x, y, Fast("bf16", "on")), sgd(model)
+    crafted, optimizer = attack(model, x, y, AcceleratedCopy("bf16", "on")), sgd(model)
     return lambda: descend(model, crafted(), y, optimizer, torch.bfloat16)
 
 
 def with_compiled_update(model: nn.Module, x: Tensor, y: Tensor) -> Call:
-    crafted, optimizer = attack(model, x, y, Fast("bf16", "on")), sgd(model)
+    crafted, optimizer = attack(model, x, y, AcceleratedCopy("bf16", "on")), sgd(model)
     trained = torch.compile(model)
 
     def call() -> None:
@@ -93,7 +93,7 @@ def with_compiled_update(model: nn.Module, x: Tensor, y: Tensor) -> Call:
 
 def as_one_graph(model: nn.Module, x: Tensor, y: Tensor) -> Call:
     """The whole attack captured once as a CUDA graph and replayed; its copy of the net is filled anew before."""
-    fast, optimizer = Fast("bf16", "off"), sgd(model)
+    fast, optimizer = AcceleratedCopy("bf16", "off"), sgd(model)
     eps, size = ATTACK.threat.eps, ATTACK.step_size or 0.0
     still, out = x.clone(), x.clone()
     model.eval()
@@ -130,10 +130,10 @@ def as_one_graph(model: nn.Module, x: Tensor, y: Tensor) -> Call:
 VARIANTS: dict[str, Make] = {
     "plain, fp32": plain,
     "torchattacks, fp32": torchattacks_step,
-    "ours, fp32": partial(step, search=Plain()),
-    "ours, bf16, not compiled": partial(step, search=Fast("bf16", "off")),
-    "ours": partial(step, search=Fast("auto", "on")),
-    "ours, max-autotune": partial(step, search=Fast("auto", "max-autotune")),
+    "ours, fp32": partial(step, search=OriginalModel()),
+    "ours, bf16, not compiled": partial(step, search=AcceleratedCopy("bf16", "off")),
+    "ours": partial(step, search=AcceleratedCopy("auto", "on")),
+    "ours, max-autotune": partial(step, search=AcceleratedCopy("auto", "max-autotune")),
     "ours, attack as one graph": as_one_graph,
     "ours, compiled update": with_compiled_update,
     "ours, bf16 update": with_bf16_update,
@@ -170,7 +170,7 @@ def measured(args: argparse.Namespace, batch: int, device: torch.device, most: f
     rows = {}
     for name, seconds in taken.items():
         middle = sorted(seconds)[len(seconds) // 2]
-        points = attack(nets[name].eval(), x, y, Plain())()
+        points = attack(nets[name].eval(), x, y, OriginalModel())()
         rows[name] = {
             "seconds": seconds,
             "images_per_second": batch / middle,

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparring import PGD, Linf
-from sparring.acceleration import Fast, tune_process
+from sparring.acceleration import AcceleratedCopy, tune_process
 from sparring.bench import in_turns, step
 from sparring.models import preact_resnet18, small_cnn
 from sparring.runs.environment import session
@@ -55,7 +55,7 @@ def compared(make: Callable[[], nn.Module], shape: tuple[int, int, int], batch: 
     model, x, y = make(), torch.rand(batch, *shape), torch.arange(batch) % 10
     by = PGD(Linf("8/255"), steps=steps, step_size="2/255")
     one, other = copy.deepcopy(model), copy.deepcopy(model)
-    calls = {"plain": plain(one, x, y, by), "ours": step(other, x, y, Fast("auto", "off"), by)}
+    calls = {"plain": plain(one, x, y, by), "ours": step(other, x, y, AcceleratedCopy("auto", "off"), by)}
     taken, _ = in_turns(calls, rounds, CPU)
     return taken
 

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from sparring import Batches, Linf, Method, Progress, State, UserError, make_rng, train_step
-from sparring.acceleration import Fast, tune_process
-from sparring.attacks import FGSM, Anywhere
+from sparring.acceleration import AcceleratedCopy, tune_process
+from sparring.attacks import FGSM, RandomStart
 from sparring.data import Flip, ImageStream
 from sparring.data.pictures import AHEAD
 from sparring.models import imagenet_resnet
@@ -59,9 +59,9 @@ def trained(batches: Iterable[object], device: torch.device, size: int, ahead: i
     torch.manual_seed(0)
     model = imagenet_resnet(num_classes=2, shape=(3, size, size), activation="silu").to(device).train()
     threat = Linf("4/255")
-    method = Method(FGSM(threat, threat.eps, Anywhere()), CrossEntropy())
+    method = Method(FGSM(threat, threat.eps, RandomStart()), CrossEntropy())
     optimizer = SGD().build(model)
-    state, search, taken = State.start(method, model, optimizer), Fast(), []
+    state, search, taken = State.start(method, model, optimizer), AcceleratedCopy(), []
     began = time.perf_counter()
     for each, _ in zip(batches, range(ahead + steps), strict=False):
         train_step(method, state, each, Progress(1, 100, 1), search=search)  # type: ignore[arg-type]

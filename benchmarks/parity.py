@@ -16,30 +16,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparring import PGD, Linf, Untargeted, WhiteBox, evaluate, load_model
-from sparring.acceleration import Fast, Plain, tune_process
-from sparring.attacks.gradients import slope
+from sparring import CE, PGD, Linf, WhiteBox, evaluate, load_model
+from sparring.acceleration import AcceleratedCopy, OriginalModel, tune_process
+from sparring.attacks.gradients import value_and_grad
 from sparring.core.modes import eval_mode, frozen
 from sparring.core.rng import PerExample
-from sparring.core.types import Data, Search, pixels
+from sparring.core.types import AttackBackend, TensorData, pixels
 from sparring.runs.load import recipe_of
 
-SEARCHES: dict[str, Search] = {
-    "as it is": Plain(),
-    "copy fp32": Fast("fp32", "off"),
-    "copy fp32 compiled": Fast("fp32", "on"),
-    "copy bf16": Fast("bf16", "off"),
+SEARCHES: dict[str, AttackBackend] = {
+    "as it is": OriginalModel(),
+    "copy fp32": AcceleratedCopy("fp32", "off"),
+    "copy fp32 compiled": AcceleratedCopy("fp32", "on"),
+    "copy bf16": AcceleratedCopy("bf16", "off"),
 }
 
 
-def crafted(model: nn.Module, x: Tensor, y: Tensor, attack: PGD, search: Search, batch: int) -> tuple[Tensor, Tensor]:
+def crafted(
+    model: nn.Module, x: Tensor, y: Tensor, attack: PGD, search: AttackBackend, batch: int
+) -> tuple[Tensor, Tensor]:
     """The points, and the gradients of the clean images as they are searched on."""
     points, grads = [], []
     with eval_mode(model), frozen(model), search(model, x[:8]) as searched:
         for rows in torch.arange(len(x)).split(batch):
-            loss = Untargeted(searched.__call__, y[rows])
+            loss = CE(searched.__call__, y[rows])
             points.append(attack(loss, x[rows], PerExample(0, rows)))
-            grads.append(slope(loss, x[rows]).grad)
+            grads.append(value_and_grad(loss, x[rows]).grad)
     return torch.cat(points), torch.cat(grads)
 
 
@@ -51,7 +53,7 @@ def judged(model: nn.Module, z: Tensor, y: Tensor) -> tuple[Tensor, float]:
 
 def compared(run: Path, eps: float, count: int, batch: int) -> dict[str, Any]:
     model = load_model(run).eval()
-    test: Data = recipe_of(run).data.load()[1][:count]
+    test: TensorData = recipe_of(run).data.load()[1][:count]
     x, y = pixels(test.x), test.y
     attack = PGD(Linf(eps), steps=20, step_size=eps / 4)
     rows: dict[str, Any] = {}

@@ -40,10 +40,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparring import PGD, Batch, CrossEntropy, Linf, Method, Progress, State, Untargeted, eval_mode, frozen, train_step
-from sparring.acceleration import Fast, Plain, prefer_channels_last, tune_process
+from sparring import CE, PGD, Batch, CrossEntropy, Linf, Method, Progress, State, eval_mode, frozen, train_step
+from sparring.acceleration import AcceleratedCopy, OriginalModel, prefer_channels_last, tune_process
 from sparring.core.rng import make_rng
-from sparring.core.types import Data, Search, pixels
+from sparring.core.types import AttackBackend, TensorData, pixels
 from sparring.data import FashionMNIST
 from sparring.models import preact_resnet18
 from sparring.training.optimizers import SGD
@@ -167,20 +167,20 @@ def plain(model: nn.Module) -> Call:
     return call
 
 
-def ours(model: nn.Module, search: Search) -> Call:
-    """With `Plain`, fp32 on the model itself. Making the copy that is searched on is part of the time."""
+def ours(model: nn.Module, search: AttackBackend) -> Call:
+    """With `OriginalModel`, fp32 on the model itself. Making the copy that is searched on is part of the time."""
     attack, rng = PGD(Linf(EPS), steps=STEPS, step_size=SIZE), make_rng(torch.initial_seed())
 
     def call(x: Tensor, y: Tensor) -> Tensor:
         with eval_mode(model), frozen(model), search(model, x[:8]) as searched:
-            return attack(Untargeted(searched.__call__, y), x, rng)
+            return attack(CE(searched.__call__, y), x, rng)
 
     return call
 
 
-def ours_step(model: nn.Module, search: Search, steps: int = STEPS, size: float = SIZE, lr: float = LR) -> Call:
+def ours_step(model: nn.Module, search: AttackBackend, steps: int = STEPS, size: float = SIZE, lr: float = LR) -> Call:
     method = Method(PGD(Linf(EPS), steps=steps, step_size=size), CrossEntropy())
-    if not isinstance(search, Plain):  # as `fit` does
+    if not isinstance(search, OriginalModel):  # as `fit` does
         prefer_channels_last(model, torch.rand(8, 3, 32, 32))
     optimizer = SGD(MOMENTUM, weight_decay=0.0).build(model.train())
     for group in optimizer.param_groups:
@@ -304,9 +304,9 @@ ATTACKS: dict[str, Make] = {
     "robustness": robustness,
     "robustness-best": partial(best, make=partial(robustness, last=True)),
     "plain": plain,
-    "ours-eager-fp32": partial(ours, search=Plain()),
-    "ours": partial(ours, search=Fast("auto", "off")),
-    "ours-compiled": partial(ours, search=Fast("auto", "on")),
+    "ours-eager-fp32": partial(ours, search=OriginalModel()),
+    "ours": partial(ours, search=AcceleratedCopy("auto", "off")),
+    "ours-compiled": partial(ours, search=AcceleratedCopy("auto", "on")),
 }
 TRAINING: dict[str, Make] = {
     "mair": mair_step,
@@ -319,9 +319,9 @@ TRAINING: dict[str, Make] = {
     "torchattacks": partial(own_loop, make=torchattacks),
     "plain": partial(own_loop, make=plain),
     "plain-autocast": partial(best, make=partial(own_loop, make=plain, autocast=True), freeze=False),
-    "ours-eager-fp32": partial(ours_step, search=Plain()),
-    "ours": partial(ours_step, search=Fast("auto", "off")),
-    "ours-compiled": partial(ours_step, search=Fast("auto", "on")),
+    "ours-eager-fp32": partial(ours_step, search=OriginalModel()),
+    "ours": partial(ours_step, search=AcceleratedCopy("auto", "off")),
+    "ours-compiled": partial(ours_step, search=AcceleratedCopy("auto", "on")),
 }
 SIDES = {"attack": ATTACKS, "train": TRAINING}
 
@@ -331,7 +331,7 @@ def seeded(seed: int) -> None:
     np.random.seed(seed)  # noqa: NPY002 (ART draws from it)
 
 
-def images(data: Data, rows: slice) -> tuple[Tensor, Tensor]:
+def images(data: TensorData, rows: slice) -> tuple[Tensor, Tensor]:
     part = data[rows]
     return F.pad(pixels(part.x), (2, 2, 2, 2)).expand(-1, 3, -1, -1).contiguous(), part.y
 
@@ -352,7 +352,7 @@ def weights_of(args: argparse.Namespace) -> Path:
     if not path.exists():
         seeded(0)
         model, train = net(args), FashionMNIST().load()[0]
-        step = ours_step(model, Fast("fp32", "off"), steps=3, size=4 / 255, lr=0.02)
+        step = ours_step(model, AcceleratedCopy("fp32", "off"), steps=3, size=4 / 255, lr=0.02)
         for start in range(0, 64 * steps, 64):
             step(*images(train, slice(start, start + 64)))
         save_file({name: t.contiguous() for name, t in model.state_dict().items()}, path)
@@ -386,7 +386,7 @@ class Bench:
         if found is None:
             judge = copy.deepcopy(self.sides[name][0]).to(memory_format=torch.contiguous_format).requires_grad_(True)
             seeded(1)
-            found = ours(judge, Plain())(self.x, self.y)
+            found = ours(judge, OriginalModel())(self.x, self.y)
         found = found.detach().contiguous()
         largest = float((found - self.x).abs().max())
         inside = bool(((found >= 0) & (found <= 1)).all())

@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparring import PGD, Linf, Square, WhiteBox, make_rng
-from sparring.acceleration import Fast, computes_bf16, tune_process
+from sparring.acceleration import AcceleratedCopy, computes_bf16, tune_process
 from sparring.acceleration.compiled import Compiled
 from sparring.acceleration.convolution import worth
 from sparring.acceleration.normalisation import FrozenNorm, folded
 from sparring.acceleration.shadow import Shadow
-from sparring.attacks.gradients import slope
-from sparring.attacks.losses import Untargeted
+from sparring.attacks.gradients import value_and_grad
+from sparring.attacks.losses import CE
 from sparring.bench import in_turns, subject
-from sparring.core.types import Data, Probe, pixels
+from sparring.core.types import LossOutput, TensorData, pixels
 from sparring.data import Digits
 from sparring.evaluation import evaluate
 from sparring.models import preact_resnet18, small_cnn
@@ -68,15 +68,15 @@ def convolutions(rounds: int) -> None:
     for name, (model, shape, batches) in nets.items():
         net = Shadow(model.eval(), torch.float32).net
         for batch in batches:
-            loss, x = Untargeted(net.__call__, torch.arange(batch) % 10), torch.rand(batch, *shape)
+            loss, x = CE(net.__call__, torch.arange(batch) % 10), torch.rand(batch, *shape)
 
-            def at(least: int | None, loss: Untargeted = loss, x: Tensor = x) -> Call:
+            def at(least: int | None, loss: CE = loss, x: Tensor = x) -> Call:
                 def call() -> None:
                     if least is None:
-                        slope(loss, x)
+                        value_and_grad(loss, x)
                     else:
                         with worth(least):
-                            slope(loss, x)
+                            value_and_grad(loss, x)
 
                 return call
 
@@ -86,8 +86,8 @@ def convolutions(rounds: int) -> None:
 class Nothing:
     """A loss that costs nothing, and is never raised."""
 
-    def __call__(self, x: Tensor) -> Probe:
-        return Probe(x.new_zeros(len(x)), torch.zeros(len(x), dtype=torch.bool))
+    def __call__(self, x: Tensor) -> LossOutput:
+        return LossOutput(x.new_zeros(len(x)), torch.zeros(len(x), dtype=torch.bool))
 
     def __getitem__(self, rows: Tensor) -> "Nothing":
         return self
@@ -102,7 +102,7 @@ def square(rounds: int) -> None:
     )
 
 
-class FromOne(Fast):
+class FromOne(AcceleratedCopy):
     def ahead(self, device: torch.device) -> int:
         return 1
 
@@ -129,9 +129,9 @@ def filled(rounds: int) -> None:
     model, _, _ = subject(16, 128, CPU)
     digits = Digits().load()[0]
     x = F.interpolate(pixels(digits[:1024].x), size=32, mode="bilinear").expand(-1, 3, -1, -1).contiguous()
-    data, adversary = Data(x, digits.y[:1024], digits.classes), {"pgd": WhiteBox(PGD(Linf(0.06), 20, patience=0))}
+    data, adversary = TensorData(x, digits.y[:1024], digits.classes), {"pgd": WhiteBox(PGD(Linf(0.06), 20, patience=0))}
     for turn in range(rounds):
-        for name, search in (("from one", FromOne("fp32", "on")), ("from four", Fast("fp32", "on"))):
+        for name, search in (("from one", FromOne("fp32", "on")), ("from four", AcceleratedCopy("fp32", "on"))):
             count, began = [0, 0], time.perf_counter()
             with counted(count):
                 found = evaluate(model, data, adversary, batch_size=128, seed=turn, search=search)

@@ -12,7 +12,7 @@ import json
 import torch
 
 from sparring import PGD, CrossEntropy, Linf, Method, Progress, State, engine, train_step
-from sparring.acceleration import Fast, prefer_channels_last, tune_process
+from sparring.acceleration import AcceleratedCopy, prefer_channels_last, tune_process
 from sparring.acceleration.fingerprint import Fingerprint
 from sparring.attacks import FGSM
 from sparring.bench import in_turns, subject
@@ -39,7 +39,7 @@ def main() -> None:
 
     def step(every: int) -> object:
         state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=1e-4))
-        state.search = Fast()
+        state.search = AcceleratedCopy()
 
         def steps() -> None:
             engine.PROVED_EVERY = every

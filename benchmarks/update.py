@@ -20,9 +20,9 @@ from scipy.stats import t as student
 from torch import nn
 
 from sparring import PGD, Batches, Linf, Loop, Method, State, UserError, WhiteBox, evaluate
-from sparring.acceleration import Fast, prefer_channels_last, tune_process
+from sparring.acceleration import AcceleratedCopy, prefer_channels_last, tune_process
 from sparring.core.modes import unchanged
-from sparring.core.schedules import Piecewise
+from sparring.core.schedules import MultiStep
 from sparring.data import FashionMNIST
 from sparring.models import Normalize, small_cnn
 from sparring.objectives.cross_entropy import CrossEntropy
@@ -47,9 +47,9 @@ def trained(seed: int, view: Any, images: int, test: int, epochs: int, device: t
     model = small_cnn(10, train.shape, Normalize.of(train), width=8, batch_norm=True, hidden=False).to(device).train()
     prefer_channels_last(model, train.x[:8].float() / 255)
     attack = PGD(THREAT, 5, THREAT.eps / 3)
-    method = Method(attack, CrossEntropy(), outer_view=view)
+    method = Method(attack, CrossEntropy(), outer_mode=view)
     state = State.start(method, model, SGD(weight_decay=1e-3).build(model), train, seed)
-    loop = Loop(epochs, Piecewise(0.05, (0.6 * epochs, 0.9 * epochs)), search=Fast("auto", "off"))
+    loop = Loop(epochs, MultiStep(0.05, (0.6 * epochs, 0.9 * epochs)), search=AcceleratedCopy("auto", "off"))
     began = time.perf_counter()
     loop.run(method, state, Batches(train, 64, seed=seed))
     seconds = time.perf_counter() - began

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sparring import PGD, Linf, Restarts, WhiteBox, evaluate, perturb
-from sparring.core import pixels
+from sparring.core.types import pixels
 from sparring.data import Digits
 
 train, test = Digits().load()

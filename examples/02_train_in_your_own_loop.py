@@ -6,8 +6,8 @@ python examples/02_train_in_your_own_loop.py
 import torch
 from torch import nn
 
-from sparring import PGD, TRADES, Batch, Linf, Method, Near, Progress, State, WhiteBox, evaluate, train_step
-from sparring.core import pixels
+from sparring import PGD, TRADES, Batch, GaussianStart, Linf, Method, Progress, State, WhiteBox, evaluate, train_step
+from sparring.core.types import pixels
 from sparring.data import Digits
 
 train, test = Digits().load()
@@ -18,7 +18,7 @@ epochs, size = 8, 64
 
 # the method: what the attack does, what it raises, what is lowered
 threat = Linf("16/255")
-method = Method(PGD(threat, steps=5, start=Near()), TRADES(beta=6.0))
+method = Method(PGD(threat, steps=5, start=GaussianStart()), TRADES(beta=6.0))
 state = State.start(method, model, optimizer, train)
 
 steps = len(train) // size

@@ -6,10 +6,10 @@ python examples/03_evaluate_and_audit.py
 import torch
 from torch import nn
 
-from sparring import AutoAttack, Linf, Nearest, audit, evaluate
-from sparring.core import pixels
+from sparring import AutoAttack, Linf, MinimumNorm, audit, evaluate
+from sparring.core.types import pixels
 from sparring.data import Digits
-from sparring.evaluate import Budget
+from sparring.evaluation import Budget
 
 train, test = Digits().load()
 torch.manual_seed(0)
@@ -21,7 +21,7 @@ for _ in range(150):  # ordinary training
     optimizer.step()
 
 threat, few = Linf("8/255"), test[:40]
-found = evaluate(model, few, {"autoattack": AutoAttack(threat), "nearest": Nearest.of(threat)})
+found = evaluate(model, few, {"autoattack": AutoAttack(threat), "nearest": MinimumNorm.of(threat)})
 for name, accuracy in found.table().items():
     print(f"{name:20} {accuracy}")
 print("broken by", {str(name) for name in found.broken_by("autoattack")})

@@ -7,7 +7,7 @@ import torch
 
 from sparring import L2, PGD, Batch, Benign, CrossEntropy, Method, Progress, State, train_step
 from sparring.analysis import Inverter, information, invert, psnr, shots, ssim, transfer
-from sparring.core import pixels
+from sparring.core.types import pixels
 from sparring.data import Classes, Digits, Rotated
 from sparring.models import small_cnn
 

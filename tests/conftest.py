@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparring import PGD, CrossEntropy, Data, Linf, Method, WhiteBox, make_rng
+from sparring import PGD, CrossEntropy, Linf, Method, TensorData, WhiteBox, make_rng
 from sparring.core.serialization import Build
 from sparring.models import small_cnn
 from sparring.recipes.small import quickstart
@@ -83,11 +83,11 @@ class Linear(nn.Module):
         return torch.stack([score, -score], 1)
 
 
-def toy_data(n: int = 60, classes: int = 3, seed: int = 0) -> Data:
+def toy_data(n: int = 60, classes: int = 3, seed: int = 0) -> TensorData:
     """Grey images whose brightness tells the class."""
     y = torch.arange(n) % classes
     x = 60 + 60 * y.view(-1, 1, 1, 1) + torch.randint(-30, 30, (n, 1, 4, 4), generator=make_rng(seed))
-    return Data(x.clamp(0, 255).to(torch.uint8), y, tuple("abcdefghij"[:classes]))
+    return TensorData(x.clamp(0, 255).to(torch.uint8), y, tuple("abcdefghij"[:classes]))
 
 
 def toy_net(seed: int = 0, classes: int = 3) -> nn.Module:

@@ -7,7 +7,7 @@ import torch
 from conftest import toy_data, toy_net
 
 from sparring import PGD, TRADES, CrossEntropy, Linf, Method, State, WhiteBox, evaluate
-from sparring.attacks import FGSM, Near
+from sparring.attacks import FGSM, GaussianStart
 from sparring.core.serialization import Build
 from sparring.data import Crop, Flip
 from sparring.models import preact_resnet18
@@ -32,7 +32,7 @@ def stop_at(step):
 
 def demanding(tiny):
     """A recipe in which everything that a checkpoint must hold matters."""
-    attack = PGD(Linf(0.1), steps=1, start=Near(0.01))
+    attack = PGD(Linf(0.1), steps=1, start=GaussianStart(0.01))
     return replace(
         tiny,
         method=Method(attack, TRADES()),

@@ -14,13 +14,13 @@ import pytest
 import torch
 from test_docs import PAGES, ROOT
 
-from sparring import Data
+from sparring import TensorData
 from sparring.cli import run
 from sparring.core.types import pixels
 from sparring.data import Digits
 from sparring.models import small_cnn
 from sparring.recipes import entries, find
-from sparring.records.results import Evaluated
+from sparring.records.results import EvaluationResult
 from sparring.records.run_folder import RunFolder
 
 LONG = {
@@ -67,7 +67,7 @@ def whole(tmp_path_factory):
     for name in {name for page in PAGES for name in re.findall(r"runs/(\w+)", page.read_text())}:
         made = RunFolder(folder / "runs" / name)
         made.begin(find(name if name in entries() else "quickstart")().plain())
-        made.write_flags("best", Evaluated(standing, y, tuple("0123456789")))
+        made.write_flags("best", EvaluationResult(standing, y, tuple("0123456789")))
     return folder
 
 
@@ -127,7 +127,7 @@ def test_a_block_is_left_out_only_with_a_reason():
 def reader(folder):
     """What the blocks call by name: `model`, `images`, `x`, `y`, `batches` and the like are the reader's own."""
     test = Digits().load()[1]
-    few = Data(test.x[:120], test.y[:120], test.classes)
+    few = TensorData(test.x[:120], test.y[:120], test.classes)
     x, y = pixels(few.x), few.y
     rows = torch.arange(24).split(8)
     return {

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .acceleration import Fast, Plain, computes_bf16, prefer_channels_last
+from .acceleration import AcceleratedCopy, OriginalModel, computes_bf16, prefer_channels_last
 from .attacks import PGD
-from .attacks.losses import Untargeted, wrong
+from .attacks.losses import CE, misclassified
 from .attacks.threats import Linf
 from .core.modes import eval_mode, frozen, full_precision
 from .core.rng import make_rng
-from .core.types import Batch, Progress, Search, pixels
+from .core.types import AttackBackend, Batch, Progress, pixels
 from .data import Digits
 from .models import Normalize, preact_resnet18
 from .objectives.cross_entropy import CrossEntropy
@@ -71,9 +71,9 @@ def bench(
     where = torch.device(device)
     model, x, y = subject(width, batch, where)
     gflop = gflop_of_forward(model, x[:1])
-    searches: dict[str, Search] = {"eager fp32": Plain(), "fast": Fast()}
+    searches: dict[str, AttackBackend] = {"eager fp32": OriginalModel(), "fast": AcceleratedCopy()}
     if compiled:
-        searches["fast, compiled"] = Fast("auto", "on")
+        searches["fast, compiled"] = AcceleratedCopy("auto", "on")
     timings = []
     for work, make, passes in (("attack", attack, 2 * ATTACK.steps), ("training step", step, 2 * ATTACK.steps + 3)):
         nets = {name: copy.deepcopy(model) for name in searches}
@@ -82,7 +82,7 @@ def bench(
         taken, last = in_turns(calls, rounds, where)
         for name in searches:
             found = last[name]
-            points = attack(nets[name].eval(), x, y, Plain())() if found is None else found
+            points = attack(nets[name].eval(), x, y, OriginalModel())() if found is None else found
             judged = standing(nets[name], points, y)
             timings.append(Timing(work, name, tuple(taken[name]), judged, batch, gflop * passes))
     return timings
@@ -114,27 +114,27 @@ def subject(width: int, batch: int, device: torch.device, steps: int = 40) -> tu
     x, y = every[rows].contiguous().to(device), data.y[rows].to(device)
     normalize = Normalize(every.mean((0, 2, 3)).tolist(), every.std((0, 2, 3)).tolist())
     model = preact_resnet18(10, (3, 32, 32), normalize, width / 64).to(device)
-    learn = step(model, x, y, Fast("fp32", "off"), PGD(ATTACK.threat, steps=2, step_size="4/255"), lr=0.05)
+    learn = step(model, x, y, AcceleratedCopy("fp32", "off"), PGD(ATTACK.threat, steps=2, step_size="4/255"), lr=0.05)
     for _ in range(steps):
         learn()
     return model.eval(), x, y
 
 
-def attack(model: nn.Module, x: Tensor, y: Tensor, search: Search) -> Callable[[], Tensor]:
+def attack(model: nn.Module, x: Tensor, y: Tensor, search: AttackBackend) -> Callable[[], Tensor]:
     rng = make_rng(0, x.device)
 
     def call() -> Tensor:
         with eval_mode(model), frozen(model), search(model, x[:8]) as searched:
-            return ATTACK(Untargeted(searched.__call__, y), x, rng)
+            return ATTACK(CE(searched.__call__, y), x, rng)
 
     return call
 
 
 def step(
-    model: nn.Module, x: Tensor, y: Tensor, search: Search, by: PGD = ATTACK, lr: float = 0.01
+    model: nn.Module, x: Tensor, y: Tensor, search: AttackBackend, by: PGD = ATTACK, lr: float = 0.01
 ) -> Callable[[], None]:
-    """A step that trains `model` itself; `Plain` also keeps its weights in the usual order in memory."""
-    if not isinstance(search, Plain):
+    """A step that trains `model` itself; `OriginalModel` also keeps its weights in the usual order in memory."""
+    if not isinstance(search, OriginalModel):
         prefer_channels_last(model, x[:8])
     method = Method(by, CrossEntropy())
     optimizer = SGD().build(model.train())
@@ -153,7 +153,7 @@ def step(
 def standing(model: nn.Module, z: Tensor, y: Tensor) -> float:
     """The share that the model itself gets right in float32."""
     with full_precision(), eval_mode(model):
-        return 1 - float(wrong(model(z), y).float().mean())
+        return 1 - float(misclassified(model(z), y).float().mean())
 
 
 def gflop_of_forward(model: nn.Module, image: Tensor) -> float:

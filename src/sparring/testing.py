@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attacks.losses import Untargeted
+from .attacks.losses import CE
 from .core.errors import UserError
 from .core.modes import eval_mode, frozen
 from .core.rng import PerExample, make_rng
@@ -22,13 +22,13 @@ from .core.types import (
     Batch,
     Classifier,
     Context,
-    Data,
     Forward,
-    Lens,
+    ForwardCache,
     Objective,
-    PointLoss,
+    PerExampleLoss,
     Progress,
     Schedule,
+    TensorData,
     Threat,
     at,
 )
@@ -71,7 +71,7 @@ def check_attack(
     within: Threat,
     shape: tuple[int, int, int] = (3, 8, 8),
     seed: int = 0,
-    loss: Callable[[Forward, Tensor], PointLoss] = Untargeted,
+    loss: Callable[[Forward, Tensor], PerExampleLoss] = CE,
 ) -> None:
     """Its points lie in `within`, the same for the same seed, and on average they raise the loss.
 
@@ -127,8 +127,8 @@ def _check_one_step(
     objective: Objective, attack: Attack | Schedule[Attack], shape: tuple[int, int, int], seed: int
 ) -> None:
     model, x, y = _toy(shape, seed)
-    memory = objective.init(Data(x, y, ("a", "b", "c")))
-    ctx = Context(Lens(model), Batch(x, y, torch.arange(len(x))), memory, progress := Progress(0, 4, 2))
+    memory = objective.init(TensorData(x, y, ("a", "b", "c")))
+    ctx = Context(ForwardCache(model), Batch(x, y, torch.arange(len(x))), memory, progress := Progress(0, 4, 2))
     with eval_mode(model), frozen(model):
         with torch.no_grad():
             objective.observe(ctx)
@@ -139,7 +139,7 @@ def _check_one_step(
         _expect(value.shape == (len(x),), f"the inner loss is one number per example, not {tuple(value.shape)}")
         _close(loss[rows](x[rows]).value, value[rows], "loss[rows] is the same function for some of the examples")
         z = at(attack, progress)(loss, x, make_rng(seed))
-    terms = objective.outer(Context(Lens(model), ctx.batch, memory, progress), z)
+    terms = objective.outer(Context(ForwardCache(model), ctx.batch, memory, progress), z)
     _expect(len(terms) > 0 and all(t.ndim == 0 for t in terms.values()), "outer gives scalar terms")
     torch.stack(list(terms.values())).sum().backward()
     _expect(any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()), "the terms reach the weights")
@@ -197,7 +197,7 @@ def _start(method: Method, shape: tuple[int, int, int], seed: int, other: bool =
     if other:
         model = _toy(shape, seed + 1)[0]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    return State.start(method, model, optimizer, Data(x, y, ("a", "b", "c")), seed + other)
+    return State.start(method, model, optimizer, TensorData(x, y, ("a", "b", "c")), seed + other)
 
 
 def _steps(method: Method, state: State, shape: tuple[int, int, int], seed: int, until: int) -> State:

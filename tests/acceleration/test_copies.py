@@ -19,35 +19,35 @@ from torch import nn
 
 from sparring import (
     APGD,
+    CE,
     FAB,
     L2,
     PGD,
+    CleanStart,
     CrossEntropy,
-    EachTarget,
     Linf,
     Margin,
     Method,
-    Near,
-    Nearest,
+    MinimumNorm,
+    MultiTargeted,
     Progress,
     Restarts,
     SmoothBackward,
     Square,
     State,
-    Through,
-    Untargeted,
+    SurrogateGradient,
     UserError,
     WhiteBox,
     make_rng,
 )
-from sparring.acceleration import Fast, Plain, computes_bf16
+from sparring.acceleration import AcceleratedCopy, OriginalModel, computes_bf16
 from sparring.acceleration.compiled import Compiled
 from sparring.acceleration.convolution import FrozenConv, worth
 from sparring.acceleration.normalisation import FrozenNorm, folded
 from sparring.acceleration.process import tune_process, usable_cores
 from sparring.acceleration.shadow import Shadow, sites
 from sparring.core.modes import eval_mode, train_mode
-from sparring.core.types import Batch, Classifier, Encoder, Lens, pixels
+from sparring.core.types import Batch, Classifier, Encoder, ForwardCache, pixels
 from sparring.evaluation import evaluate
 from sparring.models import preact_resnet18, resnet18, small_cnn, wide_resnet
 from sparring.training.engine import train_step
@@ -140,10 +140,10 @@ def test_in_bf16_a_frozen_batch_norm_rounds_as_bf16_does(channels):
     frozen = FrozenNorm(norm, True, torch.bfloat16)
     frozen.load(*folded(norm))
     x = torch.randn(4, channels, 6, 5)
-    (found, slope), (wanted, true) = gradient(frozen, x), gradient(nn.Sequential(norm, nn.ReLU()), x)
+    (found, value_and_grad), (wanted, true) = gradient(frozen, x), gradient(nn.Sequential(norm, nn.ReLU()), x)
     assert found.dtype == torch.bfloat16
     assert 0 < (found.float() - wanted).norm() < 0.01 * wanted.norm()
-    assert (slope - true).norm() < 0.02 * true.norm()
+    assert (value_and_grad - true).norm() < 0.02 * true.norm()
 
 
 @pytest.mark.parametrize("relu", [True, False])
@@ -198,7 +198,7 @@ def test_a_copy_answers_and_differentiates_as_its_model(as_if, make, shape, coun
 def test_in_bf16_few_signs_change_and_gradients_vanish_nowhere(as_if, make, shape, counts):
     torch.manual_seed(0)
     model, x, y = lived(make(), shape), torch.rand(6, *shape), torch.arange(6)
-    with Fast("bf16")(model, x) as searched:
+    with AcceleratedCopy("bf16")(model, x) as searched:
         (logits, found), (wanted_logits, wanted) = gradient(searched, x, y), gradient(model, x, y)
     assert logits.dtype == torch.float32
     assert 0 < (logits - wanted_logits).norm() < 0.03 * wanted_logits.norm()
@@ -207,7 +207,7 @@ def test_in_bf16_few_signs_change_and_gradients_vanish_nowhere(as_if, make, shap
 
 
 def test_a_copy_follows_the_weights_and_leaves_the_model_alone():
-    model, data, fast = lived(preact_resnet18(width=1 / 16)), torch.rand(4, *COLOUR), Fast("fp32")
+    model, data, fast = lived(preact_resnet18(width=1 / 16)), torch.rand(4, *COLOUR), AcceleratedCopy("fp32")
     before = {name: (t.clone(), t.stride()) for name, t in model.state_dict().items()}
     with fast(model, data) as first:
         pass
@@ -228,10 +228,10 @@ def test_a_copy_follows_the_weights_and_leaves_the_model_alone():
 def test_a_copy_of_a_classifier_gives_features_in_one_pass_of_its_body():
     model = lived(small_cnn(width=4), GREY)
     x = torch.rand(3, *GREY)
-    with Fast("fp32")(model, x) as searched:
+    with AcceleratedCopy("fp32")(model, x) as searched:
         assert isinstance(searched, Classifier)
         seen = count(searched.body)
-        lens = Lens(searched)
+        lens = ForwardCache(searched)
         assert torch.allclose(lens.features(x), model.features(x), atol=1e-5)
         assert torch.allclose(lens.logits(x), model(x), atol=1e-5)
         assert seen.forwards == 1
@@ -241,7 +241,7 @@ def test_in_training_mode_the_model_itself_is_searched_on_with_its_batch_statist
     model, x = preact_resnet18(width=1 / 16), torch.rand(8, *COLOUR)
     model.body.layer1.eval()
     modes = [m.training for m in model.modules()]
-    with train_mode(model), Fast("fp32")(model, x) as searched:
+    with train_mode(model), AcceleratedCopy("fp32")(model, x) as searched:
         tracked = int(model.body.layer2[0].bn1.num_batches_tracked)
         searched(x)
         assert int(model.body.layer2[0].bn1.num_batches_tracked) == tracked + 1
@@ -263,9 +263,9 @@ class Early(Encoder):
 
 def test_a_copy_gives_the_parts_that_its_model_gives_or_there_is_none():
     model = lived(Classifier(Early(), nn.Linear(64, 3)), (1, 4, 4))
-    x, fast = torch.rand(4, 1, 4, 4), Fast("fp32")
+    x, fast = torch.rand(4, 1, 4, 4), AcceleratedCopy("fp32")
     with fast(model, x) as searched:
-        for found, wanted in zip(Lens(searched).parts(x), Lens(model).parts(x), strict=True):
+        for found, wanted in zip(ForwardCache(searched).parts(x), ForwardCache(model).parts(x), strict=True):
             assert torch.allclose(found, wanted, atol=1e-4)
     assert any("its parts differ" in note for note in fast.notes(model))
 
@@ -350,7 +350,7 @@ ODD = [
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_odd_models_are_searched_on_rightly_and_a_note_says_how(make, note, precision):
     torch.manual_seed(0)
-    model, fast = make().eval(), Fast(precision)
+    model, fast = make().eval(), AcceleratedCopy(precision)
     like = next(model.parameters())
     x = torch.rand(6, 1, 4, 4).to(like)
     with fast(model, x) as searched:
@@ -392,7 +392,7 @@ def halve(module, args, out):
     return out / 2
 
 
-class Told(Branching):
+class WithPredictions(Branching):
     """Its forward depends on things that are no modules, weights or scalars of its own."""
 
     def __init__(self):
@@ -432,16 +432,16 @@ CHANGES = {
     "the type": (Branching, lambda m: m.double()),
     "a layer": (Branching, shrink),
     "a missing bias": (Branching, rebias),
-    "a nested setting": (Told, lambda m: setattr(m.settings, "scale", 3.0)),
+    "a nested setting": (WithPredictions, lambda m: setattr(m.settings, "scale", 3.0)),
     "a setting in a list in a setting": (
-        Told,
+        WithPredictions,
         lambda m: m.settings.more[0].update(shift=torch.tensor([0.0, 1.0, 5.0])),
     ),
-    "an entry of a dict": (Told, lambda m: m.table.update(power=-1.0)),
-    "a tensor that is no buffer": (Told, lambda m: setattr(m, "mask", torch.tensor([1.0, 0.0, 2.0]))),
-    "a tensor that is no buffer, in place": (Told, lambda m: m.mask[1:].mul_(3)),
-    "a numpy array, in place": (Told, lambda m: m.numbers.__setitem__(0, 7)),
-    "a function in an attribute": (Told, lambda m: setattr(m, "squash", torch.sin)),
+    "an entry of a dict": (WithPredictions, lambda m: m.table.update(power=-1.0)),
+    "a tensor that is no buffer": (WithPredictions, lambda m: setattr(m, "mask", torch.tensor([1.0, 0.0, 2.0]))),
+    "a tensor that is no buffer, in place": (WithPredictions, lambda m: m.mask[1:].mul_(3)),
+    "a numpy array, in place": (WithPredictions, lambda m: m.numbers.__setitem__(0, 7)),
+    "a function in an attribute": (WithPredictions, lambda m: setattr(m, "squash", torch.sin)),
     "the tuple of a layer": (Branching, dilate),
     "its forward": (Branching, patch),
     "the forward of a layer": (Branching, patch_a_layer),
@@ -453,7 +453,7 @@ CHANGES = {
 def test_whatever_changes_a_model_changes_its_copy(name):
     make, change = CHANGES[name]
     torch.manual_seed(0)
-    model, fast, x = make().eval(), Fast("fp32"), torch.rand(4, 1, 4, 4)
+    model, fast, x = make().eval(), AcceleratedCopy("fp32"), torch.rand(4, 1, 4, 4)
     with fast(model, x) as searched:
         before = searched(x)
     change(model)
@@ -482,7 +482,7 @@ class Switched(Branching):
 
 def test_a_copy_that_no_longer_agrees_is_found_out_at_the_next_proof():
     torch.manual_seed(0)
-    model, fast, x = Switched().eval(), Fast("fp32"), torch.rand(4, 1, 4, 4)
+    model, fast, x = Switched().eval(), AcceleratedCopy("fp32"), torch.rand(4, 1, 4, 4)
     with fast(model, x) as first:
         assert first is not model
     Switched.switch[0] = False
@@ -500,7 +500,7 @@ def test_a_copy_that_no_longer_agrees_is_found_out_at_the_next_proof():
 def test_what_is_taken_follows_from_the_model_as_it_is_and_not_from_what_was_taken_before():
     """So a run that goes on takes what the whole run takes."""
     torch.manual_seed(0)
-    model, x, fast = Branching().eval(), torch.rand(8, 1, 4, 4), Fast("bf16")
+    model, x, fast = Branching().eval(), torch.rand(8, 1, 4, 4), AcceleratedCopy("bf16")
     healthy = copy.deepcopy(model.state_dict())
     cancelling = {name: tensor.clone() for name, tensor in healthy.items()}
     cancelling["conv.weight"][1] = 1.001 * healthy["conv.weight"][0]
@@ -511,7 +511,7 @@ def test_what_is_taken_follows_from_the_model_as_it_is_and_not_from_what_was_tak
         model.load_state_dict(weights)
         with fast(model, x):
             kinds.append(fast.kind(model))
-        with Fast("bf16")(model, x) as alone, fast(model, x, fast.kind(model)) as again:
+        with AcceleratedCopy("bf16")(model, x) as alone, fast(model, x, fast.kind(model)) as again:
             assert torch.equal(alone(x), again(x))
     assert kinds[0] == kinds[2] != kinds[1]
 
@@ -523,7 +523,7 @@ class Itself(Branching):
 
 def test_a_model_that_copies_itself_as_itself_is_left_alone():
     torch.manual_seed(0)
-    model, fast, x = nn.Sequential(Itself()).eval(), Fast("bf16"), torch.rand(4, 1, 4, 4)
+    model, fast, x = nn.Sequential(Itself()).eval(), AcceleratedCopy("bf16"), torch.rand(4, 1, 4, 4)
     kinds, before = [type(m) for m in model.modules()], model(x)
     with fast(model, x) as searched:
         assert searched is model
@@ -536,17 +536,17 @@ def test_a_model_that_copies_itself_as_itself_is_left_alone():
 def test_hooks_of_a_classifier_itself_are_seen_in_every_mode():
     model, x = lived(small_cnn(width=4), GREY), torch.rand(4, *GREY)
     handle = model.register_forward_hook(lambda module, args, out: -out)
-    assert torch.allclose(Lens(model).logits(x), model(x))
+    assert torch.allclose(ForwardCache(model).logits(x), model(x))
     for mode in (eval_mode, train_mode):
-        with mode(model), Fast("fp32")(model, x) as searched:
+        with mode(model), AcceleratedCopy("fp32")(model, x) as searched:
             assert isinstance(searched, Classifier)
-            assert torch.allclose(Lens(searched).logits(x), model(x), atol=1e-5)
+            assert torch.allclose(ForwardCache(searched).logits(x), model(x), atol=1e-5)
     handle.remove()
 
 
 def test_a_gradient_that_is_not_the_models_is_found_out(monkeypatch):
     """The logits of the copy are right."""
-    model, x, fast = lived(small_cnn(width=4), GREY), torch.rand(4, *GREY), Fast("fp32")
+    model, x, fast = lived(small_cnn(width=4), GREY), torch.rand(4, *GREY), AcceleratedCopy("fp32")
     monkeypatch.setattr(
         FrozenConv, "_plain", lambda self, x: F.conv2d(x, self.weight, self.bias, padding=1).relu().detach()
     )
@@ -557,7 +557,7 @@ def test_a_gradient_that_is_not_the_models_is_found_out(monkeypatch):
 
 
 def test_a_used_search_can_be_pickled():
-    model, fast = lived(small_cnn(width=4), GREY), Fast("bf16", "off")
+    model, fast = lived(small_cnn(width=4), GREY), AcceleratedCopy("bf16", "off")
     with fast(model, torch.rand(2, *GREY)):
         pass
     again = pickle.loads(pickle.dumps(fast))
@@ -575,7 +575,7 @@ def test_what_hooks_know_is_not_copied():
 
     model, trainer = lived(small_cnn(width=4), GREY), Trainer()
     model.body.register_forward_hook(trainer.look)
-    with Fast("fp32")(model, torch.rand(2, *GREY)) as searched:
+    with AcceleratedCopy("fp32")(model, torch.rand(2, *GREY)) as searched:
         trainer.seen = 0
         searched(torch.rand(2, *GREY))
     assert trainer.seen == 1
@@ -583,7 +583,7 @@ def test_what_hooks_know_is_not_copied():
 
 def test_a_copy_still_has_what_an_attack_may_know_of_the_model():
     model = Defended().eval()
-    with Fast("fp32")(model, torch.rand(2, 1, 4, 4)) as searched:
+    with AcceleratedCopy("fp32")(model, torch.rand(2, 1, 4, 4)) as searched:
         assert searched is not model
         assert searched.defence
         with pytest.raises(AttributeError):
@@ -600,7 +600,7 @@ def test_a_hook_on_a_container_hinders_nothing():
 def test_a_hook_on_a_layer_still_sees_it():
     model, seen = lived(small_cnn(width=4), GREY), []
     model.body[2].register_forward_hook(lambda *_: seen.append(1))
-    with Fast("fp32")(model, torch.rand(2, *GREY)) as searched:
+    with AcceleratedCopy("fp32")(model, torch.rand(2, *GREY)) as searched:
         seen.clear()
         searched(torch.rand(2, *GREY))
     assert seen
@@ -608,11 +608,11 @@ def test_a_hook_on_a_layer_still_sees_it():
 
 def test_what_is_asked_of_the_fast_path_is_checked():
     with pytest.raises(UserError, match=r"precision = 'fp16' is not one of auto, fp32, bf16"):
-        Fast("fp16")
+        AcceleratedCopy("fp16")
     with pytest.raises(UserError, match=r"compile = 'yes' is not one of auto, on, off, max-autotune"):
-        Fast(compile="yes")
-    assert Fast("fp32").dtype(torch.device("cpu")) == torch.float32
-    assert Fast("bf16").dtype(torch.device("cpu")) == torch.bfloat16
+        AcceleratedCopy(compile="yes")
+    assert AcceleratedCopy("fp32").dtype(torch.device("cpu")) == torch.float32
+    assert AcceleratedCopy("bf16").dtype(torch.device("cpu")) == torch.bfloat16
     assert isinstance(computes_bf16(torch.device("cpu")), bool)
 
 
@@ -639,7 +639,7 @@ def test_a_model_that_cannot_be_compiled_runs_as_it_is_and_a_note_says_why(monke
         return run
 
     monkeypatch.setattr(torch, "compile", fails)
-    model, x, fast = lived(small_cnn(width=4), GREY), torch.rand(4, *GREY), Fast("fp32", "on")
+    model, x, fast = lived(small_cnn(width=4), GREY), torch.rand(4, *GREY), AcceleratedCopy("fp32", "on")
     with fast(model, x) as searched:
         assert torch.allclose(searched(x), model(x), atol=1e-5)
     assert any("not compiled: it cannot be compiled (RuntimeError: no compiler here)" in n for n in fast.notes(model))
@@ -650,12 +650,15 @@ def test_max_autotune_is_asked_of_the_compiler(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda module, mode, **_: modes.append(mode) or module)
     model, x = lived(small_cnn(width=4), GREY), torch.rand(4, *GREY)
     for asked in ("on", "max-autotune"):
-        with Fast("fp32", asked)(model, x):
+        with AcceleratedCopy("fp32", asked)(model, x):
             pass
     assert modes == [None, "max-autotune-no-cudagraphs"]
-    assert repr(Fast.resolved(cpu, "fp32", "max-autotune")) == "Fast(precision='fp32', compile='max-autotune')"
-    assert Fast("fp32", "max-autotune").said(cpu) == "attacks in fp32, compiled with max-autotune"
-    assert Fast.resolved(cpu, "fp32").compile == "off"
+    assert (
+        repr(AcceleratedCopy.resolved(cpu, "fp32", "max-autotune"))
+        == "AcceleratedCopy(precision='fp32', compile='max-autotune')"
+    )
+    assert AcceleratedCopy("fp32", "max-autotune").describe(cpu) == "attacks in fp32, compiled with max-autotune"
+    assert AcceleratedCopy.resolved(cpu, "fp32").compile == "off"
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="there is no compiler")
@@ -665,7 +668,12 @@ def test_compiled_equals_eager():
     torch.manual_seed(0)
     conv, block = nn.Conv2d(1, 4, 3, padding=1), (nn.BatchNorm2d(4), nn.ReLU())
     model = nn.Sequential(conv, *block, nn.AvgPool2d(1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
-    model, x, y, fast = lived(model, (1, 4, 4)), torch.rand(8, 1, 4, 4), torch.arange(8) % 3, Fast("fp32", "on")
+    model, x, y, fast = (
+        lived(model, (1, 4, 4)),
+        torch.rand(8, 1, 4, 4),
+        torch.arange(8) % 3,
+        AcceleratedCopy("fp32", "on"),
+    )
     with fast(model, x) as searched:
         for n in (8, 5):
             for found, wanted in zip(gradient(searched, x[:n], y[:n]), gradient(model, x[:n], y[:n]), strict=True):
@@ -689,14 +697,14 @@ def step(search, patience=None):
 
 @pytest.mark.parametrize("patience", [None, 0])
 def test_a_step_on_a_copy_in_float32_moves_the_weights_as_one_on_the_model(patience):
-    plain, fast = step(Plain(), patience), step(Fast("fp32"), patience)
+    plain, fast = step(OriginalModel(), patience), step(AcceleratedCopy("fp32"), patience)
     for (name, wanted), found in zip(plain.state_dict().items(), fast.state_dict().values(), strict=True):
         assert torch.allclose(found.float(), wanted.float(), atol=2e-3), name
     assert all(p.requires_grad for p in fast.parameters())
 
 
 def test_training_twice_on_the_fast_path_gives_the_same_bits():
-    first, second = (step(Fast("bf16")).state_dict() for _ in range(2))
+    first, second = (step(AcceleratedCopy("bf16")).state_dict() for _ in range(2))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
@@ -711,7 +719,7 @@ class Lying(nn.Module):
         return -self.model(x)
 
 
-class Liar(Plain):
+class Liar(OriginalModel):
     """As its own finer version, too."""
 
     @contextmanager
@@ -746,7 +754,7 @@ class Flat(nn.Module):
         return self.model(x).detach() + 0 * x.flatten(1)[:, :1]
 
 
-class Blunt(Plain):
+class Blunt(OriginalModel):
     """Gives something on which no attack by gradients finds anything."""
 
     @contextmanager
@@ -754,12 +762,12 @@ class Blunt(Plain):
         yield Flat(model)
 
 
-BEGUN = {"pgd": WhiteBox(PGD(Linf(0.1), 10, start=Near(0))), "targets": EachTarget(APGD(Linf(0.1), 5), Margin)}
+BEGUN = {"pgd": WhiteBox(PGD(Linf(0.1), 10, start=CleanStart())), "targets": MultiTargeted(APGD(Linf(0.1), 5), Margin)}
 
 
 @pytest.mark.parametrize("name", BEGUN)
 def test_a_search_that_is_weaker_is_found_out_in_the_end_and_made_good(learned, name):
-    wanted = evaluate(*learned, {name: BEGUN[name]}, search=Plain())
+    wanted = evaluate(*learned, {name: BEGUN[name]}, search=OriginalModel())
     found = evaluate(*learned, {name: BEGUN[name]}, search=Blunt())
     assert 0 < wanted.standing[name].sum() < wanted.standing["clean"].sum() - 5
     assert np.array_equal(found.standing[name], wanted.standing[name])
@@ -770,7 +778,7 @@ def test_a_search_that_is_weaker_is_found_out_in_the_end_and_made_good(learned, 
 
 def test_a_gain_within_chance_is_noted_and_counts(learned, monkeypatch):
     monkeypatch.setattr(sys.modules["sparring.evaluation.runner"], "BEYOND_CHANCE", 17)
-    wanted = evaluate(*learned, ATTACK, search=Plain()).standing
+    wanted = evaluate(*learned, ATTACK, search=OriginalModel()).standing
     found = evaluate(*learned, ATTACK, search=Blunt())
     (note,) = [note for note in found.notes if "fall when the attack runs on the model itself" in note]
     gained = int(note.split(", ")[1].split()[0])
@@ -792,7 +800,7 @@ def test_an_evaluation_that_was_cut_short_goes_on_with_its_second_look(learned, 
 
 
 def test_where_only_the_copy_is_fooled_the_attack_runs_again_on_the_model(learned):
-    wanted = evaluate(*learned, ATTACK, search=Plain())
+    wanted = evaluate(*learned, ATTACK, search=OriginalModel())
     found = evaluate(*learned, ATTACK, search=Liar())
     assert 0 < wanted.standing["pgd"].sum() < wanted.standing["clean"].sum()
     assert np.array_equal(found.standing["pgd"], wanted.standing["pgd"])
@@ -800,22 +808,22 @@ def test_where_only_the_copy_is_fooled_the_attack_runs_again_on_the_model(learne
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_on_a_copy_as_much_is_found_as_on_the_model(learned, precision):
-    wanted = evaluate(*learned, ATTACK, search=Plain()).standing["pgd"]
-    found = evaluate(*learned, ATTACK, search=Fast(precision)).standing["pgd"]
+    wanted = evaluate(*learned, ATTACK, search=OriginalModel()).standing["pgd"]
+    found = evaluate(*learned, ATTACK, search=AcceleratedCopy(precision)).standing["pgd"]
     assert (found != wanted).mean() <= (0 if precision == "fp32" else 0.04)
 
 
-class FromFour(Plain):
+class FromFour(OriginalModel):
     """Wants batches filled from four of them."""
 
-    def ahead(self, device):
+    def batches_in_flight(self, device):
         return 4
 
 
 def test_a_loss_is_called_by_its_name_however_it_is_divided(many):
     model, data = many
-    adversary = WhiteBox(FAB(Linf(0.1)), Untargeted).dividing(8)
-    assert adversary == WhiteBox(FAB(Linf(0.1)), Untargeted)
+    adversary = WhiteBox(FAB(Linf(0.1)), CE).dividing(8)
+    assert adversary == WhiteBox(FAB(Linf(0.1)), CE)
     with pytest.raises(UserError, match=r"as Margin does, not Untargeted"):
         adversary(model, pixels(data.x), data.y, make_rng(0))
 
@@ -825,7 +833,7 @@ def test_a_loss_that_serves_no_part_of_its_examples_is_not_divided(many):
 
     class Whole:
         def __init__(self, forward, y):
-            self.inner = Untargeted(forward, y)
+            self.inner = CE(forward, y)
 
         def __call__(self, x):
             return self.inner(x)
@@ -843,17 +851,17 @@ def many(learned):
 MANY = {
     "pgd": WhiteBox(PGD(Linf(0.1), 10, patience=0)),
     "apgd": WhiteBox(APGD(Linf(0.1), 10)),
-    "targets": EachTarget(APGD(Linf(0.1), 5), Margin),
+    "targets": MultiTargeted(APGD(Linf(0.1), 5), Margin),
     "fab": WhiteBox(FAB(Linf(0.1), 5), Margin),
     "square": WhiteBox(Square(Linf(0.1), 20), Margin),
     "twice": WhiteBox(Restarts(PGD(Linf(0.1), 3), 2), draws=2),
-    "view": Through(SmoothBackward(1.0), WhiteBox(PGD(Linf(0.1), 5))),
+    "view": SurrogateGradient(SmoothBackward(1.0), WhiteBox(PGD(Linf(0.1), 5))),
 }
 
 
 @pytest.mark.parametrize("name", MANY)
 def test_batches_that_are_filled_from_several_change_nothing(many, name):
-    wanted = evaluate(*many, {name: MANY[name]}, batch_size=8, search=Plain())
+    wanted = evaluate(*many, {name: MANY[name]}, batch_size=8, search=OriginalModel())
     found = evaluate(*many, {name: MANY[name]}, batch_size=8, search=FromFour())
     assert 0 < wanted.standing[name].sum() < wanted.standing["clean"].sum()
     assert np.array_equal(found.standing[name], wanted.standing[name])
@@ -871,7 +879,7 @@ def test_batches_stay_full_while_examples_leave(many):
         handle.remove()
         return seen
 
-    alone, filled = sizes(Plain()), sizes(FromFour())
+    alone, filled = sizes(OriginalModel()), sizes(FromFour())
     assert max(filled) == max(alone) == 8, "no more at a time than was asked for"
     assert abs(sum(filled) - sum(alone)) < 5, "the same work, but for the last bit of who is fooled when"
     assert sum(n < 8 for n in filled) <= 3 * 10 < sum(n < 8 for n in alone), "one of each step and 32 images at most"
@@ -890,8 +898,8 @@ def test_an_adversary_of_ones_own_is_given_one_batch_at_a_time(many):
 
 
 def test_smallest_distances_are_the_same_from_several_batches(many):
-    nearest = {"nearest": Nearest.of(L2(1.0), steps=5)}
-    wanted = evaluate(*many, nearest, batch_size=8, search=Plain()).distance
+    nearest = {"nearest": MinimumNorm.of(L2(1.0), steps=5)}
+    wanted = evaluate(*many, nearest, batch_size=8, search=OriginalModel()).distance
     found = evaluate(*many, nearest, batch_size=8, search=FromFour()).distance
     assert np.isfinite(wanted).any()
     assert np.allclose(found, wanted, atol=1e-5)
@@ -899,7 +907,11 @@ def test_smallest_distances_are_the_same_from_several_batches(many):
 
 def test_compiled_and_on_a_gpu_batches_are_filled_from_four():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert [Fast("fp32", "off").ahead(cpu), Fast("fp32", "on").ahead(cpu), Fast("fp32", "off").ahead(cuda)] == [1, 4, 4]
+    assert [
+        AcceleratedCopy("fp32", "off").batches_in_flight(cpu),
+        AcceleratedCopy("fp32", "on").batches_in_flight(cpu),
+        AcceleratedCopy("fp32", "off").batches_in_flight(cuda),
+    ] == [1, 4, 4]
 
 
 # -- the process
@@ -932,8 +944,8 @@ def test_a_process_takes_no_more_threads_than_it_has_cores():
 
 def test_an_attack_on_the_fast_path_stays_in_its_ball():
     model, x, y = lived(small_cnn(width=4), GREY), torch.rand(4, *GREY), torch.arange(4)
-    with eval_mode(model), Fast("bf16")(model, x) as searched:
-        z = PGD(Linf(0.1), 5)(Untargeted(searched.__call__, y), x, make_rng(0))
+    with eval_mode(model), AcceleratedCopy("bf16")(model, x) as searched:
+        z = PGD(Linf(0.1), 5)(CE(searched.__call__, y), x, make_rng(0))
     assert z.dtype == torch.float32
     assert float((z - x).abs().max()) <= 0.1 + 1e-6
     assert 0 <= float(z.min()) <= float(z.max()) <= 1

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sparring import make_rng
-from sparring.acceleration import Fast, prefer_channels_last
+from sparring.acceleration import AcceleratedCopy, prefer_channels_last
 from sparring.acceleration.convolution import FrozenConv, unsafe_in_channels_last, worth
 from sparring.core.modes import eval_mode, frozen
 
@@ -43,7 +43,7 @@ def test_a_model_with_a_convolution_that_torch_gets_wrong_is_not_put_in_channels
     model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, **options), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3))
     with torch.no_grad():
         model[3] = nn.Linear(model[:3](torch.rand(1, 1, 8, 8)).shape[1], 3)
-    x, fast = torch.rand(8, 1, 8, 8), Fast("fp32", "off")
+    x, fast = torch.rand(8, 1, 8, 8), AcceleratedCopy("fp32", "off")
     with eval_mode(model), fast(model, x) as searched:
         assert searched is not model
         assert not any(isinstance(module, FrozenConv) for module in searched.modules())
@@ -131,7 +131,7 @@ def lived(model, x):
 
 
 @pytest.mark.parametrize(("precision", "logits", "slopes"), [("fp32", 1e-3, 0.02), ("bf16", 0.05, 0.4)])
-def test_a_copy_of_a_graph_drawn_by_chance_is_the_graph_or_is_not_used(fuzz, precision, logits, slopes):
+def test_a_copy_of_a_graph_drawn_by_chance_is_the_graph_or_is_not_used(fuzz, precision, logits, values_and_grads):
     """On other images than those that it was proved on; what is a little looser than the proof allows for them."""
     count, seed = fuzz
     used = 0
@@ -142,11 +142,11 @@ def test_a_copy_of_a_graph_drawn_by_chance_is_the_graph_or_is_not_used(fuzz, pre
         lived(model, x)
         with warnings.catch_warnings(), eval_mode(model), frozen(model):
             warnings.simplefilter("ignore")
-            with Fast(precision, "off")(model, x[:8]) as searched:
+            with AcceleratedCopy(precision, "off")(model, x[:8]) as searched:
                 used += searched is not model
                 (found, mine), (wanted, true) = gradient(searched, x[8:]), gradient(model, x[8:])
         centred = wanted - wanted.mean(1, keepdim=True)
         apart = (found - found.mean(1, keepdim=True) - centred).norm() / centred.norm().clamp_min(1e-9)
         assert apart <= logits, (number, model)
-        assert (mine - true).norm() <= slopes * true.norm().clamp_min(1e-9), (number, model)
+        assert (mine - true).norm() <= values_and_grads * true.norm().clamp_min(1e-9), (number, model)
     assert used > count / 2, "most are copied"

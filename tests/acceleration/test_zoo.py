@@ -20,21 +20,21 @@ from sparring import (
     PGD,
     Classifier,
     CrossEntropy,
-    EachTarget,
     Linf,
     Margin,
     Method,
+    MultiTargeted,
     Progress,
     SmoothBackward,
     Square,
     State,
-    Through,
+    SurrogateGradient,
     WhiteBox,
     make_rng,
 )
-from sparring.acceleration import Fast, Plain
+from sparring.acceleration import AcceleratedCopy, OriginalModel
 from sparring.acceleration.shadow import Low
-from sparring.core.modes import Together, eval_mode
+from sparring.core.modes import ComposedMode, eval_mode
 from sparring.core.types import Batch, pixels
 from sparring.data import Digits
 from sparring.evaluation import evaluate
@@ -44,7 +44,7 @@ EPS = Linf(0.12)
 ATTACKS = {
     "pgd": WhiteBox(PGD(EPS, 5)),
     "apgd": WhiteBox(APGD(EPS, 8)),
-    "fab": EachTarget(FAB(EPS, 25), Margin, targets=2),
+    "fab": MultiTargeted(FAB(EPS, 25), Margin, targets=2),
     "square": WhiteBox(Square(EPS, 60), Margin),
 }
 COUNT = 200
@@ -446,12 +446,12 @@ def test_on_a_copy_no_attack_leaves_more_standing_than_on_the_model(digits, name
     x, y, test = digits
     torch.manual_seed(0)
     make, wanted = ZOO[name]
-    model, fast = trained(make(), x, y), Fast("bf16")
+    model, fast = trained(make(), x, y), AcceleratedCopy("bf16")
     with leaky_everywhere(model) if name == "a global hook" else eval_mode(model):
         before = copy.deepcopy(model.state_dict())
         assert kind(fast, model, x[:8]) == wanted, fast.notes(model)
         for attack, adversary in ATTACKS.items():
-            clean, alone = standing(model, test, adversary, Plain())
+            clean, alone = standing(model, test, adversary, OriginalModel())
             assert 0 < alone < clean or attack == "fab", f"{attack} says nothing: {alone} of {clean} stand"
             assert standing(model, test, adversary, fast)[1] <= alone + COUNT // 100, attack
     after = model.state_dict()
@@ -468,12 +468,12 @@ def test_a_view_reaches_what_training_crafts_on(digits, view):
         model = hard(trained(Stepped(), x, y))
         with search(model, x[:8]):
             pass
-        method = Method(PGD(EPS, 5), CrossEntropy(), inner_view=Together((eval_mode, view)), outer_view=eval_mode)
+        method = Method(PGD(EPS, 5), CrossEntropy(), inner_mode=ComposedMode((eval_mode, view)), outer_mode=eval_mode)
         state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1))
         terms = train_step(method, state, Batch(x[:64], y[:64], torch.arange(64)), Progress(0, 2, 1), search=search)
         return float(terms["ce"])
 
-    assert step(Fast("fp32")) == pytest.approx(step(Plain()), rel=0.02)
+    assert step(AcceleratedCopy("fp32")) == pytest.approx(step(OriginalModel()), rel=0.02)
 
 
 VIEWS = {"an attribute": soft, "an entry of a dict": soft_entry, "the gradient of ReLU": SmoothBackward(1.0)}
@@ -485,10 +485,10 @@ VIEWS = {"an attribute": soft, "an entry of a dict": soft_entry, "the gradient o
 def test_a_view_reaches_what_attacks_search_on(digits, view, used):
     x, y, test = digits
     torch.manual_seed(0)
-    model, fast = hard(trained(Stepped(), x, y)), Fast("bf16")
+    model, fast = hard(trained(Stepped(), x, y)), AcceleratedCopy("bf16")
     if used:
         with fast(model, x[:8]):
             pass
-    adversary = Through(VIEWS[view], WhiteBox(PGD(EPS, 5)))
-    alone = standing(model, test, adversary, Plain())[1]
+    adversary = SurrogateGradient(VIEWS[view], WhiteBox(PGD(EPS, 5)))
+    alone = standing(model, test, adversary, OriginalModel())[1]
     assert standing(model, test, adversary, fast)[1] <= alone + COUNT // 100

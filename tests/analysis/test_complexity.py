@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparring import L2, Data, Linf, UserError
+from sparring import L2, Linf, TensorData, UserError
 from sparring.analysis import complexity
 from sparring.analysis.memorization.complexity import (
     NotDefined,
@@ -125,7 +125,7 @@ class Attending(nn.Module):
 def test_where_the_path_norm_has_no_meaning_there_is_no_number(net, operation):
     with pytest.raises(NotDefined, match=operation):
         path_norm(net, (1, 2, 2))
-    found = complexity(net, copy.deepcopy(net), Data(X.float(), Y, ("a", "b", "c")), Linf(0.1), steps=2)
+    found = complexity(net, copy.deepcopy(net), TensorData(X.float(), Y, ("a", "b", "c")), Linf(0.1), steps=2)
     assert str(found["log path norm"]).startswith("not defined for a net with the operation")
     assert isinstance(found["weight norm"], float)
 
@@ -203,7 +203,7 @@ def test_all_measures_of_a_net_at_once():
     torch.manual_seed(0)
     net = small_cnn(3, (1, 8, 8), width=4, batch_norm=True)
     before = copy.deepcopy(net.state_dict())
-    data = Data(torch.rand(6, 1, 8, 8), torch.arange(6) % 3, ("a", "b", "c"))
+    data = TensorData(torch.rand(6, 1, 8, 8), torch.arange(6) % 3, ("a", "b", "c"))
     first = copy.deepcopy(net)
     with torch.no_grad():
         first.head.weight += 1.0
@@ -226,7 +226,7 @@ def test_measures_by_the_margin_of_a_net_that_is_right():
     """Logits far apart: every margin is positive."""
     net = linear(20 * torch.eye(4)[:3])
     x = 0.2 + 0.6 * torch.eye(4)[:3].view(3, 1, 2, 2)
-    found = complexity(net, net, Data(x, torch.arange(3), ("a", "b", "c")), Linf(0.05), steps=5)
+    found = complexity(net, net, TensorData(x, torch.arange(3), ("a", "b", "c")), Linf(0.05), steps=5)
     gamma = found["adversarial margin"]
     assert gamma == pytest.approx(20 * (0.6 - 0.1), rel=1e-2)
     assert found["1 / margin²"] == pytest.approx(1 / gamma**2)
@@ -240,7 +240,7 @@ def test_frozen_and_unused_weights_are_no_reason_to_fail():
     net = small_cnn(3, (1, 8, 8), width=2)
     net.body[0].requires_grad_(False)
     net.unused = nn.Linear(2, 2)
-    data = Data(torch.rand(4, 1, 8, 8), torch.arange(4) % 3, ("a", "b", "c"))
+    data = TensorData(torch.rand(4, 1, 8, 8), torch.arange(4) % 3, ("a", "b", "c"))
     assert isinstance(complexity(net, net, data, Linf(0.1), steps=1)["weight sharpness"], float)
     with torch.no_grad():
         for p in net.parameters():

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from conftest import toy_data, toy_net
 from torch import nn
 
-from sparring import Classifier, Data, UserError, fit, make_rng
+from sparring import Classifier, TensorData, UserError, fit, make_rng
 from sparring.analysis import information, weights
 from sparring.analysis.information.jacobian import Jacobian, largest, spectrum, squared_norm
 from sparring.analysis.information.measure import (
@@ -30,7 +30,7 @@ from sparring.core.types import pixels
 from sparring.models import Layers, amdim, layers_of, preact_resnet18, small_cnn
 
 X = torch.rand(40, 1, 4, 4, generator=make_rng(3))
-DATA = Data(X, torch.arange(40) % 3, ("a", "b", "c"))
+DATA = TensorData(X, torch.arange(40) % 3, ("a", "b", "c"))
 
 
 def softmax_linear(scale: float = 1.0) -> Classifier:
@@ -110,7 +110,7 @@ def test_parameters_are_grouped():
     assert found["all"] == sum(p.numel() for p in net.parameters()) == sum(found.values()) - found["all"]
     assert found["head"] == 8 * 3 + 3
     assert weights.sizes(toy_net())["head"] == 32 * 3 + 3
-    raw, _ = weights.exact(net.eval(), Data(torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long), ("a", "b")))
+    raw, _ = weights.exact(net.eval(), TensorData(torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long), ("a", "b")))
     assert torch.allclose(sum(each for name, each in raw.items() if name != "all"), raw["all"], rtol=1e-5)
 
 
@@ -157,8 +157,8 @@ def test_products_with_the_derivative_are_those_of_finite_differences_and_of_all
     v, u = torch.randn(5, 16, dtype=torch.float64), torch.randn(5, 12, dtype=torch.float64)
     h = 1e-6
     with torch.no_grad():
-        slope = (model.features(x + h * v.view_as(x)) - model.features(x - h * v.view_as(x))) / (2 * h)
-    assert torch.allclose(jacobian.times(v), slope, atol=1e-8)
+        value_and_grad = (model.features(x + h * v.view_as(x)) - model.features(x - h * v.view_as(x))) / (2 * h)
+    assert torch.allclose(jacobian.times(v), value_and_grad, atol=1e-8)
     assert torch.allclose(jacobian.times(v), torch.einsum("bkd,bd->bk", rows, v))
     assert torch.allclose(jacobian.transposed(u), torch.einsum("bkd,bk->bd", rows, u))
     assert torch.allclose(squared_norm(jacobian, make_rng(0)), rows.square().sum((1, 2)))
@@ -440,7 +440,7 @@ def test_pixels_are_read_as_a_model_reads_them():
     data = toy_data()
     net = toy_net().eval()
     found = information(net, data, data, layer="1", close=1)
-    as_floats = Data(pixels(data.x), data.y, data.classes)
+    as_floats = TensorData(pixels(data.x), data.y, data.classes)
     again = information(net, as_floats, as_floats, layer="1", close=1)
     assert all(np.allclose(found.values[name], each) for name, each in again.values.items())
 

@@ -11,12 +11,12 @@ from conftest import toy_data, toy_net
 from sparring.analyses import Inverted
 from torch import nn
 
-from sparring import L2, PGD, Classifier, Data, Linf, UserError, fit, make_rng
+from sparring import L2, PGD, Classifier, Linf, TensorData, UserError, fit, make_rng
 from sparring.analysis import Inverter, annealed, interpolated, inversion, invert, psnr, ssim, visualised
 from sparring.analysis.inversion.fake_relu import last_relu, not_passing
 from sparring.analysis.inversion.measure import MEANINGS, beginning, descent, searches
-from sparring.attacks import Near, Painted, Refined
-from sparring.attacks.losses import Coordinate, FeatureMatch, Smooth
+from sparring.attacks import CleanStart, CoarseToFine, ParametrizedSearch
+from sparring.attacks.losses import FeatureMatch, FeatureUnit, TotalVariation
 from sparring.cli import run as shell
 from sparring.core.rng import PerExample
 from sparring.core.serialization import Build
@@ -41,7 +41,7 @@ def test_a_linear_net_that_can_be_inverted_gives_the_image_back(name):
     found = invert(net, X, how)
     assert float((found - X).abs().max()) < 0.03
     assert float(psnr(found, X).min()) > 35
-    measured = inversion(net, Data(X, torch.zeros(6, dtype=torch.long), ("a", "b")), how, judge=net).values
+    measured = inversion(net, TensorData(X, torch.zeros(6, dtype=torch.long), ("a", "b")), how, judge=net).values
     assert set(measured) == set(MEANINGS)
     assert measured["residual"].max() < 0.02 and measured["agreement"].all()
 
@@ -82,7 +82,7 @@ def test_several_nets_are_matched_together_or_one_after_the_other():
     assert float((alone - X).abs().max()) > 0.3
     after = annealed(halves, X, how)
     assert float(psnr(after, X).min()) > float(psnr(alone, X).max())
-    data = Data(X, torch.zeros(6, dtype=torch.long), ("a", "b"))
+    data = TensorData(X, torch.zeros(6, dtype=torch.long), ("a", "b"))
     measured = inversion(halves, data, how, annealing=True).values
     assert np.allclose(measured["psnr"], psnr(after, X))
     last = halves[1]
@@ -164,7 +164,7 @@ def test_a_last_relu_that_cannot_be_exchanged_is_said(name):
     why = why.replace("'2'", "'body.2'")
     with pytest.warns(UserWarning, match=re.escape(why)):
         invert(net, x, Inverter(steps=2))
-    data = Data(x, torch.zeros(2, dtype=torch.long), ("a", "b"))
+    data = TensorData(x, torch.zeros(2, dtype=torch.long), ("a", "b"))
     with pytest.warns(UserWarning, match="does not let gradients through"):
         found = inversion(net, data, Inverter(steps=2))
     assert len(found.notes) == 1 and why in found.notes[0]
@@ -201,45 +201,47 @@ def test_images_are_painted(by):
     net, x = mixing(), X[:3]
     loss = FeatureMatch(Layers(net).__call__, (net.features(x).detach(),))
     start = torch.full_like(x, 0.5)
-    attack = Painted(by, 200)
+    attack = ParametrizedSearch(by, 200)
     found = attack(loss, start, make_rng(0))
     assert found.shape == x.shape and not found.requires_grad and float(found.min()) >= 0 and float(found.max()) <= 1
     assert bool((loss(found).value > loss(start).value + 0.2).all())
     assert all(p.grad is None for p in net.parameters())
     if by != "network":  # they begin at the image
         assert torch.allclose(
-            Painted(by, 1, lr=1e-9)(loss, x.clamp(0.01, 0.99), make_rng(0)), x.clamp(0.01, 0.99), atol=1e-4
+            ParametrizedSearch(by, 1, lr=1e-9)(loss, x.clamp(0.01, 0.99), make_rng(0)), x.clamp(0.01, 0.99), atol=1e-4
         )
     rng = PerExample(0, torch.arange(3))
-    alone = Painted(by, 20)(loss[torch.tensor([1])], start[1:2], PerExample(0, torch.tensor([1])))
-    assert torch.allclose(Painted(by, 20)(loss, start, rng)[1:2], alone, atol=1e-5)  # no image knows of another
+    alone = ParametrizedSearch(by, 20)(loss[torch.tensor([1])], start[1:2], PerExample(0, torch.tensor([1])))
+    assert torch.allclose(
+        ParametrizedSearch(by, 20)(loss, start, rng)[1:2], alone, atol=1e-5
+    )  # no image knows of another
 
 
 def test_a_search_is_refined():
     class Quadratic:
         def __call__(self, x):
-            from sparring import Probe
+            from sparring import LossOutput
 
-            return Probe(-(x - 0.25).square().flatten(1).sum(1))
+            return LossOutput(-(x - 0.25).square().flatten(1).sum(1))
 
         def __getitem__(self, rows):
             return self
 
     x = torch.full((2, 1, 4, 4), 0.9)
-    plain = PGD(L2(4.0), 20, 0.5, Near(0.0))(Quadratic(), x, make_rng(0))
-    finer = Refined(PGD(L2(4.0), 20, 0.5, Near(0.0)), 4)(Quadratic(), x, make_rng(0))
+    plain = PGD(L2(4.0), 20, 0.5, CleanStart())(Quadratic(), x, make_rng(0))
+    finer = CoarseToFine(PGD(L2(4.0), 20, 0.5, CleanStart()), 4)(Quadratic(), x, make_rng(0))
     assert float((finer - 0.25).abs().max()) < 0.02 < float((plain - 0.25).abs().max())
-    assert descent((1, 4, 4), 400) == Refined(PGD(L2(4.0), 66, 0.5, Near(0.0)), 6)
+    assert descent((1, 4, 4), 400) == CoarseToFine(PGD(L2(4.0), 66, 0.5, CleanStart()), 6)
     with pytest.raises(UserError, match="times = 0 is no whole number"):
-        Refined(PGD(L2(1.0)), 0)
+        CoarseToFine(PGD(L2(1.0)), 0)
 
 
 def test_total_variation_and_coordinates():
     x = torch.zeros(2, 1, 3, 3)
     x[1, 0, 1, 1] = 1.0  # four edges of height 1, over nine pixels
-    assert torch.allclose(Smooth(0.5)(x).value, torch.tensor([0.0, -0.5 * 4 / 9]))
+    assert torch.allclose(TotalVariation(0.5)(x).value, torch.tensor([0.0, -0.5 * 4 / 9]))
     which = torch.tensor([4, 0])
-    loss = Coordinate(lambda z: z, which)
+    loss = FeatureUnit(lambda z: z, which)
     assert torch.equal(loss(x.flip(0)).value, torch.tensor([1.0, 0.0]))
     assert torch.equal(loss[torch.tensor([1])](x[1:]).value, torch.tensor([0.0]))
 
@@ -289,11 +291,11 @@ def test_what_cannot_be_inverted_is_refused():
     with pytest.raises(UserError, match="at least one step, not 0"):
         Inverter(steps=0)
     with pytest.raises(UserError, match="cannot go on from another net"):
-        annealed([net, net], X, Inverter(search=Painted("network", 2)))
+        annealed([net, net], X, Inverter(search=ParametrizedSearch("network", 2)))
     with pytest.raises(UserError, match="by = 'oil'"):
-        Painted("oil")
+        ParametrizedSearch("oil")
     with pytest.raises(UserError, match="steps = 0 is no whole number"):
-        Painted(steps=0)
+        ParametrizedSearch(steps=0)
 
 
 @pytest.fixture(scope="module")

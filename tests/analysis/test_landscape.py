@@ -9,7 +9,7 @@ import torch
 from conftest import Linear, toy_data
 from torch import nn
 
-from sparring import L2, PGD, Data, Linf, UserError, WhiteBox, fit
+from sparring import L2, PGD, Linf, TensorData, UserError, WhiteBox, fit
 from sparring.analysis import landscape
 from sparring.analysis.landscape.measure import MEANINGS
 from sparring.cli import run as shell
@@ -17,7 +17,7 @@ from sparring.core.serialization import Build
 from sparring.models import small_cnn
 from sparring.records.statistics import interval
 
-GREY = Data(torch.full((6, 1, 4, 4), 0.5), torch.tensor([0, 1, 0, 1, 0, 1]), ("a", "b"))
+GREY = TensorData(torch.full((6, 1, 4, 4), 0.5), torch.tensor([0, 1, 0, 1, 0, 1]), ("a", "b"))
 
 
 class Quadratic(nn.Module):
@@ -34,7 +34,7 @@ class Quadratic(nn.Module):
 
 
 def test_the_curvature_and_the_lipschitz_constant_of_a_quadratic_are_known():
-    data = Data(GREY.x[:4], torch.zeros(4, dtype=torch.long), ("a", "b"))
+    data = TensorData(GREY.x[:4], torch.zeros(4, dtype=torch.long), ("a", "b"))
     for threat in (Linf(0.1), L2(0.3)):
         found = landscape(Quadratic(3.0), data, threat, points=3).values
         assert np.allclose(found["curvature"], 6.0, rtol=1e-6)

@@ -9,10 +9,22 @@ import torch
 from scipy.stats import kendalltau
 from sparring.analyses import agreement, memorization, opened
 
-from sparring import PGD, TRADES, CrossEntropy, LabelNoise, Linf, Method, Near, PixelNoise, Remember, UserError, fit
+from sparring import (
+    PGD,
+    TRADES,
+    CrossEntropy,
+    ExampleHistory,
+    GaussianStart,
+    LabelNoise,
+    Linf,
+    Method,
+    PixelNoise,
+    UserError,
+    fit,
+)
 from sparring.cli import run as shell
 from sparring.core.serialization import Build
-from sparring.data import Digits, Few
+from sparring.data import Digits, Subset
 from sparring.models import small_cnn
 from sparring.recipes import find
 from sparring.recipes.memorization import digits_random_labels, fashion_kept
@@ -28,15 +40,19 @@ def runs(tmp_path_factory):
     threat = Linf(0.1)
     recipe = replace(
         conftest.tiny.__wrapped__(),
-        data=Few(Digits(), 300, 60),
+        data=Subset(Digits(), 300, 60),
         batch_size=32,
         lr=0.1,
         epochs=4,
-        alter=(LabelNoise(0.5),),
-        remember=Remember(PGD(threat, steps=2), every=2),
+        alterations=(LabelNoise(0.5),),
+        example_history=ExampleHistory(PGD(threat, steps=2), every=2),
     )
-    near = Method(PGD(threat, steps=2, start=Near()), TRADES())
-    return recipe, fit(recipe, folder / "pgd"), fit(replace(recipe, method=near, remember=None), folder / "trades")
+    near = Method(PGD(threat, steps=2, start=GaussianStart()), TRADES())
+    return (
+        recipe,
+        fit(recipe, folder / "pgd"),
+        fit(replace(recipe, method=near, example_history=None), folder / "trades"),
+    )
 
 
 def test_analyze_says_what_was_learned_by_heart(runs, capsys):
@@ -104,7 +120,7 @@ def test_agreement_is_kendalls_tau_with_an_interval():
 
 def test_what_does_not_compare_is_said(runs, tmp_path, capsys):
     recipe, run, _ = runs
-    strange = fit(replace(recipe, alter=(LabelNoise(0.3),), epochs=1), tmp_path / "strange")
+    strange = fit(replace(recipe, alterations=(LabelNoise(0.3),), epochs=1), tmp_path / "strange")
     given = ["--weights", "last", "--examples", "10", "--close", "2", "--steps", "1"]
     assert shell(["analyze", str(run.path), "memorization", "--beside", str(strange.path), *given]) == 2
     assert "trained on other examples or labels" in capsys.readouterr().err
@@ -136,8 +152,8 @@ def test_the_recipes_have_the_weight_of_the_paper(name):
 
 
 def test_recipes_with_changed_training_sets():
-    assert digits_random_labels(rate=0.3).alter == (LabelNoise(0.3),)
-    assert fashion_kept(by="runs/a", keep="hard", share=0.5).alter[0].by == ("runs/a",)
+    assert digits_random_labels(rate=0.3).alterations == (LabelNoise(0.3),)
+    assert fashion_kept(by="runs/a", keep="hard", share=0.5).alterations[0].by == ("runs/a",)
     assert find("cifar10_wrn28_10_random_labels")(train="pgd").augment == ()
 
 
@@ -149,7 +165,7 @@ def fitted(train: str, folder) -> float:
         model=Build(small_cnn, width=32, batch_norm=True),
         epochs=30,
         lr=replace(recipe.lr, milestones=(10, 20)),
-        remember=replace(recipe.remember, every=30),
+        example_history=replace(recipe.example_history, every=30),
     )
     return float(fit(recipe, folder).read_memory().clean_right[-1].mean())
 
@@ -162,9 +178,9 @@ def test_trades_learns_random_labels_where_pgd_at_does_not(tmp_path):
 
 
 def test_pixels_can_be_changed_in_a_run(tmp_path):
-    recipe = replace(digits_random_labels(), alter=(PixelNoise("shuffled"),), epochs=1, remember=None)
+    recipe = replace(digits_random_labels(), alterations=(PixelNoise("shuffled"),), epochs=1, example_history=None)
     recipe = replace(recipe, model=Build(small_cnn, width=2))
     run = fit(recipe, tmp_path)
     assert np.array_equal(run.training()["y"], run.training()["true"])
-    with pytest.raises(UserError, match="remembers no training examples"):
+    with pytest.raises(UserError, match="has no history of its training examples"):
         RunFolder(tmp_path).read_memory()

@@ -10,14 +10,16 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-from sparring import L2, TRADES, Benign, CrossEntropy, Data, Linf, Method, Sum, TemporalEnsembling, UserError
+from sparring import L2, TRADES, Benign, CrossEntropy, Linf, Method, Sum, TemporalEnsembling, TensorData, UserError
 from sparring.analysis import bound, losses, stability
 from sparring.analysis.memorization.stability import DIRECTIONS, gradient
-from sparring.attacks import PGD, Near
+from sparring.attacks import PGD, GaussianStart
 from sparring.core.types import Objective
 from sparring.models import small_cnn
 
-DATA = Data(torch.rand(10, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.arange(10) % 3, ("a", "b", "c"))
+DATA = TensorData(
+    torch.rand(10, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.arange(10) % 3, ("a", "b", "c")
+)
 BALL = Linf(0.1)
 
 
@@ -100,7 +102,7 @@ def test_any_method_can_be_looked_at():
     added = Sum((TRADES(), TemporalEnsembling(3.0, on="clean")))
     model = small_cnn(3, (1, 2, 2), width=2, batch_norm=True)
     before = copy.deepcopy(model.state_dict())
-    found = stability(model, DATA, {"TE": Method(PGD(BALL, 2, start=Near()), added)}, lengths=(0.1,))
+    found = stability(model, DATA, {"TE": Method(PGD(BALL, 2, start=GaussianStart()), added)}, lengths=(0.1,))
     assert np.isfinite(found.change["TE", "up"]).all()
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 

@@ -10,7 +10,7 @@ from conftest import toy_data, toy_net
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from sparring import Classifier, Data, UserError, fit, make_rng
+from sparring import Classifier, TensorData, UserError, fit, make_rng
 from sparring.analysis import Tuning, shots, task_distance, task_embedding, transfer
 from sparring.analysis.transfer.measure import last_block
 from sparring.cli import run as shell
@@ -98,7 +98,7 @@ def test_a_tuned_net_beats_its_head_where_features_say_too_little():
     x = 0.2 * torch.rand(200, 1, 4, 4, generator=rng)
     x[:, 0, 0, 0] += 0.8 * corners[:, 0]
     x[:, 0, 3, 3] += 0.8 * corners[:, 1]
-    data = Data(x, corners.sum(1) % 2, ("alike", "unlike"))
+    data = TensorData(x, corners.sum(1) % 2, ("alike", "unlike"))
     torch.manual_seed(0)
     model = small_cnn(2, (1, 4, 4), width=4, batch_norm=True).eval()
     head, block, whole = (
@@ -113,7 +113,7 @@ def test_a_tuned_net_beats_its_head_where_features_say_too_little():
 
 def test_shots_are_drawn_evenly_and_from_all_classes():
     y = torch.tensor([0] * 50 + [1] * 20 + [2] * 3)
-    data = Data(torch.arange(73).view(-1, 1, 1, 1).float() / 80, y, ("a", "b", "c"))
+    data = TensorData(torch.arange(73).view(-1, 1, 1, 1).float() / 80, y, ("a", "b", "c"))
     for count, each in ((3, [1, 1, 1]), (9, [3, 3, 3]), (20, None), (73, [50, 20, 3])):
         found = shots(data, count, 0)
         assert len(found) == count == len(set(found.x.flatten().tolist()))
@@ -130,10 +130,10 @@ def test_shots_are_drawn_evenly_and_from_all_classes():
 
 def test_tasks_that_cannot_be_fitted_are_refused():
     model, data = normed(), toy_data(30)
-    missing = Data(data.x, data.y % 2, data.classes)
+    missing = TensorData(data.x, data.y % 2, data.classes)
     with pytest.raises(UserError, match=r"no image to train on of 1 of its 3 classes \(c\): take more"):
         transfer(model, missing, data)
-    large = Data(torch.rand(6, 1, 9, 9), torch.arange(6) % 2, ("a", "b"))
+    large = TensorData(torch.rand(6, 1, 9, 9), torch.arange(6) % 2, ("a", "b"))
     with pytest.raises(UserError, match="does not take images of 1x9x9"):
         transfer(model, large, large)
     with pytest.raises(UserError, match="does not say what its features are"):

@@ -5,38 +5,39 @@ from torch import nn
 
 from sparring import (
     APGD,
+    CE,
     FAB,
     FGSM,
     L1,
     L2,
     NFGSM,
     PGD,
-    Anywhere,
     Batch,
     Benign,
+    CleanStart,
     CrossEntropy,
-    Divergence,
+    GaussianStart,
+    KLDivergence,
     Linf,
     Margin,
     Method,
     MultiGrad,
-    Near,
     PerExample,
     Progress,
+    RandomStart,
     Restarts,
     Split,
     Square,
     State,
-    Targeted,
-    Untargeted,
+    TargetedCE,
     UserError,
     Worst,
     ZeroGrad,
     make_rng,
     train_step,
 )
-from sparring.acceleration import Plain
-from sparring.attacks import Sometimes
+from sparring.acceleration import OriginalModel
+from sparring.attacks import MixedStart
 from sparring.core.modes import batch_statistics, eval_mode, train_mode
 from sparring.core.types import pixels
 from sparring.core.whole_batch import WholeBatch
@@ -49,9 +50,9 @@ BALL = Linf(EPS)
 ATTACKS = [
     (Benign(), BALL),
     (FGSM(BALL), BALL),
-    (FGSM(BALL, "10/255", Anywhere()), BALL),
+    (FGSM(BALL, "10/255", RandomStart()), BALL),
     (PGD(BALL, step_size="2/255"), BALL),
-    (PGD(BALL, steps=3, start=Near()), BALL),
+    (PGD(BALL, steps=3, start=GaussianStart()), BALL),
     (PGD(BALL, steps=5, patience=0), BALL),
     (PGD(BALL, steps=5, patience=2), BALL),
     (PGD(L2(0.5)), L2(0.5)),
@@ -72,7 +73,7 @@ ATTACKS = [
 
 def loss_for(attack):
     """FAB alone needs to know the boundaries."""
-    return Margin if isinstance(attack, FAB) else Untargeted
+    return Margin if isinstance(attack, FAB) else CE
 
 
 @pytest.mark.parametrize(("attack", "within"), ATTACKS, ids=lambda v: repr(v)[:70])
@@ -89,7 +90,7 @@ def test_the_points_carry_no_graph_even_if_the_images_do(attack):
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5), L1(2.0)], ids=repr)
 def test_double_precision_stays_double_precision(threat):
     model, x = toy_net().eval().double(), torch.rand(6, 1, 4, 4, dtype=torch.float64)
-    z = Restarts(PGD(threat, steps=3, patience=1), 2)(Untargeted(model, torch.arange(6) % 3), x, make_rng(0))
+    z = Restarts(PGD(threat, steps=3, patience=1), 2)(CE(model, torch.arange(6) % 3), x, make_rng(0))
     assert z.dtype == torch.float64
     assert threat.norm(z - x).max() <= threat.eps * (1 + 1e-12)
 
@@ -116,10 +117,8 @@ def drop(model, x, z):
 @pytest.mark.parametrize("steps", [1, 100])
 def test_on_a_linear_model_pgd_reaches_the_worst_case_in_every_norm(threat, dual, steps):
     model, x, y = linear_case()
-    start = Near(0.0) if steps == 1 else Anywhere()
-    z = PGD(threat, steps=steps, step_size=threat.eps / min(steps, 5), start=start)(
-        Untargeted(model, y), x, make_rng(0)
-    )
+    start = CleanStart() if steps == 1 else RandomStart()
+    z = PGD(threat, steps=steps, step_size=threat.eps / min(steps, 5), start=start)(CE(model, y), x, make_rng(0))
     best = threat.eps * dual(model.w.detach())
     assert torch.allclose(drop(model, x, z), best.expand(5), rtol=1e-4)
 
@@ -127,7 +126,7 @@ def test_on_a_linear_model_pgd_reaches_the_worst_case_in_every_norm(threat, dual
 def test_with_an_eps_too_small_to_move_a_pixel_accuracy_is_clean_accuracy():
     model, x = toy_net().eval(), torch.rand(50, 1, 4, 4, generator=make_rng(0))
     y = model(x).argmax(1).where(torch.arange(50) % 5 > 0, torch.tensor(0))
-    z = Restarts(PGD(Linf(1e-12), steps=10), 3)(Untargeted(model, y), x, make_rng(0))
+    z = Restarts(PGD(Linf(1e-12), steps=10), 3)(CE(model, y), x, make_rng(0))
     assert torch.equal(z, x)
     assert torch.equal(model(z).argmax(1), model(x).argmax(1))
 
@@ -135,7 +134,7 @@ def test_with_an_eps_too_small_to_move_a_pixel_accuracy_is_clean_accuracy():
 def test_pgd_takes_one_forward_and_one_backward_pass_a_step_and_no_weight_gradient():
     model, x, y = toy_net().eval(), torch.rand(6, 1, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2])
     seen = count(model)
-    PGD(BALL, steps=7)(Untargeted(model, y), x, make_rng(0))
+    PGD(BALL, steps=7)(CE(model, y), x, make_rng(0))
     assert (seen.forwards, seen.backwards) == (7, 7)
     assert all(p.grad is None for p in model.parameters())
 
@@ -143,32 +142,32 @@ def test_pgd_takes_one_forward_and_one_backward_pass_a_step_and_no_weight_gradie
 def test_patience_lets_fooled_examples_go_and_saves_their_passes():
     model, x, y = toy_net().eval(), torch.rand(64, 1, 4, 4, generator=make_rng(1)), torch.arange(64) % 3
     seen = count(model)
-    PGD(BALL, steps=10)(Untargeted(model, y), x, make_rng(0))
+    PGD(BALL, steps=10)(CE(model, y), x, make_rng(0))
     full, seen.examples = seen.examples, 0
-    PGD(BALL, steps=10, patience=0)(Untargeted(model, y), x, make_rng(0))
+    PGD(BALL, steps=10, patience=0)(CE(model, y), x, make_rng(0))
     assert full == 640
     assert 64 <= seen.examples < full / 2
 
 
 def test_with_patience_0_an_example_that_is_fooled_already_does_not_move():
     model, x = toy_net().eval(), torch.rand(20, 1, 4, 4, generator=make_rng(1))
-    wrong = (model(x).argmax(1) + 1) % 3
-    z = PGD(BALL, steps=5, start=Near(0.0), patience=0)(Untargeted(model, wrong), x, make_rng(0))
+    misclassified = (model(x).argmax(1) + 1) % 3
+    z = PGD(BALL, steps=5, start=CleanStart(), patience=0)(CE(model, misclassified), x, make_rng(0))
     assert torch.equal(z, x)
 
 
 def test_patience_counts_the_steps_after_the_first_that_fools():
     """A loss that is fooled from the start: the example takes exactly `patience` steps of known length."""
     model, x = Linear(), torch.full((3, 1, 4, 4), 0.5)
-    fooled = Untargeted(model, model(x).argmin(1))
+    fooled = CE(model, model(x).argmin(1))
     for patience in (0, 1, 3):
-        z = PGD(Linf(0.4), steps=10, step_size=0.01, start=Near(0.0), patience=patience)(fooled, x, make_rng(0))
+        z = PGD(Linf(0.4), steps=10, step_size=0.01, start=CleanStart(), patience=patience)(fooled, x, make_rng(0))
         assert (z - x).abs().amax() == pytest.approx(0.01 * patience, abs=1e-6)
 
 
 def test_patience_with_a_loss_that_cannot_tell_who_is_fooled_is_refused():
     model, x, _ = linear_case()
-    loss = Divergence(model, model(x).softmax(1).detach())
+    loss = KLDivergence(model, model(x).softmax(1).detach())
     with pytest.raises(UserError, match="patience = 1 needs a loss that tells who is fooled, and Divergence does not"):
         PGD(BALL, patience=1)(loss, x, make_rng(0))
 
@@ -192,7 +191,7 @@ def threshold_model():
 def test_restarts_are_kept_example_by_example_and_fooled_ones_rest():
     x = torch.tensor([0.45, 0.2, 0.05]).view(3, 1, 1, 1).expand(3, 1, 2, 2).clone()
     first, second = Fixed(0.1), Fixed(0.4)
-    z = Worst((first, second))(Untargeted(threshold_model(), torch.zeros(3, dtype=torch.long)), x, make_rng(0))
+    z = Worst((first, second))(CE(threshold_model(), torch.zeros(3, dtype=torch.long)), x, make_rng(0))
     assert first.sizes == [3]
     assert second.sizes == [2], "the first example had fallen"
     assert torch.allclose(z[:, 0, 0, 0], torch.tensor([0.55, 0.6, 0.45]))
@@ -200,15 +199,13 @@ def test_restarts_are_kept_example_by_example_and_fooled_ones_rest():
 
 def test_a_later_restart_never_replaces_a_better_point():
     x = torch.full((2, 1, 2, 2), 0.1)
-    z = Worst((Fixed(0.2), Fixed(-0.1)))(
-        Untargeted(threshold_model(), torch.zeros(2, dtype=torch.long)), x, make_rng(0)
-    )
+    z = Worst((Fixed(0.2), Fixed(-0.1)))(CE(threshold_model(), torch.zeros(2, dtype=torch.long)), x, make_rng(0))
     assert torch.allclose(z, torch.full_like(z, 0.3))
 
 
 def test_restarts_serve_a_loss_that_cannot_tell_who_is_fooled():
     model, x, _ = linear_case()
-    loss = Divergence(model, model(x).softmax(1).detach())
+    loss = KLDivergence(model, model(x).softmax(1).detach())
     one = loss(Restarts(PGD(BALL, steps=1), 1)(loss, x, make_rng(0))).value
     five = loss(Restarts(PGD(BALL, steps=1), 5)(loss, x, make_rng(0))).value
     assert (five >= one - 1e-6).all()
@@ -217,7 +214,7 @@ def test_restarts_serve_a_loss_that_cannot_tell_who_is_fooled():
 def test_split_sends_shares_to_its_parts_and_spends_nothing_on_benign():
     model, x, y = toy_net().eval(), torch.rand(400, 1, 4, 4, generator=make_rng(0)), torch.arange(400) % 3
     seen = count(model)
-    z = Split(((0.25, Benign()), (0.75, FGSM(BALL))))(Untargeted(model, y), x, make_rng(0))
+    z = Split(((0.25, Benign()), (0.75, FGSM(BALL))))(CE(model, y), x, make_rng(0))
     moved = (z != x).flatten(1).any(1).float().mean()
     assert moved == pytest.approx(0.75, abs=0.06)
     assert seen.examples == int((z != x).flatten(1).any(1).sum())
@@ -226,14 +223,14 @@ def test_split_sends_shares_to_its_parts_and_spends_nothing_on_benign():
 def test_n_fgsm_leaves_the_ball_and_stays_in_its_reach():
     model, x, y = linear_case()
     attack = NFGSM(Linf(0.05))
-    size = (attack(Untargeted(model, y), x, make_rng(0)) - x).abs().amax()
+    size = (attack(CE(model, y), x, make_rng(0)) - x).abs().amax()
     assert 0.05 < size <= attack.reach.eps == pytest.approx(0.15)
 
 
 def test_zero_grad_leaves_the_pixels_of_the_smallest_gradients_where_they_started():
     model, x, y = linear_case()
     x = torch.full_like(x, 0.5)
-    z = ZeroGrad(Linf(0.1), quantile=0.25)(Untargeted(model, y), x, make_rng(0))
+    z = ZeroGrad(Linf(0.1), quantile=0.25)(CE(model, y), x, make_rng(0))
     start = Linf(0.1).sample(x, make_rng(0))
     still = (z == start).flatten(1)
     size = model.w.abs()
@@ -246,7 +243,7 @@ def test_zero_grad_leaves_the_pixels_of_the_smallest_gradients_where_they_starte
 def test_multi_grad_moves_where_all_the_gradients_agree_and_by_all_of_eps():
     model, x, y = linear_case()
     x = torch.full_like(x, 0.5)
-    z = MultiGrad(Linf(0.1), points=3)(Untargeted(model, y), x, make_rng(0))
+    z = MultiGrad(Linf(0.1), points=3)(CE(model, y), x, make_rng(0))
     assert torch.allclose((z - x).abs(), torch.tensor(0.1))  # the gradient of a linear model is the same everywhere
 
     class Torn(nn.Module):
@@ -255,7 +252,7 @@ def test_multi_grad_moves_where_all_the_gradients_agree_and_by_all_of_eps():
             return torch.cat([x.flatten(1)[:, 1:2] + bend, 1 - x.flatten(1)[:, 1:2]], 1)
 
     x = torch.full((200, 1, 1, 2), 0.5)
-    z = MultiGrad(Linf(0.1), points=3)(Untargeted(Torn(), torch.zeros(200, dtype=torch.long)), x, make_rng(0))
+    z = MultiGrad(Linf(0.1), points=3)(CE(Torn(), torch.zeros(200, dtype=torch.long)), x, make_rng(0))
     moved = (z != x).flatten(1).float().mean(0)
     assert float(moved[1]) == 1.0
     assert float(moved[0]) == pytest.approx(0.25, abs=0.1)  # three random signs agree in a quarter of the cases
@@ -263,7 +260,7 @@ def test_multi_grad_moves_where_all_the_gradients_agree_and_by_all_of_eps():
 
 def test_a_targeted_attack_reaches_its_target():
     model, x = toy_net().eval(), torch.rand(30, 1, 4, 4, generator=make_rng(0))
-    loss = Targeted(model, (model(x).argmax(1) + 1) % 3)
+    loss = TargetedCE(model, (model(x).argmax(1) + 1) % 3)
     z = PGD(Linf(0.5), steps=20)(loss, x, make_rng(0))
     assert loss(z).fooled.float().mean() > 0.9 > 0.1 > loss(x).fooled.float().mean()
 
@@ -271,18 +268,18 @@ def test_a_targeted_attack_reaches_its_target():
 def test_attacking_a_model_in_training_mode_is_refused_where_the_mode_matters():
     y = torch.zeros(2, dtype=torch.long)
     with pytest.raises(UserError, match=r"training mode, where 2 \(BatchNorm1d\)"):
-        Untargeted(toy_net().train(), y)
+        CE(toy_net().train(), y)
     with pytest.raises(UserError, match="Dropout"):
-        Targeted(nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(16, 2)), y)
+        TargetedCE(nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(16, 2)), y)
     with pytest.raises(UserError, match="training mode"):
-        Divergence(toy_net().train(), torch.ones(2, 3) / 3)
+        KLDivergence(toy_net().train(), torch.ones(2, 3) / 3)
 
     class DropPath(nn.Module): ...
 
     with pytest.raises(UserError, match="DropPath"):
-        Untargeted(nn.Sequential(DropPath()), y)
-    Untargeted(nn.Linear(4, 2).train(), y)  # nothing there depends on the mode
-    Untargeted(toy_net().train().forward, y)  # a function is given on purpose
+        CE(nn.Sequential(DropPath()), y)
+    CE(nn.Linear(4, 2).train(), y)  # nothing there depends on the mode
+    CE(toy_net().train().forward, y)  # a function is given on purpose
 
 
 @pytest.mark.parametrize(
@@ -307,27 +304,28 @@ def test_an_attack_that_makes_no_sense_is_refused(make, message):
 
 def test_the_default_step_size_crosses_the_set():
     model, x, y = linear_case()
-    z = PGD(Linf(0.2), steps=4)(Untargeted(model, y), x, make_rng(0))
+    z = PGD(Linf(0.2), steps=4)(CE(model, y), x, make_rng(0))
     assert torch.allclose((z - x).abs(), torch.full_like(x, 0.2), atol=1e-6)
 
 
 def test_a_start_is_sometimes_the_image_itself_for_the_whole_batch():
     x, threat, rng = torch.full((8, 1, 4, 4), 0.5), Linf(0.1), make_rng(0)
-    clean = [torch.equal(Sometimes(Anywhere(), 0.3)(threat, x, rng), x) for _ in range(400)]
+    clean = [torch.equal(MixedStart(RandomStart(), 0.3)(threat, x, rng), x) for _ in range(400)]
     assert 0.23 < sum(clean) / 400 < 0.37
-    moved = Sometimes(Anywhere(), 0.0)(threat, x, rng)
+    moved = MixedStart(RandomStart(), 0.0)(threat, x, rng)
     assert (moved != x).flatten(1).any(1).all()
-    assert torch.equal(Sometimes(Anywhere(), 1.0)(threat, x, rng), x)
+    assert torch.equal(MixedStart(RandomStart(), 1.0)(threat, x, rng), x)
     many = x.repeat(40, 1, 1, 1)
     each = PerExample(0, torch.arange(len(many)))
-    alike = (Sometimes(Anywhere(), 0.3)(threat, many, each) == many).flatten(1).all(1)
+    alike = (MixedStart(RandomStart(), 0.3)(threat, many, each) == many).flatten(1).all(1)
     assert 0.2 < float(alike.float().mean()) < 0.4, "in evaluation each example draws for itself"
-    alone = Sometimes(Anywhere(), 0.3)(threat, many[7:8], PerExample(0, torch.tensor([7])))
+    alone = MixedStart(RandomStart(), 0.3)(threat, many[7:8], PerExample(0, torch.tensor([7])))
     assert torch.equal(
-        alone == many[7:8], (Sometimes(Anywhere(), 0.3)(threat, many, PerExample(0, torch.arange(320))) == many)[7:8]
+        alone == many[7:8],
+        (MixedStart(RandomStart(), 0.3)(threat, many, PerExample(0, torch.arange(320))) == many)[7:8],
     )
     with pytest.raises(UserError, match=r"clean = 1.5 is no probability"):
-        Sometimes(Anywhere(), 1.5)
+        MixedStart(RandomStart(), 1.5)
 
 
 # -- crafting by the statistics of the batch
@@ -338,10 +336,10 @@ def crafted(attack, view, seen=None):
     torch.manual_seed(0)
     model, data, sizes = toy_net().train(), toy_data(64), []
     model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    method = Method(attack, CrossEntropy(), inner_view=view)
+    method = Method(attack, CrossEntropy(), inner_mode=view)
     state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1))
     batch = Batch(pixels(data.x), data.y, torch.arange(64))
-    train_step(method, state, batch, Progress(1, 10, 1), search=Plain())
+    train_step(method, state, batch, Progress(1, 10, 1), search=OriginalModel())
     return sizes
 
 
@@ -353,13 +351,13 @@ def test_batch_norm_that_goes_by_the_batch_sees_all_images_at_every_step_of_pati
 
 def test_patience_on_whole_batches_moves_the_same_images_as_on_parts():
     model, data = toy_net().eval(), toy_data(64)
-    loss, x = Untargeted(model, data.y), pixels(data.x)
+    loss, x = CE(model, data.y), pixels(data.x)
     for patience in (0, 1, 3):
         attack = PGD(Linf(0.2), steps=6, patience=patience)
         whole = attack(WholeBatch(loss, "norm"), x, make_rng(0))
         assert torch.allclose(whole, attack(loss, x, make_rng(0)), atol=1e-6)
     with pytest.raises(UserError, match="patience = 1 needs a loss that tells who is fooled, and Divergence does not"):
-        PGD(BALL, patience=1)(WholeBatch(Divergence(model, model(x).softmax(1).detach()), "norm"), x, make_rng(0))
+        PGD(BALL, patience=1)(WholeBatch(KLDivergence(model, model(x).softmax(1).detach()), "norm"), x, make_rng(0))
 
 
 @pytest.mark.parametrize(

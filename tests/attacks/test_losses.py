@@ -2,8 +2,8 @@ import pytest
 import torch
 from conftest import toy_net
 
-from sparring import DLR, Divergence, Expected, Margin, Targeted, TargetedDLR, Total, Untargeted, UserError, make_rng
-from sparring.attacks.gradients import slope, slopes
+from sparring import CE, DLR, EOT, KLDivergence, Margin, SumLoss, TargetedCE, TargetedDLR, UserError, make_rng
+from sparring.attacks.gradients import value_and_grad, values_and_grads
 
 LOGITS = torch.tensor([[3.0, 1.0, 0.5, -1.0], [0.0, 2.0, 1.0, 5.0], [1.0, 1.5, 2.0, 2.5]])
 Y = torch.tensor([0, 1, 3])
@@ -45,21 +45,21 @@ def test_dlr_says_with_how_few_classes_it_is_not_defined(loss, classes, message)
 def test_logits_that_are_not_finite_have_fooled(bad):
     out = LOGITS.clone()
     out[0, 1] = bad
-    for loss in (Untargeted, Margin, DLR):
+    for loss in (CE, Margin, DLR):
         assert loss(lambda x: out, Y)(out).fooled.tolist() == [True, True, False]
-    assert not Targeted(lambda x: out, torch.tensor([1, 3, 0]))(out).fooled[0]
+    assert not TargetedCE(lambda x: out, torch.tensor([1, 3, 0]))(out).fooled[0]
 
 
 LOSSES = [
-    lambda f: Untargeted(f, Y),
-    lambda f: Targeted(f, Y),
+    lambda f: CE(f, Y),
+    lambda f: TargetedCE(f, Y),
     lambda f: Margin(f, Y),
     lambda f: Margin(f, Y, (Y + 1) % 4),
     lambda f: DLR(f, Y),
     lambda f: TargetedDLR(f, Y, (Y + 1) % 4),
-    lambda f: Divergence(f, LOGITS.softmax(1)),
-    lambda f: Total((Untargeted(f, Y), Divergence(f, LOGITS.softmax(1)))),
-    lambda f: Expected(Untargeted(f, Y), 2),
+    lambda f: KLDivergence(f, LOGITS.softmax(1)),
+    lambda f: SumLoss((CE(f, Y), KLDivergence(f, LOGITS.softmax(1)))),
+    lambda f: EOT(CE(f, Y), 2),
 ]
 
 
@@ -88,8 +88,8 @@ class Noisy(torch.nn.Module):
 def test_an_expectation_is_differentiated_draw_by_draw():
     x, y = torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, dtype=torch.long)
     model, singles = Noisy(), Noisy()
-    found = slope(Expected(Margin(model, y), 5), x)
-    each = [slope(Margin(singles, y), x) for _ in range(5)]
+    found = value_and_grad(EOT(Margin(model, y), 5), x)
+    each = [value_and_grad(Margin(singles, y), x) for _ in range(5)]
     assert model.passes == 5
     assert torch.allclose(found.grad, torch.stack([s.grad for s in each]).mean(0))
     assert torch.allclose(found.value, torch.stack([s.value for s in each]).mean(0))
@@ -101,22 +101,22 @@ def test_fooled_in_expectation_is_who_is_fooled_in_more_than_half_of_the_draws()
     def moody(x):
         return torch.tensor([next(answers)])
 
-    loss = Expected(Untargeted(moody, torch.tensor([0])), 3)
+    loss = EOT(CE(moody, torch.tensor([0])), 3)
     assert loss(torch.zeros(1, 1)).fooled.tolist() == [True]
     with pytest.raises(UserError, match="draws = 0 is no whole number from 1 on"):
-        Expected(loss, 0)
+        EOT(loss, 0)
 
 
 def test_the_slopes_of_the_margin_are_those_of_each_class():
     model, x = toy_net(classes=4).eval(), torch.rand(3, 1, 4, 4, generator=make_rng(0))
-    values, grads = slopes(Margin(model, Y), x)
+    values, grads = values_and_grads(Margin(model, Y), x)
     assert values.shape == (3, 3)
     for k, target in enumerate((torch.tensor([1, 0, 0]), torch.tensor([2, 2, 1]), torch.tensor([3, 3, 2]))):
-        one = slope(Margin(model, Y, target), x)
+        one = value_and_grad(Margin(model, Y, target), x)
         assert torch.allclose(values[:, k], one.value, atol=1e-6)
         assert torch.allclose(grads[:, k], one.grad, atol=1e-6)
 
 
 def test_a_model_that_detaches_the_image_is_said_to():
     with pytest.raises(UserError, match="no gradient reaches the image: the model detaches it"):
-        slope(Untargeted(lambda x: toy_net().eval()(x.detach()).detach(), Y % 3), torch.rand(3, 1, 4, 4))
+        value_and_grad(CE(lambda x: toy_net().eval()(x.detach()).detach(), Y % 3), torch.rand(3, 1, 4, 4))

@@ -8,7 +8,7 @@ from conftest import toy_data, toy_net
 from torch import Tensor, nn
 
 from sparring import APGD, FGSM, L1, L2, PGD, Linf, UserError, WhiteBox, evaluate, perturb
-from sparring.attacks.threats import Shrunk
+from sparring.attacks.threats import ScaledThreat
 from sparring.core.types import pixels
 from sparring.evaluation.adversaries import beyond, bound, threats_of
 from sparring.evaluation.audit_checks import replace_eps
@@ -112,7 +112,7 @@ def test_models_tensors_and_classes_are_not_taken_for_threats():
 
 
 def test_a_set_shrunk_for_one_batch_stands_for_its_whole():
-    assert threats_of(PGD(Shrunk(L2(0.5), torch.ones(3)))) == [L2(0.5)]
+    assert threats_of(PGD(ScaledThreat(L2(0.5), torch.ones(3)))) == [L2(0.5)]
 
 
 def test_threats_that_hold_tensors_are_one_only_if_they_are_the_same():
@@ -127,9 +127,9 @@ def test_another_eps_keeps_the_share_of_an_l1_threat():
 
 @pytest.mark.parametrize("make", [PGD, FGSM, APGD, Free])
 @pytest.mark.parametrize("wrong", ["linf:8/255", 0.1, Linf, None], ids=str)
-def test_the_threat_of_an_attack_is_a_threat(make, wrong):
+def test_the_threat_of_an_attack_is_a_threat(make, misclassified):
     with pytest.raises(UserError, match=r"is no threat: wanted is a set such as Linf\('8/255'\)"):
-        make(wrong)
+        make(misclassified)
 
 
 def test_evaluate_takes_a_bare_attack_as_white_box():
@@ -145,6 +145,6 @@ def test_a_function_of_four_arguments_is_an_adversary_as_it_is():
 
 
 @pytest.mark.parametrize(("wrong", "why"), [(PGD, "PGD is a class"), ("pgd", "'pgd' is no attack")])
-def test_evaluate_says_what_is_no_attack_at_all(wrong, why):
+def test_evaluate_says_what_is_no_attack_at_all(misclassified, why):
     with pytest.raises(UserError, match=why):
-        evaluate(toy_net(), DATA, {"pgd": wrong})
+        evaluate(toy_net(), DATA, {"pgd": misclassified})

@@ -9,37 +9,37 @@ from scipy import stats
 
 from sparring import (
     APGD,
+    CE,
     L1,
     L2,
     PGD,
-    Anywhere,
     Benign,
+    CleanStart,
     CrossEntropy,
     EpsWarmUp,
     Linf,
     Method,
-    Near,
+    MixedStart,
     PerExample,
-    Shell,
-    Sometimes,
-    Untargeted,
+    RandomEps,
+    RandomStart,
+    SphereStart,
     UserError,
-    VariedEps,
     fit,
     make_rng,
 )
-from sparring.attacks.threats import Shrunk
+from sparring.attacks.threats import ScaledThreat
 from sparring.core.serialization import from_plain, to_plain
 from sparring.core.types import pixels
 from sparring.evaluation import threat_of
 from sparring.testing import check_attack
 from sparring.training.cost import cost
-from sparring.training.updates import Descend
+from sparring.training.updates import GradientStep
 
 THREATS = [Linf(0.2), L2(0.8), L1(3.0)]
 
 
-def slope():
+def value_and_grad():
     """Every pixel up, by weights of any sign: attacks go to the border."""
 
     class Line:
@@ -47,9 +47,9 @@ def slope():
             self.w = w
 
         def __call__(self, x):
-            from sparring import Probe
+            from sparring import LossOutput
 
-            return Probe((x * self.w).flatten(1).sum(1))
+            return LossOutput((x * self.w).flatten(1).sum(1))
 
         def __getitem__(self, rows):
             return self
@@ -61,7 +61,7 @@ def slope():
 def test_a_set_that_shrinks_is_the_smaller_set(threat):
     x, share = torch.rand(6, 1, 4, 4, generator=make_rng(0)), torch.tensor([0.0, 0.1, 0.3, 0.5, 0.9, 1.0])
     z = x + torch.randn(x.shape, generator=make_rng(1))
-    some = Shrunk(threat, share)
+    some = ScaledThreat(threat, share)
     assert some.eps == threat.eps
     for i in range(1, 6):
         alone = replace(threat, eps=float(share[i]) * threat.eps)
@@ -76,24 +76,24 @@ def test_a_set_that_shrinks_is_the_smaller_set(threat):
 @pytest.mark.parametrize("by", ["batch", "example"])
 @pytest.mark.parametrize("threat", THREATS, ids=repr)
 def test_the_contract_of_attacks_is_kept(threat, by):
-    check_attack(VariedEps(PGD(threat, 3), by), threat)
+    check_attack(RandomEps(PGD(threat, 3), by), threat)
 
 
 def reached(attack, n=4000, rng=None):
     """How far each example went, as a share of eps: in the middle of [0, 1] nothing clips."""
     x = torch.full((n, 1, 4, 4), 0.5)
-    z = attack(slope(), x, rng or make_rng(0))
+    z = attack(value_and_grad(), x, rng or make_rng(0))
     return (z - x).flatten(1).abs().amax(1) / attack.attack.threat.eps
 
 
 @pytest.mark.parametrize(("low", "alpha", "beta"), [(0.0, 1.0, 1.0), (0.4, 1.0, 1.0), (0.0, 2.0, 5.0), (0.2, 0.5, 0.5)])
 def test_eps_is_distributed_as_it_says(low, alpha, beta):
-    share = reached(VariedEps(PGD(Linf(0.1), 3, start=Near(0.0)), "example", low, alpha, beta))
+    share = reached(RandomEps(PGD(Linf(0.1), 3, start=CleanStart()), "example", low, alpha, beta))
     drawn = (share - low) / (1 - low)
     assert stats.kstest(drawn.numpy(), stats.beta(alpha, beta).cdf).pvalue > 0.01
     batches = torch.stack(
         [
-            reached(VariedEps(PGD(Linf(0.1), 1, start=Near(0.0)), "batch", low, alpha, beta), 3, make_rng(i))
+            reached(RandomEps(PGD(Linf(0.1), 1, start=CleanStart()), "batch", low, alpha, beta), 3, make_rng(i))
             for i in range(300)
         ]
     )
@@ -102,24 +102,24 @@ def test_eps_is_distributed_as_it_says(low, alpha, beta):
 
 
 def test_in_evaluation_an_example_knows_of_no_batch():
-    attack = VariedEps(PGD(Linf(0.1), 2), "batch")
+    attack = RandomEps(PGD(Linf(0.1), 2), "batch")
     whole = reached(attack, 6, PerExample(0, torch.arange(6)))
     assert torch.allclose(reached(attack, 2, PerExample(0, torch.tensor([3, 4]))), whole[3:5])
     assert len(set(whole.tolist())) == 6
 
 
 def test_steps_shrink_with_eps_also_where_their_size_was_given():
-    attack = VariedEps(PGD(Linf(0.1), 1, 0.05, Near(0.0)), "example")
+    attack = RandomEps(PGD(Linf(0.1), 1, 0.05, CleanStart()), "example")
     assert float(reached(attack).max()) <= 0.5 + 1e-5
     data, net = toy_data(12), toy_net().eval()
-    found = attack(Untargeted(net, data.y), pixels(data.x), make_rng(0))
+    found = attack(CE(net, data.y), pixels(data.x), make_rng(0))
     assert found.shape == data.x.shape and all(p.grad is None for p in net.parameters())
 
 
 def test_it_is_a_value_that_costs_what_the_attack_costs(tiny, tmp_path):
-    attack = VariedEps(PGD(L2(0.5), 2), "example", alpha=2.0)
+    attack = RandomEps(PGD(L2(0.5), 2), "example", alpha=2.0)
     assert from_plain(to_plain(attack)) == attack and threat_of(attack) == L2(0.5)
-    assert cost(Method(attack, CrossEntropy()), Descend(), 1, 10).both == 3
+    assert cost(Method(attack, CrossEntropy()), GradientStep(), 1, 10).both == 3
     recipe = replace(tiny, epochs=1, method=Method(attack, CrossEntropy()))
     runs = [fit(recipe, tmp_path / name, device="cpu") for name in "ab"]
     assert runs[0].weights("last").read_bytes() == runs[1].weights("last").read_bytes()
@@ -128,18 +128,18 @@ def test_it_is_a_value_that_costs_what_the_attack_costs(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: VariedEps(Benign()), "Benign is no PGD"),
-        (lambda: VariedEps(APGD(Linf(0.1))), "APGD is no PGD"),
-        (lambda: VariedEps(EpsWarmUp(PGD(Linf(0.1)))), "EpsWarmUp is no PGD"),
-        (lambda: VariedEps(PGD(Linf(0.1), patience=0)), "with patience, examples leave the batch"),
-        (lambda: VariedEps(PGD(Linf(0.1), start=Shell())), r"Shell\(\) starts at the whole eps"),
-        (lambda: VariedEps(PGD(Linf(0.1), start=Sometimes(Shell()))), r"Shell\(\) starts at the whole eps"),
-        (lambda: VariedEps(PGD(Linf(0.1)), "image"), "by = 'image' is not one of batch, example"),
-        (lambda: VariedEps(PGD(Linf(0.1)), low=1.0), r"shares of eps begin in \[0, 1\), not at 1"),
-        (lambda: VariedEps(PGD(Linf(0.1)), alpha=0.0), "alpha and beta are above 0"),
-        (lambda: VariedEps(PGD(Shrunk(Linf(0.1), torch.ones(1)))), "no eps can be drawn"),
-        (lambda: reached(VariedEps(PGD(L2(50.0), start=Near(0.0)))), r"L2 eps = 50 is not in \(0, 4\]"),
-        (lambda: EpsWarmUp(VariedEps(PGD(Linf(0.1)))), "VariedEps has no eps of its own"),
+        (lambda: RandomEps(Benign()), "Benign is no PGD"),
+        (lambda: RandomEps(APGD(Linf(0.1))), "APGD is no PGD"),
+        (lambda: RandomEps(EpsWarmUp(PGD(Linf(0.1)))), "EpsWarmUp is no PGD"),
+        (lambda: RandomEps(PGD(Linf(0.1), patience=0)), "with patience, examples leave the batch"),
+        (lambda: RandomEps(PGD(Linf(0.1), start=SphereStart())), r"Shell\(\) starts at the whole eps"),
+        (lambda: RandomEps(PGD(Linf(0.1), start=MixedStart(SphereStart()))), r"Shell\(\) starts at the whole eps"),
+        (lambda: RandomEps(PGD(Linf(0.1)), "image"), "by = 'image' is not one of batch, example"),
+        (lambda: RandomEps(PGD(Linf(0.1)), low=1.0), r"shares of eps begin in \[0, 1\), not at 1"),
+        (lambda: RandomEps(PGD(Linf(0.1)), alpha=0.0), "alpha and beta are above 0"),
+        (lambda: RandomEps(PGD(ScaledThreat(Linf(0.1), torch.ones(1)))), "no eps can be drawn"),
+        (lambda: reached(RandomEps(PGD(L2(50.0), start=CleanStart()))), r"L2 eps = 50 is not in \(0, 4\]"),
+        (lambda: EpsWarmUp(RandomEps(PGD(Linf(0.1)))), "VariedEps has no eps of its own"),
     ],
 )
 def test_what_cannot_vary_is_refused(make, message):
@@ -149,6 +149,6 @@ def test_what_cannot_vary_is_refused(make, message):
 
 def test_it_starts_within_the_smaller_set():
     x = torch.full((500, 1, 4, 4), 0.5)
-    some = Shrunk(Linf(0.2), torch.linspace(0, 1, 500))
-    start = (Anywhere()(some, x, make_rng(0)) - x).flatten(1).abs().amax(1)
+    some = ScaledThreat(Linf(0.2), torch.linspace(0, 1, 500))
+    start = (RandomStart()(some, x, make_rng(0)) - x).flatten(1).abs().amax(1)
     assert bool((start <= some.share * 0.2 + 1e-6).all()) and float(start[400:].min()) > 0.1

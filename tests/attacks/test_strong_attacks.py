@@ -10,19 +10,19 @@ from scipy.optimize import linprog, minimize
 
 from sparring import (
     APGD,
+    CE,
     CWL2,
     DDN,
     FAB,
     L1,
     L2,
-    Divergence,
+    CleanStart,
+    KLDivergence,
     Linf,
     Margin,
-    Near,
     PerExample,
-    Shell,
+    SphereStart,
     Square,
-    Untargeted,
     UserError,
     make_rng,
 )
@@ -54,7 +54,7 @@ def test_the_checkpoints_are_those_of_the_paper():
 @pytest.mark.parametrize("rules", [{}, RELEASED], ids=["paper", "released"])
 def test_on_a_linear_model_apgd_reaches_the_worst_case(threat, rules):
     model, x, y = middle()
-    z = APGD(threat, to_the_end=True, **rules)(Untargeted(model, y), x, make_rng(0))
+    z = APGD(threat, to_the_end=True, **rules)(CE(model, y), x, make_rng(0))
     drop = (model(x) - model(z))[:, 0].detach()
     best = threat.eps * dual(threat, model.w.detach())
     assert (drop <= best * (1 + 1e-5)).all()
@@ -100,9 +100,9 @@ def test_apgd_is_the_algorithm_of_the_paper(rules, seed):
     """In double precision, an example at a time against the batch."""
     model = toy_net(seed).eval().double()
     x = torch.rand(4, 1, 4, 4, generator=make_rng(seed), dtype=torch.float64)
-    loss, threat = Untargeted(model, torch.arange(4) % 3), Linf(0.15)
+    loss, threat = CE(model, torch.arange(4) % 3), Linf(0.15)
     found = loss(APGD(threat, 60, to_the_end=True, **rules)(loss, x, PerExample(0, torch.arange(4)))).value.detach()
-    start = Shell()(threat, x, PerExample(0, torch.arange(4)))
+    start = SphereStart()(threat, x, PerExample(0, torch.arange(4)))
     for i in range(4):
         alone = one_by_one(loss[torch.tensor([i])], x[i : i + 1].numpy(), start[i : i + 1].numpy(), 0.15, 60, **rules)
         assert float(found[i]) == pytest.approx(alone, rel=1e-12)
@@ -110,7 +110,7 @@ def test_apgd_is_the_algorithm_of_the_paper(rules, seed):
 
 def test_fooled_examples_leave_at_once_and_cost_nothing_more():
     model, x = toy_net().eval(), torch.rand(64, 1, 4, 4, generator=make_rng(1))
-    loss, seen = Untargeted(model, torch.arange(64) % 3), count(model)
+    loss, seen = CE(model, torch.arange(64) % 3), count(model)
     APGD(Linf(0.1), 20, to_the_end=True)(loss, x, make_rng(0))
     assert seen.examples == 64 * 21
     seen.examples = 0
@@ -122,7 +122,7 @@ def test_fooled_examples_leave_at_once_and_cost_nothing_more():
 
 def test_leaving_early_breaks_the_same_examples():
     model, x = toy_net().eval(), torch.rand(64, 1, 4, 4, generator=make_rng(1))
-    loss = Untargeted(model, model(x).argmax(1))
+    loss = CE(model, model(x).argmax(1))
     whole = APGD(Linf(0.05), 20, to_the_end=True)(loss, x, PerExample(0, torch.arange(64)))
     early = APGD(Linf(0.05), 20)(loss, x, PerExample(0, torch.arange(64)))
     assert loss(early).fooled[loss(whole).fooled].all()
@@ -131,14 +131,14 @@ def test_leaving_early_breaks_the_same_examples():
 
 def test_apgd_serves_a_loss_that_cannot_tell_who_is_fooled():
     model, x = toy_net().eval(), torch.rand(6, 1, 4, 4, generator=make_rng(1))
-    loss = Divergence(model, model(x).softmax(1).detach())
+    loss = KLDivergence(model, model(x).softmax(1).detach())
     assert (loss(APGD(Linf(0.1), 10)(loss, x, make_rng(0))).value > 0).all()
 
 
 def test_in_l1_the_last_steps_are_in_the_ball_and_few_pixels_change():
     model, x, y = middle()
     threat = L1(0.4)
-    z = APGD(threat, 50, to_the_end=True)(Untargeted(model, y), x, make_rng(0))
+    z = APGD(threat, 50, to_the_end=True)(CE(model, y), x, make_rng(0))
     assert threat.norm(z - x).max() <= 0.4 * (1 + 1e-5)
     assert ((z - x).abs() > 1e-3).flatten(1).sum(1).max() <= 3
 
@@ -248,7 +248,7 @@ def test_a_point_just_outside_is_brought_back_or_dropped_as_in_the_released_code
 def test_fab_starts_again_elsewhere():
     model, x = toy_net().eval(), torch.rand(8, 1, 4, 4, generator=make_rng(0))
     loss = Margin(model, model(x).argmax(1))
-    one, two = (FAB(Linf(0.1), 3, start=Shell(0.5)).closest(loss, x, make_rng(s)).norm for s in (0, 1))
+    one, two = (FAB(Linf(0.1), 3, start=SphereStart(0.5)).closest(loss, x, make_rng(s)).norm for s in (0, 1))
     assert not torch.equal(one, two)
 
 
@@ -318,9 +318,9 @@ def test_squares_reach_the_last_row_unless_the_released_code_is_followed(last_pl
     [
         (lambda: APGD(Linf(0.1), 0), "steps = 0 is no whole number"),
         (lambda: APGD(Linf(0.1), rho=1.5), r"rho = 1.5 is not in \(0, 1\)"),
-        (lambda: FAB(Near(0.0)), "defined for Linf, L2 and L1, not for Near"),
+        (lambda: FAB(CleanStart()), "defined for Linf, L2 and L1, not for Near"),
         (lambda: FAB(Linf(0.1), 0), "steps = 0 is no whole number"),
-        (lambda: Square(Near(0.0)), "defined for Linf, L2 and L1"),
+        (lambda: Square(CleanStart()), "defined for Linf, L2 and L1"),
         (lambda: Square(Linf(0.1), 0), "queries = 0 is no whole number"),
         (lambda: DDN(0), "steps = 0 is no whole number"),
         (lambda: CWL2(lr=0), "above 0"),
@@ -334,6 +334,6 @@ def test_an_attack_that_makes_no_sense_is_refused(make, message):
 def test_a_loss_that_an_attack_cannot_use_is_refused():
     model, x, _ = middle()
     with pytest.raises(UserError, match="FAB needs a loss that knows its boundaries, as Margin does, not Divergence"):
-        FAB(Linf(0.1))(Divergence(model, model(x).softmax(1)), x, make_rng(0))
+        FAB(Linf(0.1))(KLDivergence(model, model(x).softmax(1)), x, make_rng(0))
     with pytest.raises(UserError, match="needs a loss that tells who is fooled: Divergence does not"):
-        DDN(2).closest(Divergence(model, model(x).softmax(1).detach()), x, make_rng(0))
+        DDN(2).closest(KLDivergence(model, model(x).softmax(1).detach()), x, make_rng(0))

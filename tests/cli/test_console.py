@@ -6,12 +6,12 @@ import pytest
 from rich.console import Console
 
 from sparring import Accuracy, Progress, console
-from sparring.evaluation import News as Doing
-from sparring.training.hooks import News
+from sparring.evaluation import EvaluationProgress
+from sparring.training.hooks import TrainingProgress
 
 
 def news(step, held_out=None, best=False, left=75.0):
-    return News(Progress(step, 10, 3), {"ce": 1.25, "kl": 0.5}, 1234.4, left, held_out, best)
+    return TrainingProgress(Progress(step, 10, 3), {"ce": 1.25, "kl": 0.5}, 1234.4, left, held_out, best)
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def test_a_resumed_run_says_so_first(captured, terminal):
 def test_an_evaluation_shows_how_far_it_is(captured, terminal):
     text = captured(terminal)
     with console.evaluating() as show:
-        show("best", Doing("pgd", "pgd", 5, 10, np.array([True, False]), 61.0))
-        show("last", Doing("pgd", "pgd", 10, 10, np.array([True, False]), 0.0, stage_done=True))
+        show("best", EvaluationProgress("pgd", "pgd", 5, 10, np.array([True, False]), 61.0))
+        show("last", EvaluationProgress("pgd", "pgd", 10, 10, np.array([True, False]), 0.0, stage_done=True))
     assert ("best" in text.getvalue()) == terminal, "lines come at the end of an attack, or after a while"
     assert "last" in text.getvalue()
     assert "1 of 2 standing" in text.getvalue()

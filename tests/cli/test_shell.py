@@ -384,5 +384,5 @@ def test_a_switch_of_a_recipe_can_be_turned_off():
 
     _, recipe = _chosen("fashion_smooth_backward", ["--no-smooth-attack", "--alpha", "3", "--epochs", "1"])
     assert recipe.epochs == 1
-    assert recipe.method.inner_view.__name__ == "eval_mode"
-    assert recipe.method.outer_view == SmoothBackward(3.0)
+    assert recipe.method.inner_mode.__name__ == "eval_mode"
+    assert recipe.method.outer_mode == SmoothBackward(3.0)

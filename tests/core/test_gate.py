@@ -18,10 +18,10 @@ from sparring import (
     NFGSM,
     PGD,
     CrossEntropy,
-    EachTarget,
     Linf,
     Margin,
     Method,
+    MultiTargeted,
     Progress,
     Restarts,
     Square,
@@ -32,10 +32,10 @@ from sparring import (
     make_rng,
     perturb,
 )
-from sparring.acceleration import Fast
+from sparring.acceleration import AcceleratedCopy
 from sparring.analysis import landscape, stability
 from sparring.core.modes import full_precision
-from sparring.core.types import Batch, Data, pixels
+from sparring.core.types import Batch, TensorData, pixels
 from sparring.evaluation import audit, evaluate
 from sparring.training.engine import train_step
 
@@ -48,7 +48,7 @@ def seen(model, x=X, y=Y, attack=ATTACK, **options):
     return lambda: perturb(model, x, y, attack, **options)
 
 
-class Through(nn.Module):
+class SurrogateGradient(nn.Module):
     """A net with something done to its input or to its logits."""
 
     def __init__(self, before=lambda x: x, after=lambda z: z):
@@ -121,7 +121,7 @@ WRONG = {  # what is handed in, and what is said of it
     "a function": (seen(lambda x: x.flatten(1)), r"the model is a function: wanted is a torch.nn.Module"),
     "a class": (seen(nn.Flatten), r"the model is the class Flatten: call it to make one, as Flatten\(\.\.\)"),
     "classes instead of logits": (
-        seen(Through(after=lambda z: z.argmax(1, keepdim=True))),
+        seen(SurrogateGradient(after=lambda z: z.argmax(1, keepdim=True))),
         r"gives torch.int64: wanted",
     ),
     "a label below 0": (seen(toy_net(), X, Y - 1), r"labels span -1 to 1"),
@@ -138,17 +138,17 @@ WRONG = {  # what is handed in, and what is said of it
     "queries": (lambda: Square(Linf(0.1), 0), r"queries = 0 is no whole number from 1 on"),
     "restarts": (lambda: Restarts(ATTACK, None), r"times = None is no whole number"),
     "draws": (lambda: WhiteBox(ATTACK, draws=0), r"draws = 0 is no whole number"),
-    "targets": (lambda: EachTarget(ATTACK, targets="all"), r"targets = 'all' is no whole number"),
+    "targets": (lambda: MultiTargeted(ATTACK, targets="all"), r"targets = 'all' is no whole number"),
     "a step of many eps": (lambda: PGD(Linf(0.1), 2, 10.0), r"step_size = 10 is 100 times eps = 0.1"),
     "a large seed": (seen(toy_net(), seed=2**70), r"seed = 1180591620717411303424 is no whole number from 0 to 9223"),
     "a fraction as a seed": (seen(toy_net(), seed=1.5), r"seed = 1.5 is no whole number"),
     "NaN in the weights": (seen(with_nan()), r"the attack gives NaN or infinite pixels for \d+ of 24 images"),
     "NaN in the logits": (
-        seen(Through(after=lambda z: z * torch.nan)),
+        seen(SurrogateGradient(after=lambda z: z * torch.nan)),
         r"NaN or infinite pixels for 24 of 24 images",
     ),
     "a forward that changes its images": (
-        seen(Through(lambda x: x.sub_(0.5).mul_(2))),
+        seen(SurrogateGradient(lambda x: x.sub_(0.5).mul_(2))),
         r"the forward of the model changes the images that it is given, in place",
     ),
     "an attack that leaves its set": (
@@ -158,15 +158,15 @@ WRONG = {  # what is handed in, and what is said of it
     "an attack that leaves [0, 1]": (seen(toy_net(), attack=Outside(Linf(0.1))), r"pixels in \[.*\], outside \[0, 1\]"),
     "an evaluation of a function": (lambda: evaluate(lambda x: x, DATA, {}), r"the model is a function"),
     "an evaluation of numpy images": (
-        lambda: evaluate(toy_net(), Data(X.numpy(), Y, DATA.classes), {}),
+        lambda: evaluate(toy_net(), TensorData(X.numpy(), Y, DATA.classes), {}),
         r"evaluation images are a numpy array",
     ),
     "an evaluation of images in another size": (
-        lambda: evaluate(toy_net(), Data(torch.rand(24, 1, 5, 5), Y, DATA.classes), {}),
+        lambda: evaluate(toy_net(), TensorData(torch.rand(24, 1, 5, 5), Y, DATA.classes), {}),
         r"does not take images of 1x5x5",
     ),
     "an evaluation that changes its images": (
-        lambda: evaluate(Through(lambda x: x.sub_(0.5)), DATA, {}),
+        lambda: evaluate(SurrogateGradient(lambda x: x.sub_(0.5)), DATA, {}),
         r"changes the images that it is given",
     ),
     "an evaluation with half a batch": (
@@ -195,14 +195,14 @@ WRONG = {  # what is handed in, and what is said of it
     ),
     "a landscape of a function": (lambda: landscape(lambda x: x, DATA, Linf(0.1)), r"the model is a function"),
     "a landscape of images in another size": (
-        lambda: landscape(toy_net(), Data(torch.rand(24, 1, 5, 5), Y, DATA.classes), Linf(0.1)),
+        lambda: landscape(toy_net(), TensorData(torch.rand(24, 1, 5, 5), Y, DATA.classes), Linf(0.1)),
         r"does not take images of 1x5x5",
     ),
     "stability of a class": (lambda: stability(nn.Flatten, DATA, {}), r"the model is the class Flatten"),
     "a first step on images of another size": (lambda: stepped(toy_net(), torch.rand(24, 1, 5, 5)), r"of 1x5x5"),
     "a first step on float64 images": (lambda: stepped(toy_net(), X.double()), r"images are torch.float64"),
     "a first step of a model that changes its images": (
-        lambda: stepped(Through(lambda x: x.sub_(0.5)), X),
+        lambda: stepped(SurrogateGradient(lambda x: x.sub_(0.5)), X),
         r"changes the images that it is given",
     ),
 }
@@ -224,12 +224,15 @@ def test_a_mistake_is_said_in_a_sentence(name):
 
 def test_images_that_a_model_would_change_are_as_they_were():
     x = X.clone()
-    for call in (seen(Through(lambda x: x.sub_(0.5)), x), lambda: stepped(Through(lambda x: x.sub_(0.5)), x)):
+    for call in (
+        seen(SurrogateGradient(lambda x: x.sub_(0.5)), x),
+        lambda: stepped(SurrogateGradient(lambda x: x.sub_(0.5)), x),
+    ):
         with pytest.raises(UserError, match="in place"):
             call()
-    data = Data(x, Y, DATA.classes)
+    data = TensorData(x, Y, DATA.classes)
     with pytest.raises(UserError, match="in place"):
-        evaluate(Through(lambda x: x.sub_(0.5)), data, {})
+        evaluate(SurrogateGradient(lambda x: x.sub_(0.5)), data, {})
     assert torch.equal(x, X)
 
 
@@ -248,7 +251,7 @@ def test_gradients_are_taken_where_the_caller_has_switched_them_off(off):
 
 def test_images_that_want_a_gradient_can_be_evaluated():
     x = X.clone().requires_grad_()
-    evaluate(toy_net(), Data(x, Y, DATA.classes), {"pgd": WhiteBox(ATTACK)})
+    evaluate(toy_net(), TensorData(x, Y, DATA.classes), {"pgd": WhiteBox(ATTACK)})
     assert x.requires_grad
     assert x.grad is None
 
@@ -308,7 +311,7 @@ def test_a_training_beside_an_evaluation_goes_on_when_that_has_ended():
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_zero_gradient_is_noted():
-    found = evaluate(Through(lambda x: (x * 4).round() / 4), DATA, {"pgd": WhiteBox(ATTACK)})
+    found = evaluate(SurrogateGradient(lambda x: (x * 4).round() / 4), DATA, {"pgd": WhiteBox(ATTACK)})
     assert any("the gradient of the loss is zero for 24 of 24 images" in note for note in found.notes)
     assert not any("is zero for" in note for note in evaluate(toy_net(), DATA, {}).notes)
 
@@ -335,7 +338,7 @@ class Hooked(nn.Module):
         return self.net(x)
 
 
-@pytest.mark.parametrize("fast", [None, Fast()])
+@pytest.mark.parametrize("fast", [None, AcceleratedCopy()])
 def test_models_that_were_trained_are_freed(fast):
     seen = []
     for _ in range(3):

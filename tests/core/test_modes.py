@@ -6,12 +6,12 @@ from torch import nn
 from sparring import (
     PGD,
     SGD,
+    AcceleratedCopy,
     Batch,
     CrossEntropy,
-    Fast,
     Linf,
     Method,
-    Plain,
+    OriginalModel,
     Progress,
     State,
     UserError,
@@ -24,7 +24,7 @@ from sparring import (
 )
 from sparring.acceleration import computes_bf16
 from sparring.acceleration.convolution import FrozenConv
-from sparring.core.modes import Together, mode_matters, statistics_kept
+from sparring.core.modes import ComposedMode, mode_matters, statistics_kept
 from sparring.models import SmoothBackward, small_cnn
 
 
@@ -34,7 +34,7 @@ def modes(model):
 
 VIEWS = [
     *(eval_mode, train_mode, batch_statistics, statistics_kept, frozen, unchanged),
-    *(SmoothBackward(), Together((eval_mode, SmoothBackward(2.0)))),
+    *(SmoothBackward(), ComposedMode((eval_mode, SmoothBackward(2.0)))),
 ]
 
 
@@ -143,7 +143,7 @@ def test_the_fast_path_sees_the_smooth_gradient_and_makes_its_copy_once(precisio
         pytest.skip("this processor has no bf16, for which convolutions are replaced")
     torch.manual_seed(0)
     model, x = small_cnn(shape=(1, 8, 8), width=4, batch_norm=True).eval(), torch.rand(4, 1, 8, 8)
-    fast = Fast(precision, "off")
+    fast = AcceleratedCopy(precision, "off")
     _, wanted = smooth(model, x)
     copies = set()
     for _ in range(3):
@@ -170,7 +170,7 @@ def test_the_fast_path_sees_the_smooth_gradient_and_makes_its_copy_once(precisio
 
 def test_views_go_together_and_come_apart():
     model = small_cnn(shape=(1, 8, 8), width=2).train()
-    both = Together((eval_mode, SmoothBackward(3.0)))
+    both = ComposedMode((eval_mode, SmoothBackward(3.0)))
     with both(model):
         assert not model.training and type(model.body[1]) is not nn.ReLU
     assert model.training and type(model.body[1]) is nn.ReLU
@@ -183,14 +183,14 @@ def test_a_method_trains_with_smooth_gradients_in_either_place(attacker, update)
     def step(attacker, update):
         torch.manual_seed(0)
         model = small_cnn(3, shape=(1, 4, 4), width=2)
-        inner = Together((eval_mode, SmoothBackward())) if attacker else eval_mode
+        inner = ComposedMode((eval_mode, SmoothBackward())) if attacker else eval_mode
         method = Method(PGD(Linf(0.2), 2, 0.1), CrossEntropy(), inner, SmoothBackward() if update else unchanged)
         optimizer = SGD().build(model)
         data = toy_data()
         state = State.start(method, model, optimizer, data)
         optimizer.param_groups[0]["lr"] = 0.1
         batch = Batch(data.x / 255, data.y, torch.arange(len(data)))
-        train_step(method, state, batch, Progress(0, 1, 1), search=Plain())
+        train_step(method, state, batch, Progress(0, 1, 1), search=OriginalModel())
         assert type(model.body[1]) is nn.ReLU
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 

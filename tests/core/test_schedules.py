@@ -13,8 +13,8 @@ from sparring import (
     EpsWarmUp,
     Linear,
     Linf,
-    Phases,
-    Piecewise,
+    MultiStep,
+    PiecewiseConstant,
     Progress,
     Triangle,
     UserError,
@@ -29,7 +29,7 @@ def values(schedule, steps_per_epoch=10, epochs=10):
 
 
 def test_piecewise_drops_at_its_milestones():
-    rates = values(Piecewise(1.0, (5, 8), 0.1))
+    rates = values(MultiStep(1.0, (5, 8), 0.1))
     assert rates[49] == 1.0
     assert rates[50] == pytest.approx(0.1)
     assert rates[80] == pytest.approx(0.01)
@@ -54,7 +54,7 @@ def test_cosine_is_half_a_cosine():
 
 
 def test_warm_up_never_overshoots_what_it_leads_to():
-    rates = values(WarmUp(Piecewise(0.1, (8,)), epochs=2.5))
+    rates = values(WarmUp(MultiStep(0.1, (8,)), epochs=2.5))
     assert rates[0] == pytest.approx(0.1 / 25)
     assert max(rates) == pytest.approx(0.1)
     assert rates[25:80] == pytest.approx([0.1] * 55)
@@ -70,11 +70,11 @@ def test_a_cycle_counts_whole_steps_and_holds_attacks_as_well_as_numbers():
 
 
 def test_phases_follow_each_other_by_epoch():
-    found = values(Phases(((0, "a"), (2, "b"), (7.5, "c"))))
+    found = values(PiecewiseConstant(((0, "a"), (2, "b"), (7.5, "c"))))
     assert [found[s] for s in (0, 19, 20, 74, 75, 99)] == ["a", "a", "b", "b", "c", "c"]
     for wrong in ((), ((1, "a"),), ((0, "a"), (3, "b"), (2, "c")), ((0, "a"), (0, "b"))):
         with pytest.raises(UserError, match="begin at epoch 0 and each later"):
-            Phases(wrong)
+            PiecewiseConstant(wrong)
 
 
 def test_eps_rises_and_a_step_size_that_was_given_stays():
@@ -102,18 +102,18 @@ def of_the_code(formula, steps_per_epoch=7, epochs=110):
 
 
 def test_the_warm_up_of_bag_of_tricks_is_that_of_its_code():
-    warm = WarmUp(Piecewise(0.1), 15, ahead=1, capped=False)
+    warm = WarmUp(MultiStep(0.1), 15, ahead=1, capped=False)
     found = values(warm, 7, 110)
     assert found == pytest.approx(of_the_code(lambda t: (t + 1) / 15 * 0.1 if t < 15 else 0.1))
     assert warm.at(Progress(0, 390, 110)) == pytest.approx(0.0067, abs=5e-5)
     assert max(found) == pytest.approx(0.1 * 16 / 15, rel=0.01)
-    assert max(values(WarmUp(Piecewise(0.1), 15, ahead=1), 7, 110)) == pytest.approx(0.1)
+    assert max(values(WarmUp(MultiStep(0.1), 15, ahead=1), 7, 110)) == pytest.approx(0.1)
     eps = [a.threat.eps for a in values(EpsWarmUp(PGD(Linf(0.03), 10, 0.008), 15, 1, capped=False), 7, 110)]
     assert eps == pytest.approx(of_the_code(lambda t: (t + 1) / 15 * 0.03 if t < 15 else 0.03))
 
 
 def test_a_warm_up_may_begin_at_a_rate_above_0():
-    found = values(WarmUp(Piecewise(1.6, (30,)), 5, start=0.1), 10, 40)
+    found = values(WarmUp(MultiStep(1.6, (30,)), 5, start=0.1), 10, 40)
     assert found[0] == pytest.approx(0.1 + 1.5 / 50)
     assert found[24] == pytest.approx(0.85)
     assert found[49] == found[299] == pytest.approx(1.6)
@@ -121,15 +121,15 @@ def test_a_warm_up_may_begin_at_a_rate_above_0():
 
 
 def test_a_schedule_inside_phases_is_followed():
-    decay = Phases(((0, 0.1), (100, Linear(((100, 0.01), (105, 0.0))))))
+    decay = PiecewiseConstant(((0, 0.1), (100, Linear(((100, 0.01), (105, 0.0))))))
     found, code = values(decay, 7, 110), of_the_code(lambda t: 0.1 if t < 100 else max(0.0, 0.1 * 0.02 * (105 - t)))
     assert found[:699] == code[:699]  # at step 699 the code has gone on by a step
     assert found[700:] == pytest.approx(code[700:], abs=1e-12)
     assert found[-1] == 0
-    risen = Phases(((0, EpsWarmUp(PGD(Linf(0.1)), 2)), (4, Benign())))
+    risen = PiecewiseConstant(((0, EpsWarmUp(PGD(Linf(0.1)), 2)), (4, Benign())))
     assert [at(risen, Progress(e, 1, 9)) for e in (3, 4)] == [PGD(Linf(0.1)), Benign()]
     assert at(risen, Progress(0, 1, 9)).threat.eps == pytest.approx(0.05)
-    assert at(Cycle(((1, Phases(((0, 1.0), (2, 5.0)))),)), Progress(3, 1, 9)) == 5.0
+    assert at(Cycle(((1, PiecewiseConstant(((0, 1.0), (2, 5.0)))),)), Progress(3, 1, 9)) == 5.0
 
 
 def test_lines_go_through_their_points():
@@ -155,5 +155,8 @@ def test_triangles_are_those_of_the_released_code():
 
 
 def test_schedules_of_schedules_survive_the_disk():
-    for value in (Phases(((0, 0.1), (100, Linear(((100, 0.01), (105, 0.0)))))), WarmUp(Triangle(0.1), 3, 0.1, 1.0)):
+    for value in (
+        PiecewiseConstant(((0, 0.1), (100, Linear(((100, 0.01), (105, 0.0)))))),
+        WarmUp(Triangle(0.1), 3, 0.1, 1.0),
+    ):
         assert from_plain(json.loads(json.dumps(to_plain(value)))) == value

@@ -3,7 +3,7 @@ import torch
 from conftest import count, toy_net
 from torch import nn
 
-from sparring import Classifier, Data, Lens, Piecewise, Progress, UserError, at
+from sparring import Classifier, ForwardCache, MultiStep, Progress, TensorData, UserError, at
 from sparring.core.types import pixels
 
 
@@ -14,14 +14,14 @@ def classifier():
 
 def test_added_terms_share_one_forward_pass_of_the_same_tensor():
     model, x = classifier(), torch.rand(5, 1, 4, 4)
-    seen, lens = count(model.body), Lens(model)
+    seen, lens = count(model.body), ForwardCache(model)
     lens.logits(x), lens.features(x), lens.logits(x)
     assert seen.forwards == 1
 
 
 def test_a_tensor_that_was_changed_in_place_is_run_again():
     model, x = classifier(), torch.rand(5, 1, 4, 4)
-    lens = Lens(model)
+    lens = ForwardCache(model)
     before = lens.logits(x)
     x.mul_(0.5)
     assert not torch.equal(lens.logits(x), before)
@@ -30,7 +30,7 @@ def test_a_tensor_that_was_changed_in_place_is_run_again():
 
 def test_an_output_without_a_gradient_does_not_serve_where_one_is_wanted():
     model, x = classifier(), torch.rand(5, 1, 4, 4)
-    lens = Lens(model)
+    lens = ForwardCache(model)
     with torch.no_grad():
         assert not lens.logits(x).requires_grad
     assert lens.logits(x).requires_grad
@@ -38,9 +38,9 @@ def test_an_output_without_a_gradient_does_not_serve_where_one_is_wanted():
 
 def test_a_lens_serves_any_module_and_says_what_it_cannot_do():
     model, x = toy_net().eval(), torch.rand(5, 1, 4, 4)
-    assert torch.equal(Lens(model).logits(x), model(x))
+    assert torch.equal(ForwardCache(model).logits(x), model(x))
     with pytest.raises(UserError, match=r"features are asked of a Sequential.*Classifier\(body, head\)"):
-        Lens(model).features(x)
+        ForwardCache(model).features(x)
 
 
 def test_a_classifier_with_a_forward_of_its_own_is_trained_on_that_function():
@@ -50,7 +50,7 @@ def test_a_classifier_with_a_forward_of_its_own_is_trained_on_that_function():
 
     torch.manual_seed(0)
     model, x = Tempered(nn.Flatten(), nn.Linear(16, 3)), torch.rand(5, 1, 4, 4)
-    assert torch.equal(Lens(model).logits(x), model(x))
+    assert torch.equal(ForwardCache(model).logits(x), model(x))
 
 
 def test_progress_is_where_a_schedule_reads_the_time():
@@ -58,7 +58,7 @@ def test_progress_is_where_a_schedule_reads_the_time():
     assert progress.epoch == 1.5
     assert progress.done == 0.5
     assert at(7.0, progress) == 7.0
-    assert at(Piecewise(1.0, (1.5,)), progress) == pytest.approx(0.1)
+    assert at(MultiStep(1.0, (1.5,)), progress) == pytest.approx(0.1)
 
 
 def test_pixels_are_floats_in_0_to_1_whatever_they_were():
@@ -67,7 +67,7 @@ def test_pixels_are_floats_in_0_to_1_whatever_they_were():
 
 
 def test_data_can_be_cut_and_knows_its_shape():
-    data = Data(torch.zeros(6, 3, 4, 5, dtype=torch.uint8), torch.arange(6) % 2, ("a", "b"))
+    data = TensorData(torch.zeros(6, 3, 4, 5, dtype=torch.uint8), torch.arange(6) % 2, ("a", "b"))
     assert data.shape == (3, 4, 5)
     assert len(data[torch.tensor([0, 2])]) == 2
     assert len(data[1:4]) == 3

@@ -15,7 +15,7 @@ from sparring.data import (
     Classes,
     Digits,
     ImageFolder,
-    Inverted,
+    Negative,
     Resized,
     Rotated,
     load_test,
@@ -56,9 +56,9 @@ def test_images_are_turned_and_inverted(tmp_path):
     turned = Rotated(source).load()[0].x
     assert torch.equal(turned[:, :, 0, 0], x[:, :, 0, 5])  # what was on the right is on top
     assert torch.equal(Rotated(Rotated(source), 3).load()[1].x, x[:6])
-    assert torch.equal(Inverted(source).load()[0].x, 255 - x)
+    assert torch.equal(Negative(source).load()[0].x, 255 - x)
     source, x = own(tmp_path, floats=True)
-    assert torch.allclose(Inverted(source).load()[0].x, 1 - x.float())
+    assert torch.allclose(Negative(source).load()[0].x, 1 - x.float())
 
 
 def test_classes_are_chosen_and_numbered_anew(tmp_path):
@@ -75,9 +75,9 @@ def test_classes_are_chosen_and_numbered_anew(tmp_path):
 
 def test_names_say_what_is_done(tmp_path):
     assert source_of("digits") == Digits()
-    assert source_of("digits+rotated+inverted") == Inverted(Rotated(Digits()))
+    assert source_of("digits+rotated+inverted") == Negative(Rotated(Digits()))
     assert source_of("digits+classes=0-2,7") == Classes(Digits(), (0, 1, 2, 7))
-    assert source_of("folder:a+b+inverted") == Inverted(ImageFolder("a+b"))
+    assert source_of("folder:a+b+inverted") == Negative(ImageFolder("a+b"))
     source, x = own(tmp_path)
     named = f"npz:{source.path}"
     assert source_of(named) == source

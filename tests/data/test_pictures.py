@@ -14,9 +14,9 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from safetensors.torch import load_file
 
-from sparring import Batches, Data, UserError, evaluate_run, fit, make_rng
-from sparring.data import Few, Flip, ImageFolder, ImageStream, hold_out
-from sparring.data.looks import _CENTRES, Window, _window
+from sparring import Batches, TensorData, UserError, evaluate_run, fit, make_rng
+from sparring.data import Flip, ImageFolder, ImageStream, Subset, hold_out
+from sparring.data.looks import _CENTRES, RandomWindow, _window
 from sparring.models import Normalize
 from sparring.records.run_folder import RunFolder
 from sparring.training.hooks import Interrupted
@@ -54,7 +54,7 @@ def test_a_stream_is_a_training_set_of_bytes_in_mixed_order(pictures):
     assert (len(train), len(test), train.shape, train.classes) == (36, 12, (3, 16, 16), CLASSES)
     assert len(set(test.y[:6].tolist())) == 3, "the first so many are of all classes"
     data = train[:]
-    assert isinstance(data, Data) and data.x.dtype == torch.uint8 and data.x.shape == (36, 3, 16, 16)
+    assert isinstance(data, TensorData) and data.x.dtype == torch.uint8 and data.x.shape == (36, 3, 16, 16)
     brightness = data.x.float().mean((1, 2, 3))
     assert torch.equal((brightness / 70 - 0.5).round().long().clamp(0, 2), data.y), "labels go with their pictures"
     rows = torch.tensor([5, 3])
@@ -115,7 +115,7 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path, monkeypatch)
     decoded = []
     draft = JpegImageFile.draft
     monkeypatch.setattr(JpegImageFile, "draft", lambda self, *how: (draft(self, *how), decoded.append(self.size))[0])
-    small = [Window(32).centre(tmp_path / name).astype(float) for name in ("a.jpg", "a.png")]
+    small = [RandomWindow(32).centre(tmp_path / name).astype(float) for name in ("a.jpg", "a.png")]
     assert decoded == [(80, 60)], "an eighth, of which the square is 52 pixels"
     assert np.abs(small[0] - small[1]).max() < 6
     # the middle 420 of 640 columns of a ramp from 0 to 255
@@ -145,8 +145,8 @@ def test_the_middle_of_a_resnet_is_cut_out_of_a_picture_with_32_pixels_more(scen
         large = image.resize((wide, size + 32), Image.Resampling.BICUBIC)
         left = (wide - size) // 2
         wanted = large.crop((left, 16, left + size, 16 + size))
-    assert apart(Window(size, middle="resnet").centre(scene), wanted) <= 1
-    assert apart(Window(size).centre(scene), wanted) > 20, "7/8 is another part at these sizes"
+    assert apart(RandomWindow(size, middle="resnet").centre(scene), wanted) <= 1
+    assert apart(RandomWindow(size).centre(scene), wanted) > 20, "7/8 is another part at these sizes"
 
 
 @pytest.mark.parametrize("size", [32, 64, 100])
@@ -156,8 +156,8 @@ def test_the_middle_of_an_efficientnet_is_its_share_of_the_shorter_side(scene, s
     with Image.open(scene) as image:
         cut = image.crop((left, top, left + side, top + side))
         wanted = cut.resize((size, size), Image.Resampling.BICUBIC)
-    assert apart(Window(size, middle="efficientnet").centre(scene), wanted, edge=2) <= 1
-    assert apart(Window(size).centre(scene), wanted) > 20
+    assert apart(RandomWindow(size, middle="efficientnet").centre(scene), wanted, edge=2) <= 1
+    assert apart(RandomWindow(size).centre(scene), wanted) > 20
 
 
 def test_at_224_pixels_all_three_see_the_same_part():
@@ -172,7 +172,7 @@ def test_at_224_pixels_all_three_see_the_same_part():
 
 def test_a_picture_of_a_stream_is_cut_as_its_source_says(pictures):
     train = ImageStream(str(pictures), size=16, middle="resnet").load()[0]
-    assert train.look == Window(16, middle="resnet")
+    assert train.look == RandomWindow(16, middle="resnet")
     assert not torch.equal(train[:].x, ImageStream(str(pictures), size=16).load()[0][:].x)
 
 
@@ -261,12 +261,12 @@ def test_a_stream_that_makes_no_sense_is_refused(pictures, change, message):
 def test_what_is_held_out_is_decoded_and_the_rest_stays_in_files(pictures):
     train = ImageStream(str(pictures), size=16).load()[0]
     rest, held = hold_out(train, 0.25)
-    assert (len(rest), len(held)) == (27, 9) and isinstance(held, Data) and not isinstance(rest, Data)
+    assert (len(rest), len(held)) == (27, 9) and isinstance(held, TensorData) and not isinstance(rest, TensorData)
     paths = {rest.path(i) for i in range(27)}
     assert len(paths) == 27
     assert Normalize.of(train).mean.shape == (1, 3, 1, 1)
-    few = Few(ImageStream(str(pictures), size=16), 5, 3).load()
-    assert all(isinstance(part, Data) for part in few)
+    few = Subset(ImageStream(str(pictures), size=16), 5, 3).load()
+    assert all(isinstance(part, TensorData) for part in few)
 
 
 def test_a_run_on_a_stream_is_interrupted_resumed_and_evaluated(tiny, pictures, tmp_path):

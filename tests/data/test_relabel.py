@@ -8,18 +8,18 @@ import torch
 from conftest import toy_data
 from helpers import stop_at
 
-from sparring import PGD, Data, Kept, LabelNoise, Linf, PixelNoise, Remember, UserError, fit
+from sparring import PGD, DifficultySubset, ExampleHistory, LabelNoise, Linf, PixelNoise, TensorData, UserError, fit
 from sparring.cli import run as shell
 from sparring.core.types import pixels
-from sparring.data import Digits, Few, altered
-from sparring.data.looks import Square
+from sparring.data import Digits, Subset, altered
+from sparring.data.looks import CentralSquare
 from sparring.data.pictures import Pictures
 from sparring.records.run_folder import RunFolder
 from sparring.training.checkpoint import read_weights
 
 
 def blank(n=20_000, classes=10):
-    return Data(torch.zeros(n, 1, 1, 1), torch.arange(n) % classes, tuple(map(str, range(classes))))
+    return TensorData(torch.zeros(n, 1, 1, 1), torch.arange(n) % classes, tuple(map(str, range(classes))))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
@@ -60,7 +60,7 @@ def test_a_rate_outside_the_unit_interval_is_refused(rate, capsys):
 @pytest.mark.parametrize("floating", [False, True])
 def test_pixels_lose_their_order_and_keep_their_values(floating):
     x = torch.randint(256, (7, 3, 4, 5), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    data = Data(pixels(x) if floating else x, torch.arange(7) % 2, ("a", "b"))
+    data = TensorData(pixels(x) if floating else x, torch.arange(7) % 2, ("a", "b"))
     shuffled, each, drawn = (altered(data, (PixelNoise(kind),), 5).data for kind in ("shuffled", "random", "gaussian"))
     for found in (shuffled, each):
         assert found.x.dtype == data.x.dtype
@@ -78,7 +78,9 @@ def test_pixels_lose_their_order_and_keep_their_values(floating):
 
     assert moves(shuffled, 0) == moves(shuffled, 1) != list(range(20))
     assert moves(each, 0) != moves(each, 1)
-    big = Data(torch.rand(500, 1, 8, 8, generator=torch.Generator().manual_seed(0)) / 4 + 0.375, data.y, ("a", "b"))
+    big = TensorData(
+        torch.rand(500, 1, 8, 8, generator=torch.Generator().manual_seed(0)) / 4 + 0.375, data.y, ("a", "b")
+    )
     noise = altered(big, (PixelNoise("gaussian"),), 0).data.x
     assert float(noise.mean()) == pytest.approx(float(big.x.mean()), abs=0.005)
     assert float(noise.std()) == pytest.approx(float(big.x.std()), abs=0.005)
@@ -89,7 +91,7 @@ def test_pixels_lose_their_order_and_keep_their_values(floating):
 def test_noise_of_pixels_has_the_spread_of_each_channel_and_strikes_a_share_of_the_images():
     x = torch.rand(200, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     x = 0.4 + x * torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)
-    data = Data(x, torch.arange(200) % 2, ("a", "b"))
+    data = TensorData(x, torch.arange(200) % 2, ("a", "b"))
     noise = altered(data, (PixelNoise("gaussian"),), 0).data.x
     assert torch.allclose(noise.mean((0, 2, 3)), x.mean((0, 2, 3)), atol=0.005)
     assert torch.allclose(noise.std((0, 2, 3)), x.std((0, 2, 3)), atol=0.005)
@@ -104,7 +106,7 @@ def test_noise_of_pixels_has_the_spread_of_each_channel_and_strikes_a_share_of_t
 
 def test_pictures_in_files_can_get_other_labels_and_no_other_pixels(tmp_path):
     names = np.array([b"a", b"b", b"c"])
-    pictures = Pictures(tmp_path, names, torch.tensor([0, 1, 0]), ("x", "y"), Square(4))
+    pictures = Pictures(tmp_path, names, torch.tensor([0, 1, 0]), ("x", "y"), CentralSquare(4))
     found = altered(pictures, (LabelNoise(1.0, including=False),), 0)
     assert found.data.y.tolist() == [1, 0, 1]
     assert found.data.path(1) == pictures.path(1)
@@ -123,10 +125,10 @@ def remembered(tmp_path_factory):
     recipe = conftest.tiny.__wrapped__()
     recipe = replace(
         recipe,
-        data=Few(Digits(), 300, 40),
+        data=Subset(Digits(), 300, 40),
         batch_size=64,
-        alter=(LabelNoise(0.2),),
-        remember=Remember(PGD(Linf(0.1), steps=2), every=2),
+        alterations=(LabelNoise(0.2),),
+        example_history=ExampleHistory(PGD(Linf(0.1), steps=2), every=2),
     )
     return recipe, fit(recipe, folder)
 
@@ -141,11 +143,11 @@ def test_a_run_keeps_its_labels_and_what_it_was_like_on_each_example(remembered)
     assert memory.adversarial_loss.shape == memory.clean_right.shape == (2, 270)
     assert np.array_equal(memory.y, training["y"])
     # it is what an attack with the same random numbers finds at the last weights
-    from sparring.acceleration import Fast
+    from sparring.acceleration import AcceleratedCopy
     from sparring.runs.load import load_model
 
     train = recipe.split(recipe.data.load()[0], run.path, torch.device("cpu"))[0].data
-    seen = recipe.remember.looked(load_model(run.weights("last"), recipe), train, Fast(), recipe.seed)
+    seen = recipe.example_history.looked(load_model(run.weights("last"), recipe), train, AcceleratedCopy(), recipe.seed)
     for name, values in seen.items():
         if values.dtype == bool:
             assert np.array_equal(getattr(memory, name)[-1], values)
@@ -159,7 +161,7 @@ def test_a_run_keeps_its_labels_and_what_it_was_like_on_each_example(remembered)
 
 def test_remembering_changes_nothing_of_the_training(remembered, tmp_path):
     recipe, run = remembered
-    without = fit(replace(recipe, remember=None), tmp_path / "without")
+    without = fit(replace(recipe, example_history=None), tmp_path / "without")
     one, other = (read_weights(each.weights("last"))[0] for each in (run, without))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     assert run.metrics() == without.metrics()
@@ -168,7 +170,7 @@ def test_remembering_changes_nothing_of_the_training(remembered, tmp_path):
 @pytest.mark.parametrize("which", ["easy", "hard"])
 def test_subsets_are_the_easiest_and_the_hardest_of_the_reference(remembered, which):
     recipe, run = remembered
-    subset = replace(recipe, alter=(*recipe.alter, Kept(0.4, which, ("reference",))))
+    subset = replace(recipe, alterations=(*recipe.alterations, DifficultySubset(0.4, which, ("reference",))))
     train = recipe.data.load()[0]
     part, _ = subset.split(train, run.path.parent / "another", torch.device("cpu"))
     whole, _ = recipe.split(train, run.path, torch.device("cpu"))
@@ -188,10 +190,15 @@ def test_subsets_are_the_easiest_and_the_hardest_of_the_reference(remembered, wh
 def test_a_random_subset_needs_no_reference_and_a_name_may_hold_the_seed(remembered, tmp_path):
     recipe, run = remembered
     train, cpu = recipe.data.load()[0], torch.device("cpu")
-    sizes = [replace(recipe, alter=(Kept(0.5, "random"),), seed=s).split(train, tmp_path, cpu)[0].rows for s in (0, 1)]
+    sizes = [
+        replace(recipe, alterations=(DifficultySubset(0.5, "random"),), seed=s).split(train, tmp_path, cpu)[0].rows
+        for s in (0, 1)
+    ]
     assert len(sizes[0]) == len(sizes[1]) == 135
     assert not torch.equal(*sizes)
-    named = replace(recipe, alter=(*recipe.alter, Kept(0.5, "easy", (str(run.path.parent / "r{seed}"),))))
+    named = replace(
+        recipe, alterations=(*recipe.alterations, DifficultySubset(0.5, "easy", (str(run.path.parent / "r{seed}"),)))
+    )
     with pytest.raises(UserError, match=r"there is no run '.*r0' to choose examples by"):
         named.split(train, tmp_path, cpu)
 
@@ -199,14 +206,14 @@ def test_a_random_subset_needs_no_reference_and_a_name_may_hold_the_seed(remembe
 def test_what_cannot_be_chosen_by_is_said(remembered, tmp_path):
     recipe, run = remembered
     with pytest.raises(UserError, match="name its folder"):
-        Kept(0.5, "hard")
+        DifficultySubset(0.5, "hard")
     with pytest.raises(UserError, match=r"not in \(0, 1\]"):
-        Kept(0.0, "random")
-    other = replace(recipe, alter=(LabelNoise(0.3), Kept(0.5, "easy", (str(run.path),))))
+        DifficultySubset(0.0, "random")
+    other = replace(recipe, alterations=(LabelNoise(0.3), DifficultySubset(0.5, "easy", (str(run.path),))))
     with pytest.raises(UserError, match="its labels are not those"):
         other.split(recipe.data.load()[0], tmp_path, torch.device("cpu"))
     with pytest.raises(UserError, match=r"0\.001 of 60 examples is none"):
-        altered(toy_data(), (Kept(0.001, "random"),), 0)
+        altered(toy_data(), (DifficultySubset(0.001, "random"),), 0)
 
 
 def test_a_run_does_not_go_on_on_other_examples(remembered, tmp_path):
@@ -216,7 +223,9 @@ def test_a_run_does_not_go_on_on_other_examples(remembered, tmp_path):
 
     recipe, _ = remembered
     reference = fit(replace(recipe, epochs=1), tmp_path / "ref")
-    chosen = replace(recipe, alter=(*recipe.alter, Kept(0.5, "easy", ("ref",))), remember=None)
+    chosen = replace(
+        recipe, alterations=(*recipe.alterations, DifficultySubset(0.5, "easy", ("ref",))), example_history=None
+    )
     with pytest.raises(Interrupted):
         fit(chosen, tmp_path / "run", show=stop_at(1))
     fit(replace(recipe, epochs=1, lr=0.5), reference.path, overwrite=True)
@@ -246,6 +255,6 @@ def test_from_the_shell_any_recipe_remembers(tmp_path, capsys):
     assert shell(args) == 0
     assert RunFolder(tmp_path / "run").read_memory().epochs.tolist() == [1]
     with pytest.raises(UserError, match="one looks every epoch"):
-        Remember(PGD(Linf(0.1)), every=0)
+        ExampleHistory(PGD(Linf(0.1)), every=0)
     with pytest.raises(UserError, match="must go on when they are fooled"):
-        Remember(PGD(Linf(0.1), patience=0))
+        ExampleHistory(PGD(Linf(0.1), patience=0))

@@ -25,9 +25,9 @@ from sparring.data import (
     Cutout,
     Digits,
     FashionMNIST,
-    Few,
     Flip,
     ImageFolder,
+    Subset,
     hold_out,
 )
 from sparring.data.files import Remote, locate
@@ -409,14 +409,14 @@ def test_augmentation_repeats_itself_from_a_seed_and_leaves_its_input_alone(augm
 
 def test_few_images_are_the_first_ones():
     train, test = Digits().load()
-    few, some = Few(Digits(), 30, 20).load()
+    few, some = Subset(Digits(), 30, 20).load()
     assert torch.equal(few.x, train.x[:30])
     assert torch.equal(some.y, test.y[:20])
-    assert len(Few(Digits(), 30).load()[1]) == len(test)
+    assert len(Subset(Digits(), 30).load()[1]) == len(test)
     with pytest.raises(UserError, match="9999 training images are asked for, and there are 1437"):
-        Few(Digits(), 9999).load()
+        Subset(Digits(), 9999).load()
     with pytest.raises(UserError, match="at least one image"):
-        Few(Digits(), 0)
+        Subset(Digits(), 0)
 
 
 def test_views_are_the_same_images_augmented_apart():

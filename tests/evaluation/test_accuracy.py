@@ -13,13 +13,13 @@ from sparring import (
     L1,
     L2,
     PGD,
+    AcceleratedCopy,
     Benign,
-    Data,
-    Fast,
+    CleanStart,
     Linf,
-    Near,
-    Plain,
+    OriginalModel,
     Restarts,
+    TensorData,
     UserError,
     WhiteBox,
     Worst,
@@ -27,9 +27,9 @@ from sparring import (
     make_rng,
     perturb,
 )
-from sparring.core.modes import Together, eval_mode, train_mode
+from sparring.core.modes import ComposedMode, eval_mode, train_mode
 from sparring.core.types import pixels
-from sparring.evaluation import InTurn, Nearest, Through
+from sparring.evaluation import Ensemble, MinimumNorm, SurrogateGradient
 from sparring.evaluation.cost import passes
 from sparring.models import SmoothBackward
 
@@ -39,7 +39,7 @@ def linear_data(n=200):
     x = torch.randint(118, 138, (n, 1, 4, 4), generator=make_rng(0)).to(torch.uint8)
     y = Linear()(pixels(x)).argmax(1)
     y[::10] = 1 - y[::10]
-    return Data(x, y, ("a", "b"))
+    return TensorData(x, y, ("a", "b"))
 
 
 def test_robust_accuracy_of_a_linear_model_is_its_closed_form():
@@ -68,21 +68,21 @@ class Helpful:
 
 def test_an_attack_cannot_put_right_what_was_wrong():
     data = toy_data()
-    wrong = Data(data.x, (data.y + 1) % 3, data.classes)
+    misclassified = TensorData(data.x, (data.y + 1) % 3, data.classes)
     model = toy_net().eval()
-    found = evaluate(model, wrong, {"helpful": Helpful()})
+    found = evaluate(model, misclassified, {"helpful": Helpful()})
     assert not (found.standing["helpful"] & ~found.standing["clean"]).any()
 
 
 def test_wrong_examples_are_not_attacked():
     seen = []
 
-    class Watch(nn.Module):
+    class OverfittingMonitor(nn.Module):
         def __call__(self, model, x, y, rng):
             seen.append(len(x))
             return x
 
-    evaluate(Linear(), linear_data(100), {"watch": Watch()}, batch_size=50, search=Plain())
+    evaluate(Linear(), linear_data(100), {"watch": OverfittingMonitor()}, batch_size=50, search=OriginalModel())
     assert seen == [50, 40], "what stands is packed anew"
 
 
@@ -92,7 +92,7 @@ def test_a_model_that_gives_nan_under_attack_counts_as_fooled():
             out = torch.stack([x.flatten(1).sum(1) * 0 + 2, x.flatten(1).sum(1) * 0], 1)
             return out.where(x.amax((1, 2, 3))[:, None] < 0.9, torch.nan)
 
-    data = Data(torch.full((4, 1, 2, 2), 0.8), torch.tensor([0, 0, 0, 0]), ("a", "b"))
+    data = TensorData(torch.full((4, 1, 2, 2), 0.8), torch.tensor([0, 0, 0, 0]), ("a", "b"))
 
     class Brighten:
         def __call__(self, model, x, y, rng):
@@ -112,7 +112,7 @@ def test_nan_on_clean_images_counts_as_wrong_and_is_reported():
             return out.where(x.amax((1, 2, 3))[:, None] > 0.3, torch.nan)
 
     x = torch.cat([torch.full((3, 1, 2, 2), 0.8), torch.full((2, 1, 2, 2), 0.1)])
-    data = Data(x, torch.zeros(5, dtype=torch.long), ("a", "b"))
+    data = TensorData(x, torch.zeros(5, dtype=torch.long), ("a", "b"))
     with pytest.warns(UserWarning, match="2 of 5 clean images give NaN or infinite logits: they count as wrong"):
         found = evaluate(Dark(), data, {"b": WhiteBox(Benign())})
     assert found.standing["b"].tolist() == [True, True, True, False, False]
@@ -129,8 +129,8 @@ def test_a_gradient_that_is_nan_is_not_taken_for_robustness(threat):
             total = (x.sqrt() - x.sqrt()).flatten(1).sum(1)  # 0, with the gradient inf - inf at black pixels
             return torch.stack([2 + total, -total], 1)
 
-    data = Data(torch.zeros(4, 1, 3, 3), torch.zeros(4, dtype=torch.long), ("a", "b"))
-    pgd = PGD(threat, steps=2, start=Near(0.0))
+    data = TensorData(torch.zeros(4, 1, 3, 3), torch.zeros(4, dtype=torch.long), ("a", "b"))
+    pgd = PGD(threat, steps=2, start=CleanStart())
     for attack in (pgd, replace(pgd, patience=0), Restarts(pgd, 2), Worst((Benign(), pgd))):
         with pytest.raises(
             UserError, match=r"pgd gives NaN or infinite pixels for 4 images, first for index 0: the gradient"
@@ -169,7 +169,14 @@ def test_an_unbreakable_model_has_no_pictures():
 
 def test_progress_is_told_batch_by_batch():
     told = []
-    evaluate(Linear(), linear_data(100), {"b": WhiteBox(Benign())}, batch_size=40, search=Plain(), on_news=told.append)
+    evaluate(
+        Linear(),
+        linear_data(100),
+        {"b": WhiteBox(Benign())},
+        batch_size=40,
+        search=OriginalModel(),
+        on_progress=told.append,
+    )
     assert [(news.done, news.todo) for news in told] == [(40, 90), (80, 90), (90, 90), (90, 90)]
     assert [news.stage_done for news in told] == [False, False, False, True]
     assert all(news.flags.sum() == 90 for news in told)
@@ -181,7 +188,7 @@ def test_one_step_of_perturb_is_fgsm_written_out():
     x = pixels(data.x).requires_grad_()
     (grad,) = torch.autograd.grad(nn.functional.cross_entropy(model(x), data.y, reduction="sum"), x)
     wanted = (x + 0.03 * grad.sign()).clamp(0, 1).detach()
-    assert torch.allclose(perturb(model, x.detach(), data.y, FGSM(Linf(0.03), start=Near(0.0))), wanted, atol=1e-6)
+    assert torch.allclose(perturb(model, x.detach(), data.y, FGSM(Linf(0.03), start=CleanStart())), wanted, atol=1e-6)
 
 
 class Dead(nn.Module):
@@ -196,11 +203,13 @@ class Dead(nn.Module):
         return torch.stack([torch.full_like(score, 0.1), 10 * score], 1)
 
 
-@pytest.mark.parametrize("search", [Plain(), Fast("fp32", "off"), Fast("bf16", "off")], ids=repr)
+@pytest.mark.parametrize(
+    "search", [OriginalModel(), AcceleratedCopy("fp32", "off"), AcceleratedCopy("bf16", "off")], ids=repr
+)
 def test_an_adversary_follows_the_gradient_of_a_view_and_is_judged_without_it(search):
-    model, data = Dead(), Data(torch.full((5, 1, 4, 4), 0.5), torch.zeros(5, dtype=torch.long), ("a", "b"))
-    pgd = WhiteBox(PGD(Linf(0.1), 2, 0.05, start=Near(0.0), patience=0))
-    both = {"plain": pgd, "smooth": Through(SmoothBackward(1.0), pgd), "again": pgd}
+    model, data = Dead(), TensorData(torch.full((5, 1, 4, 4), 0.5), torch.zeros(5, dtype=torch.long), ("a", "b"))
+    pgd = WhiteBox(PGD(Linf(0.1), 2, 0.05, start=CleanStart(), patience=0))
+    both = {"plain": pgd, "smooth": SurrogateGradient(SmoothBackward(1.0), pgd), "again": pgd}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the notes of the fast path on a model of two tensors
         found = evaluate(model, data, both, search=search)
@@ -216,26 +225,28 @@ def test_what_cannot_look_through_a_view_is_refused():
     pgd = WhiteBox(PGD(Linf(0.1), 2))
     smooth = SmoothBackward(2.0)
     with pytest.raises(UserError, match=r"a Through cannot look through a view: .* several views as one"):
-        Through(smooth, Through(smooth, pgd))
+        SurrogateGradient(smooth, SurrogateGradient(smooth, pgd))
     with pytest.raises(UserError, match="a Nearest cannot look through a view"):
-        Through(smooth, Nearest(Linf(0.1), (FAB(Linf(0.1)),)))
+        SurrogateGradient(smooth, MinimumNorm(Linf(0.1), (FAB(Linf(0.1)),)))
     with pytest.raises(UserError, match="train_mode is undone by the adversary"):
-        Through(train_mode, pgd)
-    both = Through(Together((eval_mode, smooth)), pgd)
-    assert repr(both).startswith("Through(Together((eval_mode, SmoothBackward(alpha=2.0, strict=True))), WhiteBox(")
+        SurrogateGradient(train_mode, pgd)
+    both = SurrogateGradient(ComposedMode((eval_mode, smooth)), pgd)
+    assert repr(both).startswith(
+        "SurrogateGradient(ComposedMode((eval_mode, SmoothBackward(alpha=2.0, strict=True))), WhiteBox("
+    )
 
 
 def test_adversaries_in_turn_leave_what_stands_under_all_of_them():
     model, data = toy_net().eval(), toy_data()
     parts = {"fgsm": WhiteBox(FGSM(Linf(0.05))), "pgd": WhiteBox(PGD(Linf(0.05), 5, patience=0))}
-    found = evaluate(model, data, {**parts, "worst": InTurn(parts)})
+    found = evaluate(model, data, {**parts, "worst": Ensemble(parts)})
     assert (found.standing["worst"] <= found.standing["fgsm"] & found.standing["clean"]).all()
     assert np.array_equal(found.standing["worst/fgsm"], found.standing["fgsm"])
     assert found.standing["worst"].sum() < found.standing["clean"].sum()
     with pytest.raises(UserError, match="there is at least one adversary"):
-        InTurn({})
+        Ensemble({})
 
 
 def test_a_view_costs_what_its_adversary_costs():
     pgd = WhiteBox(PGD(Linf(0.1), 7))
-    assert passes(Through(SmoothBackward(), pgd), 10) == passes(pgd, 10)
+    assert passes(SurrogateGradient(SmoothBackward(), pgd), 10) == passes(pgd, 10)

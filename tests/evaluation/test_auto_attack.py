@@ -1,12 +1,12 @@
 import copy
 import math
-import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,12 +21,12 @@ from sparring import (
     L2,
     PGD,
     AutoAttack,
-    Data,
-    EachTarget,
     Linf,
     Margin,
-    Nearest,
+    MinimumNorm,
+    MultiTargeted,
     Square,
+    TensorData,
     UserError,
     WhiteBox,
     autoattack,
@@ -34,7 +34,7 @@ from sparring import (
     make_rng,
     perturb,
 )
-from sparring.acceleration import Fast, Plain
+from sparring.acceleration import AcceleratedCopy, OriginalModel
 from sparring.core.types import pixels
 from sparring.evaluation.cost import passes
 
@@ -49,8 +49,8 @@ class Quick:
     def stages(self, num_classes):
         return {
             "apgd-ce": WhiteBox(APGD(self.threat, 5)),
-            "apgd-t": EachTarget(APGD(self.threat, 5), Margin),
-            "fab-t": EachTarget(FAB(self.threat, 4), Margin),
+            "apgd-t": MultiTargeted(APGD(self.threat, 5), Margin),
+            "fab-t": MultiTargeted(FAB(self.threat, 4), Margin),
             "square": WhiteBox(Square(self.threat, 60), Margin),
         }
 
@@ -225,8 +225,8 @@ def test_bytes_are_images_too():
     [
         (lambda: AutoAttack(Linf(0.1), "custom"), "no version 'custom': there is standard, plus and rand"),
         (lambda: AutoAttack(PGD(Linf(0.1))), "defined for Linf, L2 and L1, not for PGD"),
-        (lambda: EachTarget(PGD(Linf(0.1)), targets=0), "targets = 0 is no whole number from 1 on"),
-        (lambda: Nearest.of(PGD(Linf(0.1))), "are found for Linf, L2 and L1"),
+        (lambda: MultiTargeted(PGD(Linf(0.1)), targets=0), "targets = 0 is no whole number from 1 on"),
+        (lambda: MinimumNorm.of(PGD(Linf(0.1))), "are found for Linf, L2 and L1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, message):
@@ -244,8 +244,10 @@ def test_an_empty_set_after_the_clean_pass_is_a_result():
     data = toy_data()
     model = toy_net().eval()
     with torch.no_grad():
-        wrong = (model(pixels(data.x)).argmax(1) + 1) % 3
-    found = evaluate(model, Data(data.x, wrong, data.classes), {"quick": Quick(), "nearest": Nearest.of(Linf(0.1))})
+        misclassified = (model(pixels(data.x)).argmax(1) + 1) % 3
+    found = evaluate(
+        model, TensorData(data.x, misclassified, data.classes), {"quick": Quick(), "nearest": MinimumNorm.of(Linf(0.1))}
+    )
     assert found.table()["quick"].value == 0.0
     assert set(found.broken_by("quick")) == {"clean"}
     assert (found.distance == 0).all()
@@ -276,7 +278,7 @@ def test_a_point_outside_the_ball_is_brought_back_before_it_counts():
         def forward(self, x):
             return torch.stack([0.5 - x.flatten(1).mean(1), x.flatten(1).mean(1) - 0.5], 1)
 
-    data = Data(torch.full((4, 1, 2, 2), 0.3), torch.zeros(4, dtype=torch.long), ("a", "b"))
+    data = TensorData(torch.full((4, 1, 2, 2), 0.3), torch.zeros(4, dtype=torch.long), ("a", "b"))
     found = evaluate(Bright(), data, {"far": Far(Linf(0.1)), "farther": Far(Linf(0.4))}, keep_images=True)
     assert found.standing["far"].all()
     assert not found.standing["farther"].any()
@@ -340,7 +342,7 @@ def test_a_randomised_model_is_said_to_be_one_and_judged_by_the_majority():
     x = 0.5 + 0.08 * torch.rand(20, 1, 4, 4, generator=make_rng(0))
     y = model.linear(x).argmax(1)
     with pytest.warns(UserWarning, match='it is randomised.*version="rand"'):
-        once = evaluate(model, Data(x, y, ("a", "b")), {"quick": Quick(Linf(0.001))})
+        once = evaluate(model, TensorData(x, y, ("a", "b")), {"quick": Quick(Linf(0.001))})
     assert once.standing["clean"].sum() > 0
     often = autoattack(model, x, y, Linf(0.001), "rand")
     assert often.standing["clean"].all(), "more than half of 20 passes are right"
@@ -357,7 +359,7 @@ def test_the_smallest_eps_is_the_closed_form_of_a_linear_model_and_gives_a_curve
         score = x.flatten(1) @ model.w
         y = model(x).argmax(1)
     y[:3] = 1 - y[:3]
-    found = evaluate(model, Data(x, y, ("a", "b")), {"nearest": Nearest.of(Linf(0.1))})
+    found = evaluate(model, TensorData(x, y, ("a", "b")), {"nearest": MinimumNorm.of(Linf(0.1))})
     wanted = (score.abs() / model.w.detach().abs().sum()).numpy()
     assert (found.distance[:3] == 0).all()
     assert np.allclose(found.distance[3:], wanted[3:], rtol=0.01)
@@ -371,7 +373,7 @@ def test_the_smallest_eps_is_the_closed_form_of_a_linear_model_and_gives_a_curve
 
 def test_what_another_attack_found_nearer_counts_too(net):
     data = toy_data()
-    found = evaluate(net, data, {"quick": Quick(), "nearest": Nearest.of(Linf(0.1), steps=2)})
+    found = evaluate(net, data, {"quick": Quick(), "nearest": MinimumNorm.of(Linf(0.1), steps=2)})
     broken = found.standing["clean"] & ~found.standing["quick"]
     assert (found.distance[broken] <= found.norm["quick"][broken]).all()
     assert found.robust_at(0.06).correct <= found.table()["quick"].correct
@@ -386,9 +388,9 @@ def test_distances_that_were_not_looked_for_are_not_there(net):
 
 
 def test_a_state_found_by_another_search_is_refused(net, tmp_path):
-    evaluate(net, toy_data(), {"quick": Quick()}, state=tmp_path, search=Fast("fp32"))
+    evaluate(net, toy_data(), {"quick": Quick()}, state=tmp_path, search=AcceleratedCopy("fp32"))
     with pytest.raises(UserError, match="holds the state of another evaluation"):
-        evaluate(net, toy_data(), {"quick": Quick()}, state=tmp_path, search=Plain())
+        evaluate(net, toy_data(), {"quick": Quick()}, state=tmp_path, search=OriginalModel())
 
 
 class Killed(Exception): ...  # noqa: N818
@@ -408,10 +410,10 @@ def stop_after(batches):
 def test_an_evaluation_that_was_killed_goes_on_and_ends_the_same(net, tmp_path, batches):
     """In float64: FAB makes a hundredth of a distance out of the last bit, in which batches of other sizes differ."""
     net, data = copy.deepcopy(net).double(), toy_data()
-    adversaries = {"quick": Quick(), "nearest": Nearest.of(Linf(0.1), steps=3)}
+    adversaries = {"quick": Quick(), "nearest": MinimumNorm.of(Linf(0.1), steps=3)}
     untouched = evaluate(net, data, adversaries, batch_size=8, keep_images=True)
     with pytest.raises(Killed):
-        evaluate(net, data, adversaries, batch_size=8, state=tmp_path, on_news=stop_after(batches))
+        evaluate(net, data, adversaries, batch_size=8, state=tmp_path, on_progress=stop_after(batches))
     done = sum(len(np.load(path)["rows"]) for path in tmp_path.glob("*.npz"))
     again = evaluate(net, data, adversaries, batch_size=16, state=tmp_path, keep_images=True)
     assert sum(len(np.load(path)["rows"]) for path in tmp_path.glob("*.npz")) > done >= 8 * batches
@@ -491,13 +493,13 @@ def test_the_time_left_is_reckoned_from_passes():
     stages = AutoAttack(Linf(0.1)).stages(10)
     costs = {name: passes(adversary, 10) for name, adversary in stages.items()}
     assert costs == pytest.approx({"apgd-ce": 280, "apgd-t": 2520, "fab-t": 3420, "square": 5000})
-    assert passes(Nearest.of(Linf(0.1)), 10) == pytest.approx(50 * (2 + 9 * 1.8))
+    assert passes(MinimumNorm.of(Linf(0.1)), 10) == pytest.approx(50 * (2 + 9 * 1.8))
     assert passes(object(), 10) == 1.0
 
 
 def test_the_guess_ends_at_nothing(net):
     told = []
-    evaluate(net, toy_data(), {"quick": Quick()}, batch_size=16, on_news=told.append)
+    evaluate(net, toy_data(), {"quick": Quick()}, batch_size=16, on_progress=told.append)
     assert told[0].seconds_left > 0
     assert told[-1].seconds_left == pytest.approx(0, abs=1e-6)
     assert all(math.isfinite(news.seconds_left) for news in told)
@@ -519,7 +521,7 @@ class Viewing(nn.Module):
 
 def test_models_that_use_view_are_evaluated():
     torch.manual_seed(0)
-    data = Data(torch.rand(8, 3, 4, 4), torch.arange(8) % 3, ("a", "b", "c"))
+    data = TensorData(torch.rand(8, 3, 4, 4), torch.arange(8) % 3, ("a", "b", "c"))
     model = Viewing()
     before = {name: t.stride() for name, t in model.state_dict().items()}
     assert evaluate(model, data, {"quick": Quick()}).table()["quick"].examples == 8
@@ -656,7 +658,7 @@ def test_the_ball_of_any_adversary_is_found_and_its_lack_is_told(net):
     [
         ({"clean": Quick()}, "no adversary can be called 'clean'"),
         ({"a/b": Quick()}, "no adversary can be called 'a/b'"),
-        ({"a": Nearest.of(Linf(0.1)), "b": Nearest.of(L2(0.1))}, "one norm at a time"),
+        ({"a": MinimumNorm.of(Linf(0.1)), "b": MinimumNorm.of(L2(0.1))}, "one norm at a time"),
     ],
 )
 def test_names_with_a_meaning_and_two_norms_are_refused(net, adversaries, message):

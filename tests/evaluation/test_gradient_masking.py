@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparring import PGD, CrossEntropy, Data, Linf, Method, Near, UserError, audit
+from sparring import PGD, CrossEntropy, GaussianStart, Linf, Method, TensorData, UserError, audit
 from sparring.core.rng import make_rng
 from sparring.core.types import Batch, Progress, pixels
 from sparring.data import Digits
@@ -144,7 +144,7 @@ def test_gradients_that_point_elsewhere_are_shattered(honest, images):
         def forward(self, x):
             return self.inner((x + 1e-4 * torch.sin(5e5 * x) - 0.25) * 2)
 
-    grey = Data(0.25 + pixels(images.x) / 2, images.y, images.classes)  # no pixel is clipped
+    grey = TensorData(0.25 + pixels(images.x) / 2, images.y, images.classes)  # no pixel is clipped
     assert findings(Rough(honest), grey)["shattered gradients"].verdict == "fail"
 
 
@@ -199,10 +199,10 @@ def test_the_audit_leaves_the_model_and_the_global_randomness_as_they_were(hones
 
 def test_what_cannot_be_audited_is_refused(honest, images):
     with pytest.raises(UserError, match="defined for Linf, L2 and L1"):
-        audit(honest, images, Near(0.1))
-    wrong = Data(images.x, (honest(pixels(images.x)).argmax(1) + 1) % 10, images.classes)
+        audit(honest, images, GaussianStart(0.1))
+    misclassified = TensorData(images.x, (honest(pixels(images.x)).argmax(1) + 1) % 10, images.classes)
     with pytest.raises(UserError, match="gets none of these images right"):
-        audit(honest, wrong, THREAT, budget=FEW)
+        audit(honest, misclassified, THREAT, budget=FEW)
 
 
 def test_gradients_that_are_nan_are_no_gradients_and_break_nothing(honest, images):

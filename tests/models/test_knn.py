@@ -10,13 +10,13 @@ from torch import nn
 
 import sparring.models.knn as room
 from sparring import APGD, PGD, AutoAttack, Linf, Restarts, UserError, WhiteBox, audit, evaluate, perturb
-from sparring.acceleration import Fast, Plain
+from sparring.acceleration import AcceleratedCopy, OriginalModel
 from sparring.attacks.losses import Margin
 from sparring.core.rng import make_rng
 from sparring.core.types import Classifier
-from sparring.evaluation import Budget, ByProbe, OnFeatures, OnGuides, OnVotes, WorstOnNeighbours
-from sparring.models import KNN, amdim, knn_of, linear_probe, refill, represented
-from sparring.models.guided import Guided
+from sparring.evaluation import Budget, FeatureAttack, KNNAttackSuite, KNNVoteAttack, PGDkNN, ProbeTransfer
+from sparring.models import KNN, amdim, encode_bank, knn_of, linear_probe, represented
+from sparring.models.guided import GuideLoss
 from sparring.testing import check_model
 
 BALL = Linf(0.1)
@@ -163,7 +163,7 @@ def reader():
     body = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 6))
     model = Classifier(body, KNN(10, k=5)).eval()
     data = toy_digits()
-    refill(model, data[:200])
+    encode_bank(model, data[:200])
     return model, data
 
 
@@ -182,11 +182,11 @@ def test_a_copy_that_attacks_search_on_shares_the_bank_and_gives_its_logits(read
     model, data = reader
     x = data[200:].x.float() / 255
     for precision in ("fp32", "bf16"):
-        with Fast(precision)(model, x[:8]) as searched:
+        with AcceleratedCopy(precision)(model, x[:8]) as searched:
             head = knn_of(searched)
             assert head is not None and head.rows is model.head.rows
             assert (searched(x).argmax(1) == model(x).argmax(1)).float().mean() > 0.9
-        refill(model, data[:200])  # in place: the copy sees it
+        encode_bank(model, data[:200])  # in place: the copy sees it
         assert head.rows is model.head.rows
 
 
@@ -211,14 +211,14 @@ def test_a_model_in_double_precision_is_evaluated_and_attacked(reader):
     model, data = reader
     wide = copy.deepcopy(model).double()
     few = data[200:220]
-    found = evaluate(wide, few, {"guides": OnGuides(PGD(BALL, 2), 10), "votes": OnVotes(PGD(BALL, 2))})
+    found = evaluate(wide, few, {"guides": PGDkNN(PGD(BALL, 2), 10), "votes": KNNVoteAttack(PGD(BALL, 2))})
     x = few.x.double() / 255
     assert np.array_equal(found.standing["clean"], (model(x.float()).argmax(1) == few.y).numpy())
 
 
 def test_a_bank_that_is_exchanged_is_searched_on_anew(reader):
     model = copy.deepcopy(reader[0])
-    x, fast = reader[1][200:].x.float() / 255, Fast("fp32")
+    x, fast = reader[1][200:].x.float() / 255, AcceleratedCopy("fp32")
     with fast(model, x[:8]) as searched:
         assert torch.allclose(searched(x), model(x), atol=1e-3)
     model.head.rows = F.normalize(torch.randn(model.head.rows.shape, generator=make_rng(5)), dim=1)
@@ -234,7 +234,7 @@ def test_an_average_of_weights_has_a_bank_of_its_own(reader):
 def test_autoattack_and_the_audit_apply_unchanged(reader):
     model, data = reader
     few = data[200:230]
-    found = evaluate(model, few, {"aa": AutoAttack(BALL)}, search=Plain())
+    found = evaluate(model, few, {"aa": AutoAttack(BALL)}, search=OriginalModel())
     right = found.table()["clean"].correct
     assert right > 15 and found.table()["aa"].correct < right
     assert "apgd-ce" in " ".join(map(str, found.broken_by("aa")))
@@ -246,12 +246,12 @@ def test_autoattack_and_the_audit_apply_unchanged(reader):
 
 
 ATTACKS = [
-    OnFeatures(PGD(BALL, 8, 0.03)),
-    OnFeatures(PGD(BALL, 8, 0.03), "cosine"),
-    OnFeatures(PGD(BALL, 8, 0.03), "contrast"),
-    OnVotes(Restarts(PGD(BALL, 8, 0.03), 2), 0.05),
-    OnGuides(PGD(BALL, 8, 0.03), 20),
-    ByProbe(PGD(BALL, 8, 0.03)),
+    FeatureAttack(PGD(BALL, 8, 0.03)),
+    FeatureAttack(PGD(BALL, 8, 0.03), "cosine"),
+    FeatureAttack(PGD(BALL, 8, 0.03), "contrast"),
+    KNNVoteAttack(Restarts(PGD(BALL, 8, 0.03), 2), 0.05),
+    PGDkNN(PGD(BALL, 8, 0.03), 20),
+    ProbeTransfer(PGD(BALL, 8, 0.03)),
 ]
 
 
@@ -265,12 +265,12 @@ def test_every_attack_on_a_representation_breaks_some_and_stays_in_the_ball(read
     assert broken >= 5
     assert np.nanmax(found.norm["a"]) <= 0.1 + 1e-5
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert found.defended("a").examples == found.table()["clean"].correct
+    assert found.defense_success_rate("a").examples == found.table()["clean"].correct
 
 
 def test_the_worst_case_leaves_fewer_standing_than_any_of_its_attacks(reader):
     model, data = reader
-    worst = WorstOnNeighbours(BALL, steps=5, restarts=1, softness=(0.05,))
+    worst = KNNAttackSuite(BALL, steps=5, restarts=1, softness=(0.05,))
     assert list(worst.stages(10)) == ["apgd-ce", "soft-0.05", "guides", "probe", "distance", "cosine", "apgd-t"]
     assert worst.stages(3)["apgd-t"].loss is Margin, "no DLR for three classes"
     found = evaluate(model, data[200:], {"worst": worst, "apgd": WhiteBox(APGD(BALL, 5))})
@@ -281,7 +281,7 @@ def test_attacks_on_neighbours_refuse_a_model_without_them():
     from sparring.models import small_cnn
 
     model, data = small_cnn(width=2, shape=(1, 8, 8)), toy_digits()
-    for attack in (OnVotes(PGD(BALL)), OnGuides(PGD(BALL)), ByProbe(PGD(BALL))):
+    for attack in (KNNVoteAttack(PGD(BALL)), PGDkNN(PGD(BALL)), ProbeTransfer(PGD(BALL))):
         with pytest.raises(UserError, match="nearest neighbours"):
             attack(model, data.x[:2].float() / 255, data.y[:2], make_rng(0))
 
@@ -289,7 +289,7 @@ def test_attacks_on_neighbours_refuse_a_model_without_them():
 def test_guides_are_those_of_the_loop():
     head, _z, _y = bank(k=7)
     queries, labels = torch.randn(6, 5, generator=make_rng(3)), torch.tensor([0, 1, 2, 0, 1, 2])
-    found = Guided(lambda q: q, head, labels, guides=8)(queries).value
+    found = GuideLoss(lambda q: q, head, labels, guides=8)(queries).value
     rows, classes = head.rows, head.labels
     for q, label, value in zip(F.normalize(queries, dim=1), labels.tolist(), found.tolist(), strict=True):
         apart = ((rows - q) ** 2).sum(1)
@@ -299,7 +299,7 @@ def test_guides_are_those_of_the_loop():
         left = (limit - nearest[label]).clamp_min(0).sum() + (nearest[other] - limit).clamp_min(0).sum()
         assert value == pytest.approx(-float(left), abs=1e-4)
     with pytest.raises(UserError, match="two classes"):
-        Guided(lambda q: q, head, labels, guides=1)
+        GuideLoss(lambda q: q, head, labels, guides=1)
 
 
 # -- probes and encoders
@@ -363,4 +363,4 @@ def test_a_projection_is_of_the_features():
 
 
 def test_refilling_does_nothing_to_a_model_without_a_bank():
-    assert refill(nn.Flatten(), toy_digits()) is False
+    assert encode_bank(nn.Flatten(), toy_digits()) is False

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparring import Data, UserError
+from sparring import TensorData, UserError
 from sparring.core.types import Classifier
 from sparring.models import (
     Normalize,
@@ -127,7 +127,7 @@ def test_a_depth_that_no_wide_resnet_has_is_refused():
 
 
 def test_normalisation_is_inside_and_saved_with_the_weights():
-    data = Data(torch.randint(0, 256, (50, 3, 4, 4), dtype=torch.uint8), torch.arange(50) % 2, ("a", "b"))
+    data = TensorData(torch.randint(0, 256, (50, 3, 4, 4), dtype=torch.uint8), torch.arange(50) % 2, ("a", "b"))
     normalize = Normalize.of(data)
     out = normalize(data.x / 255)
     assert torch.allclose(out.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
@@ -137,7 +137,7 @@ def test_normalisation_is_inside_and_saved_with_the_weights():
 
 
 def test_a_channel_that_never_changes_does_not_divide_by_zero():
-    flat = Data(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.arange(5) % 2, ("a", "b"))
+    flat = TensorData(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.arange(5) % 2, ("a", "b"))
     assert Normalize.of(flat)(torch.zeros(1, 1, 4, 4)).isfinite().all()
 
 

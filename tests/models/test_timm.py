@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from sparring import EMA, FGSM, Build, Fast, Linf, UserError, eval_mode, evaluate_run, fit, perturb
+from sparring import EMA, FGSM, AcceleratedCopy, Build, Linf, UserError, eval_mode, evaluate_run, fit, perturb
 from sparring.data import ImageStream
 from sparring.models import SmoothReLU, efficientnet, imagenet_resnet, swap_activation
 from sparring.models.imagenet import SIZES, size_of
@@ -76,7 +76,7 @@ def test_a_swap_in_a_network_of_timm_leaves_its_weights_loadable():
 def test_the_fast_path_and_attacks_take_them():
     torch.manual_seed(0)
     model, x = imagenet_resnet(26, num_classes=4, shape=(3, 32, 32), activation="silu").eval(), torch.rand(4, 3, 32, 32)
-    with eval_mode(model), Fast("fp32", "off")(model, x) as searched, torch.no_grad():
+    with eval_mode(model), AcceleratedCopy("fp32", "off")(model, x) as searched, torch.no_grad():
         assert searched is not model
         assert torch.allclose(searched(x), model(x), atol=1e-3)
     z = perturb(model, x, torch.arange(4), FGSM(Linf(0.01)))

@@ -7,16 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparring import Benign, Probe, UserError
+from sparring import Benign, LossOutput, UserError
 from sparring.analysis import effective_rank, mutual_information
 from sparring.core.rng import make_rng
 from sparring.objectives.contrastive_losses import (
     FeatureContrast,
     FeatureDistance,
-    Later,
+    LazyLoss,
     ScaleContrast,
     Scales,
-    Told,
+    WithPredictions,
     info_nce,
     information_bound,
     nt_xent,
@@ -160,7 +160,9 @@ def test_some_of_the_images_have_the_contrast_that_they_have_among_all(kind):
 
 def test_a_loss_is_told_who_is_fooled_by_logits():
     logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
-    told = Told(FeatureDistance(lambda z: z, torch.zeros(2, 2)), lambda z: logits[: len(z)], torch.tensor([0, 0]))
+    told = WithPredictions(
+        FeatureDistance(lambda z: z, torch.zeros(2, 2)), lambda z: logits[: len(z)], torch.tensor([0, 0])
+    )
     assert told(torch.ones(2, 2)).fooled.tolist() == [False, True]
     assert told[torch.tensor([1])].y.tolist() == [0]
 
@@ -170,9 +172,9 @@ def test_what_nobody_asks_for_is_never_made():
 
     def make():
         made.append(torch.is_grad_enabled())
-        return lambda x: Probe(x.sum(1))
+        return lambda x: LossOutput(x.sum(1))
 
-    loss = Later(make)
+    loss = LazyLoss(make)
     Benign()(loss, torch.ones(2, 2), make_rng(0))
     assert made == []
     assert loss(torch.ones(2, 2)).value.tolist() == [2.0, 2.0]

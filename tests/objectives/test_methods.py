@@ -8,16 +8,16 @@ import sparring as sp
 from sparring import (
     FGSM,
     PGD,
-    Anywhere,
     Benign,
     Build,
     CrossEntropy,
     Cycle,
-    Descend,
+    GaussianStart,
+    GradientStep,
     Linf,
     Method,
-    Near,
-    Phases,
+    PiecewiseConstant,
+    RandomStart,
     Sum,
     fit,
 )
@@ -27,7 +27,7 @@ from sparring.training.hooks import Interrupted
 
 BALL = Linf(0.1)
 SHORT = PGD(BALL, steps=2, step_size=0.05)
-RS = FGSM(BALL, 0.125, Anywhere())
+RS = FGSM(BALL, 0.125, RandomStart())
 
 
 def method(objective, attack=SHORT, **views):
@@ -35,11 +35,11 @@ def method(objective, attack=SHORT, **views):
 
 
 CHANGES = {
-    "mart": method(sp.MART(), PGD(BALL, 2, 0.05, Near())),
+    "mart": method(sp.MART(), PGD(BALL, 2, 0.05, GaussianStart())),
     "alp": method(Sum((CrossEntropy(clean=0.5), sp.LogitPairing()))),
     "consistency": {**method(Sum((CrossEntropy(), sp.Consistency()))), "views": 2, "augment": (Flip(),)},
-    "awp": {"update": sp.WeightPerturbed(0.01)},
-    "awp later": {"update": Phases(((0, Descend()), (1, sp.WeightPerturbed(0.005))))},
+    "awp": {"update": sp.AWP(0.01)},
+    "awp later": {"update": PiecewiseConstant(((0, GradientStep()), (1, sp.AWP(0.005))))},
     "swa": {"averaging": sp.SWA(1)},
     "fgsm-rs": method(CrossEntropy(), RS),
     "n-fgsm": method(CrossEntropy(), sp.NFGSM(BALL)),
@@ -52,18 +52,20 @@ CHANGES = {
         sp.Staged(((1, sp.MixUp()), (3, CrossEntropy(clean=0.5)))), Cycle(((1, Benign()), (2, RS), (1, SHORT)))
     ),
     "label smoothing": method(CrossEntropy(label_smoothing=0.2)),
-    "statistics": method(sp.Statistics(CrossEntropy(), "both"), inner_view=sp.batch_statistics),
-    "training mode": method(CrossEntropy(), inner_view=sp.train_mode),
-    "patience": method(CrossEntropy(), Phases(((0, replace(SHORT, patience=0)), (1, replace(SHORT, patience=1))))),
+    "statistics": method(sp.BatchNormStatistics(CrossEntropy(), "both"), inner_mode=sp.batch_statistics),
+    "training mode": method(CrossEntropy(), inner_mode=sp.train_mode),
+    "patience": method(
+        CrossEntropy(), PiecewiseConstant(((0, replace(SHORT, patience=0)), (1, replace(SHORT, patience=1))))
+    ),
     "eps warm-up": method(CrossEntropy(), sp.EpsWarmUp(SHORT, 2)),
     "central": {"optimizer": sp.SGD(centralize="weights")},
     "adam": {"optimizer": sp.Adam(), "lr": 0.001},
     "smooth": {"model": Build(small_cnn, width=4, batch_norm=True, activation="smooth_relu")},
-    "smooth attacker": method(CrossEntropy(), RS, inner_view=sp.Together((sp.eval_mode, sp.SmoothBackward()))),
+    "smooth attacker": method(CrossEntropy(), RS, inner_mode=sp.ComposedMode((sp.eval_mode, sp.SmoothBackward()))),
     "smooth both": method(
         *(CrossEntropy(), RS),
-        inner_view=sp.Together((sp.eval_mode, sp.SmoothBackward())),
-        outer_view=sp.SmoothBackward(),
+        inner_mode=sp.ComposedMode((sp.eval_mode, sp.SmoothBackward())),
+        outer_mode=sp.SmoothBackward(),
     ),
 }
 

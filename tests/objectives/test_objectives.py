@@ -13,18 +13,18 @@ from sparring import (
     Context,
     CrossEntropy,
     Cycle,
-    Descend,
-    Lens,
+    ForwardCache,
+    GaussianStart,
+    GradientStep,
     Linf,
     Method,
-    Near,
     Progress,
     State,
     Sum,
     UserError,
     train_step,
 )
-from sparring.acceleration import Fast, Plain
+from sparring.acceleration import AcceleratedCopy, OriginalModel
 from sparring.core.rng import make_rng, seed_of_step, uniform
 from sparring.core.types import pixels
 from sparring.recipes import find
@@ -46,7 +46,7 @@ OBJECTIVES = [
     sp.Sum((sp.CrossEntropy(clean=0.5), sp.LogitPairing())),
     sp.Sum((sp.CrossEntropy(), sp.GradAlign(BALL))),
     sp.Staged(((2, sp.MixUp()), (1, sp.TRADES()))),
-    sp.Statistics(sp.CrossEntropy(), "both"),
+    sp.BatchNormStatistics(sp.CrossEntropy(), "both"),
     sp.Sum((sp.CrossEntropy(), sp.TemporalEnsembling(3.0))),
     sp.Sum((sp.TRADES(), sp.TemporalEnsembling(sp.Ramp(3.0, 2, 2), on="clean"))),
 ]
@@ -60,14 +60,14 @@ def test_every_objective_keeps_its_contract(objective, attack):
     check_objective(objective, attack)
 
 
-def one_step(objective, attack, model, search=Plain()):  # noqa: B008
+def one_step(objective, attack, model, search=OriginalModel()):  # noqa: B008
     """Not the very first, which also runs 8 images to check them."""
     data = toy_data()
     state = State.start(Method(attack, objective), model, torch.optim.SGD(model.parameters(), lr=0.1), data)
     state.notes["search"] = search.kind(model)  # what the step before took
     index = torch.arange(12)
     batch = Batch(pixels(data.x[index]), data.y[index], index)
-    return train_step(Method(attack, objective), state, batch, Progress(1, 5, 1), Descend(), search)
+    return train_step(Method(attack, objective), state, batch, Progress(1, 5, 1), GradientStep(), search)
 
 
 # forwards, backwards: what the theory asks for
@@ -75,9 +75,9 @@ PASSES = [
     (CrossEntropy(), Benign(), 1, 1),
     (CrossEntropy(), PGD(BALL, steps=10), 11, 11),
     # 1 + steps + 2 forwards; the first is not differentiated
-    (sp.TRADES(), PGD(BALL, steps=10, start=Near()), 13, 12),
+    (sp.TRADES(), PGD(BALL, steps=10, start=GaussianStart()), 13, 12),
     # added terms share the forward pass of the adversarial point, and the attack that of each iterate
-    (Sum((CrossEntropy(), sp.TRADES())), PGD(BALL, steps=10, start=Near()), 13, 12),
+    (Sum((CrossEntropy(), sp.TRADES())), PGD(BALL, steps=10, start=GaussianStart()), 13, 12),
     (sp.MART(), PGD(BALL, steps=10), 12, 12),
     # clean images that the attack leaves alone share their forward pass with the clean term
     (CrossEntropy(clean=0.5), Benign(), 1, 1),
@@ -89,17 +89,17 @@ PASSES = [
     # two input gradients besides, one of them differentiated again
     (Sum((CrossEntropy(), sp.GradAlign(BALL))), FGSM(BALL), 4, 5),
     (sp.MixUp(), Benign(), 1, 1),
-    (sp.Statistics(CrossEntropy(), "adversarial"), FGSM(BALL), 2, 2),
-    (sp.Statistics(CrossEntropy(), "both"), FGSM(BALL), 3, 2),
+    (sp.BatchNormStatistics(CrossEntropy(), "adversarial"), FGSM(BALL), 2, 2),
+    (sp.BatchNormStatistics(CrossEntropy(), "both"), FGSM(BALL), 3, 2),
     # one clean pass for the bank; the terms share the others
     (Sum((CrossEntropy(), sp.TemporalEnsembling(30.0))), PGD(BALL, steps=10), 12, 11),
-    (Sum((sp.TRADES(), sp.TemporalEnsembling(30.0, on="clean"))), PGD(BALL, steps=10, start=Near()), 14, 12),
+    (Sum((sp.TRADES(), sp.TemporalEnsembling(30.0, on="clean"))), PGD(BALL, steps=10, start=GaussianStart()), 14, 12),
 ]
 
 
 @pytest.mark.parametrize(("objective", "attack", "forwards", "backwards"), PASSES, ids=lambda v: repr(v)[:40])
 def test_a_training_step_takes_as_many_passes_as_the_theory_says(objective, attack, forwards, backwards):
-    for search in (Plain(), Fast()):
+    for search in (OriginalModel(), AcceleratedCopy()):
         model = toy_net().train()
         seen = count(model)
         one_step(objective, attack, model, search)
@@ -110,7 +110,9 @@ def test_a_training_step_takes_as_many_passes_as_the_theory_says(objective, atta
 
 def test_label_smoothing_acts_on_the_update_and_not_on_the_attack():
     model, data = toy_net().eval(), toy_data(12)
-    ctx = Context(Lens(model), Batch(pixels(data.x), data.y, torch.arange(12)), torch.nn.Module(), Progress(0, 1, 1))
+    ctx = Context(
+        ForwardCache(model), Batch(pixels(data.x), data.y, torch.arange(12)), torch.nn.Module(), Progress(0, 1, 1)
+    )
     objective = CrossEntropy(label_smoothing=0.3)
     logits = model(ctx.batch.x)
     assert torch.allclose(objective.inner(ctx)(ctx.batch.x).value, F.cross_entropy(logits, data.y, reduction="none"))
@@ -126,7 +128,7 @@ def test_two_terms_of_one_name_are_refused():
 def context(model, step=0):
     data = toy_data(12)
     return Context(
-        Lens(model), Batch(pixels(data.x), data.y, torch.arange(12)), torch.nn.Module(), Progress(step, 10, 1)
+        ForwardCache(model), Batch(pixels(data.x), data.y, torch.arange(12)), torch.nn.Module(), Progress(step, 10, 1)
     )
 
 
@@ -138,7 +140,7 @@ def test_trades_is_the_formula_of_its_paper():
     """Written out in numpy, all in double precision: CE(z(x), y) + beta mean_i sum_c p_ic log(p_ic / q_ic)."""
     model, data = toy_net().eval().double(), toy_data(12)
     batch = Batch(pixels(data.x).double(), data.y, torch.arange(12))
-    ctx = Context(Lens(model), batch, torch.nn.Module(), Progress(0, 1, 1))
+    ctx = Context(ForwardCache(model), batch, torch.nn.Module(), Progress(0, 1, 1))
     x_adv = (ctx.batch.x + 0.05).clamp(0, 1)
     with torch.no_grad():
         p, q = (model(x).softmax(1).numpy() for x in (ctx.batch.x, x_adv))
@@ -167,7 +169,10 @@ def test_trades_differentiates_both_predictions_in_the_update():
 def test_a_sum_adds_the_inner_losses_and_asks_each_part_for_its_terms():
     model = toy_net().eval()
     ctx = Context(
-        Lens(model), context(model).batch, Sum((CrossEntropy(), sp.TRADES())).init(toy_data()), Progress(0, 1, 1)
+        ForwardCache(model),
+        context(model).batch,
+        Sum((CrossEntropy(), sp.TRADES())).init(toy_data()),
+        Progress(0, 1, 1),
     )
     both = Sum((CrossEntropy(), sp.TRADES()))
     x_adv = (ctx.batch.x + 0.05).clamp(0, 1)
@@ -249,16 +254,16 @@ def test_consistency_is_the_divergence_of_two_sharpened_views():
     model = toy_net().eval()
     data = toy_data()
     x, index = pixels(data.x[:12]), torch.arange(6).repeat(2)
-    ctx = Context(Lens(model), Batch(x, data.y[index], index), torch.nn.Module(), Progress(0, 10, 1))
+    ctx = Context(ForwardCache(model), Batch(x, data.y[index], index), torch.nn.Module(), Progress(0, 10, 1))
     found = number(sp.Consistency(weight=2.0, temperature=0.5).outer(ctx, x)["consistency"])
     p, q = (model(x) / 0.5).softmax(1).detach().numpy().reshape(2, 6, 3)
     m = (p + q) / 2
     wanted = np.mean(np.sum(p * np.log(p / m), 1) + np.sum(q * np.log(q / m), 1)) / 2
     assert found == pytest.approx(2.0 * wanted, rel=1e-4, abs=1e-7)  # differences of float32
-    alone = Context(Lens(model), Batch(x, data.y[:12], torch.arange(12)), torch.nn.Module(), Progress(0, 10, 1))
+    alone = Context(ForwardCache(model), Batch(x, data.y[:12], torch.arange(12)), torch.nn.Module(), Progress(0, 10, 1))
     with pytest.raises(UserError, match="every image twice"):
         sp.Consistency().outer(alone, x)
-    odd = Context(Lens(model), Batch(x[:3], data.y[:3], torch.arange(3)), torch.nn.Module(), Progress(0, 10, 1))
+    odd = Context(ForwardCache(model), Batch(x[:3], data.y[:3], torch.arange(3)), torch.nn.Module(), Progress(0, 10, 1))
     with pytest.raises(UserError, match="every image twice"):
         sp.Consistency().outer(odd, x[:3])
 
@@ -283,7 +288,7 @@ def test_grad_align_is_nothing_for_a_linear_model_and_straightens_a_bent_one():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     first = number(term.outer(context(model), ctx.batch.x)["misalignment"])
     for step in range(60):
-        Descend()(model, optimizer, lambda step=step: term.outer(context(model, step), ctx.batch.x))
+        GradientStep()(model, optimizer, lambda step=step: term.outer(context(model, step), ctx.batch.x))
     assert number(term.outer(context(model), ctx.batch.x)["misalignment"]) < 0.5 * first
 
 
@@ -293,19 +298,19 @@ def test_grad_align_has_the_gradient_of_finite_differences_with_the_first_place_
     model, weight, step, size = model.double(), model[1].weight, 1e-5, 0.2
     data = toy_data()
     x, y = pixels(data.x[:12]).double(), data.y[:12]
-    ctx = Context(Lens(model), Batch(x, y, torch.arange(12)), torch.nn.Module(), Progress(0, 10, 1))
+    ctx = Context(ForwardCache(model), Batch(x, y, torch.arange(12)), torch.nn.Module(), Progress(0, 10, 1))
     sp.GradAlign(Linf(size), 1.0).outer(ctx, x)["misalignment"].backward()
     near = x + uniform(x, make_rng(seed_of_step(0)), -size, size)
 
-    def slope(points):
+    def value_and_grad(points):
         points = points.clone().requires_grad_()
         return torch.autograd.grad(F.cross_entropy(model(points), y, reduction="sum"), points)[0].flatten(1)
 
-    here, found = slope(x), []
+    here, found = value_and_grad(x), []
     for side in (step, -step):
         with torch.no_grad():
             weight[2, 5] += side
-        found.append(1 - F.cosine_similarity(here, slope(near), dim=1).mean().item())
+        found.append(1 - F.cosine_similarity(here, value_and_grad(near), dim=1).mean().item())
         with torch.no_grad():
             weight[2, 5] -= side
     assert weight.grad[2, 5].item() == pytest.approx((found[0] - found[1]) / (2 * step), rel=1e-4)
@@ -347,7 +352,7 @@ def test_mixup_is_a_function_of_the_step_and_mixes_the_labels_as_the_images():
     assert one != number(sp.MixUp(1.0).outer(context(model, step=4), ctx.batch.x)["ce_mixed"])
     # where all images and labels are alike, there is nothing to mix
     x, y = ctx.batch.x[:1].repeat(4, 1, 1, 1), ctx.batch.y[:1].repeat(4)
-    alike = Context(Lens(model), Batch(x, y, torch.arange(4)), torch.nn.Module(), Progress(1, 10, 1))
+    alike = Context(ForwardCache(model), Batch(x, y, torch.arange(4)), torch.nn.Module(), Progress(1, 10, 1))
     plain = number(F.cross_entropy(model(x), y))
     assert number(sp.MixUp(0.4).outer(alike, x)["ce_mixed"]) == pytest.approx(plain, rel=1e-5)
     with pytest.raises(UserError, match="alpha = 0 of mixup"):
@@ -398,7 +403,7 @@ def test_only_the_chosen_forward_passes_move_the_statistics(method, of, wanted):
     ctx = context(model)
     z = (ctx.batch.x + 0.3).clamp(0, 1)
     before = model[2].running_mean.clone()
-    sp.Statistics(method, of).outer(ctx, z)
+    sp.BatchNormStatistics(method, of).outer(ctx, z)
     found, moved = model[2].running_mean.clone(), int(model[2].num_batches_tracked)
     means = {"adversarial": model[1](z.flatten(1)).mean(0), "clean": model[1](ctx.batch.x.flatten(1)).mean(0)}
     each = wanted.split(", ")

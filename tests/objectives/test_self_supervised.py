@@ -17,7 +17,7 @@ from sparring import (
     Batch,
     Benign,
     Context,
-    Lens,
+    ForwardCache,
     Linf,
     Method,
     Progress,
@@ -29,14 +29,14 @@ from sparring import (
     fit,
     train_step,
 )
-from sparring.acceleration import Fast, Plain
+from sparring.acceleration import AcceleratedCopy, OriginalModel
 from sparring.cli import run as shell
 from sparring.core.rng import make_rng, seed_of_step
 from sparring.core.serialization import Build
 from sparring.core.types import Classifier, Encoder, pixels
-from sparring.data import Crop, Digits, Few, Grey, Jitter, ResizedCrop
+from sparring.data import Crop, Digits, Grey, Jitter, ResizedCrop, Subset
 from sparring.data.augment import grey
-from sparring.models import KNN, amdim, refill, represented
+from sparring.models import KNN, amdim, encode_bank, represented
 from sparring.models.encoders import AMDIM
 from sparring.objectives.contrastive import Contrastive, InfoNCE, Multiscale, NTXent, projected
 from sparring.objectives.contrastive_losses import info_nce
@@ -50,7 +50,7 @@ from sparring.testing import check_objective
 from sparring.training.cost import cost
 from sparring.training.engine import Loop
 from sparring.training.hooks import Interrupted
-from sparring.training.updates import Descend
+from sparring.training.updates import GradientStep
 
 BALL = Linf(0.1)
 SHORT = PGD(BALL, steps=2, step_size=0.05)
@@ -77,14 +77,14 @@ class Maps(Encoder):
 def world(projects=False, k=3):
     data = toy_data()
     model = Classifier(Maps(projects), KNN(3, k))
-    refill(model, data)
+    encode_bank(model, data)
     return model, data
 
 
 def context(objective, model, data, rows, step=0):
     batch = Batch(pixels(data.x[rows]), data.y[rows], rows)
     memory = objective.init(data)
-    return Context(Lens(model), batch, memory, Progress(step, 10, 2))
+    return Context(ForwardCache(model), batch, memory, Progress(step, 10, 2))
 
 
 # -- objectives
@@ -121,9 +121,9 @@ def test_clean_and_adversarial_are_contrasted_in_the_mode_of_training():
 
 def test_two_views_are_one_forward_pass_and_no_pass_of_an_attack_that_is_not_there():
     method = Method(Benign(), Contrastive(NTXent(), between="views"))
-    found = cost(method, Descend(), 1, 10)
+    found = cost(method, GradientStep(), 1, 10)
     assert (found.forward, found.backward) == (1, 1)
-    between = cost(Method(SHORT, Contrastive()), Descend(), 1, 10)
+    between = cost(Method(SHORT, Contrastive()), GradientStep(), 1, 10)
     assert (between.forward, between.backward) == (2 + 1 + 2, 2 + 2), "two steps, the keys, clean and adversarial"
 
 
@@ -137,7 +137,7 @@ def test_no_label_changes_what_is_learned_without_labels():
         for step in range(3):
             rows = torch.arange(10) + 10 * step
             batch = Batch(pixels(other.x[rows]), other.y[rows], rows)
-            train_step(method, state, batch, Progress(step, 3, 1), search=Plain())
+            train_step(method, state, batch, Progress(step, 3, 1), search=OriginalModel())
         weights.append([p.clone() for p in model.body.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
@@ -196,7 +196,7 @@ def test_votes_and_guides_train_and_refuse_a_model_without_neighbours(objective)
     for step in range(4):
         rows = torch.arange(12) + 12 * step
         batch = Batch(pixels(data.x[rows]), data.y[rows], rows)
-        terms = train_step(method, state, batch, Progress(step, 10, 1), search=Fast("fp32"))
+        terms = train_step(method, state, batch, Progress(step, 10, 1), search=AcceleratedCopy("fp32"))
         assert all(bool(term.isfinite()) for term in terms.values())
         changed = not torch.equal(model.head.rows, bank)
         assert changed == (step >= 2), "encoded anew at steps 0 and 2; at 0 nothing had moved yet"
@@ -204,7 +204,7 @@ def test_votes_and_guides_train_and_refuse_a_model_without_neighbours(objective)
     state = State.start(method, other, torch.optim.SGD(other.parameters(), 0.05), data)
     with pytest.raises(UserError, match="another head"):
         train_step(method, state, batch, Progress(1, 10, 1))
-    assert cost(method, Descend(), 1, 10).backward == 4
+    assert cost(method, GradientStep(), 1, 10).backward == 4
 
 
 def test_only_those_who_are_fooled_are_contrasted():
@@ -241,7 +241,7 @@ def test_the_bank_of_instances_is_the_loop_one_step_late():
             for i, value in zip(*pending, strict=True):
                 row = 0.25 * known[i] + 0.75 * value
                 known[i] = row / np.linalg.norm(row)
-        train_step(method, state, Batch(x, data.y[rows], rows), Progress(step, 10, 1), search=Plain())
+        train_step(method, state, Batch(x, data.y[rows], rows), Progress(step, 10, 1), search=OriginalModel())
         pending = rows.tolist(), z
         assert np.allclose(state.memory.bank[torch.arange(60)], known, atol=1e-5), "before what is seen now enters"
     saved = {name: t.clone() for name, t in state.memory.state_dict().items()}
@@ -279,7 +279,7 @@ def without(tmp_path):
     """A few short epochs on few digits."""
     return replace(
         digits_amdim(),
-        data=Few(Digits(), 300, 30),
+        data=Subset(Digits(), 300, 30),
         model=Build(amdim, width=4, dim=8, depth=1, k=3),
         epochs=2,
         batch_size=64,
@@ -324,13 +324,13 @@ def test_features_that_are_all_alike_sound_the_alarm(without, tmp_path):
             return torch.ones(len(x), 4) + 0.001 * x.mean((1, 2, 3))[:, None]
 
     from sparring.records.run_folder import RunFolder
-    from sparring.training.hooks import Rereading
+    from sparring.training.hooks import EncodeBankHook
 
     model = Classifier(Alike(), KNN(3, 3))
     data, run = toy_data(), RunFolder(tmp_path / "r")
     run.path.mkdir()
     state = State(model, torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1), nn.Module(), make_rng(0))
-    hook = Rereading(data, run, said.append)
+    hook = EncodeBankHook(data, run, said.append)
     for epoch in (1, 2):
         hook.on_epoch(state, Progress(10 * epoch, 10, 2))
     assert len(said) == 1 and "collapsed" in said[0] and "epoch 1" in said[0]
@@ -340,7 +340,7 @@ def test_features_that_are_all_alike_sound_the_alarm(without, tmp_path):
 def test_training_begins_with_another_run_and_takes_the_body_of_another_head(without, tmp_path):
     first = fit(replace(without, seed=4), tmp_path / "before-4")
     wanted = load_model(first.path)
-    after = replace(without, weights_from="before-{seed}", seed=4)
+    after = replace(without, init_from="before-{seed}", seed=4)
     model = after.initial_model(Digits().load()[0], tmp_path / "after")
     assert all(torch.equal(a, b) for a, b in zip(model.body.parameters(), wanted.body.parameters(), strict=True))
     linear = replace(after, model=Build(amdim, width=4, dim=8, depth=1, read="linear"))
@@ -348,7 +348,7 @@ def test_training_begins_with_another_run_and_takes_the_body_of_another_head(wit
     assert isinstance(read.head, nn.Linear)
     assert all(torch.equal(a, b) for a, b in zip(read.body.parameters(), wanted.body.parameters(), strict=True))
     with pytest.raises(UserError, match="train that run first"):
-        replace(after, weights_from="nowhere").initial_model(Digits().load()[0], tmp_path / "after")
+        replace(after, init_from="nowhere").initial_model(Digits().load()[0], tmp_path / "after")
     wide = replace(after, model=Build(amdim, width=6, dim=8, depth=1, k=3))
     with pytest.raises(UserError, match="of another model"):
         wide.initial_model(Digits().load()[0], tmp_path / "after")
@@ -365,12 +365,12 @@ def test_self_supervised_adversarial_training_hardens_the_digits(tmp_path):
     Under the worst of the attacks on neighbours, on a smaller net and shorter than the recipes.
     """
     small = Build(amdim, width=8, dim=32, depth=1, k=15)
-    before = replace(digits_amdim(), model=small, epochs=12, data=Few(Digits(), 1000, 120))
+    before = replace(digits_amdim(), model=small, epochs=12, data=Subset(Digits(), 1000, 120))
     after = replace(digits_amdim_sat(start="before"), model=small, epochs=6, data=before.data)
     found = {}
     for name, recipe in (("before", before), ("after", after)):
         found[name] = evaluate_run(fit(recipe, tmp_path / name), recipe)["last"]
-    gain = found["after"].defended("worst").value - found["before"].defended("worst").value
+    gain = found["after"].defense_success_rate("worst").value - found["before"].defense_success_rate("worst").value
     loss = found["before"].table()["clean"].value - found["after"].table()["clean"].value
     assert gain >= 0.10
     assert loss < 0.10
@@ -387,7 +387,7 @@ def test_recipes_for_clothes_take_a_step(name):
     data = replace(data, x=F.interpolate(data.x.float(), size=28).to(torch.uint8))
     model = recipe.model(num_classes=10, shape=(1, 28, 28), normalize=None).train()
     model.head.k = 3
-    refill(model, data)
+    encode_bank(model, data)
     from sparring.data import Batches
 
     batches = Batches(data, 12, recipe.augment, 0, recipe.views)
@@ -405,7 +405,7 @@ def two_views(model, data):
     x = pixels(data.x[rows])
     both = torch.cat([x, (x + 0.1).clamp(0, 1)])
     batch = Batch(both, data.y[rows].repeat(2), rows.repeat(2))
-    return Context(Lens(model), batch, nn.Module(), Progress(0, 10, 2))
+    return Context(ForwardCache(model), batch, nn.Module(), Progress(0, 10, 2))
 
 
 def contrast(a, b, others, temperature=0.5):
@@ -498,7 +498,7 @@ def test_npid_reads_the_vector_that_it_contrasts():
     model = fashion_npid(width=4).model(num_classes=10, shape=(1, 28, 28), normalize=None).eval()
     x = torch.rand(3, 1, 28, 28, generator=make_rng(0))
     assert model.features(x).shape == (3, 128)
-    assert torch.equal(projected(Lens(model).parts(x)), model.features(x))
+    assert torch.equal(projected(ForwardCache(model).parts(x)), model.features(x))
 
 
 @pytest.mark.parametrize(("eps", "steps"), [(2 / 255, 10), (4 / 255, 20), (1 / 255, 5)])

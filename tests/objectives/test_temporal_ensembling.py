@@ -16,24 +16,24 @@ from sparring import (
     TRADES,
     Batch,
     Batches,
+    BatchNormStatistics,
     Context,
     CrossEntropy,
-    Data,
-    Lens,
+    ForwardCache,
+    GaussianStart,
     Linf,
     Method,
-    Near,
     Progress,
     Ramp,
     State,
-    Statistics,
     Sum,
     TemporalEnsembling,
+    TensorData,
     UserError,
     fit,
     train_step,
 )
-from sparring.acceleration import Plain
+from sparring.acceleration import OriginalModel
 from sparring.core.rng import make_rng
 from sparring.core.types import pixels
 from sparring.data import NPZ
@@ -41,7 +41,7 @@ from sparring.objectives.bank import Bank, chosen
 from sparring.objectives.regularizers import Staged
 from sparring.training.cost import cost
 from sparring.training.hooks import Interrupted
-from sparring.training.updates import Descend
+from sparring.training.updates import GradientStep
 
 BALL = Linf(8 / 255)
 ALWAYS = TemporalEnsembling(weight=3.0)
@@ -75,7 +75,7 @@ def test_the_bank_is_what_a_loop_in_numpy_keeps(sizes, resumed):
         x = pixels(data.x[index])
         if epoch >= 2:  # where the ramp begins, the bank does
             kept[index] = 0.9 * kept[index] + 0.1 * predictions(state.model, x)
-        train_step(method, state, Batch(x, data.y[index], index), Progress(step, 3, 3), Descend(), Plain())
+        train_step(method, state, Batch(x, data.y[index], index), Progress(step, 3, 3), GradientStep(), OriginalModel())
         found = state.memory[1].rows.numpy()
         np.testing.assert_allclose(found, kept, atol=1e-6)
         if resumed and step == 4:
@@ -105,7 +105,7 @@ def test_the_ramp_is_the_papers_at_its_ends_and_between():
 def context(objective, model, data, rows=None):
     index = torch.arange(len(data)) if rows is None else rows
     batch = Batch(pixels(data.x[index]), data.y[index], index)
-    return Context(Lens(model), batch, objective.init(data), Progress(0, 1, 1))
+    return Context(ForwardCache(model), batch, objective.init(data), Progress(0, 1, 1))
 
 
 def test_term_and_inner_loss_are_the_formula_and_the_two_weights_differ_by_the_number_of_classes():
@@ -137,7 +137,7 @@ def test_with_trades_the_update_draws_the_clean_prediction_and_the_attack_the_ad
     term.observe(ctx)
     for p in model.parameters():  # the model moves on, so that its clean prediction is no more the average
         p.data.mul_(1.3)
-    ctx = replace(ctx, lens=Lens(model))
+    ctx = replace(ctx, lens=ForwardCache(model))
     far = (ctx.batch.x + 0.1).clamp(0, 1)
     q = ctx.memory[ctx.batch.index].numpy()
     q /= q.sum(1, keepdims=True)
@@ -164,9 +164,9 @@ def test_the_attack_raises_the_term_too():
 def test_it_costs_a_clean_pass_once_it_has_begun():
     attack = PGD(BALL, steps=10)
     term = TemporalEnsembling(Ramp(30.0, 6, 8))
-    before = cost(Method(attack, CrossEntropy()), Descend(), 10, 5)
-    after = cost(Method(attack, Sum((CrossEntropy(), replace(term, weight=30.0)))), Descend(), 10, 5)
-    half = cost(Method(attack, Sum((CrossEntropy(), term))), Descend(), 10, 5)
+    before = cost(Method(attack, CrossEntropy()), GradientStep(), 10, 5)
+    after = cost(Method(attack, Sum((CrossEntropy(), replace(term, weight=30.0)))), GradientStep(), 10, 5)
+    half = cost(Method(attack, Sum((CrossEntropy(), term))), GradientStep(), 10, 5)
     assert (before.forward, after.forward, half.forward) == (11, 12, 11.5)
     assert before.backward == after.backward == half.backward == 11
 
@@ -194,10 +194,10 @@ def test_views_of_an_image_enter_as_their_mean():
 def test_it_works_within_other_objectives():
     data = toy_data(12)
     inside = Sum((TRADES(), replace(ALWAYS, on="clean")))
-    for objective in (Statistics(inside, "both"), Staged(((1, CrossEntropy()), (1, inside)))):
+    for objective in (BatchNormStatistics(inside, "both"), Staged(((1, CrossEntropy()), (1, inside)))):
         torch.manual_seed(0)
         model = toy_net().train()
-        method = Method(PGD(BALL, steps=1, start=Near()), objective)
+        method = Method(PGD(BALL, steps=1, start=GaussianStart()), objective)
         state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1), data)
         for step, batch in enumerate(Batches(data, 6).rest_of_epoch(0, make_rng(0))):
             terms = train_step(method, state, batch, Progress(step, 2, 1))
@@ -294,7 +294,7 @@ def test_a_bank_of_another_data_set_is_refused():
     saved = Bank(data, 3).state_dict()
     with pytest.raises(UserError, match="the saved bank is of 12 examples and 3 classes"):
         Bank(toy_data(24), 3).load_state_dict(saved)
-    for other in (data.relabelled((data.y + 1) % 3), Data(data.x.flip(0), data.y, data.classes)):
+    for other in (data.relabelled((data.y + 1) % 3), TensorData(data.x.flip(0), data.y, data.classes)):
         with pytest.raises(UserError, match="other labels or images"):
             Bank(other, 3).load_state_dict(saved)
     Bank(data, 3).load_state_dict(saved)
@@ -327,7 +327,7 @@ def test_a_run_whose_file_was_exchanged_does_not_go_on(tiny, tmp_path):
 def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(tiny, tmp_path):
     """Stopped in the middle of an epoch, when the bank is in use."""
     objective = Sum((TRADES(), TemporalEnsembling(Ramp(30.0, 2, 3), on="clean")))
-    attack = replace(tiny.method.attack, start=Near())
+    attack = replace(tiny.method.attack, start=GaussianStart())
     recipe = replace(tiny, method=Method(attack, objective), batch_size=128)
     whole = fit(recipe, tmp_path / "whole")
     with pytest.raises(Interrupted):

@@ -12,12 +12,13 @@ from sparring import (
     PGD,
     Benign,
     Build,
+    CleanStart,
     Cycle,
+    GaussianStart,
     Linf,
     Method,
     MixUp,
-    Near,
-    Piecewise,
+    MultiStep,
     Progress,
     Recipe,
     UserError,
@@ -296,7 +297,7 @@ def test_the_study_of_moat_ends_on_the_multi_step_stage_wherever_that_is_the_las
 
 def test_the_l2_recipe_follows_the_robustness_library_in_what_it_says_and_claims_no_more():
     recipe, text = find("cifar10_rn18_l2")(), " ".join(entries()["cifar10_rn18_l2"].text.split())
-    assert recipe.method.attack == PGD(L2(0.5), steps=7, start=Near(0.0))
+    assert recipe.method.attack == PGD(L2(0.5), steps=7, start=CleanStart())
     assert recipe.augment == (Crop(4, "constant"), Flip(), Jitter(0.25, 0.25, 0.25, p=1.0))
     assert "not with all of its defaults" in text
     assert all(word in text for word in ("turns images", "of the highest", "ResNet-50"))
@@ -308,9 +309,9 @@ def test_temporal_ensembling_has_the_weight_of_the_released_code_on_each_data_se
         term = recipe.method.objective.parts[1]
         assert term.weight.peak * classes == 300 and not term.per_class
     svhn = find("svhn_rn18_pgd_te")()
-    assert (svhn.augment, svhn.lr) == ((), Piecewise(0.01, (100, 150)))
+    assert (svhn.augment, svhn.lr) == ((), MultiStep(0.01, (100, 150)))
     l2 = find("cifar10_rn18_pgd_te_l2")()
-    assert l2.method.attack == PGD(L2(128 / 255), 10, "15/255", Near())
+    assert l2.method.attack == PGD(L2(128 / 255), 10, "15/255", GaussianStart())
     assert l2.selection.threat == L2(128 / 255)
 
 
@@ -339,7 +340,7 @@ def test_the_activation_is_a_field_of_every_recipe(name):
 )
 def test_recipes_of_papers_that_craft_in_training_mode_say_so_and_offer_it(name):
     name = f"cifar10_prn18_{name}"
-    assert (find(name)().method.inner_view, find(name)(craft="train").method.inner_view) == (eval_mode, train_mode)
+    assert (find(name)().method.inner_mode, find(name)(craft="train").method.inner_mode) == (eval_mode, train_mode)
     assert 'craft="train"' in entries()[name].text
     with pytest.raises(UserError, match="craft = 'both' is not one of eval, train"):
         find(name)(craft="both")

@@ -17,18 +17,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import toy_data, toy_net
-from helpers import ATTACK, evaluated, state
+from helpers import evaluated, state
 from safetensors.torch import save_file
 
 import sparring
-from sparring import PGD, Data, Linf, RunFolder, UserError, WhiteBox, evaluate, fit, load_model
+from sparring import PGD, Linf, RunFolder, TensorData, UserError, WhiteBox, fit, load_model
 from sparring.attacks import FGSM
 from sparring.cli import run as shell
 from sparring.cli.analyze.common import KINDS
 from sparring.core.names import CALLS, FORMAT, NAMES, VALUES
 from sparring.core.serialization import Build, from_plain, to_plain
 from sparring.core.writing import replacing, write_bytes
-from sparring.evaluation.journal import Journal, Part
+from sparring.evaluation.journal import Part, PartStore
 from sparring.models import amdim
 from sparring.recipes import entries, find
 from sparring.records.clearing import ANALYSES
@@ -137,7 +137,6 @@ def test_a_study_keeps_a_second_one_out(tmp_path, capsys):
 
 
 def test_a_copy_of_a_checkpoint_under_another_name_is_none_of_ours(tmp_path):
-    from helpers import state
 
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(20))
@@ -289,7 +288,7 @@ def test_a_recipe_names_only_what_recipes_are_made_of(key, name):
         from_plain({key: name})
 
 
-@pytest.mark.parametrize("value", [RunFolder, read_weights, replacing, sparring.Lens])
+@pytest.mark.parametrize("value", [RunFolder, read_weights, replacing, sparring.ForwardCache])
 def test_nothing_is_written_that_cannot_be_read(value):
     with pytest.raises(UserError, match="has no place in a recipe on disk"):
         to_plain(value)
@@ -467,7 +466,6 @@ def test_rows_of_metrics_that_are_none_are_left_out(tmp_path):
     "content", ["[]", "null", "1", "{}", '{"weights.safetensors": 1, "state.pt": 2}', "[" * 100_000]
 )
 def test_checksums_that_are_none_are_damage(tmp_path, content):
-    from helpers import state
 
     path = Checkpoints(tmp_path).save(state(1))
     (path / "checksums.json").write_text(content)
@@ -480,8 +478,6 @@ def test_checksums_that_are_none_are_damage(tmp_path, content):
 
 def test_a_checkpoint_of_another_program_is_a_sentence(tmp_path):
     import hashlib
-
-    from helpers import state
 
     path = Checkpoints(tmp_path).save(state(1))
     (path / "state.pt").write_bytes(b"whole, but no state")
@@ -570,7 +566,7 @@ def test_images_of_another_shape_do_not_belong_to_the_evaluation(state_folder):
     folder, _ = state_folder
     about = json.loads((folder / "about.json").read_text())
     with pytest.warns(UserWarning, match=r"its images are \(1, 4, 4\), those that are evaluated \(3, 4, 4\)"):
-        assert list(Journal(folder, about, (60, 3, 4, 4)).parts("fgsm")) == []
+        assert list(PartStore(folder, about, (60, 3, 4, 4)).parts("fgsm")) == []
 
 
 @pytest.mark.parametrize("answers", [np.zeros((2, 7)), np.zeros((2, 60), int), np.zeros(3), np.array(["a"])])
@@ -650,7 +646,7 @@ MISTAKES = [
 def test_a_mistake_of_the_shell_is_one_sentence(finished, tmp_path, monkeypatch, capsys, args, message):
     monkeypatch.chdir(tmp_path)
     Path("RUN").symlink_to(finished[0])
-    like = Data(torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.long), tuple("0123456789"))
+    like = TensorData(torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.long), tuple("0123456789"))
     recipe = replace(finished[1], model=Build(amdim, width=4, dim=8, depth=1, read="linear"))
     about = {"recipe": recipe.plain(), "step": 1, "classes": like.classes, "shape": like.shape}
     save_weights(Path("larger.safetensors"), recipe.build_model(like), about)

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest
 
 from sparring import Accuracy, RunFolder, UserError
-from sparring.records.results import Evaluated, Paired
+from sparring.records.results import EvaluationResult, Paired
 from sparring.records.run_folder import read_evaluated, write_bytes, write_evaluated
 
 
@@ -54,7 +54,7 @@ def test_metrics_survive_a_line_that_was_cut_short_and_can_be_rewound(tmp_path):
 
 
 def test_flags_are_read_as_they_were_written(tmp_path):
-    found = Evaluated(
+    found = EvaluationResult(
         {"clean": np.array([True, False]), "pgd-50-10": np.array([False, False])}, np.array([0, 1]), ("a", "b")
     )
     run = RunFolder(tmp_path)
@@ -118,7 +118,7 @@ def test_a_file_that_is_not_json_is_named(tmp_path):
 
 def evaluated(**standing):
     flags = {name: np.array(values, dtype=bool) for name, values in standing.items()}
-    return Evaluated(flags, np.array([0, 0, 0, 1, 1, 1]), ("cat", "dog"))
+    return EvaluationResult(flags, np.array([0, 0, 0, 1, 1, 1]), ("cat", "dog"))
 
 
 CASCADE = {

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sparring.records.results import Evaluated, Examples
+from sparring.records.results import EvaluationResult, Examples
 from sparring.report import adversarial_examples, learning_curve, robustness_curve
 
 ROWS = [
@@ -86,7 +86,7 @@ def test_the_robustness_curve_is_drawn_from_distances(tmp_path):
     rng = np.random.default_rng(0)
     distance = np.concatenate([np.zeros(5), rng.random(40).astype(np.float32), [np.inf]])
     standing = {"clean": distance > 0, "autoattack": distance > 0.5}
-    found = Evaluated(standing, np.zeros(46, dtype=int), ("a",), distance=distance)
+    found = EvaluationResult(standing, np.zeros(46, dtype=int), ("a",), distance=distance)
     robustness_curve({"best": found, "last": found}, "Linf", {"autoattack": 0.5}, tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as image:
         assert image.size[0] > 400
@@ -94,6 +94,6 @@ def test_the_robustness_curve_is_drawn_from_distances(tmp_path):
 
 
 def test_a_curve_of_a_model_that_is_always_wrong_is_drawn_too(tmp_path):
-    found = Evaluated({"clean": np.zeros(3, dtype=bool)}, np.zeros(3, dtype=int), ("a",), distance=np.zeros(3))
+    found = EvaluationResult({"clean": np.zeros(3, dtype=bool)}, np.zeros(3, dtype=int), ("a",), distance=np.zeros(3))
     robustness_curve({"best": found}, "L2", {}, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 3000

@@ -1,6 +1,5 @@
 import json
 import math
-import os
 import re
 import resource
 import signal
@@ -8,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +15,12 @@ import torch
 from conftest import toy_data, toy_net
 from helpers import bits, demanding, stop_at
 
-from sparring import EMA, PGD, SGD, TRADES, Linf, Method, Near, RunFolder, State, UserError, fit, load_model
+from sparring import EMA, Linf, RunFolder, State, UserError, fit, load_model
 from sparring.cli import run as shell
 from sparring.core.rng import make_rng
 from sparring.core.serialization import Build
 from sparring.core.types import pixels
-from sparring.data import NPZ, Batches, Crop, Digits, Flip
+from sparring.data import NPZ, Batches, Digits
 from sparring.models import Normalize, preact_resnet18, small_cnn
 from sparring.runs.load import evaluate_run, evaluate_weights, recipe_of
 from sparring.training.checkpoint import read_weights, save_weights
@@ -487,15 +487,15 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 
 def test_a_run_says_what_it_will_cost_and_keeps_the_precision_it_was_begun_with(tiny, tmp_path):
-    said = []
+    describe = []
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path, precision="fp32", show=stop_at(2), say=said.append)
+        fit(tiny, tmp_path, precision="fp32", show=stop_at(2), say=describe.append)
     assert re.fullmatch(
         r"about [\d,]+ images/s, \d+ % of the time in the attack; 3 forward and 3 backward passes an example; "
         r"[\d.]+ minutes to go, attacks in fp32, not compiled",
-        said[0],
+        describe[0],
     )
-    assert len(said) == 1
+    assert len(describe) == 1
     with pytest.raises(UserError, match=r"was begun with --precision fp32, and bf16 would round otherwise"):
         fit(tiny, tmp_path, precision="bf16")
     with pytest.raises(UserError, match=r"was begun with --compile off, and on would round otherwise"):
@@ -529,7 +529,7 @@ def test_what_a_step_costs_is_found_without_a_trace(tiny, tmp_path):
 
     measured = fit(replace(tiny, averaging=EMA(0.9)), tmp_path / "a")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparring.runs.fit.measure", lambda *_: pace.Pace(1.0, 0.5, 1.0, 1.0, 1.0, 1.0))
+        patch.setattr("sparring.runs.fit.measure", lambda *_: pace.StepProfile(1.0, 0.5, 1.0, 1.0, 1.0, 1.0))
         unmeasured = fit(replace(tiny, averaging=EMA(0.9)), tmp_path / "b")
     assert bits(measured) == bits(unmeasured)
 
@@ -537,10 +537,10 @@ def test_what_a_step_costs_is_found_without_a_trace(tiny, tmp_path):
 @pytest.mark.parametrize("known", [True, False])
 def test_a_processor_that_emulates_bf16_is_told_of(tiny, tmp_path, monkeypatch, known):
     monkeypatch.setattr("sparring.runs.fit.computes_bf16", lambda device: known)
-    said = []
+    describe = []
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path, precision="bf16", show=stop_at(1), say=said.append)
-    assert ("has no instructions for bf16" in said[0]) == (not known)
+        fit(tiny, tmp_path, precision="bf16", show=stop_at(1), say=describe.append)
+    assert ("has no instructions for bf16" in describe[0]) == (not known)
 
 
 def test_a_profile_says_which_stage_takes_how_long(tiny, tmp_path):

@@ -6,7 +6,7 @@ import torch
 from conftest import toy_data, toy_net
 from torch import nn
 
-from sparring import Data, UserError
+from sparring import TensorData, UserError
 from sparring.core.types import pixels
 from sparring.data import load_test
 from sparring.models import Normalize, preact_resnet18, small_cnn
@@ -90,7 +90,10 @@ def test_a_function_may_import_from_the_present_folder_itself(module, tmp_path):
 
 def test_weights_load_into_an_architecture_by_its_name(tmp_path):
     torch.manual_seed(0)
-    model, data = small_cnn(7, (1, 8, 8), width=4), Data(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]), ("a", "b"))
+    model, data = (
+        small_cnn(7, (1, 8, 8), width=4),
+        TensorData(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]), ("a", "b")),
+    )
     model.normalize = Normalize([0.3], [0.7])
     torch.save(model.state_dict(), tmp_path / "w.pt")
     again = named_model("small_cnn:width=4", tmp_path / "w.pt", data)
@@ -100,7 +103,10 @@ def test_weights_load_into_an_architecture_by_its_name(tmp_path):
 
 def test_robustbench_names_load_too(tmp_path):
     torch.manual_seed(0)
-    model, data = preact_resnet18(10, (3, 8, 8), width=0.05), Data(torch.zeros(2, 3, 8, 8), torch.arange(2), ("a", "b"))
+    model, data = (
+        preact_resnet18(10, (3, 8, 8), width=0.05),
+        TensorData(torch.zeros(2, 3, 8, 8), torch.arange(2), ("a", "b")),
+    )
     state = {n.removeprefix("body.").replace("head.", "linear."): t for n, t in model.state_dict().items()}
     torch.save({"state_dict": {"module." + n: t for n, t in state.items()}}, tmp_path / "w.pt")
     again = named_model("preact_resnet18:width=0.05", tmp_path / "w.pt", data).eval()
@@ -146,7 +152,7 @@ def lived_in(spec):
 def gap(spec, state, model, folder):
     """The largest difference between logits of `model` and of the architecture `spec` filled with `state`."""
     torch.save(state, folder / "w.pt")
-    x, data = torch.rand(4, 3, 16, 16), Data(torch.zeros(2, 3, 16, 16), torch.arange(2), ("a", "b"))
+    x, data = torch.rand(4, 3, 16, 16), TensorData(torch.zeros(2, 3, 16, 16), torch.arange(2), ("a", "b"))
     return float((named_model(spec, folder / "w.pt", data).eval()(x) - model(x)).abs().max())
 
 
@@ -178,7 +184,7 @@ def test_so_it_does_under_the_names_of_robustbench(tmp_path, spec):
 def test_an_architecture_that_does_not_fit_is_refused(tmp_path, spec, message):
     torch.save(small_cnn(3, (1, 8, 8), width=4).state_dict(), tmp_path / "w.pt")
     with pytest.raises(UserError, match=message):
-        named_model(spec, tmp_path / "w.pt", Data(torch.zeros(2, 1, 8, 8), torch.arange(2), ("a", "b")))
+        named_model(spec, tmp_path / "w.pt", TensorData(torch.zeros(2, 1, 8, 8), torch.arange(2), ("a", "b")))
 
 
 def test_normalisation_can_be_given():

@@ -9,15 +9,25 @@ import numpy as np
 import pytest
 import torch
 
-from sparring import PGD, CrossEntropy, Fast, Kept, Linf, Method, Remember, UserError, WhiteBox
+from sparring import (
+    PGD,
+    AcceleratedCopy,
+    CrossEntropy,
+    DifficultySubset,
+    ExampleHistory,
+    Linf,
+    Method,
+    UserError,
+    WhiteBox,
+)
 from sparring.attacks import FGSM
 from sparring.cli import run as shell
-from sparring.data import Digits, Few
+from sparring.data import Digits, Subset
 from sparring.records.run_folder import RunFolder
 from sparring.records.statistics import Claim
 from sparring.studies import entries, find
 from sparring.studies.running import run_study
-from sparring.studies.study import Arm, Look, Study, Together
+from sparring.studies.study import Arm, JointMeasurement, Measurement, Study
 from sparring.studies.writing import precision_of
 
 SCALES = ("smoke", "cpu", "gpu")
@@ -93,7 +103,7 @@ def test_a_study_records_what_its_attacks_computed_in(done):
     folder, _ = done
     found = json.loads((folder / "study.json").read_text())["precision"]
     run = RunFolder(folder / "runs" / "pgd-2-0")
-    said = Fast().said(torch.device("cpu"))
+    said = AcceleratedCopy().said(torch.device("cpu"))
     assert found == {"training": [run.search()["precision"]], "evaluation": [said]}
     assert found["training"][0] in ("fp32", "bf16")
     line = f"Precision of attacks: in training {found['training'][0]}; in evaluation {said} (in L2"
@@ -216,7 +226,7 @@ def test_analyses_of_every_run_give_numbers_for_tables_and_claims(tiny, tmp_path
     claim = Claim(
         "FGSM takes longer.", "steps", lambda c: c("FGSM", "steps", "run") - c("PGD-2", "steps", "run"), unit="(steps)"
     )
-    study = small(tiny, claims=(claim,), looks=(Look("steps", look, {"often": 1}),), numbers=numbers)
+    study = small(tiny, claims=(claim,), measurements=(Measurement("steps", look, {"often": 1}),), numbers=numbers)
     found = run_study(study, tmp_path, scale="smoke", workers=1)
     steps = RunFolder(tmp_path / "runs" / "fgsm-0").status()["step"]
     assert found.numbers["FGSM", "steps"].tolist() == [steps, steps + 1]
@@ -249,7 +259,7 @@ def look_at_all(runs, path, device, how):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_all_runs_of_a_seed_are_looked_at_together_when_they_are_there(tiny, tmp_path, workers):
-    study = small(tiny, claims=(), together=Together(look_at_all, {"often": 1}))
+    study = small(tiny, claims=(), joint=JointMeasurement(look_at_all, {"often": 1}))
     said = []
     run_study(study, tmp_path, scale="smoke", workers=workers, say=said.append)
     ends = [line.split(":")[0].split(" ", 1) for line in said[-2:]]
@@ -261,14 +271,14 @@ def test_all_runs_of_a_seed_are_looked_at_together_when_they_are_there(tiny, tmp
     shutil.rmtree(tmp_path / "runs" / "fgsm-1")  # its seed is looked at again, the other not
     run_study(study, tmp_path, scale="smoke", workers=workers, say=said.append)
     assert [json.loads((tmp_path / f"together-{seed}.json").read_text())["times"] for seed in (0, 1)] == [1, 2]
-    other = small(tiny, claims=(), together=Together(look_at_all, {"often": 2}))
+    other = small(tiny, claims=(), joint=JointMeasurement(look_at_all, {"often": 2}))
     run_study(other, tmp_path, scale="smoke", workers=workers, say=said.append)
     assert [json.loads((tmp_path / f"together-{seed}.json").read_text())["times"] for seed in (0, 1)] == [2, 3]
 
 
 def test_what_needs_all_runs_is_not_tried_where_one_failed(tiny, tmp_path):
     arms = (Arm("PGD-2", replace(tiny, epochs=1)), Arm("broken", replace(tiny, lr=1e12)))
-    study = small(tiny, arms=arms, claims=(), together=Together(look_at_all, {}))
+    study = small(tiny, arms=arms, claims=(), joint=JointMeasurement(look_at_all, {}))
     with pytest.raises(UserError, match="2 of 6 trainings failed"):
         run_study(study, tmp_path, scale="smoke", workers=1)
     assert not list(tmp_path.glob("together-*"))
@@ -276,8 +286,12 @@ def test_what_needs_all_runs_is_not_tried_where_one_failed(tiny, tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_arms_that_need_others_come_after_them_whatever_they_cost(tiny, tmp_path, workers):
-    reference = replace(tiny, data=Few(Digits(), 200, 40), batch_size=32, epochs=1, remember=Remember(FGSM(Linf(0.1))))
-    chosen = replace(reference, remember=None, epochs=2, alter=(Kept(0.5, "easy", ("reference-{seed}",)),))
+    reference = replace(
+        tiny, data=Subset(Digits(), 200, 40), batch_size=32, epochs=1, example_history=ExampleHistory(FGSM(Linf(0.1)))
+    )
+    chosen = replace(
+        reference, example_history=None, epochs=2, alterations=(DifficultySubset(0.5, "easy", ("reference-{seed}",)),)
+    )
     arms = (Arm("Chosen", chosen, after=True), Arm("Reference", reference))
     said = []
     study = small(tiny, arms=arms, claims=(), baseline="Reference")
@@ -298,7 +312,7 @@ def test_arms_that_need_others_come_after_them_whatever_they_cost(tiny, tmp_path
 
 def test_a_failure_before_does_not_keep_what_comes_after_from_trying(tiny, tmp_path):
     few = replace(tiny, epochs=1)
-    lost = replace(few, alter=(Kept(0.5, "easy", ("nowhere",)),))
+    lost = replace(few, alterations=(DifficultySubset(0.5, "easy", ("nowhere",)),))
     arms = (Arm("broken", replace(tiny, lr=1e12)), Arm("lost", lost, after=True), Arm("PGD-2", few, after=True))
     said = []
     with pytest.raises(UserError, match="4 of 6 trainings failed"):

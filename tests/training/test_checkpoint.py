@@ -1,10 +1,10 @@
 import pytest
 import torch
-from conftest import toy_data, toy_net
-from helpers import METHOD, state
+from conftest import toy_net
+from helpers import state
 from safetensors.torch import save_file
 
-from sparring import EMA, PGD, CrossEntropy, Linf, Method, State, UserError
+from sparring import UserError
 from sparring.training.checkpoint import Checkpoints, read_weights, save_weights
 
 

@@ -3,25 +3,37 @@
 import pytest
 
 import sparring as sp
-from sparring import FGSM, PGD, Anywhere, Benign, CrossEntropy, Descend, Linf, Method, Near, Phases, WeightPerturbed
+from sparring import (
+    AWP,
+    FGSM,
+    PGD,
+    Benign,
+    CrossEntropy,
+    GaussianStart,
+    GradientStep,
+    Linf,
+    Method,
+    PiecewiseConstant,
+    RandomStart,
+)
 from sparring.recipes import find
 from sparring.training.cost import cost
 
 BALL = Linf(8 / 255)
-RS = FGSM(BALL, 1.25 * BALL.eps, Anywhere())
+RS = FGSM(BALL, 1.25 * BALL.eps, RandomStart())
 
 
 @pytest.mark.parametrize(
     ("method", "update", "forward", "backward"),
     [
-        (Method(Benign(), CrossEntropy()), Descend(), 1, 1),
-        (Method(RS, CrossEntropy()), Descend(), 2, 2),
-        (Method(PGD(BALL, 7), CrossEntropy()), Descend(), 8, 8),
-        (Method(PGD(BALL, 7, patience=0), CrossEntropy()), Descend(), 8, 8),  # at most
-        (Method(PGD(BALL, 10, start=Near()), sp.TRADES()), Descend(), 13, 12),
-        (Method(PGD(BALL, 10), CrossEntropy()), WeightPerturbed(), 12, 12),
-        (Method(PGD(BALL, 10), CrossEntropy()), Phases(((0, Descend()), (5, WeightPerturbed()))), 11.5, 11.5),
-        (sp.Free(BALL, 8), Descend(), 8, 8),
+        (Method(Benign(), CrossEntropy()), GradientStep(), 1, 1),
+        (Method(RS, CrossEntropy()), GradientStep(), 2, 2),
+        (Method(PGD(BALL, 7), CrossEntropy()), GradientStep(), 8, 8),
+        (Method(PGD(BALL, 7, patience=0), CrossEntropy()), GradientStep(), 8, 8),  # at most
+        (Method(PGD(BALL, 10, start=GaussianStart()), sp.TRADES()), GradientStep(), 13, 12),
+        (Method(PGD(BALL, 10), CrossEntropy()), AWP(), 12, 12),
+        (Method(PGD(BALL, 10), CrossEntropy()), PiecewiseConstant(((0, GradientStep()), (5, AWP()))), 11.5, 11.5),
+        (sp.Free(BALL, 8), GradientStep(), 8, 8),
     ],
     ids=lambda v: repr(v)[:60],
 )
@@ -52,18 +64,18 @@ def test_clean_images_in_every_stage_cost_one_more_pass_where_the_attack_moved_t
 
 def test_a_long_training_is_sampled():
     method = Method(sp.Cycle(((1, Benign()), (3, RS))), CrossEntropy())
-    assert cost(method, Descend(), epochs=200, steps_per_epoch=500).both == pytest.approx(1.75, abs=0.02)
+    assert cost(method, GradientStep(), epochs=200, steps_per_epoch=500).both == pytest.approx(1.75, abs=0.02)
 
 
 @pytest.mark.parametrize("threat", [sp.L1(20.0), sp.L2(5.0), Linf(1.0)], ids=repr)
 def test_large_sets_have_a_cost_too(threat):
-    found = cost(Method(PGD(threat, 3), CrossEntropy()), Descend(), epochs=2, steps_per_epoch=3)
+    found = cost(Method(PGD(threat, 3), CrossEntropy()), GradientStep(), epochs=2, steps_per_epoch=3)
     assert found.both == 4
 
 
 def test_an_objective_that_reads_features_has_a_cost():
-    class OnFeatures(CrossEntropy):
+    class FeatureAttack(CrossEntropy):
         def outer(self, ctx, x_adv):
             return {"f": ctx.lens.features(x_adv).square().mean()}
 
-    assert cost(Method(RS, OnFeatures()), Descend(), epochs=1, steps_per_epoch=3).both == 2
+    assert cost(Method(RS, FeatureAttack()), GradientStep(), epochs=1, steps_per_epoch=3).both == 2

@@ -17,8 +17,8 @@ from sparring import (
     Linf,
     Loop,
     Method,
+    MultiStep,
     Objective,
-    Piecewise,
     Progress,
     State,
     UserError,
@@ -26,7 +26,7 @@ from sparring import (
     train_mode,
     train_step,
 )
-from sparring.acceleration import Plain
+from sparring.acceleration import OriginalModel
 from sparring.core.types import pixels
 from sparring.training.optimizers import SGD
 
@@ -78,9 +78,9 @@ def test_layers_that_the_owner_froze_stay_in_eval_mode():
 def test_crafting_leaves_batch_statistics_alone_unless_a_view_says_otherwise():
     """The update sees each batch once, so its statistics are those of adversarial examples only."""
     seen = {}
-    for name, view in (("eval", MADRY.inner_view), ("train", train_mode)):
+    for name, view in (("eval", MADRY.inner_mode), ("train", train_mode)):
         model = toy_net().train()
-        method = Method(MADRY.attack, MADRY.objective, inner_view=view)
+        method = Method(MADRY.attack, MADRY.objective, inner_mode=view)
         run(begin(method, model), method, epochs=1)
         seen[name] = int(model[2].num_batches_tracked)
     assert seen == {"eval": 3, "train": 9}
@@ -90,7 +90,7 @@ def test_the_attack_leaves_no_gradient_for_the_optimiser_to_find():
     """The weight gradient of a step is that of the outer loss alone, although an attack came before it."""
     data, state = toy_data(), begin(lr=0.0)
     batch = Batch(pixels(data.x[:20]), data.y[:20], torch.arange(20))
-    train_step(MADRY, state, batch, Progress(0, 3, 1), search=Plain())
+    train_step(MADRY, state, batch, Progress(0, 3, 1), search=OriginalModel())
     found = state.model[1].weight.grad.clone()
     again = begin(lr=0.0)
     with torch.no_grad():
@@ -102,9 +102,9 @@ def test_the_attack_leaves_no_gradient_for_the_optimiser_to_find():
 
 
 def _loss(model, y):
-    from sparring import Untargeted
+    from sparring import CE
 
-    return Untargeted(model, y)
+    return CE(model, y)
 
 
 def test_a_user_parameter_that_is_frozen_stays_frozen():
@@ -121,7 +121,7 @@ def test_the_learning_rate_reaches_every_parameter_group():
     """Released code that sets it for group 0 alone trains norms and biases at the initial rate for ever."""
     model = toy_net().train()
     state = State.start(MADRY, model, SGD(decay_vectors=False).build(model), toy_data())
-    run(state, lr=Piecewise(0.4, (1.0,), 0.5))
+    run(state, lr=MultiStep(0.4, (1.0,), 0.5))
     assert [g["lr"] for g in state.optimizer.param_groups] == [0.2, 0.2]
     assert [g["weight_decay"] for g in state.optimizer.param_groups] == [5e-4, 0.0]
 
@@ -204,14 +204,14 @@ def test_dropout_goes_on_exactly_too():
 def test_the_average_follows_the_formula_and_copies_the_statistics():
     model, log = toy_net().train(), []
 
-    class Watch:
+    class OverfittingMonitor:
         def on_step(self, state, progress, terms):
             log.append(model[1].weight.detach().clone())
 
         def on_epoch(self, state, progress): ...
 
     first = model[1].weight.detach().clone()
-    state = run(begin(model=model), averaging=EMA(0.9), hooks=(Watch(),))
+    state = run(begin(model=model), averaging=EMA(0.9), hooks=(OverfittingMonitor(),))
     wanted = first
     for t, live in enumerate(log, start=1):
         decay = min(0.9, (1 + t) / (10 + t))

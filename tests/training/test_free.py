@@ -12,11 +12,11 @@ from sparring import (
     Batches,
     Build,
     CrossEntropy,
-    Descend,
     Free,
+    GradientStep,
     Linf,
     Loop,
-    Plain,
+    OriginalModel,
     Progress,
     State,
     UserError,
@@ -34,7 +34,7 @@ def test_it_is_the_formula_of_its_paper():
     for step in range(2):
         rows = torch.arange(20 * step, 20 * step + 20)
         x, y = pixels(data.x[rows]), data.y[rows]
-        method.step(state, Batch(x, y, rows), Progress(step + 1, 3, 1), Descend(), Plain())
+        method.step(state, Batch(x, y, rows), Progress(step + 1, 3, 1), GradientStep(), OriginalModel())
         for _ in range(3):
             z = (x + delta).clamp(0, 1).requires_grad_()
             optimizer.zero_grad()
@@ -52,7 +52,9 @@ def test_a_replay_is_one_forward_and_one_backward_pass():
     state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1), data)
     seen = count(model)
     rows = torch.arange(12)
-    method.step(state, Batch(pixels(data.x[rows]), data.y[rows], rows), Progress(1, 3, 1), Descend(), Plain())
+    method.step(
+        state, Batch(pixels(data.x[rows]), data.y[rows], rows), Progress(1, 3, 1), GradientStep(), OriginalModel()
+    )
     assert (seen.forwards, seen.backwards) == (8, 8)
 
 

@@ -14,13 +14,13 @@ from sparring import (
     Build,
     CrossEntropy,
     Cyclic,
-    Data,
     Guard,
     Linf,
     Method,
-    Plain,
+    OriginalModel,
     Progress,
     State,
+    TensorData,
     UserError,
     fit,
 )
@@ -28,7 +28,7 @@ from sparring.acceleration import computes_bf16
 from sparring.models import small_cnn
 from sparring.recipes.small import quickstart
 from sparring.training.checkpoint import read_weights
-from sparring.training.guard import Health, Watch, examine
+from sparring.training.guard import Health, OverfittingMonitor, examine
 from sparring.training.hooks import Saving
 
 BALL = Linf(0.1)
@@ -42,14 +42,14 @@ def test_a_linear_model_looks_healthy_and_has_one_gradient_everywhere():
     x = (torch.rand(40, 1, 4, 4) * 255).to(torch.uint8)
     model = Linear()
     y = model(x.float() / 255).argmax(1)
-    found = examine(model, Data(x, y, ("a", "b")), Guard(BALL), Plain())
+    found = examine(model, TensorData(x, y, ("a", "b")), Guard(BALL), OriginalModel())
     assert found.clean == 1.0
     assert found.fgsm == found.pgd < 1.0
     assert found.cosine == pytest.approx(1.0, abs=1e-5)
     assert found.zeros == 0.0
     flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
     torch.nn.init.zeros_(flat[1].weight)
-    found = examine(flat, Data(x, y, ("a", "b")), Guard(BALL), Plain())
+    found = examine(flat, TensorData(x, y, ("a", "b")), Guard(BALL), OriginalModel())
     assert found.zeros == 1.0
     assert math.isnan(found.cosine)
 
@@ -57,7 +57,7 @@ def test_a_linear_model_looks_healthy_and_has_one_gradient_everywhere():
 def test_looking_changes_nothing():
     model, data = toy_net().train(), toy_data()
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    a, b = (examine(model, data, Guard(BALL), Plain(), seed=3) for _ in range(2))
+    a, b = (examine(model, data, Guard(BALL), OriginalModel(), seed=3) for _ in range(2))
     assert a == b
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     assert model.training
@@ -213,7 +213,7 @@ def test_the_guard_catches_a_collapse_and_saves_the_run(tmp_path):
 
 
 def test_robust_overfitting_is_told_once_for_each_best_epoch():
-    watch = Watch(Guard(BALL), toy_data(), Plain(), 0)
+    watch = OverfittingMonitor(Guard(BALL), toy_data(), OriginalModel(), 0)
     model = toy_net()
     state = State.start(Method(FGSM(BALL), CrossEntropy()), model, torch.optim.SGD(model.parameters(), lr=0.1))
     told = [

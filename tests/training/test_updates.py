@@ -10,21 +10,21 @@ from conftest import count, toy_data, toy_net
 from torch import nn
 
 from sparring import (
+    AWP,
     PGD,
     SGD,
     SWA,
     Adam,
     Batches,
     CrossEntropy,
-    Descend,
+    GradientStep,
     Linf,
     Loop,
     Method,
-    Phases,
+    PiecewiseConstant,
     Progress,
     State,
     UserError,
-    WeightPerturbed,
     fit,
 )
 from sparring.core.modes import eval_mode
@@ -42,7 +42,7 @@ def test_weight_perturbation_is_the_formula_of_its_paper():
     ours = toy_net().train()
     theirs = copy.deepcopy(ours)
     optimizer = torch.optim.SGD(ours.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    WeightPerturbed(0.02)(ours, optimizer, closure(ours))
+    AWP(0.02)(ours, optimizer, closure(ours))
 
     weights = [p for p in theirs.parameters() if p.ndim > 1]
     with torch.random.fork_rng():
@@ -66,10 +66,10 @@ def test_weight_perturbation_evaluates_the_closure_twice_and_attacks_once():
     method = Method(PGD(Linf(0.05), steps=10), CrossEntropy())
     state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1), data)
     seen = count(model)
-    from sparring import Batch, Plain, train_step
+    from sparring import Batch, OriginalModel, train_step
 
     batch = Batch(pixels(data.x[:12]), data.y[:12], torch.arange(12))
-    train_step(method, state, batch, Progress(1, 5, 1), WeightPerturbed(), Plain())
+    train_step(method, state, batch, Progress(1, 5, 1), AWP(), OriginalModel())
     assert (seen.forwards, seen.backwards) == (12, 12)
 
 
@@ -84,7 +84,7 @@ def test_weight_perturbation_is_undone_by_an_exception_too():
         return closure(model)()
 
     with pytest.raises(RuntimeError):
-        WeightPerturbed()(model, torch.optim.SGD(model.parameters(), lr=0.1), breaks)
+        AWP()(model, torch.optim.SGD(model.parameters(), lr=0.1), breaks)
     for name, tensor in model.state_dict().items():
         assert torch.allclose(tensor.float(), before[name].float(), atol=1e-7), name
 
@@ -93,13 +93,13 @@ def test_a_model_without_matrices_has_nothing_to_perturb():
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3))
     x = torch.rand(8, 3)
     with pytest.raises(UserError, match="weights of two dimensions or more, and Sequential trains none"):
-        WeightPerturbed()(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda: {"a": model(x).sum()})
+        AWP()(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda: {"a": model(x).sum()})
     with pytest.raises(UserError, match="gamma = 0 is not above 0"):
-        WeightPerturbed(0.0)
+        AWP(0.0)
 
 
 def test_an_update_may_change_with_the_epoch(tiny, tmp_path):
-    later = replace(tiny, update=Phases(((0, Descend()), (2, WeightPerturbed(0.05)))))
+    later = replace(tiny, update=PiecewiseConstant(((0, GradientStep()), (2, AWP(0.05)))))
     a, b = fit(tiny, tmp_path / "a"), fit(later, tmp_path / "b")
     rows = [[r["terms"]["ce"] for r in run.metrics() if "terms" in r] for run in (a, b)]
     per_epoch = len(rows[0]) // 3
@@ -176,7 +176,7 @@ def test_a_central_gradient_is_the_decayed_one_without_its_mean(what, least):
     for group in optimizer.param_groups:
         group["lr"] = 0.5
     for _ in range(3):
-        Descend()(model, optimizer, lambda: {"ce": F.cross_entropy(model(x), y)})
+        GradientStep()(model, optimizer, lambda: {"ce": F.cross_entropy(model(x), y)})
         grads = torch.autograd.grad(F.cross_entropy(theirs(x), y), list(theirs.parameters()))
         for p, g, v in zip(theirs.parameters(), grads, velocity, strict=True):
             g = g + 0.1 * p.detach()

@@ -2,12 +2,12 @@
 
 from .layout import prefer_channels_last
 from .process import tune_process
-from .search import Compile, Fast, Plain, Precision, computes_bf16, worth_compiling
+from .search import AcceleratedCopy, Compile, OriginalModel, Precision, computes_bf16, worth_compiling
 
 __all__ = [
+    "AcceleratedCopy",
     "Compile",
-    "Fast",
-    "Plain",
+    "OriginalModel",
     "Precision",
     "computes_bf16",
     "prefer_channels_last",

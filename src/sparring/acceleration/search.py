@@ -54,13 +54,13 @@ class _Known:
         return kind in self.kinds and not born_low and not isinstance(self.made.get(kind), str)
 
 
-class Plain:
+class OriginalModel:
     """Attacks search on the model as it is."""
 
     def __repr__(self) -> str:
-        return "Plain()"
+        return "OriginalModel()"
 
-    def said(self, device: torch.device) -> str:
+    def describe(self, device: torch.device) -> str:
         del device
         return "attacks on the model as it is"
 
@@ -73,10 +73,10 @@ class Plain:
         del model
         return None
 
-    def fine(self) -> "Plain":
+    def in_float32(self) -> "OriginalModel":
         return self
 
-    def ahead(self, device: torch.device) -> int:
+    def batches_in_flight(self, device: torch.device) -> int:
         del device
         return 1
 
@@ -85,7 +85,7 @@ class Plain:
         return ()
 
 
-class Fast:
+class AcceleratedCopy:
     """Gives, for a model and a few images, what attacks search on: `with fast(model, few) as searched: ...`
 
     In eval mode that is a copy in channels-last order with its batch norm folded, filled anew from the model at each
@@ -104,11 +104,11 @@ class Fast:
         for name, value, known in (("precision", precision, Precision), ("compile", compile, Compile)):
             need_one_of(name, value, get_args(known))
         self.precision, self.compile = precision, compile
-        self._fine: Fast | None = None
+        self._fine: AcceleratedCopy | None = None
         self._known: weakref.WeakKeyDictionary[nn.Module, list[_Known]] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
-        return f"Fast(precision={self.precision!r}, compile={self.compile!r})"
+        return f"AcceleratedCopy(precision={self.precision!r}, compile={self.compile!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies of models are made anew by whoever unpickles it."""
@@ -125,24 +125,26 @@ class Fast:
         kept = self._known.get(model)
         return kept[0].kind if kept else None
 
-    def fine(self) -> "Fast":
+    def in_float32(self) -> "AcceleratedCopy":
         if self._fine is None:
-            self._fine = self if self.precision == "fp32" else Fast("fp32", self.compile)
+            self._fine = self if self.precision == "fp32" else AcceleratedCopy("fp32", self.compile)
         return self._fine
 
-    def ahead(self, device: torch.device) -> int:
+    def batches_in_flight(self, device: torch.device) -> int:
         """On the CPU, batches of any size are as quick for an example, unless they are filled up to be compiled for."""
         return _AHEAD if device.type == "cuda" or self._compiles(device) else 1
 
     @classmethod
-    def resolved(cls, device: torch.device, precision: Precision = "auto", compile: Compile = "auto") -> "Fast":
+    def resolved(
+        cls, device: torch.device, precision: Precision = "auto", compile: Compile = "auto"
+    ) -> "AcceleratedCopy":
         """With what `auto` means on this device."""
         wanted = cls(precision, compile)
         low = wanted.dtype(device) == torch.bfloat16
         compiled: Compile = "on" if wanted._compiles(device) else "off"
         return cls("bf16" if low else "fp32", compiled if compile == "auto" else compile)
 
-    def said(self, device: torch.device) -> str:
+    def describe(self, device: torch.device) -> str:
         """In words, for the user."""
         name = {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.dtype(device)]
         how = {"max-autotune": "compiled with max-autotune"}.get(self.compile, "compiled")

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..core.errors import UserError
-from ..core.types import Data, Threat
+from ..core.types import TensorData, Threat
 from ..data import Training
 from ..evaluation import threat_of
 from ..objectives.bank import fingerprint
@@ -24,7 +24,7 @@ class Looked:
     recipe: Recipe
     model: torch.nn.Module
     training: Training
-    test: Data
+    test: TensorData
 
     def check_alike(self, other: "Looked") -> None:
         """Raises `UserError` for runs on other training examples or labels: they cannot agree on which are hard."""
@@ -47,7 +47,7 @@ def opened(path: Path, weights: str, examples: int, device: str) -> Looked:
         raise UserError(f"{path} has no {weights} weights yet: train it first")
     train, test = recipe.data.load()
     training, _ = recipe.split(train, path, where)
-    if recipe.alter:
+    if recipe.alterations:
         run.settle_training(training.arrays())
     return Looked(run, recipe, load_model(run.weights(weights), recipe).to(where), training, test[:examples].to(where))
 

@@ -1,12 +1,12 @@
 """What raises a loss over a set: search methods that know neither the model nor the labels."""
 
 from .apgd import APGD
-from .compose import Refined, Restarts, Split, Worst
+from .compose import CoarseToFine, Restarts, Split, Worst
 from .fab import FAB
-from .image_prior import Painted
-from .minimum_norm import CWL2, DDN, Closest, MinimumNorm
-from .pgd import FGSM, PGD, Anywhere, Benign, Near, Shell, Sometimes, Start
-from .random_eps import VariedEps
+from .image_prior import ParametrizedSearch
+from .minimum_norm import CWL2, DDN, Closest, MinimumNormAttack
+from .pgd import FGSM, PGD, Benign, CleanStart, GaussianStart, MixedStart, RandomStart, SphereStart, Start
+from .random_eps import RandomEps
 from .single_step import NFGSM, MultiGrad, ZeroGrad
 from .square import Square
 
@@ -18,21 +18,22 @@ __all__ = [
     "FGSM",
     "NFGSM",
     "PGD",
-    "Anywhere",
     "Benign",
+    "CleanStart",
     "Closest",
-    "MinimumNorm",
+    "CoarseToFine",
+    "GaussianStart",
+    "MinimumNormAttack",
+    "MixedStart",
     "MultiGrad",
-    "Near",
-    "Painted",
-    "Refined",
+    "ParametrizedSearch",
+    "RandomEps",
+    "RandomStart",
     "Restarts",
-    "Shell",
-    "Sometimes",
+    "SphereStart",
     "Split",
     "Square",
     "Start",
-    "VariedEps",
     "Worst",
     "ZeroGrad",
 ]

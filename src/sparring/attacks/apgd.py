@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..core.errors import UserError, need_whole
 from ..core.rng import Rng, normal
-from ..core.types import PointLoss, Threat, each
-from .gradients import Slope, slope
-from .pgd import Shell, Start
+from ..core.types import PerExampleLoss, Threat, each
+from .gradients import ValueAndGrad, value_and_grad
+from .pgd import SphereStart, Start
 from .threats import L1, need_threat
 
 
@@ -43,7 +43,7 @@ class APGD:
     threat: Threat
     steps: int = 100
     rho: float = 0.75
-    start: Start = field(default_factory=Shell)
+    start: Start = field(default_factory=SphereStart)
     to_the_end: bool = False
     ties_halve: bool = False
     first_from_zero: bool = False
@@ -55,12 +55,12 @@ class APGD:
         if not 0 < self.rho < 1:
             raise UserError(f"rho = {self.rho:g} is not in (0, 1): it is the share of steps that should go up")
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         x = x.detach()
         if isinstance(self.threat, L1):
             return _sparse(self.threat, self.steps, self.to_the_end, loss, x, rng)
         z = self.start(self.threat, x, rng)
-        path = _Momentum.begin(self, x, z, slope(loss, z))
+        path = _Momentum.begin(self, x, z, value_and_grad(loss, z))
         return _climb(loss, path, self.steps, frozenset(checkpoints(self.steps)), leaving=not self.to_the_end)
 
 
@@ -74,12 +74,12 @@ class _Search(Protocol):
     @property
     def first_fooled(self) -> Tensor | None: ...
     def move(self) -> Tensor: ...
-    def see(self, z: Tensor, seen: Slope) -> None: ...
+    def see(self, z: Tensor, seen: ValueAndGrad) -> None: ...
     def adapt(self) -> None: ...
     def __getitem__(self, rows: Tensor) -> Self: ...
 
 
-def _climb(loss: PointLoss, path: _Search, steps: int, checks: frozenset[int], leaving: bool) -> Tensor:
+def _climb(loss: PerExampleLoss, path: _Search, steps: int, checks: frozenset[int], leaving: bool) -> Tensor:
     """The first fooling point of each example, or its best. Fooled examples cost nothing from then on."""
     out, rows = path.best.clone(), torch.arange(len(path.z), device=path.z.device)
     z, fooled = path.z, path.first_fooled
@@ -92,7 +92,7 @@ def _climb(loss: PointLoss, path: _Search, steps: int, checks: frozenset[int], l
         if step in checks:
             path.adapt()
         z = path.move()
-        seen = slope(loss, z)
+        seen = value_and_grad(loss, z)
         path.see(z, seen)
         fooled = seen.fooled
     out[rows] = path.best
@@ -117,7 +117,7 @@ class _Path:
         parts = (getattr(self, f.name) for f in fields(self))
         return type(self)(*(part[rows] if isinstance(part, Tensor) else part for part in parts))
 
-    def _keep_best(self, z: Tensor, seen: Slope) -> None:
+    def _keep_best(self, z: Tensor, seen: ValueAndGrad) -> None:
         better = seen.value > self.best_value
         self.best_value = seen.value.where(better, self.best_value)
         better = each(better, z)
@@ -148,7 +148,7 @@ class _Momentum(_Path):
     """Whether the step was halved there."""
 
     @classmethod
-    def begin(cls, rules: APGD, x: Tensor, z: Tensor, seen: Slope) -> "_Momentum":
+    def begin(cls, rules: APGD, x: Tensor, z: Tensor, seen: ValueAndGrad) -> "_Momentum":
         value = seen.value
         size = torch.full_like(each(value, x), 2 * rules.threat.eps)
         before = torch.zeros_like(value) if rules.first_from_zero else value
@@ -163,7 +163,7 @@ class _Momentum(_Path):
         carried = self.z + ahead * (target - self.z) + (1 - ahead) * (self.z - self.old)
         return threat.project(carried, self.x)
 
-    def see(self, z: Tensor, seen: Slope) -> None:
+    def see(self, z: Tensor, seen: ValueAndGrad) -> None:
         self._keep_best(z, seen)
         self.ups = self.ups + (seen.value > self.value)
         self.steps, self.window = self.steps + 1, self.window + 1
@@ -182,7 +182,7 @@ class _Momentum(_Path):
 # -- L1: sparse steps, whose sparsity follows that of the best point
 
 
-def _sparse(threat: L1, steps: int, to_the_end: bool, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+def _sparse(threat: L1, steps: int, to_the_end: bool, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
     """30 % of the steps in a ball of 3 eps, 30 % in one of 2 eps, the rest in that of eps; only the last may fool."""
     early = math.ceil(0.3 * steps)
     phases = ((3, early), (2, early), (1, steps - 2 * early)) if steps - 2 * early > 0 else ((1, steps),)
@@ -190,7 +190,7 @@ def _sparse(threat: L1, steps: int, to_the_end: bool, loss: PointLoss, x: Tensor
     for factor, count in phases:
         ball = replace(threat, eps=min(factor * threat.eps, float(x[0].numel())))
         z = ball.project(z, x)
-        path = _Sparse.begin(ball, x, z, slope(loss, z))
+        path = _Sparse.begin(ball, x, z, value_and_grad(loss, z))
         every = max(1, int(0.04 * count))
         leaving = factor == 1 and not to_the_end
         z = _climb(loss, path, count, frozenset(range(every, count, every)), leaving)
@@ -208,7 +208,7 @@ class _Sparse(_Path):
     """The share of the pixels that a step moves."""
 
     @classmethod
-    def begin(cls, ball: L1, x: Tensor, z: Tensor, seen: Slope) -> "_Sparse":
+    def begin(cls, ball: L1, x: Tensor, z: Tensor, seen: ValueAndGrad) -> "_Sparse":
         size = torch.full_like(each(seen.value, x), ball.eps)
         support = _support(z - x)
         best = (z, seen.grad, seen.value)
@@ -223,7 +223,7 @@ class _Sparse(_Path):
         step = step / (each(self.ball.norm(step), step) + 1e-10)
         return self.ball.project(self.z + self.size * (step + 0 * self.grad), self.x)  # NaN stays NaN
 
-    def see(self, z: Tensor, seen: Slope) -> None:
+    def see(self, z: Tensor, seen: ValueAndGrad) -> None:
         self._keep_best(z, seen)
         self.z, self.grad = z, seen.grad
 

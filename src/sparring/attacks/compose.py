@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..core.errors import UserError, need_whole
 from ..core.rng import Rng, some, uniform
-from ..core.types import Attack, PointLoss
-from .pgd import PGD, Near
+from ..core.types import Attack, PerExampleLoss
+from .pgd import PGD, CleanStart
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Split:
         if any(share < 0 for share in shares) or not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
             raise UserError(f"the shares of a split are not negative and sum to 1, unlike {shares}")
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         bounds = torch.tensor([share for share, _ in self.parts], device=x.device).cumsum(0)[:-1]
         owner = (uniform(bounds.new_empty(len(x)), rng)[:, None] >= bounds).sum(1)
         x = x.detach()
@@ -49,7 +49,7 @@ class Restarts:
     def __post_init__(self) -> None:
         need_whole("times", self.times)
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         return keep_worst(lambda rows: self.attack(loss[rows], x[rows], some(rng, rows)), self.times, loss, x)
 
 
@@ -59,13 +59,13 @@ class Worst:
 
     parts: tuple[Attack, ...]
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         turn = iter(self.parts)
         return keep_worst(lambda rows: next(turn)(loss[rows], x[rows], some(rng, rows)), len(self.parts), loss, x)
 
 
 @dataclass(frozen=True, slots=True)
-class Refined:
+class CoarseToFine:
     """PGD again and again from where it ended, each time with steps `factor` as long.
 
     The set lies around each beginning: this is for sets that hold all images, as inversions search.
@@ -80,16 +80,16 @@ class Refined:
         if not 0 < self.factor <= 1:
             raise UserError(f"factor = {self.factor:g} is not in (0, 1]: steps get shorter each time")
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         first = self.attack
         size = first.step_size if first.step_size is not None else 2.5 * first.threat.eps / first.steps
         x = first(loss, x, rng)
         for i in range(1, self.times):
-            x = replace(first, step_size=size * self.factor**i, start=Near(0.0))(loss, x, rng)
+            x = replace(first, step_size=size * self.factor**i, start=CleanStart())(loss, x, rng)
         return x
 
 
-def keep_worst(run: Callable[[Tensor], Tensor], times: int, loss: PointLoss, x: Tensor) -> Tensor:
+def keep_worst(run: Callable[[Tensor], Tensor], times: int, loss: PerExampleLoss, x: Tensor) -> Tensor:
     """Calls `run` so many times with the rows that still stand, and keeps the worst point of each example.
 
     A point that fools is the worst, then the one of highest `loss`. `x` is where nothing is found.

@@ -1,17 +1,17 @@
 """Fast adaptive boundary attack: the nearest point beyond the decision boundary (https://arxiv.org/abs/1907.02044)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..core.errors import UserError, need_whole
 from ..core.rng import Rng
-from ..core.types import PointLoss, Threat, each
-from .gradients import slopes
-from .losses import Boundaries, InBatches, named
+from ..core.types import PerExampleLoss, Threat, each
+from .gradients import values_and_grads
+from .losses import Boundaries, Microbatched, named
 from .minimum_norm import Closest
-from .pgd import Near, Start
+from .pgd import CleanStart, Start
 from .threats import L1, L2, Linf
 
 _TINY = 1e-12
@@ -30,7 +30,7 @@ class FAB:
     A nearest point that is farther than eps is brought back to eps, where it may still fool, since steps go a little
     too far. The released code does not (`bring_back=False` gives the example itself), and it leaves out the paper's
     `final_search` along the line to the example (there 3 steps, with 0 none). It starts again at random points half of
-    eps away: `Restarts(FAB(threat, start=Shell(0.5)))`.
+    eps away: `Restarts(FAB(threat, start=SphereStart(0.5)))`.
     """
 
     threat: Threat
@@ -40,7 +40,7 @@ class FAB:
     beta: float = 0.9
     final_search: int = 3
     bring_back: bool = True
-    start: Start = field(default_factory=lambda: Near(0.0))
+    start: Start = field(default_factory=CleanStart)
 
     def __post_init__(self) -> None:
         if not isinstance(self.threat, Linf | L2 | L1):
@@ -48,7 +48,7 @@ class FAB:
         need_whole("steps", self.steps)
         need_whole("final_search", self.final_search, 0)
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         """A point within eps that fools; for other examples, the nearest fooling point brought back to eps."""
         x = x.detach()
         found = self._search(loss, x, rng, leave_at=self.threat.eps)
@@ -56,10 +56,10 @@ class FAB:
             return self.threat.project(found.points, x)
         return found.points.where(each(found.norm <= self.threat.eps, x), x)
 
-    def closest(self, loss: PointLoss, x: Tensor, rng: Rng) -> Closest:
+    def closest(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Closest:
         return self._search(loss, x.detach(), rng, leave_at=0.0)
 
-    def _search(self, loss: PointLoss, x: Tensor, rng: Rng, leave_at: float) -> Closest:
+    def _search(self, loss: PerExampleLoss, x: Tensor, rng: Rng, leave_at: float) -> Closest:
         if not hasattr(loss, "differences"):
             raise UserError(f"FAB needs a loss that knows its boundaries, as Margin does, not {named(loss)}")
         found, rows = Closest.none(x), torch.arange(len(x), device=x.device)
@@ -80,10 +80,10 @@ class FAB:
 
     def _step(self, loss: Boundaries, x: Tensor, z: Tensor) -> Tensor:
         """From `z` and from the example `x` onto the nearest linearised boundary inside [0, 1], a little beyond."""
-        if isinstance(loss, InBatches):  # of the gradients of all boundaries, one for each example is kept
+        if isinstance(loss, Microbatched):  # of the gradients of all boundaries, one for each example is kept
             both = zip(loss.parts(x), loss.parts(z), strict=True)
             return torch.cat([self._step(part, near, there) for (part, near), (_, there) in both])  # type: ignore[arg-type]
-        values, grads = slopes(loss, z)
+        values, grads = values_and_grads(loss, z)
         if values.shape[1] == 1:
             value, w = values[:, 0], grads[:, 0].flatten(1)
         else:
@@ -99,7 +99,7 @@ class FAB:
         return ((z + self.eta * from_z) * (1 - alpha) + (x + self.eta * from_x) * alpha).clamp_(0, 1)
 
     @torch.no_grad()
-    def _searched(self, loss: PointLoss, x: Tensor, found: Closest) -> Closest:
+    def _searched(self, loss: PerExampleLoss, x: Tensor, found: Closest) -> Closest:
         """Where the line from the example to its nearest point would cross the boundary if the loss were linear."""
         rows = found.norm.isfinite().nonzero()[:, 0]
         if not len(rows) or not self.final_search:
@@ -119,7 +119,7 @@ class FAB:
         return found
 
 
-def _fooled(loss: PointLoss, z: Tensor) -> Tensor:
+def _fooled(loss: PerExampleLoss, z: Tensor) -> Tensor:
     fooled = loss(z).fooled
     assert fooled is not None
     return fooled
@@ -158,11 +158,11 @@ def _newton(size: Tensor, rate: Tensor | None, room: Tensor, need: Tensor) -> Te
         reach = t if rate is None else t * rate
         free = (room - reach).clamp_min_(0).sign_()
         lack = need - (size * torch.minimum(reach, room)).sum(1, keepdim=True)
-        slope = free.mul_(gain).sum(1, keepdim=True)
-        if not bool((lack > 1e-6 * need).logical_and_(slope > 0).any()):
+        value_and_grad = free.mul_(gain).sum(1, keepdim=True)
+        if not bool((lack > 1e-6 * need).logical_and_(value_and_grad > 0).any()):
             break
-        t = t + lack.clamp_min(0) / slope.clamp_min(_TINY)
-    t = t.masked_fill((slope <= 0) & (lack > 0), _FAR)
+        t = t + lack.clamp_min(0) / value_and_grad.clamp_min(_TINY)
+    t = t.masked_fill((value_and_grad <= 0) & (lack > 0), _FAR)
     return torch.minimum(t if rate is None else t * rate, room)
 
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..core.types import PointLoss, Probe
-from .losses import Boundaries, Expected, InBatches, joined, mean
+from ..core.types import LossOutput, PerExampleLoss
+from .losses import EOT, Boundaries, Microbatched, joined, mean
 
 
-class Slope(NamedTuple):
+class ValueAndGrad(NamedTuple):
     """What is known of a loss at a point: `value` `[B]`, `fooled` `[B]` if the loss can tell, `grad` as the point."""
 
     value: Tensor
@@ -18,26 +18,28 @@ class Slope(NamedTuple):
     grad: Tensor
 
 
-def slope(loss: PointLoss, z: Tensor) -> Slope:
-    """A loss `InBatches` is differentiated batch by batch, an `Expected` one draw by draw, in the memory of one."""
-    if isinstance(loss, InBatches):
-        found = [slope(part, rows) for part, rows in loss.parts(z)]
-        return Slope(*joined([Probe(each.value, each.fooled) for each in found]), torch.cat([e.grad for e in found]))
-    single, draws = (loss.loss, loss.draws) if isinstance(loss, Expected) else (loss, 1)
+def value_and_grad(loss: PerExampleLoss, z: Tensor) -> ValueAndGrad:
+    """A loss `Microbatched` is differentiated batch by batch, an `EOT` one draw by draw, in the memory of one."""
+    if isinstance(loss, Microbatched):
+        found = [value_and_grad(part, rows) for part, rows in loss.parts(z)]
+        return ValueAndGrad(
+            *joined([LossOutput(each.value, each.fooled) for each in found]), torch.cat([e.grad for e in found])
+        )
+    single, draws = (loss.loss, loss.draws) if isinstance(loss, EOT) else (loss, 1)
     probes, grad = [], None
     for _ in range(draws):
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             value, fooled = single(z)
             new = _grad(value.sum(), z)
-        probes.append(Probe(value.detach(), fooled))
+        probes.append(LossOutput(value.detach(), fooled))
         grad = new if grad is None else grad + new
     assert grad is not None
     probe = probes[0] if draws == 1 else mean(probes)
-    return Slope(probe.value, probe.fooled, grad if draws == 1 else grad / draws)
+    return ValueAndGrad(probe.value, probe.fooled, grad if draws == 1 else grad / draws)
 
 
-def slopes(loss: Boundaries, z: Tensor) -> tuple[Tensor, Tensor]:
+def values_and_grads(loss: Boundaries, z: Tensor) -> tuple[Tensor, Tensor]:
     """The differences `[B, K]` of a loss at `z`, and the gradient of each, `[B, K, ...]`: K backward passes."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..core.errors import UserError, need_one_of, need_whole
 from ..core.rng import Rng, normal
-from ..core.types import PointLoss
+from ..core.types import PerExampleLoss
 
 _EDGE = 1e-3
 _RATES = {"pixels": 0.1, "fourier": 0.05, "network": 0.01}
 
 
 @dataclass(frozen=True, slots=True)
-class Painted:
+class ParametrizedSearch:
     """Raises a loss by Adam on the parameters of an image, wherever in [0, 1] that leads: no set is kept to.
 
     Images are the sigmoid of `pixels`; of the inverse Fourier transform of coefficients, weighted by 1 / frequency
@@ -37,7 +37,7 @@ class Painted:
         if self.lr is not None and self.lr <= 0:
             raise UserError(f"a painting takes steps at a rate above 0, not at {self.lr}")
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         x = x.detach()
         canvas = _CANVASES[self.by](x, rng)
         rate = _RATES[self.by] if self.lr is None else self.lr

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core.errors import UserError, need_whole
 from ..core.modes import mode_matters
-from ..core.types import Forward, PointLoss, Probe
+from ..core.types import Forward, LossOutput, PerExampleLoss
 
 _TINY = 1e-12
 
@@ -41,13 +41,13 @@ class _OnLogits:
         return type(self)(*(part[rows] if isinstance(part, Tensor) else part for part in parts))
 
 
-def wrong(logits: Tensor, y: Tensor) -> Tensor:
+def misclassified(logits: Tensor, y: Tensor) -> Tensor:
     """Which predictions are not `y` `[B]`; what is not finite is wrong."""
     return (logits.argmax(1) != y) | ~logits.isfinite().all(1)
 
 
 @dataclass(frozen=True, slots=True)
-class Untargeted(_OnLogits):
+class CE(_OnLogits):
     """Cross-entropy with the true label `y` `[B]`.
 
     Raises `UserError` for a model in training mode that has batch norm or dropout, as do the others.
@@ -56,21 +56,21 @@ class Untargeted(_OnLogits):
     logits: Forward
     y: Tensor
 
-    def __call__(self, x: Tensor) -> Probe:
+    def __call__(self, x: Tensor) -> LossOutput:
         out = self.logits(x)
-        return Probe(F.cross_entropy(out, self.y, reduction="none"), wrong(out, self.y))
+        return LossOutput(F.cross_entropy(out, self.y, reduction="none"), misclassified(out, self.y))
 
 
 @dataclass(frozen=True, slots=True)
-class Targeted(_OnLogits):
+class TargetedCE(_OnLogits):
     """Minus the cross-entropy with the class wanted, `target` `[B]`; fooled when that class wins."""
 
     logits: Forward
     target: Tensor
 
-    def __call__(self, x: Tensor) -> Probe:
+    def __call__(self, x: Tensor) -> LossOutput:
         out = self.logits(x)
-        return Probe(-F.cross_entropy(out, self.target, reduction="none"), ~wrong(out, self.target))
+        return LossOutput(-F.cross_entropy(out, self.target, reduction="none"), ~misclassified(out, self.target))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +84,14 @@ class Margin(_OnLogits):
     y: Tensor
     target: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> Probe:
+    def __call__(self, x: Tensor) -> LossOutput:
         out = self.logits(x)
-        return Probe(self._differences(out).amax(1), wrong(out, self.y))
+        return LossOutput(self._differences(out).amax(1), misclassified(out, self.y))
 
-    def differences(self, x: Tensor) -> Probe:
+    def differences(self, x: Tensor) -> LossOutput:
         """As a call, but with a value `[B, K]` for every other class (or for the target)."""
         out = self.logits(x)
-        return Probe(self._differences(out), wrong(out, self.y))
+        return LossOutput(self._differences(out), misclassified(out, self.y))
 
     def _differences(self, out: Tensor) -> Tensor:
         rivals = others(out, self.y) if self.target is None else out.gather(1, self.target[:, None])
@@ -114,12 +114,12 @@ class DLR(_OnLogits):
     logits: Forward
     y: Tensor
 
-    def __call__(self, x: Tensor) -> Probe:
+    def __call__(self, x: Tensor) -> LossOutput:
         out = self.logits(x)
         _need_classes(out, 3, "DLR")
         top = out.topk(3).values
         margin = others(out, self.y).amax(1) - out.gather(1, self.y[:, None])[:, 0]
-        return Probe(margin / (top[:, 0] - top[:, 2] + _TINY), wrong(out, self.y))
+        return LossOutput(margin / (top[:, 0] - top[:, 2] + _TINY), misclassified(out, self.y))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +133,12 @@ class TargetedDLR(_OnLogits):
     y: Tensor
     target: Tensor
 
-    def __call__(self, x: Tensor) -> Probe:
+    def __call__(self, x: Tensor) -> LossOutput:
         out = self.logits(x)
         _need_classes(out, 4, "targeted DLR")
         top = out.topk(4).values
         margin = out.gather(1, self.target[:, None]) - out.gather(1, self.y[:, None])
-        return Probe(margin[:, 0] / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY), wrong(out, self.y))
+        return LossOutput(margin[:, 0] / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY), misclassified(out, self.y))
 
 
 def _need_classes(out: Tensor, least: int, name: str) -> None:
@@ -147,15 +147,15 @@ def _need_classes(out: Tensor, least: int, name: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Divergence(_OnLogits):
+class KLDivergence(_OnLogits):
     """KL(p ‖ prediction) from fixed probabilities `p` `[B, C]`, times a weight that matters beside other losses."""
 
     logits: Forward
     p: Tensor
     weight: float = 1.0
 
-    def __call__(self, x: Tensor) -> Probe:
-        return Probe(self.weight * F.kl_div(self.logits(x).log_softmax(1), self.p, reduction="none").sum(1))
+    def __call__(self, x: Tensor) -> LossOutput:
+        return LossOutput(self.weight * F.kl_div(self.logits(x).log_softmax(1), self.p, reduction="none").sum(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,23 +166,23 @@ class SquaredDistance(_OnLogits):
     p: Tensor
     weight: float = 1.0
 
-    def __call__(self, x: Tensor) -> Probe:
-        return Probe(self.weight * (self.logits(x).softmax(1) - self.p).square().sum(1))
+    def __call__(self, x: Tensor) -> LossOutput:
+        return LossOutput(self.weight * (self.logits(x).softmax(1) - self.p).square().sum(1))
 
 
 @dataclass(frozen=True, slots=True)
-class Total:
+class SumLoss:
     """The sum of point losses; the first that can tell who is fooled decides."""
 
-    parts: tuple[PointLoss, ...]
+    parts: tuple[PerExampleLoss, ...]
 
-    def __call__(self, x: Tensor) -> Probe:
+    def __call__(self, x: Tensor) -> LossOutput:
         probes = [part(x) for part in self.parts]
         fooled = next((p.fooled for p in probes if p.fooled is not None), None)
-        return Probe(torch.stack([p.value for p in probes]).sum(0), fooled)
+        return LossOutput(torch.stack([p.value for p in probes]).sum(0), fooled)
 
-    def __getitem__(self, rows: Tensor) -> "Total":
-        return Total(tuple(part[rows] for part in self.parts))
+    def __getitem__(self, rows: Tensor) -> "SumLoss":
+        return SumLoss(tuple(part[rows] for part in self.parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +196,8 @@ class FeatureMatch:
     parts: Callable[[Tensor], tuple[Tensor, ...]]
     targets: tuple[Tensor, ...]
 
-    def __call__(self, x: Tensor) -> Probe:
-        return Probe(-residuals(self.parts(x), self.targets).mean(0))
+    def __call__(self, x: Tensor) -> LossOutput:
+        return LossOutput(-residuals(self.parts(x), self.targets).mean(0))
 
     def __getitem__(self, rows: Tensor) -> "FeatureMatch":
         return FeatureMatch(self.parts, tuple(target[rows] for target in self.targets))
@@ -213,110 +213,110 @@ def residuals(found: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Coordinate:
+class FeatureUnit:
     """One number of what a layer gives, flattened: number `which` `[B]`."""
 
     part: Forward
     which: Tensor
 
-    def __call__(self, x: Tensor) -> Probe:
-        return Probe(self.part(x).flatten(1).gather(1, self.which[:, None])[:, 0])
+    def __call__(self, x: Tensor) -> LossOutput:
+        return LossOutput(self.part(x).flatten(1).gather(1, self.which[:, None])[:, 0])
 
-    def __getitem__(self, rows: Tensor) -> "Coordinate":
-        return Coordinate(self.part, self.which[rows])
+    def __getitem__(self, rows: Tensor) -> "FeatureUnit":
+        return FeatureUnit(self.part, self.which[rows])
 
 
 @dataclass(frozen=True, slots=True)
-class Smooth:
+class TotalVariation:
     """- `weight` x the total variation: sum of |differences| of neighbouring pixels, over the number of pixels."""
 
     weight: float
 
-    def __call__(self, x: Tensor) -> Probe:
+    def __call__(self, x: Tensor) -> LossOutput:
         steps = (x.diff(dim=2), x.diff(dim=3))
         total = torch.stack([step.abs().flatten(1).sum(1) for step in steps]).sum(0)
-        return Probe(-self.weight * total / x[0].numel())
+        return LossOutput(-self.weight * total / x[0].numel())
 
-    def __getitem__(self, rows: Tensor) -> "Smooth":
+    def __getitem__(self, rows: Tensor) -> "TotalVariation":
         del rows
         return self
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
+class EOT:
     """The mean of a loss over the chance inside the model: expectation over transformation.
 
     https://arxiv.org/abs/1707.07397; AutoAttack takes 20 draws. Fooled is who is fooled in more than half of them.
     """
 
-    loss: PointLoss
+    loss: PerExampleLoss
     draws: int = 20
 
     def __post_init__(self) -> None:
         need_whole("draws", self.draws)
 
-    def __call__(self, x: Tensor) -> Probe:
+    def __call__(self, x: Tensor) -> LossOutput:
         return mean([self.loss(x) for _ in range(self.draws)])
 
-    def __getitem__(self, rows: Tensor) -> "Expected":
-        return Expected(self.loss[rows], self.draws)
+    def __getitem__(self, rows: Tensor) -> "EOT":
+        return EOT(self.loss[rows], self.draws)
 
 
 @dataclass(frozen=True, slots=True)
-class InBatches:
+class Microbatched:
     """The same loss, of `size` examples at a time: an attack may hold more of them than a model takes at once.
 
-    So batches stay full while examples leave. Gradients are taken batch by batch (`attacks.slope`).
+    So batches stay full while examples leave. Gradients are taken batch by batch (`attacks.value_and_grad`).
     """
 
-    loss: PointLoss
+    loss: PerExampleLoss
     size: int
 
-    def parts(self, x: Tensor) -> Iterator[tuple[PointLoss, Tensor]]:
+    def parts(self, x: Tensor) -> Iterator[tuple[PerExampleLoss, Tensor]]:
         """The loss of each batch, and the examples in it."""
         if len(x) <= self.size:
             return iter([(self.loss, x)])
         return ((self.loss[rows], x[rows]) for rows in torch.arange(len(x), device=x.device).split(self.size))
 
-    def __call__(self, x: Tensor) -> Probe:
+    def __call__(self, x: Tensor) -> LossOutput:
         return joined([loss(z) for loss, z in self.parts(x)])
 
-    def __getitem__(self, rows: Tensor) -> "InBatches":
-        return InBatches(self.loss[rows], self.size)
+    def __getitem__(self, rows: Tensor) -> "Microbatched":
+        return Microbatched(self.loss[rows], self.size)
 
     @property
-    def differences(self) -> Callable[[Tensor], Probe]:
+    def differences(self) -> Callable[[Tensor], LossOutput]:
         """As those of the loss (`Boundaries`). Raises `AttributeError` if it has none."""
         self.loss.differences  # type: ignore[attr-defined]  # noqa: B018
         return lambda x: joined([loss.differences(z) for loss, z in self.parts(x)])  # type: ignore[attr-defined]
 
 
-def in_batches(loss: PointLoss, size: int | None) -> PointLoss:
-    """`InBatches`, if a size is given and the loss serves some of its examples."""
-    return loss if size is None or not hasattr(loss, "__getitem__") else InBatches(loss, size)
+def microbatched(loss: PerExampleLoss, size: int | None) -> PerExampleLoss:
+    """`Microbatched`, if a size is given and the loss serves some of its examples."""
+    return loss if size is None or not hasattr(loss, "__getitem__") else Microbatched(loss, size)
 
 
-def named(loss: PointLoss) -> str:
+def named(loss: PerExampleLoss) -> str:
     """The name of its class, for messages."""
-    return type(loss.loss if isinstance(loss, InBatches) else loss).__name__
+    return type(loss.loss if isinstance(loss, Microbatched) else loss).__name__
 
 
-def joined(probes: list[Probe]) -> Probe:
+def joined(probes: list[LossOutput]) -> LossOutput:
     """What is known of some batches, as of one."""
     value = torch.cat([p.value for p in probes])
     told = [p.fooled for p in probes if p.fooled is not None]
-    return Probe(value, torch.cat(told) if told else None)
+    return LossOutput(value, torch.cat(told) if told else None)
 
 
-def mean(probes: list[Probe]) -> Probe:
+def mean(probes: list[LossOutput]) -> LossOutput:
     """The mean value, and who is fooled in more than half of the probes."""
     value = torch.stack([p.value for p in probes]).mean(0)
     votes = [p.fooled for p in probes if p.fooled is not None]
-    return Probe(value, torch.stack(votes).float().mean(0) > 0.5 if votes else None)
+    return LossOutput(value, torch.stack(votes).float().mean(0) > 0.5 if votes else None)
 
 
-class Boundaries(PointLoss, Protocol):
+class Boundaries(PerExampleLoss, Protocol):
     """A loss that knows its distance to each decision boundary in logits, such as `Margin`."""
 
-    def differences(self, x: Tensor) -> Probe: ...
+    def differences(self, x: Tensor) -> LossOutput: ...
     def __getitem__(self, rows: Tensor) -> "Boundaries": ...

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..core.errors import UserError, need_whole
 from ..core.rng import Rng
-from ..core.types import PointLoss, each
-from .gradients import slope
+from ..core.types import PerExampleLoss, each
+from .gradients import value_and_grad
 from .losses import named
 from .threats import L2
 
@@ -31,10 +31,10 @@ class Closest(NamedTuple):
         self.points[rows[nearer]], self.norm[rows[nearer]] = points[nearer], norm[nearer]
 
 
-class MinimumNorm(Protocol):
+class MinimumNormAttack(Protocol):
     """Finds the nearest fooling point inside [0, 1], however far it is."""
 
-    def closest(self, loss: PointLoss, x: Tensor, rng: Rng) -> Closest: ...
+    def closest(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Closest: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class DDN:
     """Decoupled direction and norm, L2 (https://arxiv.org/abs/1811.09600): a forward and a backward pass a step.
 
     The radius of a ball shrinks by `gamma` while its point fools and grows by it while not; the steps along the
-    gradient fall from 1 to 0.01 on a cosine. Any loss will do that can tell who is fooled, `Untargeted` for one.
+    gradient fall from 1 to 0.01 on a cosine. Any loss will do that can tell who is fooled, `CE` for one.
     """
 
     steps: int = 100
@@ -54,7 +54,7 @@ class DDN:
         if not 0 < self.gamma < 1 or self.first_radius <= 0:
             raise UserError(f"DDN needs gamma in (0, 1) and a radius above 0, unlike {self!r}")
 
-    def closest(self, loss: PointLoss, x: Tensor, rng: Rng) -> Closest:
+    def closest(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Closest:
         del rng
         x = x.detach()
         found, rows = Closest.none(x), torch.arange(len(x), device=x.device)
@@ -63,7 +63,7 @@ class DDN:
         radius = torch.full((len(x),), self.first_radius, dtype=x.dtype, device=x.device)
         for step in range(self.steps):
             z = (x + delta).clamp_(0, 1)
-            seen = slope(loss, z)
+            seen = value_and_grad(loss, z)
             fooled = told(loss, seen.fooled)
             found.keep(rows[fooled], z[fooled], ball.norm(z - x)[fooled])
             length = 0.01 + 0.99 * (1 + math.cos(math.pi * step / self.steps)) / 2
@@ -92,7 +92,7 @@ class CWL2:
         if self.lr <= 0 or self.first_c <= 0:
             raise UserError(f"CWL2 needs a step size and a constant above 0, unlike {self!r}")
 
-    def closest(self, loss: PointLoss, x: Tensor, rng: Rng) -> Closest:
+    def closest(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Closest:
         del rng
         x = x.detach()
         found = Closest.none(x)
@@ -105,7 +105,7 @@ class CWL2:
             c = torch.where(high.isinf(), c * 10, (low + high) / 2)
         return found
 
-    def _descend(self, loss: PointLoss, x: Tensor, c: Tensor, found: Closest) -> Tensor:
+    def _descend(self, loss: PerExampleLoss, x: Tensor, c: Tensor, found: Closest) -> Tensor:
         """One minimisation for the constants `c`; who was fooled on the way."""
         ever, rows = torch.zeros_like(c, dtype=torch.bool), torch.arange(len(x), device=x.device)
         hidden = torch.atanh((2 * x - 1) * (1 - 1e-6)).requires_grad_()
@@ -113,7 +113,7 @@ class CWL2:
         for _ in range(self.steps):
             z = (hidden.tanh() + 1) / 2
             delta = z - x
-            seen = slope(loss, z)
+            seen = value_and_grad(loss, z)
             fooled = told(loss, seen.fooled)
             ever = ever | fooled
             norm = delta.detach().flatten(1).norm(dim=1)
@@ -125,7 +125,7 @@ class CWL2:
         return ever
 
 
-def told(loss: PointLoss, fooled: Tensor | None) -> Tensor:
+def told(loss: PerExampleLoss, fooled: Tensor | None) -> Tensor:
     """Who is fooled. Raises `UserError` if the loss cannot tell."""
     if fooled is None:
         raise UserError(f"a minimum-norm attack needs a loss that tells who is fooled: {named(loss)} does not")

@@ -10,9 +10,9 @@ from torch import Tensor
 from ..core.errors import UserError, need_whole
 from ..core.numbers import parse_number
 from ..core.rng import Rng, normal, uniform
-from ..core.types import PointLoss, Threat, each
+from ..core.types import PerExampleLoss, Threat, each
 from ..core.whole_batch import WholeBatch
-from .gradients import Slope, slope
+from .gradients import ValueAndGrad, value_and_grad
 from .losses import named
 from .threats import Linf, need_threat
 
@@ -21,7 +21,7 @@ from .threats import Linf, need_threat
 class Benign:
     """Leaves the input alone. Standard training is adversarial training with this attack."""
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         del loss, rng
         return x if not x.requires_grad else x.detach()  # itself, so that a clean term shares its forward pass
 
@@ -33,7 +33,7 @@ class Start(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Anywhere:
+class RandomStart:
     """A random point of the set (https://arxiv.org/abs/1706.06083)."""
 
     def __call__(self, threat: Threat, x: Tensor, rng: Rng) -> Tensor:
@@ -41,19 +41,26 @@ class Anywhere:
 
 
 @dataclass(frozen=True, slots=True)
-class Near:
-    """The example plus Gaussian noise, 0.001 in TRADES (https://arxiv.org/abs/1901.08573); with 0, the example."""
+class CleanStart:
+    """The example itself."""
+
+    def __call__(self, threat: Threat, x: Tensor, rng: Rng) -> Tensor:
+        del threat, rng
+        return x.clone()
+
+
+@dataclass(frozen=True, slots=True)
+class GaussianStart:
+    """The example plus Gaussian noise of deviation `sigma`, 0.001 in TRADES (https://arxiv.org/abs/1901.08573)."""
 
     sigma: float = 0.001
 
     def __call__(self, threat: Threat, x: Tensor, rng: Rng) -> Tensor:
-        if self.sigma == 0.0:
-            return x.clone()
         return threat.project(x + self.sigma * normal(x, rng), x)
 
 
 @dataclass(frozen=True, slots=True)
-class Shell:
+class SphereStart:
     """A random direction from the example, `share` x eps long in the norm of the set, then clipped to [0, 1].
 
     Uniform noise for Linf, Gaussian noise else, as released with APGD (share 1) and FAB (1/2).
@@ -68,7 +75,7 @@ class Shell:
 
 
 @dataclass(frozen=True, slots=True)
-class Sometimes:
+class MixedStart:
     """`start`, or with probability `clean` the examples themselves; in training one draw decides for a whole batch.
 
     The released code of Feature Denoising and of Smooth Adversarial Training has `clean` 0.2 in training.
@@ -102,7 +109,7 @@ class PGD:
     threat: Threat
     steps: int = 10
     step_size: float | None = None
-    start: Start = Anywhere()
+    start: Start = RandomStart()
     patience: int | None = None
     if TYPE_CHECKING:  # at run time step_size is read by __post_init__
 
@@ -111,7 +118,7 @@ class PGD:
             threat: Threat,
             steps: int = 10,
             step_size: float | str | None = None,
-            start: Start = Anywhere(),
+            start: Start = RandomStart(),
             patience: int | None = None,
         ) -> None: ...
 
@@ -121,22 +128,22 @@ class PGD:
         if self.patience is not None:
             need_whole("patience", self.patience, 0)
         if self.step_size is not None:
-            object.__setattr__(self, "step_size", step_length(self.step_size, self.threat))
+            object.__setattr__(self, "step_size", parse_step_size(self.step_size, self.threat))
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         x = x.detach()
         size = self.step_size if self.step_size is not None else 2.5 * self.threat.eps / self.steps
         z = self.start(self.threat, x, rng)
         return self._climb(loss, x, z, size)
 
-    def _climb(self, loss: PointLoss, x: Tensor, z: Tensor, size: float) -> Tensor:
+    def _climb(self, loss: PerExampleLoss, x: Tensor, z: Tensor, size: float) -> Tensor:
         if self.patience is not None:
             return self._climb_until(loss, x, z, size, self.patience)
         for _ in range(self.steps):
-            z = self._move(x, z, slope(loss, z).grad, size)
+            z = self._move(x, z, value_and_grad(loss, z).grad, size)
         return z
 
-    def _climb_until(self, loss: PointLoss, x: Tensor, out: Tensor, size: float, patience: int) -> Tensor:
+    def _climb_until(self, loss: PerExampleLoss, x: Tensor, out: Tensor, size: float, patience: int) -> Tensor:
         """As `_climb`, over the rows of `out` whose patience lasts."""
         rows = torch.arange(len(x), device=x.device)
         met = torch.zeros_like(rows, dtype=torch.bool)  # fooled before
@@ -161,24 +168,24 @@ class PGD:
         return self.threat.project(z + size * self.threat.ascent(grad), x)
 
 
-def _slope_of(loss: PointLoss, z: Tensor, rows: Tensor) -> Slope:
+def _slope_of(loss: PerExampleLoss, z: Tensor, rows: Tensor) -> ValueAndGrad:
     """Of some rows of `z`; the others are run too where the loss needs them beside."""
     if not isinstance(loss, WholeBatch):
-        return slope(loss[rows], z[rows])
-    value, fooled, grad = slope(loss, z)
-    return Slope(value[rows], None if fooled is None else fooled[rows], grad[rows])
+        return value_and_grad(loss[rows], z[rows])
+    value, fooled, grad = value_and_grad(loss, z)
+    return ValueAndGrad(value[rows], None if fooled is None else fooled[rows], grad[rows])
 
 
-def FGSM(threat: Threat, step_size: float | str | None = None, start: Start = Near(0.0)) -> PGD:  # noqa: N802
+def FGSM(threat: Threat, step_size: float | str | None = None, start: Start = CleanStart()) -> PGD:  # noqa: N802
     """One step, by default of length eps from the example itself (https://arxiv.org/abs/1412.6572).
 
-    FGSM-RS (https://arxiv.org/abs/2001.03994) is `FGSM(Linf("8/255"), "10/255", Anywhere())`.
+    FGSM-RS (https://arxiv.org/abs/2001.03994) is `FGSM(Linf("8/255"), "10/255", RandomStart())`.
     """
     need_threat(threat)
     return PGD(threat, steps=1, step_size=threat.eps if step_size is None else step_size, start=start)
 
 
-def step_length(value: float | str, threat: Threat) -> float:
+def parse_step_size(value: float | str, threat: Threat) -> float:
     """A step in pixel units. Raises `UserError` for one that crosses the set ten times over: it is in another unit."""
     size, eps = parse_number(value), threat.eps
     if not (0 < size < math.inf):

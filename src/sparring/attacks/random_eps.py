@@ -8,13 +8,13 @@ from torch import Tensor
 
 from ..core.errors import UserError, need_one_of
 from ..core.rng import PerExample, Rng, uniform
-from ..core.types import PointLoss
-from .pgd import PGD, Shell
-from .threats import L1, L2, Linf, Shrunk
+from ..core.types import PerExampleLoss
+from .pgd import PGD, SphereStart
+from .threats import L1, L2, Linf, ScaledThreat
 
 
 @dataclass(frozen=True, slots=True)
-class VariedEps:
+class RandomEps:
     """PGD whose eps is drawn anew each time, for the whole `batch` or for each `example`, up to its own.
 
     The share of its eps is Beta(`alpha`, `beta`) distributed between `low` and 1; with 1 and 1 it is uniform. Steps
@@ -42,16 +42,18 @@ class VariedEps:
             raise UserError(f"{type(self.attack).__name__} is no PGD, whose eps could be drawn")
         if not isinstance(self.attack.threat, Linf | L2 | L1):
             raise UserError(f"of {self.attack.threat} no eps can be drawn: it is made for Linf, L2 and L1")
-        if isinstance(getattr(self.attack.start, "start", self.attack.start), Shell):
-            raise UserError("Shell() starts at the whole eps, whatever is drawn: start Anywhere() or Near()")
+        if isinstance(getattr(self.attack.start, "start", self.attack.start), SphereStart):
+            raise UserError(
+                "SphereStart() starts at the whole eps, whatever is drawn: start RandomStart() or GaussianStart()"
+            )
         if self.attack.patience is not None:
             raise UserError("with patience, examples leave the batch for which eps was drawn: leave it out")
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         share, whole = self._drawn(x, rng), self.attack.threat
         assert isinstance(whole, Linf | L2 | L1)
         whole.project(x[:1], x[:1])  # refuses an eps that no image of this size has
-        return replace(self.attack, threat=Shrunk(whole, share))(loss, x, rng)
+        return replace(self.attack, threat=ScaledThreat(whole, share))(loss, x, rng)
 
     def _drawn(self, x: Tensor, rng: Rng) -> Tensor:
         """Shares `[B]`; in evaluation each example has its own, for it cannot know of a batch."""

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ..core.errors import UserError, need_whole
 from ..core.rng import Rng, uniform
-from ..core.types import PointLoss
-from .gradients import slope
-from .pgd import step_length
+from ..core.types import PerExampleLoss
+from .gradients import value_and_grad
+from .pgd import parse_step_size
 from .threats import Linf
 
 
@@ -32,7 +32,7 @@ class NFGSM:
     def __post_init__(self) -> None:
         _need_linf("N-FGSM", self.threat)
         if self.step_size is not None:
-            object.__setattr__(self, "step_size", step_length(self.step_size, self.threat))
+            object.__setattr__(self, "step_size", parse_step_size(self.step_size, self.threat))
 
     @property
     def reach(self) -> Linf:
@@ -43,10 +43,10 @@ class NFGSM:
     def _length(self) -> float:
         return self.threat.eps if self.step_size is None else self.step_size
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         x, width = x.detach(), self.noise * self.threat.eps
         z = (x + uniform(x, rng, -width, width)).clamp_(0, 1)
-        return (z + self._length * self.threat.ascent(slope(loss, z).grad)).clamp_(0, 1)
+        return (z + self._length * self.threat.ascent(value_and_grad(loss, z).grad)).clamp_(0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +69,12 @@ class ZeroGrad:
         if not 0 <= self.quantile < 1:
             raise UserError(f"quantile = {self.quantile:g} is not in [0, 1): some pixels must move")
         if self.step_size is not None:
-            object.__setattr__(self, "step_size", step_length(self.step_size, self.threat))
+            object.__setattr__(self, "step_size", parse_step_size(self.step_size, self.threat))
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         x = x.detach()
         z = self.threat.sample(x, rng)
-        grad = slope(loss, z).grad.flatten(1)
+        grad = value_and_grad(loss, z).grad.flatten(1)
         least = grad.abs().kthvalue(int(self.quantile * grad.shape[1]) + 1, dim=1, keepdim=True).values
         kept = torch.where(grad.abs() < least, 0.0, grad).view_as(x)
         size = 2 * self.threat.eps if self.step_size is None else self.step_size
@@ -100,11 +100,11 @@ class MultiGrad:
         _need_linf("MultiGrad", self.threat)
         need_whole("points", self.points)
         if self.step_size is not None:
-            object.__setattr__(self, "step_size", step_length(self.step_size, self.threat))
+            object.__setattr__(self, "step_size", parse_step_size(self.step_size, self.threat))
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         x = x.detach()
-        grads = [slope(loss, self.threat.sample(x, rng)).grad for _ in range(self.points)]
+        grads = [value_and_grad(loss, self.threat.sample(x, rng)).grad for _ in range(self.points)]
         votes = torch.stack([self.threat.ascent(grad) for grad in grads]).sum(0)
         agreed = torch.where(votes.abs() < self.points, 0.0, votes / self.points)  # NaN stays, to be seen
         size = 2 * self.threat.eps if self.step_size is None else self.step_size

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.errors import UserError, need_whole
 from ..core.rng import Rng, some, uniform
-from ..core.types import PointLoss, Threat, each
+from ..core.types import PerExampleLoss, Threat, each
 from .threats import L1, L2, Linf
 
 _BLOCK = 50  # queries for which random numbers are drawn at once
@@ -43,7 +43,7 @@ class Square:
             raise UserError(f"Square needs a share in (0, 1], not {self.share:g}")
 
     @torch.no_grad()
-    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         x = x.detach()
         squares: _Squares = _Stripes(self) if isinstance(self.threat, Linf) else _Pyramids(self)
         z = squares.start(x, rng)

@@ -175,17 +175,19 @@ class L1(_Ball):
 def _threshold(size: Tensor, cap: Tensor, eps: float | Tensor) -> Tensor:
     """The smallest t >= 0 with `sum_i min(max(size_i - t, 0), cap_i) <= eps`, `[B, 1]`."""
     kinks, order = torch.cat([size - cap, size], dim=1).sort(dim=1, descending=True)
-    slopes = torch.where(order < size.shape[1], -1.0, 1.0).to(size).cumsum(1)  # just below each kink, per unit of t
+    values_and_grads = (
+        torch.where(order < size.shape[1], -1.0, 1.0).to(size).cumsum(1)
+    )  # just below each kink, per unit of t
     gaps = kinks[:, :-1] - kinks[:, 1:]
     zero = torch.zeros_like(kinks[:, :1])
-    kept = torch.cat([zero, (slopes[:, :-1] * gaps).cumsum(1)], dim=1)  # at each kink
+    kept = torch.cat([zero, (values_and_grads[:, :-1] * gaps).cumsum(1)], dim=1)  # at each kink
     last = (kept <= eps).sum(1, keepdim=True) - 1
-    beyond = (eps - kept.gather(1, last)) / slopes.gather(1, last).clamp_min(1.0)
+    beyond = (eps - kept.gather(1, last)) / values_and_grads.gather(1, last).clamp_min(1.0)
     return (kinks.gather(1, last) - beyond).clamp_min(0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shrunk:
+class ScaledThreat:
     """A set that is smaller for some examples than for others: `share` `[B]`, in [0, 1], of the eps of `whole`.
 
     Steps shrink with it. It is made for one batch, and serves no part of it.

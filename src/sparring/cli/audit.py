@@ -12,7 +12,7 @@ from .evaluate import ForeignOptions, foreign, is_foreign
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..core.types import Data, Labelled, Threat
+    from ..core.types import LabelledData, TensorData, Threat
 
 _AUDIT = """\
 usage: sparring audit TARGET [--threat THREAT] [--examples N] [--surrogate RUN_OR_WEIGHTS] [--device NAME] [--json] ...
@@ -93,7 +93,7 @@ def audit(args: list[str]) -> int:
     return 0 if passed(found) else 1
 
 
-def _surrogate(path: str, data: "Data") -> "nn.Module":
+def _surrogate(path: str, data: "TensorData") -> "nn.Module":
     """The net of another run, seen to give logits for these images."""
     import torch
 
@@ -111,7 +111,7 @@ def _surrogate(path: str, data: "Data") -> "nn.Module":
     return model
 
 
-def _subject(target: str, options: _Options, args: list[str]) -> "tuple[nn.Module, Labelled, Threat]":
+def _subject(target: str, options: _Options, args: list[str]) -> "tuple[nn.Module, LabelledData, Threat]":
     from ..attacks.threats import threat
 
     given = threat(options.threat) if options.threat else None

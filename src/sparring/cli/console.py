@@ -11,9 +11,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from ..bench import Timing
-from ..evaluation import News as Doing
-from ..records.results import Accuracy, Evaluated, Finding
-from ..training.hooks import News
+from ..evaluation import EvaluationProgress
+from ..records.results import Accuracy, EvaluationResult, Finding
+from ..training.hooks import TrainingProgress
 
 QUIET_SECONDS = 15.0  # between plain lines within an epoch
 
@@ -21,7 +21,7 @@ QUIET_SECONDS = 15.0  # between plain lines within an epoch
 class Told(NamedTuple):
     """What training reports to: after each step, and in sentences."""
 
-    show: Callable[[News], None]
+    show: Callable[[TrainingProgress], None]
     say: Callable[[str], None]
 
 
@@ -40,7 +40,7 @@ def training() -> Iterator[Told]:
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("training", total=None, detail="")
 
-        def show(news: News) -> None:
+        def show(news: TrainingProgress) -> None:
             if news.held_out is not None:
                 console.print(f"epoch {_epoch(news)}  {_terms(news)}  {_held_out(news)}", highlight=False)
             at = news.progress
@@ -50,14 +50,14 @@ def training() -> Iterator[Told]:
         yield Told(_welcoming(show, console), _heard(say))
 
 
-def _welcoming(show: Callable[[News], None], console: Console) -> Callable[[News], None]:
+def _welcoming(show: Callable[[TrainingProgress], None], console: Console) -> Callable[[TrainingProgress], None]:
     """`show`, which first says so if training goes on from a checkpoint, and which nobody has to listen to.
 
     When the reader of a pipe has gone, rich raises `SystemExit`; training goes on all the same.
     """
     fresh, heard = True, True
 
-    def tell(news: News) -> None:
+    def tell(news: TrainingProgress) -> None:
         nonlocal fresh, heard
         if not heard:
             return
@@ -86,7 +86,7 @@ class _Lines:
     def __init__(self, console: Console) -> None:
         self.console, self.last = console, time.monotonic()
 
-    def show(self, news: News) -> None:
+    def show(self, news: TrainingProgress) -> None:
         now = time.monotonic()
         if news.held_out is not None:
             self._print(f"{_position(news)}  {_detail(news)}  {_held_out(news)}")
@@ -98,25 +98,25 @@ class _Lines:
         self.console.print(line, soft_wrap=True, highlight=False)
 
 
-def _epoch(news: News) -> str:
+def _epoch(news: TrainingProgress) -> str:
     at = news.progress
     return f"{min(at.epochs, (at.step - 1) // at.steps_per_epoch + 1)}/{at.epochs}"
 
 
-def _position(news: News) -> str:
+def _position(news: TrainingProgress) -> str:
     at = news.progress
     return f"epoch {_epoch(news)}  step {at.step}/{at.epochs * at.steps_per_epoch}"
 
 
-def _terms(news: News) -> str:
+def _terms(news: TrainingProgress) -> str:
     return "  ".join(f"{name} {value:.3f}" for name, value in news.terms.items())
 
 
-def _detail(news: News) -> str:
+def _detail(news: TrainingProgress) -> str:
     return f"{news.images_per_second:,.0f} images/s  {duration(news.seconds_left)} left  {_terms(news)}"
 
 
-def _held_out(news: News) -> str:
+def _held_out(news: TrainingProgress) -> str:
     held = news.held_out or {}
     if not held:
         return "nothing held out"
@@ -125,7 +125,7 @@ def _held_out(news: News) -> str:
 
 
 @contextmanager
-def evaluating() -> Iterator[Callable[[str, Doing], None]]:
+def evaluating() -> Iterator[Callable[[str, EvaluationProgress], None]]:
     """Shows how far an evaluation is: the attack under way, what stands, and the time left."""
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -135,7 +135,7 @@ def evaluating() -> Iterator[Callable[[str, Doing], None]]:
     with Progress(*columns, console=console) as bar:
         tasks: dict[str, TaskID] = {}
 
-        def show(which: str, doing: Doing) -> None:
+        def show(which: str, doing: EvaluationProgress) -> None:
             what = f"{which}: {doing.stage}"
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=doing.todo, detail="")
@@ -152,7 +152,7 @@ class _EvaluationLines:
     def __init__(self, console: Console) -> None:
         self.console, self.last = console, time.monotonic()
 
-    def show(self, which: str, doing: Doing) -> None:
+    def show(self, which: str, doing: EvaluationProgress) -> None:
         now = time.monotonic()
         if doing.stage_done or now - self.last > QUIET_SECONDS:
             self.last = now
@@ -160,7 +160,7 @@ class _EvaluationLines:
             self.console.print(line, soft_wrap=True, highlight=False)
 
 
-def _standing(doing: Doing) -> str:
+def _standing(doing: EvaluationProgress) -> str:
     left = "" if doing.stage_done else f"  {duration(doing.seconds_left)} left in all"
     return f"{int(doing.flags.sum())} of {len(doing.flags)} standing{left}"
 
@@ -177,7 +177,7 @@ def accuracy_table(tables: Mapping[str, Mapping[str, Accuracy]]) -> Table:
     return table
 
 
-def remarks(which: str, evaluated: Evaluated) -> list[str]:
+def remarks(which: str, evaluated: EvaluationResult) -> list[str]:
     """What a table does not show, of the last adversary: what broke how many, the worst classes, what to know."""
     name, middle = list(evaluated.standing)[-1], evaluated.median_distance()
     broken = evaluated.broken_by(name)

@@ -12,9 +12,9 @@ from .common import argument, check_options, print_json, say, value_of
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..core.types import Data, Threat
+    from ..core.types import TensorData, Threat
     from ..evaluation import Adversary
-    from ..records.results import Evaluated
+    from ..records.results import EvaluationResult
     from ..runs.recipe import Evaluation, Recipe
 
 _EVALUATE = """\
@@ -110,7 +110,7 @@ def evaluate(args: list[str]) -> int:
     return 0
 
 
-def _plain(evaluated: "Evaluated") -> dict[str, object]:
+def _plain(evaluated: "EvaluationResult") -> dict[str, object]:
     plain: dict[str, object] = {name: accuracy.plain() for name, accuracy in evaluated.table().items()}
     if evaluated.distance is not None:
         plain["median distance"] = evaluated.median_distance()
@@ -127,18 +127,18 @@ def _say_where(path: Path) -> None:
             say(f"picture: {picture}")
 
 
-_Found = tuple[_Options, "dict[str, Evaluated]", "Mapping[str, object]", str | None]
+_Found = tuple[_Options, "dict[str, EvaluationResult]", "Mapping[str, object]", str | None]
 
 
 def _evaluate_ours(path: Path, args: list[str], show: object) -> _Found:
     """A run folder, or weights whose recipe is known."""
-    from ..acceleration import Fast
+    from ..acceleration import AcceleratedCopy
     from ..records.run_folder import RunFolder
     from ..runs.load import evaluate_run, evaluate_weights
 
     options, recipe = _chosen(path, args)
     recipe = replace(recipe, evaluation=_with_more(recipe.evaluation, options))
-    search = Fast(options.precision, options.compile)
+    search = AcceleratedCopy(options.precision, options.compile)
     common = {
         "device": options.device,
         "overwrite": options.overwrite,
@@ -181,13 +181,13 @@ def _with_more(evaluation: "Evaluation", options: _Options) -> "Evaluation":
 
 
 def _added(options: _Options, threat: "Threat") -> "dict[str, Adversary]":
-    from ..evaluation import AutoAttack, Nearest
+    from ..evaluation import AutoAttack, MinimumNorm
 
     more: dict[str, Any] = {}
     if options.autoattack is not None:
         more["autoattack"] = AutoAttack(threat, options.autoattack)
     if options.curve:
-        more["nearest"] = Nearest.of(threat)
+        more["nearest"] = MinimumNorm.of(threat)
     return more
 
 
@@ -213,7 +213,7 @@ def is_foreign(target: str, args: list[str]) -> bool:
 
 
 def _evaluate_foreign(target: str, args: list[str], show: object) -> _Found:
-    from ..acceleration import Fast
+    from ..acceleration import AcceleratedCopy
     from ..records.run_folder import RunFolder
     from ..runs.environment import device_of
     from ..runs.load import evaluate_models
@@ -239,13 +239,13 @@ def _evaluate_foreign(target: str, args: list[str], show: object) -> _Found:
         how=how,
         overwrite=options.overwrite,
         keep_images=options.keep_images,
-        search=Fast(options.precision, options.compile),
+        search=AcceleratedCopy(options.precision, options.compile),
         show=show,  # type: ignore[arg-type]
     )
     return options, found, evaluation.adversaries, options.out
 
 
-def foreign(target: str, options: ForeignOptions) -> "tuple[nn.Module, Data]":
+def foreign(target: str, options: ForeignOptions) -> "tuple[nn.Module, TensorData]":
     """The model that a target names, and its test images."""
     from ..data import load_test
     from ..runs.foreign import fitting, imported_model, named_model, normalized
@@ -299,7 +299,7 @@ class _CompareOptions:
     """Print one JSON object on standard output instead of sentences."""
 
 
-def _read(target: str) -> "Evaluated":
+def _read(target: str) -> "EvaluationResult":
     from ..records.run_folder import RunFolder, read_evaluated
 
     path = Path(target)

@@ -135,10 +135,10 @@ def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe]":
     options, recipe, wanted = parse(_TrainOptions, make(**given), given, args, f"sparring train {name}", text)
     if wanted != given:
         options, recipe, _ = parse(_TrainOptions, make(**wanted), given, args, f"sparring train {name}", text)
-    if options.memory and recipe.remember is None:
+    if options.memory and recipe.example_history is None:
         from ..training.example_history import remembering
 
-        recipe = replace(recipe, remember=remembering(recipe.selection))
+        recipe = replace(recipe, example_history=remembering(recipe.selection))
     return options, recipe
 
 

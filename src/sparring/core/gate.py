@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from .errors import UserError
 from .modes import eval_mode
-from .types import Data, pixels
+from .types import TensorData, pixels
 from .validation import check_data, check_images, check_labels, check_logits, check_tensor
 
 P = ParamSpec("P")
@@ -49,7 +49,9 @@ def _lock(model: nn.Module) -> threading.RLock:
 
 
 def gated(function: Callable[P, T]) -> Callable[P, T]:
-    """Lets an analysis through the gate: the models among its arguments are its own meanwhile, and take its `Data`."""
+    """Lets an analysis through the gate: the models among its arguments are its own meanwhile, and take its
+    `TensorData`.
+    """
 
     @wraps(function)
     def through(*args: P.args, **options: P.kwargs) -> T:
@@ -57,7 +59,7 @@ def gated(function: Callable[P, T]) -> Callable[P, T]:
         given = [each for one in args for each in (one if isinstance(one, list | tuple) else [one])]
         models = [each for each in given if isinstance(each, nn.Module)]
         with alone(*models):
-            for data in (each for each in given if isinstance(each, Data)):
+            for data in (each for each in given if isinstance(each, TensorData)):
                 check_data(data, "images")
                 check_taken(models[0], as_taken(models[0], data.x[:FEW]))
             return function(*args, **options)

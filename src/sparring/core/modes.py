@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from .types import View
+from .types import ModelMode
 
 
 @contextmanager
@@ -74,13 +74,13 @@ def frozen(model: nn.Module) -> Generator[None]:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Together:
-    """Several views at once, the first outermost: `Together((eval_mode, SmoothBackward()))`."""
+class ComposedMode:
+    """Several views at once, the first outermost: `ComposedMode((eval_mode, SmoothBackward()))`."""
 
-    views: tuple[View, ...]
+    views: tuple[ModelMode, ...]
 
     def __repr__(self) -> str:
-        return f"Together(({', '.join(map(named, self.views))}))"
+        return f"ComposedMode(({', '.join(map(named, self.views))}))"
 
     @contextmanager
     def __call__(self, model: nn.Module) -> Generator[None]:
@@ -90,7 +90,7 @@ class Together:
             yield
 
 
-def named(view: View) -> str:
+def named(view: ModelMode) -> str:
     """A view in words that are the same in every process."""
     return getattr(view, "__name__", None) or repr(view)
 

@@ -16,29 +16,29 @@ WRITTEN_BY = {1: "0.1"}
 """Versions of sparring that wrote, and read, former formats."""
 
 VALUES: Mapping[str, tuple[str, ...]] = {
-    "training.example_history": ("Remember",),
+    "training.example_history": ("ExampleHistory",),
     "attacks.apgd": ("APGD",),
-    "attacks.compose": ("Refined", "Restarts", "Split", "Worst"),
+    "attacks.compose": ("CoarseToFine", "Restarts", "Split", "Worst"),
     "attacks.fab": ("FAB",),
-    "attacks.pgd": ("PGD", "Anywhere", "Benign", "Near", "Shell", "Sometimes"),
+    "attacks.pgd": ("PGD", "RandomStart", "Benign", "CleanStart", "GaussianStart", "SphereStart", "MixedStart"),
     "attacks.minimum_norm": ("CWL2", "DDN"),
-    "attacks.image_prior": ("Painted",),
+    "attacks.image_prior": ("ParametrizedSearch",),
     "attacks.single_step": ("MultiGrad", "NFGSM", "ZeroGrad"),
     "attacks.square": ("Square",),
-    "attacks.random_eps": ("VariedEps",),
+    "attacks.random_eps": ("RandomEps",),
     "training.averaging": ("EMA", "SWA"),
-    "data.adapt": ("Classes", "Inverted", "Resized", "Rotated"),
+    "data.adapt": ("Classes", "Negative", "Resized", "Rotated"),
     "data.augment": ("Crop", "Cutout", "Flip", "Grey", "Jitter", "ResizedCrop"),
-    "data.relabel": ("Kept", "LabelNoise", "PixelNoise"),
+    "data.relabel": ("DifficultySubset", "LabelNoise", "PixelNoise"),
     "data.sources": (
-        *("CIFAR10", "CIFAR100", "Digits", "FashionMNIST", "Few", "ImageFolder", "ImageStream", "KMNIST", "MNIST"),
+        *("CIFAR10", "CIFAR100", "Digits", "FashionMNIST", "Subset", "ImageFolder", "ImageStream", "KMNIST", "MNIST"),
         *("NPZ", "STL10", "SVHN"),
     ),
     "training.engine": ("Method",),
-    "evaluation.adversaries": ("EachTarget", "Through", "WhiteBox"),
-    "evaluation.auto_attack": ("AutoAttack", "InTurn"),
-    "evaluation.minimum_norm": ("Nearest",),
-    "evaluation.neighbours": ("ByProbe", "OnFeatures", "OnGuides", "OnVotes", "WorstOnNeighbours"),
+    "evaluation.adversaries": ("MultiTargeted", "SurrogateGradient", "WhiteBox"),
+    "evaluation.auto_attack": ("AutoAttack", "Ensemble"),
+    "evaluation.minimum_norm": ("MinimumNorm",),
+    "evaluation.neighbours": ("ProbeTransfer", "FeatureAttack", "PGDkNN", "KNNVoteAttack", "KNNAttackSuite"),
     "training.free": ("Free",),
     "training.guard": ("Guard",),
     "models.surgery": ("SmoothBackward",),
@@ -53,7 +53,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "objectives.mix_up": ("MixUp",),
     "objectives.logit_pairing": ("LogitPairing",),
     "objectives.rocl": ("RoCL",),
-    "objectives.batch_norm_statistics": ("Statistics",),
+    "objectives.batch_norm_statistics": ("BatchNormStatistics",),
     "objectives.temporal_ensembling": ("TemporalEnsembling",),
     "objectives.trades": ("TRADES",),
     "training.optimizers": ("SGD", "Adam", "AdamW"),
@@ -64,15 +64,15 @@ VALUES: Mapping[str, tuple[str, ...]] = {
         "Cyclic",
         "EpsWarmUp",
         "Linear",
-        "Phases",
-        "Piecewise",
+        "PiecewiseConstant",
+        "MultiStep",
         "Ramp",
         "Triangle",
         "WarmUp",
     ),
     "attacks.threats": ("L1", "L2", "Linf"),
-    "training.updates": ("Descend", "WeightPerturbed"),
-    "core.modes": ("Together",),
+    "training.updates": ("GradientStep", "AWP"),
+    "core.modes": ("ComposedMode",),
 }
 """Dataclasses, written as `{"$": name, ..}` with their fields."""
 
@@ -86,7 +86,7 @@ CALLS: Mapping[str, tuple[str, ...]] = {
 """Functions that build a model, written as `{"$call": name, ..}` with their options."""
 
 NAMES: Mapping[str, tuple[str, ...]] = {
-    "attacks.losses": ("DLR", "Margin", "Targeted", "TargetedDLR", "Untargeted"),
+    "attacks.losses": ("DLR", "Margin", "TargetedCE", "TargetedDLR", "CE"),
     "core.modes": ("batch_statistics", "eval_mode", "frozen", "statistics_kept", "train_mode", "unchanged"),
 }
 """Point losses and views, written as `{"$name": name}` and handed over as they are."""

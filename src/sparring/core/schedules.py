@@ -12,7 +12,7 @@ from .types import Attack, Progress, Schedule, T_co, at
 
 
 @dataclass(frozen=True, slots=True)
-class Piecewise:
+class MultiStep:
     """`peak`, times `factor` at each milestone (in epochs)."""
 
     peak: float
@@ -59,8 +59,8 @@ class Linear:
     """Straight lines between `points`, pairs of an epoch and a value; before the first and after the last, its value.
 
     From 0.1 at epoch 100 to 0 at epoch 105 is `Linear(((100, 0.1), (105, 0.0)))`, the linear decay of the code of
-    https://arxiv.org/abs/2010.00467 is `Phases(((0, 0.1), (100, Linear(((100, 0.01), (105, 0.0))))))`. A step counts at
-    its end, as in that code: the last step before a point has its value.
+    https://arxiv.org/abs/2010.00467 is `PiecewiseConstant(((0, 0.1), (100, Linear(((100, 0.01), (105, 0.0))))))`. A
+    step counts at its end, as in that code: the last step before a point has its value.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -112,7 +112,7 @@ class WarmUp:
     `capped=False`, as (t + 1) / 15 is above 1 in the last of the 15. Smooth AT warms from 0.1: `start=0.1`.
     """
 
-    then: Piecewise | Cyclic | Cosine | Linear | Triangle
+    then: MultiStep | Cyclic | Cosine | Linear | Triangle
     epochs: float = 5.0
     start: float = 0.0
     ahead: float = 0.0
@@ -196,8 +196,8 @@ class Cycle(Generic[T_co]):
 
 
 @dataclass(frozen=True, slots=True)
-class Phases(Generic[T_co]):
-    """One value after the other, each from an epoch on: `Phases(((0, PGD(..)), (60, PGD(.., patience=1))))`.
+class PiecewiseConstant(Generic[T_co]):
+    """One value after the other, each from an epoch on: `PiecewiseConstant(((0, PGD(..)), (60, PGD(.., patience=1))))`.
 
     A value may be a schedule itself, which sees the epochs of the whole training.
     """

@@ -35,7 +35,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
+class TensorData:
     """Labelled images: `x` `[N, C, H, W]`, bytes or floats in [0, 1], `y` int64 `[N]` in 0 .. `len(classes)` - 1."""
 
     x: Tensor
@@ -45,19 +45,19 @@ class Data:
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, rows: Tensor | slice) -> "Data":
-        return Data(self.x[rows], self.y[rows], self.classes)
+    def __getitem__(self, rows: Tensor | slice) -> "TensorData":
+        return TensorData(self.x[rows], self.y[rows], self.classes)
 
-    def to(self, device: torch.device | str) -> "Data":
-        return Data(self.x.to(device), self.y.to(device), self.classes)
+    def to(self, device: torch.device | str) -> "TensorData":
+        return TensorData(self.x.to(device), self.y.to(device), self.classes)
 
-    def part(self, rows: Tensor) -> "Data":
+    def part(self, rows: Tensor) -> "TensorData":
         return self[rows]
 
-    def relabelled(self, y: Tensor) -> "Data":
-        return Data(self.x, y.to(self.y.device), self.classes)
+    def relabelled(self, y: Tensor) -> "TensorData":
+        return TensorData(self.x, y.to(self.y.device), self.classes)
 
-    def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple["Data", Tensor]]:
+    def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple["TensorData", Tensor]]:
         del seed
         for rows in batches:
             yield self[rows], rows
@@ -69,8 +69,10 @@ class Data:
         return channels, height, width
 
 
-class Labelled(Protocol):
-    """Labelled images in memory (`Data`), or in files, where those that are asked for by their rows become `Data`."""
+class LabelledData(Protocol):
+    """Labelled images in memory (`TensorData`), or in files, where those that are asked for by their rows become
+    `TensorData`.
+    """
 
     @property
     def y(self) -> Tensor: ...
@@ -79,18 +81,18 @@ class Labelled(Protocol):
     @property
     def shape(self) -> tuple[int, int, int]: ...
     def __len__(self) -> int: ...
-    def __getitem__(self, rows: Tensor | slice) -> Data: ...
-    def to(self, device: torch.device | str) -> "Labelled": ...
+    def __getitem__(self, rows: Tensor | slice) -> TensorData: ...
+    def to(self, device: torch.device | str) -> "LabelledData": ...
 
-    def part(self, rows: Tensor) -> "Labelled":
+    def part(self, rows: Tensor) -> "LabelledData":
         """Some of them, still in files if they are there."""
         ...
 
-    def relabelled(self, y: Tensor) -> "Labelled":
+    def relabelled(self, y: Tensor) -> "LabelledData":
         """The same images with other labels `[N]`."""
         ...
 
-    def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple[Data, Tensor]]:
+    def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple[TensorData, Tensor]]:
         """One batch after the other for training, with the rows that it holds. `seed` decides what is cut out."""
         ...
 
@@ -155,18 +157,18 @@ class Threat(Protocol):
         ...
 
 
-class Probe(NamedTuple):
+class LossOutput(NamedTuple):
     """What an attack learns at its points: `value` `[B]` to raise and, if the loss can tell, `fooled` `[B]`."""
 
     value: Tensor
     fooled: Tensor | None = None
 
 
-class PointLoss(Protocol):
+class PerExampleLoss(Protocol):
     """A per-example function to raise. `loss[rows]` is the same function for some of the examples."""
 
-    def __call__(self, x: Tensor) -> Probe: ...
-    def __getitem__(self, rows: Tensor) -> "PointLoss": ...
+    def __call__(self, x: Tensor) -> LossOutput: ...
+    def __getitem__(self, rows: Tensor) -> "PerExampleLoss": ...
 
 
 class Attack(Protocol):
@@ -175,11 +177,11 @@ class Attack(Protocol):
     Returns a detached tensor and leaves `x`, the model and its gradients as they were.
     """
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor: ...
+    def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor: ...
 
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
-View: TypeAlias = Callable[[nn.Module], AbstractContextManager[Any]]
+ModelMode: TypeAlias = Callable[[nn.Module], AbstractContextManager[Any]]
 Terms: TypeAlias = Mapping[str, Tensor]
 Closure: TypeAlias = Callable[[], Terms]
 Update: TypeAlias = Callable[[nn.Module, torch.optim.Optimizer, Closure], Terms]
@@ -224,7 +226,7 @@ class Encoder(nn.Module):
 
 
 @dataclass(slots=True)
-class Lens:
+class ForwardCache:
     """A model seen through one phase of one step.
 
     It runs the model once per distinct tensor, so that terms which are added share their forward pass
@@ -277,7 +279,7 @@ class Lens:
 class Context:
     """Everything an objective may look at."""
 
-    lens: Lens
+    lens: ForwardCache
     batch: Batch
     memory: nn.Module
     progress: Progress
@@ -287,7 +289,7 @@ class Context:
         return Context(self.lens, self.batch, memory, self.progress)
 
 
-class Search(Protocol):
+class AttackBackend(Protocol):
     """Gives what attacks search on in place of a model: the model itself, or what answers alike and sooner."""
 
     def __call__(self, model: nn.Module, few: Tensor, kind: str | None = None) -> AbstractContextManager[nn.Module]:
@@ -301,15 +303,15 @@ class Search(Protocol):
         """What was taken the last time for a model, in a word to be saved; None if there is no choice."""
         ...
 
-    def fine(self) -> "Search":
+    def in_float32(self) -> "AttackBackend":
         """The same with the rounding of float32, for attacks that look for a boundary."""
         ...
 
-    def ahead(self, device: torch.device) -> int:
+    def batches_in_flight(self, device: torch.device) -> int:
         """From how many batches an evaluation should fill one while examples leave: more than 1 where sizes matter."""
         ...
 
-    def said(self, device: torch.device) -> str:
+    def describe(self, device: torch.device) -> str:
         """In words, as far as it decides a result."""
         ...
 
@@ -326,7 +328,7 @@ class Objective:
     `observe` is the only place that may change it.
     """
 
-    def init(self, data: Labelled) -> nn.Module:
+    def init(self, data: LabelledData) -> nn.Module:
         """What this method remembers: a label bank, a teacher, a feature bank. By default nothing."""
         del data
         return nn.Module()
@@ -334,7 +336,7 @@ class Objective:
     def observe(self, ctx: Context) -> None:
         """Once per batch, before the attack, without gradients."""
 
-    def inner(self, ctx: Context) -> PointLoss:
+    def inner(self, ctx: Context) -> PerExampleLoss:
         """What the attack raises."""
         raise NotImplementedError
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
-from .types import Classifier, Data
+from .types import Classifier, TensorData
 
 
 def check_tensor(x: object, what: str) -> None:
@@ -82,7 +82,7 @@ def check_labels(y: Tensor, num_classes: int, what: str = "labels") -> None:
         )
 
 
-def check_data(data: Data, what: str) -> None:
+def check_data(data: TensorData, what: str) -> None:
     check_images(data.x, f"{what} images", bytes_too=True)
     check_labels(data.y, len(data.classes), f"{what} labels")
     if len(data.x) != len(data.y):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import UserError
-from .types import PointLoss, Probe
+from .types import LossOutput, PerExampleLoss
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +17,13 @@ class WholeBatch:
     Raises `UserError` when it is asked for some of the rows. `why` ends the sentence "takes some rows out of a batch".
     """
 
-    loss: Callable[[Tensor], Probe]
+    loss: Callable[[Tensor], LossOutput]
     why: str
 
-    def __call__(self, x: Tensor) -> Probe:
+    def __call__(self, x: Tensor) -> LossOutput:
         return self.loss(x)
 
-    def __getitem__(self, rows: Tensor) -> PointLoss:
+    def __getitem__(self, rows: Tensor) -> PerExampleLoss:
         raise UserError(
             f"this attack takes some rows out of a batch {self.why}use an attack on whole batches (PGD, with patience "
             "or without)"
@@ -38,7 +38,7 @@ def by_batch(model: nn.Module) -> str | None:
     return None
 
 
-def served(loss: PointLoss, model: nn.Module) -> PointLoss:
+def served(loss: PerExampleLoss, model: nn.Module) -> PerExampleLoss:
     """`loss`, as a loss of the whole batch if batch norm of `model` goes by the batch."""
     layer = by_batch(model)
     if layer is None:

@@ -1,10 +1,10 @@
 """Data sets as values, and batches of them on the device."""
 
-from .adapt import Classes, Inverted, Resized, Rotated
+from .adapt import Classes, Negative, Resized, Rotated
 from .augment import Augment, Crop, Cutout, Flip, Grey, Jitter, ResizedCrop
 from .batches import Batches, hold_out
 from .named import load_test, source_of
-from .relabel import Alteration, Kept, LabelNoise, PixelNoise, Training, altered
+from .relabel import Alteration, DifficultySubset, LabelNoise, PixelNoise, Training, altered
 from .sources import (
     CIFAR10,
     CIFAR100,
@@ -15,10 +15,10 @@ from .sources import (
     SVHN,
     Digits,
     FashionMNIST,
-    Few,
     ImageFolder,
     ImageStream,
     Source,
+    Subset,
 )
 
 __all__ = [
@@ -35,22 +35,22 @@ __all__ = [
     "Classes",
     "Crop",
     "Cutout",
+    "DifficultySubset",
     "Digits",
     "FashionMNIST",
-    "Few",
     "Flip",
     "Grey",
     "ImageFolder",
     "ImageStream",
-    "Inverted",
     "Jitter",
-    "Kept",
     "LabelNoise",
+    "Negative",
     "PixelNoise",
     "Resized",
     "ResizedCrop",
     "Rotated",
     "Source",
+    "Subset",
     "Training",
     "altered",
     "hold_out",

@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..core.types import Data, pixels
+from ..core.types import TensorData, pixels
 from .sources import Source
 
-Both: TypeAlias = tuple[Data, Data]
+Both: TypeAlias = tuple[TensorData, TensorData]
 
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def _each(source: Source, change: Callable[[Data], Data]) -> Both:
+def _each(source: Source, change: Callable[[TensorData], TensorData]) -> Both:
     train, test = source.load()
     return change(train[:]), change(test[:])
 
@@ -46,7 +46,7 @@ class Resized:
     def load(self) -> Both:
         return _each(self.source, self._changed)
 
-    def _changed(self, data: Data) -> Data:
+    def _changed(self, data: TensorData) -> TensorData:
         x = pixels(data.x)
         if x.shape[1] != self.channels:
             luma = x.new_tensor(_LUMA).view(1, 3, 1, 1)
@@ -54,7 +54,7 @@ class Resized:
         size = (self.height, self.width)
         if tuple(x.shape[2:]) != size:
             x = F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
-        return Data(_bytes(x, data.x).contiguous(), data.y, data.classes)
+        return TensorData(_bytes(x, data.x).contiguous(), data.y, data.classes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +65,17 @@ class Rotated:
     quarters: int = 1
 
     def load(self) -> Both:
-        return _each(self.source, lambda d: Data(d.x.rot90(self.quarters, (2, 3)).contiguous(), d.y, d.classes))
+        return _each(self.source, lambda d: TensorData(d.x.rot90(self.quarters, (2, 3)).contiguous(), d.y, d.classes))
 
 
 @dataclass(frozen=True, slots=True)
-class Inverted:
+class Negative:
     """The images of another source as negatives: black becomes white."""
 
     source: Source
 
     def load(self) -> Both:
-        return _each(self.source, lambda d: Data((255 if d.x.dtype == torch.uint8 else 1) - d.x, d.y, d.classes))
+        return _each(self.source, lambda d: TensorData((255 if d.x.dtype == torch.uint8 else 1) - d.x, d.y, d.classes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Classes:
     def load(self) -> Both:
         return _each(self.source, self._changed)
 
-    def _changed(self, data: Data) -> Data:
+    def _changed(self, data: TensorData) -> TensorData:
         count = len(data.classes)
         if not all(0 <= number < count for number in self.chosen):
             raise UserError(f"classes {self.chosen} are chosen of those numbered 0 to {count - 1}")
@@ -100,4 +100,4 @@ class Classes:
         new[list(self.chosen)] = torch.arange(len(self.chosen))
         y = new.to(data.y.device)[data.y]
         rows = y >= 0
-        return Data(data.x[rows], y[rows], tuple(data.classes[number] for number in self.chosen))
+        return TensorData(data.x[rows], y[rows], tuple(data.classes[number] for number in self.chosen))

@@ -9,7 +9,7 @@ import torch
 
 from ..core.errors import UserError
 from ..core.reading import Array, read_arrays
-from ..core.types import Data
+from ..core.types import TensorData
 from ..core.validation import check_data
 
 MOST_CLASSES = 2**16  # a label is also a size: that of the list of names, and of the last layer
@@ -17,24 +17,24 @@ MOST_CLASSES = 2**16  # a label is also a size: that of the list of names, and o
 Pair: TypeAlias = tuple[Array, Array]
 
 
-def both(train: Pair, test: Pair, classes: Iterable[object], what: str) -> tuple[Data, Data]:
+def both(train: Pair, test: Pair, classes: Iterable[object], what: str) -> tuple[TensorData, TensorData]:
     """The training set and the test set, of images and labels `[N]` each. Raises `UserError` for absurd ones."""
     names = tuple(str(each) for each in classes)
     return varied(labelled(*train, names, f"{what}, train"), what), labelled(*test, names, f"{what}, test")
 
 
-def labelled(x: Array, y: Array, classes: Iterable[object], what: str) -> Data:
+def labelled(x: Array, y: Array, classes: Iterable[object], what: str) -> TensorData:
     """Images `[N, C, H, W]` and labels `[N]`. Raises `UserError` for absurd ones."""
     if x.size == 0:
         raise UserError(f"{what} images have shape {x.shape}: wanted is [N, channels, height, width], none of them 0")
-    data = Data(
+    data = TensorData(
         torch.from_numpy(np.array(x, order="C")), torch.from_numpy(y.astype(np.int64)), tuple(map(str, classes))
     )
     check_data(data, what)
     return data
 
 
-def varied(data: Data, what: str) -> Data:
+def varied(data: TensorData, what: str) -> TensorData:
     """The same training set. Raises `UserError` if its images are all equal: a training would blame something else."""
     if len(data) > 1 and torch.equal(data.x, data.x[:1].expand_as(data.x)):
         raise UserError(

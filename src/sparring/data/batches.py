@@ -8,7 +8,7 @@ import torch
 
 from ..core.errors import UserError
 from ..core.rng import make_rng, mixed_seed
-from ..core.types import Batch, Data, Labelled, pixels
+from ..core.types import Batch, LabelledData, TensorData, pixels
 from .augment import Augment
 
 
@@ -20,7 +20,7 @@ class Batches:
     holds every image so many times, each augmented by itself, one view of all images after the other.
     """
 
-    data: Labelled
+    data: LabelledData
     size: int
     augment: tuple[Augment, ...] = ()
     seed: int = 0
@@ -49,7 +49,7 @@ class Batches:
             yield Batch(x, part.y, index)
 
 
-def hold_out(data: Labelled, share: float) -> tuple[Labelled, Data]:
+def hold_out(data: LabelledData, share: float) -> tuple[LabelledData, TensorData]:
     """Splits off a fixed part of the training set, the same for every seed, by which "best" is chosen."""
     count = round(share * len(data))
     if not 1 <= count < len(data):

@@ -40,7 +40,7 @@ def opened(path: Path) -> "Iterator[Image]":
         yield image
 
 
-class Look(Protocol):
+class Cut(Protocol):
     """How a picture becomes `[3, size, size]` bytes: as it is seen in evaluation, and in training."""
 
     @property
@@ -50,7 +50,7 @@ class Look(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Square:
+class CentralSquare:
     """The largest square in the middle, resized."""
 
     size: int
@@ -72,7 +72,7 @@ class Square:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class RandomWindow:
     """For training, a window of `scale` (least and most) of the area and an aspect between 3/4 and 4/3, resized
     (https://arxiv.org/abs/1409.4842); in evaluation, the `middle`:
 

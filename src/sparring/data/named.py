@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from ..core.errors import UserError, nearest
-from ..core.types import Data
+from ..core.types import TensorData
 from . import adapt, sources
 from .arrays import MOST_CLASSES, channels_first, class_numbers, labelled, own_arrays
 
@@ -46,7 +46,7 @@ def _changed(source: sources.Source, change: str) -> sources.Source:
     word, _, value = change.partition("=")
     if word == "classes":
         return adapt.Classes(source, _numbers(value))
-    return adapt.Rotated(source) if word == "rotated" else adapt.Inverted(source)
+    return adapt.Rotated(source) if word == "rotated" else adapt.Negative(source)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -60,7 +60,7 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise UserError(f"classes are numbers, as +classes=0-4 or +classes=1,3,7, not {text!r}") from None
 
 
-def load_test(spec: str) -> Data:
+def load_test(spec: str) -> TensorData:
     """The test images of what `source_of` names; an .npz file may have none but `x_test` and `y_test`, or `x` and `y`.
 
     Raises `UserError` for other names.
@@ -69,7 +69,7 @@ def load_test(spec: str) -> Data:
     return _npz(where) if name == "npz" and not _CHANGE.search(where) else source_of(spec).load()[1][:]
 
 
-def _npz(path: str) -> Data:
+def _npz(path: str) -> TensorData:
     held = own_arrays(path)
     pairs = [pair for pair in (("x_test", "y_test"), ("x", "y")) if pair[0] in held and pair[1] in held]
     if not pairs:

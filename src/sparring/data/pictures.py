@@ -20,8 +20,8 @@ from ..acceleration.process import usable_cores
 from ..core.errors import UserError
 from ..core.reading import Array
 from ..core.rng import make_rng, mixed_seed
-from ..core.types import Data
-from .looks import Look
+from ..core.types import TensorData
+from .looks import Cut
 
 Unreadable = Literal["stop", "skip"]
 
@@ -31,8 +31,9 @@ _NAMED = 5  # files that are named one by one
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """Labelled pictures in files, as `sparring.core.types.Labelled`: rows that are asked for are decoded, as they are seen in
-    evaluation; `read` decodes batches for training in `workers` other processes (0: in this one), a few ahead.
+    """Labelled pictures in files, as `sparring.core.types.LabelledData`: rows that are asked for are decoded, as they
+    are seen in evaluation; `read` decodes batches for training in `workers` other processes (0: in this one), a few
+    ahead.
 
     What is cut out of a picture is decided by seed and row alone, so neither the number of workers nor an interruption
     changes it. A file that cannot be read stops everything, or is skipped: left out of rows that are asked for, and in
@@ -45,7 +46,7 @@ class Pictures:
     """Paths below the folder, as bytes: a million of them are small, and are not copied for every worker."""
     y: Tensor
     classes: tuple[str, ...]
-    look: Look
+    look: Cut
     unreadable: Unreadable = "stop"
     workers: int | None = None
     device: str | torch.device = "cpu"
@@ -79,7 +80,7 @@ class Pictures:
     def path(self, row: int) -> Path:
         return self.folder / os.fsdecode(bytes(self.names[row]))
 
-    def __getitem__(self, rows: Tensor | slice) -> Data:
+    def __getitem__(self, rows: Tensor | slice) -> TensorData:
         wanted = np.arange(len(self))[rows if isinstance(rows, slice) else rows.cpu().numpy()]
         with ThreadPoolExecutor(usable_cores()) as pool:  # the decoder runs without Python's lock
             found = list(pool.map(partial(self.tried, look=self.look.centre), wanted.tolist()))
@@ -88,7 +89,7 @@ class Pictures:
         kept = [(row, image) for row, image in both if not isinstance(image, str)]
         x = np.stack([image for _, image in kept]) if kept else np.zeros((0, *self.shape), np.uint8)
         y = self.y[torch.tensor([row for row, _ in kept], dtype=torch.long, device=self.device)]
-        return Data(torch.from_numpy(x).to(self.device), y, self.classes)
+        return TensorData(torch.from_numpy(x).to(self.device), y, self.classes)
 
     def tried(self, row: int, look: Callable[[Path], Array]) -> "Array | str":
         """The picture, or why there is none."""
@@ -116,7 +117,7 @@ class Pictures:
         if len(self.lost) >= len(self) > 0:
             raise UserError(f"none of {len(self)} pictures in {self.folder} can be read")
 
-    def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple[Data, Tensor]]:
+    def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple[TensorData, Tensor]]:
         workers = usable_cores() if self.workers is None else self.workers
         ahead: dict[str, Any] = {"prefetch_factor": AHEAD} if workers else {}
         loader = DataLoader(
@@ -132,7 +133,7 @@ class Pictures:
         for x, rows, lost in loader:
             self._lose(lost)
             there = rows.to(self.device)
-            yield Data(x.to(self.device, non_blocking=True), self.y[there], self.classes), there
+            yield TensorData(x.to(self.device, non_blocking=True), self.y[there], self.classes), there
 
 
 class _Windows(Dataset[Any]):

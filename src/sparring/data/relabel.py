@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.rng import make_rng, mixed_seed
-from ..core.types import Data, Labelled, pixels
+from ..core.types import LabelledData, TensorData, pixels
 
 _CHUNK = 1024  # images whose pixels are permuted at a time
 
@@ -23,7 +23,7 @@ _CHUNK = 1024  # images whose pixels are permuted at a time
 class Training:
     """What is trained on: `data`, the `rows` `[N]` where its examples were before, and their `true` labels `[N]`."""
 
-    data: Labelled
+    data: LabelledData
     rows: Tensor
     true: Tensor
 
@@ -60,13 +60,13 @@ def _no_history(name: str) -> History:
 
 
 def altered(
-    data: Labelled, alterations: Sequence[Alteration], seed: int, read: Callable[[str], History] = _no_history
+    data: LabelledData, alterations: Sequence[Alteration], seed: int, read: Callable[[str], History] = _no_history
 ) -> Training:
     """One after the other, each with chance of its own. `read` gives what the run of a name recorded."""
     training = Training(data, torch.arange(len(data), device=data.y.device), data.y)
     for number, alteration in enumerate(alterations):
         rng = make_rng(mixed_seed(seed, "alteration", number))
-        if isinstance(alteration, Kept):
+        if isinstance(alteration, DifficultySubset):
             training = alteration.choose(training, rng, {name: read(name) for name in alteration.by})
         else:
             training = alteration(training, rng)
@@ -117,7 +117,7 @@ class PixelNoise:
 
     def __call__(self, training: Training, rng: torch.Generator) -> Training:
         data = training.data
-        if not isinstance(data, Data):
+        if not isinstance(data, TensorData):
             raise UserError(
                 f"pixels cannot be {self.kind} of images that stay in files: use ImageFolder, which reads them into "
                 "memory, or change labels alone"
@@ -148,12 +148,12 @@ def _shuffled(x: Tensor, rng: torch.Generator) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class DifficultySubset:
     """A `share` of the training set: the "easy", the "hard" or "random" examples, in the order of the training set.
 
-    How hard an example is, the runs `by` say that remembered their examples (`Remember`): by their adversarial loss,
-    averaged over epochs and runs. They are named by their folders, or, beside the folder of this run, by name alone;
-    `{seed}` is that of this run. They must have been trained on the same images and labels. "random" needs none.
+    How hard an example is, the runs `by` say that remembered their examples (`ExampleHistory`): by their adversarial
+    loss, averaged over epochs and runs. They are named by their folders, or, beside the folder of this run, by name
+    alone; `{seed}` is that of this run. They must have been trained on the same images and labels. "random" needs none.
     """
 
     share: float = 0.8

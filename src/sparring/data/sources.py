@@ -10,16 +10,16 @@ import numpy as np
 
 from ..core.errors import UserError
 from ..core.reading import Array
-from ..core.types import Data, Labelled
+from ..core.types import LabelledData, TensorData
 from ..core.validation import check_data
 from .arrays import Pair, both, channels_first, class_numbers, count_classes, own_arrays, varied
 from .files import Remote, locate
 from .folders import class_folders, listed
 from .formats import read_cifar, read_idx, read_names, read_stl10, read_svhn
-from .looks import Centre, Square, Window
+from .looks import CentralSquare, Centre, RandomWindow
 from .pictures import Pictures, Unreadable, mixed
 
-TrainTest = tuple[Labelled, Labelled]
+TrainTest = tuple[LabelledData, LabelledData]
 
 
 class Source(Protocol):
@@ -227,8 +227,8 @@ class ImageFolder:
         train, test = (self._part(top / part, classes) for part in ("train", "test"))
         return varied(train, self.folder), test
 
-    def _part(self, top: Path, classes: list[str]) -> Data:
-        data = Pictures(top, *listed(top, classes), tuple(classes), Square(self.size), self.unreadable)[:]
+    def _part(self, top: Path, classes: list[str]) -> TensorData:
+        data = Pictures(top, *listed(top, classes), tuple(classes), CentralSquare(self.size), self.unreadable)[:]
         check_data(data, str(top))
         return data
 
@@ -239,9 +239,9 @@ class ImageStream:
 
     Training pictures are decoded, and windows of `scale` cut out of them, in `workers` processes (as many as there are
     cores, if left out), ahead of training; what is held out, and the test pictures that an evaluation takes, are
-    decoded into memory, cut to their `middle` as `sparring.data.looks.Window` says. Their order is mixed, always alike,
-    so that the first so many are of all classes. A file that cannot be read stops it, or with `unreadable="skip"` is
-    skipped, named and counted.
+    decoded into memory, cut to their `middle` as `sparring.data.looks.RandomWindow` says. Their order is mixed, always
+    alike, so that the first so many are of all classes. A file that cannot be read stops it, or with
+    `unreadable="skip"` is skipped, named and counted.
     """
 
     folder: str
@@ -258,12 +258,12 @@ class ImageStream:
         return self._part(top / "train", classes), self._part(test, classes)
 
     def _part(self, top: Path, classes: list[str]) -> Pictures:
-        look = Window(self.size, self.scale, self.middle)
+        look = RandomWindow(self.size, self.scale, self.middle)
         return mixed(Pictures(top, *listed(top, classes), tuple(classes), look, self.unreadable, self.workers))
 
 
 @dataclass(frozen=True, slots=True)
-class Few:
+class Subset:
     """The first `train` training images of another source, and the first `test` test images (all, if left out)."""
 
     source: Source

@@ -1,30 +1,30 @@
 """How robust a model really is."""
 
 from .accuracy import evaluate
-from .adversaries import Adversary, EachTarget, Through, WhiteBox, check_name, perturb, threat_of
+from .adversaries import Adversary, MultiTargeted, SurrogateGradient, WhiteBox, check_name, perturb, threat_of
 from .audit_context import Budget
-from .auto_attack import AutoAttack, InTurn, autoattack
+from .auto_attack import AutoAttack, Ensemble, autoattack
 from .gradient_masking import audit
-from .minimum_norm import Nearest
-from .neighbours import ByProbe, OnFeatures, OnGuides, OnVotes, WorstOnNeighbours
-from .runner import Cascade, News
+from .minimum_norm import MinimumNorm
+from .neighbours import FeatureAttack, KNNAttackSuite, KNNVoteAttack, PGDkNN, ProbeTransfer
+from .runner import Cascade, EvaluationProgress
 
 __all__ = [
     "Adversary",
     "AutoAttack",
     "Budget",
-    "ByProbe",
     "Cascade",
-    "EachTarget",
-    "InTurn",
-    "Nearest",
-    "News",
-    "OnFeatures",
-    "OnGuides",
-    "OnVotes",
-    "Through",
+    "Ensemble",
+    "EvaluationProgress",
+    "FeatureAttack",
+    "KNNAttackSuite",
+    "KNNVoteAttack",
+    "MinimumNorm",
+    "MultiTargeted",
+    "PGDkNN",
+    "ProbeTransfer",
+    "SurrogateGradient",
     "WhiteBox",
-    "WorstOnNeighbours",
     "audit",
     "autoattack",
     "check_name",

@@ -8,23 +8,23 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..acceleration import Fast
+from ..acceleration import AcceleratedCopy
 from ..core.errors import UserError, need_seed, need_whole
 from ..core.gate import FEW, alone, answer, check_model, switched_to_eval
 from ..core.modes import frozen, full_precision
-from ..core.types import Attack, Data, Search, pixels
+from ..core.types import Attack, AttackBackend, TensorData, pixels
 from ..core.validation import check_data, refuse_probabilities
-from ..records.results import Array, Evaluated, Examples
+from ..records.results import Array, EvaluationResult, Examples
 from .adversaries import Adversary, as_adversary, checked_index
-from .journal import Journal, fingerprint
-from .minimum_norm import Nearest
-from .runner import CLEAN, PICTURES, Book, Cascade, Chain, OnNews, Run, Setting, needs_fine
-from .verifier import Judge, Unaltered, Verdict, flat_gradients, oddities
+from .journal import PartStore, fingerprint
+from .minimum_norm import MinimumNorm
+from .runner import CLEAN, PICTURES, AttackPlan, AttackRecord, Cascade, EvaluationContext, OnProgress, Run, needs_fine
+from .verifier import MutationCheck, Verdict, Verifier, flat_gradients, oddities
 
 
 def evaluate(
     model: nn.Module,
-    data: Data,
+    data: TensorData,
     adversaries: Mapping[str, Adversary | Cascade | Attack],
     *,
     batch_size: int = 256,
@@ -32,9 +32,9 @@ def evaluate(
     index: Tensor | None = None,
     keep_images: bool = False,
     state: Path | str | None = None,
-    search: Search | None = None,
-    on_news: OnNews = lambda news: None,
-) -> Evaluated:
+    search: AttackBackend | None = None,
+    on_progress: OnProgress = lambda news: None,
+) -> EvaluationResult:
     """Which examples the model gets right: clean, and under each adversary.
 
     Works for any model that gives logits; a bare attack is taken as one that sees it, `WhiteBox(attack)`. An example
@@ -48,34 +48,38 @@ def evaluate(
     folder, what was found is written there as it comes: the same call goes on from it after a crash. `keep_images` puts
     the adversarial images of broken examples into the result.
 
-    Attacks run on what `search` gives for the model, by default (`Fast()`) a copy that is quicker and rounds otherwise;
-    in L2, L1 and for smallest distances, where rounding was seen to matter, one in float32. Where the copy is fooled
-    and the model is not, they run again on the model. Raises `UserError` for images outside [0, 1], wrong labels,
-    probabilities instead of logits, and a model that changes itself in forward.
+    Attacks run on what `search` gives for the model, by default (`AcceleratedCopy()`) a copy that is quicker and rounds
+    otherwise; in L2, L1 and for smallest distances, where rounding was seen to matter, one in float32. Where the copy
+    is fooled and the model is not, they run again on the model. Raises `UserError` for images outside [0, 1], wrong
+    labels, probabilities instead of logits, and a model that changes itself in forward.
     """
     check_model(model)
     check_data(data, "evaluation")
     need_whole("batch_size", batch_size)
     need_seed(seed)
-    data = Data(data.x.detach(), data.y, data.classes)
+    data = TensorData(data.x.detach(), data.y, data.classes)
     index = checked_index(index, len(data), data.x.device)
     known: dict[str, Adversary | Cascade] = {name: as_adversary(each) for name, each in adversaries.items()}
-    chains = [Chain.of(name, adversary, len(data.classes)) for name, adversary in known.items()]
+    chains = [AttackPlan.of(name, adversary, len(data.classes)) for name, adversary in known.items()]
     if sum(chain.nearest is not None for chain in chains) > 1:
         raise UserError("the smallest distances are looked for in one norm at a time: leave all Nearest but one away")
-    judge = Judge(model, max((chain.draws for chain in chains), default=1))
-    search, like = search or Fast(), _like(model, data)
-    about = {**_about(model, data, index, known, seed), "search": search.said(like.device)}
-    journal = None if state is None else Journal(Path(state), about, data.x.shape)
+    judge = Verifier(model, max((chain.draws for chain in chains), default=1))
+    search, like = search or AcceleratedCopy(), _like(model, data)
+    about = {**_about(model, data, index, known, seed), "search": search.describe(like.device)}
+    journal = None if state is None else PartStore(Path(state), about, data.x.shape)
     few = pixels(data.x[:FEW]).to(like)
     with alone(model), full_precision(), switched_to_eval(model), frozen(model):
-        unaltered = Unaltered(model)
+        unaltered = MutationCheck(model)
         answer(model, few)
         unaltered.check()
-        fine = search.fine() if any(needs_fine(each) for chain in chains for each in chain.stages.values()) else search
-        with search(model, few) as searched, fine(model, few) as finely:
-            how = (index, like, batch_size, seed, journal, on_news, keep_images, search)
-            setting = Setting(judge, searched, finely, unaltered, data, *how)
+        in_float32 = (
+            search.in_float32()
+            if any(needs_fine(each) for chain in chains for each in chain.stages.values())
+            else search
+        )
+        with search(model, few) as searched, in_float32(model, few) as finely:
+            how = (index, like, batch_size, seed, journal, on_progress, keep_images, search)
+            setting = EvaluationContext(judge, searched, finely, unaltered, data, *how)
             clean, notes = _clean(setting)
             if journal is not None and judge.draws == 1 and not any("randomised" in note for note in notes):
                 journal.same_answers(clean.predicted.numpy(), clean.margin.numpy())
@@ -87,11 +91,11 @@ def evaluate(
         warnings.warn(note, stacklevel=2)
     notes += [note for note in (*flat, *run.notes) if note not in notes]
     notes += [note for chain, book in books.values() for note in (*chain.notes, *_by_square(chain, book))]
-    notes += dict.fromkeys((*search.notes(model), *fine.notes(model)))
+    notes += dict.fromkeys((*search.notes(model), *in_float32.notes(model)))
     return _assembled(setting, clean, books, tuple(notes), about)
 
 
-def _like(model: nn.Module, data: Data) -> Tensor:
+def _like(model: nn.Module, data: TensorData) -> Tensor:
     """An empty tensor on the model's device, of the type of its weights."""
     weights = next((p for p in model.parameters() if p.is_floating_point()), None)
     if weights is None:
@@ -105,7 +109,7 @@ def _like(model: nn.Module, data: Data) -> Tensor:
 
 
 def _about(
-    model: nn.Module, data: Data, index: Tensor, adversaries: Mapping[str, Adversary | Cascade], seed: int
+    model: nn.Module, data: TensorData, index: Tensor, adversaries: Mapping[str, Adversary | Cascade], seed: int
 ) -> dict[str, object]:
     """What an evaluation is of: to be found again, and to be compared."""
     return {
@@ -116,7 +120,7 @@ def _about(
     }
 
 
-def _clean(setting: Setting) -> tuple[Verdict, list[str]]:
+def _clean(setting: EvaluationContext) -> tuple[Verdict, list[str]]:
     """The verdict on the images as they are, and what is odd about the model."""
     judge, data, size = setting.judge, setting.data, setting.batch_size
     verdicts = []
@@ -136,14 +140,14 @@ def _clean(setting: Setting) -> tuple[Verdict, list[str]]:
     return clean, notes
 
 
-def _lost_under(chain: Chain, book: Book, clean: Verdict) -> list[str]:
+def _lost_under(chain: AttackPlan, book: AttackRecord, clean: Verdict) -> list[str]:
     lost = int(((book.predicted < 0) & clean.right).sum())
     if not lost:
         return []
     return [f"{lost} examples count as broken because the model gives NaN or infinite logits under {chain.name}"]
 
 
-def _by_square(chain: Chain, book: Book) -> list[str]:
+def _by_square(chain: AttackPlan, book: AttackRecord) -> list[str]:
     """AutoAttack's own sign of masked gradients: Square lowers the accuracy by more than 0.2 points."""
     names = [name.rpartition("/")[2] for name in chain.stages]
     if "square" not in names[1:]:
@@ -158,12 +162,12 @@ def _by_square(chain: Chain, book: Book) -> list[str]:
 
 
 def _assembled(
-    setting: Setting,
+    setting: EvaluationContext,
     clean: Verdict,
-    books: Mapping[str, tuple[Chain, Book]],
+    books: Mapping[str, tuple[AttackPlan, AttackRecord]],
     notes: tuple[str, ...],
     about: Mapping[str, object],
-) -> Evaluated:
+) -> EvaluationResult:
     data = setting.data
     standing, margin = {"clean": clean.right.numpy()}, {"clean": clean.margin.float().numpy()}
     norm, images, distance, hardest, last = {}, {}, None, None, None
@@ -179,7 +183,7 @@ def _assembled(
         if setting.keep_images:
             images[name] = _with_clean(book, data)
     threats = {name: repr(chain.threat()) for name, (chain, _) in books.items() if chain.nearest is None}
-    return Evaluated(
+    return EvaluationResult(
         standing,
         data.y.cpu().numpy(),
         data.classes,
@@ -195,7 +199,7 @@ def _assembled(
     )
 
 
-def _distances(nearest: Nearest, book: Book, books: Mapping[str, tuple[Chain, Book]]) -> Array:
+def _distances(nearest: MinimumNorm, book: AttackRecord, books: Mapping[str, tuple[AttackPlan, AttackRecord]]) -> Array:
     """The smallest eps found by anything: 0 where the model is wrong anyway, inf where nothing was found."""
     distance = book.norm.nan_to_num(nan=math.inf)
     for chain, other in books.values():
@@ -206,24 +210,24 @@ def _distances(nearest: Nearest, book: Book, books: Mapping[str, tuple[Chain, Bo
     return distance.masked_fill(book.broken_by == CLEAN, 0.0).numpy()
 
 
-def _hardest(book: Book, data: Data, clean: Verdict) -> Examples | None:
+def _hardest(book: AttackRecord, data: TensorData, clean: Verdict) -> Examples | None:
     """The examples that the smallest change breaks."""
     return _shown(book, sorted(book.images, key=lambda row: float(book.norm[row]))[:PICTURES], data, clean)
 
 
-def _with_clean(book: Book, data: Data) -> Array:
+def _with_clean(book: AttackRecord, data: TensorData) -> Array:
     images = pixels(data.x.cpu()).clone()
     for row, image in book.images.items():
         images[row] = image
     return images.numpy()
 
 
-def _pictures(book: Book, data: Data, clean: Verdict) -> Examples | None:
+def _pictures(book: AttackRecord, data: TensorData, clean: Verdict) -> Examples | None:
     """The first few examples that an adversary broke."""
     return _shown(book, sorted(book.images)[:PICTURES], data, clean)
 
 
-def _shown(book: Book, rows: list[int], data: Data, clean: Verdict) -> Examples | None:
+def _shown(book: AttackRecord, rows: list[int], data: TensorData, clean: Verdict) -> Examples | None:
     if not rows:
         return None
     x, y = pixels(data.x[rows].cpu()), data.y[rows].cpu()

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.compose import keep_worst
-from ..attacks.losses import Expected, Margin, TargetedDLR, Untargeted, in_batches
-from ..attacks.threats import L1, L2, Linf, Shrunk
+from ..attacks.losses import CE, EOT, Margin, TargetedDLR, microbatched
+from ..attacks.threats import L1, L2, Linf, ScaledThreat
 from ..core.errors import UserError, need_seed, need_whole
 from ..core.gate import alone, check_examples
-from ..core.modes import Together, eval_mode, frozen, named
+from ..core.modes import ComposedMode, eval_mode, frozen, named
 from ..core.rng import PerExample, Rng, some
-from ..core.types import Attack, Forward, PointLoss, Threat, View
+from ..core.types import Attack, Forward, ModelMode, PerExampleLoss, Threat
 from ..core.validation import check_attack
 
 
@@ -48,11 +48,11 @@ class WhiteBox(Dividing):
     """An attack that sees the model, on the loss that `loss(model, y)` gives.
 
     The model is attacked in eval mode with frozen parameters, and left as it was. For a randomised model, `draws` is
-    over how many passes the loss is averaged (`Expected`). With `at_once`, it is asked about so many images at a time.
+    over how many passes the loss is averaged (`EOT`). With `at_once`, it is asked about so many images at a time.
     """
 
     attack: Attack
-    loss: Callable[[Forward, Tensor], PointLoss] = Untargeted
+    loss: Callable[[Forward, Tensor], PerExampleLoss] = CE
     draws: int = 1
 
     def __post_init__(self) -> None:
@@ -62,19 +62,19 @@ class WhiteBox(Dividing):
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         with eval_mode(model), frozen(model):
             loss = self.loss(model.__call__, y)
-            loss = loss if self.draws == 1 else Expected(loss, self.draws)
-            return self.attack(in_batches(loss, self.at_once), x, rng)
+            loss = loss if self.draws == 1 else EOT(loss, self.draws)
+            return self.attack(microbatched(loss, self.at_once), x, rng)
 
 
 @dataclass(frozen=True, slots=True)
-class EachTarget(Dividing):
+class MultiTargeted(Dividing):
     """An attack towards each of several other classes, those of the highest logits first, until one fools.
 
     `loss(model, y, target)` is what the attack raises. There are as many targets as `targets` or other classes.
     """
 
     attack: Attack
-    loss: Callable[[Forward, Tensor, Tensor], PointLoss] = TargetedDLR
+    loss: Callable[[Forward, Tensor, Tensor], PerExampleLoss] = TargetedDLR
     targets: int = 9
 
     def __post_init__(self) -> None:
@@ -91,38 +91,38 @@ class EachTarget(Dividing):
 
             def run(rows: Tensor) -> Tensor:
                 loss = self.loss(model.__call__, y[rows], next(targets)[rows])
-                return self.attack(in_batches(loss, self.at_once), x[rows], some(rng, rows))
+                return self.attack(microbatched(loss, self.at_once), x[rows], some(rng, rows))
 
-            return keep_worst(run, count, in_batches(Margin(model.__call__, y), self.at_once), x)
+            return keep_worst(run, count, microbatched(Margin(model.__call__, y), self.at_once), x)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Through:
+class SurrogateGradient:
     """An adversary that sees the model through a view, and is judged on the model without it.
 
-    `Through(SmoothBackward(1.0), WhiteBox(PGD(threat)))` follows another gradient than that of ReLU: a net that was
-    trained with a gradient of its own must not be believed under one gradient alone. Several views are one, `Together`;
-    a mode is no view for this, since adversaries set eval mode themselves.
+    `SurrogateGradient(SmoothBackward(1.0), WhiteBox(PGD(threat)))` follows another gradient than that of ReLU: a net
+    that was trained with a gradient of its own must not be believed under one gradient alone. Several views are one,
+    `ComposedMode`; a mode is no view for this, since adversaries set eval mode themselves.
     """
 
-    view: View
+    view: ModelMode
     adversary: Adversary
 
     def __post_init__(self) -> None:
-        if not isinstance(self.adversary, WhiteBox | EachTarget):
+        if not isinstance(self.adversary, WhiteBox | MultiTargeted):
             raise UserError(
                 f"a {type(self.adversary).__name__} cannot look through a view: give it to each WhiteBox or EachTarget "
-                "inside, and several views as one, Together((..))"
+                "inside, and several views as one, ComposedMode((..))"
             )
-        if getattr(self.view, "__module__", "") == eval_mode.__module__ and not isinstance(self.view, Together):
+        if getattr(self.view, "__module__", "") == eval_mode.__module__ and not isinstance(self.view, ComposedMode):
             raise UserError(f"{named(self.view)} is undone by the adversary, which sets eval mode itself")
 
-    def dividing(self, at_once: int) -> "Through":
+    def dividing(self, at_once: int) -> "SurrogateGradient":
         assert isinstance(self.adversary, Dividing)
-        return Through(self.view, self.adversary.dividing(at_once))
+        return SurrogateGradient(self.view, self.adversary.dividing(at_once))
 
     def __repr__(self) -> str:
-        return f"Through({named(self.view)}, {self.adversary!r})"
+        return f"SurrogateGradient({named(self.view)}, {self.adversary!r})"
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         with self.view(model):
@@ -171,7 +171,7 @@ def threats_of(value: Any) -> list[Threat]:
 
 def _is_threat(value: object) -> bool:
     """Of a set that was shrunk for one batch, the whole is the threat: the other serves no part of the batch."""
-    return isinstance(value, Threat) and not isinstance(value, type | nn.Module | Tensor | Shrunk)
+    return isinstance(value, Threat) and not isinstance(value, type | nn.Module | Tensor | ScaledThreat)
 
 
 def bound(adversary: object) -> Threat | None:

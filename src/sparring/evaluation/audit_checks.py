@@ -8,22 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attacks import APGD, PGD, Anywhere
-from ..attacks.gradients import slope
-from ..attacks.losses import Margin, Untargeted
+from ..attacks import APGD, PGD, RandomStart
+from ..attacks.gradients import value_and_grad
+from ..attacks.losses import CE, Margin
 from ..attacks.threats import L1, L2, Linf
 from ..core.errors import UserError
 from ..core.modes import mode_matters
 from ..core.rng import make_rng
-from ..core.types import Data, PointLoss, Threat, pixels
+from ..core.types import PerExampleLoss, TensorData, Threat, pixels
 from ..core.validation import refuse_probabilities
 from ..models import small_cnn
 from ..records.results import Finding
 from .adversaries import WhiteBox
-from .audit_context import Case, Verdict, above, finding, skip
-from .verifier import Judge, counting, random_share
+from .audit_context import AuditContext, Verdict, above, finding, skip
+from .verifier import Verifier, counting, random_share
 
-Check = Callable[[Case], Finding]
+Check = Callable[[AuditContext], Finding]
 
 
 # -- what the model is
@@ -37,11 +37,11 @@ def train_mode(model: nn.Module) -> Finding:
 
 
 @torch.no_grad()
-def output(model: nn.Module, data: Data) -> Finding:
+def output(model: nn.Module, data: TensorData) -> Finding:
     """Logits, not probabilities; and a model that reads the images in the range that they have."""
     x, y = pixels(data.x), data.y
     try:
-        verdict = Judge(model)(x, y, len(data.classes))
+        verdict = Verifier(model)(x, y, len(data.classes))
         if bool(verdict.probable.all()):
             refuse_probabilities()
     except UserError as error:
@@ -67,7 +67,7 @@ def optimisation_inside(model: nn.Module, x: Tensor) -> Finding:
 
 
 @torch.no_grad()
-def randomness(case: Case) -> Finding:
+def randomness(case: AuditContext) -> Finding:
     share = random_share(case.model(case.x).float(), case.model(case.x).float())
     advice = 'average over the noise: evaluate with AutoAttack(threat, "rand"), and report the mean over many draws'
     meaning = f"{100 * share:.1f} % of examples get other logits the second time"
@@ -75,15 +75,15 @@ def randomness(case: Case) -> Finding:
     return finding("randomness", share, meaning, "fail" if share else "pass", threshold, advice)
 
 
-def gradient_flow(case: Case) -> Finding:
+def gradient_flow(case: AuditContext) -> Finding:
     """A gradient reaches the image, and is not zero: of cross-entropy and of the margin."""
     name, threshold = "gradient flow", "at most 1 % of examples without a gradient (ours; AutoAttack warns at one)"
     try:
-        losses: dict[str, PointLoss] = {
+        losses: dict[str, PerExampleLoss] = {
             "the margin": Margin(case.model.__call__, case.y),
-            "cross-entropy": Untargeted(case.model.__call__, case.y),
+            "cross-entropy": CE(case.model.__call__, case.y),
         }
-        grads = {what: slope(loss, case.x).grad.flatten(1) for what, loss in losses.items()}
+        grads = {what: value_and_grad(loss, case.x).grad.flatten(1) for what, loss in losses.items()}
     except UserError as error:
         case.blocked = "no gradient reaches the image"
         advice = "the forward detaches its input: attack with Square, or through a differentiable stand-in (BPDA)"
@@ -108,7 +108,7 @@ def gradient_flow(case: Case) -> Finding:
     return finding(name, share, meaning, verdict, threshold, advice)
 
 
-def saturation(case: Case) -> Finding:
+def saturation(case: AuditContext) -> Finding:
     """Logits so far apart that float32 cannot tell the probability of the right class from 1."""
     with torch.no_grad():
         out = case.model(case.x).float()
@@ -121,15 +121,15 @@ def saturation(case: Case) -> Finding:
     return finding("saturated logits", share, meaning, verdict, threshold, advice)
 
 
-def shattering(case: Case) -> Finding:
+def shattering(case: AuditContext) -> Finding:
     """Gradients at neighbouring points agree on a surface that an attack can climb."""
     name, threshold = "shattered gradients", "mean cosine at least 0.1 (ours; the sign: Balduzzi et al. 2017)"
     if case.blocked:
         return skip(name, case.blocked)
     loss = Margin(case.model.__call__, case.y)
-    here = slope(loss, case.x).grad.flatten(1)
+    here = value_and_grad(loss, case.x).grad.flatten(1)
     near = replace_eps(case.threat, case.threat.eps / 10).sample(case.x, case.rng())
-    cosine = F.cosine_similarity(here, slope(loss, near).grad.flatten(1))
+    cosine = F.cosine_similarity(here, value_and_grad(loss, near).grad.flatten(1))
     mean = float(cosine.mean())
     advice = "the gradient is noise: average it over draws (EoT), or use attacks without gradients, as Square"
     verdict: Verdict = "pass" if mean >= 0.2 else "warn" if mean >= 0.1 else "fail"  # NaN fails
@@ -144,21 +144,21 @@ def replace_eps(threat: Threat, eps: float) -> Threat:
 # -- what attacks find
 
 
-def large_eps(case: Case) -> Finding:
+def large_eps(case: AuditContext) -> Finding:
     """In a ball that holds a uniformly grey image for every example, no classifier can be right about all."""
     name, threshold = "large eps", "accuracy at most 1 % (Carlini et al. 2019: it must reach 0)"
     if case.blocked:
         return skip(name, case.blocked)
     size = case.x[0].numel()
     eps = {Linf: 0.5, L2: 0.5 * math.sqrt(size), L1: 0.5 * size}[type(case.threat)]  # type: ignore[index]
-    attack = PGD(replace_eps(case.threat, eps), steps=2 * case.budget.steps, start=Anywhere(), patience=0)
+    attack = PGD(replace_eps(case.threat, eps), steps=2 * case.budget.steps, start=RandomStart(), patience=0)
     broken = case.by("large-eps", WhiteBox(attack))
     share = 1 - float(broken.float().mean())
     advice = "the attack loses its way even where everything is allowed: what it reports at a small eps means nothing"
     return finding(name, share, f"{100 * share:.1f} % stand at eps {eps:g}", above(share, 0.0, 0.01), threshold, advice)
 
 
-def black_box(case: Case) -> Finding:
+def black_box(case: AuditContext) -> Finding:
     """Square must not find what gradients do not."""
     white = case.best_white()
     share = float((case.black() & ~white).float().mean())
@@ -168,7 +168,7 @@ def black_box(case: Case) -> Finding:
     return finding("black box", share, meaning, above(share, 0.002, 0.03), threshold, advice)
 
 
-def random_points(case: Case) -> Finding:
+def random_points(case: AuditContext) -> Finding:
     """Random points of the ball must not do what a search by gradients could not."""
     name, threshold = "random points", "at most 1 % of examples (Carlini et al. 2019: random search must not win)"
     white = case.best_white()
@@ -183,7 +183,7 @@ def random_points(case: Case) -> Finding:
     return finding(name, share, meaning, above(share, 0.0, 0.01), threshold, advice)
 
 
-def climbing(case: Case) -> Finding:
+def climbing(case: AuditContext) -> Finding:
     """The attack ends higher than it began, and higher than random points."""
     name, threshold = "climbing", "at most 5 % of examples below their best random point (ours)"
     if case.blocked:
@@ -199,7 +199,7 @@ def climbing(case: Case) -> Finding:
     return finding(name, share, meaning, above(share, 0.01, 0.05), threshold, advice)
 
 
-def convergence(case: Case) -> Finding:
+def convergence(case: AuditContext) -> Finding:
     """Four times the steps must not change the verdict."""
     name, threshold = "more steps", "at most 2 % of examples fall to more steps alone (ours)"
     if case.blocked:
@@ -223,7 +223,7 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def transfer(case: Case, surrogate: nn.Module | None) -> Finding:
+def transfer(case: AuditContext, surrogate: nn.Module | None) -> Finding:
     """Attacks on another model must not be stronger than attacks on this one."""
     white = case.best_white()
     who = "the surrogate given" if surrogate is not None else "a surrogate trained on the model's answers"
@@ -237,7 +237,7 @@ def transfer(case: Case, surrogate: nn.Module | None) -> Finding:
     return finding("transfer", share, meaning, above(share, 0.002, 0.03), threshold, advice)
 
 
-def _student(case: Case) -> nn.Module:
+def _student(case: AuditContext) -> nn.Module:
     """A small network that learned the model's answers, on the images and on random points of the ball."""
     channels, height, width = case.x.shape[1:]
     with torch.random.fork_rng(devices=[case.x.device] if case.x.is_cuda else []):

@@ -13,8 +13,8 @@ from ..attacks.losses import Margin, TargetedDLR
 from ..core.rng import PerExample
 from ..core.types import Threat, each
 from ..records.results import Finding
-from .adversaries import Adversary, EachTarget, WhiteBox
-from .verifier import Judge
+from .adversaries import Adversary, MultiTargeted, WhiteBox
+from .verifier import Verifier
 
 Verdict = Literal["pass", "warn", "fail", "skip"]
 BATCH = 256
@@ -31,7 +31,7 @@ class Budget:
 
 
 @dataclass(slots=True)
-class Case:
+class AuditContext:
     """The model under audit, and what several checks need."""
 
     model: nn.Module
@@ -52,7 +52,7 @@ class Case:
         """Who is fooled by points that are finite; NaN is nothing that an attack has found."""
         finite = z.isfinite().flatten(1).all(1)
         z = torch.where(each(finite, z), z, self.x[rows])
-        return ~Judge(self.model)(z, self.y[rows]).right & finite
+        return ~Verifier(self.model)(z, self.y[rows]).right & finite
 
     def attacked(self, name: str, find: Callable[[Tensor], Tensor]) -> Tensor:
         """Who an attack breaks, `[N]`; each is run once, on some of the rows at a time."""
@@ -75,7 +75,7 @@ class Case:
         if self.blocked:
             return torch.zeros_like(self.y, dtype=torch.bool)
         loss = TargetedDLR if self.classes > 3 else Margin
-        return self.white() | self.by("apgd-t", EachTarget(APGD(self.threat, self.budget.steps), loss, targets=3))
+        return self.white() | self.by("apgd-t", MultiTargeted(APGD(self.threat, self.budget.steps), loss, targets=3))
 
     def black(self) -> Tensor:
         """Who falls to Square."""

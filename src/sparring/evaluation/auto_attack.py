@@ -7,21 +7,21 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from ..attacks import APGD, FAB, Near, Restarts, Shell, Square, Worst
+from ..attacks import APGD, FAB, CleanStart, Restarts, SphereStart, Square, Worst
 from ..attacks.losses import DLR, Margin, TargetedDLR
 from ..attacks.threats import L1, L2, Linf
 from ..core.errors import UserError
 from ..core.gate import FEW, alone, as_taken, check_taken
-from ..core.types import Attack, Data, Search, Threat
+from ..core.types import Attack, AttackBackend, TensorData, Threat
 from ..core.validation import check_images, check_logits
-from ..records.results import Evaluated
+from ..records.results import EvaluationResult
 from .accuracy import evaluate
-from .adversaries import Adversary, EachTarget, WhiteBox
-from .runner import OnNews
+from .adversaries import Adversary, MultiTargeted, WhiteBox
+from .runner import OnProgress
 
 
 @dataclass(frozen=True, slots=True)
-class InTurn:
+class Ensemble:
     """Several adversaries, each on what those before it have left: what stands at the end, stands under all of them."""
 
     parts: Mapping[str, Adversary]
@@ -81,13 +81,13 @@ class AutoAttack:
         apgd = self._apgd()
         climb: Attack = Restarts(apgd, times) if times > 1 else apgd
         dlr = DLR if num_classes > 2 else Margin
-        targeted = EachTarget(apgd, TargetedDLR if num_classes > 3 else Margin, 5 if sparse and not plus else 9)
+        targeted = MultiTargeted(apgd, TargetedDLR if num_classes > 3 else Margin, 5 if sparse and not plus else 9)
         parts: dict[str, Adversary] = {
             "apgd-ce": WhiteBox(climb, draws=self.draws),
             "apgd-dlr": WhiteBox(climb, dlr, self.draws),
             "apgd-t": targeted,
             "fab": WhiteBox(Worst((self._fab(), Restarts(self._fab(again=True), 4))), Margin),
-            "fab-t": EachTarget(self._fab(), Margin),
+            "fab-t": MultiTargeted(self._fab(), Margin),
             "square": WhiteBox(Square(self.threat, rescale=False, last_place=False), Margin),
         }
         return {name: parts[name] for name in ORDER[self.version]}
@@ -96,7 +96,7 @@ class AutoAttack:
         return APGD(self.threat, ties_halve=True, first_from_zero=True, first_no_stall=True)
 
     def _fab(self, again: bool = False) -> FAB:
-        return FAB(self.threat, final_search=0, bring_back=False, start=Shell(0.5) if again else Near(0.0))
+        return FAB(self.threat, final_search=0, bring_back=False, start=SphereStart(0.5) if again else CleanStart())
 
     def notes(self, num_classes: int) -> tuple[str, ...]:
         names = ORDER[self.version]
@@ -125,9 +125,9 @@ def autoattack(
     index: Tensor | None = None,
     keep_images: bool = False,
     state: Path | str | None = None,
-    search: Search | None = None,
-    on_news: OnNews = lambda news: None,
-) -> Evaluated:
+    search: AttackBackend | None = None,
+    on_progress: OnProgress = lambda news: None,
+) -> EvaluationResult:
     """Robust accuracy under AutoAttack of any model that gives logits: `autoattack(model, x, y, Linf("8/255"))`.
 
     `x` `[N, C, H, W]` in [0, 1], `y` `[N]`. In the result, `standing["autoattack"]` says who stands at the end and
@@ -137,7 +137,7 @@ def autoattack(
     with alone(model):
         out = check_taken(model, as_taken(model, x[:FEW].detach()))
     check_logits(out, min(FEW, len(x)), later=True)
-    data = Data(x, y, tuple(str(k) for k in range(out.shape[1])))
+    data = TensorData(x, y, tuple(str(k) for k in range(out.shape[1])))
     attack = {"autoattack": AutoAttack(threat, version)}
     return evaluate(
         model,
@@ -149,5 +149,5 @@ def autoattack(
         keep_images=keep_images,
         state=state,
         search=search,
-        on_news=on_news,
+        on_progress=on_progress,
     )

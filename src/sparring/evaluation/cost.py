@@ -2,25 +2,25 @@
 
 from ..attacks import APGD, DDN, FAB, PGD, Restarts, Split, Square, Worst
 from ..attacks.losses import Margin
-from .adversaries import EachTarget, Through, WhiteBox
-from .minimum_norm import Nearest
-from .neighbours import ByProbe, OnFeatures, OnGuides, OnVotes
+from .adversaries import MultiTargeted, SurrogateGradient, WhiteBox
+from .minimum_norm import MinimumNorm
+from .neighbours import FeatureAttack, KNNVoteAttack, PGDkNN, ProbeTransfer
 
 BACKWARD = 1.8  # in forward passes: what a convolutional net takes on the CPU, from output to input
 
 
 def passes(adversary: object, num_classes: int) -> float:
     """For one example, in forward passes; 1 for what is not known here."""
-    if isinstance(adversary, Through):
+    if isinstance(adversary, SurrogateGradient):
         return passes(adversary.adversary, num_classes)
-    if isinstance(adversary, EachTarget):
+    if isinstance(adversary, MultiTargeted):
         return min(adversary.targets, num_classes - 1) * _attack(adversary.attack, boundaries=1)
-    if isinstance(adversary, ByProbe | OnFeatures | OnGuides | OnVotes):
+    if isinstance(adversary, ProbeTransfer | FeatureAttack | PGDkNN | KNNVoteAttack):
         return _attack(adversary.attack, boundaries=1)
     if isinstance(adversary, WhiteBox):
         boundaries = num_classes - 1 if adversary.loss is Margin else 1
         return adversary.draws * _attack(adversary.attack, boundaries)
-    if isinstance(adversary, Nearest):
+    if isinstance(adversary, MinimumNorm):
         return sum(_attack(attack, num_classes - 1) for attack in adversary.attacks)
     return 1.0
 

@@ -12,17 +12,17 @@ from ..attacks.threats import L1, L2, Linf
 from ..core.errors import UserError, need_seed
 from ..core.gate import FEW, alone, as_taken, check_model, check_taken
 from ..core.modes import eval_mode, frozen, full_precision
-from ..core.types import Data, Threat, pixels
+from ..core.types import TensorData, Threat, pixels
 from ..core.validation import check_data
 from ..records.results import Finding
 from .audit_checks import CHECKS, optimisation_inside, output, train_mode, transfer
-from .audit_context import Budget, Case
-from .verifier import Judge, Unaltered
+from .audit_context import AuditContext, Budget
+from .verifier import MutationCheck, Verifier
 
 
 def audit(
     model: nn.Module,
-    data: Data,
+    data: TensorData,
     threat: Threat,
     *,
     surrogate: nn.Module | None = None,
@@ -44,16 +44,16 @@ def audit(
     with alone(model, *([] if surrogate is None else [surrogate])), full_precision(), eval_mode(model), frozen(model):
         for each in (model, *([] if surrogate is None else [surrogate])):
             check_taken(each, as_taken(each, data.x[:FEW]))
-        unaltered = Unaltered(model)
+        unaltered = MutationCheck(model)
         found += [output(model, data), optimisation_inside(model, pixels(data.x[:8]))]
         if found[1].verdict == "fail" and found[1].figure is None:
             return found
-        verdict = Judge(model)(pixels(data.x), data.y)
+        verdict = Verifier(model)(pixels(data.x), data.y)
         unaltered.check()
         right = data[verdict.right]
         if not len(right):
             raise UserError("the model gets none of these images right: there is no robustness to audit")
-        case = Case(model, pixels(right.x), right.y, threat, budget, seed)
+        case = AuditContext(model, pixels(right.x), right.y, threat, budget, seed)
         for check in CHECKS:
             on_check(check.__name__.replace("_", " "))
             found.append(check(case))

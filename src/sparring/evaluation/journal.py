@@ -38,7 +38,7 @@ class Part(NamedTuple):
     images: Array
 
 
-class Journal:
+class PartStore:
     """The parts in `folder`, which belong to the evaluation that `about` describes.
 
     Raises `UserError` if the folder holds another one. Parts that do not belong to `images`, the shape of the images

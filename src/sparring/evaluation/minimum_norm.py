@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..attacks import DDN, FAB, Closest, MinimumNorm
-from ..attacks.losses import Margin, in_batches
+from ..attacks import DDN, FAB, Closest, MinimumNormAttack
+from ..attacks.losses import Margin, microbatched
 from ..attacks.threats import L1, L2, Linf
 from ..core.errors import UserError
 from ..core.modes import eval_mode, frozen
@@ -16,7 +16,7 @@ from .adversaries import Dividing
 
 
 @dataclass(frozen=True, slots=True)
-class Nearest(Dividing):
+class MinimumNorm(Dividing):
     """Minimum-norm attacks on every example, of which the nearest point counts.
 
     `threat` says in which norm; its eps bounds nothing. As an adversary it gives the nearest fooling points, and the
@@ -24,10 +24,10 @@ class Nearest(Dividing):
     """
 
     threat: Threat
-    attacks: tuple[MinimumNorm, ...]
+    attacks: tuple[MinimumNormAttack, ...]
 
     @classmethod
-    def of(cls, threat: Threat, steps: int = 50) -> "Nearest":
+    def of(cls, threat: Threat, steps: int = 50) -> "MinimumNorm":
         """Untargeted FAB, and for L2 DDN as well. Raises `UserError` for other sets than the three balls."""
         if not isinstance(threat, Linf | L2 | L1):
             raise UserError(f"smallest distances are found for Linf, L2 and L1, not for {threat!r}")
@@ -39,5 +39,5 @@ class Nearest(Dividing):
         rows = torch.arange(len(x), device=x.device)
         with eval_mode(model), frozen(model):
             for attack in self.attacks:
-                found.keep(rows, *attack.closest(in_batches(Margin(model.__call__, y), self.at_once), x, rng))
+                found.keep(rows, *attack.closest(microbatched(Margin(model.__call__, y), self.at_once), x, rng))
         return found.points

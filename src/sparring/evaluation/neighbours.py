@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..attacks import APGD, PGD, Restarts
-from ..attacks.losses import Margin, TargetedDLR, Untargeted
+from ..attacks.losses import CE, Margin, TargetedDLR
 from ..attacks.threats import need_threat
 from ..core.errors import need_one_of
 from ..core.modes import eval_mode, frozen
 from ..core.rng import Rng
-from ..core.types import Attack, Lens, PointLoss, Threat
-from ..models.guided import Guided
+from ..core.types import Attack, ForwardCache, PerExampleLoss, Threat
+from ..models.guided import GuideLoss
 from ..models.knn import KNN, bank_of
 from ..models.probe import PENALTY, linear_probe
-from ..objectives.contrastive_losses import FeatureContrast, FeatureDistance, Told
-from .adversaries import Adversary, EachTarget, WhiteBox
+from ..objectives.contrastive_losses import FeatureContrast, FeatureDistance, WithPredictions
+from .adversaries import Adversary, MultiTargeted, WhiteBox
 
 
 @dataclass(frozen=True, slots=True)
-class OnFeatures:
+class FeatureAttack:
     """Drives the features away from those of the clean image, by no label: squared `distance`, `cosine` or `contrast`.
 
     The contrast is InfoNCE among the images of the batch, with `temperature`; so it depends on who is in it, and of one
@@ -42,7 +42,7 @@ class OnFeatures:
         need_one_of("raises", self.raises, ("distance", "cosine", "contrast"))
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
-        def loss(lens: Lens) -> PointLoss:
+        def loss(lens: ForwardCache) -> PerExampleLoss:
             with torch.no_grad():
                 clean = lens.features(x)
             if self.raises == "contrast" and len(x) > 1:
@@ -53,7 +53,7 @@ class OnFeatures:
 
 
 @dataclass(frozen=True, slots=True)
-class OnVotes:
+class KNNVoteAttack:
     """Cross-entropy of the soft votes of all the bank, at a `softness` of its own (0.02 to 0.1)."""
 
     attack: Attack
@@ -62,15 +62,15 @@ class OnVotes:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         bank = bank_of(model)
 
-        def loss(lens: Lens) -> PointLoss:
-            return Untargeted(lambda z: bank.soft(lens.features(z), self.softness), y)
+        def loss(lens: ForwardCache) -> PerExampleLoss:
+            return CE(lambda z: bank.soft(lens.features(z), self.softness), y)
 
         return _climbed(model, x, y, rng, self.attack, loss)
 
 
 @dataclass(frozen=True, slots=True)
-class OnGuides:
-    """PGD-kNN: from the neighbours of the own class to those of the nearest other one (`models.guided.Guided`)."""
+class PGDkNN:
+    """PGD-kNN: from the neighbours of the own class to those of the nearest other one (`models.guided.GuideLoss`)."""
 
     attack: Attack
     guides: int = 300
@@ -78,11 +78,11 @@ class OnGuides:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         bank = bank_of(model)
         with eval_mode(model), frozen(model):
-            return self.attack(Guided(Lens(model).features, bank, y, self.guides), x, rng)
+            return self.attack(GuideLoss(ForwardCache(model).features, bank, y, self.guides), x, rng)
 
 
 @dataclass(frozen=True, slots=True)
-class ByProbe:
+class ProbeTransfer:
     """What fools a linear probe of the same features, fitted to the bank, is tried on its nearest neighbours."""
 
     attack: Attack
@@ -91,14 +91,14 @@ class ByProbe:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         probe = _probe(bank_of(model), self.penalty)
 
-        def loss(lens: Lens) -> PointLoss:
-            return Untargeted(lambda z: probe(F.normalize(lens.features(z), dim=1)), y)
+        def loss(lens: ForwardCache) -> PerExampleLoss:
+            return CE(lambda z: probe(F.normalize(lens.features(z), dim=1)), y)
 
         return _climbed(model, x, y, rng, self.attack, loss)
 
 
 @dataclass(frozen=True, slots=True)
-class WorstOnNeighbours:
+class KNNAttackSuite:
     """Several attacks on nearest neighbours, each on what those before it have left: who stands, stands under all.
 
     APGD on the cross-entropy of the logits and towards targets, PGD on soft votes of each `softness`, on guides, by a
@@ -121,14 +121,14 @@ class WorstOnNeighbours:
         pgd = PGD(self.threat, self.steps, self.threat.eps / 4, patience=0)
         found: dict[str, Adversary] = {
             "apgd-ce": WhiteBox(APGD(self.threat, self.steps)),
-            **{f"soft-{by:g}": OnVotes(Restarts(pgd, self.restarts), by) for by in self.softness},
-            "guides": OnGuides(pgd),
-            "probe": ByProbe(pgd),
-            "distance": OnFeatures(pgd),
-            "cosine": OnFeatures(pgd, "cosine"),
+            **{f"soft-{by:g}": KNNVoteAttack(Restarts(pgd, self.restarts), by) for by in self.softness},
+            "guides": PGDkNN(pgd),
+            "probe": ProbeTransfer(pgd),
+            "distance": FeatureAttack(pgd),
+            "cosine": FeatureAttack(pgd, "cosine"),
         }
         loss = TargetedDLR if num_classes > 3 else Margin
-        return {**found, "apgd-t": EachTarget(APGD(self.threat, self.steps), loss, targets=3)}
+        return {**found, "apgd-t": MultiTargeted(APGD(self.threat, self.steps), loss, targets=3)}
 
     def notes(self, num_classes: int) -> tuple[str, ...]:
         del num_classes
@@ -136,12 +136,12 @@ class WorstOnNeighbours:
 
 
 def _climbed(
-    model: nn.Module, x: Tensor, y: Tensor, rng: Rng, attack: Attack, loss: Callable[[Lens], PointLoss]
+    model: nn.Module, x: Tensor, y: Tensor, rng: Rng, attack: Attack, loss: Callable[[ForwardCache], PerExampleLoss]
 ) -> Tensor:
     """The attack on a loss of the features; the model's own answer says who is fooled, from the same forward pass."""
     with eval_mode(model), frozen(model):
-        lens = Lens(model)
-        return attack(Told(loss(lens), lens.logits, y), x, rng)
+        lens = ForwardCache(model)
+        return attack(WithPredictions(loss(lens), lens.logits, y), x, rng)
 
 
 _PROBES = WeakTensorKeyDictionary()

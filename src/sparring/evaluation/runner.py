@@ -10,18 +10,18 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..attacks.losses import wrong
+from ..attacks.losses import misclassified
 from ..attacks.threats import Linf
 from ..core.errors import UserError
 from ..core.rng import PerExample, mixed_seed
-from ..core.types import Data, Search, Threat, pixels
+from ..core.types import AttackBackend, TensorData, Threat, pixels
 from ..records.results import Array
-from .adversaries import Adversary, Divides, Through, as_adversary, check_name, the_one, threat_of, threats_of
+from .adversaries import Adversary, Divides, SurrogateGradient, as_adversary, check_name, the_one, threat_of, threats_of
 from .adversaries import bound as bound_of
 from .cost import passes
-from .journal import Journal, Part
-from .minimum_norm import Nearest
-from .verifier import Judge, Unaltered, Verdict
+from .journal import Part, PartStore
+from .minimum_norm import MinimumNorm
+from .verifier import MutationCheck, Verdict, Verifier
 
 PICTURES = 8
 SAMPLE, BEYOND_CHANCE = 16, 2
@@ -46,7 +46,7 @@ class Cascade(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class EvaluationProgress:
     """How far an evaluation is. `flags` `[N]` says who stands; `seconds_left` is a guess for all that is left to do."""
 
     adversary: str
@@ -58,11 +58,11 @@ class News:
     stage_done: bool = False
 
 
-OnNews: TypeAlias = Callable[[News], None]
+OnProgress: TypeAlias = Callable[[EvaluationProgress], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class AttackPlan:
     """An adversary by its name in the result, as the stages that it consists of."""
 
     name: str
@@ -70,12 +70,12 @@ class Chain:
     draws: int
     notes: tuple[str, ...]
     costs: tuple[float, ...]
-    nearest: Nearest | None = None
+    nearest: MinimumNorm | None = None
 
     @classmethod
-    def of(cls, name: str, adversary: Adversary | Cascade, classes: int) -> "Chain":
+    def of(cls, name: str, adversary: Adversary | Cascade, classes: int) -> "AttackPlan":
         check_name(name)
-        nearest = adversary if isinstance(adversary, Nearest) else None
+        nearest = adversary if isinstance(adversary, MinimumNorm) else None
         stages: Mapping[str, Adversary]
         if isinstance(adversary, Cascade):
             stages = {f"{name}/{part}": as_adversary(each) for part, each in adversary.stages(classes).items()}
@@ -103,17 +103,17 @@ class Chain:
 
 def bound(adversary: Adversary) -> Threat | None:
     """The set that points must lie in to count; None for a search that nothing bounds."""
-    return None if isinstance(adversary, Nearest) else bound_of(adversary)
+    return None if isinstance(adversary, MinimumNorm) else bound_of(adversary)
 
 
 def needs_fine(adversary: Adversary) -> bool:
     """Whether bf16 may hide what it looks for: a smallest distance, and all but Linf, for in L2 FAB found less so."""
     threats = threats_of(adversary)
-    return isinstance(adversary, Nearest) or not threats or any(not isinstance(threat, Linf) for threat in threats)
+    return isinstance(adversary, MinimumNorm) or not threats or any(not isinstance(threat, Linf) for threat in threats)
 
 
 @dataclass(slots=True)
-class Book:
+class AttackRecord:
     """What is known of each example under one adversary. All on the CPU, `[N]`."""
 
     broken_by: Tensor
@@ -124,7 +124,7 @@ class Book:
     all_images: bool = False
 
     @classmethod
-    def open(cls, clean: Verdict, all_images: bool) -> "Book":
+    def open(cls, clean: Verdict, all_images: bool) -> "AttackRecord":
         broken = torch.full_like(clean.predicted, STANDING).masked_fill(~clean.right, CLEAN)
         nothing = torch.full_like(clean.margin, math.nan)
         return cls(broken, clean.margin.clone(), nothing, clean.predicted.clone(), all_images=all_images)
@@ -148,30 +148,30 @@ class Book:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class EvaluationContext:
     """What an evaluation is done with."""
 
-    judge: Judge
+    judge: Verifier
     searched: nn.Module
     """What attacks search on; what they find counts on the model of the judge."""
     finely: nn.Module
     """The same with the rounding of float32."""
-    unaltered: Unaltered
-    data: Data
+    unaltered: MutationCheck
+    data: TensorData
     index: Tensor
     like: Tensor
     """An empty tensor of the device and the type that the model takes."""
     batch_size: int
     seed: int
-    journal: Journal | None
-    on_news: OnNews
+    journal: PartStore | None
+    on_progress: OnProgress
     keep_images: bool
-    search: Search
+    search: AttackBackend
 
     def on_copy(self, adversary: Adversary) -> bool:
         """Whether it searches on something else than the model."""
         searched = self.finely if needs_fine(adversary) else self.searched
-        return isinstance(adversary, Through) or searched is not self.judge.model
+        return isinstance(adversary, SurrogateGradient) or searched is not self.judge.model
 
     def sample(self, rows: Tensor) -> Tensor:
         """Some of the rows, drawn by seed and index alone."""
@@ -184,27 +184,27 @@ class Setting:
         if on_model:
             yield adversary, self.judge.model
             return
-        fine = needs_fine(adversary)
-        if not isinstance(adversary, Through):
-            yield adversary, self.finely if fine else self.searched
+        in_float32 = needs_fine(adversary)
+        if not isinstance(adversary, SurrogateGradient):
+            yield adversary, self.finely if in_float32 else self.searched
             return
-        search = self.search.fine() if fine else self.search
+        search = self.search.in_float32() if in_float32 else self.search
         with adversary.view(self.judge.model), search(self.judge.model, self.batch(slice(8))[0]) as searched:
             yield adversary.adversary, searched
 
     def divided(self, adversary: Adversary) -> tuple[Adversary, int]:
         """The adversary, and how many examples it searches on at a time: of several batches, if that is of use."""
-        ahead = self.search.ahead(self.like.device)
-        if ahead == 1 or not isinstance(adversary, Divides):
+        batches_in_flight = self.search.batches_in_flight(self.like.device)
+        if batches_in_flight == 1 or not isinstance(adversary, Divides):
             return adversary, self.batch_size
-        return adversary.dividing(self.batch_size), ahead * self.batch_size
+        return adversary.dividing(self.batch_size), batches_in_flight * self.batch_size
 
     def batch(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Images and labels as the model takes them."""
         return pixels(self.data.x[rows]).to(self.like), self.data.y[rows].to(self.like.device)
 
     def confirmed(self, z: Tensor, x: Tensor, y: Tensor, threat: Threat | None) -> tuple[Tensor, Verdict]:
-        """The points as they count, and the verdict on them (`Judge.confirm`), batch by batch."""
+        """The points as they count, and the verdict on them (`Verifier.confirm`), batch by batch."""
         parts = zip(*(part.split(self.batch_size) for part in (z, x, y)), strict=True)
         found = [self.judge.confirm(points, images, labels, threat) for points, images, labels in parts]
         verdicts = zip(*(verdict for _, verdict in found), strict=True)
@@ -220,7 +220,7 @@ class Setting:
         with torch.autocast(z.device.type, enabled=False):
             for model, fooled in ((searched, True), (self.judge.model, False)):
                 if len(rows):  # a model need not take an empty batch
-                    found = [wrong(model(z[part]), y[part]) == fooled for part in rows.split(self.batch_size)]
+                    found = [misclassified(model(z[part]), y[part]) == fooled for part in rows.split(self.batch_size)]
                     rows = rows[torch.cat(found)]
         unlike[rows] = True
         return unlike
@@ -230,22 +230,22 @@ class Setting:
 class Run:
     """An evaluation under way. `work` and `done` are in passes through the model."""
 
-    setting: Setting
+    setting: EvaluationContext
     clean: Verdict
     work: float
     done: float = 0.0
     started: float = field(default_factory=time.monotonic)
     notes: list[str] = field(default_factory=list)
 
-    def through(self, chain: Chain) -> Book:
+    def through(self, chain: AttackPlan) -> AttackRecord:
         """One adversary on all examples, a stage after the other on what stands, and a second look at what is left."""
-        book = Book.open(self.clean, self.setting.keep_images or chain.nearest is not None)
+        book = AttackRecord.open(self.clean, self.setting.keep_images or chain.nearest is not None)
         self._stages(chain, book)
         if chain.nearest is None and chain.draws == 1 and any(map(self.setting.on_copy, chain.stages.values())):
             self._look_again(chain, book)
         return book
 
-    def _look_again(self, chain: Chain, book: Book) -> None:
+    def _look_again(self, chain: AttackPlan, book: AttackRecord) -> None:
         """Attacks a sample of what stands on the model itself, and all that stand if more fall than by chance."""
         sample = self.setting.sample(_rows(book.standing()))
         self._stage(chain, chain.cheapest, book, sample, " on the model, a sample")
@@ -260,11 +260,11 @@ class Run:
             f"itself and not on its copy: {what}"
         )
 
-    def _stages(self, chain: Chain, book: Book, where: str = "") -> None:
+    def _stages(self, chain: AttackPlan, book: AttackRecord, where: str = "") -> None:
         for stage in range(1, 1 + len(chain.stages)):
             self._stage(chain, stage, book, _rows(book.standing()), where)
 
-    def _stage(self, chain: Chain, stage: int, book: Book, todo: Tensor, where: str = "") -> None:
+    def _stage(self, chain: AttackPlan, stage: int, book: AttackRecord, todo: Tensor, where: str = "") -> None:
         """One stage on the rows `todo`: on a copy of the model or, if `where` is said, on the model itself."""
         cost, setting = chain.costs[stage - 1], self.setting
         name, adversary = list(chain.stages.items())[stage - 1]
@@ -303,16 +303,16 @@ class Run:
                 "gradient of the model is NaN there, as that of sqrt is at 0. Mend that, for it is no robustness"
             )
         z, verdict = setting.confirmed(z, x, y, threat)
-        measure = threat_of(adversary) if isinstance(adversary, Nearest) else threat
+        measure = threat_of(adversary) if isinstance(adversary, MinimumNorm) else threat
         norm = measure.norm(z - x) if measure is not None else torch.full_like(verdict.margin, math.nan)
         broken = ~verdict.right
         tensors = (rows, broken, verdict.margin, norm.float(), verdict.predicted, z[broken].float().contiguous())
         return Part(*(tensor.cpu().numpy() for tensor in tensors))
 
-    def _tell(self, name: str, stage: str, done: int, todo: int, book: Book, stage_done: bool = False) -> None:
+    def _tell(self, name: str, stage: str, done: int, todo: int, book: AttackRecord, stage_done: bool = False) -> None:
         seconds = time.monotonic() - self.started
         left = max(0.0, seconds * (self.work / self.done - 1)) if self.done else seconds
-        self.setting.on_news(News(name, stage, done, todo, book.standing().numpy(), left, stage_done))
+        self.setting.on_progress(EvaluationProgress(name, stage, done, todo, book.standing().numpy(), left, stage_done))
 
 
 def _finite(z: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..attacks.gradients import slope
-from ..attacks.losses import Untargeted
+from ..attacks.gradients import value_and_grad
+from ..attacks.losses import CE
 from ..attacks.threats import Linf
 from ..core.errors import UserError
 from ..core.types import Threat
@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class Verifier:
     """A model and how often it is asked: a randomised model is right if it is so in more than half of `draws`."""
 
     model: nn.Module
@@ -71,7 +71,7 @@ def _verdict(out: Tensor, y: Tensor, num_classes: int | None) -> Verdict:
     return Verdict(predicted == y, predicted, margin, probable(out))
 
 
-def oddities(judge: Judge, x: Tensor, y: Tensor, right: Tensor) -> list[str]:
+def oddities(judge: Verifier, x: Tensor, y: Tensor, right: Tensor) -> list[str]:
     """What to know of a model before its figures are believed.
 
     `right` `[B]` is the verdict on `x`. Is the model the same twice? And is a step of PGD that may not move a pixel,
@@ -92,7 +92,7 @@ def oddities(judge: Judge, x: Tensor, y: Tensor, right: Tensor) -> list[str]:
     if random_share(first[:4], alone, 1e-3) > 0:
         notes.append("the answer to an image depends on the rest of its batch: figures hold for this batch size alone")
     try:
-        seen = slope(Untargeted(model.__call__, y), x)
+        seen = value_and_grad(CE(model.__call__, y), x)
     except UserError as error:  # no gradient: attacks without gradients can do
         return [*notes, str(error)]
     lost = int((~seen.grad.isfinite()).flatten(1).any(1).sum())
@@ -115,7 +115,7 @@ _FLAT = 0.05  # a few predictions are so sure that their loss is flat in float32
 def flat_gradients(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
     """A note if the loss has no gradient for more than a few images, where attacks by gradients do not move."""
     try:
-        grad = slope(Untargeted(model.__call__, y), x).grad
+        grad = value_and_grad(CE(model.__call__, y), x).grad
     except UserError as error:
         return [str(error)]
     flat = int((~(grad != 0).flatten(1).any(1)).sum())
@@ -159,7 +159,7 @@ def random_share(first: Tensor, second: Tensor, most: float = 1e-4) -> float:
     return float(((both[0] - both[1]).norm(dim=1) > most).float().mean())
 
 
-class Unaltered:
+class MutationCheck:
     """Notices a model that changes its own weights, buffers or modes in forward."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -4,7 +4,7 @@ from .activations import SmoothReLU, activation
 from .classifier import Normalize
 from .encoders import AMDIM, Projected, amdim, represented
 from .imagenet import efficientnet, imagenet_resnet
-from .knn import KNN, encoded, knn_of, refill
+from .knn import KNN, encode_bank, encoded, knn_of
 from .layers import FEATURES, Layers, as_run, layers_of
 from .probe import linear_probe, validated_probe
 from .resnet import preact_resnet18, resnet18
@@ -27,6 +27,7 @@ __all__ = [
     "amdim",
     "as_run",
     "efficientnet",
+    "encode_bank",
     "encoded",
     "imagenet_resnet",
     "knn_of",
@@ -34,7 +35,6 @@ __all__ = [
     "linear_probe",
     "load_robustbench",
     "preact_resnet18",
-    "refill",
     "represented",
     "resnet18",
     "small_cnn",

@@ -55,11 +55,11 @@ class _SmoothReLU(torch.autograd.Function):
         x, r = ctx.saved_tensors
         alpha = _wide(r).square()
         scaled = alpha * _wide(x).relu()
-        slope = scaled / (1 + scaled)
-        by_x = (grad * slope).to(x.dtype) if ctx.needs_input_grad[0] else None
+        value_and_grad = scaled / (1 + scaled)
+        by_x = (grad * value_and_grad).to(x.dtype) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return by_x, None
-        by_alpha = (grad * (torch.log1p(scaled) - slope)).sum() / alpha.square()
+        by_alpha = (grad * (torch.log1p(scaled) - value_and_grad)).sum() / alpha.square()
         return by_x, (by_alpha * 2 * _wide(r)).to(r.dtype)
 
 

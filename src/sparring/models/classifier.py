@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..core.types import Data, Labelled, pixels
+from ..core.types import LabelledData, TensorData, pixels
 
 
 class Normalize(nn.Module):
@@ -20,12 +20,12 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
     @classmethod
-    def of(cls, data: Labelled) -> "Normalize":
+    def of(cls, data: LabelledData) -> "Normalize":
         """The statistics of `data`, one mean and one deviation per channel, from the first 10,000 images at most.
 
         From the first 1,000 if they are still in files.
         """
-        x = pixels(data[: 10_000 if isinstance(data, Data) else 1000].x).double()
+        x = pixels(data[: 10_000 if isinstance(data, TensorData) else 1000].x).double()
         return cls(x.mean((0, 2, 3)).tolist(), x.std((0, 2, 3)).clamp_min(1e-6).tolist())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,14 +6,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..attacks.losses import wrong
+from ..attacks.losses import misclassified
 from ..core.errors import UserError
-from ..core.types import Forward, Probe
+from ..core.types import Forward, LossOutput
 from .knn import KNN
 
 
 @dataclass(frozen=True, slots=True)
-class Guided:
+class GuideLoss:
     """Leaves the nearest examples of the own class for those of the nearest other one (PGD-kNN).
 
     As released for https://arxiv.org/abs/1911.06470, whose definition is in https://arxiv.org/abs/1903.08333 and its
@@ -31,7 +31,7 @@ class Guided:
         if self.guides < 2:
             raise UserError(f"guides come from two classes: at least 2, not {self.guides}")
 
-    def __call__(self, x: Tensor) -> Probe:
+    def __call__(self, x: Tensor) -> LossOutput:
         features, bank = self.features(x), self.bank
         z = bank.normalized(features)
         with torch.no_grad():
@@ -39,10 +39,10 @@ class Guided:
             places = self._guides(z)
         apart = [2 - 2 * torch.einsum("bf,bgf->bg", z, bank.rows[each]) for each in places]
         left = (far - apart[0]).relu().sum(1) + (apart[1] - far).relu().sum(1)
-        return Probe(-left, wrong(bank(features.detach()), self.y))
+        return LossOutput(-left, misclassified(bank(features.detach()), self.y))
 
-    def __getitem__(self, rows: Tensor) -> "Guided":
-        return Guided(self.features, self.bank, self.y[rows], self.guides)
+    def __getitem__(self, rows: Tensor) -> "GuideLoss":
+        return GuideLoss(self.features, self.bank, self.y[rows], self.guides)
 
     def _guides(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Places in the bank, `[B, G]` each: of the own class, and of the nearest other one."""

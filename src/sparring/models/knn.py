@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core.errors import UserError, need_one_of
 from ..core.modes import eval_mode
-from ..core.types import Classifier, Forward, Labelled, Reference, pixels
+from ..core.types import Classifier, Forward, LabelledData, Reference, pixels
 
 Vote: TypeAlias = Literal["uniform", "weighted"]
 
@@ -33,8 +33,8 @@ class KNN(Reference):
     lifted above the others by a constant. So what is judged is the vote, and what attacks climb is smooth.
 
     The bank is compared in blocks: nothing of the size images x bank is kept, in the backward pass neither. It is a
-    buffer, saved with the weights; `fit` fills it, and so does `refill` for a model. Raises `UserError` while it is
-    empty.
+    buffer, saved with the weights; `fit` fills it, and so does `encode_bank` for a model. Raises `UserError` while it
+    is empty.
     """
 
     rows: Tensor
@@ -154,8 +154,7 @@ class KNN(Reference):
         """Of length 1, in the precision of the bank."""
         if not len(self.rows):
             raise UserError(
-                "the bank of the nearest neighbours is empty: fill it with sparring.models.refill(model, data), with "
-                "the images and labels that it shall know"
+                "the bank of the nearest neighbours is empty: fill it by sparring.models.encode_bank(model, data)"
             )
         return F.normalize(features.flatten(1).to(self.rows.dtype), dim=1)
 
@@ -230,7 +229,7 @@ def bank_of(model: nn.Module) -> KNN:
     return head
 
 
-def encoded(features: Forward, data: Labelled, batch_size: int = 512) -> Tensor:
+def encoded(features: Forward, data: LabelledData, batch_size: int = 512) -> Tensor:
     """Features `[N, F]` of the images as they are, without augmentation. Raises `UserError` if there are none."""
     if not len(data):
         raise UserError(
@@ -242,7 +241,7 @@ def encoded(features: Forward, data: Labelled, batch_size: int = 512) -> Tensor:
     return torch.cat(parts)
 
 
-def refill(model: nn.Module, data: Labelled, batch_size: int = 512) -> bool:
+def encode_bank(model: nn.Module, data: LabelledData, batch_size: int = 512) -> bool:
     """Encodes `data` with the model as it is now, in eval mode, into the bank of its head.
 
     False, and nothing is done, if the head reads no bank.

@@ -17,7 +17,7 @@ from .swap import refuse_hidden
 class SmoothBackward:
     """Every `nn.ReLU` computes what it did, but its gradient is that of a softplus: sigmoid(`alpha` x) for 1[x > 0].
 
-    As `inner_view` or `outer_view` of a method, it smooths the gradient that crafts the attack, or that moves the
+    As `inner_mode` or `outer_mode` of a method, it smooths the gradient that crafts the attack, or that moves the
     weights (https://arxiv.org/abs/2006.14536, with alpha 10). Logits keep their bits. Raises `UserError` for a model
     without an `nn.ReLU`, and unless it is not `strict` for one that calls activations as functions, which cannot be
     reached, or throws away what an in-place ReLU returns.

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core.types import Context, Objective, PointLoss, Probe, Terms
+from ..core.types import Context, LossOutput, Objective, PerExampleLoss, Terms
 from ..core.whole_batch import WholeBatch
 from .contrastive import JOINT, need_temperature, need_two_views, projected
 from .contrastive_losses import nt_xent
@@ -25,9 +25,9 @@ class ACL(Objective):
     def __post_init__(self) -> None:
         need_temperature(self.temperature)
 
-    def inner(self, ctx: Context) -> PointLoss:
+    def inner(self, ctx: Context) -> PerExampleLoss:
         need_two_views(ctx.batch)
-        return WholeBatch(lambda x: Probe(self._both(ctx, x)), JOINT)
+        return WholeBatch(lambda x: LossOutput(self._both(ctx, x)), JOINT)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         need_two_views(ctx.batch)

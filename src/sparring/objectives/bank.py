@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import UserError
-from ..core.types import Data, Labelled
+from ..core.types import LabelledData, TensorData
 
 Place: TypeAlias = Literal["auto", "device", "host", "disk"]
 
@@ -36,7 +36,7 @@ class Bank(nn.Module):
     rows: Tensor
     owner: Tensor
 
-    def __init__(self, data: Labelled, columns: int, place: Place = "auto") -> None:
+    def __init__(self, data: LabelledData, columns: int, place: Place = "auto") -> None:
         super().__init__()
         count = _length(data)
         self.dtype, self.place = chosen(count, columns, place, _memory())
@@ -99,7 +99,7 @@ def chosen(count: int, columns: int, place: Place, memory: int) -> tuple[torch.d
     return dtype, "host" if size <= OF_MEMORY * memory else "disk"
 
 
-def _length(data: Labelled) -> int:
+def _length(data: LabelledData) -> int:
     try:
         count = len(data)
     except TypeError:
@@ -137,10 +137,10 @@ def _memory() -> int:
         return 8 * 2**30
 
 
-def fingerprint(data: Labelled) -> Tensor:
+def fingerprint(data: LabelledData) -> Tensor:
     """A number for a training set: for its labels, classes and shape, and for a few of its images if in memory."""
     digest = hashlib.sha256(repr((data.classes, data.shape)).encode())
     digest.update(data.y.cpu().numpy().tobytes())
-    if isinstance(data, Data):
+    if isinstance(data, TensorData):
         digest.update(data.x[:: max(1, len(data) // 64)].cpu().contiguous().numpy().tobytes())
     return torch.tensor(int.from_bytes(digest.digest()[:7], "big"))

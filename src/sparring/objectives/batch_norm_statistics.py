@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from ..core.errors import need_whole
 from ..core.modes import statistics_kept
-from ..core.types import Context, Labelled, Lens, Objective, PointLoss, Terms
+from ..core.types import Context, ForwardCache, LabelledData, Objective, PerExampleLoss, Terms
 
 
 @dataclass(frozen=True, slots=True)
-class Statistics(Objective):
+class BatchNormStatistics(Objective):
     """A method, of whose forward passes in the update only some move the running statistics of batch norm.
 
     Released codes differ in this without a word, and it decides what the model is at test time. `of` is "adversarial",
@@ -30,13 +30,13 @@ class Statistics(Objective):
     def __post_init__(self) -> None:
         need_whole("clean_passes", self.clean_passes)
 
-    def init(self, data: Labelled) -> nn.Module:
+    def init(self, data: LabelledData) -> nn.Module:
         return self.method.init(data)
 
     def observe(self, ctx: Context) -> None:
         self.method.observe(ctx)
 
-    def inner(self, ctx: Context) -> PointLoss:
+    def inner(self, ctx: Context) -> PerExampleLoss:
         return self.method.inner(ctx)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
@@ -53,7 +53,7 @@ class Statistics(Objective):
 
 
 @dataclass(slots=True)
-class _Choosing(Lens):
+class _Choosing(ForwardCache):
     """A lens through which only some tensors move the statistics."""
 
     counts: Callable[[Tensor], bool] = field(kw_only=True)
@@ -63,6 +63,6 @@ class _Choosing(Lens):
 
     def _once(self, forward: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, least: int = 1) -> tuple[Tensor, ...]:
         if self.counts(x):
-            return Lens._once(self, forward, x, least)
+            return ForwardCache._once(self, forward, x, least)
         with statistics_kept(self.model):
-            return Lens._once(self, forward, x, least)
+            return ForwardCache._once(self, forward, x, least)

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.types import Context, Terms
-from .regularizers import Term
+from .regularizers import Regularizer
 
 
 @dataclass(frozen=True, slots=True)
-class Consistency(Term):
+class Consistency(Regularizer):
     """The adversarial predictions of two augmentations of an image are drawn together.
 
     https://arxiv.org/abs/2103.04550: `weight` x the Jensen-Shannon divergence of the two, each sharpened by

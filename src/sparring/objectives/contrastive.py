@@ -4,21 +4,21 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from ..attacks.losses import Untargeted
+from ..attacks.losses import CE
 from ..core.errors import UserError, need_one_of
 from ..core.modes import eval_mode
 from ..core.rng import make_rng, seed_of_step
-from ..core.types import Batch, Context, Labelled, Lens, Objective, PointLoss, Terms
-from ..models.guided import Guided
-from ..models.knn import bank_of, refill
+from ..core.types import Batch, Context, ForwardCache, LabelledData, Objective, PerExampleLoss, Terms
+from ..models.guided import GuideLoss
+from ..models.knn import bank_of, encode_bank
 from .contrastive_losses import (
     FeatureContrast,
     FeatureDistance,
-    Later,
+    LazyLoss,
     Parts,
     ScaleContrast,
     Scales,
-    Told,
+    WithPredictions,
     info_nce,
     nt_xent,
 )
@@ -31,7 +31,7 @@ class Contrast(Protocol):
         """`[B]`, of two looks at each image; what of them is read, is the contrast's own affair."""
         ...
 
-    def point(self, lens: Lens, known: Parts, own: Tensor, chance: int) -> PointLoss:
+    def point(self, lens: ForwardCache, known: Parts, own: Tensor, chance: int) -> PerExampleLoss:
         """One image at a time, against `known` looks of which `own` `[B]` are at the same image.
 
         From the image to the known ones; of maps at several scales, both ways.
@@ -53,7 +53,7 @@ class InfoNCE:
         del chance
         return info_nce(projected(a), projected(b), self.temperature, self.both)
 
-    def point(self, lens: Lens, known: Parts, own: Tensor, chance: int) -> PointLoss:
+    def point(self, lens: ForwardCache, known: Parts, own: Tensor, chance: int) -> PerExampleLoss:
         del chance
         return FeatureContrast(lambda x: projected(lens.parts(x)), projected(known), own, self.temperature)
 
@@ -71,7 +71,7 @@ class NTXent:
         del chance
         return nt_xent(projected(a), projected(b), temperature=self.temperature)
 
-    def point(self, lens: Lens, known: Parts, own: Tensor, chance: int) -> PointLoss:
+    def point(self, lens: ForwardCache, known: Parts, own: Tensor, chance: int) -> PerExampleLoss:
         return InfoNCE(self.temperature).point(lens, known, own, chance)
 
 
@@ -94,7 +94,7 @@ class Multiscale:
             loss = loss + self.regularise * scales.size(a, b)
         return loss
 
-    def point(self, lens: Lens, known: Parts, own: Tensor, chance: int) -> PointLoss:
+    def point(self, lens: ForwardCache, known: Parts, own: Tensor, chance: int) -> PerExampleLoss:
         return ScaleContrast(lens.parts, known, own, self._scales(known, chance))
 
     def _scales(self, parts: Parts, chance: int) -> Scales:
@@ -137,7 +137,7 @@ class Contrastive(Objective):
 
     The attack raises the `contrast` of an image with its clean self (of two views, with the first), or the squared
     `distance` or the `cosine` distance of its features from there; these need a random start. By labels, it raises the
-    loss of the nearest neighbours' `vote` on the clean image, or follows `guides` (`Guided`). What may be looked at
+    loss of the nearest neighbours' `vote` on the clean image, or follows `guides` (`GuideLoss`). What may be looked at
     says `labels`: none; those of the `bank`, through votes; or `all`, the image's own too. With `only_fooled`,
     only those images are contrasted whose vote the attack changed, from their label if all labels are known, as
     in the released code; that is a forward pass more.
@@ -176,7 +176,7 @@ class Contrastive(Objective):
         """Whether it asks the nearest neighbours."""
         return self.labels != "none" and (self.only_fooled or self.raises in ("vote", "guides"))
 
-    def init(self, data: Labelled) -> nn.Module:
+    def init(self, data: LabelledData) -> nn.Module:
         return _Known(data) if self.reads else nn.Module()
 
     def observe(self, ctx: Context) -> None:
@@ -185,23 +185,23 @@ class Contrastive(Objective):
         assert isinstance(ctx.memory, _Known)
         bank_of(ctx.lens.model)
         if ctx.progress.step % self.refresh == 0:
-            refill(ctx.lens.model, ctx.memory.data)
+            encode_bank(ctx.lens.model, ctx.memory.data)
 
-    def inner(self, ctx: Context) -> PointLoss:
-        def made() -> PointLoss:
+    def inner(self, ctx: Context) -> PerExampleLoss:
+        def made() -> PerExampleLoss:
             loss = self._raised(ctx)
             if not self.only_fooled or self.raises == "guides":  # which tell by themselves
                 return loss
-            return Told(loss, ctx.lens.logits, self._kept(ctx.lens, ctx.batch))
+            return WithPredictions(loss, ctx.lens.logits, self._kept(ctx.lens, ctx.batch))
 
-        return Later(made)
+        return LazyLoss(made)
 
-    def _raised(self, ctx: Context) -> PointLoss:
+    def _raised(self, ctx: Context) -> PerExampleLoss:
         lens, x, y = ctx.lens, ctx.batch.x, ctx.batch.y
         if self.raises == "guides":
-            return Guided(lens.features, bank_of(lens.model), y, self.guides)
+            return GuideLoss(lens.features, bank_of(lens.model), y, self.guides)
         if self.raises == "vote":
-            return Untargeted(lens.logits, lens.logits(x).argmax(1))
+            return CE(lens.logits, lens.logits(x).argmax(1))
         if self.raises in ("distance", "cosine"):
             return FeatureDistance(lens.features, lens.features(x), self.raises == "cosine")
         views = ctx.batch.views
@@ -227,7 +227,7 @@ class Contrastive(Objective):
                 return {"contrast": 0.0 * (clean[0].sum() + moved[0].sum())}
         return {"contrast": torch.cat([self.loss.pairs(a, b, chance) for a, b in pairs]).mean()}
 
-    def _kept(self, lens: Lens, batch: Batch) -> Tensor:
+    def _kept(self, lens: ForwardCache, batch: Batch) -> Tensor:
         """What the vote has to stay: the label, or what it is on the clean image."""
         return batch.y if self.labels == "all" else lens.logits(batch.x).argmax(1)
 
@@ -235,7 +235,7 @@ class Contrastive(Objective):
     def _fooled(self, ctx: Context, x_adv: Tensor) -> Tensor:
         """Rows of the batch, in eval mode, as the bank was encoded: a forward pass more."""
         with eval_mode(ctx.lens.model):
-            lens = Lens(ctx.lens.model)
+            lens = ForwardCache(ctx.lens.model)
             votes = lens.logits(x_adv).argmax(1)
             return (votes != self._kept(lens, ctx.batch)).nonzero()[:, 0]
 
@@ -243,7 +243,7 @@ class Contrastive(Objective):
 class _Known(nn.Module):
     """The training set, to encode it anew. It is no part of what is saved."""
 
-    def __init__(self, data: Labelled) -> None:
+    def __init__(self, data: LabelledData) -> None:
         super().__init__()
         self.data = data
 

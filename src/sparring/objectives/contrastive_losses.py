@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attacks.losses import wrong
+from ..attacks.losses import misclassified
 from ..core.errors import UserError
-from ..core.types import Forward, PointLoss, Probe
+from ..core.types import Forward, LossOutput, PerExampleLoss
 
 Parts: TypeAlias = tuple[Tensor, ...]
 
@@ -149,11 +149,11 @@ class FeatureDistance:
     target: Tensor
     cosine: bool = False
 
-    def __call__(self, x: Tensor) -> Probe:
+    def __call__(self, x: Tensor) -> LossOutput:
         z = self.features(x)
         if self.cosine:
-            return Probe(1 - F.cosine_similarity(z, self.target, dim=1))
-        return Probe((z - self.target).square().sum(1))
+            return LossOutput(1 - F.cosine_similarity(z, self.target, dim=1))
+        return LossOutput((z - self.target).square().sum(1))
 
     def __getitem__(self, rows: Tensor) -> "FeatureDistance":
         return FeatureDistance(self.features, self.target[rows], self.cosine)
@@ -171,9 +171,9 @@ class FeatureContrast:
     def __post_init__(self) -> None:
         need_pairs(len(self.keys))
 
-    def __call__(self, x: Tensor) -> Probe:
+    def __call__(self, x: Tensor) -> LossOutput:
         scores = F.normalize(self.features(x), dim=1) @ F.normalize(self.keys, dim=1).T / self.temperature
-        return Probe(F.cross_entropy(scores, self.own, reduction="none"))
+        return LossOutput(F.cross_entropy(scores, self.own, reduction="none"))
 
     def __getitem__(self, rows: Tensor) -> "FeatureContrast":
         return FeatureContrast(self.features, self.keys, self.own[rows], self.temperature)
@@ -188,44 +188,44 @@ class ScaleContrast:
     own: Tensor
     scales: Scales
 
-    def __call__(self, x: Tensor) -> Probe:
-        return Probe(self.scales.one(self.parts(x), self.keys, self.own))
+    def __call__(self, x: Tensor) -> LossOutput:
+        return LossOutput(self.scales.one(self.parts(x), self.keys, self.own))
 
     def __getitem__(self, rows: Tensor) -> "ScaleContrast":
         return ScaleContrast(self.parts, self.keys, self.own[rows], self.scales)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class WithPredictions:
     """A loss that cannot tell who is fooled, told by the logits of a classifier and the labels `y` `[B]`."""
 
-    loss: PointLoss
+    loss: PerExampleLoss
     logits: Forward
     y: Tensor
 
-    def __call__(self, x: Tensor) -> Probe:
+    def __call__(self, x: Tensor) -> LossOutput:
         value = self.loss(x).value
         with torch.no_grad():
-            return Probe(value, wrong(self.logits(x), self.y))
+            return LossOutput(value, misclassified(self.logits(x), self.y))
 
-    def __getitem__(self, rows: Tensor) -> "Told":
-        return Told(self.loss[rows], self.logits, self.y[rows])
+    def __getitem__(self, rows: Tensor) -> "WithPredictions":
+        return WithPredictions(self.loss[rows], self.logits, self.y[rows])
 
 
 @dataclass(frozen=True, slots=True)
-class Later:
+class LazyLoss:
     """A loss that is made when it is first asked for: what `Benign` does not ask for costs no pass."""
 
-    make: Callable[[], PointLoss]
-    made: list[PointLoss] = field(default_factory=list, compare=False)
+    make: Callable[[], PerExampleLoss]
+    made: list[PerExampleLoss] = field(default_factory=list, compare=False)
 
-    def __call__(self, x: Tensor) -> Probe:
+    def __call__(self, x: Tensor) -> LossOutput:
         return self._loss()(x)
 
-    def __getitem__(self, rows: Tensor) -> PointLoss:
+    def __getitem__(self, rows: Tensor) -> PerExampleLoss:
         return self._loss()[rows]
 
-    def _loss(self) -> PointLoss:
+    def _loss(self) -> PerExampleLoss:
         if not self.made:
             with torch.no_grad():
                 self.made.append(self.make())

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attacks.losses import Untargeted
+from ..attacks.losses import CE
 from ..core.errors import UserError
-from ..core.types import Context, Objective, PointLoss, Terms
+from ..core.types import Context, Objective, PerExampleLoss, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class CrossEntropy(Objective):
         if not 0 < self.weight < math.inf:
             raise UserError(f"weight = {self.weight:g} of the cross-entropy is not a finite number above 0")
 
-    def inner(self, ctx: Context) -> PointLoss:
-        return Untargeted(ctx.lens.logits, ctx.batch.y)
+    def inner(self, ctx: Context) -> PerExampleLoss:
+        return CE(ctx.lens.logits, ctx.batch.y)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         adversarial = self._at(ctx, x_adv)

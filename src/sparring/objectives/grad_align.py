@@ -9,11 +9,11 @@ from ..core.errors import UserError
 from ..core.modes import statistics_kept
 from ..core.rng import make_rng, seed_of_step, uniform
 from ..core.types import Context, Terms
-from .regularizers import Term
+from .regularizers import Regularizer
 
 
 @dataclass(frozen=True, slots=True)
-class GradAlign(Term):
+class GradAlign(Regularizer):
     """Keeps the loss locally linear, so that a single step stays strong (https://arxiv.org/abs/2007.02617).
 
     `weight` x (1 - the mean cosine between the input gradients at the image and at a random point of the set). As in

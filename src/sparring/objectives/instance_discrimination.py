@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..core.errors import UserError
 from ..core.rng import make_rng, seed_of_step
-from ..core.types import Context, Labelled, Objective, PointLoss, Terms
+from ..core.types import Context, LabelledData, Objective, PerExampleLoss, Terms
 from .bank import Bank
 from .contrastive import projected
 from .contrastive_losses import FeatureContrast
@@ -35,7 +35,7 @@ class InstanceDiscrimination(Objective):
                 f"not {self.negatives}, and a momentum in [0, 1), not {self.momentum:g}"
             )
 
-    def init(self, data: Labelled) -> nn.Module:
+    def init(self, data: LabelledData) -> nn.Module:
         return _Memory(data)
 
     def observe(self, ctx: Context) -> None:
@@ -50,7 +50,7 @@ class InstanceDiscrimination(Objective):
         self._remember(memory)
         memory.index, memory.seen = index.clone(), F.normalize(z, dim=1)
 
-    def inner(self, ctx: Context) -> PointLoss:
+    def inner(self, ctx: Context) -> PerExampleLoss:
         rows = _memory(ctx).known()[ctx.batch.index]
         own = torch.arange(len(rows), device=rows.device)
         return FeatureContrast(lambda x: projected(ctx.lens.parts(x)), rows, own, self.temperature)
@@ -83,7 +83,7 @@ class _Memory(nn.Module):
     seen: Tensor
     bank: Bank | None
 
-    def __init__(self, data: Labelled) -> None:
+    def __init__(self, data: LabelledData) -> None:
         super().__init__()
         self.data = data
         self.bank = None

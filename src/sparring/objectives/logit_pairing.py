@@ -5,13 +5,13 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.types import Context, Terms
-from .regularizers import Term
+from .regularizers import Regularizer
 
 Distance = Literal["squared", "length"]
 
 
 @dataclass(frozen=True, slots=True)
-class LogitPairing(Term):
+class LogitPairing(Regularizer):
     """Adversarial logit pairing (https://arxiv.org/abs/1803.06373): clean and adversarial logits are drawn together.
 
     `weight` x the mean squared difference of the logits, over examples and classes. Added to a method:

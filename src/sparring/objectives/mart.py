@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attacks.losses import Untargeted, others
-from ..core.types import Context, Objective, PointLoss, Terms
+from ..attacks.losses import CE, others
+from ..core.types import Context, Objective, PerExampleLoss, Terms
 
 _MARGIN = 1.0001  # of the released code: keeps the logarithm finite where the wrong class is certain
 
@@ -14,25 +14,24 @@ _MARGIN = 1.0001  # of the released code: keeps the logarithm finite where the w
 class MART(Objective):
     """Misclassification-aware adversarial training (https://openreview.net/forum?id=rklOg6EFwS), `beta` 5 to 6.
 
-    Lowered is cross-entropy at the adversarial point plus -log(1 - the likeliest wrong class), and `beta` x
-    KL(clean ‖ adversarial) weighted by how unsure the clean prediction is, 1 - p_y. The attack raises cross-entropy;
-    the paper starts it with `Near(0.001)`. Both predictions are differentiated, the weight too, as in the released
-    code.
+    Lowered is cross-entropy at the adversarial point plus -log(1 - the likeliest wrong class), and `beta` x KL(clean ‖
+    adversarial) weighted by how unsure the clean prediction is, 1 - p_y. The attack raises cross-entropy; the paper
+    starts it with `GaussianStart(0.001)`. Both predictions are differentiated, the weight too, as in the released code.
     """
 
     beta: float = 6.0
 
-    def inner(self, ctx: Context) -> PointLoss:
-        return Untargeted(ctx.lens.logits, ctx.batch.y)
+    def inner(self, ctx: Context) -> PerExampleLoss:
+        return CE(ctx.lens.logits, ctx.batch.y)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         y = ctx.batch.y
         clean, adversarial = ctx.lens.logits(ctx.batch.x), ctx.lens.logits(x_adv)
         log_p, log_q = clean.log_softmax(1), adversarial.log_softmax(1)
-        wrong = others(log_q, y).amax(1).exp()
+        misclassified = others(log_q, y).amax(1).exp()
         unsure = 1 - log_p.gather(1, y[:, None])[:, 0].exp()
         kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
         return {
-            "bce": F.nll_loss(log_q, y) - torch.log(_MARGIN - wrong).mean(),
+            "bce": F.nll_loss(log_q, y) - torch.log(_MARGIN - misclassified).mean(),
             "kl": self.beta * (kl * unsure).mean(),
         }

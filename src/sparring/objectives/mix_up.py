@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attacks.losses import Untargeted
+from ..attacks.losses import CE
 from ..core.errors import UserError
 from ..core.rng import make_rng, seed_of_step
-from ..core.types import Context, Objective, PointLoss, Terms
+from ..core.types import Context, Objective, PerExampleLoss, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class MixUp(Objective):
         if self.alpha <= 0:
             raise UserError(f"alpha = {self.alpha:g} of mixup is not above 0; for no mixing use CrossEntropy()")
 
-    def inner(self, ctx: Context) -> PointLoss:
-        return Untargeted(ctx.lens.logits, ctx.batch.y)
+    def inner(self, ctx: Context) -> PerExampleLoss:
+        return CE(ctx.lens.logits, ctx.batch.y)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         chance, y = seed_of_step(ctx.progress.step), ctx.batch.y

@@ -3,24 +3,24 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..attacks.losses import Total
+from ..attacks.losses import SumLoss
 from ..core.errors import UserError
 from ..core.schedules import Cycle
-from ..core.types import Context, Labelled, Objective, PointLoss, Progress, Terms
+from ..core.types import Context, LabelledData, Objective, PerExampleLoss, Progress, Terms
 
 
-class Term(Objective):
+class Regularizer(Objective):
     """Part of an objective, which says too little of what the attack raises to be trained with alone.
 
     A subclass gives `outer`, and `raised` if the attack is to raise something of it beside the method's own loss.
     """
 
-    def raised(self, ctx: Context) -> PointLoss | None:
+    def raised(self, ctx: Context) -> PerExampleLoss | None:
         """What the attack raises besides. By default nothing: the term acts on the update alone."""
         del ctx
         return None
 
-    def inner(self, ctx: Context) -> PointLoss:
+    def inner(self, ctx: Context) -> PerExampleLoss:
         raise UserError(
             f"{type(self).__name__} does not say what an attack raises: add it to a method, "
             f"Sum((CrossEntropy(), {type(self).__name__}(..)))"
@@ -38,20 +38,20 @@ class Sum(Objective):
     parts: tuple[Objective, ...]
 
     def __post_init__(self) -> None:
-        if all(isinstance(part, Term) for part in self.parts):
+        if all(isinstance(part, Regularizer) for part in self.parts):
             raise UserError("a sum needs a method, CrossEntropy() for example, that says what an attack raises")
 
-    def init(self, data: Labelled) -> nn.Module:
+    def init(self, data: LabelledData) -> nn.Module:
         return nn.ModuleList(part.init(data) for part in self.parts)
 
     def observe(self, ctx: Context) -> None:
         for part, own in self._each(ctx):
             part.observe(own)
 
-    def inner(self, ctx: Context) -> PointLoss:
-        both = [part.raised(own) if isinstance(part, Term) else part.inner(own) for part, own in self._each(ctx)]
+    def inner(self, ctx: Context) -> PerExampleLoss:
+        both = [part.raised(own) if isinstance(part, Regularizer) else part.inner(own) for part, own in self._each(ctx)]
         raised = [loss for loss in both if loss is not None]
-        return raised[0] if len(raised) == 1 else Total(tuple(raised))
+        return raised[0] if len(raised) == 1 else SumLoss(tuple(raised))
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         named = [item for part, own in self._each(ctx) for item in part.outer(own, x_adv).items()]
@@ -79,14 +79,14 @@ class Staged(Objective):
     def __post_init__(self) -> None:
         Cycle(self.stages, self.epochs)
 
-    def init(self, data: Labelled) -> nn.Module:
+    def init(self, data: LabelledData) -> nn.Module:
         return nn.ModuleList(part.init(data) for _, part in self.stages)
 
     def observe(self, ctx: Context) -> None:
         for (_, part), memory in zip(self.stages, ctx.memory.children(), strict=True):
             part.observe(ctx.remembering(memory))
 
-    def inner(self, ctx: Context) -> PointLoss:
+    def inner(self, ctx: Context) -> PerExampleLoss:
         return self.at(ctx.progress).inner(self._own(ctx))
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:

@@ -3,10 +3,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.types import Context, Objective, PointLoss, Probe, Terms
+from ..core.types import Context, LossOutput, Objective, PerExampleLoss, Terms
 from ..core.whole_batch import WholeBatch
 from .contrastive import JOINT, need_temperature, need_two_views, projected
-from .contrastive_losses import Later, nt_xent
+from .contrastive_losses import LazyLoss, nt_xent
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +28,22 @@ class RoCL(Objective):
     def __post_init__(self) -> None:
         need_temperature(self.temperature)
 
-    def inner(self, ctx: Context) -> PointLoss:
+    def inner(self, ctx: Context) -> PerExampleLoss:
         need_two_views(ctx.batch)
 
-        def made() -> PointLoss:
+        def made() -> PerExampleLoss:
             x = ctx.batch.x
             second = projected(ctx.lens.parts(x[len(x) // 2 :]))
 
-            def away(z: Tensor) -> Probe:
+            def away(z: Tensor) -> LossOutput:
                 """The second views are not looked at, and have 0."""
                 first = projected(ctx.lens.parts(z[: len(second)]))
                 value = nt_xent(first, second, temperature=self.temperature)
-                return Probe(torch.cat([value, torch.zeros_like(value)]))
+                return LossOutput(torch.cat([value, torch.zeros_like(value)]))
 
             return WholeBatch(away, JOINT)
 
-        return Later(made)
+        return LazyLoss(made)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         need_two_views(ctx.batch)

@@ -7,13 +7,13 @@ from ..attacks.losses import SquaredDistance
 from ..core.errors import UserError
 from ..core.modes import eval_mode
 from ..core.schedules import Ramp
-from ..core.types import Context, Labelled, PointLoss, Schedule, Terms, at
+from ..core.types import Context, LabelledData, PerExampleLoss, Schedule, Terms, at
 from .bank import Bank, Place
-from .regularizers import Term
+from .regularizers import Regularizer
 
 
 @dataclass(frozen=True, slots=True)
-class TemporalEnsembling(Term):
+class TemporalEnsembling(Regularizer):
     """Predictions are drawn to the average of what the model said of an image before (https://arxiv.org/abs/2106.01606).
 
     `weight` x |p(x') - q|², summed over the classes and averaged over the examples, is raised by the attack and lowered
@@ -42,7 +42,7 @@ class TemporalEnsembling(Term):
         if isinstance(peak, float | int) and peak < 0:
             raise UserError(f"a weight of {peak:g} would drive predictions away from their ensemble")
 
-    def init(self, data: Labelled) -> nn.Module:
+    def init(self, data: LabelledData) -> nn.Module:
         return Bank(data, len(data.classes), self.place)
 
     def observe(self, ctx: Context) -> None:
@@ -57,7 +57,7 @@ class TemporalEnsembling(Term):
         mean = (same @ p.double() / same.sum(1, keepdim=True)).float()
         bank[index] = self.decay * bank[index] + (1 - self.decay) * mean
 
-    def raised(self, ctx: Context) -> PointLoss | None:
+    def raised(self, ctx: Context) -> PerExampleLoss | None:
         weight = self._weight(ctx)
         return SquaredDistance(ctx.lens.logits, self._target(ctx), weight) if weight else None
 

@@ -3,22 +3,23 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attacks.losses import Divergence
-from ..core.types import Context, Objective, PointLoss, Terms
+from ..attacks.losses import KLDivergence
+from ..core.types import Context, Objective, PerExampleLoss, Terms
 
 
 @dataclass(frozen=True, slots=True)
 class TRADES(Objective):
     """Clean cross-entropy plus `beta` x KL(clean prediction ‖ adversarial one) (https://arxiv.org/abs/1901.08573).
 
-    The attack raises the same divergence from a clean prediction that is held fixed; start it with `Near(0.001)`,
-    as the divergence has no gradient at the clean point. In the update both predictions are differentiated.
+    The attack raises the same divergence from a clean prediction that is held fixed; start it with
+    `GaussianStart(0.001)`, as the divergence has no gradient at the clean point. In the update both predictions are
+    differentiated.
     """
 
     beta: float = 6.0
 
-    def inner(self, ctx: Context) -> PointLoss:
-        return Divergence(ctx.lens.logits, ctx.lens.logits(ctx.batch.x).detach().softmax(1), self.beta)
+    def inner(self, ctx: Context) -> PerExampleLoss:
+        return KLDivergence(ctx.lens.logits, ctx.lens.logits(ctx.batch.x).detach().softmax(1), self.beta)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         clean, adversarial = ctx.lens.logits(ctx.batch.x), ctx.lens.logits(x_adv)

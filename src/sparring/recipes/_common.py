@@ -9,7 +9,7 @@ from ..core.errors import UserError
 from ..core.modes import eval_mode, train_mode
 from ..core.types import Objective
 from ..evaluation import WhiteBox
-from ..objectives.batch_norm_statistics import Statistics
+from ..objectives.batch_norm_statistics import BatchNormStatistics
 from ..runs.recipe import Evaluation, Recipe
 from ..training.engine import Method
 
@@ -26,7 +26,7 @@ def crafted(recipe: Recipe, craft: Craft) -> Recipe:
     assert isinstance(recipe.method, Method)
     if craft not in _CRAFT:
         raise UserError(f"craft = {craft!r} is not one of {', '.join(_CRAFT)}")
-    return replace(recipe, method=replace(recipe.method, inner_view=_CRAFT[craft]))
+    return replace(recipe, method=replace(recipe.method, inner_mode=_CRAFT[craft]))
 
 
 def moving(objective: Objective, moved: Moved) -> Objective:
@@ -36,7 +36,7 @@ def moving(objective: Objective, moved: Moved) -> Objective:
     """
     if moved not in ("update", "released"):
         raise UserError(f"moved = {moved!r} is not one of update, released")
-    return objective if moved == "update" else Statistics(objective, "both", clean_passes=2)
+    return objective if moved == "update" else BatchNormStatistics(objective, "both", clean_passes=2)
 
 
 def pgd_50_10(threat: Linf | L2, examples: int | None = None) -> Evaluation:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from ..attacks import FGSM, PGD, Anywhere, Benign
+from ..attacks import FGSM, PGD, Benign, RandomStart
 from ..attacks.threats import Linf
 from ..core.errors import UserError
 from ..core.schedules import Cycle
@@ -38,7 +38,7 @@ def moat(
     """
     attacks: dict[str, Attack] = {
         "b": Benign(),
-        "s": FGSM(threat, 1.25 * threat.eps, Anywhere()),
+        "s": FGSM(threat, 1.25 * threat.eps, RandomStart()),
         "m": PGD(threat, steps=steps, step_size=step_size),
     }
     if not order or set(order) - set(attacks):

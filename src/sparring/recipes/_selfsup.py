@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from ..attacks import PGD, Benign
 from ..attacks.threats import Linf
-from ..core.schedules import Cosine, Piecewise
+from ..core.schedules import Cosine, MultiStep
 from ..core.types import Objective
 from ..data import Augment
-from ..evaluation import OnGuides, WhiteBox, WorstOnNeighbours
+from ..evaluation import KNNAttackSuite, PGDkNN, WhiteBox
 from ..objectives.contrastive import Contrast, Contrastive, InfoNCE, Labels, Raised
 from ..runs.recipe import Evaluation, Recipe
 from ..training.engine import Method
@@ -27,8 +27,8 @@ def worst_on_neighbours(
     return Evaluation(
         {
             "pgd-20": WhiteBox(PGD(threat, 20, threat.eps / 4, patience=0)),
-            "pgd-knn": OnGuides(as_released(threat, unit or threat.eps)),
-            "worst": WorstOnNeighbours(threat, steps, restarts),
+            "pgd-knn": PGDkNN(as_released(threat, unit or threat.eps)),
+            "worst": KNNAttackSuite(threat, steps, restarts),
         },
         examples,
     )
@@ -74,11 +74,11 @@ def hardened(
         pretraining,
         method=Method(attack, objective),
         epochs=epochs,
-        lr=Piecewise(lr),
+        lr=MultiStep(lr),
         batch_size=100,
         views=1,
         augment=(),
         optimizer=Adam(betas=(0.8, 0.999), weight_decay=1e-5),
-        weights_from=start,
+        init_from=start,
         selection=select_by_pgd(threat),
     )

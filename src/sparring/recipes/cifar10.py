@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from ..attacks import PGD, Near
+from ..attacks import PGD, GaussianStart
 from ..attacks.threats import Linf
-from ..core.schedules import Piecewise
+from ..core.schedules import MultiStep
 from ..core.serialization import Build
 from ..data import CIFAR10, Crop, Flip
 from ..models import resnet18, wide_resnet
@@ -33,7 +33,7 @@ def cifar10_rn18_pgd(eps: float = 8 / 255, moved: Moved = "update") -> Recipe:
         model=Build(resnet18),
         method=Method(PGD(threat, steps=10, step_size=threat.eps / 4), moving(CrossEntropy(), moved)),
         epochs=110,
-        lr=Piecewise(0.1, (100, 105)),
+        lr=MultiStep(0.1, (100, 105)),
         augment=(Crop(4, "reflect"), Flip()),
         optimizer=SGD(weight_decay=5e-4),
         selection=select_by_pgd(threat),
@@ -48,7 +48,7 @@ def cifar10_rn18_trades(eps: float = 8 / 255, beta: float = 6.0) -> Recipe:
     (MTandHJ/PyTorch-Robust, its README) reports 82.35 % clean and 49.54 % under AutoAttack.
     """
     threat = Linf(eps)
-    attack = PGD(threat, steps=10, step_size=threat.eps / 4, start=Near())
+    attack = PGD(threat, steps=10, step_size=threat.eps / 4, start=GaussianStart())
     return replace(cifar10_rn18_pgd(eps), method=Method(attack, TRADES(beta)))
 
 
@@ -63,13 +63,13 @@ def cifar10_wrn34_10_trades(eps: float = 0.031, beta: float = 6.0, moved: Moved 
     (`moved="released"`); by default one clean and one adversarial pass, in this order.
     """
     threat = Linf(eps)
-    attack = PGD(threat, steps=10, step_size=threat.eps * 7 / 31, start=Near())
+    attack = PGD(threat, steps=10, step_size=threat.eps * 7 / 31, start=GaussianStart())
     return replace(
         cifar10_rn18_pgd(eps),
         model=Build(wide_resnet, depth=34, width=10),
         method=Method(attack, moving(TRADES(beta), moved)),
         epochs=76,
-        lr=Piecewise(0.1, (75,)),
+        lr=MultiStep(0.1, (75,)),
         augment=(Crop(4), Flip()),
         optimizer=SGD(weight_decay=2e-4),
     )

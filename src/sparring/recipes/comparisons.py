@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from ..attacks import PGD, Near
+from ..attacks import PGD, GaussianStart
 from ..attacks.threats import Linf
-from ..core.schedules import Phases, Piecewise
+from ..core.schedules import MultiStep, PiecewiseConstant
 from ..core.serialization import Build
 from ..data import Crop, Flip
 from ..models import preact_resnet18
@@ -18,7 +18,7 @@ from ..runs.recipe import Recipe
 from ..training.averaging import SWA
 from ..training.engine import Method
 from ..training.optimizers import SGD
-from ..training.updates import Descend, WeightPerturbed
+from ..training.updates import AWP, GradientStep
 from ._common import Craft, crafted
 from .cifar10 import cifar10_rn18_pgd
 
@@ -33,9 +33,9 @@ def cifar10_rn18_mart(eps: float = 8 / 255, beta: float = 5.0) -> Recipe:
     threat = Linf(eps)
     return replace(
         cifar10_rn18_pgd(eps),
-        method=Method(PGD(threat, steps=10, step_size=threat.eps * 7 / 31, start=Near()), MART(beta)),
+        method=Method(PGD(threat, steps=10, step_size=threat.eps * 7 / 31, start=GaussianStart()), MART(beta)),
         epochs=120,
-        lr=Piecewise(0.01, (75, 90, 100)),
+        lr=MultiStep(0.01, (75, 90, 100)),
         augment=(Crop(4), Flip()),
         optimizer=SGD(weight_decay=3.5e-3),
     )
@@ -47,7 +47,7 @@ def _long(eps: float) -> Recipe:
         cifar10_rn18_pgd(eps),
         model=Build(preact_resnet18, final_norm=True, shortcut="activated"),
         epochs=200,
-        lr=Piecewise(0.1, (100, 150)),
+        lr=MultiStep(0.1, (100, 150)),
         augment=(Crop(4), Flip()),
     )
 
@@ -69,7 +69,7 @@ def cifar10_prn18_awp(eps: float = 8 / 255, gamma: float = 0.01, craft: Craft = 
     and 54.30 % at the last. The net is that of its code (csdongxian/AWP, AT_AWP). Crafting is in eval mode here, in
     training mode there (`craft="train"`).
     """
-    return crafted(replace(_long(eps), update=WeightPerturbed(gamma)), craft)
+    return crafted(replace(_long(eps), update=AWP(gamma)), craft)
 
 
 def cifar10_prn18_trades_awp(eps: float = 8 / 255, beta: float = 6.0, gamma: float = 0.005) -> Recipe:
@@ -81,8 +81,8 @@ def cifar10_prn18_trades_awp(eps: float = 8 / 255, beta: float = 6.0, gamma: flo
     threat = Linf(eps)
     return replace(
         _long(eps),
-        method=Method(PGD(threat, steps=10, step_size=threat.eps / 4, start=Near()), TRADES(beta)),
-        update=Phases(((0, Descend()), (10, WeightPerturbed(gamma)))),
+        method=Method(PGD(threat, steps=10, step_size=threat.eps / 4, start=GaussianStart()), TRADES(beta)),
+        update=PiecewiseConstant(((0, GradientStep()), (10, AWP(gamma)))),
     )
 
 
@@ -93,7 +93,7 @@ def cifar10_prn18_swa(eps: float = 8 / 255, start: int = 55, craft: Craft = "eva
     divided by 10 at epochs 50 and 150. The net is that of its code (VITA-Group/Alleviate-Robust-Overfitting). Crafting
     is in eval mode here, in training mode there (`craft="train"`).
     """
-    return crafted(replace(_long(eps), lr=Piecewise(0.1, (50, 150)), averaging=SWA(start)), craft)
+    return crafted(replace(_long(eps), lr=MultiStep(0.1, (50, 150)), averaging=SWA(start)), craft)
 
 
 def cifar10_prn18_consistency(eps: float = 8 / 255, weight: float = 1.0) -> Recipe:

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from ..attacks import PGD, Near, VariedEps
+from ..attacks import PGD, CleanStart, RandomEps
 from ..attacks.threats import L2
-from ..core.schedules import Piecewise
+from ..core.schedules import MultiStep
 from ..data import Crop, Flip, Jitter
 from ..objectives.cross_entropy import CrossEntropy
 from ..runs.recipe import Recipe
@@ -28,7 +28,7 @@ def fashion_varied_eps(eps: float = 2.0) -> Recipe:
     """`fashion_l2` with an eps that is drawn anew for each batch, uniform between 0 and 2."""
     recipe = fashion_l2(eps)
     assert isinstance(recipe.method, Method) and isinstance(recipe.method.attack, PGD)
-    return replace(recipe, method=replace(recipe.method, attack=VariedEps(recipe.method.attack)))
+    return replace(recipe, method=replace(recipe.method, attack=RandomEps(recipe.method.attack)))
 
 
 def cifar10_rn18_l2(eps: float = 0.5) -> Recipe:
@@ -43,9 +43,9 @@ def cifar10_rn18_l2(eps: float = 0.5) -> Recipe:
     threat = L2(eps)
     return replace(
         cifar10_rn18_pgd(),
-        method=Method(PGD(threat, steps=7, start=Near(0.0)), CrossEntropy()),
+        method=Method(PGD(threat, steps=7, start=CleanStart()), CrossEntropy()),
         epochs=150,
-        lr=Piecewise(0.1, (50, 100)),
+        lr=MultiStep(0.1, (50, 100)),
         augment=(Crop(4), Flip(), Jitter(0.25, 0.25, 0.25, p=1.0)),
         selection=select_by_pgd(threat),
         evaluation=pgd_50_10(threat),

@@ -3,11 +3,11 @@
 from dataclasses import replace
 from typing import Literal
 
-from ..attacks import PGD, Anywhere, Near
+from ..attacks import PGD, GaussianStart, RandomStart
 from ..attacks.threats import L2, Linf
-from ..core.schedules import Piecewise, Ramp
+from ..core.schedules import MultiStep, Ramp
 from ..core.serialization import Build
-from ..data import CIFAR100, SVHN, Crop, Digits, Few, Flip, Kept, LabelNoise
+from ..data import CIFAR100, SVHN, Crop, DifficultySubset, Digits, Flip, LabelNoise, Subset
 from ..models import resnet18, small_cnn, wide_resnet
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.regularizers import Sum
@@ -15,7 +15,7 @@ from ..objectives.temporal_ensembling import TemporalEnsembling
 from ..objectives.trades import TRADES
 from ..runs.recipe import Recipe
 from ..training.engine import Method
-from ..training.example_history import Remember
+from ..training.example_history import ExampleHistory
 from ..training.optimizers import SGD
 from ._common import pgd_50_10, select_by_pgd
 from .cifar10 import cifar10_rn18_pgd
@@ -41,7 +41,7 @@ def cifar10_rn18_pgd_te(
         model=Build(resnet18),
         method=_with_te("pgd", PGD(threat, steps=10, step_size=threat.eps / 4), Ramp(weight, start, end), decay),
         epochs=200,
-        lr=Piecewise(0.1, (100, 150)),
+        lr=MultiStep(0.1, (100, 150)),
         augment=(Crop(4), Flip()),
     )
 
@@ -55,7 +55,7 @@ def cifar10_rn18_trades_te(
     the adversarial one away from it.
     """
     threat = Linf(eps)
-    attack = PGD(threat, steps=10, step_size=threat.eps / 4, start=Near())
+    attack = PGD(threat, steps=10, step_size=threat.eps / 4, start=GaussianStart())
     return replace(cifar10_rn18_pgd_te(eps), method=_with_te("trades", attack, Ramp(weight, start, end), decay))
 
 
@@ -79,7 +79,7 @@ def svhn_rn18_pgd_te(
     it for these data; the default of the released code is 0.1 throughout (`--lr.peak 0.1`).
     """
     base = cifar10_rn18_pgd_te(eps, weight, start, end, decay)
-    return replace(base, data=SVHN(), augment=(), lr=Piecewise(0.01, (100, 150)))
+    return replace(base, data=SVHN(), augment=(), lr=MultiStep(0.01, (100, 150)))
 
 
 def cifar10_rn18_pgd_te_l2(
@@ -91,7 +91,7 @@ def cifar10_rn18_pgd_te_l2(
     defaults of eps and step are those of Linf; these, 128/255 and 15/255, are of https://arxiv.org/abs/2002.11569.
     """
     threat = L2(eps)
-    attack = PGD(threat, steps=10, step_size=threat.eps * 15 / 128, start=Near())
+    attack = PGD(threat, steps=10, step_size=threat.eps * 15 / 128, start=GaussianStart())
     return replace(
         cifar10_rn18_pgd_te(),
         method=_with_te("pgd", attack, Ramp(weight, start, end), decay),
@@ -119,7 +119,7 @@ def fashion_trades_te(eps: float = 0.1, weight: float = 30.0, start: float = 4.0
     (best epoch, one seed).
     """
     threat = Linf(eps)
-    attack = PGD(threat, steps=5, step_size=threat.eps / 3, start=Near())
+    attack = PGD(threat, steps=5, step_size=threat.eps / 3, start=GaussianStart())
     return replace(fashion_pgd(eps), method=_with_te("trades", attack, Ramp(weight, start, end)))
 
 
@@ -130,7 +130,7 @@ def fashion_kept(
 
     `by` is the folder of a run that remembered how hard each was: `sparring train fashion_pgd --memory`.
     """
-    return replace(fashion_pgd(eps), alter=(Kept(share, keep, (by,) if by else ()),))
+    return replace(fashion_pgd(eps), alterations=(DifficultySubset(share, keep, (by,) if by else ()),))
 
 
 def digits_random_labels(eps: float = 3 / 32, rate: float = 1.0, train: Trained = "trades") -> Recipe:
@@ -140,18 +140,20 @@ def digits_random_labels(eps: float = 3 / 32, rate: float = 1.0, train: Trained 
     under attack is in the run folder, every tenth epoch; `sparring analyze RUN memorization --weights last` shows it.
     """
     threat = Linf(eps)
-    attack = PGD(threat, steps=10, step_size=threat.eps / 4, start=Near() if train == "trades" else Anywhere())
+    attack = PGD(
+        threat, steps=10, step_size=threat.eps / 4, start=GaussianStart() if train == "trades" else RandomStart()
+    )
     return replace(
         quickstart(eps),
-        data=Few(Digits(), 400),
+        data=Subset(Digits(), 400),
         model=Build(small_cnn, width=64, batch_norm=True),
         method=Method(attack, TRADES() if train == "trades" else CrossEntropy()),
         epochs=60,
-        lr=Piecewise(0.1, (20, 40)),
+        lr=MultiStep(0.1, (20, 40)),
         batch_size=45,
         optimizer=SGD(weight_decay=0.0),
-        alter=(LabelNoise(rate),),
-        remember=Remember(PGD(threat, steps=10, step_size=threat.eps / 4), every=10),
+        alterations=(LabelNoise(rate),),
+        example_history=ExampleHistory(PGD(threat, steps=10, step_size=threat.eps / 4), every=10),
     )
 
 
@@ -162,17 +164,19 @@ def cifar10_wrn28_10_random_labels(eps: float = 8 / 255, rate: float = 1.0, trai
     epochs. The paper: TRADES fits them, PGD-AT does not.
     """
     threat = Linf(eps)
-    attack = PGD(threat, steps=10, step_size=threat.eps / 4, start=Near() if train == "trades" else Anywhere())
+    attack = PGD(
+        threat, steps=10, step_size=threat.eps / 4, start=GaussianStart() if train == "trades" else RandomStart()
+    )
     return replace(
         cifar10_rn18_pgd(eps),
         model=Build(wide_resnet, depth=28, width=10),
         method=Method(attack, TRADES() if train == "trades" else CrossEntropy()),
         epochs=300,
-        lr=Piecewise(0.1, (100, 200)),
+        lr=MultiStep(0.1, (100, 200)),
         augment=(),
         optimizer=SGD(weight_decay=0.0),
-        alter=(LabelNoise(rate),),
-        remember=Remember(PGD(threat, steps=10, step_size=threat.eps / 4), every=10),
+        alterations=(LabelNoise(rate),),
+        example_history=ExampleHistory(PGD(threat, steps=10, step_size=threat.eps / 4), every=10),
     )
 
 

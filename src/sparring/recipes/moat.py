@@ -7,7 +7,7 @@ Order, lengths, weights and steps are ours, and parameters of the recipes.
 from dataclasses import replace
 
 from ..attacks.threats import Linf
-from ..core.schedules import Piecewise
+from ..core.schedules import MultiStep
 from ..runs.recipe import Recipe
 from ._moat import Reading, moat
 from .single_step import cifar10_prn18_fgsm_rs
@@ -51,7 +51,7 @@ def cifar10_prn18_moat(
             alpha,
         ),
         epochs=110,
-        lr=Piecewise(0.1, (100, 105)),
+        lr=MultiStep(0.1, (100, 105)),
     )
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from ..attacks import PGD
 from ..attacks.threats import Linf
-from ..core.schedules import Piecewise, WarmUp
+from ..core.schedules import MultiStep, WarmUp
 from ..core.serialization import Build
 from ..data import Crop, FashionMNIST, Flip, Grey, Jitter, ResizedCrop
 from ..models import amdim, represented
@@ -121,7 +121,7 @@ def cifar10_amdim(eps: float = 2 / 255) -> Recipe:
     return replace(
         pretrained(cifar10_rn18_pgd(eps), objective, epochs=300, lr=2e-4, augment=augment),
         model=Build(amdim, published=True),
-        lr=WarmUp(Piecewise(2e-4, (250, 280), 0.2), 500 / 225),
+        lr=WarmUp(MultiStep(2e-4, (250, 280), 0.2), 500 / 225),
         batch_size=200,
         optimizer=Adam(betas=(0.8, 0.999), weight_decay=1e-5),
         held_out=0.1,

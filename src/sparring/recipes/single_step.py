@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ..attacks import FGSM, NFGSM, Anywhere, MultiGrad, ZeroGrad
+from ..attacks import FGSM, NFGSM, MultiGrad, RandomStart, ZeroGrad
 from ..attacks.threats import Linf
 from ..core.schedules import Cyclic
 from ..core.serialization import Build
@@ -47,7 +47,7 @@ def cifar10_prn18_fgsm_rs(eps: float = 8 / 255, craft: Craft = "eval") -> Recipe
     is in eval mode here, in training mode there (`craft="train"`).
     """
     threat = Linf(eps)
-    return crafted(_short(threat, FGSM(threat, 1.25 * threat.eps, Anywhere()), epochs=15), craft)
+    return crafted(_short(threat, FGSM(threat, 1.25 * threat.eps, RandomStart()), epochs=15), craft)
 
 
 def cifar10_prn18_n_fgsm(eps: float = 8 / 255, craft: Craft = "eval") -> Recipe:

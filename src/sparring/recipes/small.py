@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ..attacks import PGD, Benign, Near
+from ..attacks import PGD, Benign, GaussianStart
 from ..attacks.threats import Linf
 from ..core.schedules import Cyclic
 from ..core.serialization import Build
@@ -13,7 +13,7 @@ from ..objectives.trades import TRADES
 from ..runs.recipe import Recipe
 from ..training.engine import Method
 from ..training.optimizers import SGD
-from ..training.updates import Descend
+from ..training.updates import GradientStep
 from ._common import pgd_50_10, select_by_pgd
 
 
@@ -47,7 +47,7 @@ def fashion_pgd(eps: float = 0.1) -> Recipe:
         epochs=8,
         lr=Cyclic(0.05, top=0.3),
         optimizer=SGD(nesterov=True),
-        update=Descend(max_norm=1.0),  # without clipping, TRADES diverges in the second epoch
+        update=GradientStep(max_norm=1.0),  # without clipping, TRADES diverges in the second epoch
         selection=select_by_pgd(threat, steps=20),
         evaluation=pgd_50_10(threat, examples=1000),
     )
@@ -59,7 +59,7 @@ def fashion_trades(eps: float = 0.1, beta: float = 6.0) -> Recipe:
     The attack starts next to the image, as in the paper (https://arxiv.org/abs/1901.08573).
     """
     threat = Linf(eps)
-    attack = PGD(threat, steps=5, step_size=threat.eps / 3, start=Near())
+    attack = PGD(threat, steps=5, step_size=threat.eps / 3, start=GaussianStart())
     return replace(fashion_pgd(eps), method=Method(attack, TRADES(beta)))
 
 

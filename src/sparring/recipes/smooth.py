@@ -2,15 +2,15 @@
 
 from dataclasses import replace
 
-from ..attacks import FGSM, PGD, Anywhere, Sometimes, Square
+from ..attacks import FGSM, PGD, MixedStart, RandomStart, Square
 from ..attacks.losses import Margin
 from ..attacks.threats import Linf
-from ..core.modes import Together, eval_mode, unchanged
-from ..core.schedules import Piecewise
+from ..core.modes import ComposedMode, eval_mode, unchanged
+from ..core.schedules import MultiStep
 from ..core.serialization import Build
-from ..core.types import View
+from ..core.types import ModelMode
 from ..data import Flip, ImageStream
-from ..evaluation import InTurn, Through, WhiteBox
+from ..evaluation import Ensemble, SurrogateGradient, WhiteBox
 from ..models import SmoothBackward, efficientnet, imagenet_resnet, small_cnn
 from ..models.imagenet import size_of
 from ..objectives.cross_entropy import CrossEntropy
@@ -33,7 +33,7 @@ def fashion_smooth(eps: float = 0.1, activation: str = "silu") -> Recipe:
         fashion_pgd(eps),
         model=Build(small_cnn, width=16, activation=activation),
         method=Method(_one_step(threat), CrossEntropy()),
-        lr=Piecewise(0.05, (4, 6, 7)),
+        lr=MultiStep(0.05, (4, 6, 7)),
         optimizer=SGD(weight_decay=1e-4, decay_vectors=False),
         evaluation=_pgd_200(threat, examples=1000),
     )
@@ -50,10 +50,10 @@ def fashion_smooth_backward(
     """
     threat, smooth = Linf(eps), SmoothBackward(alpha)
     recipe, pgd = fashion_smooth(eps, "relu"), WhiteBox(PGD(threat, 50, threat.eps / 4, patience=0))
-    inner: View = Together((eval_mode, smooth)) if smooth_attack else eval_mode
-    outer: View = smooth if smooth_update else unchanged
-    known = {f"backward-{a:g}": Through(SmoothBackward(a), pgd) for a in (1.0, 10.0, 100.0)}
-    worst = InTurn({"backward-relu": pgd, **known, "square": WhiteBox(Square(threat, 1000), Margin)})
+    inner: ModelMode = ComposedMode((eval_mode, smooth)) if smooth_attack else eval_mode
+    outer: ModelMode = smooth if smooth_update else unchanged
+    known = {f"backward-{a:g}": SurrogateGradient(SmoothBackward(a), pgd) for a in (1.0, 10.0, 100.0)}
+    worst = Ensemble({"backward-relu": pgd, **known, "square": WhiteBox(Square(threat, 1000), Margin)})
     return replace(
         recipe,
         method=Method(_one_step(threat), CrossEntropy(), inner, outer),
@@ -81,9 +81,9 @@ def imagenet_resnet_smooth(
     return Recipe(
         data=ImageStream(folder, middle="resnet"),
         model=Build(imagenet_resnet, depth=depth, activation=activation),
-        method=Method(_one_step(threat, Sometimes(Anywhere(), clean=0.0)), CrossEntropy()),
+        method=Method(_one_step(threat, MixedStart(RandomStart(), clean=0.0)), CrossEntropy()),
         epochs=100,
-        lr=Piecewise(0.1, (30, 60, 90)),
+        lr=MultiStep(0.1, (30, 60, 90)),
         batch_size=256,
         augment=(Flip(),),
         optimizer=SGD(weight_decay=1e-4, decay_vectors=False),
@@ -120,7 +120,7 @@ def imagenet_efficientnet_smooth(
     )
 
 
-def _one_step(threat: Linf, start: Anywhere | Sometimes = Anywhere()) -> PGD:  # noqa: B008
+def _one_step(threat: Linf, start: RandomStart | MixedStart = RandomStart()) -> PGD:  # noqa: B008
     return FGSM(threat, threat.eps, start)
 
 

@@ -114,7 +114,7 @@ def passed(findings: Iterable[Finding]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluated:
+class EvaluationResult:
     """Per example and attack: does the model still get it right? Tables and intervals derive from this.
 
     Everything is `[N]`.
@@ -144,7 +144,7 @@ class Evaluated:
     def table(self) -> dict[str, Accuracy]:
         return {name: Accuracy(int(flags.sum()), len(flags)) for name, flags in self.standing.items()}
 
-    def defended(self, name: str) -> Accuracy:
+    def defense_success_rate(self, name: str) -> Accuracy:
         """The defence success rate: of the examples that are right, the share that stays so under an adversary."""
         right = int(self._flags("clean").sum())
         return Accuracy(int(self._flags(name).sum()), max(1, right))
@@ -184,7 +184,7 @@ class Evaluated:
         }
         return dict(sorted(found.items(), key=lambda item: item[1].value))
 
-    def paired(self, other: "Evaluated", name: str, other_name: str | None = None) -> Paired:
+    def paired(self, other: "EvaluationResult", name: str, other_name: str | None = None) -> Paired:
         """The model against another one on the same images. Raises `UserError` if they are not the same."""
         same = np.array_equal(self.label, other.label)
         if self.index is not None and other.index is not None:
@@ -215,7 +215,7 @@ class Evaluated:
         return held | {name: values for name, values in more.items() if values is not None}
 
     @classmethod
-    def from_arrays(cls, held: Mapping[str, Array]) -> "Evaluated":
+    def from_arrays(cls, held: Mapping[str, Array]) -> "EvaluationResult":
         groups: dict[str, Any] = {
             group: {name.removeprefix(group + "/"): v for name, v in held.items() if name.startswith(group + "/")}
             for group in (*_GROUPS, "about")

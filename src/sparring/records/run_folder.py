@@ -15,7 +15,7 @@ from ..core.reading import REMEDY, Array, check_arrays, conform, open_file, pars
 from ..core.writing import replacing, write_bytes, write_json
 from .clearing import RUN, STATE, deletable, delete, settled
 from .locking import locked
-from .results import Evaluated, Memory
+from .results import EvaluationResult, Memory
 from .schemas import Begun, Counted, Events, Row, Sessions, Status
 
 
@@ -198,17 +198,18 @@ class RunFolder:
         paths, training = self._memories(), self.training()
         if not paths or training is None:
             raise UserError(
-                f"{self.path} remembers no training examples: train it with a recipe that has remember=Remember(..)"
+                f"{self.path} has no history of its training examples: train it with a recipe that has "
+                "example_history=ExampleHistory(..)"
             )
         y = training["y"]
         looks = [_look(path, len(y)) for path in paths]
         facts = {name: np.stack([look[name] for look in looks]) for name in _FACTS}
         return Memory(y, training["true"], np.array([float(look["epoch"]) for look in looks]), **facts)
 
-    def write_flags(self, which: str, evaluated: Evaluated) -> None:
+    def write_flags(self, which: str, evaluated: EvaluationResult) -> None:
         write_evaluated(self.flags(which), evaluated)
 
-    def read_flags(self, which: str) -> Evaluated:
+    def read_flags(self, which: str) -> EvaluationResult:
         return read_evaluated(self.flags(which))
 
     def evaluated(self) -> bool:
@@ -255,7 +256,7 @@ def _look(path: Path, count: int) -> dict[str, Array]:
         return look
 
 
-def write_evaluated(path: Path, evaluated: Evaluated) -> None:
+def write_evaluated(path: Path, evaluated: EvaluationResult) -> None:
     """One .npz: an array for each fact, named like `standing/autoattack` or `margin/clean`."""
     with replacing(path) as file:
         np.savez_compressed(file, **evaluated.arrays())  # type: ignore[arg-type]
@@ -264,13 +265,13 @@ def write_evaluated(path: Path, evaluated: Evaluated) -> None:
 _EVALUATED = {"label": "i", "index": "i", "distance": "f", "standing": "b", "margin": "f", "norm": "f"}
 
 
-def read_evaluated(path: Path) -> Evaluated:
+def read_evaluated(path: Path) -> EvaluationResult:
     """What `write_evaluated` wrote. Raises `UserError` for a file that is missing, or damaged, or another."""
     with reading(path, "evaluate again"):
         arrays = read_arrays(path, "evaluate again", "label", "classes", "notes", "standing/clean")
         count = len(arrays["label"])
         check_arrays(arrays, count, _EVALUATED)
-        found = Evaluated.from_arrays(arrays)
+        found = EvaluationResult.from_arrays(arrays)
         if not count or found.label.min() < 0 or found.label.max() >= len(found.classes):
             raise ValueError("its labels are none of its classes")
         if any(len(images) != count for images in found.adversarial.values()):

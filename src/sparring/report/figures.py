@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.writing import write_bytes
-from ..records.results import Array, Evaluated, Examples
+from ..records.results import Array, EvaluationResult, Examples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,7 @@ def adversarial_examples(examples: Examples, classes: Sequence[str], path: Path)
     save(figure, path)
 
 
-def robustness_curve(found: Mapping[str, Evaluated], norm: str, points: Mapping[str, float], path: Path) -> None:
+def robustness_curve(found: Mapping[str, EvaluationResult], norm: str, points: Mapping[str, float], path: Path) -> None:
     """Accuracy against eps, from the smallest distances found, with 95 % Wilson bands.
 
     `points` are the adversaries that were run in the same norm, each at its own eps; the curve does not exceed them.

@@ -10,23 +10,33 @@ from typing import Any
 
 import torch
 
-from ..acceleration import Compile, Fast, Precision, computes_bf16, prefer_channels_last, worth_compiling
+from ..acceleration import AcceleratedCopy, Compile, Precision, computes_bf16, prefer_channels_last, worth_compiling
 from ..core.errors import UserError
 from ..core.modes import eval_mode
 from ..core.rng import make_rng
 from ..core.serialization import differences
-from ..core.types import Data, Labelled, Progress, pixels
+from ..core.types import LabelledData, Progress, TensorData, pixels
 from ..core.validation import check_data, check_logits
 from ..data import Batches, Training
-from ..models import knn_of, refill
+from ..models import encode_bank, knn_of
 from ..objectives.bank import Bank
 from ..records.run_folder import RunFolder
 from ..report import figures as figures_plots
 from ..training.checkpoint import Checkpoints, read_weights, save_weights
 from ..training.engine import Loop, NotFinite, State
-from ..training.guard import Alarm, Watch
-from ..training.hooks import Guarding, HeldOut, News, Record, Remembering, Rereading, Save, Saving, stopping
-from ..training.profiling import Pace, measure
+from ..training.guard import Alarm, OverfittingMonitor
+from ..training.hooks import (
+    CheckpointHook,
+    EncodeBankHook,
+    ExampleHistoryHook,
+    GuardHook,
+    MetricsHook,
+    Saving,
+    TrainingProgress,
+    ValidationHook,
+    stopping,
+)
+from ..training.profiling import StepProfile, measure
 from .environment import device_of, session
 from .recipe import Recipe
 
@@ -42,16 +52,16 @@ def fit(
     precision: Precision = "auto",
     compile: Compile = "auto",
     profile: bool = False,
-    show: Callable[[News], None] = lambda news: None,
+    show: Callable[[TrainingProgress], None] = lambda news: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> RunFolder:
     """Trains `recipe` in `folder`, going on from the newest checkpoint if there is one.
 
     A run that was killed at any moment and goes on ends with the same bits as one that was not (on the CPU, with the
-    same number of threads). `precision` and `compile` are those of the attack (see `Fast`); a run keeps what it was
-    begun with. What a step costs is measured on two steps that are undone, and said in a line to `say`; with `profile`,
-    `profile.json` and `profile.txt` say what takes how long. SIGINT and SIGTERM save after the present step and raise
-    `Interrupted`.
+    same number of threads). `precision` and `compile` are those of the attack (see `AcceleratedCopy`); a run keeps what
+    it was begun with. What a step costs is measured on two steps that are undone, and said in a line to `say`; with
+    `profile`, `profile.json` and `profile.txt` say what takes how long. SIGINT and SIGTERM save after the present step
+    and raise `Interrupted`.
 
     Raises `UserError` for a folder that holds a finished run, another recipe or other files; for bad data; for a
     loss or weights that are not finite; for a full disk. Nothing is overwritten before all else is in order.
@@ -59,11 +69,11 @@ def fit(
     run, where = RunFolder(folder), device_of(device)
     _admit(run, recipe, overwrite)
     fresh = overwrite or run.search() is None
-    search = Fast.resolved(where, precision, compile) if fresh else _search(run, precision, compile)
+    search = AcceleratedCopy.resolved(where, precision, compile) if fresh else _search(run, precision, compile)
     training, held = _prepare(recipe, run.path, where)
     train = training.data
     goes_on = not overwrite and bool(Checkpoints(run.checkpoints).paths())
-    state = _begin(replace(recipe, weights_from="") if goes_on else recipe, train, run.path, where)
+    state = _begin(replace(recipe, init_from="") if goes_on else recipe, train, run.path, where)
     batches = Batches(train, recipe.batch_size, recipe.augment, recipe.seed, recipe.views, recipe.drop_last)
     board = _board(run) if tensorboard else _no_board
     with run.locked(), _explained(run, state):
@@ -71,7 +81,7 @@ def fit(
         if not _admit(run, recipe, overwrite) or not checkpoints.paths():
             run.clear()
             run.begin(recipe.plain())
-        if recipe.alter or recipe.remember:
+        if recipe.alterations or recipe.example_history:
             run.settle_training(training.arrays())
         checkpoints.load_latest(state)
         run.rewind(state.step)
@@ -80,7 +90,7 @@ def fit(
         )
         notes = search.notes(state.model)
         if fresh and compile == "auto" and worth_compiling(state.model, where, pace.seconds_left * pace.in_attack):
-            search = Fast(search.precision, "on")
+            search = AcceleratedCopy(search.precision, "on")
         run.set_search({"precision": search.precision, "compile": search.compile})
         more = (
             *_guarding(recipe, batches, pace),
@@ -89,16 +99,16 @@ def fit(
             *_emulated(search, where),
             *notes,
         )
-        say("\n".join([f"{pace}, {search.said(where)}", *more]))
+        say("\n".join([f"{pace}, {search.describe(where)}", *more]))
         run.add_session(session(recipe.seed, where))
         best = _Best(run, recipe, train)
         best.settle(state)
         with stopping() as stop, board(state.step) as writer, _drawn(run):
-            held_out = HeldOut(recipe.selection, recipe.seed, held, search)
-            record = Record(run, recipe.batch_size, show, held_out, writer)
-            save = Save(checkpoints, saving, stop, best.write)
+            held_out = ValidationHook(recipe.selection, recipe.seed, held, search)
+            record = MetricsHook(run, recipe.batch_size, show, held_out, writer)
+            save = CheckpointHook(checkpoints, saving, stop, best.write)
             watch = _watch(recipe, train, search)
-            guarding = () if watch is None else (Guarding(watch, run, checkpoints, held_out, say),)
+            guarding = () if watch is None else (GuardHook(watch, run, checkpoints, held_out, say),)
             readers = _readers(state, train, run, say)
             looking = _remembering(recipe, run, train, search)
             hooks = (*readers, held_out, record, *looking, *guarding, save)
@@ -116,7 +126,7 @@ def fit(
     return run
 
 
-def _guarding(recipe: Recipe, batches: Batches, pace: Pace) -> list[str]:
+def _guarding(recipe: Recipe, batches: Batches, pace: StepProfile) -> list[str]:
     if recipe.guard is None:
         return []
     mean = pace.mean or (pace.forward + pace.backward) / 2
@@ -124,14 +134,20 @@ def _guarding(recipe: Recipe, batches: Batches, pace: Pace) -> list[str]:
     return [f"the guard looks {recipe.guard.checks} times an epoch, which adds up to {100 * added:.3g} % of the passes"]
 
 
-def _remembering(recipe: Recipe, run: RunFolder, train: Labelled, search: Fast) -> tuple[Remembering, ...]:
-    return () if recipe.remember is None else (Remembering(recipe.remember, run, train, search, recipe.seed),)
+def _remembering(
+    recipe: Recipe, run: RunFolder, train: LabelledData, search: AcceleratedCopy
+) -> tuple[ExampleHistoryHook, ...]:
+    return (
+        ()
+        if recipe.example_history is None
+        else (ExampleHistoryHook(recipe.example_history, run, train, search, recipe.seed),)
+    )
 
 
-def _looks(recipe: Recipe, train: Labelled) -> list[str]:
-    if recipe.remember is None:
+def _looks(recipe: Recipe, train: LabelledData) -> list[str]:
+    if recipe.example_history is None:
         return []
-    every = "epoch" if recipe.remember.every == 1 else f"{recipe.remember.every} epochs"
+    every = "epoch" if recipe.example_history.every == 1 else f"{recipe.example_history.every} epochs"
     return [f"every {every} all {len(train):,} training examples are attacked once more, to be remembered: not counted"]
 
 
@@ -146,20 +162,22 @@ def _banks(state: State) -> list[str]:
     return found
 
 
-def _readers(state: State, train: Labelled, run: RunFolder, say: Callable[[str], None]) -> tuple[Rereading, ...]:
-    return () if knn_of(state.model) is None else (Rereading(train, run, say),)
+def _readers(
+    state: State, train: LabelledData, run: RunFolder, say: Callable[[str], None]
+) -> tuple[EncodeBankHook, ...]:
+    return () if knn_of(state.model) is None else (EncodeBankHook(train, run, say),)
 
 
-def _watch(recipe: Recipe, train: Labelled, search: Fast) -> Watch | None:
+def _watch(recipe: Recipe, train: LabelledData, search: AcceleratedCopy) -> OverfittingMonitor | None:
     """The guard of the recipe, with the training images that it looks at, the same throughout."""
     if recipe.guard is None:
         return None
     rows = torch.randperm(len(train), generator=make_rng(1))[: recipe.guard.examples].to(train.y.device)
-    return Watch(recipe.guard, train[rows], search, recipe.seed)
+    return OverfittingMonitor(recipe.guard, train[rows], search, recipe.seed)
 
 
 def _train(
-    loop: Loop, recipe: Recipe, state: State, batches: Batches, watch: Watch | None, back: "_Back"
+    loop: Loop, recipe: Recipe, state: State, batches: Batches, watch: OverfittingMonitor | None, back: "_Back"
 ) -> dict[str, str]:
     """To the end, or until the guard stops it: then the status says why."""
     if watch is None:
@@ -192,7 +210,7 @@ class _Back:
     best: "_Best"
     say: Callable[[str], None]
 
-    def go(self, state: State, watch: Watch) -> bool:
+    def go(self, state: State, watch: OverfittingMonitor) -> bool:
         """Without a healthy checkpoint, training stays where it is, and this is False."""
         kept = watch.notes(state)
         gone_back = kept["healthy"] is not None and self.checkpoints.go_back(state, kept["healthy"])
@@ -202,7 +220,7 @@ class _Back:
         watch.notes(state)["events"] = kept["events"]
         return gone_back
 
-    def tell(self, state: State, watch: Watch, event: str) -> None:
+    def tell(self, state: State, watch: OverfittingMonitor, event: str) -> None:
         self.checkpoints.save(state)
         if state.best.get("step") == state.step:
             self.best.write(state)
@@ -216,7 +234,7 @@ class _Best:
 
     run: RunFolder
     recipe: Recipe
-    train: Labelled
+    train: LabelledData
 
     def write(self, state: State) -> None:
         _write_weights(self.run, "best", self.recipe, state, self.train)
@@ -237,14 +255,16 @@ class _Best:
             state.best = {}
 
 
-def _prepare(recipe: Recipe, folder: Path, device: torch.device) -> tuple[Training, Data | None]:
+def _prepare(recipe: Recipe, folder: Path, device: torch.device) -> tuple[Training, TensorData | None]:
     """What is trained on and what selects "best", if anything does, on the device.
 
     The test images are checked, and then left alone.
     """
     train, test = recipe.data.load()
     for data, name in ((train, "training"), (test, "test")):
-        check_data(data if isinstance(data, Data) else data[:8], name)  # files show what they hold when they are read
+        check_data(
+            data if isinstance(data, TensorData) else data[:8], name
+        )  # files show what they hold when they are read
     if train.shape != test.shape:
         raise UserError(f"training images are {train.shape}, but test images are {test.shape}")
     return recipe.split(train, folder, device)
@@ -272,10 +292,10 @@ def _admit(run: RunFolder, recipe: Recipe, overwrite: bool) -> bool:
 
 
 @torch.no_grad()
-def _begin(recipe: Recipe, train: Labelled, folder: Path, device: torch.device) -> State:
+def _begin(recipe: Recipe, train: LabelledData, folder: Path, device: torch.device) -> State:
     """The state before the first step, with a model that was seen to give logits for these data."""
     model = recipe.initial_model(train, folder).to(device).train()
-    refill(model, train)
+    encode_bank(model, train)
     with eval_mode(model):
         few = pixels(train[:8].x)
         check_logits(model(few), len(few), len(train.classes))
@@ -286,7 +306,7 @@ def _begin(recipe: Recipe, train: Labelled, folder: Path, device: torch.device) 
     return state
 
 
-def _search(run: RunFolder, precision: Precision, compile: Compile) -> Fast:
+def _search(run: RunFolder, precision: Precision, compile: Compile) -> AcceleratedCopy:
     """What the run was begun with, if that is what is asked for: other rounding would not be the same run."""
     begun = run.search() or {}
     for name, asked in (("precision", precision), ("compile", compile)):
@@ -295,15 +315,15 @@ def _search(run: RunFolder, precision: Precision, compile: Compile) -> Fast:
                 f"{run.path} was begun with --{name} {begun[name]}, and {asked} would round otherwise: leave it out, "
                 "or start anew in another folder with --out"
             )
-    return Fast(begun["precision"], begun["compile"])
+    return AcceleratedCopy(begun["precision"], begun["compile"])
 
 
-def _emulated(search: Fast, device: torch.device) -> Iterator[str]:
+def _emulated(search: AcceleratedCopy, device: torch.device) -> Iterator[str]:
     if search.dtype(device) == torch.bfloat16 and not computes_bf16(device):
         yield "this processor has no instructions for bf16, so attacks are many times slower than with --precision fp32"
 
 
-def _write_weights(run: RunFolder, which: str, recipe: Recipe, state: State, train: Labelled) -> None:
+def _write_weights(run: RunFolder, which: str, recipe: Recipe, state: State, train: LabelledData) -> None:
     about = {"recipe": recipe.plain(), "step": state.step, "classes": train.classes, "shape": train.shape}
     save_weights(run.weights(which), state.evaluated, about)
 

@@ -15,7 +15,7 @@ from torch import nn
 from .. import models
 from ..core.errors import UserError, nearest
 from ..core.modes import eval_mode
-from ..core.types import Classifier, Data, pixels
+from ..core.types import Classifier, TensorData, pixels
 from ..data import load_test
 from ..models import Normalize, load_robustbench
 from ..training.checkpoint import fill, read_weights
@@ -91,7 +91,7 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".removesuffix(": ")
 
 
-def named_model(spec: str, weights: Path, like: Data) -> nn.Module:
+def named_model(spec: str, weights: Path, like: TensorData) -> nn.Module:
     """Weights in an architecture of ours: `preact_resnet18`, or with options `wide_resnet:depth=34,width=10`.
 
     Our own names and RobustBench's are read. Raises `UserError` for names and options that are not known, and for
@@ -137,7 +137,7 @@ def normalized(model: nn.Module, mean: Sequence[float], std: Sequence[float]) ->
 
 
 @torch.no_grad()
-def fitting(model: nn.Module, spec: str) -> Data:
+def fitting(model: nn.Module, spec: str) -> TensorData:
     """The test images of `spec`, with as many classes as the model has: a test set need not hold them all."""
     test = load_test(spec)
     few = pixels(test.x[:2]).to(next((p.device for p in model.parameters()), torch.device("cpu")))
@@ -147,5 +147,5 @@ def fitting(model: nn.Module, spec: str) -> Data:
         except Exception as error:  # it is code of the user
             raise UserError(f"the model cannot take images of shape {test.shape} ({_line(error)})") from error
     if isinstance(out, torch.Tensor) and out.ndim == 2 and out.shape[1] > len(test.classes):
-        return Data(test.x, test.y, tuple(str(k) for k in range(out.shape[1])))
+        return TensorData(test.x, test.y, tuple(str(k) for k in range(out.shape[1])))
     return test

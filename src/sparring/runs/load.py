@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..acceleration import Fast
+from ..acceleration import AcceleratedCopy
 from ..core.errors import UserError
 from ..core.reading import reading
-from ..core.types import Classifier, Data, Labelled, Search
-from ..evaluation import Nearest, News, evaluate, threat_of
+from ..core.types import AttackBackend, Classifier, LabelledData, TensorData
+from ..evaluation import EvaluationProgress, MinimumNorm, evaluate, threat_of
 from ..models import load_robustbench
-from ..records.results import Evaluated
+from ..records.results import EvaluationResult
 from ..records.run_folder import RunFolder
 from ..report import figures as figures_plots
 from ..training.checkpoint import fill, read_weights
 from .environment import device_of
 from .recipe import Evaluation, Recipe, recipe_from_plain
 
-Show = Callable[[str, News], None]  # which weights, how far
+Show = Callable[[str, EvaluationProgress], None]  # which weights, how far
 
 
 def load_model(path: Path | str, recipe: Recipe | None = None) -> nn.Module:
@@ -63,9 +63,9 @@ def evaluate_run(
     device: str = "auto",
     overwrite: bool = False,
     keep_images: bool = False,
-    search: Search | None = None,
+    search: AttackBackend | None = None,
     show: Show = lambda which, news: None,
-) -> dict[str, Evaluated]:
+) -> dict[str, EvaluationResult]:
     """Evaluates the best and the last weights of a run on its test set, as `recipe` says, and writes what was found.
 
     Per-example results go to `evaluation-best.npz` and `evaluation-last.npz`, tables and how they came about to
@@ -97,9 +97,9 @@ def evaluate_weights(
     out: RunFolder | None = None,
     overwrite: bool = False,
     keep_images: bool = False,
-    search: Search | None = None,
+    search: AttackBackend | None = None,
     show: Show = lambda which, news: None,
-) -> Evaluated:
+) -> EvaluationResult:
     """Evaluates a file of weights on the test set of `recipe`, as that says. Without `out`, nothing is written."""
     test = _test_images(recipe, device)
     how = {"weights": str(path), **{key: recipe.plain()[key] for key in ("data", "evaluation", "seed")}}
@@ -120,7 +120,7 @@ def evaluate_weights(
 
 def evaluate_models(
     loaders: Mapping[str, Callable[[], nn.Module]],
-    test: Labelled,
+    test: LabelledData,
     evaluation: Evaluation,
     *,
     seed: int = 0,
@@ -128,9 +128,9 @@ def evaluate_models(
     how: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     keep_images: bool = False,
-    search: Search | None = None,
+    search: AttackBackend | None = None,
     show: Show = lambda which, news: None,
-) -> dict[str, Evaluated]:
+) -> dict[str, EvaluationResult]:
     """Evaluates models, which are loaded by name one after the other, and writes what was found to `out`.
 
     While it runs, its state is kept there, and removed in the end. Raises `UserError` where another process works, and
@@ -145,19 +145,19 @@ def evaluate_models(
 
 def _evaluated(
     loaders: Mapping[str, Callable[[], nn.Module]],
-    test: Labelled,
+    test: LabelledData,
     evaluation: Evaluation,
     out: RunFolder | None,
     *,
     seed: int,
     how: Mapping[str, Any],
     keep_images: bool,
-    search: Search | None,
+    search: AttackBackend | None,
     show: Show,
-) -> dict[str, Evaluated]:
-    subset, search = test[: evaluation.examples], search or Fast()
-    found: dict[str, Evaluated] = {}
-    done: dict[Callable[[], nn.Module], Evaluated] = {}  # the last weights may be the best
+) -> dict[str, EvaluationResult]:
+    subset, search = test[: evaluation.examples], search or AcceleratedCopy()
+    found: dict[str, EvaluationResult] = {}
+    done: dict[Callable[[], nn.Module], EvaluationResult] = {}  # the last weights may be the best
     for which, load in loaders.items():
         if load not in done:
             done[load] = evaluate(
@@ -169,17 +169,17 @@ def _evaluated(
                 keep_images=keep_images,
                 search=search,
                 state=None if out is None else out.state(which),
-                on_news=partial(show, which),
+                on_progress=partial(show, which),
             )
         found[which] = done[load]
     if out is not None:
-        _write(out, found, subset.classes, evaluation, {**how, "search": search.said(subset.y.device)})
+        _write(out, found, subset.classes, evaluation, {**how, "search": search.describe(subset.y.device)})
     return found
 
 
 def _write(
     out: RunFolder,
-    found: Mapping[str, Evaluated],
+    found: Mapping[str, EvaluationResult],
     classes: tuple[str, ...],
     evaluation: Evaluation,
     how: Mapping[str, Any],
@@ -196,7 +196,7 @@ def _write(
         figures_plots.adversarial_examples(first.examples, classes, out.adversarial_examples)
     if first.hardest is not None:
         figures_plots.adversarial_examples(first.hardest, classes, out.hardest_examples)
-    nearest = next((each for each in evaluation.adversaries.values() if isinstance(each, Nearest)), None)
+    nearest = next((each for each in evaluation.adversaries.values() if isinstance(each, MinimumNorm)), None)
     if nearest is not None:
         norm = type(nearest.threat)
         bounds = {name: threat_of(each) for name, each in evaluation.adversaries.items() if each is not nearest}
@@ -206,7 +206,7 @@ def _write(
         out.forget_state(which)
 
 
-def _admit(out: RunFolder, test: Labelled, evaluation: Evaluation, overwrite: bool) -> None:
+def _admit(out: RunFolder, test: LabelledData, evaluation: Evaluation, overwrite: bool) -> None:
     """A result on more images is worth more than the one that would take its place."""
     held, count = 0 if overwrite else out.evaluated_images(), min(len(test), evaluation.examples or len(test))
     if held > count:
@@ -229,20 +229,20 @@ def _writable(out: RunFolder) -> AbstractContextManager[None]:
     return out.locked()
 
 
-def _on(test: Labelled, path: Path, recipe: Recipe) -> nn.Module:
+def _on(test: LabelledData, path: Path, recipe: Recipe) -> nn.Module:
     return load_model(path, recipe).to(test.y.device)
 
 
-def _test_images(recipe: Recipe, device: str) -> Labelled:
+def _test_images(recipe: Recipe, device: str) -> LabelledData:
     where = device_of(device)  # a device that is not here is said before anything is loaded
     return recipe.data.load()[1].to(where)
 
 
-def _like(about: dict[str, object], recipe: Recipe) -> Labelled:
+def _like(about: dict[str, object], recipe: Recipe) -> LabelledData:
     """Data of the classes and the shape that a model was made for: what its weights say, or else its training set."""
     classes, shape = about.get("classes"), about.get("shape")
     if isinstance(classes, list) and isinstance(shape, list):
-        return Data(torch.zeros(1, *shape), torch.zeros(1, dtype=torch.long), tuple(map(str, classes)))
+        return TensorData(torch.zeros(1, *shape), torch.zeros(1, dtype=torch.long), tuple(map(str, classes)))
     return recipe.data.load()[0]
 
 

@@ -12,7 +12,7 @@ from ..core.errors import UserError, need_seed, need_whole
 from ..core.names import FORMAT, WRITTEN_BY
 from ..core.schedules import Ramp
 from ..core.serialization import Build, check_types, from_plain, to_plain
-from ..core.types import Attack, Data, Labelled, Schedule, Update
+from ..core.types import Attack, LabelledData, Schedule, TensorData, Update
 from ..data import Alteration, Augment, Source, Training, altered, hold_out
 from ..evaluation import Adversary, Cascade, check_name
 from ..models import Normalize
@@ -21,11 +21,11 @@ from ..records.run_folder import RunFolder
 from ..training.averaging import EMA, SWA
 from ..training.checkpoint import started
 from ..training.engine import Method
-from ..training.example_history import Remember
+from ..training.example_history import ExampleHistory
 from ..training.free import Free
 from ..training.guard import Guard
 from ..training.optimizers import SGD, Adam, AdamW
-from ..training.updates import Descend, WeightPerturbed
+from ..training.updates import AWP, GradientStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,10 @@ class Recipe:
 
     "best" is the epoch of the highest accuracy under `selection` on the share `held_out` of the training set; the test
     set selects nothing. With `held_out` 0 all images train, and the last epoch counts as the best. Batches are full
-    unless `drop_last` is off; models normalise by the training set unless `normalize` is off. What is trained on is
-    the rest, altered by `alter`; what the model is like on its examples is kept if one asks it to `remember`. Training
-    begins with the best weights of the run `weights_from`, a folder or the name of one beside the own, with {seed} in
-    it if need be; of another kind of head, the body alone is taken.
+    unless `drop_last` is off; models normalise by the training set unless `normalize` is off. What is trained on is the
+    rest, altered by `alterations`; what the model is like on its examples is recorded if there is an `example_history`.
+    Training begins with the best weights of the run `init_from`, a folder or the name of one beside the own, with
+    {seed} in it if need be; of another kind of head, the body alone is taken.
     """
 
     data: Source
@@ -65,16 +65,16 @@ class Recipe:
     batch_size: int = 128
     views: int = 1
     augment: tuple[Augment, ...] = ()
-    weights_from: str = ""
-    alter: tuple[Alteration, ...] = ()
+    init_from: str = ""
+    alterations: tuple[Alteration, ...] = ()
     optimizer: SGD | Adam | AdamW = field(default_factory=SGD)
-    update: Descend | WeightPerturbed | Schedule[Update] = field(default_factory=Descend)
+    update: GradientStep | AWP | Schedule[Update] = field(default_factory=GradientStep)
     averaging: EMA | SWA | None = None
     held_out: float = 0.02
     drop_last: bool = True
     normalize: bool = True
     guard: Guard | None = None
-    remember: Remember | None = None
+    example_history: ExampleHistory | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ class Recipe:
             )
         need_seed(self.seed)
 
-    def build_model(self, data: Labelled) -> nn.Module:
+    def build_model(self, data: LabelledData) -> nn.Module:
         """The model for the classes and the shape of `data`, normalising by the statistics of `data` if at all.
 
         A function that takes no `normalize` has a normalisation of its own: then no image of `data` is read.
@@ -108,16 +108,16 @@ class Recipe:
         of_data = {"normalize": Normalize.of(data) if self.normalize else None} if takes else {}
         return self.model(num_classes=len(data.classes), shape=data.shape, **of_data)
 
-    def initial_model(self, data: Labelled, folder: Path) -> nn.Module:
+    def initial_model(self, data: LabelledData, folder: Path) -> nn.Module:
         """The same before its first step in `folder`, from the seed or another run. Torch's own generator is set."""
         torch.manual_seed(self.seed)
         model = self.build_model(data)
-        return started(model, beside(self.weights_from, folder, self.seed)) if self.weights_from else model
+        return started(model, beside(self.init_from, folder, self.seed)) if self.init_from else model
 
-    def split(self, train: Labelled, folder: Path, device: torch.device) -> tuple[Training, Data | None]:
+    def split(self, train: LabelledData, folder: Path, device: torch.device) -> tuple[Training, TensorData | None]:
         """What is trained on in `folder`, and what is held out, if anything is, on the device."""
         rest, held = hold_out(train, self.held_out) if self.held_out else (train, None)
-        training = altered(rest.to(device), self.alter, self.seed, lambda name: self._history(name, folder))
+        training = altered(rest.to(device), self.alterations, self.seed, lambda name: self._history(name, folder))
         return training, None if held is None else held.to(device)
 
     def _history(self, name: str, folder: Path) -> Memory:

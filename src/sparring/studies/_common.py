@@ -6,10 +6,10 @@ from ..attacks import APGD, FGSM, PGD
 from ..attacks.losses import TargetedDLR
 from ..attacks.threats import Linf
 from ..core.errors import UserError
-from ..core.schedules import Piecewise
+from ..core.schedules import MultiStep
 from ..core.serialization import Build
-from ..data import Digits, FashionMNIST, Few
-from ..evaluation import EachTarget, WhiteBox
+from ..data import Digits, FashionMNIST, Subset
+from ..evaluation import MultiTargeted, WhiteBox
 from ..models import preact_resnet18, small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..recipes.small import quickstart
@@ -38,7 +38,7 @@ def evaluation(threat: Linf, steps: int = 20, strong: int = 30, targets: int = 3
         {
             "fgsm": WhiteBox(FGSM(threat)),
             f"pgd-{steps}": WhiteBox(PGD(threat, steps, threat.eps / 4, patience=0)),
-            f"apgd-t-{strong}": EachTarget(APGD(threat, steps=strong), TargetedDLR, targets),
+            f"apgd-t-{strong}": MultiTargeted(APGD(threat, steps=strong), TargetedDLR, targets),
         }
     )
 
@@ -47,10 +47,10 @@ def base(scale: str, world: World, threat: Linf, epochs: int) -> Recipe:
     """PGD-AT of a small net with batch norm, as in Bag of Tricks but for the size: SGD, the rate in three pieces."""
     recipe = replace(
         quickstart(threat.eps),
-        data=Few(FashionMNIST(), world.train, world.test),
+        data=Subset(FashionMNIST(), world.train, world.test),
         method=Method(PGD(threat, steps=5, step_size=threat.eps / 3), CrossEntropy()),
         epochs=epochs,
-        lr=Piecewise(0.1, (round(10 / 11 * epochs, 2), round(21 / 22 * epochs, 2))),
+        lr=MultiStep(0.1, (round(10 / 11 * epochs, 2), round(21 / 22 * epochs, 2))),
         batch_size=64,
         held_out=0.1,
         selection=PGD(threat, steps=5, step_size=threat.eps / 3, patience=0),
@@ -60,7 +60,7 @@ def base(scale: str, world: World, threat: Linf, epochs: int) -> Recipe:
         tiny = evaluation(threat, steps=2, strong=3, targets=1)
         return replace(
             recipe,
-            data=Few(Digits(), world.train, world.test),
+            data=Subset(Digits(), world.train, world.test),
             model=Build(small_cnn, width=2, batch_norm=True),
             method=Method(PGD(threat, steps=2, step_size=threat.eps / 2), CrossEntropy()),
             selection=PGD(threat, steps=1),

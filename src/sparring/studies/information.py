@@ -12,15 +12,15 @@ from ..analysis.information import plot as information_plots
 from ..analysis.information.on_run import look_at_information
 from ..analysis.inversion.on_run import INSIDE, look_at_inversion, look_together
 from ..analysis.transfer.on_run import look_at_transfer
-from ..attacks import APGD, PGD, Benign, VariedEps
+from ..attacks import APGD, PGD, Benign, RandomEps
 from ..attacks.losses import TargetedDLR
 from ..attacks.threats import L2
 from ..core.reading import read_json
 from ..core.schedules import Cyclic
 from ..core.serialization import Build
 from ..core.types import Attack
-from ..data import Classes, Digits, FashionMNIST, Few
-from ..evaluation import Adversary, EachTarget, WhiteBox
+from ..data import Classes, Digits, FashionMNIST, Subset
+from ..evaluation import Adversary, MultiTargeted, WhiteBox
 from ..models import small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..recipes.small import quickstart
@@ -30,7 +30,7 @@ from ..records.statistics import Cells, Claim
 from ..runs.recipe import Evaluation, Recipe
 from ..training.engine import Method
 from ._common import World, worlds
-from .study import RUN, Arm, Look, Runs, Study, Together, of_each, seeds_of
+from .study import RUN, Arm, JointMeasurement, Measurement, Runs, Study, of_each, seeds_of
 
 _WORLDS = {"smoke": World(120, 40, 1), "cpu": World(2500, 300, 3), "gpu": World(27000, 2000, 5)}
 _EPOCHS = {"smoke": 2, "cpu": 12, "gpu": 40}
@@ -78,8 +78,8 @@ def study(scale: str) -> Study:
         claims=_CLAIMS,
         seeds=world.seeds,
         remarks=_remarks(scale, world),
-        looks=_looks(scale),
-        together=_together(scale),
+        measurements=_looks(scale),
+        joint=_together(scale),
         numbers=_numbers,
         draw=_draw,
     )
@@ -91,11 +91,11 @@ def _arms(scale: str, world: World) -> tuple[Arm, ...]:
     threat, steps = L2(_AT), 2 if smoke else 3
     strong: dict[str, Adversary] = {
         "pgd-20": WhiteBox(PGD(threat, 2 if smoke else 20, threat.eps / 4, patience=0)),
-        "apgd-t": EachTarget(APGD(threat, 2 if smoke else 20), TargetedDLR, 1 if smoke else 3),
+        "apgd-t": MultiTargeted(APGD(threat, 2 if smoke else 20), TargetedDLR, 1 if smoke else 3),
     }
     base = replace(
         quickstart(),
-        data=Few(source, world.train, world.test),
+        data=Subset(source, world.train, world.test),
         epochs=_EPOCHS[scale],
         lr=Cyclic(0.1, top=0.3),
         batch_size=32 if smoke else 64,
@@ -114,13 +114,13 @@ def _arms(scale: str, world: World) -> tuple[Arm, ...]:
     return (
         Arm(_LINE[0], net(Benign())),
         *(Arm(_named(eps), net(pgd(eps))) for eps in _EPS),
-        Arm(_VARIED, net(VariedEps(pgd(_MOST)))),
+        Arm(_VARIED, net(RandomEps(pgd(_MOST)))),
         Arm(_WIDE, net(pgd(_MIDDLE), width=2 * width)),
         Arm(_JUDGE, net(Benign(), depth=2)),
     )
 
 
-def _looks(scale: str) -> tuple[Look, ...]:
+def _looks(scale: str) -> tuple[Measurement, ...]:
     smoke = scale == "smoke"
     informed = {"close": 2 if smoke else 8, "probes": 4, "count": 5 if smoke else 20}
     fitted = {
@@ -133,13 +133,15 @@ def _looks(scale: str) -> tuple[Look, ...]:
     known = _SMALL if smoke else _TASKS
     tasks, elsewhere = list(known.values()), [known[name] for name in _OUTSIDE]
     return (
-        Look("information", look_at_information, {"examples": 30 if smoke else 150, **informed}),
-        Look("transfer", look_at_transfer, {"tasks": tasks, "resize": True, "far": 20 if smoke else 100, **fitted}),
-        Look("inversion", look_at_inversion, {"elsewhere": elsewhere, **rebuilt}),
+        Measurement("information", look_at_information, {"examples": 30 if smoke else 150, **informed}),
+        Measurement(
+            "transfer", look_at_transfer, {"tasks": tasks, "resize": True, "far": 20 if smoke else 100, **fitted}
+        ),
+        Measurement("inversion", look_at_inversion, {"elsewhere": elsewhere, **rebuilt}),
     )
 
 
-def _together(scale: str) -> Together:
+def _together(scale: str) -> JointMeasurement:
     """Other ways of inverting the net in the middle, each of as many steps."""
     smoke = scale == "smoke"
     ways: dict[str, Any] = {
@@ -154,7 +156,7 @@ def _together(scale: str) -> Together:
         "annealed": {"nets": list(_ANNEALED), "annealing": True},
     }
     fields = {"middle": _CENTRE, "judge": _JUDGE, "examples": 4 if smoke else 48, "steps": 4 if smoke else 400}
-    return Together(look_together, {**fields, "layers": ["features"], "ways": ways})
+    return JointMeasurement(look_together, {**fields, "layers": ["features"], "ways": ways})
 
 
 def _remarks(scale: str, world: World) -> tuple[str, ...]:

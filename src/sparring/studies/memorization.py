@@ -8,12 +8,12 @@ import numpy as np
 
 from ..analysis.memorization.on_run import look_for_memorization
 from ..analysis.memorization.stability import DIRECTIONS
-from ..attacks import PGD, Anywhere, Near
+from ..attacks import PGD, GaussianStart, RandomStart
 from ..attacks.threats import Linf
-from ..core.schedules import Piecewise, Ramp
+from ..core.schedules import MultiStep, Ramp
 from ..core.serialization import Build
 from ..core.types import Objective
-from ..data import Alteration, Digits, FashionMNIST, Few, Kept, LabelNoise, Source
+from ..data import Alteration, DifficultySubset, Digits, FashionMNIST, LabelNoise, Source, Subset
 from ..models import preact_resnet18, small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.regularizers import Sum
@@ -27,9 +27,9 @@ from ..training.averaging import SWA
 from ..training.engine import Method
 from ..training.example_history import remembering
 from ..training.optimizers import SGD
-from ..training.updates import WeightPerturbed
+from ..training.updates import AWP
 from ._common import World, evaluation, worlds
-from .study import RUN, WORST, Arm, Look, Runs, Study, of_each, seeds_of
+from .study import RUN, WORST, Arm, Measurement, Runs, Study, of_each, seeds_of
 
 _WORLDS = {"smoke": World(60, 40, 1), "cpu": World(400, 360, 3), "gpu": World(5000, 360, 5)}
 _DIGITS = {"smoke": 200, "cpu": 360, "gpu": 1200}
@@ -75,8 +75,8 @@ def study(scale: str) -> Study:
             "of the same seed. With noise, the hardest are mostly those with wrong labels: their share is in the "
             "table.",
         ),
-        looks=(
-            Look(
+        measurements=(
+            Measurement(
                 "memorization",
                 look_for_memorization,
                 {"examples": examples, "close": close, "steps": steps, "lengths": [_AWAY]},
@@ -94,18 +94,18 @@ class _Digits:
 
     def train(self, objective: Objective, rate: float = 0.0, eps: float = 3 / 32) -> Recipe:
         count, smoke, epochs = _DIGITS[self.scale], self.scale == "smoke", _FIT[self.scale]
-        threat, start = Linf(eps), Near() if isinstance(objective, TRADES) else Anywhere()
-        recipe = _base(threat, Few(Digits(), round(count / 0.9), self.test), held_out=0.1, smoke=smoke)
+        threat, start = Linf(eps), GaussianStart() if isinstance(objective, TRADES) else RandomStart()
+        recipe = _base(threat, Subset(Digits(), round(count / 0.9), self.test), held_out=0.1, smoke=smoke)
         attack = PGD(threat, steps=2 if smoke else 10, step_size=eps / 4, start=start)
         return replace(
             recipe,
             model=Build(small_cnn, width=2 if smoke else 48, batch_norm=True),
             method=Method(attack, objective),
             epochs=epochs,
-            lr=Piecewise(0.1, (epochs / 3, 2 * epochs / 3)),
+            lr=MultiStep(0.1, (epochs / 3, 2 * epochs / 3)),
             batch_size=45,
-            alter=(LabelNoise(rate),) if rate else (),
-            remember=remembering(recipe.selection, max(1, epochs // 10)),
+            alterations=(LabelNoise(rate),) if rate else (),
+            example_history=remembering(recipe.selection, max(1, epochs // 10)),
         )
 
     def arms(self) -> list[Arm]:
@@ -131,9 +131,9 @@ class _Clothes:
     def train(self, objective: Objective, noise: float = _NOISE, *more: Alteration) -> Recipe:
         smoke, third = self.scale == "smoke", 1 / 3
         source: Source = Digits() if smoke else FashionMNIST()
-        data = Few(source, round(self.world.train / (1 - third)), self.world.test)
+        data = Subset(source, round(self.world.train / (1 - third)), self.world.test)
         inner = objective.parts[0] if isinstance(objective, Sum) else objective
-        start = Near() if isinstance(inner, TRADES) else Anywhere()
+        start = GaussianStart() if isinstance(inner, TRADES) else RandomStart()
         recipe = _base(self.threat, data, held_out=third, smoke=smoke)
         model = {
             "smoke": Build(small_cnn, width=2, batch_norm=True),
@@ -145,9 +145,9 @@ class _Clothes:
             model=model[self.scale],
             method=Method(PGD(self.threat, steps=2 if smoke else 5, step_size=self.eps / 3, start=start), objective),
             epochs=self.epochs,
-            lr=Piecewise(0.05, (self.epochs / 3, 0.75 * self.epochs)),
+            lr=MultiStep(0.05, (self.epochs / 3, 0.75 * self.epochs)),
             batch_size=32 if smoke else 64,
-            alter=(*((LabelNoise(noise),) if noise else ()), *more),
+            alterations=(*((LabelNoise(noise),) if noise else ()), *more),
         )
 
     def ensembled(self, method: CrossEntropy | TRADES) -> Objective:
@@ -156,7 +156,7 @@ class _Clothes:
 
     def kept(self, which: Any) -> Recipe:
         by = () if which == "random" else ("pgd-at-{seed}",)
-        return self.train(CrossEntropy(), _NOISE, Kept(0.8, which, by))
+        return self.train(CrossEntropy(), _NOISE, DifficultySubset(0.8, which, by))
 
     def arms(self) -> list[Arm]:
         pgd = self.train(CrossEntropy())
@@ -166,7 +166,7 @@ class _Clothes:
             Arm("TRADES", self.train(TRADES())),
             Arm("TRADES + TE", self.train(self.ensembled(TRADES()))),
             Arm("SWA", replace(pgd, averaging=SWA(self.epochs // 4))),
-            Arm("AWP", replace(pgd, update=WeightPerturbed(0.01))),
+            Arm("AWP", replace(pgd, update=AWP(0.01))),
             Arm("Label smoothing 0.3", self.train(CrossEntropy(label_smoothing=0.3))),
             Arm("PGD-AT, true labels", self.train(CrossEntropy(), 0.0)),
             Arm("PGD-AT + TE, true labels", self.train(self.ensembled(CrossEntropy()), 0.0)),
@@ -186,7 +186,7 @@ def _base(threat: Linf, data: Source, held_out: float, smoke: bool) -> Recipe:
         held_out=held_out,
         selection=select,
         evaluation=evaluation(threat, *((2, 2, 1) if smoke else (20, 20, 3))),
-        remember=remembering(select, every=1 if smoke else 3),
+        example_history=remembering(select, every=1 if smoke else 3),
     )
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..attacks import FGSM, NFGSM, PGD, Anywhere
+from ..attacks import FGSM, NFGSM, PGD, RandomStart
 from ..attacks.threats import Linf
 from ..core.schedules import Cyclic
 from ..core.types import Attack
@@ -19,7 +19,7 @@ from ..training.cost import cost
 from ..training.engine import Method
 from ..training.free import Free
 from ..training.guard import Guard
-from ..training.updates import Descend
+from ..training.updates import GradientStep
 from ._common import World, base, worlds
 from .study import WORST, Arm, Study
 
@@ -75,7 +75,7 @@ class _Bench:
         each = cost(steps, draft.update, 12, self.epoch).both
         epochs = max(1, round(_PASSES[self.scale] / each))
         recipe = base(self.scale, self.world, self.threat, epochs)
-        return replace(recipe, method=steps, lr=Cyclic(peak, top=0.4), update=Descend(max_norm=1.0))
+        return replace(recipe, method=steps, lr=Cyclic(peak, top=0.4), update=GradientStep(max_norm=1.0))
 
     def staged(self, order: str = "bsm", slots: float = 1.0, reading: Reading = "pure") -> Recipe:
         """A period is an epoch times `slots`, less the stages that are left out; training ends with one."""
@@ -85,7 +85,7 @@ class _Bench:
 
 
 def _rs(threat: Linf) -> Attack:
-    return FGSM(threat, 1.25 * threat.eps, Anywhere())
+    return FGSM(threat, 1.25 * threat.eps, RandomStart())
 
 
 def _single(bench: _Bench) -> dict[str, Recipe]:

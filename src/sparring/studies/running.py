@@ -29,7 +29,7 @@ from ..runs.load import evaluate_run
 from ..runs.recipe import Recipe, recipe_from_plain
 from ..training.cost import cost
 from ..training.hooks import Interrupted
-from .study import Findings, Look, Study, Together, gathered
+from .study import Findings, JointMeasurement, Measurement, Study, gathered
 from .writing import precision_of, write
 
 Say = Callable[[str], None]
@@ -45,14 +45,14 @@ class Job:
     path: Path
     passes: float
     after: bool
-    looks: tuple[Look, ...]
+    measurements: tuple[Measurement, ...]
 
     def __str__(self) -> str:
         return f"{self.arm}, seed {self.seed}"
 
     def done(self) -> bool:
         run = RunFolder(self.path)
-        seen = all(look.done(run) for look in self.looks)
+        seen = all(look.done(run) for look in self.measurements)
         return run.recipe() is not None and run.finished() and run.evaluated() and seen
 
     def do(self, device: str) -> str:
@@ -63,7 +63,7 @@ class Job:
             fit(recipe, self.path, device=device)
         if not run.evaluated():
             evaluate_run(run, recipe, device=device)
-        for look in self.looks:
+        for look in self.measurements:
             if not look.done(run):
                 with run.locked():
                     look.look(run, device, look.how)
@@ -75,7 +75,7 @@ class Job:
 class Joined:
     """What looks at all trainings of a seed."""
 
-    together: Together
+    joint: JointMeasurement
     folder: Path
     seed: int
     paths: dict[str, Path]
@@ -85,7 +85,7 @@ class Joined:
 
     def do(self, device: str) -> str:
         runs = {arm: RunFolder(path) for arm, path in self.paths.items()}
-        self.together.look(runs, self.together.path(self.folder, self.seed), device, self.together.how)
+        self.joint.look(runs, self.joint.path(self.folder, self.seed), device, self.joint.how)
         return "done"
 
 
@@ -161,19 +161,19 @@ def _jobs(study: Study, folder: Path) -> list[Job]:
         each = cost(recipe.method, recipe.update, recipe.epochs, 100).both * recipe.epochs
         for seed in range(study.seeds):
             path = folder / "runs" / f"{arm.folder}-{seed}"
-            jobs.append(Job(arm.name, seed, arm.seeded(seed).plain(), path, each, arm.after, study.looks))
+            jobs.append(Job(arm.name, seed, arm.seeded(seed).plain(), path, each, arm.after, study.measurements))
     return jobs
 
 
 def _joined(study: Study, folder: Path, jobs: list[Job], changed: set[int]) -> list[Joined]:
     """What is to be looked at together: anew where a training of the seed is not yet done."""
-    if study.together is None:
+    if study.joint is None:
         return []
     for seed in changed:
-        study.together.path(folder, seed).unlink(missing_ok=True)
-    seeds = [seed for seed in range(study.seeds) if not study.together.done(folder, seed)]
+        study.joint.path(folder, seed).unlink(missing_ok=True)
+    seeds = [seed for seed in range(study.seeds) if not study.joint.done(folder, seed)]
     return [
-        Joined(study.together, folder, seed, {job.arm: job.path for job in jobs if job.seed == seed}) for seed in seeds
+        Joined(study.joint, folder, seed, {job.arm: job.path for job in jobs if job.seed == seed}) for seed in seeds
     ]
 
 
@@ -196,10 +196,10 @@ def _carry_out(phases: Sequence[Sequence[Work]], workers: int, device: str, say:
 
     def tell(job: Work, outcome: Callable[[], str]) -> None:
         try:
-            said = outcome()
+            describe = outcome()
         except UserError as error:
-            failed.append(said := f"failed: {error}")
-        say(f"{next(done)}/{all_of_them} {job}: {said}")
+            failed.append(describe := f"failed: {error}")
+        say(f"{next(done)}/{all_of_them} {job}: {describe}")
 
     for phase in phases:
         if not failed or not any(isinstance(work, Joined) for work in phase):  # these need all that came before

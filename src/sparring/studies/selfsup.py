@@ -16,8 +16,8 @@ from ..attacks.threats import Linf
 from ..core.schedules import Cyclic
 from ..core.serialization import Build
 from ..core.types import Attack, Objective
-from ..data import Crop, Digits, FashionMNIST, Few, Flip, Jitter, ResizedCrop
-from ..evaluation import Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours
+from ..data import Crop, Digits, FashionMNIST, Flip, Jitter, ResizedCrop, Subset
+from ..evaluation import Cascade, Ensemble, FeatureAttack, KNNAttackSuite, MultiTargeted, WhiteBox
 from ..models import amdim
 from ..objectives.contrastive import Contrast, Contrastive, InfoNCE, Labels, Multiscale, NTXent, Raised
 from ..objectives.cross_entropy import CrossEntropy
@@ -33,7 +33,7 @@ from ..runs.recipe import Evaluation, Recipe, recipe_from_plain
 from ..training.cost import cost
 from ..training.engine import Method
 from ._common import World, worlds
-from .study import RUN, WORST, Arm, Look, Runs, Study, of_each, seeds_of
+from .study import RUN, WORST, Arm, Measurement, Runs, Study, of_each, seeds_of
 
 _WORLDS = {"smoke": World(160, 40, 1), "cpu": World(1000, 150, 3), "gpu": World(20000, 1000, 5)}
 _EPOCHS = {"smoke": (2, 1, 1), "cpu": (16, 10, 10), "gpu": (100, 40, 10)}  # without labels, with, and hardening
@@ -93,7 +93,7 @@ def study(scale: str) -> Study:
             "The setting was tried on one other seed and much the same images: eps, at which the supervised net kept a "
             "twentieth, and numbers of epochs by what they cost; rates, views and temperatures were not looked for.",
         ),
-        looks=(Look("representation", look_at_representation, _LOOK[scale]),),
+        measurements=(Measurement("representation", look_at_representation, _LOOK[scale]),),
         numbers=_numbers,
         draw=_draw,
     )
@@ -110,7 +110,7 @@ class _Bench:
         self.scale, self.threat, self.steps = scale, Linf(_EPS), _STEPS[scale]
         self.without, self.labelled, self.hard = _EPOCHS[scale]
         self.pgd = PGD(self.threat, steps=3, step_size=_EPS / 2)
-        source = Few(Digits() if smoke else FashionMNIST(), world.train, world.test)
+        source = Subset(Digits() if smoke else FashionMNIST(), world.train, world.test)
         self.base = replace(
             quickstart(_EPS),
             data=source,
@@ -182,12 +182,12 @@ class _Bench:
         return Evaluation({f"pgd-{self.steps}": pgd, "strong": strong(threat), _HALF: strong(Linf(_EPS / 2))})
 
     def _on_neighbours(self, threat: Linf) -> Cascade:
-        return WorstOnNeighbours(threat, self.steps, restarts=1, softness=(0.05,))
+        return KNNAttackSuite(threat, self.steps, restarts=1, softness=(0.05,))
 
     def _on_layer(self, threat: Linf) -> Cascade:
         apgd, pgd = APGD(threat, self.steps), PGD(threat, self.steps, threat.eps / 4, patience=0)
-        targets = EachTarget(apgd, TargetedDLR, 3)
-        return InTurn({"apgd-ce": WhiteBox(apgd), "apgd-t": targets, "distance": OnFeatures(pgd)})
+        targets = MultiTargeted(apgd, TargetedDLR, 3)
+        return Ensemble({"apgd-ce": WhiteBox(apgd), "apgd-t": targets, "distance": FeatureAttack(pgd)})
 
 
 # -- numbers of the runs
@@ -255,7 +255,7 @@ def _million_passes(run: RunFolder) -> float:
     objective = recipe.method.objective
     data = recipe.data
     encoded = 0.0
-    if isinstance(objective, Contrastive) and objective.reads and isinstance(data, Few):  # forward passes alone
+    if isinstance(objective, Contrastive) and objective.reads and isinstance(data, Subset):  # forward passes alone
         encoded = math.ceil(steps / objective.refresh) * round((1 - recipe.held_out) * data.train) / 2
     return (each * steps * size + encoded) / 1e6
 
@@ -265,11 +265,11 @@ def _draw(runs: Runs, folder: Path) -> None:
     seeds = seeds_of(runs)
     curves, points = {}, {}
     for arm in _BEFORE:
-        clean, defended = np.mean([_held_out(runs[arm, seed]) for seed in range(seeds)], axis=0)
+        clean, defense_success_rate = np.mean([_held_out(runs[arm, seed]) for seed in range(seeds)], axis=0)
         if arm.startswith("Supervised"):
-            points[arm] = float(clean[-1]), float(defended[-1])
+            points[arm] = float(clean[-1]), float(defense_success_rate[-1])
         else:
-            curves[arm] = clean, defended
+            curves[arm] = clean, defense_success_rate
     for kind in ("svg", "png"):
         representation_plots.tradeoff(curves, points, folder / f"tradeoff.{kind}")
 

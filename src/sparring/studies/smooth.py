@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..attacks import FGSM, PGD, Anywhere, Near, Shell, Square, Start
+from ..attacks import FGSM, PGD, CleanStart, GaussianStart, RandomStart, SphereStart, Square, Start
 from ..attacks.losses import Margin
 from ..attacks.threats import Linf
-from ..core.modes import Together, eval_mode, unchanged
-from ..core.schedules import Piecewise
+from ..core.modes import ComposedMode, eval_mode, unchanged
+from ..core.schedules import MultiStep
 from ..core.serialization import Build, Scalar
-from ..core.types import View
-from ..evaluation import Adversary, AutoAttack, Cascade, Through, WhiteBox
+from ..core.types import ModelMode
+from ..evaluation import Adversary, AutoAttack, Cascade, SurrogateGradient, WhiteBox
 from ..models import SmoothBackward, small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..records.results import Array
@@ -26,7 +26,7 @@ _WORLDS = {"smoke": World(200, 40, 1), "cpu": World(5000, 250, 3), "gpu": World(
 _EPOCHS = {"smoke": 1, "cpu": 9, "gpu": 30}
 _QUERIES = {"smoke": 10, "cpu": 200, "gpu": 1000}
 _DECAY, _RATE = 1e-3, 0.05
-_SURROGATES: dict[float, Start] = {1.0: Near(0.0), 10.0: Near(0.01), 100.0: Shell()}
+_SURROGATES: dict[float, Start] = {1.0: CleanStart(), 10.0: GaussianStart(0.01), 100.0: SphereStart()}
 _TIMES = (2, 4, 8)
 
 _SMOOTH = {
@@ -94,8 +94,8 @@ class _Bench:
         return replace(
             recipe,
             model=Build(small_cnn, **options),
-            method=Method(attack or FGSM(self.threat, self.threat.eps, Anywhere()), CrossEntropy()),
-            lr=Piecewise(_RATE, tuple(round(share * recipe.epochs, 2) for share in (0.3, 0.6, 0.9))),
+            method=Method(attack or FGSM(self.threat, self.threat.eps, RandomStart()), CrossEntropy()),
+            lr=MultiStep(_RATE, tuple(round(share * recipe.epochs, 2) for share in (0.3, 0.6, 0.9))),
             optimizer=SGD(weight_decay=_DECAY, decay_vectors=False),
             evaluation=self.evaluation(activation == "relu", strong),
         )
@@ -107,10 +107,10 @@ class _Bench:
     def surgery(self, attacker: bool, update: bool, strong: bool = False) -> Recipe:
         """A net with ReLU, and the gradient of a softplus in one place or in both."""
         recipe, smooth = self.train(strong=strong), SmoothBackward(10.0)
-        inner: View = Together((eval_mode, smooth)) if attacker else eval_mode
+        inner: ModelMode = ComposedMode((eval_mode, smooth)) if attacker else eval_mode
         assert isinstance(recipe.method, Method)
-        outer: View = smooth if update else unchanged
-        return replace(recipe, method=replace(recipe.method, inner_view=inner, outer_view=outer))
+        outer: ModelMode = smooth if update else unchanged
+        return replace(recipe, method=replace(recipe.method, inner_mode=inner, outer_mode=outer))
 
     def evaluation(self, relu: bool, strong: bool) -> Evaluation:
         smoke = self.scale == "smoke"
@@ -119,7 +119,7 @@ class _Bench:
         pgd = WhiteBox(self.pgd)
         for alpha, start in _SURROGATES.items():
             again = WhiteBox(replace(self.pgd, start=start))
-            found[f"backward {alpha:g}"] = Through(SmoothBackward(alpha), pgd) if relu else again
+            found[f"backward {alpha:g}"] = SurrogateGradient(SmoothBackward(alpha), pgd) if relu else again
         found["square"] = WhiteBox(Square(self.threat, _QUERIES[self.scale]), Margin)
         return Evaluation(found | (self.strong() if strong else {}))
 

@@ -43,7 +43,7 @@ class Arm:
         return replace(self.recipe, seed=seed)
 
 
-class Look(NamedTuple):
+class Measurement(NamedTuple):
     """An analysis of every run: `look(run, device, how)` writes the `kind` of analysis to its folder, and `how` it was
     done.
     """
@@ -57,7 +57,7 @@ class Look(NamedTuple):
         return _done_so(run.analysis(self.kind, "json"), self.how)
 
 
-class Together(NamedTuple):
+class JointMeasurement(NamedTuple):
     """An analysis of all runs of a seed, by their arms: `look(runs, path, device, how)` writes to the path, last and at
     once, how it was done.
     """
@@ -82,9 +82,9 @@ class Study:
 
     `baseline` is the arm that the table gives differences to. All arms are evaluated alike, but for adversaries that
     are set `apart`: these do not count as the worst, and an arm may go without them. After each training and its
-    evaluation, `looks` look at the run, and when all are there `together` at those of each seed; in the end `numbers`
-    gives, of all runs, further numbers `[S]` by arm and name, which claims may ask for, and `draw` puts further figures
-    into its folder.
+    evaluation, `measurements` look at the run, and when all are there `joint` at those of each seed; in the end
+    `numbers` gives, of all runs, further numbers `[S]` by arm and name, which claims may ask for, and `draw` puts
+    further figures into its folder.
     """
 
     name: str
@@ -96,8 +96,8 @@ class Study:
     seeds: int = 3
     remarks: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
-    looks: tuple[Look, ...] = ()
-    together: Together | None = None
+    measurements: tuple[Measurement, ...] = ()
+    joint: JointMeasurement | None = None
     numbers: Callable[[Runs], Mapping[tuple[str, str], Array]] | None = None
     draw: Callable[[Runs, Path], None] | None = None
 

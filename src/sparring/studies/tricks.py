@@ -7,9 +7,9 @@ import numpy as np
 from ..attacks import PGD
 from ..attacks.threats import Linf
 from ..core.modes import batch_statistics, train_mode
-from ..core.schedules import EpsWarmUp, Phases, Piecewise, WarmUp
-from ..core.types import View
-from ..objectives.batch_norm_statistics import Statistics
+from ..core.schedules import EpsWarmUp, MultiStep, PiecewiseConstant, WarmUp
+from ..core.types import ModelMode
+from ..objectives.batch_norm_statistics import BatchNormStatistics
 from ..objectives.cross_entropy import CrossEntropy
 from ..records.results import Array
 from ..records.statistics import Cells, Claim
@@ -53,19 +53,19 @@ def _arms(baseline: Recipe, epochs: int) -> dict[str, Recipe]:
     method, lr = baseline.method, baseline.lr
     assert isinstance(method, Method)
     assert isinstance(method.attack, PGD)
-    assert isinstance(lr, Piecewise)
+    assert isinstance(lr, MultiStep)
     attack = method.attack
-    early = Phases(
+    early = PiecewiseConstant(
         tuple(
             (round(share * epochs, 2), replace(attack, patience=n)) for n, share in enumerate((0, 60 / 110, 100 / 110))
         )
     )
     warm, ahead = epochs * 15 / 110, epochs / 110  # (t + 1) / 15 of the rate after t of 110 epochs
 
-    def crafted(view: View) -> Recipe:
-        return replace(baseline, method=replace(method, inner_view=view))
+    def crafted(view: ModelMode) -> Recipe:
+        return replace(baseline, method=replace(method, inner_mode=view))
 
-    def lowered(objective: CrossEntropy | Statistics) -> Recipe:
+    def lowered(objective: CrossEntropy | BatchNormStatistics) -> Recipe:
         return replace(baseline, method=replace(method, objective=objective))
 
     def sized(times: float) -> Recipe:
@@ -84,7 +84,7 @@ def _arms(baseline: Recipe, epochs: int) -> dict[str, Recipe]:
         "label smoothing 0.2": lowered(CrossEntropy(label_smoothing=0.2)),
         "crafting by batch statistics": crafted(batch_statistics),
         "crafting in training mode": crafted(train_mode),
-        "statistics of clean images too": lowered(Statistics(CrossEntropy(), "both")),
+        "statistics of clean images too": lowered(BatchNormStatistics(CrossEntropy(), "both")),
         "attack stopped early": replace(baseline, method=replace(method, attack=early)),
         "rate warm-up": replace(baseline, lr=WarmUp(lr, warm, ahead=ahead, capped=False)),
         "eps warm-up": replace(baseline, method=replace(method, attack=EpsWarmUp(attack, warm, ahead, capped=False))),

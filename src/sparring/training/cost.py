@@ -11,11 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..acceleration import Plain
+from ..acceleration import OriginalModel
 from ..core.errors import UserError
-from ..core.types import Batch, Classifier, Closure, Data, Encoder, Progress, Schedule, Search, Terms, Update, at
-from ..models import KNN, refill
-from .engine import State, Steps
+from ..core.types import (
+    AttackBackend,
+    Batch,
+    Classifier,
+    Closure,
+    Encoder,
+    Progress,
+    Schedule,
+    TensorData,
+    Terms,
+    Update,
+    at,
+)
+from ..models import KNN, encode_bank
+from .engine import State, TrainingMethod
 
 _MOST_STEPS = 20_000
 
@@ -54,7 +66,7 @@ class Passes:
 class Watched:
     """A search through which passes are counted."""
 
-    search: Search
+    search: AttackBackend
     passes: Passes
 
     @contextmanager
@@ -65,20 +77,20 @@ class Watched:
     def kind(self, model: nn.Module) -> str | None:
         return self.search.kind(model)
 
-    def fine(self) -> Search:
-        return self.search.fine()
+    def in_float32(self) -> AttackBackend:
+        return self.search.in_float32()
 
-    def said(self, device: torch.device) -> str:
-        return self.search.said(device)
+    def describe(self, device: torch.device) -> str:
+        return self.search.describe(device)
 
-    def ahead(self, device: torch.device) -> int:
-        return self.search.ahead(device)
+    def batches_in_flight(self, device: torch.device) -> int:
+        return self.search.batches_in_flight(device)
 
     def notes(self, model: nn.Module) -> tuple[str, ...]:
         return self.search.notes(model)
 
 
-def cost(method: Steps, update: Update | Schedule[Update], epochs: int, steps_per_epoch: int) -> Passes:
+def cost(method: TrainingMethod, update: Update | Schedule[Update], epochs: int, steps_per_epoch: int) -> Passes:
     """The passes of a training, per example of a batch and step, averaged over its steps.
 
     They are counted: each kind of step is taken once by a toy model that no attack fools, so that an attack which stops
@@ -101,7 +113,7 @@ def cost(method: Steps, update: Update | Schedule[Update], epochs: int, steps_pe
     return found
 
 
-def cost_now(method: Steps, update: Update | Schedule[Update], progress: Progress) -> Passes:
+def cost_now(method: TrainingMethod, update: Update | Schedule[Update], progress: Progress) -> Passes:
     """The same of the step that `progress` is before."""
     return _counted(method, at(update, progress), progress)
 
@@ -126,10 +138,10 @@ def _kind(value: Any, progress: Progress) -> Any:
 
 
 _IMAGES = 4
-_IMAGES_ALIKE = Data(torch.full((_IMAGES, 3, 32, 32), 0.5), torch.arange(_IMAGES), ("right", "b", "c", "d"))
+_IMAGES_ALIKE = TensorData(torch.full((_IMAGES, 3, 32, 32), 0.5), torch.arange(_IMAGES), ("right", "b", "c", "d"))
 
 
-def _counted(method: Steps, update: Update, progress: Progress) -> Passes:
+def _counted(method: TrainingMethod, update: Update, progress: Progress) -> Passes:
     """One step, per example."""
     each, twice = torch.arange(_IMAGES), torch.tensor([0, 1]).repeat(_IMAGES // 2)
     try:
@@ -141,7 +153,7 @@ def _counted(method: Steps, update: Update, progress: Progress) -> Passes:
             return _counted_on(_neighbours(), each, method, update, progress)
 
 
-def _counted_on(model: nn.Module, index: Tensor, method: Steps, update: Update, progress: Progress) -> Passes:
+def _counted_on(model: nn.Module, index: Tensor, method: TrainingMethod, update: Update, progress: Progress) -> Passes:
     data = _IMAGES_ALIKE
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     state = State.start(method, model, optimizer, data)
@@ -152,7 +164,7 @@ def _counted_on(model: nn.Module, index: Tensor, method: Steps, update: Update, 
         with found.through(model):
             return update(model, optimizer, closure)
 
-    method.step(state, batch, progress, counted, Watched(Plain(), found))
+    method.step(state, batch, progress, counted, Watched(OriginalModel(), found))
     return Passes(found.forward / _IMAGES, found.backward / _IMAGES)
 
 
@@ -186,5 +198,5 @@ def _linear() -> Classifier:
 def _neighbours() -> Classifier:
     """All images are alike to it, and the first class comes first: so it is always right, too."""
     model = Classifier(_Toy(), KNN(_IMAGES, k=1))
-    refill(model, _IMAGES_ALIKE)
+    encode_bank(model, _IMAGES_ALIKE)
     return model

@@ -11,63 +11,65 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from ..acceleration import Fast
+from ..acceleration import AcceleratedCopy
 from ..core.errors import UserError
 from ..core.gate import alone, check_examples
 from ..core.modes import eval_mode, frozen, unchanged
 from ..core.rng import make_rng
 from ..core.types import (
     Attack,
+    AttackBackend,
     Batch,
     Context,
-    Data,
-    Labelled,
-    Lens,
+    ForwardCache,
+    LabelledData,
+    ModelMode,
     Objective,
     Progress,
     Schedule,
-    Search,
+    TensorData,
     Terms,
     Update,
-    View,
     at,
 )
 from ..core.validation import check_attack
 from ..core.whole_batch import served
 from .averaging import Averaging
-from .updates import Descend
+from .updates import GradientStep
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
     """The whole of "which adversarial training": what raises what, what is lowered, and how the model is seen.
 
-    The attack sees the model in eval mode unless `inner_view` says otherwise; the update sees it as its owner
+    The attack sees the model in eval mode unless `inner_mode` says otherwise; the update sees it as its owner
     left it. Where batch norm goes by the batch while crafting, attacks run on whole batches only.
     """
 
     attack: Attack | Schedule[Attack]
     objective: Objective
-    inner_view: View = eval_mode
-    outer_view: View = unchanged
+    inner_mode: ModelMode = eval_mode
+    outer_mode: ModelMode = unchanged
 
     def __post_init__(self) -> None:
         if not isinstance(self.attack, Schedule):
             check_attack(self.attack)
 
-    def init(self, data: Labelled) -> nn.Module:
+    def init(self, data: LabelledData) -> nn.Module:
         """What it remembers from step to step."""
         return self.objective.init(data)
 
-    def step(self, state: "State", batch: Batch, progress: Progress, update: Update, search: Search) -> Terms:
+    def step(self, state: "State", batch: Batch, progress: Progress, update: Update, search: AttackBackend) -> Terms:
         return train_step(self, state, batch, progress, update, search)
 
 
-class Steps(Protocol):
+class TrainingMethod(Protocol):
     """What training needs of a method: what it remembers, and a step. `Method` is one, and `Free` another."""
 
-    def init(self, data: Labelled) -> nn.Module: ...
-    def step(self, state: "State", batch: Batch, progress: Progress, update: Update, search: Search) -> Terms: ...
+    def init(self, data: LabelledData) -> nn.Module: ...
+    def step(
+        self, state: "State", batch: Batch, progress: Progress, update: Update, search: AttackBackend
+    ) -> Terms: ...
 
 
 STAGES = ("attack", "update")
@@ -99,21 +101,21 @@ class State:
     best: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     """What hooks remember: numbers, strings, and lists and dicts of them."""
-    search: Search = field(default_factory=Fast)
+    search: AttackBackend = field(default_factory=AcceleratedCopy)
     """What attacks search on in an own loop: the copy that it makes of the model lives as long as this state."""
 
     @classmethod
     def start(
         cls,
-        method: Steps,
+        method: TrainingMethod,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        data: Labelled | None = None,
+        data: LabelledData | None = None,
         seed: int = 0,
     ) -> "State":
         """The beginning of an own loop. `data` is needed by methods that remember something per example."""
         device = next(model.parameters()).device
-        none = Data(torch.empty(0, 1, 1, 1), torch.empty(0, dtype=torch.long), ())
+        none = TensorData(torch.empty(0, 1, 1, 1), torch.empty(0, dtype=torch.long), ())
         return cls(model, optimizer, method.init(data or none).to(device), make_rng(seed, device))
 
     @property
@@ -178,13 +180,13 @@ def train_step(
     state: State,
     batch: Batch,
     progress: Progress,
-    update: Update = Descend(),  # noqa: B008
-    search: Search | None = None,
+    update: Update = GradientStep(),  # noqa: B008
+    search: AttackBackend | None = None,
 ) -> Terms:
     """One step of the saddle point: raise the inner loss in `x`, lower the outer loss in the weights.
 
     The attack sees what `search` gives for the model, by default (`state.search`) a copy that is quicker and rounds
-    differently; `search=Plain()` gives the model itself. The update is in the precision of the model.
+    differently; `search=OriginalModel()` gives the model itself. The update is in the precision of the model.
 
     Returns the terms of the outer loss, detached. Raises `UserError` if the first step has images outside [0, 1],
     labels without a class, or probabilities instead of logits; if the inner view lets batch norm go by the batch and
@@ -196,16 +198,18 @@ def train_step(
         return _step(method, state, batch, progress, update, search or state.search)
 
 
-def _step(method: Method, state: State, batch: Batch, progress: Progress, update: Update, search: Search) -> Terms:
+def _step(
+    method: Method, state: State, batch: Batch, progress: Progress, update: Update, search: AttackBackend
+) -> Terms:
     # what was taken at the last proof is in the state, so that a resumed run takes the same
     kind = state.notes.get("search") if progress.step % PROVED_EVERY else None
 
     def look(model: nn.Module) -> Context:
-        return Context(Lens(model), batch, state.memory, progress)
+        return Context(ForwardCache(model), batch, state.memory, progress)
 
     with (
         record_function(STAGES[0]),
-        method.inner_view(state.model),
+        method.inner_mode(state.model),
         frozen(state.model),
         search(state.model, batch.x[:8], kind) as searched,
     ):
@@ -214,7 +218,7 @@ def _step(method: Method, state: State, batch: Batch, progress: Progress, update
             method.objective.observe(look(state.model))  # what is remembered has the precision of the model
         loss = served(method.objective.inner(look(searched)), state.model)
         x_adv = at(method.attack, progress)(loss, batch.x, state.rng)
-    with record_function(STAGES[1]), method.outer_view(state.model):
+    with record_function(STAGES[1]), method.outer_mode(state.model):
         return update(state.model, state.optimizer, lambda: method.objective.outer(look(state.model), x_adv))
 
 
@@ -227,12 +231,12 @@ class Loop:
 
     epochs: int
     lr: float | Schedule[float]
-    update: Update | Schedule[Update] = field(default_factory=Descend)
+    update: Update | Schedule[Update] = field(default_factory=GradientStep)
     averaging: Averaging | None = None
     hooks: Sequence[Hook] = ()
-    search: Search = field(default_factory=Fast)
+    search: AttackBackend = field(default_factory=AcceleratedCopy)
 
-    def run(self, method: Steps, state: State, batches: Batches, until: int | None = None) -> None:
+    def run(self, method: TrainingMethod, state: State, batches: Batches, until: int | None = None) -> None:
         """To the end, or to the end of step number `until`."""
         if self.averaging is not None and state.average is None:
             state.average = self.averaging.init(state.model)
@@ -244,7 +248,7 @@ class Loop:
             if state.step % size == 0:
                 self._end_of_epoch(state, batches)
 
-    def _step(self, method: Steps, state: State, batch: Batch, steps_per_epoch: int) -> None:
+    def _step(self, method: TrainingMethod, state: State, batch: Batch, steps_per_epoch: int) -> None:
         progress = Progress(state.step, steps_per_epoch, self.epochs)
         for group in state.optimizer.param_groups:
             group["lr"] = at(self.lr, progress)

@@ -7,16 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attacks.losses import Untargeted, wrong
+from ..attacks.losses import CE, misclassified
 from ..core.errors import UserError
 from ..core.modes import eval_mode, frozen
 from ..core.rng import PerExample
-from ..core.types import Attack, Labelled, Search, pixels
+from ..core.types import Attack, AttackBackend, LabelledData, pixels
 from ..records.results import Array
 
 
 @dataclass(frozen=True, slots=True)
-class Remember:
+class ExampleHistory:
     """Looks at all training examples after every so many epochs, and after the last, by an attack of its own.
 
     It changes nothing of the training. Losses and correctness go to the run folder, some 4 bytes an example and look;
@@ -43,7 +43,7 @@ class Remember:
     def due(self, epoch: int, epochs: int) -> bool:
         return epoch % self.every == 0 or epoch == epochs
 
-    def looked(self, model: nn.Module, data: Labelled, search: Search, seed: int) -> dict[str, Array]:
+    def looked(self, model: nn.Module, data: LabelledData, search: AttackBackend, seed: int) -> dict[str, Array]:
         """`clean_loss`, `adversarial_loss`, `clean_right`, `adversarial_right`, each `[N]`."""
         found: dict[str, list[Tensor]] = {}
         with eval_mode(model), frozen(model):
@@ -51,7 +51,7 @@ class Remember:
                 part = data[rows]
                 x, y = pixels(part.x), part.y
                 with search(model, x[:8]) as searched:
-                    z = self.attack(Untargeted(searched, y), x, PerExample(seed, rows))
+                    z = self.attack(CE(searched, y), x, PerExample(seed, rows))
                 for name, points in (("clean", x), ("adversarial", z)):
                     loss, right = _told(model, points, y)
                     found.setdefault(f"{name}_loss", []).append(loss)
@@ -59,13 +59,13 @@ class Remember:
         return {name: torch.cat(parts).cpu().numpy() for name, parts in found.items()}
 
 
-def remembering(attack: Attack, every: int = 1) -> Remember:
+def remembering(attack: Attack, every: int = 1) -> ExampleHistory:
     """By an attack, which goes on to its end when an example is fooled."""
     whole: Any = attack
-    return Remember(replace(whole, patience=None) if hasattr(whole, "patience") else whole, every)
+    return ExampleHistory(replace(whole, patience=None) if hasattr(whole, "patience") else whole, every)
 
 
 @torch.no_grad()
 def _told(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     logits = model(x).float()
-    return F.cross_entropy(logits, y, reduction="none"), ~wrong(logits, y)
+    return F.cross_entropy(logits, y, reduction="none"), ~misclassified(logits, y)

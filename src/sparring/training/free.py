@@ -9,7 +9,19 @@ from torch import Tensor, nn
 from ..attacks.threats import need_threat
 from ..core.errors import UserError
 from ..core.modes import unchanged
-from ..core.types import Batch, Context, Labelled, Lens, Objective, Progress, Search, Terms, Threat, Update, View
+from ..core.types import (
+    AttackBackend,
+    Batch,
+    Context,
+    ForwardCache,
+    LabelledData,
+    ModelMode,
+    Objective,
+    Progress,
+    Terms,
+    Threat,
+    Update,
+)
 from ..objectives.cross_entropy import CrossEntropy
 from .engine import State
 
@@ -28,31 +40,31 @@ class Free:
     threat: Threat
     replays: int = 8
     objective: Objective = CrossEntropy()  # noqa: RUF009
-    outer_view: View = unchanged
+    outer_mode: ModelMode = unchanged
 
     def __post_init__(self) -> None:
         need_threat(self.threat)
         if self.replays < 1:
             raise UserError(f"a batch is replayed once or more, not {self.replays} times")
 
-    def init(self, data: Labelled) -> nn.Module:
+    def init(self, data: LabelledData) -> nn.Module:
         return _Memory(self.objective.init(data))
 
-    def step(self, state: State, batch: Batch, progress: Progress, update: Update, search: Search) -> Terms:
+    def step(self, state: State, batch: Batch, progress: Progress, update: Update, search: AttackBackend) -> Terms:
         del search  # the attack needs the gradient of the weights too: there is nothing to be quicker on
         memory = state.memory
         assert isinstance(memory, _Memory)
         terms: list[Terms] = []
         with torch.no_grad():
-            self.objective.observe(Context(Lens(state.model), batch, memory.objective, progress))
+            self.objective.observe(Context(ForwardCache(state.model), batch, memory.objective, progress))
         for _ in range(self.replays):
             delta = memory.delta_for(batch.x)
             x = self.threat.project(batch.x + delta, batch.x).detach().requires_grad_()
 
             def closure(x: Tensor = x) -> Terms:
-                return self.objective.outer(Context(Lens(state.model), batch, memory.objective, progress), x)
+                return self.objective.outer(Context(ForwardCache(state.model), batch, memory.objective, progress), x)
 
-            with self.outer_view(state.model):
+            with self.outer_mode(state.model):
                 terms.append(update(state.model, state.optimizer, closure))
             assert x.grad is not None
             z = x.detach() + self.threat.eps * self.threat.ascent(x.grad)

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attacks import PGD
-from ..attacks.gradients import slope
-from ..attacks.losses import Untargeted, wrong
+from ..attacks.gradients import value_and_grad
+from ..attacks.losses import CE, misclassified
 from ..attacks.threats import need_threat
 from ..core.errors import UserError
 from ..core.modes import eval_mode, frozen
 from ..core.rng import make_rng, mixed_seed
-from ..core.types import Attack, Data, Progress, Search, Threat, pixels
-from .engine import Method, State, Steps
+from ..core.types import Attack, AttackBackend, Progress, TensorData, Threat, pixels
+from .engine import Method, State, TrainingMethod
 
 Action = Literal["report", "stop", "rescue"]
 
@@ -102,17 +102,17 @@ class Guard:
         return self.rescue or PGD(self.threat, steps=7, step_size=self.threat.eps / 4)
 
 
-def examine(model: nn.Module, data: Data, guard: Guard, search: Search, seed: int = 0) -> Health:
+def examine(model: nn.Module, data: TensorData, guard: Guard, search: AttackBackend, seed: int = 0) -> Health:
     """How healthy `model` is on these images. Nothing of it changes."""
     x, y, threat = pixels(data.x), data.y, guard.threat
     rng = make_rng(seed, x.device)
     with eval_mode(model), frozen(model), search(model, x[:8]) as searched:
-        loss = Untargeted(searched, y)
-        here, near = slope(loss, x).grad, slope(loss, threat.sample(x, rng)).grad
+        loss = CE(searched, y)
+        here, near = value_and_grad(loss, x).grad, value_and_grad(loss, threat.sample(x, rng)).grad
         one = threat.project(x + threat.eps * threat.ascent(here), x)
         many = PGD(threat, guard.steps, threat.eps / 4, patience=0)(loss, x, rng)
         with torch.no_grad():
-            clean, fgsm, pgd = (float((~wrong(model(z), y)).float().mean()) for z in (x, one, many))
+            clean, fgsm, pgd = (float((~misclassified(model(z), y)).float().mean()) for z in (x, one, many))
     return Health(clean, fgsm, pgd, _cosine(here.flatten(1), near.flatten(1)), float((here == 0).float().mean()))
 
 
@@ -134,12 +134,12 @@ class Alarm(Exception):  # noqa: N818
 
 
 @dataclass(slots=True)
-class Watch:
+class OverfittingMonitor:
     """What a guard remembers, in the notes of the state, so that a resumed run acts as the whole one does."""
 
     guard: Guard
-    data: Data
-    search: Search
+    data: TensorData
+    search: AttackBackend
     seed: int
 
     def notes(self, state: State) -> dict[str, Any]:
@@ -200,7 +200,7 @@ class Watch:
     def stopped(self, state: State, alarm: Alarm, gone_back: bool) -> str:
         return self._event(state, f"{alarm}; {_where(state, gone_back)}, and stopped", "stopped", alarm.health)
 
-    def now(self, method: Steps, state: State) -> tuple[Steps, int | None]:
+    def now(self, method: TrainingMethod, state: State) -> tuple[TrainingMethod, int | None]:
         """The method of this moment, and the step at which another one takes over."""
         until = self.notes(state)["until"]
         if state.step >= until:

@@ -12,14 +12,14 @@ from typing import Any
 from torch import nn
 
 from ..core.errors import UserError
-from ..core.types import Attack, Data, Labelled, Progress, Search
+from ..core.types import Attack, AttackBackend, LabelledData, Progress, TensorData
 from ..evaluation import WhiteBox, evaluate
-from ..models import knn_of, refill
+from ..models import encode_bank, knn_of
 from ..records.run_folder import RunFolder
 from .checkpoint import Checkpoints
 from .engine import State
-from .example_history import Remember
-from .guard import Health, Watch, plain
+from .example_history import ExampleHistory
+from .guard import Health, OverfittingMonitor, plain
 
 LOG_EVERY = 10  # steps between two rows of metrics
 
@@ -33,7 +33,7 @@ class Interrupted(Exception):  # noqa: N818
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class TrainingProgress:
     """What there is to show: after a step, and with `held_out` after an epoch."""
 
     progress: Progress
@@ -57,7 +57,7 @@ class Saving:
 
 
 @dataclass(slots=True)
-class HeldOut:
+class ValidationHook:
     """Evaluates on the held-out part after each epoch, and notes in the state which epoch was the best.
 
     Without such a part each epoch counts as better than those before.
@@ -65,8 +65,8 @@ class HeldOut:
 
     selection: Attack
     seed: int
-    data: Data | None
-    search: Search
+    data: TensorData | None
+    search: AttackBackend
     latest: dict[str, float] = field(default_factory=dict)
     improved: bool = False
 
@@ -86,13 +86,13 @@ class HeldOut:
 
 
 @dataclass(slots=True)
-class Guarding:
+class GuardHook:
     """Lets the guard look, and tells of what it saw. `Alarm` passes through to whoever can act on it."""
 
-    watch: Watch
+    watch: OverfittingMonitor
     run: RunFolder
     checkpoints: Checkpoints
-    held_out: HeldOut
+    held_out: ValidationHook
     say: Callable[[str], None]
 
     def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None:
@@ -125,13 +125,13 @@ def _rank(scores: Mapping[str, float]) -> tuple[float, float]:
 
 
 @dataclass(slots=True)
-class Record:
+class MetricsHook:
     """Writes metrics and tells whoever shows them."""
 
     run: RunFolder
     batch_size: int
-    show: Callable[[News], None]
-    held_out: HeldOut
+    show: Callable[[TrainingProgress], None]
+    held_out: ValidationHook
     board: Any
     began: float = field(default_factory=time.monotonic)
     steps: int = 0
@@ -156,10 +156,12 @@ class Record:
             for name, value in {**flat, **({"lr": row["lr"]} if "lr" in row else {})}.items():
                 self.board.add_scalar(name, value, progress.step)
 
-    def _news(self, progress: Progress, held_out: Mapping[str, float] | None = None, best: bool = False) -> News:
+    def _news(
+        self, progress: Progress, held_out: Mapping[str, float] | None = None, best: bool = False
+    ) -> TrainingProgress:
         per_second = self.steps / max(1e-9, time.monotonic() - self.began)
         left = (progress.epochs * progress.steps_per_epoch - progress.step) / per_second if per_second else math.inf
-        return News(progress, self.terms, per_second * self.batch_size, left, held_out, best)
+        return TrainingProgress(progress, self.terms, per_second * self.batch_size, left, held_out, best)
 
 
 def gradient_norm(model: nn.Module) -> float:
@@ -172,21 +174,21 @@ def gradient_norm(model: nn.Module) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Remembering:
+class ExampleHistoryHook:
     """Writes down what the model is like on each training example."""
 
-    remember: Remember
+    example_history: ExampleHistory
     run: RunFolder
-    data: Labelled
-    search: Search
+    data: LabelledData
+    search: AttackBackend
     seed: int
 
     def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None: ...
 
     def on_epoch(self, state: State, progress: Progress) -> None:
         epoch = round(progress.epoch)
-        if self.remember.due(epoch, progress.epochs):
-            facts = self.remember.looked(state.evaluated, self.data, self.search, self.seed)
+        if self.example_history.due(epoch, progress.epochs):
+            facts = self.example_history.looked(state.evaluated, self.data, self.search, self.seed)
             self.run.add_memory(progress.step, epoch, facts)
 
 
@@ -195,10 +197,10 @@ COLLAPSED = 0.01
 
 
 @dataclass(slots=True)
-class Rereading:
+class EncodeBankHook:
     """Encodes the bank of nearest neighbours anew before anything is evaluated, and sounds the alarm at a collapse."""
 
-    data: Labelled
+    data: LabelledData
     run: RunFolder
     say: Callable[[str], None]
     alarmed: bool = False
@@ -207,7 +209,7 @@ class Rereading:
 
     def on_epoch(self, state: State, progress: Progress) -> None:
         for model in {id(m): m for m in (state.model, state.evaluated)}.values():
-            refill(model, self.data)
+            encode_bank(model, self.data)
         head = knn_of(state.evaluated)
         assert head is not None
         collapsed = head.spread < COLLAPSED
@@ -223,7 +225,7 @@ class Rereading:
 
 
 @dataclass(slots=True)
-class Save:
+class CheckpointHook:
     """Writes checkpoints, and stops training once everything is on the disk.
 
     Never between the last step of an epoch and its evaluation: a run resumed there would skip the evaluation. The

@@ -13,13 +13,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from ..core.errors import UserError
 from ..core.rng import Rng
-from ..core.types import Attack, Closure, PointLoss, Progress, Schedule, Search, Terms, Update, at
+from ..core.types import Attack, AttackBackend, Closure, PerExampleLoss, Progress, Schedule, Terms, Update, at
 from .cost import Passes, Watched, cost, cost_now
-from .engine import STAGES, Batches, Method, State, Steps
+from .engine import STAGES, Batches, Method, State, TrainingMethod
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class StepProfile:
     """How fast training goes at its present stage; passes are per example and step."""
 
     images_per_second: float
@@ -43,14 +43,14 @@ class Pace:
 
 
 def measure(
-    method: Steps,
+    method: TrainingMethod,
     state: State,
     batches: Batches,
     epochs: int,
     update: Update | Schedule[Update],
-    search: Search,
+    search: AttackBackend,
     trace: Path | None = None,
-) -> Pace:
+) -> StepProfile:
     """Takes two steps from where `state` stands, the second on the clock, and puts everything back.
 
     With `trace`, a folder, a third goes under torch's profiler: `profile.json` opens in a Chrome tracing viewer,
@@ -80,7 +80,7 @@ def measure(
         seconds, count, left = step(), len(batch.x), epochs * len(batches) - state.step
         forward, backward = passes.forward / count, passes.backward / count
         mean, now = _costs(method, update, progress)
-        pace = Pace(
+        pace = StepProfile(
             images_per_second=count / seconds,
             in_attack=clock.seconds / seconds,
             forward=forward,
@@ -93,7 +93,7 @@ def measure(
     return pace
 
 
-def _costs(method: Steps, update: Update | Schedule[Update], progress: Progress) -> tuple[float, float]:
+def _costs(method: TrainingMethod, update: Update | Schedule[Update], progress: Progress) -> tuple[float, float]:
     """The passes of a step, over the whole of training and now; of methods that no toy can take, a 1 for each."""
     try:
         whole = cost(method, update, progress.epochs, progress.steps_per_epoch).both
@@ -102,7 +102,7 @@ def _costs(method: Steps, update: Update | Schedule[Update], progress: Progress)
         return 1.0, 1.0
 
 
-def _timed(method: Steps, progress: Progress) -> "tuple[Steps, _Timed]":
+def _timed(method: TrainingMethod, progress: Progress) -> "tuple[TrainingMethod, _Timed]":
     """The method with its attack on a clock, if it has one of its own."""
     if not isinstance(method, Method):
         return method, _Timed(None)
@@ -117,7 +117,7 @@ class _Timed:
     attack: Attack | None
     seconds: float = 0.0
 
-    def __call__(self, loss: PointLoss, x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         assert self.attack is not None
         began = _now(x.device)
         z = self.attack(loss, x, rng)

@@ -15,7 +15,7 @@ _TINY = 1e-20
 
 
 @dataclass(frozen=True, slots=True)
-class Descend:
+class GradientStep:
     """One step of the optimiser along the gradient, clipped to length `max_norm` if that is given."""
 
     max_norm: float | None = None
@@ -31,14 +31,14 @@ class Descend:
 
 
 @dataclass(frozen=True, slots=True)
-class WeightPerturbed:
+class AWP:
     """Adversarial weight perturbation, of any objective (https://arxiv.org/abs/2004.05884).
 
     Every weight of two dimensions or more is moved up the loss by `gamma` x its own length, layer by layer; there the
     gradient is taken and the optimiser steps, weight decay and momentum included; then the move is taken back. `gamma`
     is 0.01 for AT and 0.005 for TRADES, which the paper begins after 10 epochs:
-    `Phases(((0, Descend()), (10, WeightPerturbed(0.005))))`. The pass that finds the direction does not move the
-    statistics of batch norm. It costs one evaluation of the closure more than `Descend`.
+    `PiecewiseConstant(((0, GradientStep()), (10, AWP(0.005))))`. The pass that finds the direction does not move the
+    statistics of batch norm. It costs one evaluation of the closure more than `GradientStep`.
 
     Raises `UserError` for a model without such weights.
     """
@@ -48,20 +48,20 @@ class WeightPerturbed:
 
     def __post_init__(self) -> None:
         if self.gamma <= 0:
-            raise UserError(f"gamma = {self.gamma:g} is not above 0; for no perturbation use Descend()")
+            raise UserError(f"gamma = {self.gamma:g} is not above 0; for no perturbation use GradientStep()")
 
     def __call__(self, model: nn.Module, optimizer: torch.optim.Optimizer, closure: Closure) -> Terms:
         weights = [p for n, p in model.named_parameters() if p.ndim > 1 and n.endswith("weight") and p.requires_grad]
         if not weights:
             raise UserError(
                 f"weight perturbation moves weights of two dimensions or more, and {type(model).__name__} trains "
-                "none: use Descend()"
+                "none: use GradientStep()"
             )
         with statistics_kept(model):
             total = torch.stack(list(closure().values())).sum()
             grads = torch.autograd.grad(total, weights, allow_unused=True)
         with _moved(weights, grads, self.gamma):
-            return Descend(self.max_norm)(model, optimizer, closure)
+            return GradientStep(self.max_norm)(model, optimizer, closure)
 
 
 @contextmanager

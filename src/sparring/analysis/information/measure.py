@@ -18,7 +18,7 @@ from ...core.errors import UserError
 from ...core.gate import gated
 from ...core.modes import full_precision
 from ...core.rng import PerExample, make_rng, normal
-from ...core.types import Data, pixels
+from ...core.types import TensorData, pixels
 from ...models.layers import FEATURES, Layers
 from ...records.results import Array
 from ..landscape.measure import estimate
@@ -95,15 +95,15 @@ def _meant(name: str) -> str:
 @gated
 def information(
     model: nn.Module,
-    training: Data,
-    test: Data,
+    training: TensorData,
+    test: TensorData,
     *,
     layer: str = FEATURES,
     close: int = 20,
     probes: int = 16,
     count: int = 50,
     tolerated: float = 0.1,
-    pixels_of: Data | None = None,
+    pixels_of: TensorData | None = None,
     batch_size: int = 128,
     seed: int = 0,
 ) -> Information:
@@ -160,7 +160,7 @@ def _array(values: Tensor) -> Array:
 
 
 def _about_images(
-    model: nn.Module, read: Layers, test: Data, probes: int, count: int, batch_size: int, seed: int
+    model: nn.Module, read: Layers, test: TensorData, probes: int, count: int, batch_size: int, seed: int
 ) -> tuple[dict[str, Array], Array]:
     """What predictions and the representation tell of each image, and the eigenvalues of J Jᵀ."""
     found: dict[str, list[Tensor]] = {}
@@ -224,12 +224,12 @@ class Effective:
 @gated
 def effective(
     model: nn.Module,
-    training: Data,
-    test: Data,
+    training: TensorData,
+    test: TensorData,
     *,
     layer: str = FEATURES,
     tolerated: float = 0.1,
-    pixels_of: Data | None = None,
+    pixels_of: TensorData | None = None,
     batch_size: int = 128,
     seed: int = 0,
 ) -> Effective:
@@ -278,7 +278,7 @@ def effective(
 
 @torch.no_grad()
 def _rise(
-    model: nn.Module, data: Data, parameters: list[nn.Parameter], noise: list[Tensor], seed: int, draws: int = 8
+    model: nn.Module, data: TensorData, parameters: list[nn.Parameter], noise: list[Tensor], seed: int, draws: int = 8
 ) -> float:
     """The mean KL divergence over images and draws of the noise; the weights are put back."""
     x, rng = pixels(data.x), make_rng(seed, parameters[0].device)

@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, vmap
 from ...core.errors import UserError
 from ...core.modes import full_precision
 from ...core.rng import make_rng
-from ...core.types import Classifier, Data, pixels
+from ...core.types import Classifier, TensorData, pixels
 from .jacobian import refuse_coupling
 
 BUDGET = 2**28
@@ -49,7 +49,7 @@ def sizes(model: nn.Module) -> dict[str, int]:
     return found
 
 
-def exact(model: nn.Module, data: Data, batch_size: int = 128) -> tuple[Traces, Traces]:
+def exact(model: nn.Module, data: TensorData, batch_size: int = 128) -> tuple[Traces, Traces]:
     """Tr F of each image, `[N]`, by group: Σ over classes of p |g|². And the same relative to the weights, Σ p (g w)².
 
     The second does not change when a weight is scaled and what follows it divides it out. One backward pass a class and
@@ -65,7 +65,7 @@ def exact(model: nn.Module, data: Data, batch_size: int = 128) -> tuple[Traces, 
 
 
 def sampled(
-    model: nn.Module, data: Data, draws: int = 1, batch_size: int = 128, seed: int = 0
+    model: nn.Module, data: TensorData, draws: int = 1, batch_size: int = 128, seed: int = 0
 ) -> tuple[Traces, Traces]:
     """The same with labels drawn from the prediction, so many for each image: one backward pass each."""
     rng = make_rng(seed)  # on the CPU, the same everywhere
@@ -80,7 +80,7 @@ def sampled(
 
 
 def from_batches(
-    model: nn.Module, data: Data, batch_size: int = 32, draws: int = 1, seed: int = 0
+    model: nn.Module, data: TensorData, batch_size: int = 32, draws: int = 1, seed: int = 0
 ) -> dict[str, Tensor]:
     """B |gradient of the mean over B images of the cross-entropy with labels drawn|²: unbiased for tr F.
 
@@ -128,7 +128,7 @@ def thawed(model: nn.Module) -> Generator[None]:
             p.requires_grad_(False)
 
 
-def diagonal(model: nn.Module, data: Data, batch_size: int = 128) -> dict[str, Tensor]:
+def diagonal(model: nn.Module, data: TensorData, batch_size: int = 128) -> dict[str, Tensor]:
     """The diagonal of F by the name of the parameter, exact over classes, the mean over images."""
     total: dict[str, Tensor] = {}
 
@@ -147,7 +147,7 @@ def diagonal(model: nn.Module, data: Data, batch_size: int = 128) -> dict[str, T
 
 def _traces(
     model: nn.Module,
-    data: Data,
+    data: TensorData,
     batch_size: int,
     measured: Callable[[Tensor], Iterator[tuple[dict[str, Tensor], Tensor]]],
 ) -> tuple[Traces, Traces]:
@@ -178,7 +178,7 @@ def _probabilities(model: nn.Module, x: Tensor) -> Tensor:
         return model(x).float().softmax(1)
 
 
-def by_itself(use: Callable[[Tensor], Any], model: nn.Module, data: Data, batch_size: int) -> None:
+def by_itself(use: Callable[[Tensor], Any], model: nn.Module, data: TensorData, batch_size: int) -> None:
     """Calls `use` with images, so many at a time that their gradients stay within `BUDGET`; fewer where memory ends."""
     refuse_coupling(model)
     if not len(data):

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...attacks import PGD, Near, Painted, Refined
-from ...attacks.losses import Coordinate, FeatureMatch, Smooth, Total, residuals
+from ...attacks import PGD, CleanStart, CoarseToFine, ParametrizedSearch
+from ...attacks.losses import FeatureMatch, FeatureUnit, SumLoss, TotalVariation, residuals
 from ...attacks.threats import L2
 from ...core.errors import UserError
 from ...core.gate import check_taken, gated
 from ...core.modes import eval_mode, frozen, full_precision
 from ...core.rng import PerExample, normal
-from ...core.types import Attack, Data, PointLoss, pixels
+from ...core.types import Attack, PerExampleLoss, TensorData, pixels
 from ...models import FEATURES, Layers
 from ...records.results import Array
 from ..information.jacobian import refuse_coupling
@@ -44,14 +44,14 @@ def whole_cube(shape: Sequence[int]) -> L2:
     return L2(math.sqrt(math.prod(shape)))
 
 
-def descent(shape: Sequence[int], steps: int = 400, step_size: float = 0.5, rounds: int = 6) -> Refined:
+def descent(shape: Sequence[int], steps: int = 400, step_size: float = 0.5, rounds: int = 6) -> CoarseToFine:
     """Normalised L2 steps of the attacks, in rounds of shorter and shorter ones, the last of 0.005.
 
     As many `steps` as can be divided by the number of rounds.
     """
     rounds = min(rounds, steps)
     each = steps // rounds
-    return Refined(PGD(whole_cube(shape), steps=each, step_size=step_size, start=Near(0.0)), rounds)
+    return CoarseToFine(PGD(whole_cube(shape), steps=each, step_size=step_size, start=CleanStart()), rounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +84,12 @@ class Inverter:
         return self.raised(models, losses, start, rng)
 
     def raised(
-        self, models: Sequence[nn.Module], losses: Sequence[PointLoss], start: Tensor, rng: PerExample
+        self, models: Sequence[nn.Module], losses: Sequence[PerExampleLoss], start: Tensor, rng: PerExample
     ) -> Tensor:
         """The same for any losses of these models; the total variation is taken off their sum."""
         search = self.search or descent(start.shape[1:], self.steps)
-        parts = (*losses, *([Smooth(self.smooth)] if self.smooth else []))
-        loss = parts[0] if len(parts) == 1 else Total(parts)
+        parts = (*losses, *([TotalVariation(self.smooth)] if self.smooth else []))
+        loss = parts[0] if len(parts) == 1 else SumLoss(parts)
         for note in self.notes(models, start[:1]):
             warnings.warn(note, stacklevel=2)
         with ExitStack() as views:
@@ -149,7 +149,7 @@ def annealed(
     models: Sequence[nn.Module], x: Tensor, how: Inverter = Inverter(), *, batch_size: int = 64, seed: int = 0
 ) -> Tensor:
     """One net after the other, each from where the one before ended: from the most robust one to the least."""
-    if isinstance(how.search, Painted) and how.search.by == "network":
+    if isinstance(how.search, ParametrizedSearch) and how.search.by == "network":
         raise UserError("what a net paints begins with noise, and cannot go on from another net: anneal another search")
     found = None
     for model in models:
@@ -189,7 +189,7 @@ def visualised(
         raise UserError(f"the layer {how.layers[0]!r} gives numbers 0 to {many - 1}, not {coordinates.tolist()}")
     rng = PerExample(seed, torch.arange(len(start), device=start.device))
     with full_precision():
-        return how.raised([model], [Coordinate(read.first, coordinates)], start, rng)
+        return how.raised([model], [FeatureUnit(read.first, coordinates)], start, rng)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,7 @@ class Inversion:
 @gated
 def inversion(
     models: nn.Module | Sequence[nn.Module],
-    data: Data,
+    data: TensorData,
     how: Inverter = Inverter(),
     *,
     judge: nn.Module | None = None,
@@ -269,7 +269,7 @@ def searches(shape: Sequence[int], steps: int) -> dict[str, Attack]:
     """The ways to search, by the names that the shell knows them by."""
     return {
         "descent": descent(shape, steps),
-        "adam": Painted("pixels", steps),
-        "fourier": Painted("fourier", steps),
-        "network": Painted("network", steps),
+        "adam": ParametrizedSearch("pixels", steps),
+        "fourier": ParametrizedSearch("fourier", steps),
+        "network": ParametrizedSearch("network", steps),
     }

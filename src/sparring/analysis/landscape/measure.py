@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ...attacks import PGD
-from ...attacks.gradients import slope
-from ...attacks.losses import Untargeted
+from ...attacks.gradients import value_and_grad
+from ...attacks.losses import CE
 from ...core.errors import UserError
 from ...core.gate import gated
 from ...core.modes import eval_mode, frozen, full_precision
 from ...core.rng import PerExample, normal
-from ...core.types import Data, PointLoss, Threat, each, pixels
+from ...core.types import PerExampleLoss, TensorData, Threat, each, pixels
 from ...records.results import Array
 from ...records.statistics import interval
 
@@ -76,7 +76,7 @@ def estimate(values: Array, statistic: Callable[..., Any]) -> dict[str, float]:
 @gated
 def landscape(
     model: nn.Module,
-    data: Data,
+    data: TensorData,
     threat: Threat,
     *,
     steps: int = 20,
@@ -103,7 +103,7 @@ def landscape(
     with full_precision(), eval_mode(wide), frozen(wide):
         for rows in torch.arange(len(data), device=data.y.device).split(batch_size):
             x, y, rng = pixels(data.x[rows]).double(), data.y[rows], PerExample(seed, rows)
-            loss = Untargeted(wide.__call__, y)
+            loss = CE(wide.__call__, y)
             z = PGD(threat, steps, threat.eps / 4)(loss, x, rng)
             for name, values in _measured(loss, x, z, threat, rng, points).items():
                 found[name].append(values.cpu())
@@ -114,9 +114,11 @@ def landscape(
     return Landscape(repr(threat), arrays, surfaces.cpu().numpy(), grid.cpu().numpy())
 
 
-def _measured(loss: PointLoss, x: Tensor, z: Tensor, threat: Threat, rng: PerExample, points: int) -> dict[str, Tensor]:
+def _measured(
+    loss: PerExampleLoss, x: Tensor, z: Tensor, threat: Threat, rng: PerExample, points: int
+) -> dict[str, Tensor]:
     """What `MEANINGS` says, `[B]` each."""
-    here, there, delta = slope(loss, x), slope(loss, z), z - x
+    here, there, delta = value_and_grad(loss, x), value_and_grad(loss, z), z - x
     length = _length(delta).clamp_min(1e-12)
     gradient, along = _length(here.grad), _inner(there.grad - here.grad, delta)
     found = {
@@ -135,22 +137,21 @@ def _measured(loss: PointLoss, x: Tensor, z: Tensor, threat: Threat, rng: PerExa
     return {**found, **largest}
 
 
-def _quotient(loss: PointLoss, x: Tensor, grad: Tensor, direction: Tensor, size: float, threat: Threat) -> Tensor:
+def _quotient(loss: PerExampleLoss, x: Tensor, grad: Tensor, direction: Tensor, size: float, threat: Threat) -> Tensor:
     """By how much the gradient changes, over the L2 distance, a step of `size` (in the norm of the threat) away."""
     step = direction * each(size / threat.norm(direction).clamp_min(1e-12), x)
-    return _length(slope(loss, x + step).grad - grad) / _length(step).clamp_min(1e-12)
+    return _length(value_and_grad(loss, x + step).grad - grad) / _length(step).clamp_min(1e-12)
 
 
-def _surfaces(model: nn.Module, data: Data, threat: Threat, grid: Tensor, seed: int) -> Tensor:
+def _surfaces(model: nn.Module, data: TensorData, threat: Threat, grid: Tensor, seed: int) -> Tensor:
     """`[P, G, G]`, a line of the grid for all images at a time."""
     x, y = pixels(data.x).double(), data.y
-    steepest = threat.ascent(slope(Untargeted(model.__call__, y), x).grad)
+    steepest = threat.ascent(value_and_grad(CE(model.__call__, y), x).grad)
     chance = threat.ascent(normal(x, PerExample(seed, torch.arange(len(x), device=x.device))))
     steps = grid * threat.eps
     with torch.no_grad():
         lines = [
-            torch.stack([Untargeted(model.__call__, y)(x + a * steepest + b * chance).value for b in steps], 1)
-            for a in steps
+            torch.stack([CE(model.__call__, y)(x + a * steepest + b * chance).value for b in steps], 1) for a in steps
         ]
     return torch.stack(lines, 1)
 

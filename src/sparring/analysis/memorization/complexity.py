@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...attacks import PGD, Anywhere
-from ...attacks.gradients import slope
-from ...attacks.losses import Margin, Untargeted
+from ...attacks import PGD, RandomStart
+from ...attacks.gradients import value_and_grad
+from ...attacks.losses import CE, Margin
 from ...attacks.threats import L2
 from ...core.errors import UserError
 from ...core.gate import gated
 from ...core.modes import eval_mode, frozen
 from ...core.rng import PerExample
-from ...core.types import Classifier, Data, Forward, PointLoss, Probe, Threat, each, pixels
+from ...core.types import Classifier, Forward, LossOutput, PerExampleLoss, TensorData, Threat, each, pixels
 
 
 class NotDefined(UserError):  # noqa: N818
@@ -133,7 +133,7 @@ def thickness(
     with torch.no_grad():
         i = model(x).argmax(1)
     threat = L2(eps)
-    z = PGD(threat, steps, threat.eps / 4)(Untargeted(model.__call__, i), x, rng)
+    z = PGD(threat, steps, threat.eps / 4)(CE(model.__call__, i), x, rng)
     with torch.no_grad():
         j = model(z).argmax(1)
         changed = (i != j).nonzero()[:, 0]
@@ -161,11 +161,11 @@ class _Quotient:
     known: Tensor
     threat: Threat
 
-    def __call__(self, x: Tensor) -> Probe:
+    def __call__(self, x: Tensor) -> LossOutput:
         apart = self.threat.norm(x - self.origin).clamp_min(1e-12)
-        return Probe((self.logits(x) - self.known).abs().sum(1) / apart)
+        return LossOutput((self.logits(x) - self.known).abs().sum(1) / apart)
 
-    def __getitem__(self, rows: Tensor) -> PointLoss:
+    def __getitem__(self, rows: Tensor) -> PerExampleLoss:
         return _Quotient(self.logits, self.origin[rows], self.known[rows], self.threat)
 
 
@@ -175,7 +175,7 @@ def lipschitz(model: nn.Module, x: Tensor, threat: Threat, rng: PerExample, step
     """
     with torch.no_grad():
         loss = _Quotient(model.__call__, x, model(x), threat)
-    z = PGD(threat, steps, threat.eps / 4, Anywhere())(loss, x, rng)
+    z = PGD(threat, steps, threat.eps / 4, RandomStart())(loss, x, rng)
     with torch.no_grad():
         return float(loss(z).value.mean())
 
@@ -204,22 +204,22 @@ def sharpness(model: nn.Module, x: Tensor, y: Tensor, gamma: float = 0.01, steps
 
 def input_gradient(model: nn.Module, x: Tensor, y: Tensor, p: float = 2.0) -> float:
     """The mean of |∇ₓ CE| in the norm `p`, at the images (https://arxiv.org/abs/1802.08760)."""
-    return float(slope(Untargeted(model.__call__, y), x).grad.flatten(1).norm(p=p, dim=1).mean())
+    return float(value_and_grad(CE(model.__call__, y), x).grad.flatten(1).norm(p=p, dim=1).mean())
 
 
 def curvature(model: nn.Module, x: Tensor, y: Tensor, h: float = 0.01) -> float:
     """The mean of |∇CE(x + h g) - ∇CE(x)| / h, g the gradient at x, of length 1 (https://arxiv.org/abs/1811.09716)."""
-    loss = Untargeted(model.__call__, y)
-    here = slope(loss, x).grad
+    loss = CE(model.__call__, y)
+    here = value_and_grad(loss, x).grad
     g = here / each(here.flatten(1).norm(dim=1).clamp_min(1e-20), x)
-    return float(((slope(loss, x + h * g).grad - here).flatten(1).norm(dim=1) / h).mean())
+    return float(((value_and_grad(loss, x + h * g).grad - here).flatten(1).norm(dim=1) / h).mean())
 
 
 @gated
 def complexity(
     model: nn.Module,
     initial: nn.Module,
-    data: Data,
+    data: TensorData,
     threat: Threat,
     *,
     steps: int = 10,
@@ -237,7 +237,7 @@ def complexity(
     ball = thick or 0.1 * math.sqrt(x[0].numel())
     with eval_mode(wide):
         with frozen(wide):
-            z = PGD(threat, steps, threat.eps / 4)(Untargeted(wide.__call__, y), x, rng)
+            z = PGD(threat, steps, threat.eps / 4)(CE(wide.__call__, y), x, rng)
         found: dict[str, float | str] = {}
 
         def measure(name: str, value: Callable[[], float]) -> None:

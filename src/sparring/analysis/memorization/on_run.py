@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...acceleration import Fast
+from ...acceleration import AcceleratedCopy
 from ...attacks import PGD
-from ...core.types import Data, Threat
+from ...core.types import TensorData, Threat
 from ...core.writing import replacing, write_json
 from ...evaluation import WhiteBox, evaluate
 from ...records.results import Accuracy, Array, Memory
@@ -118,7 +118,7 @@ def memorization(
         accuracy |= {(part, under): table[under] for under in ("clean", "robust")}
     with torch.random.fork_rng([few.y.device] if few.y.is_cuda else []):
         initial = recipe.initial_model(training.data, looked.run.path).to(few.y.device)
-    seen = replace(remembering(pgd), batch_size=batch_size).looked(model, few, Fast(), seed)
+    seen = replace(remembering(pgd), batch_size=batch_size).looked(model, few, AcceleratedCopy(), seed)
     run = looked.run
     return Memorization(
         threat=repr(threat),
@@ -143,7 +143,7 @@ def _fitted(looked: Looked, pgd: PGD, examples: int, batch_size: int, seed: int)
     data = training.data[rows]
     found: dict[str, Accuracy] = {}
     for name, y in (("given", data.y), ("true", training.true[rows])):
-        part = Data(data.x, y, data.classes)
+        part = TensorData(data.x, y, data.classes)
         table = evaluate(looked.model, part, {"robust": WhiteBox(pgd)}, seed=seed, batch_size=batch_size).table()
         found |= {f"{name} label, {under}": table[under] for under in ("clean", "robust")}
     return found

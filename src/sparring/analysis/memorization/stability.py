@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from ...attacks import PGD, Benign, Near
+from ...attacks import PGD, Benign, GaussianStart
 from ...core.errors import UserError
 from ...core.gate import gated
 from ...core.modes import eval_mode, frozen, full_precision
 from ...core.rng import PerExample, make_rng, normal
-from ...core.types import Batch, Context, Data, Lens, Progress, Threat, at, pixels
+from ...core.types import Batch, Context, ForwardCache, Progress, TensorData, Threat, at, pixels
 from ...objectives.cross_entropy import CrossEntropy
 from ...objectives.trades import TRADES
 from ...records.results import Array
@@ -32,7 +32,7 @@ def losses(threat: Threat, steps: int = 10, beta: float = 6.0) -> dict[str, Meth
     return {
         "clean": Method(Benign(), CrossEntropy()),
         "PGD-AT": Method(PGD(threat, steps, threat.eps / 4), CrossEntropy()),
-        "TRADES": Method(PGD(threat, steps, threat.eps / 4, Near()), TRADES(beta)),
+        "TRADES": Method(PGD(threat, steps, threat.eps / 4, GaussianStart()), TRADES(beta)),
     }
 
 
@@ -77,7 +77,7 @@ class Stability:
 @gated
 def stability(
     model: nn.Module,
-    data: Data,
+    data: TensorData,
     methods: Mapping[str, Method],
     *,
     lengths: Sequence[float] = LENGTHS,
@@ -113,7 +113,7 @@ def stability(
     return Stability(np.array(lengths), float(origin.norm()), value, norm, change, cosine)
 
 
-def gradient(method: Method, model: nn.Module, data: Data, batch_size: int, seed: int) -> tuple[float, Tensor]:
+def gradient(method: Method, model: nn.Module, data: TensorData, batch_size: int, seed: int) -> tuple[float, Tensor]:
     """The loss of a method, and its gradient by the weights as one vector, averaged over `data`; both at `model`."""
     model.zero_grad(set_to_none=True)
     value, dtype = 0.0, next(model.parameters()).dtype
@@ -131,7 +131,7 @@ def _loss(method: Method, model: nn.Module, batch: Batch, memory: nn.Module, rng
     """What the update lowers, at the points that the attack finds."""
 
     def look() -> Context:
-        return Context(Lens(model), batch, memory, progress)
+        return Context(ForwardCache(model), batch, memory, progress)
 
     progress = Progress(0, 1, 1)
     with frozen(model):
@@ -160,7 +160,14 @@ class Bound:
 
 
 def bound(
-    model: nn.Module, other: nn.Module, data: Data, threat: Threat, *, steps: int = 10, points: int = 20, seed: int = 0
+    model: nn.Module,
+    other: nn.Module,
+    data: TensorData,
+    threat: Threat,
+    *,
+    steps: int = 10,
+    points: int = 20,
+    seed: int = 0,
 ) -> Bound:
     """Both sides of the bound for two models of one architecture, on small data.
 

@@ -16,9 +16,9 @@ from ...core.errors import UserError
 from ...core.gate import gated
 from ...core.modes import eval_mode
 from ...core.rng import PerExample
-from ...core.types import Classifier, Data, Labelled, Threat, pixels
+from ...core.types import Classifier, LabelledData, TensorData, Threat, pixels
 from ...core.validation import as_classifier
-from ...evaluation import Adversary, Cascade, EachTarget, InTurn, OnFeatures, WhiteBox, WorstOnNeighbours, evaluate
+from ...evaluation import Adversary, Cascade, Ensemble, FeatureAttack, KNNAttackSuite, MultiTargeted, WhiteBox, evaluate
 from ...models import KNN, encoded, linear_probe
 from ...objectives.contrastive_losses import information_bound
 from ...records.results import Accuracy, Array
@@ -34,11 +34,15 @@ class Reading:
 
     clean: Accuracy
     robust: Accuracy
-    defended: Accuracy
+    defense_success_rate: Accuracy
     """The defence success rate: of the images that are right, the share that stays so."""
 
     def plain(self) -> dict[str, Any]:
-        return {"clean": self.clean.plain(), "robust": self.robust.plain(), "defended": self.defended.plain()}
+        return {
+            "clean": self.clean.plain(),
+            "robust": self.robust.plain(),
+            "defended": self.defense_success_rate.plain(),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +90,8 @@ class Representation:
 @gated
 def representation(
     model: nn.Module,
-    bank: Labelled,
-    test: Data,
+    bank: LabelledData,
+    test: TensorData,
     threat: Threat,
     *,
     k: int = 75,
@@ -110,9 +114,9 @@ def representation(
     readings = {}
     for name, head in heads.items():
         reader = Classifier(model.body, head, model.normalize).eval()
-        attacks = {"worst": _worst(head, WorstOnNeighbours(threat, steps, restarts, softness), len(test.classes))}
+        attacks = {"worst": _worst(head, KNNAttackSuite(threat, steps, restarts, softness), len(test.classes))}
         found = evaluate(reader, test, attacks, batch_size=batch_size, seed=seed)
-        readings[name] = Reading(found.table()["clean"], found.table()["worst"], found.defended("worst"))
+        readings[name] = Reading(found.table()["clean"], found.table()["worst"], found.defense_success_rate("worst"))
     adversarial = _driven_away(model, test, threat, steps, batch_size, seed)
     with eval_mode(model), torch.no_grad():
         pairs = [encoded(model.features, data, batch_size) for data in (test, adversarial)]
@@ -138,7 +142,7 @@ def _heads(model: Classifier, features: Tensor, y: Tensor, classes: int, k: int)
     }
 
 
-def _worst(head: nn.Module, attacks: WorstOnNeighbours, classes: int) -> Cascade:
+def _worst(head: nn.Module, attacks: KNNAttackSuite, classes: int) -> Cascade:
     """On another head, as many steps without a bank."""
     if isinstance(head, KNN):
         return attacks
@@ -146,20 +150,22 @@ def _worst(head: nn.Module, attacks: WorstOnNeighbours, classes: int) -> Cascade
     apgd, loss = APGD(threat, steps), TargetedDLR if classes > 3 else Margin
     parts: dict[str, Adversary] = {
         "apgd-ce": WhiteBox(apgd),
-        "apgd-t": EachTarget(apgd, loss, 3),
-        "distance": OnFeatures(PGD(threat, steps, threat.eps / 4, patience=0)),
+        "apgd-t": MultiTargeted(apgd, loss, 3),
+        "distance": FeatureAttack(PGD(threat, steps, threat.eps / 4, patience=0)),
     }
-    return InTurn(parts)
+    return Ensemble(parts)
 
 
-def _driven_away(model: nn.Module, test: Data, threat: Threat, steps: int, batch_size: int, seed: int) -> Data:
+def _driven_away(
+    model: nn.Module, test: TensorData, threat: Threat, steps: int, batch_size: int, seed: int
+) -> TensorData:
     """The images moved until their features are as far from where they were as the attack gets them, by no label."""
-    attack, moved = OnFeatures(PGD(threat, steps, threat.eps / 4)), []
+    attack, moved = FeatureAttack(PGD(threat, steps, threat.eps / 4)), []
     for start in range(0, len(test), batch_size):
         part = test[start : start + batch_size]
         index = torch.arange(start, start + len(part), device=part.y.device)
         moved.append(attack(model, pixels(part.x), part.y, PerExample(seed, index)))
-    return Data(torch.cat(moved), test.y, test.classes)
+    return TensorData(torch.cat(moved), test.y, test.classes)
 
 
 def mutual_information(a: Tensor, b: Tensor) -> MutualInformation:

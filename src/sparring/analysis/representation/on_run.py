@@ -28,7 +28,7 @@ def write_representation(run: RunFolder, found: Sequence[tuple[str, Representati
         (
             name,
             {
-                reading: [(each.value, *each.interval) for each in (r.clean, r.robust, r.defended)]
+                reading: [(each.value, *each.interval) for each in (r.clean, r.robust, r.defense_success_rate)]
                 for reading, r in one.readings.items()
             },
         )

@@ -33,9 +33,9 @@ def tradeoff(curves: Mapping[str, tuple[Array, Array]], points: Mapping[str, tup
     """Accuracy against the share that is defended: curves over epochs, the first a dot, and points with a name."""
     figure = new_figure(6.5, 4.6)
     axes = figure.subplots()
-    for name, (clean, defended) in curves.items():
-        (line,) = axes.plot(100 * clean, 100 * defended, marker=".", linewidth=1, label=name)
-        axes.plot(100 * clean[0], 100 * defended[0], marker="o", color=line.get_color())
+    for name, (clean, defense_success_rate) in curves.items():
+        (line,) = axes.plot(100 * clean, 100 * defense_success_rate, marker=".", linewidth=1, label=name)
+        axes.plot(100 * clean[0], 100 * defense_success_rate[0], marker="o", color=line.get_color())
     for name, (clean_, defended_) in points.items():
         axes.plot(100 * clean_, 100 * defended_, "k^")
         axes.annotate(name, (100 * clean_, 100 * defended_), fontsize=8, xytext=(4, 4), textcoords="offset points")

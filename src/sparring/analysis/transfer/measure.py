@@ -16,7 +16,7 @@ from ...core.errors import UserError, need_one_of
 from ...core.gate import check_taken, gated
 from ...core.modes import eval_mode
 from ...core.rng import make_rng, mixed_seed
-from ...core.types import Classifier, Data, pixels
+from ...core.types import Classifier, TensorData, pixels
 from ...core.validation import as_classifier
 from ...evaluation import evaluate
 from ...models import as_run, encoded, validated_probe
@@ -61,7 +61,9 @@ class Transferred:
 
 
 @gated
-def transfer(model: nn.Module, train: Data, test: Data, how: Tuning = Tuning(), seed: int = 0) -> Transferred:
+def transfer(
+    model: nn.Module, train: TensorData, test: TensorData, how: Tuning = Tuning(), seed: int = 0
+) -> Transferred:
     """Fits a copy of `model` to the task of `train` and tests it on `test`; `model` stays as it is.
 
     Raises `UserError` for models that do not say what their features are, classes without an image to train on, images
@@ -81,7 +83,7 @@ def transfer(model: nn.Module, train: Data, test: Data, how: Tuning = Tuning(), 
     return Transferred(tuned, evaluate(tuned, test, {}).table()["clean"], penalty)
 
 
-def check_task(model: nn.Module, train: Data) -> None:
+def check_task(model: nn.Module, train: TensorData) -> None:
     """Raises `UserError` for a task that the model cannot be fitted to."""
     count = torch.bincount(train.y, minlength=len(train.classes))
     missing = [train.classes[i] for i in (count == 0).nonzero()[:, 0].tolist()]
@@ -95,12 +97,12 @@ def check_task(model: nn.Module, train: Data) -> None:
         check_taken(model, pixels(train.x[:1]))
 
 
-def _features(model: Classifier, data: Data) -> Tensor:
+def _features(model: Classifier, data: TensorData) -> Tensor:
     with eval_mode(model):
         return encoded(model.features, data)
 
 
-def shots(data: Data, count: int, seed: int) -> Data:
+def shots(data: TensorData, count: int, seed: int) -> TensorData:
     """So many images drawn at random, as alike in number for each class as can be: at least one of each.
 
     Raises `UserError` where there are not so many, or too few for all classes.
@@ -142,7 +144,7 @@ def last_block(model: Classifier, x: Tensor) -> nn.Module:
 
 
 @torch.no_grad()
-def _settle(model: Classifier, train: Data, how: Tuning) -> None:
+def _settle(model: Classifier, train: TensorData, how: Tuning) -> None:
     """Gives batch norm the statistics of the task, the means over its batches."""
     norms = _norms(model)
     if how.mode == "norms" and not norms:
@@ -188,7 +190,7 @@ def _scaled(head: nn.Linear, features: Tensor) -> nn.Sequential:
     return nn.Sequential(scaled, layer)
 
 
-def _tune(model: Classifier, train: Data, how: Tuning, seed: int) -> None:
+def _tune(model: Classifier, train: TensorData, how: Tuning, seed: int) -> None:
     norms = _norms(model)
     for p in model.parameters():
         p.requires_grad_(how.mode == "all")
@@ -224,7 +226,7 @@ def _tune(model: Classifier, train: Data, how: Tuning, seed: int) -> None:
 
 
 @gated
-def task_embedding(model: nn.Module, train: Data, seed: int = 0) -> Tensor:
+def task_embedding(model: nn.Module, train: TensorData, seed: int = 0) -> Tensor:
     """Task2Vec (https://arxiv.org/abs/1902.03545): the diagonal Fisher information of the body, fitted to the task.
 
     `model` is the same for all tasks; its head is fitted to `train`, and the information of each filter's weights is

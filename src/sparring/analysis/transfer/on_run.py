@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ...core.errors import UserError
-from ...core.types import Data
+from ...core.types import TensorData
 from ...core.writing import write_json
 from ...data import Resized, source_of
 from ...evaluation import evaluate
@@ -43,7 +43,7 @@ class Transfers:
         }
 
 
-def task_for(looked: Looked, spec: str, resize: bool, images: int | None) -> tuple[Data, Data]:
+def task_for(looked: Looked, spec: str, resize: bool, images: int | None) -> tuple[TensorData, TensorData]:
     """Training and test images of what `spec` names, on the device of a run: the first `images` of the latter.
 
     Raises `UserError` for images of another size than those of the run, unless they may be resized.
@@ -98,7 +98,7 @@ def transfers(
     return Transfers(own, tuple(counts), accuracy, distance)
 
 
-def _embedded(looked: Looked, train: Data, many: int) -> torch.Tensor:
+def _embedded(looked: Looked, train: TensorData, many: int) -> torch.Tensor:
     count = max(len(train.classes), min(many, len(train)))
     return task_embedding(looked.model, shots(train, count, 0))
 

@@ -42,7 +42,7 @@ def _show(found: "dict[str, Representation]") -> None:
     table = Table("", "read by", "clean", "robust", "defended")
     for name, each in found.items():
         for reading, r in each.readings.items():
-            table.add_row(name, reading, str(r.clean), str(r.robust), str(r.defended))
+            table.add_row(name, reading, str(r.clean), str(r.robust), str(r.defense_success_rate))
     rich_print(table)
     for name, each in found.items():
         say(
