@@ -27,7 +27,7 @@ LONG = {
     "train": ("sparring.runs.fit.fit",),
     "evaluate": ("sparring.runs.load.evaluate_run", "sparring.runs.load.evaluate_models"),
     "audit": ("sparring.runs.load.load_model",),
-    "analyze": ("sparring.analyses.opened",),
+    "analyze": ("sparring.analysis.runs.open_run",),
     "study": ("sparring.studies.running.run_study",),
     "bench": ("sparring.bench.bench",),
 }

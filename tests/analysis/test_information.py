@@ -13,15 +13,15 @@ from conftest import toy_data, toy_net
 from torch import nn
 
 from sparring import Classifier, TensorData, UserError, fit, make_rng
-from sparring.analysis import information, weights
-from sparring.analysis.information.jacobian import Jacobian, largest, spectrum, squared_norm
+from sparring.analysis import measure_information, weights
+from sparring.analysis.information.jacobian import Jacobian, power_iteration, spectrum, squared_norm
 from sparring.analysis.information.measure import (
     MEANINGS,
     _by_volume,
     _jacobian_and_noise,
     _whitened,
     channel,
-    effective,
+    effective_information,
 )
 from sparring.cli import run as shell
 from sparring.core.rng import normal
@@ -191,7 +191,7 @@ def test_the_spectrum_is_that_of_a_map_that_is_known(values, inputs):
     assert found.shape == (2, min(50, some))
     assert torch.allclose(found, known[:50].expand(2, -1), rtol=1e-6, atol=1e-9)
     assert torch.allclose(squared_norm(jacobian, make_rng(1), 4000), known.sum().expand(2), rtol=0.02)
-    top = largest(lambda v: jacobian.transposed(jacobian.times(v)), normal(x, make_rng(2)), 100)
+    top = power_iteration(lambda v: jacobian.transposed(jacobian.times(v)), normal(x, make_rng(2)), 100)
     assert torch.allclose(top, known[0].expand(2), rtol=1e-3)
     shares = known[known > 0] / known.sum()
     count = math.exp(-(shares * shares.log()).sum()) if len(shares) else 0.0
@@ -213,7 +213,7 @@ def test_a_few_steps_find_the_largest_eigenvalues_and_the_effective_rank():
 def test_what_a_prediction_tells_of_an_image_is_known_for_a_softmax():
     """F = Wᵀ (diag p - p pᵀ) W."""
     model = softmax_linear()
-    found = information(model, DATA, DATA, layer="head", close=2).values
+    found = measure_information(model, DATA, DATA, layer="head", close=2).values
     w = model.head.weight.detach().double()
     p = model(X).detach().double().softmax(1)
     whole = [w.T @ (torch.diag(each) - torch.outer(each, each)) @ w for each in p]
@@ -292,7 +292,7 @@ def test_the_noise_on_a_representation_is_that_of_noisy_weights(monkeypatch):
 
 def test_effective_information_is_that_of_the_formula_and_knows_no_scale():
     model = smooth_net()
-    found = effective(model, DATA, DATA[:3], tolerated=0.1)
+    found = effective_information(model, DATA, DATA[:3], tolerated=0.1)
     assert found.by_volume is None and found.gaussian.shape == (3,)
     fisher = weights.diagonal(model, DATA)
     names = ["body.1.weight", "body.1.bias"]
@@ -323,17 +323,17 @@ def test_effective_information_is_that_of_the_formula_and_knows_no_scale():
     with torch.no_grad():
         scaled.head.weight.copy_(model.head.weight / 4)
         scaled.head.bias.copy_(model.head.bias)
-    assert np.allclose(effective(scaled, DATA, DATA[:3]).gaussian, found.gaussian, rtol=1e-4)
+    assert np.allclose(effective_information(scaled, DATA, DATA[:3]).gaussian, found.gaussian, rtol=1e-4)
     # a weight that is scaled where what follows divides it out: the same net
     torch.manual_seed(3)
     net = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 6)), nn.Linear(6, 3)).eval()
-    before = effective(net, DATA, DATA[:3]).gaussian
+    before = effective_information(net, DATA, DATA[:3]).gaussian
     with torch.no_grad():
         net.body[1].weight.mul_(8)
         net.body[1].bias.mul_(8)
         net.body[3].weight.div_(8)
-    assert np.allclose(effective(net, DATA, DATA[:3]).gaussian, before, rtol=1e-3)
-    raw, free = (information(net, DATA, DATA, close=1).values for net in (model, scaled))
+    assert np.allclose(effective_information(net, DATA, DATA[:3]).gaussian, before, rtol=1e-3)
+    raw, free = (measure_information(net, DATA, DATA, close=1).values for net in (model, scaled))
     assert np.allclose(free["representation: trace"], 16 * raw["representation: trace"], rtol=1e-4)
     assert np.allclose(free["representation: scale-free"], raw["representation: scale-free"], rtol=1e-4)
 
@@ -350,9 +350,9 @@ class Times(nn.Module):
 def test_by_volume_is_there_where_the_representation_has_rows_enough():
     torch.manual_seed(0)
     net = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 20)), nn.Linear(20, 3)).eval()
-    found = information(net, DATA, DATA, close=2)
+    found = measure_information(net, DATA, DATA, close=2)
     assert found.values["effective information, by volume"].shape == (2,)
-    assert "effective information, by volume" not in information(smooth_net(), DATA, DATA, close=2).values
+    assert "effective information, by volume" not in measure_information(smooth_net(), DATA, DATA, close=2).values
 
 
 # -- what is refused, and the shell
@@ -366,17 +366,17 @@ def test_what_is_not_of_one_image_is_refused():
     net.eval()
     assert weights.exact(net, data)[0]["all"].shape == (60,)
     net[2] = nn.BatchNorm1d(32, track_running_stats=False).eval()
-    for refused in (lambda: weights.from_batches(net, data), lambda: information(net, data, data)):
+    for refused in (lambda: weights.from_batches(net, data), lambda: measure_information(net, data, data)):
         with pytest.raises(UserError, match="2 is a batch norm without running statistics, which mixes"):
             refused()
     model = softmax_linear()
     with pytest.raises(UserError, match="no layer 'feature': did you mean features"):
-        information(model, DATA, DATA, layer="feature")
+        measure_information(model, DATA, DATA, layer="feature")
     with pytest.raises(UserError, match="no weights lie before the layer 'body'"):
-        information(model, DATA, DATA, layer="body")
+        measure_information(model, DATA, DATA, layer="body")
     with pytest.raises(UserError, match="count = 0 is below 1"):
-        information(model, DATA, DATA, count=0)
-    assert "effective information" not in information(model, DATA, DATA, close=0).values
+        measure_information(model, DATA, DATA, count=0)
+    assert "effective information" not in measure_information(model, DATA, DATA, close=0).values
     with pytest.raises(UserError, match="no images to look at"):
         weights.exact(model, DATA[:0])
     with pytest.raises(UserError, match="40 images are no batch of 64"):
@@ -439,33 +439,33 @@ def test_a_run_is_analysed_from_the_shell(runs, capsys):
 def test_pixels_are_read_as_a_model_reads_them():
     data = toy_data()
     net = toy_net().eval()
-    found = information(net, data, data, layer="1", close=1)
+    found = measure_information(net, data, data, layer="1", close=1)
     as_floats = TensorData(pixels(data.x), data.y, data.classes)
-    again = information(net, as_floats, as_floats, layer="1", close=1)
+    again = measure_information(net, as_floats, as_floats, layer="1", close=1)
     assert all(np.allclose(found.values[name], each) for name, each in again.values.items())
 
 
 def test_weights_that_are_frozen_count_and_stay_frozen():
     model = smooth_net()
     whole = weights.exact(model, DATA)[0]["all"]
-    kept = effective(model, DATA, DATA[:1]).gaussian
+    kept = effective_information(model, DATA, DATA[:1]).gaussian
     for p in model.body.parameters():
         p.requires_grad_(False)
     assert torch.equal(weights.exact(model, DATA)[0]["all"], whole)
     assert float(weights.from_batches(model, DATA, 1)["all"].mean()) == pytest.approx(float(whole.mean()), rel=0.5)
-    assert np.allclose(effective(model, DATA, DATA[:1]).gaussian, kept)
+    assert np.allclose(effective_information(model, DATA, DATA[:1]).gaussian, kept)
     assert [p.requires_grad for p in model.parameters()] == [False, False, True, True]
 
 
 def test_a_bottleneck_has_no_volume_and_a_large_net_is_not_looked_into_for_hours(monkeypatch):
     torch.manual_seed(0)
     neck = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Linear(4, 32))
-    assert effective(Classifier(neck, nn.Linear(32, 3)).eval(), DATA, DATA[:2]).by_volume is None
+    assert effective_information(Classifier(neck, nn.Linear(32, 3)).eval(), DATA, DATA[:2]).by_volume is None
     monkeypatch.setattr(sys.modules["sparring.analysis.information.measure"], "MOST", 5)
     with pytest.raises(
         UserError, match=r"of 12 numbers behind 204 weights takes 12 backward passes an image: leave it"
     ):
-        effective(smooth_net(), DATA, DATA[:1])
+        effective_information(smooth_net(), DATA, DATA[:1])
 
 
 def test_a_model_that_detaches_the_image_is_refused():

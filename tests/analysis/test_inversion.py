@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import toy_data, toy_net
-from sparring.analyses import Inverted
+from sparring.analyses import InversionAnalysis
 from torch import nn
 
 from sparring import L2, PGD, Classifier, Linf, TensorData, UserError, fit, make_rng
-from sparring.analysis import Inverter, annealed, interpolated, inversion, invert, psnr, ssim, visualised
+from sparring.analysis import Inverter, annealed, interpolated, invert, measure_inversion, psnr, ssim, visualised
 from sparring.analysis.inversion.fake_relu import last_relu, not_passing
 from sparring.analysis.inversion.measure import MEANINGS, beginning, descent, searches
 from sparring.attacks import CleanStart, CoarseToFine, ParametrizedSearch
@@ -41,7 +41,9 @@ def test_a_linear_net_that_can_be_inverted_gives_the_image_back(name):
     found = invert(net, X, how)
     assert float((found - X).abs().max()) < 0.03
     assert float(psnr(found, X).min()) > 35
-    measured = inversion(net, TensorData(X, torch.zeros(6, dtype=torch.long), ("a", "b")), how, judge=net).values
+    measured = measure_inversion(
+        net, TensorData(X, torch.zeros(6, dtype=torch.long), ("a", "b")), how, judge=net
+    ).values
     assert set(measured) == set(MEANINGS)
     assert measured["residual"].max() < 0.02 and measured["agreement"].all()
 
@@ -83,7 +85,7 @@ def test_several_nets_are_matched_together_or_one_after_the_other():
     after = annealed(halves, X, how)
     assert float(psnr(after, X).min()) > float(psnr(alone, X).max())
     data = TensorData(X, torch.zeros(6, dtype=torch.long), ("a", "b"))
-    measured = inversion(halves, data, how, annealing=True).values
+    measured = measure_inversion(halves, data, how, annealing=True).values
     assert np.allclose(measured["psnr"], psnr(after, X))
     last = halves[1]
     residual = (last.features(after) - last.features(X)).norm(dim=1) / last.features(X).norm(dim=1)
@@ -166,12 +168,12 @@ def test_a_last_relu_that_cannot_be_exchanged_is_said(name):
         invert(net, x, Inverter(steps=2))
     data = TensorData(x, torch.zeros(2, dtype=torch.long), ("a", "b"))
     with pytest.warns(UserWarning, match="does not let gradients through"):
-        found = inversion(net, data, Inverter(steps=2))
+        found = measure_inversion(net, data, Inverter(steps=2))
     assert len(found.notes) == 1 and why in found.notes[0]
     with pytest.warns(UserWarning, match="does not let gradients through"):
-        told = Inverted({"here": inversion(net, data, Inverter(steps=2))}, None, None)
+        told = InversionAnalysis({"here": measure_inversion(net, data, Inverter(steps=2))}, None, None)
     assert told.plain()["notes"] == list(found.notes)
-    assert inversion(net, data, Inverter(steps=2, fake_relu=False)).notes == ()
+    assert measure_inversion(net, data, Inverter(steps=2, fake_relu=False)).notes == ()
 
 
 def test_nothing_is_said_where_the_last_relu_is_exchanged_or_none_is_there():
@@ -351,6 +353,6 @@ def test_a_net_that_is_attacked_elsewhere_is_not_changed_by_being_inverted():
     data = toy_data(12)
     net = toy_net()
     before = {name: each.clone() for name, each in net.state_dict().items()}
-    inversion(net, data, Inverter(layers=("3",), steps=3))
+    measure_inversion(net, data, Inverter(layers=("3",), steps=3))
     assert net.training and all(torch.equal(before[name], each) for name, each in net.state_dict().items())
     assert all(p.requires_grad for p in net.parameters()) and Linf(0.1).eps == 0.1

@@ -10,7 +10,7 @@ from conftest import Linear, toy_data
 from torch import nn
 
 from sparring import L2, PGD, Linf, TensorData, UserError, WhiteBox, fit
-from sparring.analysis import landscape
+from sparring.analysis import measure_landscape
 from sparring.analysis.landscape.measure import MEANINGS
 from sparring.cli import run as shell
 from sparring.core.serialization import Build
@@ -36,7 +36,7 @@ class Quadratic(nn.Module):
 def test_the_curvature_and_the_lipschitz_constant_of_a_quadratic_are_known():
     data = TensorData(GREY.x[:4], torch.zeros(4, dtype=torch.long), ("a", "b"))
     for threat in (Linf(0.1), L2(0.3)):
-        found = landscape(Quadratic(3.0), data, threat, points=3).values
+        found = measure_landscape(Quadratic(3.0), data, threat, points=3).values
         assert np.allclose(found["curvature"], 6.0, rtol=1e-6)
         for name in [name for name in found if name.startswith("lipschitz")]:
             assert np.allclose(found[name], 6.0, rtol=1e-6)
@@ -51,7 +51,7 @@ def test_the_curvature_and_the_lipschitz_constant_of_a_quadratic_are_known():
 def test_only_the_softmax_bends_a_linear_model():
     """With logits (s, -s), the second derivative along d is 4 p (1 - p) (w d)^2, at most (w d)^2."""
     model = Linear(16)
-    found = landscape(model, GREY, Linf(0.05), points=2).values
+    found = measure_landscape(model, GREY, Linf(0.05), points=2).values
     w = model.w.detach().double()
     most = float(w.norm() ** 2)
     assert np.all(found["lipschitz at 1 eps"] <= most * (1 + 1e-9))
@@ -72,7 +72,7 @@ def test_kinks_make_the_gradient_jump_however_close_and_smooth_activations_do_no
             return torch.stack([s, -s], 1)
 
     def quotients(act):
-        found = landscape(Bend(act), GREY, Linf(0.1), points=10).values
+        found = measure_landscape(Bend(act), GREY, Linf(0.1), points=10).values
         return [found[f"lipschitz at {d} eps"].mean() for d in ("1", "0.1", "0.01")]
 
     relu, silu = quotients(nn.ReLU()), quotients(nn.SiLU())
@@ -83,7 +83,7 @@ def test_kinks_make_the_gradient_jump_however_close_and_smooth_activations_do_no
 def test_surfaces_hold_the_loss_at_the_image_in_their_middle():
     torch.manual_seed(0)
     model = small_cnn(3, shape=(1, 4, 4), width=4, activation="silu").eval()
-    found = landscape(model, toy_data(), Linf(0.1), pictures=2, resolution=5, points=1)
+    found = measure_landscape(model, toy_data(), Linf(0.1), pictures=2, resolution=5, points=1)
     assert found.surfaces.shape == (2, 5, 5) and np.allclose(found.grid, [-2, -1, 0, 1, 2])
     assert np.allclose(found.surfaces[:, 2, 2], found.values["loss"][:2])
     assert np.all(found.surfaces[:, 3, 2] > found.surfaces[:, 2, 2]), "up is up"
@@ -93,12 +93,12 @@ def test_surfaces_hold_the_loss_at_the_image_in_their_middle():
     for figure in plain["figures"].values():
         for estimate in (figure["mean"], figure["median"]):
             assert estimate["low"] <= estimate["value"] <= estimate["high"] <= figure["largest"] + 1e-9
-    parts = landscape(model, toy_data(), Linf(0.1), pictures=2, resolution=5, points=1, batch_size=7)
+    parts = measure_landscape(model, toy_data(), Linf(0.1), pictures=2, resolution=5, points=1, batch_size=7)
     assert all(np.allclose(parts.values[name], values) for name, values in found.values.items())
-    again = landscape(model, toy_data(), Linf(0.1), pictures=2, resolution=5, points=1)
+    again = measure_landscape(model, toy_data(), Linf(0.1), pictures=2, resolution=5, points=1)
     assert all(np.array_equal(again.values[name], values) for name, values in found.values.items())
     with pytest.raises(UserError, match="a direction, a grid of two and batches of one, not 0"):
-        landscape(model, toy_data(), Linf(0.1), points=0)
+        measure_landscape(model, toy_data(), Linf(0.1), points=0)
 
 
 def test_intervals_of_mean_and_median_are_those_of_normal_values():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import kendalltau
-from sparring.analyses import agreement, memorization, opened
+from sparring.analyses import agreement, analyze_memorization, open_run
 
 from sparring import (
     PGD,
@@ -96,15 +96,15 @@ def test_as_json_both_runs_and_how_they_agree(runs, capsys):
 
 def test_accuracies_are_on_the_labels_that_were_trained_on(runs):
     _, run, _ = runs
-    looked = opened(run.path, "last", 60, "cpu")
-    found = memorization(looked, Linf(0.1), examples=270, close=5, steps=1)
+    subject = open_run(run.path, "last", 60, "cpu")
+    found = analyze_memorization(subject, Linf(0.1), examples=270, close=5, steps=1)
     training = run.training()
     with torch.no_grad():
-        right = (looked.model(looked.training.data.x.float() / 255).argmax(1) == looked.training.data.y).numpy()
+        right = (subject.model(subject.training.data.x.float() / 255).argmax(1) == subject.training.data.y).numpy()
     assert found.accuracy["train", "clean"].correct == right.sum()
     wrong = training["y"] != training["true"]
     assert found.fitted["given label, clean"].correct == right[wrong].sum()
-    assert np.array_equal(looked.training.data.y.numpy(), training["y"])
+    assert np.array_equal(subject.training.data.y.numpy(), training["y"])
 
 
 def test_agreement_is_kendalls_tau_with_an_interval():

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from sparring import L2, TRADES, Benign, CrossEntropy, Linf, Method, Sum, TemporalEnsembling, TensorData, UserError
-from sparring.analysis import bound, losses, stability
+from sparring.analysis import bound, losses, measure_stability
 from sparring.analysis.memorization.stability import DIRECTIONS, gradient
 from sparring.attacks import PGD, GaussianStart
 from sparring.core.types import Objective
@@ -41,7 +41,7 @@ class Squared(Objective):
 def test_of_a_quadratic_everything_is_known():
     """∇J(θ) = θ: a move by λ along the gradient changes it by λ, and does not turn it."""
     model = net()
-    found = stability(model, DATA, {"squared": Method(Benign(), Squared())}, lengths=(0.01, 0.5, 20.0))
+    found = measure_stability(model, DATA, {"squared": Method(Benign(), Squared())}, lengths=(0.01, 0.5, 20.0))
     length = parameters_to_vector(model.parameters()).norm().item()
     assert found.weights == pytest.approx(length)
     assert found.norm["squared"] == pytest.approx(length)
@@ -74,7 +74,7 @@ def test_the_gradient_is_that_of_the_training_loss_at_points_that_are_crafted_an
 def test_change_and_cosine_are_those_of_the_definition():
     model = net()
     methods = losses(BALL, steps=3)
-    found = stability(model, DATA, methods, lengths=(0.3,), seed=5)
+    found = measure_stability(model, DATA, methods, lengths=(0.3,), seed=5)
     wide = copy.deepcopy(model).double().eval()
     _, here = gradient(methods["TRADES"], wide, DATA, 128, 5)
     with torch.no_grad():
@@ -95,14 +95,14 @@ def test_change_and_cosine_are_those_of_the_definition():
         "weights moved by length x (- gradient / |gradient|)",
     }
     with pytest.raises(UserError, match="lengths above 0"):
-        stability(model, DATA, methods, lengths=(0.0,))
+        measure_stability(model, DATA, methods, lengths=(0.0,))
 
 
 def test_any_method_can_be_looked_at():
     added = Sum((TRADES(), TemporalEnsembling(3.0, on="clean")))
     model = small_cnn(3, (1, 2, 2), width=2, batch_norm=True)
     before = copy.deepcopy(model.state_dict())
-    found = stability(model, DATA, {"TE": Method(PGD(BALL, 2, start=GaussianStart()), added)}, lengths=(0.1,))
+    found = measure_stability(model, DATA, {"TE": Method(PGD(BALL, 2, start=GaussianStart()), added)}, lengths=(0.1,))
     assert np.isfinite(found.change["TE", "up"]).all()
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 

@@ -33,7 +33,7 @@ from sparring import (
     perturb,
 )
 from sparring.acceleration import AcceleratedCopy
-from sparring.analysis import landscape, stability
+from sparring.analysis import measure_landscape, measure_stability
 from sparring.core.modes import full_precision
 from sparring.core.types import Batch, TensorData, pixels
 from sparring.evaluation import audit, evaluate
@@ -193,12 +193,12 @@ WRONG = {  # what is handed in, and what is said of it
         lambda: audit(toy_net(), DATA, Linf(0.1), seed=-1),
         r"seed = -1 is no whole number",
     ),
-    "a landscape of a function": (lambda: landscape(lambda x: x, DATA, Linf(0.1)), r"the model is a function"),
+    "a landscape of a function": (lambda: measure_landscape(lambda x: x, DATA, Linf(0.1)), r"the model is a function"),
     "a landscape of images in another size": (
-        lambda: landscape(toy_net(), TensorData(torch.rand(24, 1, 5, 5), Y, DATA.classes), Linf(0.1)),
+        lambda: measure_landscape(toy_net(), TensorData(torch.rand(24, 1, 5, 5), Y, DATA.classes), Linf(0.1)),
         r"does not take images of 1x5x5",
     ),
-    "stability of a class": (lambda: stability(nn.Flatten, DATA, {}), r"the model is the class Flatten"),
+    "stability of a class": (lambda: measure_stability(nn.Flatten, DATA, {}), r"the model is the class Flatten"),
     "a first step on images of another size": (lambda: stepped(toy_net(), torch.rand(24, 1, 5, 5)), r"of 1x5x5"),
     "a first step on float64 images": (lambda: stepped(toy_net(), X.double()), r"images are torch.float64"),
     "a first step of a model that changes its images": (

@@ -147,7 +147,7 @@ def test_a_run_keeps_its_labels_and_what_it_was_like_on_each_example(remembered)
     from sparring.runs.load import load_model
 
     train = recipe.split(recipe.data.load()[0], run.path, torch.device("cpu"))[0].data
-    seen = recipe.example_history.looked(load_model(run.weights("last"), recipe), train, AcceleratedCopy(), recipe.seed)
+    seen = recipe.example_history.record(load_model(run.weights("last"), recipe), train, AcceleratedCopy(), recipe.seed)
     for name, values in seen.items():
         if values.dtype == bool:
             assert np.array_equal(getattr(memory, name)[-1], values)

@@ -15,7 +15,7 @@ from sparring.attacks.losses import Margin
 from sparring.core.rng import make_rng
 from sparring.core.types import Classifier
 from sparring.evaluation import Budget, FeatureAttack, KNNAttackSuite, KNNVoteAttack, PGDkNN, ProbeTransfer
-from sparring.models import KNN, amdim, encode_bank, knn_of, linear_probe, represented
+from sparring.models import KNN, amdim, contrastive_encoder, encode_bank, knn_head, linear_probe
 from sparring.models.guided import GuideLoss
 from sparring.testing import check_model
 
@@ -183,7 +183,7 @@ def test_a_copy_that_attacks_search_on_shares_the_bank_and_gives_its_logits(read
     x = data[200:].x.float() / 255
     for precision in ("fp32", "bf16"):
         with AcceleratedCopy(precision)(model, x[:8]) as searched:
-            head = knn_of(searched)
+            head = knn_head(searched)
             assert head is not None and head.rows is model.head.rows
             assert (searched(x).argmax(1) == model(x).argmax(1)).float().mean() > 0.9
         encode_bank(model, data[:200])  # in place: the copy sees it
@@ -351,11 +351,11 @@ def test_images_of_another_size_and_unknown_bodies_are_refused():
     with pytest.raises(UserError, match="32x32, 28x28, 8x8"):
         amdim(10, (3, 64, 64))
     with pytest.raises(UserError, match="small_cnn"):
-        represented(body="small_cn")
+        contrastive_encoder(body="small_cn")
 
 
 def test_a_projection_is_of_the_features():
-    model = represented(10, (1, 28, 28), width=4, projection=6, k=1).eval()
+    model = contrastive_encoder(10, (1, 28, 28), width=4, projection=6, k=1).eval()
     x = torch.rand(3, 1, 28, 28)
     features, projection = model.body(x, parts=True)
     assert torch.equal(features, model.features(x)) and projection.shape == (3, 6)

@@ -36,7 +36,7 @@ from sparring.core.serialization import Build
 from sparring.core.types import Classifier, Encoder, pixels
 from sparring.data import Crop, Digits, Grey, Jitter, ResizedCrop, Subset
 from sparring.data.augment import grey
-from sparring.models import KNN, amdim, encode_bank, represented
+from sparring.models import KNN, amdim, contrastive_encoder, encode_bank
 from sparring.models.encoders import AMDIM
 from sparring.objectives.contrastive import Contrastive, InfoNCE, Multiscale, NTXent, projected
 from sparring.objectives.contrastive_losses import info_nce
@@ -302,7 +302,7 @@ def test_a_run_without_labels_is_read_by_neighbours_and_says_so(without, tmp_pat
 def test_an_interrupted_run_without_labels_goes_on_bit_for_bit(without, tmp_path, kind):
     recipe = without
     if kind == "instances":
-        objective, model = InstanceDiscrimination(negatives=32), Build(represented, width=4, projection=8, k=3)
+        objective, model = InstanceDiscrimination(negatives=32), Build(contrastive_encoder, width=4, projection=8, k=3)
         recipe = replace(without, method=Method(Benign(), objective), model=model, views=1)
     if kind == "released":
         objective = Contrastive(Multiscale(), raises="guides", labels="all", only_fooled=True, guides=20, refresh=3)
@@ -541,10 +541,10 @@ def test_analyze_reads_a_representation_in_several_ways(without, tmp_path, capsy
 
 
 def test_a_model_that_does_not_say_its_features_cannot_be_read():
-    from sparring.analysis import representation
+    from sparring.analysis import measure_representation
 
     with pytest.raises(UserError, match="Classifier"):
-        representation(nn.Flatten(), toy_data(), toy_data(), BALL)
+        measure_representation(nn.Flatten(), toy_data(), toy_data(), BALL)
 
 
 # -- augmentation

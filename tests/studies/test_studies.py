@@ -250,7 +250,7 @@ def test_analyses_of_every_run_give_numbers_for_tables_and_claims(tiny, tmp_path
 
 
 def look_at_all(runs, path, device, how):
-    """Of the runs of a seed: how often it was looked at them."""
+    """Of the runs of a seed: how often it was subject at them."""
     before = json.loads(path.with_suffix(".count").read_text()) if path.with_suffix(".count").exists() else 0
     path.with_suffix(".count").write_text(json.dumps(before + 1))
     steps = {arm: run.status()["step"] for arm, run in runs.items()}
@@ -268,7 +268,7 @@ def test_all_runs_of_a_seed_are_looked_at_together_when_they_are_there(tiny, tmp
     found = [json.loads((tmp_path / f"together-{seed}.json").read_text()) for seed in (0, 1)]
     assert [set(each["steps"]) for each in found] == [{"PGD-2", "FGSM"}] * 2
     run_study(study, tmp_path, scale="smoke", workers=workers, say=said.append)
-    shutil.rmtree(tmp_path / "runs" / "fgsm-1")  # its seed is looked at again, the other not
+    shutil.rmtree(tmp_path / "runs" / "fgsm-1")  # its seed is subject at again, the other not
     run_study(study, tmp_path, scale="smoke", workers=workers, say=said.append)
     assert [json.loads((tmp_path / f"together-{seed}.json").read_text())["times"] for seed in (0, 1)] == [1, 2]
     other = small(tiny, claims=(), joint=JointMeasurement(look_at_all, {"often": 2}))

@@ -1,20 +1,20 @@
 """Why a model is as robust as it is."""
 
-from .information.measure import Information, effective, information
-from .inversion.measure import Inversion, Inverter, annealed, interpolated, inversion, invert, visualised
+from .information.measure import Information, effective_information, measure_information
+from .inversion.measure import Inversion, Inverter, annealed, interpolated, invert, measure_inversion, visualised
 from .inversion.similarity import psnr, ssim
-from .landscape.measure import Landscape, estimate, landscape
-from .memorization.complexity import complexity
-from .memorization.stability import Stability, bound, losses, stability
+from .landscape.measure import Landscape, estimate, measure_landscape
+from .memorization.complexity import measure_complexity
+from .memorization.stability import Stability, bound, losses, measure_stability
 from .representation.measure import (
     MutualInformation,
     Reading,
     Representation,
     effective_rank,
+    measure_representation,
     mutual_information,
-    representation,
 )
-from .transfer.measure import Mode, Transferred, Tuning, shots, task_distance, task_embedding, transfer
+from .transfer.measure import Mode, Transferred, Tuning, measure_transfer, shots, task_distance, task_embedding
 
 PHASES = ("first third", "second third", "last third")
 """Of training, in which the length of the gradient is averaged."""
@@ -34,24 +34,24 @@ __all__ = [
     "Tuning",
     "annealed",
     "bound",
-    "complexity",
-    "effective",
+    "effective_information",
     "effective_rank",
     "estimate",
-    "information",
     "interpolated",
-    "inversion",
     "invert",
-    "landscape",
     "losses",
+    "measure_complexity",
+    "measure_information",
+    "measure_inversion",
+    "measure_landscape",
+    "measure_representation",
+    "measure_stability",
+    "measure_transfer",
     "mutual_information",
     "psnr",
-    "representation",
     "shots",
     "ssim",
-    "stability",
     "task_distance",
     "task_embedding",
-    "transfer",
     "visualised",
 ]

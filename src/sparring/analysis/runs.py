@@ -1,4 +1,4 @@
-"""Runs that are looked into, loaded."""
+"""Runs that are subject into, loaded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..runs.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class AnalyzedRun:
     """A run that was trained, on a device: its recipe, the model, and images of both parts."""
 
     run: RunFolder
@@ -26,7 +26,7 @@ class Looked:
     training: Training
     test: TensorData
 
-    def check_alike(self, other: "Looked") -> None:
+    def check_alike(self, other: "AnalyzedRun") -> None:
         """Raises `UserError` for runs on other training examples or labels: they cannot agree on which are hard."""
         if not torch.equal(fingerprint(self.training.data), fingerprint(other.training.data)):
             raise UserError(
@@ -35,7 +35,7 @@ class Looked:
             )
 
 
-def opened(path: Path, weights: str, examples: int, device: str) -> Looked:
+def open_run(path: Path, weights: str, examples: int, device: str) -> AnalyzedRun:
     """The first `examples` test images, and the training set as the run altered it.
 
     Raises `UserError` for what is no run folder, or was not trained yet.
@@ -49,12 +49,14 @@ def opened(path: Path, weights: str, examples: int, device: str) -> Looked:
     training, _ = recipe.split(train, path, where)
     if recipe.alterations:
         run.settle_training(training.arrays())
-    return Looked(run, recipe, load_model(run.weights(weights), recipe).to(where), training, test[:examples].to(where))
+    return AnalyzedRun(
+        run, recipe, load_model(run.weights(weights), recipe).to(where), training, test[:examples].to(where)
+    )
 
 
-def last_of(run: RunFolder, examples: int, device: str) -> tuple[Looked, Threat]:
+def open_last(run: RunFolder, examples: int, device: str) -> tuple[AnalyzedRun, Threat]:
     """What a study looks at after a training: the last weights, and the threat of the evaluation."""
-    looked = opened(run.path, "last", examples, device)
-    threat = threat_of(dict(looked.recipe.evaluation.adversaries))
+    subject = open_run(run.path, "last", examples, device)
+    threat = threat_of(dict(subject.recipe.evaluation.adversaries))
     assert threat is not None
-    return looked, threat
+    return subject, threat

@@ -40,7 +40,7 @@ class FAB:
     beta: float = 0.9
     final_search: int = 3
     bring_back: bool = True
-    start: Start = field(default_factory=CleanStart)
+    start: Start = CleanStart()  # noqa: RUF009
 
     def __post_init__(self) -> None:
         if not isinstance(self.threat, Linf | L2 | L1):

@@ -296,8 +296,8 @@ def microbatched(loss: PerExampleLoss, size: int | None) -> PerExampleLoss:
     return loss if size is None or not hasattr(loss, "__getitem__") else Microbatched(loss, size)
 
 
-def named(loss: PerExampleLoss) -> str:
-    """The name of its class, for messages."""
+def named(loss: object) -> str:
+    """The name of the class of a loss, for messages."""
     return type(loss.loss if isinstance(loss, Microbatched) else loss).__name__
 
 

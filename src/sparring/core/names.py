@@ -77,7 +77,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
 """Dataclasses, written as `{"$": name, ..}` with their fields."""
 
 CALLS: Mapping[str, tuple[str, ...]] = {
-    "models.encoders": ("amdim", "represented"),
+    "models.encoders": ("amdim", "contrastive_encoder"),
     "models.imagenet": ("efficientnet", "imagenet_resnet"),
     "models.resnet": ("preact_resnet18", "resnet18"),
     "models.small_cnn": ("small_cnn",),

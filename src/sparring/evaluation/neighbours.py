@@ -20,7 +20,7 @@ from ..core.modes import eval_mode, frozen
 from ..core.rng import Rng
 from ..core.types import Attack, ForwardCache, PerExampleLoss, Threat
 from ..models.guided import GuideLoss
-from ..models.knn import KNN, bank_of
+from ..models.knn import KNN, require_knn_head
 from ..models.probe import PENALTY, linear_probe
 from ..objectives.contrastive_losses import FeatureContrast, FeatureDistance, WithPredictions
 from .adversaries import Adversary, MultiTargeted, WhiteBox
@@ -60,7 +60,7 @@ class KNNVoteAttack:
     softness: float = 0.05
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
-        bank = bank_of(model)
+        bank = require_knn_head(model)
 
         def loss(lens: ForwardCache) -> PerExampleLoss:
             return CE(lambda z: bank.soft(lens.features(z), self.softness), y)
@@ -76,7 +76,7 @@ class PGDkNN:
     guides: int = 300
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
-        bank = bank_of(model)
+        bank = require_knn_head(model)
         with eval_mode(model), frozen(model):
             return self.attack(GuideLoss(ForwardCache(model).features, bank, y, self.guides), x, rng)
 
@@ -89,7 +89,7 @@ class ProbeTransfer:
     penalty: float = PENALTY
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
-        probe = _probe(bank_of(model), self.penalty)
+        probe = _probe(require_knn_head(model), self.penalty)
 
         def loss(lens: ForwardCache) -> PerExampleLoss:
             return CE(lambda z: probe(F.normalize(lens.features(z), dim=1)), y)

@@ -2,9 +2,9 @@
 
 from .activations import SmoothReLU, activation
 from .classifier import Normalize
-from .encoders import AMDIM, Projected, amdim, represented
+from .encoders import AMDIM, Projected, amdim, contrastive_encoder
 from .imagenet import efficientnet, imagenet_resnet
-from .knn import KNN, encode_bank, encoded, knn_of
+from .knn import KNN, encode, encode_bank, knn_head
 from .layers import FEATURES, Layers, as_run, layers_of
 from .probe import linear_probe, validated_probe
 from .resnet import preact_resnet18, resnet18
@@ -26,16 +26,16 @@ __all__ = [
     "activation",
     "amdim",
     "as_run",
+    "contrastive_encoder",
     "efficientnet",
+    "encode",
     "encode_bank",
-    "encoded",
     "imagenet_resnet",
-    "knn_of",
+    "knn_head",
     "layers_of",
     "linear_probe",
     "load_robustbench",
     "preact_resnet18",
-    "represented",
     "resnet18",
     "small_cnn",
     "straight_through",

@@ -40,7 +40,7 @@ class Projected(Encoder):
         return (features, self.projector(features)) if parts else features
 
 
-def represented(
+def contrastive_encoder(
     num_classes: int = 10,
     shape: tuple[int, int, int] = (1, 28, 28),
     normalize: nn.Module | None = None,

@@ -212,15 +212,15 @@ def _unkeyed(keys: Tensor) -> tuple[Tensor, Tensor]:
     return bits.view(torch.float32), place
 
 
-def knn_of(model: nn.Module) -> KNN | None:
+def knn_head(model: nn.Module) -> KNN | None:
     """The head of a model that reads nearest neighbours, if it has one."""
     head = model.head if isinstance(model, Classifier) else None
     return head if isinstance(head, KNN) else None
 
 
-def bank_of(model: nn.Module) -> KNN:
+def require_knn_head(model: nn.Module) -> KNN:
     """The same, where there has to be one. Raises `UserError` for a model with another head."""
-    head = knn_of(model)
+    head = knn_head(model)
     if head is None:
         raise UserError(
             f"this asks nearest neighbours, and the model is a {type(model).__name__} with another head: build it with "
@@ -229,7 +229,7 @@ def bank_of(model: nn.Module) -> KNN:
     return head
 
 
-def encoded(features: Forward, data: LabelledData, batch_size: int = 512) -> Tensor:
+def encode(features: Forward, data: LabelledData, batch_size: int = 512) -> Tensor:
     """Features `[N, F]` of the images as they are, without augmentation. Raises `UserError` if there are none."""
     if not len(data):
         raise UserError(
@@ -246,10 +246,10 @@ def encode_bank(model: nn.Module, data: LabelledData, batch_size: int = 512) -> 
 
     False, and nothing is done, if the head reads no bank.
     """
-    head = knn_of(model)
+    head = knn_head(model)
     if head is None:
         return False
     assert isinstance(model, Classifier)
     with eval_mode(model):
-        head.fit(encoded(model.features, data, batch_size), data.y)
+        head.fit(encode(model.features, data, batch_size), data.y)
     return True

@@ -10,7 +10,7 @@ from ..core.modes import eval_mode
 from ..core.rng import make_rng, seed_of_step
 from ..core.types import Batch, Context, ForwardCache, LabelledData, Objective, PerExampleLoss, Terms
 from ..models.guided import GuideLoss
-from ..models.knn import bank_of, encode_bank
+from ..models.knn import encode_bank, require_knn_head
 from .contrastive_losses import (
     FeatureContrast,
     FeatureDistance,
@@ -183,7 +183,7 @@ class Contrastive(Objective):
         if not self.reads:
             return
         assert isinstance(ctx.memory, _Known)
-        bank_of(ctx.lens.model)
+        require_knn_head(ctx.lens.model)
         if ctx.progress.step % self.refresh == 0:
             encode_bank(ctx.lens.model, ctx.memory.data)
 
@@ -199,7 +199,7 @@ class Contrastive(Objective):
     def _raised(self, ctx: Context) -> PerExampleLoss:
         lens, x, y = ctx.lens, ctx.batch.x, ctx.batch.y
         if self.raises == "guides":
-            return GuideLoss(lens.features, bank_of(lens.model), y, self.guides)
+            return GuideLoss(lens.features, require_knn_head(lens.model), y, self.guides)
         if self.raises == "vote":
             return CE(lens.logits, lens.logits(x).argmax(1))
         if self.raises in ("distance", "cosine"):

@@ -8,7 +8,7 @@ from ..attacks.threats import Linf
 from ..core.schedules import MultiStep, WarmUp
 from ..core.serialization import Build
 from ..data import Crop, FashionMNIST, Flip, Grey, Jitter, ResizedCrop
-from ..models import amdim, represented
+from ..models import amdim, contrastive_encoder
 from ..objectives.acl import ACL
 from ..objectives.contrastive import Contrastive, InfoNCE, Multiscale, NTXent, Raised
 from ..objectives.instance_discrimination import InstanceDiscrimination
@@ -56,7 +56,7 @@ def fashion_amdim(eps: float = 0.05, width: int = 16) -> Recipe:
 def fashion_simclr(eps: float = 0.05, width: int = 16) -> Recipe:
     """SimCLR (https://arxiv.org/abs/2002.05709) with a small CNN on Fashion-MNIST, read by 75 nearest neighbours."""
     recipe = _fashion(eps, Contrastive(NTXent(0.2), between="views"), width)
-    return replace(recipe, model=Build(represented, width=width))
+    return replace(recipe, model=Build(contrastive_encoder, width=width))
 
 
 def fashion_npid(eps: float = 0.05, width: int = 16) -> Recipe:
@@ -65,7 +65,7 @@ def fashion_npid(eps: float = 0.05, width: int = 16) -> Recipe:
     What is contrasted is read: 128 numbers, linear in the features.
     """
     recipe = _fashion(eps, InstanceDiscrimination(), width)
-    return replace(recipe, model=Build(represented, width=width, projection=128, read="projection"), views=1)
+    return replace(recipe, model=Build(contrastive_encoder, width=width, projection=128, read="projection"), views=1)
 
 
 def fashion_sat(

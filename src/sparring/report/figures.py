@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def learning_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_learning_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Loss terms and held-out accuracy, clean and robust, over the epochs. Draws nothing before the first row."""
     steps = [row for row in rows if "terms" in row]
     epochs = [row for row in rows if "held_out" in row]
@@ -39,7 +39,7 @@ def learning_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     save(figure, path)
 
 
-def adversarial_examples(examples: Examples, classes: Sequence[str], path: Path) -> None:
+def plot_adversarial_examples(examples: Examples, classes: Sequence[str], path: Path) -> None:
     """One column an example: clean, perturbation (scaled to be seen, the scale is in the title), adversarial."""
     count = len(examples.label)
     delta = examples.adversarial - examples.clean
@@ -61,7 +61,9 @@ def adversarial_examples(examples: Examples, classes: Sequence[str], path: Path)
     save(figure, path)
 
 
-def robustness_curve(found: Mapping[str, EvaluationResult], norm: str, points: Mapping[str, float], path: Path) -> None:
+def plot_robustness_curve(
+    found: Mapping[str, EvaluationResult], norm: str, points: Mapping[str, float], path: Path
+) -> None:
     """Accuracy against eps, from the smallest distances found, with 95 % Wilson bands.
 
     `points` are the adversaries that were run in the same norm, each at its own eps; the curve does not exceed them.

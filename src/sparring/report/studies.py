@@ -9,7 +9,7 @@ from .figures import finish, new_figure, save
 Estimate = tuple[float, float, float]
 
 
-def study(
+def plot_study(
     rows: Sequence[tuple[str, Mapping[str, Estimate]]],
     curves: Mapping[str, tuple[Array, Array]],
     title: str,

@@ -18,10 +18,10 @@ from ..core.serialization import differences
 from ..core.types import LabelledData, Progress, TensorData, pixels
 from ..core.validation import check_data, check_logits
 from ..data import Batches, Training
-from ..models import encode_bank, knn_of
+from ..models import encode_bank, knn_head
 from ..objectives.bank import Bank
 from ..records.run_folder import RunFolder
-from ..report import figures as figures_plots
+from ..report.figures import plot_learning_curve
 from ..training.checkpoint import Checkpoints, read_weights, save_weights
 from ..training.engine import Loop, NotFinite, State
 from ..training.guard import Alarm, OverfittingMonitor
@@ -153,7 +153,7 @@ def _looks(recipe: Recipe, train: LabelledData) -> list[str]:
 
 def _banks(state: State) -> list[str]:
     found = [str(module) for module in state.memory.modules() if isinstance(module, Bank)]
-    head = knn_of(state.model)
+    head = knn_head(state.model)
     if head is not None:
         found.append(
             f"{len(head.rows):,} training images are the bank of {head.k} nearest neighbours, encoded anew after each "
@@ -165,7 +165,7 @@ def _banks(state: State) -> list[str]:
 def _readers(
     state: State, train: LabelledData, run: RunFolder, say: Callable[[str], None]
 ) -> tuple[EncodeBankHook, ...]:
-    return () if knn_of(state.model) is None else (EncodeBankHook(train, run, say),)
+    return () if knn_head(state.model) is None else (EncodeBankHook(train, run, say),)
 
 
 def _watch(recipe: Recipe, train: LabelledData, search: AcceleratedCopy) -> OverfittingMonitor | None:
@@ -364,7 +364,7 @@ def _drawn(run: RunFolder) -> Iterator[None]:
         yield
     finally:
         try:
-            figures_plots.learning_curve(run.metrics(), run.learning_curve)
+            plot_learning_curve(run.metrics(), run.learning_curve)
         except OSError as error:
             warnings.warn(f"the learning curve could not be drawn: {error}", stacklevel=2)
 

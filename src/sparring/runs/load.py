@@ -19,7 +19,7 @@ from ..evaluation import EvaluationProgress, MinimumNorm, evaluate, threat_of
 from ..models import load_robustbench
 from ..records.results import EvaluationResult
 from ..records.run_folder import RunFolder
-from ..report import figures as figures_plots
+from ..report.figures import plot_adversarial_examples, plot_robustness_curve
 from ..training.checkpoint import fill, read_weights
 from .environment import device_of
 from .recipe import Evaluation, Recipe, recipe_from_plain
@@ -193,15 +193,15 @@ def _write(
     for path in (out.adversarial_examples, out.hardest_examples, out.robustness_curve):
         path.unlink(missing_ok=True)
     if first.examples is not None:
-        figures_plots.adversarial_examples(first.examples, classes, out.adversarial_examples)
+        plot_adversarial_examples(first.examples, classes, out.adversarial_examples)
     if first.hardest is not None:
-        figures_plots.adversarial_examples(first.hardest, classes, out.hardest_examples)
+        plot_adversarial_examples(first.hardest, classes, out.hardest_examples)
     nearest = next((each for each in evaluation.adversaries.values() if isinstance(each, MinimumNorm)), None)
     if nearest is not None:
         norm = type(nearest.threat)
         bounds = {name: threat_of(each) for name, each in evaluation.adversaries.items() if each is not nearest}
         points = {name: threat.eps for name, threat in bounds.items() if isinstance(threat, norm)}
-        figures_plots.robustness_curve(found, norm.__name__, points, out.robustness_curve)
+        plot_robustness_curve(found, norm.__name__, points, out.robustness_curve)
     for which in found:
         out.forget_state(which)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis.information import plot as information_plots
-from ..analysis.information.on_run import look_at_information
-from ..analysis.inversion.on_run import INSIDE, look_at_inversion, look_together
-from ..analysis.transfer.on_run import look_at_transfer
+from ..analysis.information.on_run import study_information
+from ..analysis.information.plot import plot_against_eps, plot_inversions
+from ..analysis.inversion.on_run import INSIDE, study_inversion, study_inversion_jointly
+from ..analysis.transfer.on_run import study_transfer
 from ..attacks import APGD, PGD, Benign, RandomEps
 from ..attacks.losses import TargetedDLR
 from ..attacks.threats import L2
@@ -133,11 +133,11 @@ def _looks(scale: str) -> tuple[Measurement, ...]:
     known = _SMALL if smoke else _TASKS
     tasks, elsewhere = list(known.values()), [known[name] for name in _OUTSIDE]
     return (
-        Measurement("information", look_at_information, {"examples": 30 if smoke else 150, **informed}),
+        Measurement("information", study_information, {"examples": 30 if smoke else 150, **informed}),
         Measurement(
-            "transfer", look_at_transfer, {"tasks": tasks, "resize": True, "far": 20 if smoke else 100, **fitted}
+            "transfer", study_transfer, {"tasks": tasks, "resize": True, "far": 20 if smoke else 100, **fitted}
         ),
-        Measurement("inversion", look_at_inversion, {"elsewhere": elsewhere, **rebuilt}),
+        Measurement("inversion", study_inversion, {"elsewhere": elsewhere, **rebuilt}),
     )
 
 
@@ -156,7 +156,7 @@ def _together(scale: str) -> JointMeasurement:
         "annealed": {"nets": list(_ANNEALED), "annealing": True},
     }
     fields = {"middle": _CENTRE, "judge": _JUDGE, "examples": 4 if smoke else 48, "steps": 4 if smoke else 400}
-    return JointMeasurement(look_together, {**fields, "layers": ["features"], "ways": ways})
+    return JointMeasurement(study_inversion_jointly, {**fields, "layers": ["features"], "ways": ways})
 
 
 def _remarks(scale: str, world: World) -> tuple[str, ...]:
@@ -237,7 +237,7 @@ def _with_most(moved: Mapping[str, Any], task: str) -> float:
 
 
 def _joined(run: RunFolder, seed: int) -> Any:
-    """What looked at all runs of a seed, from one of them."""
+    """What subject at all runs of a seed, from one of them."""
     return read_json(run.path.parent.parent / f"together-{seed}.json")
 
 
@@ -316,7 +316,7 @@ def _draw(runs: Runs, folder: Path) -> None:
     ]
     panels["accuracy"]["its own task"] = np.array(own)
     for kind in ("svg", "png"):
-        information_plots.against_eps(eps, panels, folder / f"against-eps.{kind}")
+        plot_against_eps(eps, panels, folder / f"against-eps.{kind}")
     rows = []
     for where in runs[_LINE[0], 0].read_analysis("inversion")["images"]:
         arrays = []
@@ -325,7 +325,7 @@ def _draw(runs: Runs, folder: Path) -> None:
             arrays.append((arm, held[f"{where}: rebuilt"][:_SHOWN] / 255))
             originals = held[f"{where}: originals"][:_SHOWN] / 255
         rows.append((where if where == INSIDE else _short(where), originals, arrays))
-    information_plots.inversions(rows, folder / "inversions.png")
+    plot_inversions(rows, folder / "inversions.png")
 
 
 _SHOWN = 4

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis.memorization.on_run import look_for_memorization
+from ..analysis.memorization.on_run import study_memorization
 from ..analysis.memorization.stability import DIRECTIONS
 from ..attacks import PGD, GaussianStart, RandomStart
 from ..attacks.threats import Linf
@@ -62,7 +62,7 @@ def study(scale: str) -> Study:
             f"{_LONG[scale]} epochs, the rate divided by 10 at a third and at three quarters; {100 * _NOISE:g} % of "
             "the labels are drawn anew (a tenth of these by chance as they were) unless an arm says otherwise. "
             "Held-out and test labels are true, and the held-out images choose the best epoch.",
-            "The setting was looked for on other seeds, but on the same images: without noise, robust overfitting was "
+            "The setting was subject for on other seeds, but on the same images: without noise, robust overfitting was "
             "a point or two here. A first version of this study let the rate fall at a half, when the net had "
             "memorised already; there best less last was -2, 15 and 9 points by seed, as the best epoch was one of "
             "many that jump. Temporal ensembling was tried with two weights (30, the paper's, and 100, which destroyed "
@@ -78,7 +78,7 @@ def study(scale: str) -> Study:
         measurements=(
             Measurement(
                 "memorization",
-                look_for_memorization,
+                study_memorization,
                 {"examples": examples, "close": close, "steps": steps, "lengths": [_AWAY]},
             ),
         ),

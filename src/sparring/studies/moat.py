@@ -51,7 +51,7 @@ def study(scale: str) -> Study:
             f"All trainings have about {_PASSES[scale]} passes per training image; numbers of epochs are whole.",
             f"The small eps is {_SMALL.eps:g}, and its accuracies are at that eps.",
             "The passes of the guarded training leave out what the guard and its rescues add.",
-            "The setting was looked for on seeds that the study does not use, until FGSM-RS collapsed and the others "
+            "The setting was subject for on seeds that the study does not use, until FGSM-RS collapsed and the others "
             "trained: at eps 0.2 it collapsed on some seeds only, and at a rate of 0.2 without clipping multi-step "
             "training learned nothing. The rate goes up to 0.1 and back (Free-AT: 0.04), gradients are clipped at 1. "
             "GradAlign has the weight 0.6, found at eps 0.2, where 0.2 collapsed and 2 learned nothing.",

@@ -29,7 +29,7 @@ from ..runs.load import evaluate_run
 from ..runs.recipe import Recipe, recipe_from_plain
 from ..training.cost import cost
 from ..training.hooks import Interrupted
-from .study import Findings, JointMeasurement, Measurement, Study, gathered
+from .study import Findings, JointMeasurement, Measurement, Study, aggregate
 from .writing import precision_of, write
 
 Say = Callable[[str], None]
@@ -137,7 +137,7 @@ def _studied(
     before, after = [job for job in left if not job.after], [job for job in left if job.after]
     _carry_out((before, after, joined), many, device, say)
     runs = {(job.arm, job.seed): RunFolder(job.path) for job in jobs}
-    findings = gathered(study, runs)
+    findings = aggregate(study, runs)
     if study.draw is not None:
         study.draw(runs, folder)
     write(findings, folder, scale, RunFolder(jobs[0].path).sessions()[-1], precision_of(runs.values()))
@@ -166,7 +166,7 @@ def _jobs(study: Study, folder: Path) -> list[Job]:
 
 
 def _joined(study: Study, folder: Path, jobs: list[Job], changed: set[int]) -> list[Joined]:
-    """What is to be looked at together: anew where a training of the seed is not yet done."""
+    """What is to be subject at together: anew where a training of the seed is not yet done."""
     if study.joint is None:
         return []
     for seed in changed:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis.representation import plot as representation_plots
-from ..analysis.representation.on_run import look_at_representation
+from ..analysis.representation.on_run import study_representation
+from ..analysis.representation.plot import plot_tradeoff
 from ..attacks import APGD, PGD, Benign
 from ..attacks.losses import TargetedDLR
 from ..attacks.threats import Linf
@@ -91,9 +91,9 @@ def study(scale: str) -> Study:
             "steps, seven attacks on neighbours (one of them by the probe) and three on the others. The second figure "
             "is of held-out images under the PGD that selects, after each epoch.",
             "The setting was tried on one other seed and much the same images: eps, at which the supervised net kept a "
-            "twentieth, and numbers of epochs by what they cost; rates, views and temperatures were not looked for.",
+            "twentieth, and numbers of epochs by what they cost; rates, views and temperatures were not searched for.",
         ),
-        measurements=(Measurement("representation", look_at_representation, _LOOK[scale]),),
+        measurements=(Measurement("representation", study_representation, _LOOK[scale]),),
         numbers=_numbers,
         draw=_draw,
     )
@@ -254,10 +254,10 @@ def _million_passes(run: RunFolder) -> float:
     each = cost(recipe.method, recipe.update, recipe.epochs, rows[0]).both
     objective = recipe.method.objective
     data = recipe.data
-    encoded = 0.0
+    encode = 0.0
     if isinstance(objective, Contrastive) and objective.reads and isinstance(data, Subset):  # forward passes alone
-        encoded = math.ceil(steps / objective.refresh) * round((1 - recipe.held_out) * data.train) / 2
-    return (each * steps * size + encoded) / 1e6
+        encode = math.ceil(steps / objective.refresh) * round((1 - recipe.held_out) * data.train) / 2
+    return (each * steps * size + encode) / 1e6
 
 
 def _draw(runs: Runs, folder: Path) -> None:
@@ -271,7 +271,7 @@ def _draw(runs: Runs, folder: Path) -> None:
         else:
             curves[arm] = clean, defense_success_rate
     for kind in ("svg", "png"):
-        representation_plots.tradeoff(curves, points, folder / f"tradeoff.{kind}")
+        plot_tradeoff(curves, points, folder / f"tradeoff.{kind}")
 
 
 def _held_out(run: RunFolder) -> tuple[Array, Array]:

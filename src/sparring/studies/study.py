@@ -146,7 +146,7 @@ class Findings:
     """Of each arm: passes so far, and held-out robust accuracy, the mean over the seeds, after each epoch."""
 
 
-def gathered(study: Study, runs: Runs) -> Findings:
+def aggregate(study: Study, runs: Runs) -> Findings:
     """What the runs, each by its arm and seed, say together."""
     flags = _flags(study, runs)
     given = {} if study.numbers is None else _numbers(study.numbers, runs)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..core.writing import replacing, write_bytes, write_json
 from ..records.run_folder import RunFolder
-from ..report import studies as studies_plots
+from ..report.studies import plot_study
 from .study import WEIGHTS, Findings, Row, Study
 
 Estimate = tuple[float, float, float]
@@ -36,7 +36,7 @@ def write(
         for row in findings.rows
     ]
     for kind in ("svg", "png"):
-        studies_plots.study(rows, findings.curves, findings.study.title, folder / f"figure.{kind}")
+        plot_study(rows, findings.curves, findings.study.title, folder / f"figure.{kind}")
 
 
 def precision_of(runs: Iterable[RunFolder]) -> dict[str, list[str]]:

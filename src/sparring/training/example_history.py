@@ -43,7 +43,7 @@ class ExampleHistory:
     def due(self, epoch: int, epochs: int) -> bool:
         return epoch % self.every == 0 or epoch == epochs
 
-    def looked(self, model: nn.Module, data: LabelledData, search: AttackBackend, seed: int) -> dict[str, Array]:
+    def record(self, model: nn.Module, data: LabelledData, search: AttackBackend, seed: int) -> dict[str, Array]:
         """`clean_loss`, `adversarial_loss`, `clean_right`, `adversarial_right`, each `[N]`."""
         found: dict[str, list[Tensor]] = {}
         with eval_mode(model), frozen(model):

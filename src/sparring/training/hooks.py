@@ -14,7 +14,7 @@ from torch import nn
 from ..core.errors import UserError
 from ..core.types import Attack, AttackBackend, LabelledData, Progress, TensorData
 from ..evaluation import WhiteBox, evaluate
-from ..models import encode_bank, knn_of
+from ..models import encode_bank, knn_head
 from ..records.run_folder import RunFolder
 from .checkpoint import Checkpoints
 from .engine import State
@@ -188,7 +188,7 @@ class ExampleHistoryHook:
     def on_epoch(self, state: State, progress: Progress) -> None:
         epoch = round(progress.epoch)
         if self.example_history.due(epoch, progress.epochs):
-            facts = self.example_history.looked(state.evaluated, self.data, self.search, self.seed)
+            facts = self.example_history.record(state.evaluated, self.data, self.search, self.seed)
             self.run.add_memory(progress.step, epoch, facts)
 
 
@@ -210,7 +210,7 @@ class EncodeBankHook:
     def on_epoch(self, state: State, progress: Progress) -> None:
         for model in {id(m): m for m in (state.model, state.evaluated)}.values():
             encode_bank(model, self.data)
-        head = knn_of(state.evaluated)
+        head = knn_head(state.evaluated)
         assert head is not None
         collapsed = head.spread < COLLAPSED
         row = {"spread": head.spread, **({"alarm": "features collapsed"} if collapsed else {})}

@@ -91,7 +91,7 @@ def squared_norm(jacobian: Jacobian, rng: Rng, probes: int = 16) -> Tensor:
     return torch.stack(found).mean(0)
 
 
-def largest(apply: Callable[[Tensor], Tensor], start: Tensor, steps: int = 20) -> Tensor:
+def power_iteration(apply: Callable[[Tensor], Tensor], start: Tensor, steps: int = 20) -> Tensor:
     """The largest eigenvalue `[B]` of symmetric positive maps `[B, n]` to `[B, n]`, by power iteration: from below."""
     v = _unit(start)
     value = start.new_zeros(len(start))

@@ -23,7 +23,7 @@ from ...models.layers import FEATURES, Layers
 from ...records.results import Array
 from ..landscape.measure import estimate
 from . import weights
-from .jacobian import Jacobian, largest, refuse_coupling, spectrum, squared_norm
+from .jacobian import Jacobian, power_iteration, refuse_coupling, spectrum, squared_norm
 
 MEANINGS = {
     "weights: trace": "trace of the Fisher information of the weights, exact over classes, nats",
@@ -93,7 +93,7 @@ def _meant(name: str) -> str:
 
 
 @gated
-def information(
+def measure_information(
     model: nn.Module,
     training: TensorData,
     test: TensorData,
@@ -133,7 +133,7 @@ def information(
     if close:
         seen = training if pixels_of is None else pixels_of
         few = test[:close]
-        kept = effective(
+        kept = effective_information(
             model, training, few, layer=layer, tolerated=tolerated, pixels_of=seen, batch_size=batch_size, seed=seed
         )
         found["effective information"] = kept.gaussian
@@ -202,7 +202,7 @@ def _of_prediction(jacobian: Jacobian, rng: PerExample) -> dict[str, Tensor]:
         unit[:, c] = 1
         trace = trace + p[:, c] * jacobian.transposed(unit - p).square().sum(1)
     start = normal(jacobian.x.detach().flatten(1), rng)
-    top = largest(lambda v: jacobian.transposed(weighed(jacobian.times(v))), start)
+    top = power_iteration(lambda v: jacobian.transposed(weighed(jacobian.times(v))), start)
     return {"trace": trace, "largest": top}
 
 
@@ -222,7 +222,7 @@ class Effective:
 
 
 @gated
-def effective(
+def effective_information(
     model: nn.Module,
     training: TensorData,
     test: TensorData,

@@ -7,20 +7,19 @@ import numpy as np
 
 from ...core.writing import replacing, write_json
 from ...records.run_folder import RunFolder
-from .. import Information
-from ..runs import Looked, last_of
-from . import measure as information
-from . import plot as information_plots
+from ..runs import AnalyzedRun, open_last
+from .measure import Information, measure_information
+from .plot import plot_information
 
 
-def informed(looked: Looked, *, examples: int, **how: Any) -> Information:
+def analyze_information(subject: AnalyzedRun, *, examples: int, **how: Any) -> Information:
     """The weights on the first `examples` training images, the rest on the test images; `how` as the analysis.
 
     The covariance of pixels is of up to 2,000 training images.
     """
-    training = looked.training.data
+    training = subject.training.data
     few, many = (training[: min(count, len(training))] for count in (examples, _PIXELS))
-    return information(looked.model, few, looked.test, pixels_of=many, **how)
+    return measure_information(subject.model, few, subject.test, pixels_of=many, **how)
 
 
 _PIXELS = 2000
@@ -35,11 +34,13 @@ def write_information(
         np.savez_compressed(file, **first.arrays())  # type: ignore[arg-type]
     if draw:
         shown = [(name, np.sqrt(each.eigenvalues), dict(each.values)) for name, each in found]
-        information_plots.information(shown, run.analysis("information", "png"))
+        plot_information(shown, run.analysis("information", "png"))
     write_json(run.analysis("information", "json"), {**first.plain(), "how": dict(how)})
 
 
-def look_at_information(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
+def study_information(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
     """What a study does after each training, with the last weights; chance is of the seed of the run. No picture."""
-    looked, _ = last_of(run, how["examples"], device)
-    write_information(run, [(run.path.name, informed(looked, seed=looked.recipe.seed, **how))], how, draw=False)
+    subject, _ = open_last(run, how["examples"], device)
+    write_information(
+        run, [(run.path.name, analyze_information(subject, seed=subject.recipe.seed, **how))], how, draw=False
+    )

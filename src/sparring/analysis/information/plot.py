@@ -16,7 +16,7 @@ _BARS = (
 )
 
 
-def information(runs: Sequence[tuple[str, Array, Mapping[str, Array]]], path: Path) -> None:
+def plot_information(runs: Sequence[tuple[str, Array, Mapping[str, Array]]], path: Path) -> None:
     """Left the singular values of J, means over images, right traces on a logarithmic axis; of each run.
 
     `runs` are (name, singular values `[N, m]`, values of each image by name).
@@ -36,7 +36,7 @@ def information(runs: Sequence[tuple[str, Array, Mapping[str, Array]]], path: Pa
     save(figure, path)
 
 
-def transfers(runs: Sequence[tuple[str, Mapping[str, Array], Sequence[int]]], path: Path) -> None:
+def plot_transfers(runs: Sequence[tuple[str, Mapping[str, Array], Sequence[int]]], path: Path) -> None:
     """For each task, accuracy `[seeds, shots]` over the number of images that were fitted to: of each run the mean, and
     from the least to the greatest of the seeds.
     """
@@ -53,7 +53,7 @@ def transfers(runs: Sequence[tuple[str, Mapping[str, Array], Sequence[int]]], pa
     save(figure, path)
 
 
-def inversions(rows: Sequence[tuple[str, Array, Sequence[tuple[str, Array]]]], path: Path) -> None:
+def plot_inversions(rows: Sequence[tuple[str, Array, Sequence[tuple[str, Array]]]], path: Path) -> None:
     """Originals in the first column, then what each net gives; a row for each image, one block after the other.
 
     `rows` are (where the images are from, originals `[P, C, H, W]`, (net, images) for each net).
@@ -73,7 +73,7 @@ def inversions(rows: Sequence[tuple[str, Array, Sequence[tuple[str, Array]]]], p
     save(figure, path)
 
 
-def features(runs: Sequence[tuple[str, Array, Array]], path: Path) -> None:
+def plot_features(runs: Sequence[tuple[str, Array, Array]], path: Path) -> None:
     """A row for each run: features raised `[F, C, H, W]`, and then ways between images `[N, S, C, H, W]`."""
     wide = len(runs[0][1]) + sum(len(way) for way in runs[0][2])
     figure = new_figure(1.0 * wide + 0.5, 1.2 * len(runs) + 0.3)
@@ -90,7 +90,7 @@ def features(runs: Sequence[tuple[str, Array, Array]], path: Path) -> None:
     save(figure, path)
 
 
-def against_eps(eps: Sequence[float], panels: Mapping[str, Mapping[str, Array]], path: Path) -> None:
+def plot_against_eps(eps: Sequence[float], panels: Mapping[str, Mapping[str, Array]], path: Path) -> None:
     """A panel for each kind of number, a line for each of them: means over seeds `[S, eps]`, seeds as dots."""
     figure = new_figure(5.2 * len(panels), 3.8)
     grid = figure.subplots(1, len(panels), squeeze=False)[0]

@@ -218,7 +218,7 @@ class Inversion:
 
 
 @gated
-def inversion(
+def measure_inversion(
     models: nn.Module | Sequence[nn.Module],
     data: TensorData,
     how: Inverter = Inverter(),

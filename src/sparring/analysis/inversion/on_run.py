@@ -15,18 +15,16 @@ from ...core.writing import replacing, write_json
 from ...models import Layers
 from ...records.results import Array
 from ...records.run_folder import RunFolder
-from .. import Inversion, Inverter, interpolated, visualised
-from ..information import plot as information_plots
-from ..runs import Looked, last_of, opened
+from ..information.plot import plot_features, plot_inversions
+from ..runs import AnalyzedRun, open_last, open_run
 from ..transfer.on_run import task_for
-from . import measure as inversion
-from .measure import beginning, searches
+from .measure import Inversion, Inverter, beginning, interpolated, measure_inversion, searches, visualised
 
 INSIDE = "its own test images"
 
 
 @dataclass(frozen=True, slots=True)
-class Inverted:
+class InversionAnalysis:
     """Inversions by where the images are from; and for people: numbers of features raised, and ways between images."""
 
     found: Mapping[str, Inversion]
@@ -49,14 +47,14 @@ class Inverted:
         }
 
 
-def how_to_invert(looked: Looked, search: str, steps: int, layers: Sequence[str], smooth: float) -> Inverter:
+def how_to_invert(subject: AnalyzedRun, search: str, steps: int, layers: Sequence[str], smooth: float) -> Inverter:
     """What the shell's words mean."""
-    shape = looked.training.data.shape
+    shape = subject.training.data.shape
     return Inverter(tuple(layers), search=searches(shape, steps)[search], smooth=smooth)
 
 
-def inverted(
-    looked: Looked,
+def analyze_inversion(
+    subject: AnalyzedRun,
     how: Inverter,
     *,
     elsewhere: Sequence[str] = (),
@@ -66,37 +64,37 @@ def inverted(
     features: int = 0,
     batch_size: int = 64,
     seed: int = 0,
-) -> Inverted:
+) -> InversionAnalysis:
     """Inverts the net on the first test images of its own task, and of others `elsewhere`.
 
     With `features`, so many numbers of the first layer are raised from grey, and two pairs of images joined.
     """
-    raised, between = _for_people(looked, how, features, seed) if features else (None, None)
-    places = {INSIDE: looked.test[:examples]}
-    places |= {spec: task_for(looked, spec, resize, examples)[1] for spec in elsewhere}
+    raised, between = _for_people(subject, how, features, seed) if features else (None, None)
+    places = {INSIDE: subject.test[:examples]}
+    places |= {spec: task_for(subject, spec, resize, examples)[1] for spec in elsewhere}
     given: dict[str, Any] = {"judge": judge, "batch_size": batch_size, "seed": seed}
-    found = {where: inversion(looked.model, data, how, **given) for where, data in places.items()}
-    return Inverted(found, raised, between)
+    found = {where: measure_inversion(subject.model, data, how, **given) for where, data in places.items()}
+    return InversionAnalysis(found, raised, between)
 
 
-def _for_people(looked: Looked, how: Inverter, features: int, seed: int) -> tuple[Array, Array]:
+def _for_people(subject: AnalyzedRun, how: Inverter, features: int, seed: int) -> tuple[Array, Array]:
     """Features chosen by chance, and the way from one image to another in five steps, twice."""
-    x = pixels(looked.test.x[:4])
+    x = pixels(subject.test.x[:4])
     with torch.no_grad():
-        many = Layers(looked.model, how.layers).first(x[:1]).numel()
+        many = Layers(subject.model, how.layers).first(x[:1]).numel()
     if features > many or len(x) < 4:
         raise UserError(f"{features} of {many} features are to be raised, and two pairs of {len(x)} images joined")
     chosen = torch.randperm(many, generator=make_rng(seed))[:features].to(x.device)
     like = x[:1].expand(len(chosen), -1, -1, -1)
     start = beginning(like, PerExample(seed, torch.arange(len(chosen), device=x.device)))
-    raised = visualised(looked.model, chosen, start, how, seed=seed)
+    raised = visualised(subject.model, chosen, start, how, seed=seed)
     half = len(x) // 2
-    between = interpolated(looked.model, x[:half], x[half : 2 * half], np.linspace(0, 1, 5).tolist(), how, seed=seed)
+    between = interpolated(subject.model, x[:half], x[half : 2 * half], np.linspace(0, 1, 5).tolist(), how, seed=seed)
     return raised.cpu().numpy(), between.cpu().numpy()
 
 
 def write_inversion(
-    run: RunFolder, found: Sequence[tuple[str, Inverted]], how: Mapping[str, Any], pictures: int = 8
+    run: RunFolder, found: Sequence[tuple[str, InversionAnalysis]], how: Mapping[str, Any], pictures: int = 8
 ) -> None:
     """`analysis-inversion.npz`, `.png`, with features `analysis-inversion-features.png`, and, last, `.json`."""
     first = found[0][1]
@@ -107,31 +105,31 @@ def write_inversion(
         for where, each in first.found.items()
     ]
     if pictures:
-        information_plots.inversions(rows, run.analysis("inversion", "png"))
+        plot_inversions(rows, run.analysis("inversion", "png"))
     shown = [(name, each.features, each.between) for name, each in found]
     drawn = [(name, a, b) for name, a, b in shown if a is not None and b is not None]
     if drawn:
-        information_plots.features(drawn, run.analysis("inversion-features", "png"))
+        plot_features(drawn, run.analysis("inversion-features", "png"))
     write_json(run.analysis("inversion", "json"), {**first.plain(), "how": dict(how)})
 
 
-def judge_of(path: Path, weights: str, looked: Looked) -> torch.nn.Module:
+def judge_of(path: Path, weights: str, subject: AnalyzedRun) -> torch.nn.Module:
     """The net of another run, where the images are."""
-    return opened(path, weights, 1, str(looked.test.y.device)).model
+    return open_run(path, weights, 1, str(subject.test.y.device)).model
 
 
-def look_at_inversion(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
+def study_inversion(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
     """What a study does after each training, with the last weights: the plain inversion, here and `elsewhere`.
 
     It starts at noise of the seed of the run, and draws no picture.
     """
-    looked, _ = last_of(run, how["examples"], device)
-    plain = how_to_invert(looked, "descent", how["steps"], how["layers"], 0.0)
-    given = {"elsewhere": how["elsewhere"], "resize": True, "examples": how["examples"], "seed": looked.recipe.seed}
-    write_inversion(run, [(run.path.name, inverted(looked, plain, **given))], how, pictures=0)
+    subject, _ = open_last(run, how["examples"], device)
+    plain = how_to_invert(subject, "descent", how["steps"], how["layers"], 0.0)
+    given = {"elsewhere": how["elsewhere"], "resize": True, "examples": how["examples"], "seed": subject.recipe.seed}
+    write_inversion(run, [(run.path.name, analyze_inversion(subject, plain, **given))], how, pictures=0)
 
 
-def look_together(runs: Mapping[str, RunFolder], path: Path, device: str, how: Mapping[str, Any]) -> None:
+def study_inversion_jointly(runs: Mapping[str, RunFolder], path: Path, device: str, how: Mapping[str, Any]) -> None:
     """What a study does when the trainings of a seed are there, with their last weights.
 
     Inverts the net `middle` in other ways than the plain one, by the names of `ways`: another `search`, other fields of
@@ -139,7 +137,7 @@ def look_together(runs: Mapping[str, RunFolder], path: Path, device: str, how: M
     many). And asks the net `judge` whether it takes what was rebuilt plainly, of every run, for what it takes the
     original. Writes `path` and, beside it, images to .npz.
     """
-    nets = {arm: last_of(run, how["examples"], device)[0] for arm, run in runs.items()}
+    nets = {arm: open_last(run, how["examples"], device)[0] for arm, run in runs.items()}
     middle = nets[how["middle"]]
     shape, count = middle.training.data.shape, how["steps"]
     figures, images = {}, {}
@@ -149,7 +147,7 @@ def look_together(runs: Mapping[str, RunFolder], path: Path, device: str, how: M
         layers = tuple(rest.pop("layers", how["layers"]))
         annealing = way.get("annealing", False)
         search = searches(shape, count // len(chosen) if annealing else count)[way.get("search", "descent")]
-        found = inversion(
+        found = measure_inversion(
             [each.model for each in chosen],
             middle.test,
             Inverter(layers, search=search, **rest),
@@ -165,7 +163,7 @@ def look_together(runs: Mapping[str, RunFolder], path: Path, device: str, how: M
 
 
 @torch.no_grad()
-def _agreed(judge: Looked, run: RunFolder) -> float:
+def _agreed(judge: AnalyzedRun, run: RunFolder) -> float:
     names = [f"{INSIDE}: originals", f"{INSIDE}: rebuilt"]
     held = run.read_images("inversion", *names)
     both = [pixels(torch.from_numpy(held[name]).to(judge.test.y.device)) for name in names]

@@ -74,7 +74,7 @@ def estimate(values: Array, statistic: Callable[..., Any]) -> dict[str, float]:
 
 
 @gated
-def landscape(
+def measure_landscape(
     model: nn.Module,
     data: TensorData,
     threat: Threat,

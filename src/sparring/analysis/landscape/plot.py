@@ -9,7 +9,7 @@ from ...records.results import Array
 from ...report.figures import new_figure, save
 
 
-def landscape(surfaces: Sequence[tuple[str, Array]], grid: Array, threat: str, path: Path) -> None:
+def plot_landscape(surfaces: Sequence[tuple[str, Array]], grid: Array, threat: str, path: Path) -> None:
     """A row for each model by name, a column for each image: the loss over (steepest, random) directions.
 
     `surfaces` are names and `[P, G, G]` in nats, of the same images; `grid` `[G]` is in eps. A column has one scale.

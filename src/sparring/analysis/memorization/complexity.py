@@ -216,7 +216,7 @@ def curvature(model: nn.Module, x: Tensor, y: Tensor, h: float = 0.01) -> float:
 
 
 @gated
-def complexity(
+def measure_complexity(
     model: nn.Module,
     initial: nn.Module,
     data: TensorData,

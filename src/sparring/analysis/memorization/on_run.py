@@ -16,11 +16,11 @@ from ...records.results import Accuracy, Array, Memory
 from ...records.run_folder import RunFolder
 from ...records.statistics import interval
 from ...training.example_history import remembering
-from .. import PHASES, Stability, losses
-from ..runs import Looked, last_of
-from . import complexity, stability
-from . import plot as memorization_plots
-from .stability import LENGTHS
+from .. import PHASES
+from ..runs import AnalyzedRun, open_last
+from .complexity import measure_complexity
+from .plot import Memorized, plot_memorization
+from .stability import LENGTHS, Stability, losses, measure_stability
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Memorization:
 
     `accuracy` is by (part, under): "train" with the labels that were trained on, "test"; "clean", "robust". `fitted` is
     the accuracy, clean and robust, on training examples whose label was changed, with the label given and the true one;
-    empty if none was. `loss` `[N]` is the adversarial loss of each of the training examples looked at, whose numbers
+    empty if none was. `loss` `[N]` is the adversarial loss of each of the training examples subject at, whose numbers
     are `rows`.
     """
 
@@ -93,8 +93,8 @@ class Memorization:
         return found
 
 
-def memorization(
-    looked: Looked,
+def analyze_memorization(
+    subject: AnalyzedRun,
     threat: Threat,
     *,
     examples: int = 300,
@@ -104,29 +104,31 @@ def memorization(
     batch_size: int = 128,
     seed: int = 0,
 ) -> Memorization:
-    """Looks at the first `examples` training images, and at the test images of `looked`, with PGD of `steps`.
+    """Looks at the first `examples` training images, and at the test images of `subject`, with PGD of `steps`.
 
     The first `close` of the training images are for stability and complexity, which are slow.
     """
-    training, model, recipe = looked.training, looked.model, looked.recipe
+    training, model, recipe = subject.training, subject.model, subject.recipe
     few = training.data[: min(examples, len(training))]
     fewer = few[: min(close, len(few))]
     pgd = PGD(threat, steps, threat.eps / 4, patience=0)
     accuracy: dict[tuple[str, str], Accuracy] = {}
-    for part, data in (("train", few), ("test", looked.test)):
+    for part, data in (("train", few), ("test", subject.test)):
         table = evaluate(model, data, {"robust": WhiteBox(pgd)}, seed=seed, batch_size=batch_size).table()
         accuracy |= {(part, under): table[under] for under in ("clean", "robust")}
     with torch.random.fork_rng([few.y.device] if few.y.is_cuda else []):
-        initial = recipe.initial_model(training.data, looked.run.path).to(few.y.device)
-    seen = replace(remembering(pgd), batch_size=batch_size).looked(model, few, AcceleratedCopy(), seed)
-    run = looked.run
+        initial = recipe.initial_model(training.data, subject.run.path).to(few.y.device)
+    seen = replace(remembering(pgd), batch_size=batch_size).record(model, few, AcceleratedCopy(), seed)
+    run = subject.run
     return Memorization(
         threat=repr(threat),
         accuracy=accuracy,
         wrong=float(training.wrong.float().mean()),
-        fitted=_fitted(looked, pgd, examples, batch_size, seed),
-        stability=stability(model, fewer, losses(threat, steps), lengths=lengths, batch_size=batch_size, seed=seed),
-        measures=complexity(model, initial, fewer, threat, steps=steps, seed=seed),
+        fitted=_fitted(subject, pgd, examples, batch_size, seed),
+        stability=measure_stability(
+            model, fewer, losses(threat, steps), lengths=lengths, batch_size=batch_size, seed=seed
+        ),
+        measures=measure_complexity(model, initial, fewer, threat, steps=steps, seed=seed),
         loss=seen["adversarial_loss"],
         rows=training.rows[: len(few)].cpu().numpy(),
         memory=run.read_memory() if run.remembers() else None,
@@ -134,9 +136,9 @@ def memorization(
     )
 
 
-def _fitted(looked: Looked, pgd: PGD, examples: int, batch_size: int, seed: int) -> dict[str, Accuracy]:
+def _fitted(subject: AnalyzedRun, pgd: PGD, examples: int, batch_size: int, seed: int) -> dict[str, Accuracy]:
     """The accuracy on the first `examples` of those with wrong labels."""
-    training = looked.training
+    training = subject.training
     rows = training.wrong.nonzero()[:, 0][:examples]
     if not len(rows):
         return {}
@@ -144,7 +146,7 @@ def _fitted(looked: Looked, pgd: PGD, examples: int, batch_size: int, seed: int)
     found: dict[str, Accuracy] = {}
     for name, y in (("given", data.y), ("true", training.true[rows])):
         part = TensorData(data.x, y, data.classes)
-        table = evaluate(looked.model, part, {"robust": WhiteBox(pgd)}, seed=seed, batch_size=batch_size).table()
+        table = evaluate(subject.model, part, {"robust": WhiteBox(pgd)}, seed=seed, batch_size=batch_size).table()
         found |= {f"{name} label, {under}": table[under] for under in ("clean", "robust")}
     return found
 
@@ -155,7 +157,7 @@ def write_memorization(run: RunFolder, found: Sequence[tuple[str, Memorization]]
     with replacing(run.analysis("memorization", "npz")) as file:
         np.savez_compressed(file, **first.arrays())  # type: ignore[arg-type]
     drawn = [
-        memorization_plots.Memorized(
+        Memorized(
             name,
             each.stability.lengths,
             each.stability.change,
@@ -165,7 +167,7 @@ def write_memorization(run: RunFolder, found: Sequence[tuple[str, Memorization]]
         )
         for name, each in found
     ]
-    memorization_plots.memorization(drawn, run.analysis("memorization", "png"))
+    plot_memorization(drawn, run.analysis("memorization", "png"))
     write_json(run.analysis("memorization", "json"), {**first.plain(), "how": dict(how)})
 
 
@@ -198,7 +200,7 @@ def difficulties(one: Memorization, other: Memorization) -> tuple[Array, Array]:
     return (one.loss, other.loss) if a is None or b is None else (a.difficulty, b.difficulty)
 
 
-def look_for_memorization(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
+def study_memorization(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
     """What a study does after each training: the last weights, the threat of the evaluation, the rest as `how` says."""
-    looked, threat = last_of(run, how["examples"], device)
-    write_memorization(run, [(run.path.name, memorization(looked, threat, **how))], how)
+    subject, threat = open_last(run, how["examples"], device)
+    write_memorization(run, [(run.path.name, analyze_memorization(subject, threat, **how))], how)

@@ -26,7 +26,7 @@ class Memorized(NamedTuple):
 _COLOURS = {"clean": "tab:blue", "PGD-AT": "tab:red", "TRADES": "tab:green"}
 
 
-def memorization(runs: Sequence[Memorized], path: Path) -> None:
+def plot_memorization(runs: Sequence[Memorized], path: Path) -> None:
     """A row for each run: robust training accuracy, length of the gradient, and its stability, change and cosine."""
     figure = new_figure(15, 3.2 * len(runs))
     grid = figure.subplots(len(runs), 4, squeeze=False)

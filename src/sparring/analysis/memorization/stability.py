@@ -75,7 +75,7 @@ class Stability:
 
 
 @gated
-def stability(
+def measure_stability(
     model: nn.Module,
     data: TensorData,
     methods: Mapping[str, Method],

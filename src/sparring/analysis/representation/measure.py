@@ -19,7 +19,7 @@ from ...core.rng import PerExample
 from ...core.types import Classifier, LabelledData, TensorData, Threat, pixels
 from ...core.validation import as_classifier
 from ...evaluation import Adversary, Cascade, Ensemble, FeatureAttack, KNNAttackSuite, MultiTargeted, WhiteBox, evaluate
-from ...models import KNN, encoded, linear_probe
+from ...models import KNN, encode, linear_probe
 from ...objectives.contrastive_losses import information_bound
 from ...records.results import Accuracy, Array
 from ...records.statistics import interval
@@ -88,7 +88,7 @@ class Representation:
 
 
 @gated
-def representation(
+def measure_representation(
     model: nn.Module,
     bank: LabelledData,
     test: TensorData,
@@ -109,7 +109,7 @@ def representation(
     """
     model = as_classifier(model)
     with eval_mode(model):
-        features = encoded(model.features, bank, batch_size)
+        features = encode(model.features, bank, batch_size)
     heads = _heads(model, features, bank.y, len(test.classes), k)
     readings = {}
     for name, head in heads.items():
@@ -119,7 +119,7 @@ def representation(
         readings[name] = Reading(found.table()["clean"], found.table()["worst"], found.defense_success_rate("worst"))
     adversarial = _driven_away(model, test, threat, steps, batch_size, seed)
     with eval_mode(model), torch.no_grad():
-        pairs = [encoded(model.features, data, batch_size) for data in (test, adversarial)]
+        pairs = [encode(model.features, data, batch_size) for data in (test, adversarial)]
     return Representation(
         threat=repr(threat),
         readings=readings,

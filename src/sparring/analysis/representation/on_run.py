@@ -9,17 +9,16 @@ from ...core.rng import make_rng
 from ...core.types import Threat
 from ...core.writing import write_json
 from ...records.run_folder import RunFolder
-from .. import Representation
-from ..runs import Looked, last_of
-from . import measure as representation
-from . import plot as representation_plots
+from ..runs import AnalyzedRun, open_last
+from .measure import Representation, measure_representation
+from .plot import plot_representation
 
 
-def represented(looked: Looked, threat: Threat, *, bank: int = 5000, **how: Any) -> Representation:
+def analyze_representation(subject: AnalyzedRun, threat: Threat, *, bank: int = 5000, **how: Any) -> Representation:
     """What the features of a run are worth, read by `bank` of its training images; `how` as the analysis."""
-    data = looked.training.data
+    data = subject.training.data
     rows = torch.randperm(len(data), generator=make_rng(0))[:bank].sort().values.to(data.y.device)
-    return representation(looked.model, data[rows], looked.test, threat, **how)
+    return measure_representation(subject.model, data[rows], subject.test, threat, **how)
 
 
 def write_representation(run: RunFolder, found: Sequence[tuple[str, Representation]], how: Mapping[str, Any]) -> None:
@@ -34,13 +33,13 @@ def write_representation(run: RunFolder, found: Sequence[tuple[str, Representati
         )
         for name, one in found
     ]
-    representation_plots.representation(drawn, run.analysis("representation", "png"))
+    plot_representation(drawn, run.analysis("representation", "png"))
     write_json(run.analysis("representation", "json"), {**found[0][1].plain(), "how": dict(how)})
 
 
-def look_at_representation(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
+def study_representation(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
     """What a study does after each training: as for memorization."""
     rest: dict[str, Any] = {key: each for key, each in how.items() if key != "examples"}
     rest["softness"] = tuple(how["softness"])
-    looked, threat = last_of(run, how["examples"], device)
-    write_representation(run, [(run.path.name, represented(looked, threat, **rest))], how)
+    subject, threat = open_last(run, how["examples"], device)
+    write_representation(run, [(run.path.name, analyze_representation(subject, threat, **rest))], how)

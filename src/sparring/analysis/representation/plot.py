@@ -13,7 +13,7 @@ _KINDS = ("clean", "robust", "defended")
 _COLOURS = ("tab:blue", "tab:red", "tab:green")
 
 
-def representation(runs: Sequence[tuple[str, Mapping[str, Sequence[Estimate]]]], path: Path) -> None:
+def plot_representation(runs: Sequence[tuple[str, Mapping[str, Sequence[Estimate]]]], path: Path) -> None:
     """A column for each run, and for each of its readings three bars: clean, robust, and the share that is defended."""
     figure = new_figure(5 * len(runs), 3.6)
     grid = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
@@ -29,7 +29,9 @@ def representation(runs: Sequence[tuple[str, Mapping[str, Sequence[Estimate]]]],
     save(figure, path)
 
 
-def tradeoff(curves: Mapping[str, tuple[Array, Array]], points: Mapping[str, tuple[float, float]], path: Path) -> None:
+def plot_tradeoff(
+    curves: Mapping[str, tuple[Array, Array]], points: Mapping[str, tuple[float, float]], path: Path
+) -> None:
     """Accuracy against the share that is defended: curves over epochs, the first a dot, and points with a name."""
     figure = new_figure(6.5, 4.6)
     axes = figure.subplots()

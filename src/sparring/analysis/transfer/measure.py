@@ -19,7 +19,7 @@ from ...core.rng import make_rng, mixed_seed
 from ...core.types import Classifier, TensorData, pixels
 from ...core.validation import as_classifier
 from ...evaluation import evaluate
-from ...models import as_run, encoded, validated_probe
+from ...models import as_run, encode, validated_probe
 from ...records.results import Accuracy
 from ..information import weights
 
@@ -61,7 +61,7 @@ class Transferred:
 
 
 @gated
-def transfer(
+def measure_transfer(
     model: nn.Module, train: TensorData, test: TensorData, how: Tuning = Tuning(), seed: int = 0
 ) -> Transferred:
     """Fits a copy of `model` to the task of `train` and tests it on `test`; `model` stays as it is.
@@ -99,7 +99,7 @@ def check_task(model: nn.Module, train: TensorData) -> None:
 
 def _features(model: Classifier, data: TensorData) -> Tensor:
     with eval_mode(model):
-        return encoded(model.features, data)
+        return encode(model.features, data)
 
 
 def shots(data: TensorData, count: int, seed: int) -> TensorData:

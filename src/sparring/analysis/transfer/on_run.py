@@ -14,16 +14,15 @@ from ...data import Resized, source_of
 from ...evaluation import evaluate
 from ...records.results import Array
 from ...records.run_folder import RunFolder
-from .. import Tuning, shots, task_distance, task_embedding
-from ..information import plot as information_plots
-from ..runs import Looked, last_of
-from . import measure as transfer
+from ..information.plot import plot_transfers
+from ..runs import AnalyzedRun, open_last
+from .measure import Tuning, measure_transfer, shots, task_distance, task_embedding
 
 SHOTS = (100, 400, 1600)
 
 
 @dataclass(frozen=True, slots=True)
-class Transfers:
+class TransferAnalysis:
     """Accuracy on test images by task: `[seeds, shots]`; and how far each task is from that of the run, by Task2Vec.
 
     `own` is the accuracy on the test images that the run was trained for.
@@ -43,12 +42,12 @@ class Transfers:
         }
 
 
-def task_for(looked: Looked, spec: str, resize: bool, images: int | None) -> tuple[TensorData, TensorData]:
+def task_for(subject: AnalyzedRun, spec: str, resize: bool, images: int | None) -> tuple[TensorData, TensorData]:
     """Training and test images of what `spec` names, on the device of a run: the first `images` of the latter.
 
     Raises `UserError` for images of another size than those of the run, unless they may be resized.
     """
-    own, source = looked.training.data.shape, source_of(spec)
+    own, source = subject.training.data.shape, source_of(spec)
     train, test = source.load()
     if train.shape != own:
         if not resize:
@@ -58,12 +57,12 @@ def task_for(looked: Looked, spec: str, resize: bool, images: int | None) -> tup
                 "stretched, and their channels changed"
             )
         train, test = Resized(source, *own).load()
-    where = looked.test.y.device
+    where = subject.test.y.device
     return train[:].to(where), test[:images].to(where)
 
 
-def transfers(
-    looked: Looked,
+def analyze_transfer(
+    subject: AnalyzedRun,
     tasks: Sequence[str],
     *,
     resize: bool = False,
@@ -73,7 +72,7 @@ def transfers(
     how: Tuning = Tuning(),  # noqa: B008
     far: int = 200,
     seed: int = 0,
-) -> Transfers:
+) -> TransferAnalysis:
     """Fits the net to each task with so many of its images, drawn anew for each seed, and tests it.
 
     Distances are by the net of the run itself, on `far` images of each task; with 0 they are not measured. The same
@@ -81,42 +80,45 @@ def transfers(
     """
     if seeds < 1 or not counts or not tasks:
         raise UserError(f"a transfer is to a task at least, with some shots and a seed, not {tasks}, {counts}, {seeds}")
-    model = looked.model
-    own = evaluate(model, looked.test, {}).table()["clean"].value
+    model = subject.model
+    own = evaluate(model, subject.test, {}).table()["clean"].value
     accuracy, distance = {}, {}
-    loaded = {task: task_for(looked, task, resize, images) for task in tasks}
-    home = _embedded(looked, looked.training.data[:], far) if far else None
+    loaded = {task: task_for(subject, task, resize, images) for task in tasks}
+    home = _embedded(subject, subject.training.data[:], far) if far else None
     for task, (train, test) in loaded.items():
         accuracy[task] = np.array(
             [
-                [transfer(model, shots(train, count, seed + i), test, how, seed + i).accuracy.value for count in counts]
+                [
+                    measure_transfer(model, shots(train, count, seed + i), test, how, seed + i).accuracy.value
+                    for count in counts
+                ]
                 for i in range(seeds)
             ]
         )
         if home is not None:
-            distance[task] = task_distance(home, _embedded(looked, train, far))
-    return Transfers(own, tuple(counts), accuracy, distance)
+            distance[task] = task_distance(home, _embedded(subject, train, far))
+    return TransferAnalysis(own, tuple(counts), accuracy, distance)
 
 
-def _embedded(looked: Looked, train: TensorData, many: int) -> torch.Tensor:
+def _embedded(subject: AnalyzedRun, train: TensorData, many: int) -> torch.Tensor:
     count = max(len(train.classes), min(many, len(train)))
-    return task_embedding(looked.model, shots(train, count, 0))
+    return task_embedding(subject.model, shots(train, count, 0))
 
 
 def write_transfers(
-    run: RunFolder, found: Sequence[tuple[str, Transfers]], how: Mapping[str, Any], draw: bool = True
+    run: RunFolder, found: Sequence[tuple[str, TransferAnalysis]], how: Mapping[str, Any], draw: bool = True
 ) -> None:
     """`analysis-transfer.png` of all runs and, last, `.json` of the first."""
     if draw:
         drawn = [(name, each.accuracy, each.shots) for name, each in found]
-        information_plots.transfers(drawn, run.analysis("transfer", "png"))
+        plot_transfers(drawn, run.analysis("transfer", "png"))
     write_json(run.analysis("transfer", "json"), {**found[0][1].plain(), "how": dict(how)})
 
 
-def look_at_transfer(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
+def study_transfer(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
     """What a study does after each training, with the last weights; chance is of the seed of the run. No picture."""
-    looked, _ = last_of(run, how["images"], device)
+    subject, _ = open_last(run, how["images"], device)
     given: dict[str, Any] = {key: each for key, each in how.items() if key not in ("tasks", "mode")}
-    seed = looked.recipe.seed * how["seeds"]
-    found = transfers(looked, how["tasks"], how=replace(Tuning(), mode=how["mode"]), seed=seed, **given)
+    seed = subject.recipe.seed * how["seeds"]
+    found = analyze_transfer(subject, how["tasks"], how=replace(Tuning(), mode=how["mode"]), seed=seed, **given)
     write_transfers(run, [(run.path.name, found)], how, draw=False)

@@ -10,7 +10,7 @@ from ...core.errors import UserError
 from ..common import check_options, print_json, say, threat_for
 
 if TYPE_CHECKING:
-    from ...analysis.runs import Looked
+    from ...analysis.runs import AnalyzedRun
     from ...core.types import Threat
 
 KINDS = {
@@ -92,26 +92,26 @@ def options_for(kind: type[Options], target: str, name: str, args: list[str]) ->
     return options
 
 
-def opened(target: str, options: Common) -> "dict[str, Looked]":
+def open_runs(target: str, options: Common) -> "dict[str, AnalyzedRun]":
     """The runs by their names, as short as they are unequal. Raises `UserError` for other test images."""
-    from ...analysis.runs import opened
+    from ...analysis.runs import open_run
 
     names = [target, *options.beside]
     short = [Path(name).name for name in names]
     labels = short if len(set(short)) == len(short) else names
-    found: dict[str, Looked] = {}
+    found: dict[str, AnalyzedRun] = {}
     for label, name in zip(labels, names, strict=True):
         if not options.json:
             say(f"looking at {name}", sys.stderr)
-        found[label] = opened(Path(name), options.weights, options.examples, options.device)
+        found[label] = open_run(Path(name), options.weights, options.examples, options.device)
     if len({tuple(run.test.y.tolist()) for run in found.values()}) > 1:
         raise UserError(f"{' and '.join(names)} are of other test images: look at each by itself")
     return found
 
 
-def attacked(target: str, options: Attacked) -> "tuple[dict[str, Looked], Threat]":
+def attacked(target: str, options: Attacked) -> "tuple[dict[str, AnalyzedRun], Threat]":
     """The same, and the threat that they have in common. Raises `UserError` for runs that have different ones."""
-    found = opened(target, options)
+    found = open_runs(target, options)
     threats = [threat_for(run.recipe, options.threat) for run in found.values()]
     if len({repr(threat) for threat in threats}) > 1:
         raise UserError(
@@ -125,7 +125,9 @@ def how(options: Common) -> dict[str, Any]:
     return {key: value for key, value in asdict(options).items() if key not in ("beside", "device", "json", "threat")}
 
 
-def told(runs: "dict[str, Looked]", found: dict[str, Any], options: Common, more: dict[str, Any] | None = None) -> bool:
+def told(
+    runs: "dict[str, AnalyzedRun]", found: dict[str, Any], options: Common, more: dict[str, Any] | None = None
+) -> bool:
     """Prints everything as JSON if that is asked for, and says whether it did."""
     if options.json:
         plain = [{"run": str(runs[name].run.path), **each.plain()} for name, each in found.items()]
@@ -133,7 +135,7 @@ def told(runs: "dict[str, Looked]", found: dict[str, Any], options: Common, more
     return options.json
 
 
-def files(runs: "dict[str, Looked]", kind: str) -> None:
+def files(runs: "dict[str, AnalyzedRun]", kind: str) -> None:
     """Says where it was written."""
     folder = next(iter(runs.values())).run
     say(f"{folder.analysis(kind, 'json')}, {folder.analysis(kind, 'png')}")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..common import say
-from .common import Common, files, how, opened, told
+from .common import Common, files, how, open_runs, told
 
 if TYPE_CHECKING:
     from ...analysis import Information
@@ -26,12 +26,12 @@ class Options(Common):
 
 
 def run(target: str, options: Options) -> int:
-    from ...analysis.information.on_run import informed, write_information
+    from ...analysis.information.on_run import analyze_information, write_information
 
-    runs = opened(target, options)
+    runs = open_runs(target, options)
     names = ("examples", "layer", "close", "probes", "count", "tolerated", "batch_size", "seed")
     given = {key: getattr(options, key) for key in names}
-    found = {name: informed(run, **given) for name, run in runs.items()}
+    found = {name: analyze_information(run, **given) for name, run in runs.items()}
     write_information(next(iter(runs.values())).run, list(found.items()), how(options))
     if told(runs, found, options):
         return 0

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from ...core.errors import UserError
 from ..common import say
-from .common import Common, files, how, opened, told
+from .common import Common, files, how, open_runs, told
 
 if TYPE_CHECKING:
-    from ...analysis.inversion.on_run import Inverted
+    from ...analysis.inversion.on_run import InversionAnalysis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Options(Common):
 
 
 def run(target: str, options: Options) -> int:
-    from ...analysis.inversion.on_run import how_to_invert, inverted, judge_of, write_inversion
+    from ...analysis.inversion.on_run import analyze_inversion, how_to_invert, judge_of, write_inversion
 
     if options.features < 0:
         raise UserError(f"--features {options.features} is below 0")
@@ -50,12 +50,12 @@ def run(target: str, options: Options) -> int:
         Path(run).resolve() for run in (target, *options.beside)
     ]:
         raise UserError(f"{options.judge} is inverted itself: a judge takes no part in it")
-    runs = opened(target, options)
+    runs = open_runs(target, options)
     first = next(iter(runs.values()))
     judge = None if options.judge is None else judge_of(Path(options.judge), options.weights, first)
     names = {key: getattr(options, key) for key in ("resize", "examples", "features", "batch_size", "seed")}
     found = {
-        name: inverted(
+        name: analyze_inversion(
             run,
             how_to_invert(run, options.search, options.steps, options.layers, options.smooth),
             elsewhere=options.on,
@@ -74,7 +74,7 @@ def run(target: str, options: Options) -> int:
     return 0
 
 
-def _show(found: "dict[str, Inverted]") -> None:
+def _show(found: "dict[str, InversionAnalysis]") -> None:
     from rich import print as rich_print
     from rich.table import Table
 

@@ -19,19 +19,19 @@ class Options(Attacked):
 def run(target: str, options: Options) -> int:
     import numpy as np
 
-    from ...analysis.landscape import measure as landscape
-    from ...analysis.landscape import plot as landscape_plots
+    from ...analysis.landscape.measure import measure_landscape
+    from ...analysis.landscape.plot import plot_landscape
     from ...core.writing import replacing, write_json
 
     runs, threat = attacked(target, options)
     given = {key: getattr(options, key) for key in ("steps", "points", "seed", "batch_size")}
-    found = {name: landscape(run.model, run.test, threat, **given) for name, run in runs.items()}
+    found = {name: measure_landscape(run.model, run.test, threat, **given) for name, run in runs.items()}
     folder, first = next(iter(runs.values())).run, next(iter(found.values()))
     write_json(folder.analysis("landscape", "json"), {**first.plain(), "how": how(options)})
     with replacing(folder.analysis("landscape", "npz")) as file:
         np.savez_compressed(file, **first.arrays())  # type: ignore[arg-type]
     surfaces = [(name, each.surfaces) for name, each in found.items()]
-    landscape_plots.landscape(surfaces, first.grid, first.threat, folder.analysis("landscape", "png"))
+    plot_landscape(surfaces, first.grid, first.threat, folder.analysis("landscape", "png"))
     if told(runs, found, options):
         return 0
     _show(found)

@@ -22,7 +22,7 @@ class Options(Attacked):
 
 
 def run(target: str, options: Options) -> int:
-    from ...analysis.memorization.on_run import agreement, difficulties, memorization, write_memorization
+    from ...analysis.memorization.on_run import agreement, analyze_memorization, difficulties, write_memorization
 
     if options.close < 1:
         raise UserError(f"an analysis needs at least one image, not {options.close} as --close")
@@ -31,7 +31,7 @@ def run(target: str, options: Options) -> int:
     for other in others:
         first.check_alike(other)
     given = {key: getattr(options, key) for key in ("examples", "close", "steps", "batch_size", "seed")}
-    found = {name: memorization(run, threat, **given) for name, run in runs.items()}
+    found = {name: analyze_memorization(run, threat, **given) for name, run in runs.items()}
     write_memorization(first.run, list(found.items()), how(options))
     one, *rest = found.values()
     alike = {name: agreement(*difficulties(one, each)) for name, each in zip(list(found)[1:], rest, strict=True)}

@@ -21,11 +21,11 @@ class Options(Attacked):
 
 
 def run(target: str, options: Options) -> int:
-    from ...analysis.representation.on_run import represented, write_representation
+    from ...analysis.representation.on_run import analyze_representation, write_representation
 
     runs, threat = attacked(target, options)
     given = {key: getattr(options, key) for key in ("bank", "k", "steps", "restarts", "batch_size", "seed")}
-    found = {name: represented(run, threat, **given) for name, run in runs.items()}
+    found = {name: analyze_representation(run, threat, **given) for name, run in runs.items()}
     write_representation(next(iter(runs.values())).run, list(found.items()), how(options))
     if told(runs, found, options):
         return 0

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Literal
 
 from ...core.errors import UserError
 from ..common import say
-from .common import Common, files, how, opened, told
+from .common import Common, files, how, open_runs, told
 
 if TYPE_CHECKING:
-    from ...analysis.transfer.on_run import Transfers
+    from ...analysis.transfer.on_run import TransferAnalysis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +37,18 @@ class Options(Common):
 
 def run(target: str, options: Options) -> int:
     from ...analysis import Tuning
-    from ...analysis.transfer.on_run import transfers, write_transfers
+    from ...analysis.transfer.on_run import analyze_transfer, write_transfers
 
     if not options.to:
         raise UserError("no task is named: give --to digits, or --to fashion_mnist+classes=5-9 for some classes")
     if options.far < 0:
         raise UserError(f"--far {options.far} is below 0; with 0, distances are not measured")
-    runs = opened(target, options)
+    runs = open_runs(target, options)
     names = {key: getattr(options, key) for key in ("resize", "seeds", "images", "far", "seed")}
     tuning = Tuning(options.mode, options.epochs, options.lr, options.batch_size)
-    found = {name: transfers(run, options.to, counts=options.shots, how=tuning, **names) for name, run in runs.items()}
+    found = {
+        name: analyze_transfer(run, options.to, counts=options.shots, how=tuning, **names) for name, run in runs.items()
+    }
     write_transfers(next(iter(runs.values())).run, list(found.items()), how(options))
     if told(runs, found, options):
         return 0
@@ -55,7 +57,7 @@ def run(target: str, options: Options) -> int:
     return 0
 
 
-def _show(found: "dict[str, Transfers]", own: int) -> None:
+def _show(found: "dict[str, TransferAnalysis]", own: int) -> None:
     from rich import print as rich_print
     from rich.table import Table
 
