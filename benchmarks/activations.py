@@ -22,7 +22,7 @@ from torch import nn
 
 from sparring import FGSM, SGD, Linf, RandomStart, UserError, bench, make_rng
 from sparring.acceleration import AcceleratedCopy, OriginalModel, prefer_channels_last, tune_process
-from sparring.attacks.losses import CE
+from sparring.attacks import CE
 from sparring.bench import in_turns
 from sparring.core.modes import eval_mode, frozen
 from sparring.models import preact_resnet18

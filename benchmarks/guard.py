@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib
 
-from sparring.records.run_folder import RunFolder
+from sparring.records import RunFolder
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

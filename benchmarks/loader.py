@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sparring import Batches, Linf, Method, Progress, State, UserError, make_rng, train_step
+from sparring import Linf, Method, Progress, State, UserError, make_rng, train_step
 from sparring.acceleration import AcceleratedCopy, tune_process
 from sparring.attacks import FGSM, RandomStart
-from sparring.data import Flip, ImageStream
+from sparring.data import Batches, Flip, ImageStream
 from sparring.data.pictures import AHEAD
 from sparring.models import imagenet_resnet
-from sparring.objectives.cross_entropy import CrossEntropy
+from sparring.objectives import CrossEntropy
 from sparring.runs.environment import session
-from sparring.training.optimizers import SGD
+from sparring.training import SGD
 
 
 def pictures(folder: Path, count: int) -> float:

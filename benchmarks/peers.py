@@ -46,7 +46,7 @@ from sparring.core.rng import make_rng
 from sparring.core.types import AttackBackend, TensorData, pixels
 from sparring.data import FashionMNIST
 from sparring.models import preact_resnet18
-from sparring.training.optimizers import SGD
+from sparring.training import SGD
 
 EPS, SIZE, STEPS, LR, MOMENTUM = 8 / 255, 2 / 255, 10, 0.01, 0.9
 TORCH = ("torch", "torchvision", "numpy", "sparring")

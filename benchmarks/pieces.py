@@ -21,8 +21,8 @@ from sparring.acceleration.compiled import Compiled
 from sparring.acceleration.convolution import worth
 from sparring.acceleration.normalisation import FrozenNorm, folded
 from sparring.acceleration.shadow import Shadow
+from sparring.attacks import CE
 from sparring.attacks.gradients import value_and_grad
-from sparring.attacks.losses import CE
 from sparring.bench import in_turns, subject
 from sparring.core.types import LossOutput, TensorData, pixels
 from sparring.data import Digits

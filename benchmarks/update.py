@@ -19,15 +19,15 @@ import torch
 from scipy.stats import t as student
 from torch import nn
 
-from sparring import PGD, Batches, Linf, Loop, Method, State, UserError, WhiteBox, evaluate
+from sparring import PGD, Linf, Loop, Method, State, UserError, WhiteBox, evaluate
 from sparring.acceleration import AcceleratedCopy, prefer_channels_last, tune_process
 from sparring.core.modes import unchanged
 from sparring.core.schedules import MultiStep
-from sparring.data import FashionMNIST
+from sparring.data import Batches, FashionMNIST
 from sparring.models import Normalize, small_cnn
-from sparring.objectives.cross_entropy import CrossEntropy
+from sparring.objectives import CrossEntropy
 from sparring.runs.environment import session
-from sparring.training.optimizers import SGD
+from sparring.training import SGD
 
 THREAT = Linf(0.1)
 

@@ -6,10 +6,10 @@ python examples/03_evaluate_and_audit.py
 import torch
 from torch import nn
 
-from sparring import AutoAttack, Linf, MinimumNorm, audit, evaluate
+from sparring import AutoAttack, Linf, audit, evaluate
 from sparring.core.types import pixels
 from sparring.data import Digits
-from sparring.evaluation import Budget
+from sparring.evaluation import Budget, MinimumNorm
 
 train, test = Digits().load()
 torch.manual_seed(0)

@@ -11,8 +11,7 @@ from sparring.attacks import FGSM, GaussianStart
 from sparring.core.serialization import Build
 from sparring.data import Crop, Flip
 from sparring.models import preact_resnet18
-from sparring.training.averaging import EMA
-from sparring.training.optimizers import SGD
+from sparring.training import EMA, SGD
 
 METHOD = Method(PGD(Linf(0.1), steps=1), CrossEntropy())
 ATTACK = {"fgsm": WhiteBox(FGSM(Linf(0.1)))}

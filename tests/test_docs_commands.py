@@ -20,8 +20,7 @@ from sparring.core.types import pixels
 from sparring.data import Digits
 from sparring.models import small_cnn
 from sparring.recipes import entries, find
-from sparring.records.results import EvaluationResult
-from sparring.records.run_folder import RunFolder
+from sparring.records import EvaluationResult, RunFolder
 
 LONG = {
     "train": ("sparring.runs.fit.fit",),

@@ -28,11 +28,8 @@ from sparring import (
     Linf,
     Margin,
     Method,
-    MinimumNorm,
-    MultiTargeted,
     Progress,
     Restarts,
-    SmoothBackward,
     Square,
     State,
     SurrogateGradient,
@@ -48,9 +45,9 @@ from sparring.acceleration.process import tune_process, usable_cores
 from sparring.acceleration.shadow import Shadow, sites
 from sparring.core.modes import eval_mode, train_mode
 from sparring.core.types import Batch, Classifier, Encoder, ForwardCache, pixels
-from sparring.evaluation import evaluate
-from sparring.models import preact_resnet18, resnet18, small_cnn, wide_resnet
-from sparring.training.engine import train_step
+from sparring.evaluation import MinimumNorm, MultiTargeted, evaluate
+from sparring.models import SmoothBackward, preact_resnet18, resnet18, small_cnn, wide_resnet
+from sparring.training import train_step
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 

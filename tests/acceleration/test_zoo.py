@@ -23,9 +23,7 @@ from sparring import (
     Linf,
     Margin,
     Method,
-    MultiTargeted,
     Progress,
-    SmoothBackward,
     Square,
     State,
     SurrogateGradient,
@@ -37,8 +35,9 @@ from sparring.acceleration.shadow import Low
 from sparring.core.modes import ComposedMode, eval_mode
 from sparring.core.types import Batch, pixels
 from sparring.data import Digits
-from sparring.evaluation import evaluate
-from sparring.training.engine import train_step
+from sparring.evaluation import MultiTargeted, evaluate
+from sparring.models import SmoothBackward
+from sparring.training import train_step
 
 EPS = Linf(0.12)
 ATTACKS = {

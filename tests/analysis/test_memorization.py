@@ -9,26 +9,15 @@ import torch
 from scipy.stats import kendalltau
 from sparring.analyses import agreement, analyze_memorization, open_run
 
-from sparring import (
-    PGD,
-    TRADES,
-    CrossEntropy,
-    ExampleHistory,
-    GaussianStart,
-    LabelNoise,
-    Linf,
-    Method,
-    PixelNoise,
-    UserError,
-    fit,
-)
+from sparring import PGD, TRADES, CrossEntropy, GaussianStart, Linf, Method, UserError, fit
 from sparring.cli import run as shell
 from sparring.core.serialization import Build
-from sparring.data import Digits, Subset
+from sparring.data import Digits, LabelNoise, PixelNoise, Subset
 from sparring.models import small_cnn
 from sparring.recipes import find
 from sparring.recipes.memorization import digits_random_labels, fashion_kept
-from sparring.records.run_folder import RunFolder
+from sparring.records import RunFolder
+from sparring.training import ExampleHistory
 
 
 @pytest.fixture(scope="module")

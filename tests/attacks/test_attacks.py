@@ -10,35 +10,29 @@ from sparring import (
     FGSM,
     L1,
     L2,
-    NFGSM,
     PGD,
     Batch,
     Benign,
     CleanStart,
     CrossEntropy,
     GaussianStart,
-    KLDivergence,
     Linf,
     Margin,
     Method,
-    MultiGrad,
-    PerExample,
     Progress,
     RandomStart,
     Restarts,
-    Split,
     Square,
     State,
-    TargetedCE,
     UserError,
     Worst,
-    ZeroGrad,
     make_rng,
     train_step,
 )
 from sparring.acceleration import OriginalModel
-from sparring.attacks import MixedStart
+from sparring.attacks import NFGSM, KLDivergence, MixedStart, MultiGrad, Split, TargetedCE, ZeroGrad
 from sparring.core.modes import batch_statistics, eval_mode, train_mode
+from sparring.core.rng import PerExample
 from sparring.core.types import pixels
 from sparring.core.whole_batch import WholeBatch
 from sparring.testing import check_attack

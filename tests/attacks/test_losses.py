@@ -2,7 +2,8 @@ import pytest
 import torch
 from conftest import toy_net
 
-from sparring import CE, DLR, EOT, KLDivergence, Margin, SumLoss, TargetedCE, TargetedDLR, UserError, make_rng
+from sparring import CE, DLR, Margin, UserError, make_rng
+from sparring.attacks import EOT, KLDivergence, SumLoss, TargetedCE, TargetedDLR
 from sparring.attacks.gradients import value_and_grad, values_and_grads
 
 LOGITS = torch.tensor([[3.0, 1.0, 0.5, -1.0], [0.0, 2.0, 1.0, 5.0], [1.0, 1.5, 2.0, 2.5]])

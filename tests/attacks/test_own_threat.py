@@ -13,7 +13,7 @@ from sparring.core.types import pixels
 from sparring.evaluation.adversaries import beyond, bound, threats_of
 from sparring.evaluation.audit_checks import replace_eps
 from sparring.testing import check_threat
-from sparring.training.free import Free
+from sparring.training import Free
 
 DATA = toy_data(24)
 X, Y = pixels(DATA.x), DATA.y

@@ -16,25 +16,23 @@ from sparring import (
     Benign,
     CleanStart,
     CrossEntropy,
-    EpsWarmUp,
     Linf,
     Method,
-    MixedStart,
-    PerExample,
-    RandomEps,
     RandomStart,
-    SphereStart,
     UserError,
     fit,
     make_rng,
 )
+from sparring.attacks import MixedStart, RandomEps, SphereStart
 from sparring.attacks.threats import ScaledThreat
+from sparring.core.rng import PerExample
+from sparring.core.schedules import EpsWarmUp
 from sparring.core.serialization import from_plain, to_plain
 from sparring.core.types import pixels
 from sparring.evaluation import threat_of
 from sparring.testing import check_attack
+from sparring.training import GradientStep
 from sparring.training.cost import cost
-from sparring.training.updates import GradientStep
 
 THREATS = [Linf(0.2), L2(0.8), L1(3.0)]
 

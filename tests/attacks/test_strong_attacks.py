@@ -8,27 +8,12 @@ import torch
 from conftest import Linear, count, toy_net
 from scipy.optimize import linprog, minimize
 
-from sparring import (
-    APGD,
-    CE,
-    CWL2,
-    DDN,
-    FAB,
-    L1,
-    L2,
-    CleanStart,
-    KLDivergence,
-    Linf,
-    Margin,
-    PerExample,
-    SphereStart,
-    Square,
-    UserError,
-    make_rng,
-)
+from sparring import APGD, CE, FAB, L1, L2, CleanStart, Linf, Margin, Square, UserError, make_rng
+from sparring.attacks import CWL2, DDN, KLDivergence, SphereStart
 from sparring.attacks.apgd import checkpoints
 from sparring.attacks.fab import to_hyperplane
 from sparring.attacks.square import _Stripes
+from sparring.core.rng import PerExample
 
 THREATS = [Linf(0.1), L2(0.4), L1(0.4)]
 RELEASED = {"ties_halve": True, "first_from_zero": True, "first_no_stall": True}

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sparring import Accuracy, Progress, console
+from sparring import Progress, console
 from sparring.evaluation import EvaluationProgress
-from sparring.training.hooks import TrainingProgress
+from sparring.records import Accuracy
+from sparring.training import TrainingProgress
 
 
 def news(step, held_out=None, best=False, left=75.0):

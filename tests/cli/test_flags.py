@@ -2,11 +2,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from sparring import EMA, L1, PGD, TRADES, Benign, Build, Cosine, Linf, Method, Split, Worst
+from sparring import EMA, L1, PGD, TRADES, Benign, Build, Linf, Method, Worst
+from sparring.attacks import Split
 from sparring.cli.flags import parameters, parse
+from sparring.core.schedules import Cosine
 from sparring.models import preact_resnet18
 from sparring.recipes.cifar10 import cifar10_rn18_pgd
-from sparring.training.optimizers import AdamW
+from sparring.training import AdamW
 
 
 @dataclass(frozen=True, kw_only=True)

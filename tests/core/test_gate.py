@@ -15,13 +15,11 @@ from sparring import (
     APGD,
     FAB,
     L2,
-    NFGSM,
     PGD,
     CrossEntropy,
     Linf,
     Margin,
     Method,
-    MultiTargeted,
     Progress,
     Restarts,
     Square,
@@ -34,10 +32,11 @@ from sparring import (
 )
 from sparring.acceleration import AcceleratedCopy
 from sparring.analysis import measure_landscape, measure_stability
+from sparring.attacks import NFGSM
 from sparring.core.modes import full_precision
 from sparring.core.types import Batch, TensorData, pixels
-from sparring.evaluation import audit, evaluate
-from sparring.training.engine import train_step
+from sparring.evaluation import MultiTargeted, audit, evaluate
+from sparring.training import train_step
 
 ATTACK = PGD(Linf(0.1), 2)
 DATA = toy_data(24)

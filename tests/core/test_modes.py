@@ -15,16 +15,14 @@ from sparring import (
     Progress,
     State,
     UserError,
-    batch_statistics,
     eval_mode,
     frozen,
     train_mode,
     train_step,
-    unchanged,
 )
 from sparring.acceleration import computes_bf16
 from sparring.acceleration.convolution import FrozenConv
-from sparring.core.modes import ComposedMode, mode_matters, statistics_kept
+from sparring.core.modes import ComposedMode, batch_statistics, mode_matters, statistics_kept, unchanged
 from sparring.models import SmoothBackward, small_cnn
 
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from sparring import L1, L2, Linf, PerExample, exponential, make_rng, normal, some, uniform
-from sparring.core.rng import mixed_seed
+from sparring import L1, L2, Linf, make_rng
+from sparring.core.rng import PerExample, exponential, mixed_seed, normal, some, uniform
 
 THREATS = [Linf(0.1), L2(0.5), L1(2.0)]
 

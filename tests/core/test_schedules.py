@@ -4,24 +4,20 @@ import math
 import numpy as np
 import pytest
 
-from sparring import (
-    PGD,
-    Benign,
+from sparring import PGD, Benign, Linf, Progress, UserError
+from sparring.core.schedules import (
     Cosine,
     Cycle,
     Cyclic,
     EpsWarmUp,
     Linear,
-    Linf,
     MultiStep,
     PiecewiseConstant,
-    Progress,
     Triangle,
-    UserError,
     WarmUp,
-    at,
 )
 from sparring.core.serialization import from_plain, to_plain
+from sparring.core.types import at
 
 
 def values(schedule, steps_per_epoch=10, epochs=10):

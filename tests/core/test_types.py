@@ -3,8 +3,9 @@ import torch
 from conftest import count, toy_net
 from torch import nn
 
-from sparring import Classifier, ForwardCache, MultiStep, Progress, TensorData, UserError, at
-from sparring.core.types import pixels
+from sparring import Classifier, Progress, TensorData, UserError
+from sparring.core.schedules import MultiStep
+from sparring.core.types import ForwardCache, at, pixels
 
 
 def classifier():

@@ -14,12 +14,12 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from safetensors.torch import load_file
 
-from sparring import Batches, TensorData, UserError, evaluate_run, fit, make_rng
-from sparring.data import Flip, ImageFolder, ImageStream, Subset, hold_out
+from sparring import TensorData, UserError, evaluate_run, fit, make_rng
+from sparring.data import Batches, Flip, ImageFolder, ImageStream, Subset, hold_out
 from sparring.data.looks import _CENTRES, RandomWindow, _window
 from sparring.models import Normalize
-from sparring.records.run_folder import RunFolder
-from sparring.training.hooks import Interrupted
+from sparring.records import RunFolder
+from sparring.training import Interrupted
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -297,7 +297,7 @@ import os, signal
 from dataclasses import replace
 from sparring import PGD, Build, CrossEntropy, Linf, Method, fit
 from sparring.data import ImageStream
-from sparring.training.hooks import Interrupted
+from sparring.training import Interrupted
 from sparring.models import small_cnn
 from sparring.recipes.small import quickstart
 

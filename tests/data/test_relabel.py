@@ -8,13 +8,14 @@ import torch
 from conftest import toy_data
 from helpers import stop_at
 
-from sparring import PGD, DifficultySubset, ExampleHistory, LabelNoise, Linf, PixelNoise, TensorData, UserError, fit
+from sparring import PGD, Linf, TensorData, UserError, fit
 from sparring.cli import run as shell
 from sparring.core.types import pixels
-from sparring.data import Digits, Subset, altered
+from sparring.data import DifficultySubset, Digits, LabelNoise, PixelNoise, Subset, altered
 from sparring.data.looks import CentralSquare
 from sparring.data.pictures import Pictures
-from sparring.records.run_folder import RunFolder
+from sparring.records import RunFolder
+from sparring.training import ExampleHistory
 from sparring.training.checkpoint import read_weights
 
 
@@ -219,7 +220,7 @@ def test_what_cannot_be_chosen_by_is_said(remembered, tmp_path):
 def test_a_run_does_not_go_on_on_other_examples(remembered, tmp_path):
     """The recipe is the same, but the run that it chooses by has changed."""
 
-    from sparring.training.hooks import Interrupted
+    from sparring.training import Interrupted
 
     recipe, _ = remembered
     reference = fit(replace(recipe, epochs=1), tmp_path / "ref")

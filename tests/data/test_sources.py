@@ -13,7 +13,7 @@ import torch
 from conftest import toy_data
 from PIL import Image
 
-from sparring import Batches, UserError, make_rng
+from sparring import UserError, make_rng
 from sparring.data import (
     CIFAR10,
     CIFAR100,
@@ -21,6 +21,7 @@ from sparring.data import (
     MNIST,
     NPZ,
     SVHN,
+    Batches,
     Crop,
     Cutout,
     Digits,

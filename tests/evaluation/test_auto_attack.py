@@ -23,8 +23,6 @@ from sparring import (
     AutoAttack,
     Linf,
     Margin,
-    MinimumNorm,
-    MultiTargeted,
     Square,
     TensorData,
     UserError,
@@ -36,6 +34,7 @@ from sparring import (
 )
 from sparring.acceleration import AcceleratedCopy, OriginalModel
 from sparring.core.types import pixels
+from sparring.evaluation import MinimumNorm, MultiTargeted
 from sparring.evaluation.cost import passes
 
 

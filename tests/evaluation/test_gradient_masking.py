@@ -14,7 +14,7 @@ from sparring.data import Digits
 from sparring.evaluation import Budget
 from sparring.models import small_cnn
 from sparring.records.results import passed
-from sparring.training.engine import State, train_step
+from sparring.training import State, train_step
 
 THREAT = Linf(0.1)
 FEW = Budget(steps=15, queries=200, samples=10, surrogate_steps=60)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparring import SGD, UserError, unchanged
+from sparring import SGD, UserError
+from sparring.core.modes import unchanged
 from sparring.models import (
     SmoothBackward,
     SmoothReLU,

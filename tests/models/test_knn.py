@@ -11,7 +11,7 @@ from torch import nn
 import sparring.models.knn as room
 from sparring import APGD, PGD, AutoAttack, Linf, Restarts, UserError, WhiteBox, audit, evaluate, perturb
 from sparring.acceleration import AcceleratedCopy, OriginalModel
-from sparring.attacks.losses import Margin
+from sparring.attacks import Margin
 from sparring.core.rng import make_rng
 from sparring.core.types import Classifier
 from sparring.evaluation import Budget, FeatureAttack, KNNAttackSuite, KNNVoteAttack, PGDkNN, ProbeTransfer

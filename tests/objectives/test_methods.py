@@ -11,19 +11,18 @@ from sparring import (
     Benign,
     Build,
     CrossEntropy,
-    Cycle,
     GaussianStart,
     GradientStep,
     Linf,
     Method,
-    PiecewiseConstant,
     RandomStart,
     Sum,
     fit,
 )
+from sparring.core.schedules import Cycle, PiecewiseConstant
 from sparring.data import Flip
 from sparring.models import small_cnn
-from sparring.training.hooks import Interrupted
+from sparring.training import Interrupted
 
 BALL = Linf(0.1)
 SHORT = PGD(BALL, steps=2, step_size=0.05)
@@ -37,35 +36,45 @@ def method(objective, attack=SHORT, **views):
 CHANGES = {
     "mart": method(sp.MART(), PGD(BALL, 2, 0.05, GaussianStart())),
     "alp": method(Sum((CrossEntropy(clean=0.5), sp.LogitPairing()))),
-    "consistency": {**method(Sum((CrossEntropy(), sp.Consistency()))), "views": 2, "augment": (Flip(),)},
+    "consistency": {
+        **method(Sum((CrossEntropy(), sp.objectives.Consistency()))),
+        "views": 2,
+        "augment": (Flip(),),
+    },
     "awp": {"update": sp.AWP(0.01)},
     "awp later": {"update": PiecewiseConstant(((0, GradientStep()), (1, sp.AWP(0.005))))},
     "swa": {"averaging": sp.SWA(1)},
     "fgsm-rs": method(CrossEntropy(), RS),
-    "n-fgsm": method(CrossEntropy(), sp.NFGSM(BALL)),
-    "zero-grad": method(CrossEntropy(), sp.ZeroGrad(BALL)),
-    "multi-grad": method(CrossEntropy(), sp.MultiGrad(BALL)),
-    "grad-align": method(Sum((CrossEntropy(), sp.GradAlign(BALL))), FGSM(BALL)),
-    "free": {"method": sp.Free(BALL, 3)},
+    "n-fgsm": method(CrossEntropy(), sp.attacks.NFGSM(BALL)),
+    "zero-grad": method(CrossEntropy(), sp.attacks.ZeroGrad(BALL)),
+    "multi-grad": method(CrossEntropy(), sp.attacks.MultiGrad(BALL)),
+    "grad-align": method(Sum((CrossEntropy(), sp.objectives.GradAlign(BALL))), FGSM(BALL)),
+    "free": {"method": sp.training.Free(BALL, 3)},
     "moat": method(CrossEntropy(), Cycle(((1, Benign()), (2, RS), (1, SHORT)))),
     "moat, mixup": method(
-        sp.Staged(((1, sp.MixUp()), (3, CrossEntropy(clean=0.5)))), Cycle(((1, Benign()), (2, RS), (1, SHORT)))
+        sp.objectives.Staged(((1, sp.objectives.MixUp()), (3, CrossEntropy(clean=0.5)))),
+        Cycle(((1, Benign()), (2, RS), (1, SHORT))),
     ),
     "label smoothing": method(CrossEntropy(label_smoothing=0.2)),
-    "statistics": method(sp.BatchNormStatistics(CrossEntropy(), "both"), inner_mode=sp.batch_statistics),
+    "statistics": method(
+        sp.objectives.BatchNormStatistics(CrossEntropy(), "both"),
+        inner_mode=sp.core.modes.batch_statistics,
+    ),
     "training mode": method(CrossEntropy(), inner_mode=sp.train_mode),
     "patience": method(
         CrossEntropy(), PiecewiseConstant(((0, replace(SHORT, patience=0)), (1, replace(SHORT, patience=1))))
     ),
-    "eps warm-up": method(CrossEntropy(), sp.EpsWarmUp(SHORT, 2)),
+    "eps warm-up": method(CrossEntropy(), sp.core.schedules.EpsWarmUp(SHORT, 2)),
     "central": {"optimizer": sp.SGD(centralize="weights")},
     "adam": {"optimizer": sp.Adam(), "lr": 0.001},
     "smooth": {"model": Build(small_cnn, width=4, batch_norm=True, activation="smooth_relu")},
-    "smooth attacker": method(CrossEntropy(), RS, inner_mode=sp.ComposedMode((sp.eval_mode, sp.SmoothBackward()))),
+    "smooth attacker": method(
+        CrossEntropy(), RS, inner_mode=sp.core.modes.ComposedMode((sp.eval_mode, sp.models.SmoothBackward()))
+    ),
     "smooth both": method(
         *(CrossEntropy(), RS),
-        inner_mode=sp.ComposedMode((sp.eval_mode, sp.SmoothBackward())),
-        outer_mode=sp.SmoothBackward(),
+        inner_mode=sp.core.modes.ComposedMode((sp.eval_mode, sp.models.SmoothBackward())),
+        outer_mode=sp.models.SmoothBackward(),
     ),
 }
 

@@ -12,8 +12,6 @@ from sparring import (
     Benign,
     Context,
     CrossEntropy,
-    Cycle,
-    ForwardCache,
     GaussianStart,
     GradientStep,
     Linf,
@@ -26,7 +24,8 @@ from sparring import (
 )
 from sparring.acceleration import AcceleratedCopy, OriginalModel
 from sparring.core.rng import make_rng, seed_of_step, uniform
-from sparring.core.types import pixels
+from sparring.core.schedules import Cycle
+from sparring.core.types import ForwardCache, pixels
 from sparring.recipes import find
 from sparring.testing import check_objective
 
@@ -42,13 +41,13 @@ OBJECTIVES = [
     sp.CrossEntropy(clean=0.5),
     sp.CrossEntropy(clean=0.5, weight=2.0),
     sp.MART(),
-    sp.MixUp(),
+    sp.objectives.MixUp(),
     sp.Sum((sp.CrossEntropy(clean=0.5), sp.LogitPairing())),
-    sp.Sum((sp.CrossEntropy(), sp.GradAlign(BALL))),
-    sp.Staged(((2, sp.MixUp()), (1, sp.TRADES()))),
-    sp.BatchNormStatistics(sp.CrossEntropy(), "both"),
+    sp.Sum((sp.CrossEntropy(), sp.objectives.GradAlign(BALL))),
+    sp.objectives.Staged(((2, sp.objectives.MixUp()), (1, sp.TRADES()))),
+    sp.objectives.BatchNormStatistics(sp.CrossEntropy(), "both"),
     sp.Sum((sp.CrossEntropy(), sp.TemporalEnsembling(3.0))),
-    sp.Sum((sp.TRADES(), sp.TemporalEnsembling(sp.Ramp(3.0, 2, 2), on="clean"))),
+    sp.Sum((sp.TRADES(), sp.TemporalEnsembling(sp.core.schedules.Ramp(3.0, 2, 2), on="clean"))),
 ]
 
 
@@ -83,14 +82,14 @@ PASSES = [
     (CrossEntropy(clean=0.5), Benign(), 1, 1),
     (CrossEntropy(clean=0.5), FGSM(BALL), 3, 3),
     (Sum((CrossEntropy(clean=0.5), sp.LogitPairing())), PGD(BALL, steps=10), 12, 12),
-    (CrossEntropy(), sp.NFGSM(BALL), 2, 2),
-    (CrossEntropy(), sp.ZeroGrad(BALL), 2, 2),
-    (CrossEntropy(), sp.MultiGrad(BALL, points=3), 4, 4),
+    (CrossEntropy(), sp.attacks.NFGSM(BALL), 2, 2),
+    (CrossEntropy(), sp.attacks.ZeroGrad(BALL), 2, 2),
+    (CrossEntropy(), sp.attacks.MultiGrad(BALL, points=3), 4, 4),
     # two input gradients besides, one of them differentiated again
-    (Sum((CrossEntropy(), sp.GradAlign(BALL))), FGSM(BALL), 4, 5),
-    (sp.MixUp(), Benign(), 1, 1),
-    (sp.BatchNormStatistics(CrossEntropy(), "adversarial"), FGSM(BALL), 2, 2),
-    (sp.BatchNormStatistics(CrossEntropy(), "both"), FGSM(BALL), 3, 2),
+    (Sum((CrossEntropy(), sp.objectives.GradAlign(BALL))), FGSM(BALL), 4, 5),
+    (sp.objectives.MixUp(), Benign(), 1, 1),
+    (sp.objectives.BatchNormStatistics(CrossEntropy(), "adversarial"), FGSM(BALL), 2, 2),
+    (sp.objectives.BatchNormStatistics(CrossEntropy(), "both"), FGSM(BALL), 3, 2),
     # one clean pass for the bank; the terms share the others
     (Sum((CrossEntropy(), sp.TemporalEnsembling(30.0))), PGD(BALL, steps=10), 12, 11),
     (Sum((sp.TRADES(), sp.TemporalEnsembling(30.0, on="clean"))), PGD(BALL, steps=10, start=GaussianStart()), 14, 12),
@@ -255,24 +254,24 @@ def test_consistency_is_the_divergence_of_two_sharpened_views():
     data = toy_data()
     x, index = pixels(data.x[:12]), torch.arange(6).repeat(2)
     ctx = Context(ForwardCache(model), Batch(x, data.y[index], index), torch.nn.Module(), Progress(0, 10, 1))
-    found = number(sp.Consistency(weight=2.0, temperature=0.5).outer(ctx, x)["consistency"])
+    found = number(sp.objectives.Consistency(weight=2.0, temperature=0.5).outer(ctx, x)["consistency"])
     p, q = (model(x) / 0.5).softmax(1).detach().numpy().reshape(2, 6, 3)
     m = (p + q) / 2
     wanted = np.mean(np.sum(p * np.log(p / m), 1) + np.sum(q * np.log(q / m), 1)) / 2
     assert found == pytest.approx(2.0 * wanted, rel=1e-4, abs=1e-7)  # differences of float32
     alone = Context(ForwardCache(model), Batch(x, data.y[:12], torch.arange(12)), torch.nn.Module(), Progress(0, 10, 1))
     with pytest.raises(UserError, match="every image twice"):
-        sp.Consistency().outer(alone, x)
+        sp.objectives.Consistency().outer(alone, x)
     odd = Context(ForwardCache(model), Batch(x[:3], data.y[:3], torch.arange(3)), torch.nn.Module(), Progress(0, 10, 1))
     with pytest.raises(UserError, match="every image twice"):
-        sp.Consistency().outer(odd, x[:3])
+        sp.objectives.Consistency().outer(odd, x[:3])
 
 
 def test_a_term_alone_is_no_method():
     with pytest.raises(UserError, match="add it to a method"):
         sp.LogitPairing().inner(context(toy_net()))
     with pytest.raises(UserError, match="a sum needs a method"):
-        Sum((sp.LogitPairing(), sp.Consistency()))
+        Sum((sp.LogitPairing(), sp.objectives.Consistency()))
 
 
 def test_grad_align_is_nothing_for_a_linear_model_and_straightens_a_bent_one():
@@ -280,7 +279,7 @@ def test_grad_align_is_nothing_for_a_linear_model_and_straightens_a_bent_one():
     linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))  # one direction, up or down
     ctx = context(linear)
     ctx = Context(ctx.lens, Batch(ctx.batch.x, ctx.batch.y % 2, ctx.batch.index), ctx.memory, ctx.progress)
-    term = sp.GradAlign(Linf(0.3), 1.0)
+    term = sp.objectives.GradAlign(Linf(0.3), 1.0)
     assert number(term.outer(ctx, ctx.batch.x)["misalignment"]) == pytest.approx(0.0, abs=1e-6)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 64), torch.nn.Tanh(), torch.nn.Linear(64, 3))
     with torch.no_grad():
@@ -299,7 +298,7 @@ def test_grad_align_has_the_gradient_of_finite_differences_with_the_first_place_
     data = toy_data()
     x, y = pixels(data.x[:12]).double(), data.y[:12]
     ctx = Context(ForwardCache(model), Batch(x, y, torch.arange(12)), torch.nn.Module(), Progress(0, 10, 1))
-    sp.GradAlign(Linf(size), 1.0).outer(ctx, x)["misalignment"].backward()
+    sp.objectives.GradAlign(Linf(size), 1.0).outer(ctx, x)["misalignment"].backward()
     near = x + uniform(x, make_rng(seed_of_step(0)), -size, size)
 
     def value_and_grad(points):
@@ -319,11 +318,11 @@ def test_grad_align_has_the_gradient_of_finite_differences_with_the_first_place_
 def test_grad_align_refuses_what_cannot_be_differentiated_twice():
     compiled = torch.compile(toy_net(), backend="eager")
     with pytest.raises(UserError, match="differentiates twice"):
-        sp.GradAlign(BALL).outer(context(compiled), context(compiled).batch.x)
+        sp.objectives.GradAlign(BALL).outer(context(compiled), context(compiled).batch.x)
     inside = toy_net()
     inside.compile(backend="eager")
     with pytest.raises(UserError, match="before torch"):
-        sp.GradAlign(BALL).outer(context(inside), context(inside).batch.x)
+        sp.objectives.GradAlign(BALL).outer(context(inside), context(inside).batch.x)
 
 
 def test_images_without_a_gradient_are_left_out_of_grad_align():
@@ -335,32 +334,32 @@ def test_images_without_a_gradient_are_left_out_of_grad_align():
         def forward(self, x):
             return self.w * torch.zeros(len(x), 3) + 0 * x.flatten(1)[:, :3]
 
-    terms = sp.GradAlign(BALL).outer(context(Flat()), context(Flat()).batch.x)
+    terms = sp.objectives.GradAlign(BALL).outer(context(Flat()), context(Flat()).batch.x)
     assert number(terms["misalignment"]) == 0.0
 
 
 def test_the_paper_weights_of_grad_align():
     for pixel, weight in ((1, 0.027), (2, 0.036), (4, 0.063), (8, 0.2), (12, 0.632), (16, 2.0)):
-        assert sp.GradAlign.weight_for(pixel / 255) == pytest.approx(weight, rel=0.02)
+        assert sp.objectives.GradAlign.weight_for(pixel / 255) == pytest.approx(weight, rel=0.02)
 
 
 def test_mixup_is_a_function_of_the_step_and_mixes_the_labels_as_the_images():
     model = toy_net().eval()
     ctx = context(model, step=3)
-    one, two = (number(sp.MixUp(1.0).outer(ctx, ctx.batch.x)["ce_mixed"]) for _ in range(2))
+    one, two = (number(sp.objectives.MixUp(1.0).outer(ctx, ctx.batch.x)["ce_mixed"]) for _ in range(2))
     assert one == two
-    assert one != number(sp.MixUp(1.0).outer(context(model, step=4), ctx.batch.x)["ce_mixed"])
+    assert one != number(sp.objectives.MixUp(1.0).outer(context(model, step=4), ctx.batch.x)["ce_mixed"])
     # where all images and labels are alike, there is nothing to mix
     x, y = ctx.batch.x[:1].repeat(4, 1, 1, 1), ctx.batch.y[:1].repeat(4)
     alike = Context(ForwardCache(model), Batch(x, y, torch.arange(4)), torch.nn.Module(), Progress(1, 10, 1))
     plain = number(F.cross_entropy(model(x), y))
-    assert number(sp.MixUp(0.4).outer(alike, x)["ce_mixed"]) == pytest.approx(plain, rel=1e-5)
+    assert number(sp.objectives.MixUp(0.4).outer(alike, x)["ce_mixed"]) == pytest.approx(plain, rel=1e-5)
     with pytest.raises(UserError, match="alpha = 0 of mixup"):
-        sp.MixUp(0.0)
+        sp.objectives.MixUp(0.0)
 
 
 def test_stages_take_turns_and_each_keeps_its_memory():
-    staged = sp.Staged(((2, sp.MixUp()), (1, CrossEntropy())))
+    staged = sp.objectives.Staged(((2, sp.objectives.MixUp()), (1, CrossEntropy())))
     model = toy_net().eval()
     names = []
     for step in range(6):
@@ -370,7 +369,7 @@ def test_stages_take_turns_and_each_keeps_its_memory():
     assert names == ["ce_mixed", "ce_mixed", "ce"] * 2
     for lengths in ((0, 1), (1.5, 1)):
         with pytest.raises(UserError, match="whole steps"):
-            sp.Staged(tuple((n, CrossEntropy()) for n in lengths))
+            sp.objectives.Staged(tuple((n, CrossEntropy()) for n in lengths))
 
 
 @pytest.mark.parametrize(
@@ -403,7 +402,7 @@ def test_only_the_chosen_forward_passes_move_the_statistics(method, of, wanted):
     ctx = context(model)
     z = (ctx.batch.x + 0.3).clamp(0, 1)
     before = model[2].running_mean.clone()
-    sp.BatchNormStatistics(method, of).outer(ctx, z)
+    sp.objectives.BatchNormStatistics(method, of).outer(ctx, z)
     found, moved = model[2].running_mean.clone(), int(model[2].num_batches_tracked)
     means = {"adversarial": model[1](z.flatten(1)).mean(0), "clean": model[1](ctx.batch.x.flatten(1)).mean(0)}
     each = wanted.split(", ")

@@ -12,17 +12,14 @@ from helpers import bits, stop_at
 from torch import nn
 
 from sparring import (
-    ACL,
     PGD,
     Batch,
     Benign,
     Context,
-    ForwardCache,
     Linf,
     Method,
     Progress,
     Restarts,
-    RoCL,
     State,
     Sum,
     UserError,
@@ -33,24 +30,21 @@ from sparring.acceleration import AcceleratedCopy, OriginalModel
 from sparring.cli import run as shell
 from sparring.core.rng import make_rng, seed_of_step
 from sparring.core.serialization import Build
-from sparring.core.types import Classifier, Encoder, pixels
+from sparring.core.types import Classifier, Encoder, ForwardCache, pixels
 from sparring.data import Crop, Digits, Grey, Jitter, ResizedCrop, Subset
 from sparring.data.augment import grey
 from sparring.models import KNN, amdim, contrastive_encoder, encode_bank
 from sparring.models.encoders import AMDIM
+from sparring.objectives import ACL, CrossEntropy, InstanceDiscrimination, RoCL
 from sparring.objectives.contrastive import Contrastive, InfoNCE, Multiscale, NTXent, projected
 from sparring.objectives.contrastive_losses import info_nce
-from sparring.objectives.cross_entropy import CrossEntropy
-from sparring.objectives.instance_discrimination import InstanceDiscrimination
 from sparring.recipes import find
 from sparring.recipes.selfsup import cifar10_amdim_sat_released, digits_amdim, digits_amdim_sat, fashion_npid
 from sparring.runs.load import evaluate_run, load_model
 from sparring.runs.recipe import Evaluation
 from sparring.testing import check_objective
+from sparring.training import GradientStep, Interrupted, Loop
 from sparring.training.cost import cost
-from sparring.training.engine import Loop
-from sparring.training.hooks import Interrupted
-from sparring.training.updates import GradientStep
 
 BALL = Linf(0.1)
 SHORT = PGD(BALL, steps=2, step_size=0.05)
@@ -323,7 +317,7 @@ def test_features_that_are_all_alike_sound_the_alarm(without, tmp_path):
         def forward(self, x):
             return torch.ones(len(x), 4) + 0.001 * x.mean((1, 2, 3))[:, None]
 
-    from sparring.records.run_folder import RunFolder
+    from sparring.records import RunFolder
     from sparring.training.hooks import EncodeBankHook
 
     model = Classifier(Alike(), KNN(3, 3))

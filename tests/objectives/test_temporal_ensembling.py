@@ -15,16 +15,12 @@ from sparring import (
     PGD,
     TRADES,
     Batch,
-    Batches,
-    BatchNormStatistics,
     Context,
     CrossEntropy,
-    ForwardCache,
     GaussianStart,
     Linf,
     Method,
     Progress,
-    Ramp,
     State,
     Sum,
     TemporalEnsembling,
@@ -35,13 +31,13 @@ from sparring import (
 )
 from sparring.acceleration import OriginalModel
 from sparring.core.rng import make_rng
-from sparring.core.types import pixels
-from sparring.data import NPZ
+from sparring.core.schedules import Ramp
+from sparring.core.types import ForwardCache, pixels
+from sparring.data import NPZ, Batches
+from sparring.objectives import BatchNormStatistics, Staged
 from sparring.objectives.bank import Bank, chosen
-from sparring.objectives.regularizers import Staged
+from sparring.training import GradientStep, Interrupted
 from sparring.training.cost import cost
-from sparring.training.hooks import Interrupted
-from sparring.training.updates import GradientStep
 
 BALL = Linf(8 / 255)
 ALWAYS = TemporalEnsembling(weight=3.0)

@@ -7,27 +7,14 @@ import pytest
 from conftest import toy_data
 from torch import nn
 
-from sparring import (
-    L2,
-    PGD,
-    Benign,
-    Build,
-    CleanStart,
-    Cycle,
-    GaussianStart,
-    Linf,
-    Method,
-    MixUp,
-    MultiStep,
-    Progress,
-    Recipe,
-    UserError,
-    at,
-)
+from sparring import L2, PGD, Benign, Build, CleanStart, GaussianStart, Linf, Method, Progress, Recipe, UserError
 from sparring.core.modes import eval_mode, train_mode
+from sparring.core.schedules import Cycle, MultiStep
 from sparring.core.serialization import differences, from_plain, to_plain
+from sparring.core.types import at
 from sparring.data import Crop, Flip, Jitter
 from sparring.models import efficientnet, imagenet_resnet, preact_resnet18, small_cnn
+from sparring.objectives import MixUp
 from sparring.recipes import entries, find
 from sparring.runs.recipe import recipe_from_plain
 from sparring.studies.moat import study as study_of_moat

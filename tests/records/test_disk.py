@@ -288,7 +288,7 @@ def test_a_recipe_names_only_what_recipes_are_made_of(key, name):
         from_plain({key: name})
 
 
-@pytest.mark.parametrize("value", [RunFolder, read_weights, replacing, sparring.ForwardCache])
+@pytest.mark.parametrize("value", [RunFolder, read_weights, replacing, sparring.core.types.ForwardCache])
 def test_nothing_is_written_that_cannot_be_read(value):
     with pytest.raises(UserError, match="has no place in a recipe on disk"):
         to_plain(value)

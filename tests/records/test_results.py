@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from sparring import Accuracy, RunFolder, UserError
-from sparring.records.results import EvaluationResult, Paired
+from sparring import RunFolder, UserError
+from sparring.records import Accuracy, EvaluationResult, Paired
 from sparring.records.run_folder import read_evaluated, write_bytes, write_evaluated
 
 

@@ -23,9 +23,8 @@ from sparring.core.types import pixels
 from sparring.data import NPZ, Batches, Digits
 from sparring.models import Normalize, preact_resnet18, small_cnn
 from sparring.runs.load import evaluate_run, evaluate_weights, recipe_of
+from sparring.training import Guard, Interrupted, Saving
 from sparring.training.checkpoint import read_weights, save_weights
-from sparring.training.guard import Guard
-from sparring.training.hooks import Interrupted, Saving
 
 
 def test_a_run_leaves_everything_that_it_promises(tiny, tmp_path):

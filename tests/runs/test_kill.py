@@ -32,7 +32,7 @@ def test_a_run_that_was_killed_20_times_ends_with_the_same_bits(tiny, tmp_path):
         from sparring.runs.recipe import recipe_from_plain
         from sparring.records.run_folder import read_json
         from sparring import fit
-        from sparring.training.hooks import Saving
+        from sparring.training import Saving
 
         recipe = recipe_from_plain(read_json(Path({str(tmp_path / "recipe.json")!r})))
         folder = Path({str(tmp_path / "killed")!r})

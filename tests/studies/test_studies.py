@@ -9,26 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from sparring import (
-    PGD,
-    AcceleratedCopy,
-    CrossEntropy,
-    DifficultySubset,
-    ExampleHistory,
-    Linf,
-    Method,
-    UserError,
-    WhiteBox,
-)
+from sparring import PGD, AcceleratedCopy, CrossEntropy, Linf, Method, UserError, WhiteBox
 from sparring.attacks import FGSM
 from sparring.cli import run as shell
-from sparring.data import Digits, Subset
-from sparring.records.run_folder import RunFolder
+from sparring.data import DifficultySubset, Digits, Subset
+from sparring.records import RunFolder
 from sparring.records.statistics import Claim
 from sparring.studies import entries, find
 from sparring.studies.running import run_study
 from sparring.studies.study import Arm, JointMeasurement, Measurement, Study
 from sparring.studies.writing import precision_of
+from sparring.training import ExampleHistory
 
 SCALES = ("smoke", "cpu", "gpu")
 

@@ -3,19 +3,8 @@
 import pytest
 
 import sparring as sp
-from sparring import (
-    AWP,
-    FGSM,
-    PGD,
-    Benign,
-    CrossEntropy,
-    GaussianStart,
-    GradientStep,
-    Linf,
-    Method,
-    PiecewiseConstant,
-    RandomStart,
-)
+from sparring import AWP, FGSM, PGD, Benign, CrossEntropy, GaussianStart, GradientStep, Linf, Method, RandomStart
+from sparring.core.schedules import PiecewiseConstant
 from sparring.recipes import find
 from sparring.training.cost import cost
 
@@ -33,7 +22,7 @@ RS = FGSM(BALL, 1.25 * BALL.eps, RandomStart())
         (Method(PGD(BALL, 10, start=GaussianStart()), sp.TRADES()), GradientStep(), 13, 12),
         (Method(PGD(BALL, 10), CrossEntropy()), AWP(), 12, 12),
         (Method(PGD(BALL, 10), CrossEntropy()), PiecewiseConstant(((0, GradientStep()), (5, AWP()))), 11.5, 11.5),
-        (sp.Free(BALL, 8), GradientStep(), 8, 8),
+        (sp.training.Free(BALL, 8), GradientStep(), 8, 8),
     ],
     ids=lambda v: repr(v)[:60],
 )
@@ -63,7 +52,7 @@ def test_clean_images_in_every_stage_cost_one_more_pass_where_the_attack_moved_t
 
 
 def test_a_long_training_is_sampled():
-    method = Method(sp.Cycle(((1, Benign()), (3, RS))), CrossEntropy())
+    method = Method(sp.core.schedules.Cycle(((1, Benign()), (3, RS))), CrossEntropy())
     assert cost(method, GradientStep(), epochs=200, steps_per_epoch=500).both == pytest.approx(1.75, abs=0.02)
 
 

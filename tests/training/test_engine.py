@@ -11,13 +11,11 @@ from sparring import (
     EMA,
     PGD,
     Batch,
-    Batches,
     Benign,
     CrossEntropy,
     Linf,
     Loop,
     Method,
-    MultiStep,
     Objective,
     Progress,
     State,
@@ -27,8 +25,10 @@ from sparring import (
     train_step,
 )
 from sparring.acceleration import OriginalModel
+from sparring.core.schedules import MultiStep
 from sparring.core.types import pixels
-from sparring.training.optimizers import SGD
+from sparring.data import Batches
+from sparring.training import SGD
 
 MADRY = Method(PGD(Linf(0.05), steps=2), CrossEntropy())
 

@@ -9,10 +9,8 @@ from conftest import count, toy_data, toy_net
 
 from sparring import (
     Batch,
-    Batches,
     Build,
     CrossEntropy,
-    Free,
     GradientStep,
     Linf,
     Loop,
@@ -23,7 +21,9 @@ from sparring import (
     fit,
 )
 from sparring.core.types import pixels
+from sparring.data import Batches
 from sparring.models import small_cnn
+from sparring.training import Free
 
 
 def test_it_is_the_formula_of_its_paper():

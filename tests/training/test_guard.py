@@ -13,7 +13,6 @@ from sparring import (
     PGD,
     Build,
     CrossEntropy,
-    Cyclic,
     Guard,
     Linf,
     Method,
@@ -25,11 +24,12 @@ from sparring import (
     fit,
 )
 from sparring.acceleration import computes_bf16
+from sparring.core.schedules import Cyclic
 from sparring.models import small_cnn
 from sparring.recipes.small import quickstart
+from sparring.training import Saving
 from sparring.training.checkpoint import read_weights
 from sparring.training.guard import Health, OverfittingMonitor, examine
-from sparring.training.hooks import Saving
 
 BALL = Linf(0.1)
 

@@ -15,20 +15,20 @@ from sparring import (
     SGD,
     SWA,
     Adam,
-    Batches,
     CrossEntropy,
     GradientStep,
     Linf,
     Loop,
     Method,
-    PiecewiseConstant,
     Progress,
     State,
     UserError,
     fit,
 )
 from sparring.core.modes import eval_mode
+from sparring.core.schedules import PiecewiseConstant
 from sparring.core.types import pixels
+from sparring.data import Batches
 from sparring.training.averaging import estimate_statistics
 
 

@@ -4,25 +4,36 @@ from .apgd import APGD
 from .compose import CoarseToFine, Restarts, Split, Worst
 from .fab import FAB
 from .image_prior import ParametrizedSearch
+from .losses import CE, DLR, EOT, FeatureMatch, KLDivergence, Margin, SquaredDistance, SumLoss, TargetedCE, TargetedDLR
 from .minimum_norm import CWL2, DDN, Closest, MinimumNormAttack
 from .pgd import FGSM, PGD, Benign, CleanStart, GaussianStart, MixedStart, RandomStart, SphereStart, Start
 from .random_eps import RandomEps
 from .single_step import NFGSM, MultiGrad, ZeroGrad
 from .square import Square
+from .threats import L1, L2, Linf
 
 __all__ = [
     "APGD",
+    "CE",
     "CWL2",
     "DDN",
+    "DLR",
+    "EOT",
     "FAB",
     "FGSM",
+    "L1",
+    "L2",
     "NFGSM",
     "PGD",
     "Benign",
     "CleanStart",
     "Closest",
     "CoarseToFine",
+    "FeatureMatch",
     "GaussianStart",
+    "KLDivergence",
+    "Linf",
+    "Margin",
     "MinimumNormAttack",
     "MixedStart",
     "MultiGrad",
@@ -33,7 +44,11 @@ __all__ = [
     "SphereStart",
     "Split",
     "Square",
+    "SquaredDistance",
     "Start",
+    "SumLoss",
+    "TargetedCE",
+    "TargetedDLR",
     "Worst",
     "ZeroGrad",
 ]

@@ -1,1 +1,38 @@
-"""Methods, one file each: what the attack raises and what the optimiser lowers."""
+"""Training objectives, one file a method: the loss of the attack and the loss of the update."""
+
+from .acl import ACL
+from .batch_norm_statistics import BatchNormStatistics
+from .consistency import Consistency
+from .contrastive import Contrastive, InfoNCE, Multiscale, NTXent
+from .cross_entropy import CrossEntropy
+from .grad_align import GradAlign
+from .instance_discrimination import InstanceDiscrimination
+from .logit_pairing import LogitPairing
+from .mart import MART
+from .mix_up import MixUp
+from .regularizers import Regularizer, Staged, Sum
+from .rocl import RoCL
+from .temporal_ensembling import TemporalEnsembling
+from .trades import TRADES
+
+__all__ = [
+    "ACL",
+    "MART",
+    "TRADES",
+    "BatchNormStatistics",
+    "Consistency",
+    "Contrastive",
+    "CrossEntropy",
+    "GradAlign",
+    "InfoNCE",
+    "InstanceDiscrimination",
+    "LogitPairing",
+    "MixUp",
+    "Multiscale",
+    "NTXent",
+    "Regularizer",
+    "RoCL",
+    "Staged",
+    "Sum",
+    "TemporalEnsembling",
+]

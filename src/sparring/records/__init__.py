@@ -1,1 +1,11 @@
-"""What is known of a run and of an evaluation, on disk and as numbers. Needs no torch."""
+"""The run folder, the results of evaluations, and their statistics. Needs no torch."""
+
+from .results import Accuracy, EvaluationResult, Paired
+from .run_folder import RunFolder
+
+__all__ = [
+    "Accuracy",
+    "EvaluationResult",
+    "Paired",
+    "RunFolder",
+]
