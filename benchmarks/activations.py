@@ -43,11 +43,11 @@ def step(name: str, way: str, options: argparse.Namespace) -> Callable[[], None]
         return bench.step(model, x, y, OriginalModel() if way == "plain" else AcceleratedCopy("auto", "off"), attack)
     prefer_channels_last(model.train(), x[:8])
     optimizer, rng = SGD().build(model), make_rng(0, device)
-    search, update = AcceleratedCopy("auto", "on"), torch.compile(model)
+    backend, update = AcceleratedCopy("auto", "on"), torch.compile(model)
 
     def call() -> None:
-        with eval_mode(model), frozen(model), search(model, x[:8]) as searched:
-            z = attack(CE(searched.__call__, y), x, rng)
+        with eval_mode(model), frozen(model), backend(model, x[:8]) as attacked:
+            z = attack(CE(attacked.__call__, y), x, rng)
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(update(z), y).backward()
         optimizer.step()

@@ -122,8 +122,8 @@ def ours(
         if news.stage_done:
             sheet.note(news.stage.rpartition("/")[2], news.flags)
 
-    search = AcceleratedCopy(precision)
-    autoattack(model, x, y, threat, seed=seed, batch_size=batch, search=search, on_progress=on_progress)
+    backend = AcceleratedCopy(precision)
+    autoattack(model, x, y, threat, seed=seed, batch_size=batch, backend=backend, on_progress=on_progress)
 
 
 @contextmanager

@@ -97,8 +97,8 @@ def as_one_graph(model: nn.Module, x: Tensor, y: Tensor) -> Call:
     eps, size = ATTACK.threat.eps, ATTACK.step_size or 0.0
     still, out = x.clone(), x.clone()
     model.eval()
-    with fast(model, x[:8]) as searched:
-        net = searched
+    with fast(model, x[:8]) as attacked:
+        net = attacked
 
     def craft() -> None:
         z = out
@@ -130,10 +130,10 @@ def as_one_graph(model: nn.Module, x: Tensor, y: Tensor) -> Call:
 VARIANTS: dict[str, Make] = {
     "plain, fp32": plain,
     "torchattacks, fp32": torchattacks_step,
-    "ours, fp32": partial(step, search=OriginalModel()),
-    "ours, bf16, not compiled": partial(step, search=AcceleratedCopy("bf16", "off")),
-    "ours": partial(step, search=AcceleratedCopy("auto", "on")),
-    "ours, max-autotune": partial(step, search=AcceleratedCopy("auto", "max-autotune")),
+    "ours, fp32": partial(step, backend=OriginalModel()),
+    "ours, bf16, not compiled": partial(step, backend=AcceleratedCopy("bf16", "off")),
+    "ours": partial(step, backend=AcceleratedCopy("auto", "on")),
+    "ours, max-autotune": partial(step, backend=AcceleratedCopy("auto", "max-autotune")),
     "ours, attack as one graph": as_one_graph,
     "ours, compiled update": with_compiled_update,
     "ours, bf16 update": with_bf16_update,

@@ -61,10 +61,10 @@ def trained(batches: Iterable[object], device: torch.device, size: int, ahead: i
     threat = Linf("4/255")
     method = Method(FGSM(threat, threat.eps, RandomStart()), CrossEntropy())
     optimizer = SGD().build(model)
-    state, search, taken = State.start(method, model, optimizer), AcceleratedCopy(), []
+    state, backend, taken = State.start(method, model, optimizer), AcceleratedCopy(), []
     began = time.perf_counter()
     for each, _ in zip(batches, range(ahead + steps), strict=False):
-        train_step(method, state, each, Progress(1, 100, 1), search=search)  # type: ignore[arg-type]
+        train_step(method, state, each, Progress(1, 100, 1), backend=backend)  # type: ignore[arg-type]
         if device.type == "cuda":
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - began)

@@ -33,13 +33,13 @@ SEARCHES: dict[str, AttackBackend] = {
 
 
 def crafted(
-    model: nn.Module, x: Tensor, y: Tensor, attack: PGD, search: AttackBackend, batch: int
+    model: nn.Module, x: Tensor, y: Tensor, attack: PGD, backend: AttackBackend, batch: int
 ) -> tuple[Tensor, Tensor]:
     """The points, and the gradients of the clean images as they are searched on."""
     points, grads = [], []
-    with eval_mode(model), frozen(model), search(model, x[:8]) as searched:
+    with eval_mode(model), frozen(model), backend(model, x[:8]) as attacked:
         for rows in torch.arange(len(x)).split(batch):
-            loss = CE(searched.__call__, y[rows])
+            loss = CE(attacked.__call__, y[rows])
             points.append(attack(loss, x[rows], PerExample(0, rows)))
             grads.append(value_and_grad(loss, x[rows]).grad)
     return torch.cat(points), torch.cat(grads)
@@ -58,8 +58,8 @@ def compared(run: Path, eps: float, count: int, batch: int) -> dict[str, Any]:
     attack = PGD(Linf(eps), steps=20, step_size=eps / 4)
     rows: dict[str, Any] = {}
     wanted, before, vanished = torch.empty(0), torch.empty(0), torch.empty(0)
-    for name, search in SEARCHES.items():
-        z, grads = crafted(model, x, y, attack, search, batch)
+    for name, backend in SEARCHES.items():
+        z, grads = crafted(model, x, y, attack, backend, batch)
         standing, loss = judged(model, z, y)
         if not rows:
             wanted, before, vanished = standing, grads, (grads == 0)
@@ -73,7 +73,9 @@ def compared(run: Path, eps: float, count: int, batch: int) -> dict[str, Any]:
             "signs_changed": float(sign.double().mean()),
         }
     adversary = {"pgd": WhiteBox(PGD(Linf(eps), steps=20, step_size=eps / 4, patience=0))}
-    flags = {name: evaluate(model, test, adversary, search=search).standing["pgd"] for name, search in SEARCHES.items()}
+    flags = {
+        name: evaluate(model, test, adversary, backend=backend).standing["pgd"] for name, backend in SEARCHES.items()
+    }
     for name, standing in flags.items():
         rows[name]["again"] = {
             "robust": float(standing.mean()),

@@ -167,20 +167,20 @@ def plain(model: nn.Module) -> Call:
     return call
 
 
-def ours(model: nn.Module, search: AttackBackend) -> Call:
+def ours(model: nn.Module, backend: AttackBackend) -> Call:
     """With `OriginalModel`, fp32 on the model itself. Making the copy that is searched on is part of the time."""
     attack, rng = PGD(Linf(EPS), steps=STEPS, step_size=SIZE), make_rng(torch.initial_seed())
 
     def call(x: Tensor, y: Tensor) -> Tensor:
-        with eval_mode(model), frozen(model), search(model, x[:8]) as searched:
-            return attack(CE(searched.__call__, y), x, rng)
+        with eval_mode(model), frozen(model), backend(model, x[:8]) as attacked:
+            return attack(CE(attacked.__call__, y), x, rng)
 
     return call
 
 
-def ours_step(model: nn.Module, search: AttackBackend, steps: int = STEPS, size: float = SIZE, lr: float = LR) -> Call:
+def ours_step(model: nn.Module, backend: AttackBackend, steps: int = STEPS, size: float = SIZE, lr: float = LR) -> Call:
     method = Method(PGD(Linf(EPS), steps=steps, step_size=size), CrossEntropy())
-    if not isinstance(search, OriginalModel):  # as `fit` does
+    if not isinstance(backend, OriginalModel):  # as `fit` does
         prefer_channels_last(model, torch.rand(8, 3, 32, 32))
     optimizer = SGD(MOMENTUM, weight_decay=0.0).build(model.train())
     for group in optimizer.param_groups:
@@ -188,7 +188,7 @@ def ours_step(model: nn.Module, search: AttackBackend, steps: int = STEPS, size:
     state = State.start(method, model, optimizer, seed=torch.initial_seed())
 
     def step(x: Tensor, y: Tensor) -> None:
-        train_step(method, state, Batch(x, y, torch.arange(len(x))), Progress(state.step, 1000, 1), search=search)
+        train_step(method, state, Batch(x, y, torch.arange(len(x))), Progress(state.step, 1000, 1), backend=backend)
         state.step += 1
 
     return step
@@ -304,9 +304,9 @@ ATTACKS: dict[str, Make] = {
     "robustness": robustness,
     "robustness-best": partial(best, make=partial(robustness, last=True)),
     "plain": plain,
-    "ours-eager-fp32": partial(ours, search=OriginalModel()),
-    "ours": partial(ours, search=AcceleratedCopy("auto", "off")),
-    "ours-compiled": partial(ours, search=AcceleratedCopy("auto", "on")),
+    "ours-eager-fp32": partial(ours, backend=OriginalModel()),
+    "ours": partial(ours, backend=AcceleratedCopy("auto", "off")),
+    "ours-compiled": partial(ours, backend=AcceleratedCopy("auto", "on")),
 }
 TRAINING: dict[str, Make] = {
     "mair": mair_step,
@@ -319,9 +319,9 @@ TRAINING: dict[str, Make] = {
     "torchattacks": partial(own_loop, make=torchattacks),
     "plain": partial(own_loop, make=plain),
     "plain-autocast": partial(best, make=partial(own_loop, make=plain, autocast=True), freeze=False),
-    "ours-eager-fp32": partial(ours_step, search=OriginalModel()),
-    "ours": partial(ours_step, search=AcceleratedCopy("auto", "off")),
-    "ours-compiled": partial(ours_step, search=AcceleratedCopy("auto", "on")),
+    "ours-eager-fp32": partial(ours_step, backend=OriginalModel()),
+    "ours": partial(ours_step, backend=AcceleratedCopy("auto", "off")),
+    "ours-compiled": partial(ours_step, backend=AcceleratedCopy("auto", "on")),
 }
 SIDES = {"attack": ATTACKS, "train": TRAINING}
 

@@ -20,7 +20,7 @@ from sparring.acceleration import AcceleratedCopy, computes_bf16, tune_process
 from sparring.acceleration.compiled import Compiled
 from sparring.acceleration.convolution import worth
 from sparring.acceleration.normalisation import FrozenNorm, folded
-from sparring.acceleration.shadow import Shadow
+from sparring.acceleration.body_copy import Shadow
 from sparring.attacks import CE
 from sparring.attacks.gradients import value_and_grad
 from sparring.bench import in_turns, subject
@@ -131,10 +131,10 @@ def filled(rounds: int) -> None:
     x = F.interpolate(pixels(digits[:1024].x), size=32, mode="bilinear").expand(-1, 3, -1, -1).contiguous()
     data, adversary = TensorData(x, digits.y[:1024], digits.classes), {"pgd": WhiteBox(PGD(Linf(0.06), 20, patience=0))}
     for turn in range(rounds):
-        for name, search in (("from one", FromOne("fp32", "on")), ("from four", AcceleratedCopy("fp32", "on"))):
+        for name, backend in (("from one", FromOne("fp32", "on")), ("from four", AcceleratedCopy("fp32", "on"))):
             count, began = [0, 0], time.perf_counter()
             with counted(count):
-                found = evaluate(model, data, adversary, batch_size=128, seed=turn, search=search)
+                found = evaluate(model, data, adversary, batch_size=128, seed=turn, backend=backend)
             seconds, standing = time.perf_counter() - began, float(found.standing["pgd"].mean())
             print(
                 f"turn {turn}, {name}: {seconds:.1f} s, {count[1] / count[0] - 1:.1%} filled, {standing:.1%} stand",

@@ -39,7 +39,7 @@ def main() -> None:
 
     def step(every: int) -> object:
         state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=1e-4))
-        state.search = AcceleratedCopy()
+        state.backend = AcceleratedCopy()
 
         def steps() -> None:
             engine.PROVED_EVERY = every

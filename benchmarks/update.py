@@ -49,7 +49,7 @@ def trained(seed: int, view: Any, images: int, test: int, epochs: int, device: t
     attack = PGD(THREAT, 5, THREAT.eps / 3)
     method = Method(attack, CrossEntropy(), outer_mode=view)
     state = State.start(method, model, SGD(weight_decay=1e-3).build(model), train, seed)
-    loop = Loop(epochs, MultiStep(0.05, (0.6 * epochs, 0.9 * epochs)), search=AcceleratedCopy("auto", "off"))
+    loop = Loop(epochs, MultiStep(0.05, (0.6 * epochs, 0.9 * epochs)), backend=AcceleratedCopy("auto", "off"))
     began = time.perf_counter()
     loop.run(method, state, Batches(train, 64, seed=seed))
     seconds = time.perf_counter() - began

@@ -77,7 +77,7 @@ def bench(
     timings = []
     for work, make, passes in (("attack", attack, 2 * ATTACK.steps), ("training step", step, 2 * ATTACK.steps + 3)):
         nets = {name: copy.deepcopy(model) for name in searches}
-        calls = {name: make(nets[name], x, y, search) for name, search in searches.items()}
+        calls = {name: make(nets[name], x, y, backend) for name, backend in searches.items()}
         on_step(f"{work}: {', '.join(calls)}")
         taken, last = in_turns(calls, rounds, where)
         for name in searches:
@@ -120,21 +120,21 @@ def subject(width: int, batch: int, device: torch.device, steps: int = 40) -> tu
     return model.eval(), x, y
 
 
-def attack(model: nn.Module, x: Tensor, y: Tensor, search: AttackBackend) -> Callable[[], Tensor]:
+def attack(model: nn.Module, x: Tensor, y: Tensor, backend: AttackBackend) -> Callable[[], Tensor]:
     rng = make_rng(0, x.device)
 
     def call() -> Tensor:
-        with eval_mode(model), frozen(model), search(model, x[:8]) as searched:
-            return ATTACK(CE(searched.__call__, y), x, rng)
+        with eval_mode(model), frozen(model), backend(model, x[:8]) as attacked:
+            return ATTACK(CE(attacked.__call__, y), x, rng)
 
     return call
 
 
 def step(
-    model: nn.Module, x: Tensor, y: Tensor, search: AttackBackend, by: PGD = ATTACK, lr: float = 0.01
+    model: nn.Module, x: Tensor, y: Tensor, backend: AttackBackend, by: PGD = ATTACK, lr: float = 0.01
 ) -> Callable[[], None]:
     """A step that trains `model` itself; `OriginalModel` also keeps its weights in the usual order in memory."""
-    if not isinstance(search, OriginalModel):
+    if not isinstance(backend, OriginalModel):
         prefer_channels_last(model, x[:8])
     method = Method(by, CrossEntropy())
     optimizer = SGD().build(model.train())
@@ -143,7 +143,7 @@ def step(
         group["lr"] = lr
 
     def call() -> None:
-        train_step(method, state, Batch(x, y, index), Progress(state.step, 10**6, 1), search=search)
+        train_step(method, state, Batch(x, y, index), Progress(state.step, 10**6, 1), backend=backend)
         state.step += 1
 
     return call

@@ -42,7 +42,7 @@ from sparring.acceleration.compiled import Compiled
 from sparring.acceleration.convolution import FrozenConv, worth
 from sparring.acceleration.normalisation import FrozenNorm, folded
 from sparring.acceleration.process import tune_process, usable_cores
-from sparring.acceleration.shadow import Shadow, sites
+from sparring.acceleration.body_copy import Shadow, sites
 from sparring.core.modes import eval_mode, train_mode
 from sparring.core.types import Batch, Classifier, Encoder, ForwardCache, pixels
 from sparring.evaluation import MinimumNorm, MultiTargeted, evaluate
@@ -195,8 +195,8 @@ def test_a_copy_answers_and_differentiates_as_its_model(as_if, make, shape, coun
 def test_in_bf16_few_signs_change_and_gradients_vanish_nowhere(as_if, make, shape, counts):
     torch.manual_seed(0)
     model, x, y = lived(make(), shape), torch.rand(6, *shape), torch.arange(6)
-    with AcceleratedCopy("bf16")(model, x) as searched:
-        (logits, found), (wanted_logits, wanted) = gradient(searched, x, y), gradient(model, x, y)
+    with AcceleratedCopy("bf16")(model, x) as attacked:
+        (logits, found), (wanted_logits, wanted) = gradient(attacked, x, y), gradient(model, x, y)
     assert logits.dtype == torch.float32
     assert 0 < (logits - wanted_logits).norm() < 0.03 * wanted_logits.norm()
     assert (found.sign() != wanted.sign()).float().mean() < 0.15
@@ -225,10 +225,10 @@ def test_a_copy_follows_the_weights_and_leaves_the_model_alone():
 def test_a_copy_of_a_classifier_gives_features_in_one_pass_of_its_body():
     model = lived(small_cnn(width=4), GREY)
     x = torch.rand(3, *GREY)
-    with AcceleratedCopy("fp32")(model, x) as searched:
-        assert isinstance(searched, Classifier)
-        seen = count(searched.body)
-        lens = ForwardCache(searched)
+    with AcceleratedCopy("fp32")(model, x) as attacked:
+        assert isinstance(attacked, Classifier)
+        seen = count(attacked.body)
+        lens = ForwardCache(attacked)
         assert torch.allclose(lens.features(x), model.features(x), atol=1e-5)
         assert torch.allclose(lens.logits(x), model(x), atol=1e-5)
         assert seen.forwards == 1
@@ -238,9 +238,9 @@ def test_in_training_mode_the_model_itself_is_searched_on_with_its_batch_statist
     model, x = preact_resnet18(width=1 / 16), torch.rand(8, *COLOUR)
     model.body.layer1.eval()
     modes = [m.training for m in model.modules()]
-    with train_mode(model), AcceleratedCopy("fp32")(model, x) as searched:
+    with train_mode(model), AcceleratedCopy("fp32")(model, x) as attacked:
         tracked = int(model.body.layer2[0].bn1.num_batches_tracked)
-        searched(x)
+        attacked(x)
         assert int(model.body.layer2[0].bn1.num_batches_tracked) == tracked + 1
     assert [m.training for m in model.modules()] == modes
 
@@ -261,8 +261,8 @@ class Early(Encoder):
 def test_a_copy_gives_the_parts_that_its_model_gives_or_there_is_none():
     model = lived(Classifier(Early(), nn.Linear(64, 3)), (1, 4, 4))
     x, fast = torch.rand(4, 1, 4, 4), AcceleratedCopy("fp32")
-    with fast(model, x) as searched:
-        for found, wanted in zip(ForwardCache(searched).parts(x), ForwardCache(model).parts(x), strict=True):
+    with fast(model, x) as attacked:
+        for found, wanted in zip(ForwardCache(attacked).parts(x), ForwardCache(model).parts(x), strict=True):
             assert torch.allclose(found, wanted, atol=1e-4)
     assert any("its parts differ" in note for note in fast.notes(model))
 
@@ -350,11 +350,11 @@ def test_odd_models_are_searched_on_rightly_and_a_note_says_how(make, note, prec
     model, fast = make().eval(), AcceleratedCopy(precision)
     like = next(model.parameters())
     x = torch.rand(6, 1, 4, 4).to(like)
-    with fast(model, x) as searched:
+    with fast(model, x) as attacked:
         if not isinstance(model, Noisy):
-            near = 1e-4 if precision == "fp32" or searched is model else 0.05
-            assert (searched(x) - model(x)).norm() < near * model(x).norm()
-        assert (searched is model) == (note is not None and make is not Viewing)
+            near = 1e-4 if precision == "fp32" or attacked is model else 0.05
+            assert (attacked(x) - model(x)).norm() < near * model(x).norm()
+        assert (attacked is model) == (note is not None and make is not Viewing)
     assert (note or "") in " ".join(fast.notes(model))
     assert bool(fast.notes(model)) == (note is not None)
 
@@ -451,13 +451,13 @@ def test_whatever_changes_a_model_changes_its_copy(name):
     make, change = CHANGES[name]
     torch.manual_seed(0)
     model, fast, x = make().eval(), AcceleratedCopy("fp32"), torch.rand(4, 1, 4, 4)
-    with fast(model, x) as searched:
-        before = searched(x)
+    with fast(model, x) as attacked:
+        before = attacked(x)
     change(model)
     x = x.to(next(model.parameters()))
-    with fast(model, x) as searched:
-        assert torch.allclose(searched(x), model(x), atol=1e-4)
-        after = searched(x)
+    with fast(model, x) as attacked:
+        assert torch.allclose(attacked(x), model(x), atol=1e-4)
+        after = attacked(x)
         same = (after.shape, after.dtype) == (before.shape, before.dtype)
         assert not (same and torch.allclose(after, before, atol=1e-3))
 
@@ -484,11 +484,11 @@ def test_a_copy_that_no_longer_agrees_is_found_out_at_the_next_proof():
         assert first is not model
     Switched.switch[0] = False
     try:
-        with fast(model, x, fast.kind(model)) as searched:
-            assert searched is first, "a kind that was proved before is taken"
-        with fast(model, x) as searched:
-            assert searched is not first
-        assert torch.allclose(searched(x), model(x), atol=1e-4)
+        with fast(model, x, fast.kind(model)) as attacked:
+            assert attacked is first, "a kind that was proved before is taken"
+        with fast(model, x) as attacked:
+            assert attacked is not first
+        assert torch.allclose(attacked(x), model(x), atol=1e-4)
         assert fast.kind(model) == "fp32"
     finally:
         Switched.switch[0] = True
@@ -522,8 +522,8 @@ def test_a_model_that_copies_itself_as_itself_is_left_alone():
     torch.manual_seed(0)
     model, fast, x = nn.Sequential(Itself()).eval(), AcceleratedCopy("bf16"), torch.rand(4, 1, 4, 4)
     kinds, before = [type(m) for m in model.modules()], model(x)
-    with fast(model, x) as searched:
-        assert searched is model
+    with fast(model, x) as attacked:
+        assert attacked is model
     assert [type(m) for m in model.modules()] == kinds
     assert torch.equal(model(x), before)
     assert all(p.requires_grad for p in model.parameters())
@@ -535,9 +535,9 @@ def test_hooks_of_a_classifier_itself_are_seen_in_every_mode():
     handle = model.register_forward_hook(lambda module, args, out: -out)
     assert torch.allclose(ForwardCache(model).logits(x), model(x))
     for mode in (eval_mode, train_mode):
-        with mode(model), AcceleratedCopy("fp32")(model, x) as searched:
-            assert isinstance(searched, Classifier)
-            assert torch.allclose(ForwardCache(searched).logits(x), model(x), atol=1e-5)
+        with mode(model), AcceleratedCopy("fp32")(model, x) as attacked:
+            assert isinstance(attacked, Classifier)
+            assert torch.allclose(ForwardCache(attacked).logits(x), model(x), atol=1e-5)
     handle.remove()
 
 
@@ -547,9 +547,9 @@ def test_a_gradient_that_is_not_the_models_is_found_out(monkeypatch):
     monkeypatch.setattr(
         FrozenConv, "_plain", lambda self, x: F.conv2d(x, self.weight, self.bias, padding=1).relu().detach()
     )
-    with fast(model, x) as searched:
+    with fast(model, x) as attacked:
         pass
-    assert all(not isinstance(module, FrozenConv) for module in searched.modules())
+    assert all(not isinstance(module, FrozenConv) for module in attacked.modules())
     assert any("gradient" in note for note in fast.notes(model))
 
 
@@ -572,19 +572,19 @@ def test_what_hooks_know_is_not_copied():
 
     model, trainer = lived(small_cnn(width=4), GREY), Trainer()
     model.body.register_forward_hook(trainer.look)
-    with AcceleratedCopy("fp32")(model, torch.rand(2, *GREY)) as searched:
+    with AcceleratedCopy("fp32")(model, torch.rand(2, *GREY)) as attacked:
         trainer.seen = 0
-        searched(torch.rand(2, *GREY))
+        attacked(torch.rand(2, *GREY))
     assert trainer.seen == 1
 
 
 def test_a_copy_still_has_what_an_attack_may_know_of_the_model():
     model = Defended().eval()
-    with AcceleratedCopy("fp32")(model, torch.rand(2, 1, 4, 4)) as searched:
-        assert searched is not model
-        assert searched.defence
+    with AcceleratedCopy("fp32")(model, torch.rand(2, 1, 4, 4)) as attacked:
+        assert attacked is not model
+        assert attacked.defence
         with pytest.raises(AttributeError):
-            _ = searched.nothing
+            _ = attacked.nothing
 
 
 def test_a_hook_on_a_container_hinders_nothing():
@@ -597,9 +597,9 @@ def test_a_hook_on_a_container_hinders_nothing():
 def test_a_hook_on_a_layer_still_sees_it():
     model, seen = lived(small_cnn(width=4), GREY), []
     model.body[2].register_forward_hook(lambda *_: seen.append(1))
-    with AcceleratedCopy("fp32")(model, torch.rand(2, *GREY)) as searched:
+    with AcceleratedCopy("fp32")(model, torch.rand(2, *GREY)) as attacked:
         seen.clear()
-        searched(torch.rand(2, *GREY))
+        attacked(torch.rand(2, *GREY))
     assert seen
 
 
@@ -637,8 +637,8 @@ def test_a_model_that_cannot_be_compiled_runs_as_it_is_and_a_note_says_why(monke
 
     monkeypatch.setattr(torch, "compile", fails)
     model, x, fast = lived(small_cnn(width=4), GREY), torch.rand(4, *GREY), AcceleratedCopy("fp32", "on")
-    with fast(model, x) as searched:
-        assert torch.allclose(searched(x), model(x), atol=1e-5)
+    with fast(model, x) as attacked:
+        assert torch.allclose(attacked(x), model(x), atol=1e-5)
     assert any("not compiled: it cannot be compiled (RuntimeError: no compiler here)" in n for n in fast.notes(model))
 
 
@@ -671,9 +671,9 @@ def test_compiled_equals_eager():
         torch.arange(8) % 3,
         AcceleratedCopy("fp32", "on"),
     )
-    with fast(model, x) as searched:
+    with fast(model, x) as attacked:
         for n in (8, 5):
-            for found, wanted in zip(gradient(searched, x[:n], y[:n]), gradient(model, x[:n], y[:n]), strict=True):
+            for found, wanted in zip(gradient(attacked, x[:n], y[:n]), gradient(model, x[:n], y[:n]), strict=True):
                 assert torch.allclose(found, wanted, atol=1e-5)
     assert not fast.notes(model)
 
@@ -681,13 +681,13 @@ def test_compiled_equals_eager():
 # -- training and evaluation
 
 
-def step(search, patience=None):
+def step(backend, patience=None):
     torch.manual_seed(0)
     model, x, rows = preact_resnet18(width=1 / 16, num_classes=3), torch.rand(8, *COLOUR), torch.arange(8)
     method = Method(PGD(Linf(0.03), 3, patience=patience), CrossEntropy())
     state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1))
     for number in range(2):
-        train_step(method, state, Batch(x, rows % 3, rows), Progress(number, 5, 1), search=search)
+        train_step(method, state, Batch(x, rows % 3, rows), Progress(number, 5, 1), backend=backend)
         state.step += 1
     return model
 
@@ -764,8 +764,8 @@ BEGUN = {"pgd": WhiteBox(PGD(Linf(0.1), 10, start=CleanStart())), "targets": Mul
 
 @pytest.mark.parametrize("name", BEGUN)
 def test_a_search_that_is_weaker_is_found_out_in_the_end_and_made_good(learned, name):
-    wanted = evaluate(*learned, {name: BEGUN[name]}, search=OriginalModel())
-    found = evaluate(*learned, {name: BEGUN[name]}, search=Blunt())
+    wanted = evaluate(*learned, {name: BEGUN[name]}, backend=OriginalModel())
+    found = evaluate(*learned, {name: BEGUN[name]}, backend=Blunt())
     assert 0 < wanted.standing[name].sum() < wanted.standing["clean"].sum() - 5
     assert np.array_equal(found.standing[name], wanted.standing[name])
     (note,) = [note for note in found.notes if "fall when the attack runs on the model itself" in note]
@@ -775,8 +775,8 @@ def test_a_search_that_is_weaker_is_found_out_in_the_end_and_made_good(learned, 
 
 def test_a_gain_within_chance_is_noted_and_counts(learned, monkeypatch):
     monkeypatch.setattr(sys.modules["sparring.evaluation.runner"], "BEYOND_CHANCE", 17)
-    wanted = evaluate(*learned, ATTACK, search=OriginalModel()).standing
-    found = evaluate(*learned, ATTACK, search=Blunt())
+    wanted = evaluate(*learned, ATTACK, backend=OriginalModel()).standing
+    found = evaluate(*learned, ATTACK, backend=Blunt())
     (note,) = [note for note in found.notes if "fall when the attack runs on the model itself" in note]
     gained = int(note.split(", ")[1].split()[0])
     assert 0 < gained <= 16
@@ -786,27 +786,27 @@ def test_a_gain_within_chance_is_noted_and_counts(learned, monkeypatch):
 
 def test_an_evaluation_that_was_cut_short_goes_on_with_its_second_look(learned, tmp_path):
     """Whatever part of the state is lost, the result is the same."""
-    whole = evaluate(*learned, ATTACK, search=Blunt(), batch_size=16, state=tmp_path / "state")
+    whole = evaluate(*learned, ATTACK, backend=Blunt(), batch_size=16, state=tmp_path / "state")
     parts = sorted((tmp_path / "state").glob("*.npz"))
     assert len(parts) > 4
     for part in parts[::2]:
         part.unlink()
-    again = evaluate(*learned, ATTACK, search=Blunt(), batch_size=16, state=tmp_path / "state")
+    again = evaluate(*learned, ATTACK, backend=Blunt(), batch_size=16, state=tmp_path / "state")
     assert np.array_equal(again.standing["pgd"], whole.standing["pgd"])
     assert again.notes == whole.notes
 
 
 def test_where_only_the_copy_is_fooled_the_attack_runs_again_on_the_model(learned):
-    wanted = evaluate(*learned, ATTACK, search=OriginalModel())
-    found = evaluate(*learned, ATTACK, search=Liar())
+    wanted = evaluate(*learned, ATTACK, backend=OriginalModel())
+    found = evaluate(*learned, ATTACK, backend=Liar())
     assert 0 < wanted.standing["pgd"].sum() < wanted.standing["clean"].sum()
     assert np.array_equal(found.standing["pgd"], wanted.standing["pgd"])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_on_a_copy_as_much_is_found_as_on_the_model(learned, precision):
-    wanted = evaluate(*learned, ATTACK, search=OriginalModel()).standing["pgd"]
-    found = evaluate(*learned, ATTACK, search=AcceleratedCopy(precision)).standing["pgd"]
+    wanted = evaluate(*learned, ATTACK, backend=OriginalModel()).standing["pgd"]
+    found = evaluate(*learned, ATTACK, backend=AcceleratedCopy(precision)).standing["pgd"]
     assert (found != wanted).mean() <= (0 if precision == "fp32" else 0.04)
 
 
@@ -858,8 +858,8 @@ MANY = {
 
 @pytest.mark.parametrize("name", MANY)
 def test_batches_that_are_filled_from_several_change_nothing(many, name):
-    wanted = evaluate(*many, {name: MANY[name]}, batch_size=8, search=OriginalModel())
-    found = evaluate(*many, {name: MANY[name]}, batch_size=8, search=FromFour())
+    wanted = evaluate(*many, {name: MANY[name]}, batch_size=8, backend=OriginalModel())
+    found = evaluate(*many, {name: MANY[name]}, batch_size=8, backend=FromFour())
     assert 0 < wanted.standing[name].sum() < wanted.standing["clean"].sum()
     assert np.array_equal(found.standing[name], wanted.standing[name])
     # FAB ends on the boundary, where it brings a point back: what rounding makes of the last step differs by processor
@@ -869,10 +869,10 @@ def test_batches_that_are_filled_from_several_change_nothing(many, name):
 def test_batches_stay_full_while_examples_leave(many):
     model, data = many
 
-    def sizes(search):
+    def sizes(backend):
         seen = []
         handle = model.register_forward_hook(lambda _, __, out: seen.append(len(out)) if out.requires_grad else None)
-        evaluate(model, data, {"pgd": WhiteBox(PGD(Linf(0.2), 10, 0.02, patience=0))}, batch_size=8, search=search)
+        evaluate(model, data, {"pgd": WhiteBox(PGD(Linf(0.2), 10, 0.02, patience=0))}, batch_size=8, backend=backend)
         handle.remove()
         return seen
 
@@ -890,14 +890,14 @@ def test_an_adversary_of_ones_own_is_given_one_batch_at_a_time(many):
         seen.append(len(x))
         return x
 
-    evaluate(*many, {"mine": mine}, batch_size=8, search=FromFour())
+    evaluate(*many, {"mine": mine}, batch_size=8, backend=FromFour())
     assert max(seen) == 8
 
 
 def test_smallest_distances_are_the_same_from_several_batches(many):
     nearest = {"nearest": MinimumNorm.of(L2(1.0), steps=5)}
-    wanted = evaluate(*many, nearest, batch_size=8, search=OriginalModel()).distance
-    found = evaluate(*many, nearest, batch_size=8, search=FromFour()).distance
+    wanted = evaluate(*many, nearest, batch_size=8, backend=OriginalModel()).distance
+    found = evaluate(*many, nearest, batch_size=8, backend=FromFour()).distance
     assert np.isfinite(wanted).any()
     assert np.allclose(found, wanted, atol=1e-5)
 
@@ -941,8 +941,8 @@ def test_a_process_takes_no_more_threads_than_it_has_cores():
 
 def test_an_attack_on_the_fast_path_stays_in_its_ball():
     model, x, y = lived(small_cnn(width=4), GREY), torch.rand(4, *GREY), torch.arange(4)
-    with eval_mode(model), AcceleratedCopy("bf16")(model, x) as searched:
-        z = PGD(Linf(0.1), 5)(CE(searched.__call__, y), x, make_rng(0))
+    with eval_mode(model), AcceleratedCopy("bf16")(model, x) as attacked:
+        z = PGD(Linf(0.1), 5)(CE(attacked.__call__, y), x, make_rng(0))
     assert z.dtype == torch.float32
     assert float((z - x).abs().max()) <= 0.1 + 1e-6
     assert 0 <= float(z.min()) <= float(z.max()) <= 1

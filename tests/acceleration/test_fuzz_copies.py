@@ -44,10 +44,10 @@ def test_a_model_with_a_convolution_that_torch_gets_wrong_is_not_put_in_channels
     with torch.no_grad():
         model[3] = nn.Linear(model[:3](torch.rand(1, 1, 8, 8)).shape[1], 3)
     x, fast = torch.rand(8, 1, 8, 8), AcceleratedCopy("fp32", "off")
-    with eval_mode(model), fast(model, x) as searched:
-        assert searched is not model
-        assert not any(isinstance(module, FrozenConv) for module in searched.modules())
-        assert torch.allclose(searched(x), model(x), atol=1e-5)
+    with eval_mode(model), fast(model, x) as attacked:
+        assert attacked is not model
+        assert not any(isinstance(module, FrozenConv) for module in attacked.modules())
+        assert torch.allclose(attacked(x), model(x), atol=1e-5)
     strides = [p.stride() for p in model.parameters()]
     prefer_channels_last(model, x)
     assert [p.stride() for p in model.parameters()] == strides
@@ -142,9 +142,9 @@ def test_a_copy_of_a_graph_drawn_by_chance_is_the_graph_or_is_not_used(fuzz, pre
         lived(model, x)
         with warnings.catch_warnings(), eval_mode(model), frozen(model):
             warnings.simplefilter("ignore")
-            with AcceleratedCopy(precision, "off")(model, x[:8]) as searched:
-                used += searched is not model
-                (found, mine), (wanted, true) = gradient(searched, x[8:]), gradient(model, x[8:])
+            with AcceleratedCopy(precision, "off")(model, x[:8]) as attacked:
+                used += attacked is not model
+                (found, mine), (wanted, true) = gradient(attacked, x[8:]), gradient(model, x[8:])
         centred = wanted - wanted.mean(1, keepdim=True)
         apart = (found - found.mean(1, keepdim=True) - centred).norm() / centred.norm().clamp_min(1e-9)
         assert apart <= logits, (number, model)

@@ -31,7 +31,7 @@ from sparring import (
     make_rng,
 )
 from sparring.acceleration import AcceleratedCopy, OriginalModel
-from sparring.acceleration.shadow import Low
+from sparring.acceleration.body_copy import Low
 from sparring.core.modes import ComposedMode, eval_mode
 from sparring.core.types import Batch, pixels
 from sparring.data import Digits
@@ -427,15 +427,15 @@ def trained(model, x, y, steps=60):
 
 
 def kind(fast, model, few):
-    with eval_mode(model), fast(model, few) as searched:
-        if searched is model:
+    with eval_mode(model), fast(model, few) as attacked:
+        if attacked is model:
             return ITSELF
-        low = searched if isinstance(searched, Low) else searched.body
+        low = attacked if isinstance(attacked, Low) else attacked.body
         return {torch.float32: FP32, torch.bfloat16: BF16}[low.dtype]
 
 
-def standing(model, test, adversary, search):
-    found = evaluate(model, test, {"attack": adversary}, search=search).standing
+def standing(model, test, adversary, backend):
+    found = evaluate(model, test, {"attack": adversary}, backend=backend).standing
     return int(found["clean"].sum()), int(found["attack"].sum())
 
 
@@ -462,14 +462,14 @@ def test_a_view_reaches_what_training_crafts_on(digits, view):
     """The search was used without the view before."""
     x, y, _ = digits
 
-    def step(search):
+    def step(backend):
         torch.manual_seed(0)
         model = hard(trained(Stepped(), x, y))
-        with search(model, x[:8]):
+        with backend(model, x[:8]):
             pass
         method = Method(PGD(EPS, 5), CrossEntropy(), inner_mode=ComposedMode((eval_mode, view)), outer_mode=eval_mode)
         state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1))
-        terms = train_step(method, state, Batch(x[:64], y[:64], torch.arange(64)), Progress(0, 2, 1), search=search)
+        terms = train_step(method, state, Batch(x[:64], y[:64], torch.arange(64)), Progress(0, 2, 1), backend=backend)
         return float(terms["ce"])
 
     assert step(AcceleratedCopy("fp32")) == pytest.approx(step(OriginalModel()), rel=0.02)

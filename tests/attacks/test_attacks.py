@@ -333,7 +333,7 @@ def crafted(attack, view, seen=None):
     method = Method(attack, CrossEntropy(), inner_mode=view)
     state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1))
     batch = Batch(pixels(data.x), data.y, torch.arange(64))
-    train_step(method, state, batch, Progress(1, 10, 1), search=OriginalModel())
+    train_step(method, state, batch, Progress(1, 10, 1), backend=OriginalModel())
     return sizes
 
 

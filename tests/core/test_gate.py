@@ -207,10 +207,10 @@ WRONG = {  # what is handed in, and what is said of it
 }
 
 
-def stepped(model, x=X, search=None, attack=ATTACK):
+def stepped(model, x=X, backend=None, attack=ATTACK):
     method = Method(attack, CrossEntropy())
     state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1))
-    return train_step(method, state, Batch(x, Y, torch.arange(len(x))), Progress(0, 2, 1), search=search)
+    return train_step(method, state, Batch(x, Y, torch.arange(len(x))), Progress(0, 2, 1), backend=backend)
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -295,7 +295,7 @@ def test_a_training_beside_an_evaluation_goes_on_when_that_has_ended():
 
     def evaluated():
         try:
-            evaluate(model, DATA, {"pgd": WhiteBox(ATTACK)}, search=None)
+            evaluate(model, DATA, {"pgd": WhiteBox(ATTACK)}, backend=None)
         except Exception as error:
             trouble.append(error)
 
@@ -342,7 +342,7 @@ def test_models_that_were_trained_are_freed(fast):
     seen = []
     for _ in range(3):
         model = Hooked()
-        stepped(model, search=fast)
+        stepped(model, backend=fast)
         seen.append(weakref.ref(model))
         del model
     gc.collect()

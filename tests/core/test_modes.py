@@ -145,25 +145,25 @@ def test_the_fast_path_sees_the_smooth_gradient_and_makes_its_copy_once(precisio
     _, wanted = smooth(model, x)
     copies = set()
     for _ in range(3):
-        with SmoothBackward()(model), fast(model, x) as searched:
+        with SmoothBackward()(model), fast(model, x) as attacked:
             z = x.clone().requires_grad_()
-            (grad,) = torch.autograd.grad(searched(z).pow(2).sum(), z)
-            copies.add(id(searched))
-            convolutions = [m for m in searched.modules() if isinstance(m, FrozenConv)]
+            (grad,) = torch.autograd.grad(attacked(z).pow(2).sum(), z)
+            copies.add(id(attacked))
+            convolutions = [m for m in attacked.modules() if isinstance(m, FrozenConv)]
     assert len(copies) == 1
     assert len(convolutions) == 4 and not any(conv.relu for conv in convolutions)
     assert float((grad - wanted).norm() / wanted.norm()) < (1e-4 if precision == "fp32" else 0.05)
-    with fast(model, x) as searched:
-        plain = searched
-        assert all(conv.relu for conv in searched.modules() if isinstance(conv, FrozenConv))
+    with fast(model, x) as attacked:
+        plain = attacked
+        assert all(conv.relu for conv in attacked.modules() if isinstance(conv, FrozenConv))
     with torch.no_grad():
         model.head.bias += 1.0
     for _ in range(2):  # now and then another view: both copies are kept, and filled anew
-        with SmoothBackward()(model), fast(model, x) as searched:
-            assert id(searched) in copies
-            assert torch.allclose(searched(x), model(x), atol=1e-4 if precision == "fp32" else 0.05)
-        with fast(model, x) as searched:
-            assert searched is plain
+        with SmoothBackward()(model), fast(model, x) as attacked:
+            assert id(attacked) in copies
+            assert torch.allclose(attacked(x), model(x), atol=1e-4 if precision == "fp32" else 0.05)
+        with fast(model, x) as attacked:
+            assert attacked is plain
 
 
 def test_views_go_together_and_come_apart():
@@ -188,7 +188,7 @@ def test_a_method_trains_with_smooth_gradients_in_either_place(attacker, update)
         state = State.start(method, model, optimizer, data)
         optimizer.param_groups[0]["lr"] = 0.1
         batch = Batch(data.x / 255, data.y, torch.arange(len(data)))
-        train_step(method, state, batch, Progress(0, 1, 1), search=OriginalModel())
+        train_step(method, state, batch, Progress(0, 1, 1), backend=OriginalModel())
         assert type(model.body[1]) is nn.ReLU
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 

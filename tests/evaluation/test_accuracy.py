@@ -82,7 +82,7 @@ def test_wrong_examples_are_not_attacked():
             seen.append(len(x))
             return x
 
-    evaluate(Linear(), linear_data(100), {"watch": OverfittingMonitor()}, batch_size=50, search=OriginalModel())
+    evaluate(Linear(), linear_data(100), {"watch": OverfittingMonitor()}, batch_size=50, backend=OriginalModel())
     assert seen == [50, 40], "what stands is packed anew"
 
 
@@ -174,7 +174,7 @@ def test_progress_is_told_batch_by_batch():
         linear_data(100),
         {"b": WhiteBox(Benign())},
         batch_size=40,
-        search=OriginalModel(),
+        backend=OriginalModel(),
         on_progress=told.append,
     )
     assert [(news.done, news.todo) for news in told] == [(40, 90), (80, 90), (90, 90), (90, 90)]
@@ -206,13 +206,13 @@ class Dead(nn.Module):
 @pytest.mark.parametrize(
     "search", [OriginalModel(), AcceleratedCopy("fp32", "off"), AcceleratedCopy("bf16", "off")], ids=repr
 )
-def test_an_adversary_follows_the_gradient_of_a_view_and_is_judged_without_it(search):
+def test_an_adversary_follows_the_gradient_of_a_view_and_is_judged_without_it(backend):
     model, data = Dead(), TensorData(torch.full((5, 1, 4, 4), 0.5), torch.zeros(5, dtype=torch.long), ("a", "b"))
     pgd = WhiteBox(PGD(Linf(0.1), 2, 0.05, start=CleanStart(), patience=0))
     both = {"plain": pgd, "smooth": SurrogateGradient(SmoothBackward(1.0), pgd), "again": pgd}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the notes of the fast path on a model of two tensors
-        found = evaluate(model, data, both, search=search)
+        found = evaluate(model, data, both, backend=backend)
     assert found.standing["plain"].all() and found.standing["again"].all()
     assert not found.standing["smooth"].any()
     assert found.norm["smooth"].max() <= 0.1 + 1e-6

@@ -387,9 +387,9 @@ def test_distances_that_were_not_looked_for_are_not_there(net):
 
 
 def test_a_state_found_by_another_search_is_refused(net, tmp_path):
-    evaluate(net, toy_data(), {"quick": Quick()}, state=tmp_path, search=AcceleratedCopy("fp32"))
+    evaluate(net, toy_data(), {"quick": Quick()}, state=tmp_path, backend=AcceleratedCopy("fp32"))
     with pytest.raises(UserError, match="holds the state of another evaluation"):
-        evaluate(net, toy_data(), {"quick": Quick()}, state=tmp_path, search=OriginalModel())
+        evaluate(net, toy_data(), {"quick": Quick()}, state=tmp_path, backend=OriginalModel())
 
 
 class Killed(Exception): ...  # noqa: N818

@@ -182,10 +182,10 @@ def test_a_copy_that_attacks_search_on_shares_the_bank_and_gives_its_logits(read
     model, data = reader
     x = data[200:].x.float() / 255
     for precision in ("fp32", "bf16"):
-        with AcceleratedCopy(precision)(model, x[:8]) as searched:
-            head = knn_head(searched)
+        with AcceleratedCopy(precision)(model, x[:8]) as attacked:
+            head = knn_head(attacked)
             assert head is not None and head.rows is model.head.rows
-            assert (searched(x).argmax(1) == model(x).argmax(1)).float().mean() > 0.9
+            assert (attacked(x).argmax(1) == model(x).argmax(1)).float().mean() > 0.9
         encode_bank(model, data[:200])  # in place: the copy sees it
         assert head.rows is model.head.rows
 
@@ -219,11 +219,11 @@ def test_a_model_in_double_precision_is_evaluated_and_attacked(reader):
 def test_a_bank_that_is_exchanged_is_searched_on_anew(reader):
     model = copy.deepcopy(reader[0])
     x, fast = reader[1][200:].x.float() / 255, AcceleratedCopy("fp32")
-    with fast(model, x[:8]) as searched:
-        assert torch.allclose(searched(x), model(x), atol=1e-3)
+    with fast(model, x[:8]) as attacked:
+        assert torch.allclose(attacked(x), model(x), atol=1e-3)
     model.head.rows = F.normalize(torch.randn(model.head.rows.shape, generator=make_rng(5)), dim=1)
-    with fast(model, x[:8]) as searched:
-        assert torch.allclose(searched(x), model(x), atol=1e-3)
+    with fast(model, x[:8]) as attacked:
+        assert torch.allclose(attacked(x), model(x), atol=1e-3)
 
 
 def test_an_average_of_weights_has_a_bank_of_its_own(reader):
@@ -234,7 +234,7 @@ def test_an_average_of_weights_has_a_bank_of_its_own(reader):
 def test_autoattack_and_the_audit_apply_unchanged(reader):
     model, data = reader
     few = data[200:230]
-    found = evaluate(model, few, {"aa": AutoAttack(BALL)}, search=OriginalModel())
+    found = evaluate(model, few, {"aa": AutoAttack(BALL)}, backend=OriginalModel())
     right = found.table()["clean"].correct
     assert right > 15 and found.table()["aa"].correct < right
     assert "apgd-ce" in " ".join(map(str, found.broken_by("aa")))

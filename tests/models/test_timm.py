@@ -76,9 +76,9 @@ def test_a_swap_in_a_network_of_timm_leaves_its_weights_loadable():
 def test_the_fast_path_and_attacks_take_them():
     torch.manual_seed(0)
     model, x = imagenet_resnet(26, num_classes=4, shape=(3, 32, 32), activation="silu").eval(), torch.rand(4, 3, 32, 32)
-    with eval_mode(model), AcceleratedCopy("fp32", "off")(model, x) as searched, torch.no_grad():
-        assert searched is not model
-        assert torch.allclose(searched(x), model(x), atol=1e-3)
+    with eval_mode(model), AcceleratedCopy("fp32", "off")(model, x) as attacked, torch.no_grad():
+        assert attacked is not model
+        assert torch.allclose(attacked(x), model(x), atol=1e-3)
     z = perturb(model, x, torch.arange(4), FGSM(Linf(0.01)))
     assert float((z - x).abs().max()) == pytest.approx(0.01, abs=1e-6)
 

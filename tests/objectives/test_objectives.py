@@ -59,14 +59,14 @@ def test_every_objective_keeps_its_contract(objective, attack):
     check_objective(objective, attack)
 
 
-def one_step(objective, attack, model, search=OriginalModel()):  # noqa: B008
+def one_step(objective, attack, model, backend=OriginalModel()):  # noqa: B008
     """Not the very first, which also runs 8 images to check them."""
     data = toy_data()
     state = State.start(Method(attack, objective), model, torch.optim.SGD(model.parameters(), lr=0.1), data)
-    state.notes["search"] = search.kind(model)  # what the step before took
+    state.notes["search"] = backend.kind(model)  # what the step before took
     index = torch.arange(12)
     batch = Batch(pixels(data.x[index]), data.y[index], index)
-    return train_step(Method(attack, objective), state, batch, Progress(1, 5, 1), GradientStep(), search)
+    return train_step(Method(attack, objective), state, batch, Progress(1, 5, 1), GradientStep(), backend)
 
 
 # forwards, backwards: what the theory asks for
@@ -98,13 +98,13 @@ PASSES = [
 
 @pytest.mark.parametrize(("objective", "attack", "forwards", "backwards"), PASSES, ids=lambda v: repr(v)[:40])
 def test_a_training_step_takes_as_many_passes_as_the_theory_says(objective, attack, forwards, backwards):
-    for search in (OriginalModel(), AcceleratedCopy()):
+    for backend in (OriginalModel(), AcceleratedCopy()):
         model = toy_net().train()
         seen = count(model)
-        one_step(objective, attack, model, search)
+        one_step(objective, attack, model, backend)
         seen.forwards = seen.backwards = 0  # the first step also proves the copy
-        one_step(objective, attack, model, search)
-        assert (seen.forwards, seen.backwards) == (forwards, backwards), search
+        one_step(objective, attack, model, backend)
+        assert (seen.forwards, seen.backwards) == (forwards, backwards), backend
 
 
 def test_label_smoothing_acts_on_the_update_and_not_on_the_attack():

@@ -131,7 +131,7 @@ def test_no_label_changes_what_is_learned_without_labels():
         for step in range(3):
             rows = torch.arange(10) + 10 * step
             batch = Batch(pixels(other.x[rows]), other.y[rows], rows)
-            train_step(method, state, batch, Progress(step, 3, 1), search=OriginalModel())
+            train_step(method, state, batch, Progress(step, 3, 1), backend=OriginalModel())
         weights.append([p.clone() for p in model.body.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
@@ -190,7 +190,7 @@ def test_votes_and_guides_train_and_refuse_a_model_without_neighbours(objective)
     for step in range(4):
         rows = torch.arange(12) + 12 * step
         batch = Batch(pixels(data.x[rows]), data.y[rows], rows)
-        terms = train_step(method, state, batch, Progress(step, 10, 1), search=AcceleratedCopy("fp32"))
+        terms = train_step(method, state, batch, Progress(step, 10, 1), backend=AcceleratedCopy("fp32"))
         assert all(bool(term.isfinite()) for term in terms.values())
         changed = not torch.equal(model.head.rows, bank)
         assert changed == (step >= 2), "encoded anew at steps 0 and 2; at 0 nothing had moved yet"
@@ -235,7 +235,7 @@ def test_the_bank_of_instances_is_the_loop_one_step_late():
             for i, value in zip(*pending, strict=True):
                 row = 0.25 * known[i] + 0.75 * value
                 known[i] = row / np.linalg.norm(row)
-        train_step(method, state, Batch(x, data.y[rows], rows), Progress(step, 10, 1), search=OriginalModel())
+        train_step(method, state, Batch(x, data.y[rows], rows), Progress(step, 10, 1), backend=OriginalModel())
         pending = rows.tolist(), z
         assert np.allclose(state.memory.bank[torch.arange(60)], known, atol=1e-5), "before what is seen now enters"
     saved = {name: t.clone() for name, t in state.memory.state_dict().items()}

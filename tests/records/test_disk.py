@@ -427,7 +427,7 @@ NONSENSE = (
 READERS = {
     "status.json": lambda run: run.status(),
     "environment.json": lambda run: run.sessions(),
-    "search.json": lambda run: run.search(),
+    "search.json": lambda run: run.backend(),
     "guard.json": lambda run: run.guard(),
     "recipe.json": lambda run: recipe_from_plain(run.recipe()),
     "evaluation-best.npz": lambda run: run.read_flags("best"),

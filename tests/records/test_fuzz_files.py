@@ -126,7 +126,7 @@ def test_recipes_of_which_parts_are_exchanged(finished, fuzz):
 def everything(run):
     """Whatever of a run folder is read by somebody."""
     run.metrics()
-    ways = (run.recipe, run.status, run.finished, run.sessions, run.search, run.guard, run.foreign, run.evaluation)
+    ways = (run.recipe, run.status, run.finished, run.sessions, run.backend, run.guard, run.foreign, run.evaluation)
     for way in (*ways, lambda: run.read_flags("best"), lambda: run.read_flags("best").table()):
         survives(way, way)
 

@@ -510,7 +510,7 @@ def test_whether_to_compile_is_decided_once(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("sparring.runs.fit.worth_compiling", lambda *_: True)
     with pytest.raises(Interrupted):
         fit(tiny, tmp_path / "a", show=stop_at(4))
-    assert RunFolder(tmp_path / "a").search()["compile"] == "off"
+    assert RunFolder(tmp_path / "a").backend()["compile"] == "off"
 
 
 def test_a_precision_that_there_is_not_is_refused_before_anything_is_deleted(tiny, tmp_path):

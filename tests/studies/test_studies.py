@@ -95,7 +95,7 @@ def test_a_study_records_what_its_attacks_computed_in(done):
     found = json.loads((folder / "study.json").read_text())["precision"]
     run = RunFolder(folder / "runs" / "pgd-2-0")
     said = AcceleratedCopy().said(torch.device("cpu"))
-    assert found == {"training": [run.search()["precision"]], "evaluation": [said]}
+    assert found == {"training": [run.backend()["precision"]], "evaluation": [said]}
     assert found["training"][0] in ("fp32", "bf16")
     line = f"Precision of attacks: in training {found['training'][0]}; in evaluation {said} (in L2"
     assert line in (folder / "table.md").read_text()
@@ -104,11 +104,11 @@ def test_a_study_records_what_its_attacks_computed_in(done):
 def test_runs_that_computed_otherwise_are_told_apart(done, tmp_path):
     shutil.copytree(done[0] / "runs" / "fgsm-0", tmp_path / "other")
     other = RunFolder(tmp_path / "other")
-    other.set_search({"precision": "tf32", "compile": "off"})
+    other.set_backend({"precision": "tf32", "compile": "off"})
     other.write_evaluation({name: each for name, each in other.evaluation().items() if name != "how"})
     one = RunFolder(done[0] / "runs" / "fgsm-0")
     found = precision_of([one, other])
-    assert found["training"] == [one.search()["precision"], "tf32"]
+    assert found["training"] == [one.backend()["precision"], "tf32"]
     assert found["evaluation"][1] == "not recorded"
 
 

@@ -90,7 +90,7 @@ def test_the_attack_leaves_no_gradient_for_the_optimiser_to_find():
     """The weight gradient of a step is that of the outer loss alone, although an attack came before it."""
     data, state = toy_data(), begin(lr=0.0)
     batch = Batch(pixels(data.x[:20]), data.y[:20], torch.arange(20))
-    train_step(MADRY, state, batch, Progress(0, 3, 1), search=OriginalModel())
+    train_step(MADRY, state, batch, Progress(0, 3, 1), backend=OriginalModel())
     found = state.model[1].weight.grad.clone()
     again = begin(lr=0.0)
     with torch.no_grad():

@@ -138,12 +138,12 @@ def _evaluate_ours(path: Path, args: list[str], show: object) -> _Found:
 
     options, recipe = _chosen(path, args)
     recipe = replace(recipe, evaluation=_with_more(recipe.evaluation, options))
-    search = AcceleratedCopy(options.precision, options.compile)
+    backend = AcceleratedCopy(options.precision, options.compile)
     common = {
         "device": options.device,
         "overwrite": options.overwrite,
         "keep_images": options.keep_images,
-        "search": search,
+        "backend": backend,
         "show": show,
     }
     if path.is_dir() and options.out:
@@ -239,7 +239,7 @@ def _evaluate_foreign(target: str, args: list[str], show: object) -> _Found:
         how=how,
         overwrite=options.overwrite,
         keep_images=options.keep_images,
-        search=AcceleratedCopy(options.precision, options.compile),
+        backend=AcceleratedCopy(options.precision, options.compile),
         show=show,  # type: ignore[arg-type]
     )
     return options, found, evaluation.adversaries, options.out

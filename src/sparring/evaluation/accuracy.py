@@ -32,7 +32,7 @@ def evaluate(
     index: Tensor | None = None,
     keep_images: bool = False,
     state: Path | str | None = None,
-    search: AttackBackend | None = None,
+    backend: AttackBackend | None = None,
     on_progress: OnProgress = lambda news: None,
 ) -> EvaluationResult:
     """Which examples the model gets right: clean, and under each adversary.
@@ -48,10 +48,10 @@ def evaluate(
     folder, what was found is written there as it comes: the same call goes on from it after a crash. `keep_images` puts
     the adversarial images of broken examples into the result.
 
-    Attacks run on what `search` gives for the model, by default (`AcceleratedCopy()`) a copy that is quicker and rounds
-    otherwise; in L2, L1 and for smallest distances, where rounding was seen to matter, one in float32. Where the copy
-    is fooled and the model is not, they run again on the model. Raises `UserError` for images outside [0, 1], wrong
-    labels, probabilities instead of logits, and a model that changes itself in forward.
+    Attacks run on what `backend` gives for the model, by default (`AcceleratedCopy()`) a copy that is quicker and
+    rounds otherwise; in L2, L1 and for smallest distances, where rounding was seen to matter, one in float32. Where the
+    copy is fooled and the model is not, they run again on the model. Raises `UserError` for images outside [0, 1],
+    wrong labels, probabilities instead of logits, and a model that changes itself in forward.
     """
     check_model(model)
     check_data(data, "evaluation")
@@ -64,8 +64,8 @@ def evaluate(
     if sum(chain.nearest is not None for chain in chains) > 1:
         raise UserError("the smallest distances are looked for in one norm at a time: leave all Nearest but one away")
     judge = Verifier(model, max((chain.draws for chain in chains), default=1))
-    search, like = search or AcceleratedCopy(), _like(model, data)
-    about = {**_about(model, data, index, known, seed), "search": search.describe(like.device)}
+    backend, like = backend or AcceleratedCopy(), _like(model, data)
+    about = {**_about(model, data, index, known, seed), "search": backend.describe(like.device)}
     journal = None if state is None else PartStore(Path(state), about, data.x.shape)
     few = pixels(data.x[:FEW]).to(like)
     with alone(model), full_precision(), switched_to_eval(model), frozen(model):
@@ -73,13 +73,13 @@ def evaluate(
         answer(model, few)
         unaltered.check()
         in_float32 = (
-            search.in_float32()
+            backend.in_float32()
             if any(needs_fine(each) for chain in chains for each in chain.stages.values())
-            else search
+            else backend
         )
-        with search(model, few) as searched, in_float32(model, few) as finely:
-            how = (index, like, batch_size, seed, journal, on_progress, keep_images, search)
-            setting = EvaluationContext(judge, searched, finely, unaltered, data, *how)
+        with backend(model, few) as attacked, in_float32(model, few) as attacked_fp32:
+            how = (index, like, batch_size, seed, journal, on_progress, keep_images, backend)
+            setting = EvaluationContext(judge, attacked, attacked_fp32, unaltered, data, *how)
             clean, notes = _clean(setting)
             if journal is not None and judge.draws == 1 and not any("randomised" in note for note in notes):
                 journal.same_answers(clean.predicted.numpy(), clean.margin.numpy())
@@ -91,7 +91,7 @@ def evaluate(
         warnings.warn(note, stacklevel=2)
     notes += [note for note in (*flat, *run.notes) if note not in notes]
     notes += [note for chain, book in books.values() for note in (*chain.notes, *_by_square(chain, book))]
-    notes += dict.fromkeys((*search.notes(model), *in_float32.notes(model)))
+    notes += dict.fromkeys((*backend.notes(model), *in_float32.notes(model)))
     return _assembled(setting, clean, books, tuple(notes), about)
 
 

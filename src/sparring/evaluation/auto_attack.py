@@ -125,7 +125,7 @@ def autoattack(
     index: Tensor | None = None,
     keep_images: bool = False,
     state: Path | str | None = None,
-    search: AttackBackend | None = None,
+    backend: AttackBackend | None = None,
     on_progress: OnProgress = lambda news: None,
 ) -> EvaluationResult:
     """Robust accuracy under AutoAttack of any model that gives logits: `autoattack(model, x, y, Linf("8/255"))`.
@@ -148,6 +148,6 @@ def autoattack(
         index=index,
         keep_images=keep_images,
         state=state,
-        search=search,
+        backend=backend,
         on_progress=on_progress,
     )

@@ -152,9 +152,9 @@ class EvaluationContext:
     """What an evaluation is done with."""
 
     judge: Verifier
-    searched: nn.Module
+    attacked: nn.Module
     """What attacks search on; what they find counts on the model of the judge."""
-    finely: nn.Module
+    attacked_fp32: nn.Module
     """The same with the rounding of float32."""
     unaltered: MutationCheck
     data: TensorData
@@ -166,12 +166,12 @@ class EvaluationContext:
     journal: PartStore | None
     on_progress: OnProgress
     keep_images: bool
-    search: AttackBackend
+    backend: AttackBackend
 
     def on_copy(self, adversary: Adversary) -> bool:
         """Whether it searches on something else than the model."""
-        searched = self.finely if needs_fine(adversary) else self.searched
-        return isinstance(adversary, SurrogateGradient) or searched is not self.judge.model
+        attacked = self.attacked_fp32 if needs_fine(adversary) else self.attacked
+        return isinstance(adversary, SurrogateGradient) or attacked is not self.judge.model
 
     def sample(self, rows: Tensor) -> Tensor:
         """Some of the rows, drawn by seed and index alone."""
@@ -186,15 +186,15 @@ class EvaluationContext:
             return
         in_float32 = needs_fine(adversary)
         if not isinstance(adversary, SurrogateGradient):
-            yield adversary, self.finely if in_float32 else self.searched
+            yield adversary, self.attacked_fp32 if in_float32 else self.attacked
             return
-        search = self.search.in_float32() if in_float32 else self.search
-        with adversary.view(self.judge.model), search(self.judge.model, self.batch(slice(8))[0]) as searched:
-            yield adversary.adversary, searched
+        backend = self.backend.in_float32() if in_float32 else self.backend
+        with adversary.view(self.judge.model), backend(self.judge.model, self.batch(slice(8))[0]) as attacked:
+            yield adversary.adversary, attacked
 
     def divided(self, adversary: Adversary) -> tuple[Adversary, int]:
         """The adversary, and how many examples it searches on at a time: of several batches, if that is of use."""
-        batches_in_flight = self.search.batches_in_flight(self.like.device)
+        batches_in_flight = self.backend.batches_in_flight(self.like.device)
         if batches_in_flight == 1 or not isinstance(adversary, Divides):
             return adversary, self.batch_size
         return adversary.dividing(self.batch_size), batches_in_flight * self.batch_size
@@ -211,14 +211,14 @@ class EvaluationContext:
         return torch.cat([points for points, _ in found]), Verdict(*map(torch.cat, verdicts))
 
     @torch.no_grad()
-    def unlike_model(self, searched: nn.Module, z: Tensor, y: Tensor) -> Tensor:
+    def unlike_model(self, attacked: nn.Module, z: Tensor, y: Tensor) -> Tensor:
         """At which points what is searched on is fooled, or lost, and the model is not: `[B]`."""
-        if searched is self.judge.model:
+        if attacked is self.judge.model:
             return torch.zeros_like(y, dtype=torch.bool)
         unlike = ~_finite(z)
         rows = _rows(~unlike)
         with torch.autocast(z.device.type, enabled=False):
-            for model, fooled in ((searched, True), (self.judge.model, False)):
+            for model, fooled in ((attacked, True), (self.judge.model, False)):
                 if len(rows):  # a model need not take an empty batch
                     found = [misclassified(model(z[part]), y[part]) == fooled for part in rows.split(self.batch_size)]
                     rows = rows[torch.cat(found)]
@@ -290,9 +290,9 @@ class Run:
         setting = self.setting
         x, y = setting.batch(rows.to(setting.data.x.device))
         index, threat = setting.index[rows].to(x.device), bound(adversary)
-        with setting.seen_by(adversary, on_model) as (attack, searched):
-            z = attack(searched, x, y, PerExample(seed, index)).detach()
-            again = setting.unlike_model(searched, z, y)
+        with setting.seen_by(adversary, on_model) as (attack, attacked):
+            z = attack(attacked, x, y, PerExample(seed, index)).detach()
+            again = setting.unlike_model(attacked, z, y)
             if bool(again.any()):
                 z[again] = attack(setting.judge.model, x[again], y[again], PerExample(seed, index[again])).detach()
         lost = ~_finite(z)

@@ -42,15 +42,15 @@ def linear_probe(
         with torch.no_grad():
             weight.copy_(start.weight * spread)
             bias.copy_(start.bias + start.weight.double() @ mean)
-    search = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
+    backend = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
-        search.zero_grad()
+        backend.zero_grad()
         value = F.cross_entropy(z @ weight.T + bias, y) + penalty / 2 * weight.square().sum()
         value.backward()
         return value
 
-    search.step(loss)
+    backend.step(loss)
     layer = nn.Linear(z.shape[1], num_classes).to(features.device)
     with torch.no_grad():
         layer.weight.copy_(weight / spread)

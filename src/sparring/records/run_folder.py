@@ -86,12 +86,12 @@ class RunFolder:
     def set_status(self, status: Mapping[str, Any]) -> None:
         write_json(self._status, status)
 
-    def search(self) -> dict[str, Any] | None:
+    def backend(self) -> dict[str, Any] | None:
         """The precision of the attacks and whether they are compiled, as the run was begun."""
         return read_json(self._search, hint=Begun) if self._search.exists() else None
 
-    def set_search(self, search: Mapping[str, Any]) -> None:
-        write_json(self._search, search)
+    def set_backend(self, backend: Mapping[str, Any]) -> None:
+        write_json(self._search, backend)
 
     def guard(self) -> list[dict[str, Any]]:
         """What the guard saw and did: `step`, `action` and `what` of each event."""

@@ -68,8 +68,8 @@ def fit(
     """
     run, where = RunFolder(folder), device_of(device)
     _admit(run, recipe, overwrite)
-    fresh = overwrite or run.search() is None
-    search = AcceleratedCopy.resolved(where, precision, compile) if fresh else _search(run, precision, compile)
+    fresh = overwrite or run.backend() is None
+    backend = AcceleratedCopy.resolved(where, precision, compile) if fresh else _search(run, precision, compile)
     training, held = _prepare(recipe, run.path, where)
     train = training.data
     goes_on = not overwrite and bool(Checkpoints(run.checkpoints).paths())
@@ -86,33 +86,33 @@ def fit(
         checkpoints.load_latest(state)
         run.rewind(state.step)
         pace = measure(
-            recipe.method, state, batches, recipe.epochs, recipe.update, search, run.path if profile else None
+            recipe.method, state, batches, recipe.epochs, recipe.update, backend, run.path if profile else None
         )
-        notes = search.notes(state.model)
+        notes = backend.notes(state.model)
         if fresh and compile == "auto" and worth_compiling(state.model, where, pace.seconds_left * pace.in_attack):
-            search = AcceleratedCopy(search.precision, "on")
-        run.set_search({"precision": search.precision, "compile": search.compile})
+            backend = AcceleratedCopy(backend.precision, "on")
+        run.set_backend({"precision": backend.precision, "compile": backend.compile})
         more = (
             *_guarding(recipe, batches, pace),
             *_banks(state),
             *_looks(recipe, train),
-            *_emulated(search, where),
+            *_emulated(backend, where),
             *notes,
         )
-        say("\n".join([f"{pace}, {search.describe(where)}", *more]))
+        say("\n".join([f"{pace}, {backend.describe(where)}", *more]))
         run.add_session(session(recipe.seed, where))
         best = _Best(run, recipe, train)
         best.settle(state)
         with stopping() as stop, board(state.step) as writer, _drawn(run):
-            held_out = ValidationHook(recipe.selection, recipe.seed, held, search)
+            held_out = ValidationHook(recipe.selection, recipe.seed, held, backend)
             record = MetricsHook(run, recipe.batch_size, show, held_out, writer)
             save = CheckpointHook(checkpoints, saving, stop, best.write)
-            watch = _watch(recipe, train, search)
+            watch = _watch(recipe, train, backend)
             guarding = () if watch is None else (GuardHook(watch, run, checkpoints, held_out, say),)
             readers = _readers(state, train, run, say)
-            looking = _remembering(recipe, run, train, search)
+            looking = _remembering(recipe, run, train, backend)
             hooks = (*readers, held_out, record, *looking, *guarding, save)
-            loop = Loop(recipe.epochs, recipe.lr, recipe.update, recipe.averaging, hooks, search)
+            loop = Loop(recipe.epochs, recipe.lr, recipe.update, recipe.averaging, hooks, backend)
             stopped = _train(loop, recipe, state, batches, watch, _Back(run, checkpoints, best, say))
             if stopped:  # perhaps in the middle of the first epoch, where nothing was the best yet
                 now = Progress(state.step, len(batches), recipe.epochs)
@@ -135,12 +135,12 @@ def _guarding(recipe: Recipe, batches: Batches, pace: StepProfile) -> list[str]:
 
 
 def _remembering(
-    recipe: Recipe, run: RunFolder, train: LabelledData, search: AcceleratedCopy
+    recipe: Recipe, run: RunFolder, train: LabelledData, backend: AcceleratedCopy
 ) -> tuple[ExampleHistoryHook, ...]:
     return (
         ()
         if recipe.example_history is None
-        else (ExampleHistoryHook(recipe.example_history, run, train, search, recipe.seed),)
+        else (ExampleHistoryHook(recipe.example_history, run, train, backend, recipe.seed),)
     )
 
 
@@ -168,12 +168,12 @@ def _readers(
     return () if knn_head(state.model) is None else (EncodeBankHook(train, run, say),)
 
 
-def _watch(recipe: Recipe, train: LabelledData, search: AcceleratedCopy) -> OverfittingMonitor | None:
+def _watch(recipe: Recipe, train: LabelledData, backend: AcceleratedCopy) -> OverfittingMonitor | None:
     """The guard of the recipe, with the training images that it looks at, the same throughout."""
     if recipe.guard is None:
         return None
     rows = torch.randperm(len(train), generator=make_rng(1))[: recipe.guard.examples].to(train.y.device)
-    return OverfittingMonitor(recipe.guard, train[rows], search, recipe.seed)
+    return OverfittingMonitor(recipe.guard, train[rows], backend, recipe.seed)
 
 
 def _train(
@@ -308,7 +308,7 @@ def _begin(recipe: Recipe, train: LabelledData, folder: Path, device: torch.devi
 
 def _search(run: RunFolder, precision: Precision, compile: Compile) -> AcceleratedCopy:
     """What the run was begun with, if that is what is asked for: other rounding would not be the same run."""
-    begun = run.search() or {}
+    begun = run.backend() or {}
     for name, asked in (("precision", precision), ("compile", compile)):
         if asked not in ("auto", begun[name]):
             raise UserError(
@@ -318,8 +318,8 @@ def _search(run: RunFolder, precision: Precision, compile: Compile) -> Accelerat
     return AcceleratedCopy(begun["precision"], begun["compile"])
 
 
-def _emulated(search: AcceleratedCopy, device: torch.device) -> Iterator[str]:
-    if search.dtype(device) == torch.bfloat16 and not computes_bf16(device):
+def _emulated(backend: AcceleratedCopy, device: torch.device) -> Iterator[str]:
+    if backend.dtype(device) == torch.bfloat16 and not computes_bf16(device):
         yield "this processor has no instructions for bf16, so attacks are many times slower than with --precision fp32"
 
 

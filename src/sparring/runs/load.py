@@ -63,7 +63,7 @@ def evaluate_run(
     device: str = "auto",
     overwrite: bool = False,
     keep_images: bool = False,
-    search: AttackBackend | None = None,
+    backend: AttackBackend | None = None,
     show: Show = lambda which, news: None,
 ) -> dict[str, EvaluationResult]:
     """Evaluates the best and the last weights of a run on its test set, as `recipe` says, and writes what was found.
@@ -85,7 +85,7 @@ def evaluate_run(
         how = {key: recipe.plain()[key] for key in ("data", "evaluation", "seed")}
         _admit(run, test, recipe.evaluation, overwrite)
         how["selected"] = recipe.selected
-        given: dict[str, Any] = {"keep_images": keep_images, "search": search, "show": show}
+        given: dict[str, Any] = {"keep_images": keep_images, "search": backend, "show": show}
         return _evaluated(loaders, test, recipe.evaluation, run, seed=recipe.seed, how=how, **given)
 
 
@@ -97,7 +97,7 @@ def evaluate_weights(
     out: RunFolder | None = None,
     overwrite: bool = False,
     keep_images: bool = False,
-    search: AttackBackend | None = None,
+    backend: AttackBackend | None = None,
     show: Show = lambda which, news: None,
 ) -> EvaluationResult:
     """Evaluates a file of weights on the test set of `recipe`, as that says. Without `out`, nothing is written."""
@@ -113,7 +113,7 @@ def evaluate_weights(
         how=how,
         overwrite=overwrite,
         keep_images=keep_images,
-        search=search,
+        backend=backend,
         show=show,
     )["weights"]
 
@@ -128,7 +128,7 @@ def evaluate_models(
     how: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     keep_images: bool = False,
-    search: AttackBackend | None = None,
+    backend: AttackBackend | None = None,
     show: Show = lambda which, news: None,
 ) -> dict[str, EvaluationResult]:
     """Evaluates models, which are loaded by name one after the other, and writes what was found to `out`.
@@ -139,7 +139,7 @@ def evaluate_models(
     with nullcontext() if out is None else _writable(out):
         if out is not None:
             _admit(out, test, evaluation, overwrite)
-        given: dict[str, Any] = {"keep_images": keep_images, "search": search, "show": show}
+        given: dict[str, Any] = {"keep_images": keep_images, "search": backend, "show": show}
         return _evaluated(loaders, test, evaluation, out, seed=seed, how=how or {}, **given)
 
 
@@ -152,10 +152,10 @@ def _evaluated(
     seed: int,
     how: Mapping[str, Any],
     keep_images: bool,
-    search: AttackBackend | None,
+    backend: AttackBackend | None,
     show: Show,
 ) -> dict[str, EvaluationResult]:
-    subset, search = test[: evaluation.examples], search or AcceleratedCopy()
+    subset, backend = test[: evaluation.examples], backend or AcceleratedCopy()
     found: dict[str, EvaluationResult] = {}
     done: dict[Callable[[], nn.Module], EvaluationResult] = {}  # the last weights may be the best
     for which, load in loaders.items():
@@ -167,13 +167,13 @@ def _evaluated(
                 batch_size=evaluation.batch_size,
                 seed=seed,
                 keep_images=keep_images,
-                search=search,
+                backend=backend,
                 state=None if out is None else out.state(which),
                 on_progress=partial(show, which),
             )
         found[which] = done[load]
     if out is not None:
-        _write(out, found, subset.classes, evaluation, {**how, "search": search.describe(subset.y.device)})
+        _write(out, found, subset.classes, evaluation, {**how, "search": backend.describe(subset.y.device)})
     return found
 
 

@@ -43,7 +43,7 @@ def precision_of(runs: Iterable[RunFolder]) -> dict[str, list[str]]:
     """What attacks computed in, in training and in evaluation: in words, one unless runs differ."""
     found: dict[str, dict[str, None]] = {"training": {}, "evaluation": {}}
     for run in runs:
-        begun, evaluated = run.search() or {}, run.evaluation().get("how") or {}
+        begun, evaluated = run.backend() or {}, run.evaluation().get("how") or {}
         found["training"][begun.get("precision", _NOT_RECORDED)] = None
         found["evaluation"][evaluated.get("search", _NOT_RECORDED)] = None
     return {when: list(words) for when, words in found.items()}

@@ -66,28 +66,28 @@ class Passes:
 class Watched:
     """A search through which passes are counted."""
 
-    search: AttackBackend
+    backend: AttackBackend
     passes: Passes
 
     @contextmanager
     def __call__(self, model: nn.Module, few: Tensor, kind: str | None = None) -> Generator[nn.Module]:
-        with self.search(model, few, kind) as searched, self.passes.through(searched):
-            yield searched
+        with self.backend(model, few, kind) as attacked, self.passes.through(attacked):
+            yield attacked
 
     def kind(self, model: nn.Module) -> str | None:
-        return self.search.kind(model)
+        return self.backend.kind(model)
 
     def in_float32(self) -> AttackBackend:
-        return self.search.in_float32()
+        return self.backend.in_float32()
 
     def describe(self, device: torch.device) -> str:
-        return self.search.describe(device)
+        return self.backend.describe(device)
 
     def batches_in_flight(self, device: torch.device) -> int:
-        return self.search.batches_in_flight(device)
+        return self.backend.batches_in_flight(device)
 
     def notes(self, model: nn.Module) -> tuple[str, ...]:
-        return self.search.notes(model)
+        return self.backend.notes(model)
 
 
 def cost(method: TrainingMethod, update: Update | Schedule[Update], epochs: int, steps_per_epoch: int) -> Passes:

@@ -59,8 +59,8 @@ class Method:
         """What it remembers from step to step."""
         return self.objective.init(data)
 
-    def step(self, state: "State", batch: Batch, progress: Progress, update: Update, search: AttackBackend) -> Terms:
-        return train_step(self, state, batch, progress, update, search)
+    def step(self, state: "State", batch: Batch, progress: Progress, update: Update, backend: AttackBackend) -> Terms:
+        return train_step(self, state, batch, progress, update, backend)
 
 
 class TrainingMethod(Protocol):
@@ -68,7 +68,7 @@ class TrainingMethod(Protocol):
 
     def init(self, data: LabelledData) -> nn.Module: ...
     def step(
-        self, state: "State", batch: Batch, progress: Progress, update: Update, search: AttackBackend
+        self, state: "State", batch: Batch, progress: Progress, update: Update, backend: AttackBackend
     ) -> Terms: ...
 
 
@@ -101,7 +101,7 @@ class State:
     best: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     """What hooks remember: numbers, strings, and lists and dicts of them."""
-    search: AttackBackend = field(default_factory=AcceleratedCopy)
+    backend: AttackBackend = field(default_factory=AcceleratedCopy)
     """What attacks search on in an own loop: the copy that it makes of the model lives as long as this state."""
 
     @classmethod
@@ -181,12 +181,12 @@ def train_step(
     batch: Batch,
     progress: Progress,
     update: Update = GradientStep(),  # noqa: B008
-    search: AttackBackend | None = None,
+    backend: AttackBackend | None = None,
 ) -> Terms:
     """One step of the saddle point: raise the inner loss in `x`, lower the outer loss in the weights.
 
-    The attack sees what `search` gives for the model, by default (`state.search`) a copy that is quicker and rounds
-    differently; `search=OriginalModel()` gives the model itself. The update is in the precision of the model.
+    The attack sees what `backend` gives for the model, by default (`state.backend`) a copy that is quicker and rounds
+    differently; `backend=OriginalModel()` gives the model itself. The update is in the precision of the model.
 
     Returns the terms of the outer loss, detached. Raises `UserError` if the first step has images outside [0, 1],
     labels without a class, or probabilities instead of logits; if the inner view lets batch norm go by the batch and
@@ -195,11 +195,11 @@ def train_step(
     with alone(state.model):
         if progress.step == 0:  # once, as it waits for the device and costs a forward pass of 8 images
             check_examples(state.model, batch.x, batch.y)
-        return _step(method, state, batch, progress, update, search or state.search)
+        return _step(method, state, batch, progress, update, backend or state.backend)
 
 
 def _step(
-    method: Method, state: State, batch: Batch, progress: Progress, update: Update, search: AttackBackend
+    method: Method, state: State, batch: Batch, progress: Progress, update: Update, backend: AttackBackend
 ) -> Terms:
     # what was taken at the last proof is in the state, so that a resumed run takes the same
     kind = state.notes.get("search") if progress.step % PROVED_EVERY else None
@@ -211,12 +211,12 @@ def _step(
         record_function(STAGES[0]),
         method.inner_mode(state.model),
         frozen(state.model),
-        search(state.model, batch.x[:8], kind) as searched,
+        backend(state.model, batch.x[:8], kind) as attacked,
     ):
-        state.notes["search"] = search.kind(state.model)
+        state.notes["search"] = backend.kind(state.model)
         with torch.no_grad():
             method.objective.observe(look(state.model))  # what is remembered has the precision of the model
-        loss = served(method.objective.inner(look(searched)), state.model)
+        loss = served(method.objective.inner(look(attacked)), state.model)
         x_adv = at(method.attack, progress)(loss, batch.x, state.rng)
     with record_function(STAGES[1]), method.outer_mode(state.model):
         return update(state.model, state.optimizer, lambda: method.objective.outer(look(state.model), x_adv))
@@ -234,7 +234,7 @@ class Loop:
     update: Update | Schedule[Update] = field(default_factory=GradientStep)
     averaging: Averaging | None = None
     hooks: Sequence[Hook] = ()
-    search: AttackBackend = field(default_factory=AcceleratedCopy)
+    backend: AttackBackend = field(default_factory=AcceleratedCopy)
 
     def run(self, method: TrainingMethod, state: State, batches: Batches, until: int | None = None) -> None:
         """To the end, or to the end of step number `until`."""
@@ -252,7 +252,7 @@ class Loop:
         progress = Progress(state.step, steps_per_epoch, self.epochs)
         for group in state.optimizer.param_groups:
             group["lr"] = at(self.lr, progress)
-        terms = _finite(method.step(state, batch, progress, at(self.update, progress), self.search), progress)
+        terms = _finite(method.step(state, batch, progress, at(self.update, progress), self.backend), progress)
         state.step += 1
         progress = Progress(state.step, steps_per_epoch, self.epochs)
         if self.averaging is not None and state.average is not None:

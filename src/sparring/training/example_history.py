@@ -43,15 +43,15 @@ class ExampleHistory:
     def due(self, epoch: int, epochs: int) -> bool:
         return epoch % self.every == 0 or epoch == epochs
 
-    def record(self, model: nn.Module, data: LabelledData, search: AttackBackend, seed: int) -> dict[str, Array]:
+    def record(self, model: nn.Module, data: LabelledData, backend: AttackBackend, seed: int) -> dict[str, Array]:
         """`clean_loss`, `adversarial_loss`, `clean_right`, `adversarial_right`, each `[N]`."""
         found: dict[str, list[Tensor]] = {}
         with eval_mode(model), frozen(model):
             for rows in torch.arange(len(data), device=data.y.device).split(self.batch_size):
                 part = data[rows]
                 x, y = pixels(part.x), part.y
-                with search(model, x[:8]) as searched:
-                    z = self.attack(CE(searched, y), x, PerExample(seed, rows))
+                with backend(model, x[:8]) as attacked:
+                    z = self.attack(CE(attacked, y), x, PerExample(seed, rows))
                 for name, points in (("clean", x), ("adversarial", z)):
                     loss, right = _told(model, points, y)
                     found.setdefault(f"{name}_loss", []).append(loss)

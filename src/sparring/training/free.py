@@ -50,8 +50,8 @@ class Free:
     def init(self, data: LabelledData) -> nn.Module:
         return _Memory(self.objective.init(data))
 
-    def step(self, state: State, batch: Batch, progress: Progress, update: Update, search: AttackBackend) -> Terms:
-        del search  # the attack needs the gradient of the weights too: there is nothing to be quicker on
+    def step(self, state: State, batch: Batch, progress: Progress, update: Update, backend: AttackBackend) -> Terms:
+        del backend  # the attack needs the gradient of the weights too: there is nothing to be quicker on
         memory = state.memory
         assert isinstance(memory, _Memory)
         terms: list[Terms] = []

@@ -102,12 +102,12 @@ class Guard:
         return self.rescue or PGD(self.threat, steps=7, step_size=self.threat.eps / 4)
 
 
-def examine(model: nn.Module, data: TensorData, guard: Guard, search: AttackBackend, seed: int = 0) -> Health:
+def examine(model: nn.Module, data: TensorData, guard: Guard, backend: AttackBackend, seed: int = 0) -> Health:
     """How healthy `model` is on these images. Nothing of it changes."""
     x, y, threat = pixels(data.x), data.y, guard.threat
     rng = make_rng(seed, x.device)
-    with eval_mode(model), frozen(model), search(model, x[:8]) as searched:
-        loss = CE(searched, y)
+    with eval_mode(model), frozen(model), backend(model, x[:8]) as attacked:
+        loss = CE(attacked, y)
         here, near = value_and_grad(loss, x).grad, value_and_grad(loss, threat.sample(x, rng)).grad
         one = threat.project(x + threat.eps * threat.ascent(here), x)
         many = PGD(threat, guard.steps, threat.eps / 4, patience=0)(loss, x, rng)
@@ -139,7 +139,7 @@ class OverfittingMonitor:
 
     guard: Guard
     data: TensorData
-    search: AttackBackend
+    backend: AttackBackend
     seed: int
 
     def notes(self, state: State) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class OverfittingMonitor:
         return state.notes.setdefault("guard", empty)
 
     def examined(self, model: nn.Module, state: State) -> Health:
-        return examine(model, self.data, self.guard, self.search, mixed_seed(self.seed, state.step))
+        return examine(model, self.data, self.guard, self.backend, mixed_seed(self.seed, state.step))
 
     def look(self, state: State, progress: Progress) -> tuple[Health, str | None]:
         """The health now, and an event to tell of, if there is one. Raises `Alarm` where the guard is to act."""

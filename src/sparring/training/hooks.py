@@ -66,7 +66,7 @@ class ValidationHook:
     selection: Attack
     seed: int
     data: TensorData | None
-    search: AttackBackend
+    backend: AttackBackend
     latest: dict[str, float] = field(default_factory=dict)
     improved: bool = False
 
@@ -78,7 +78,7 @@ class ValidationHook:
             self.improved, state.best = True, {"step": state.step}
             return
         adversary = {"robust": WhiteBox(self.selection)}
-        found = evaluate(state.evaluated, self.data, adversary, seed=self.seed, search=self.search)
+        found = evaluate(state.evaluated, self.data, adversary, seed=self.seed, backend=self.backend)
         self.latest = {name: accuracy.value for name, accuracy in found.table().items()}
         self.improved = _rank(self.latest) > _rank(state.best)
         if self.improved:
@@ -180,7 +180,7 @@ class ExampleHistoryHook:
     example_history: ExampleHistory
     run: RunFolder
     data: LabelledData
-    search: AttackBackend
+    backend: AttackBackend
     seed: int
 
     def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None: ...
@@ -188,7 +188,7 @@ class ExampleHistoryHook:
     def on_epoch(self, state: State, progress: Progress) -> None:
         epoch = round(progress.epoch)
         if self.example_history.due(epoch, progress.epochs):
-            facts = self.example_history.record(state.evaluated, self.data, self.search, self.seed)
+            facts = self.example_history.record(state.evaluated, self.data, self.backend, self.seed)
             self.run.add_memory(progress.step, epoch, facts)
 
 

@@ -48,7 +48,7 @@ def measure(
     batches: Batches,
     epochs: int,
     update: Update | Schedule[Update],
-    search: AttackBackend,
+    backend: AttackBackend,
     trace: Path | None = None,
 ) -> StepProfile:
     """Takes two steps from where `state` stands, the second on the clock, and puts everything back.
@@ -59,7 +59,7 @@ def measure(
     progress = Progress(state.step, len(batches), epochs)
     timed, clock = _timed(method, progress)
     passes = Passes()
-    watched = Watched(search, passes)
+    watched = Watched(backend, passes)
 
     def counted(model: nn.Module, optimizer: torch.optim.Optimizer, closure: Closure) -> Terms:
         with passes.through(model):

@@ -16,7 +16,7 @@ from .compiled import Compiled
 from .convolution import unsafe_in_channels_last
 from .fingerprint import Fingerprint, global_hooks, patched
 from .proof import BORN_LOW, doubt, flaw
-from .shadow import Low, Shadow, lowered
+from .body_copy import Low, Shadow, lowered
 
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "on", "off", "max-autotune"]
@@ -86,7 +86,7 @@ class OriginalModel:
 
 
 class AcceleratedCopy:
-    """Gives, for a model and a few images, what attacks search on: `with fast(model, few) as searched: ...`
+    """Gives, for a model and a few images, what attacks search on: `with fast(model, few) as attacked: ...`
 
     In eval mode that is a copy in channels-last order with its batch norm folded, filled anew from the model at each
     call; in training mode, the model itself under autocast. `precision` is that of its body (pixels are normalised, and
