@@ -38,7 +38,7 @@ def main() -> None:
         look=None,
         numbers=None,
     )
-    found = run_study(study, options.out / "overfitting", scale=options.scale, say=print)
+    found = run_study(study, options.out / "overfitting", scale=options.scale, log=print)
     plain = json.loads((options.out / "overfitting" / "study.json").read_text())
     kept = {key: plain[key] for key in ("scale", "seeds", "examples", "verdicts", "environment")}
     kept["by_seed"] = {

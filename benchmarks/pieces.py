@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from sparring import PGD, Linf, Square, WhiteBox, make_rng
 from sparring.acceleration import AcceleratedCopy, computes_bf16, tune_process
+from sparring.acceleration.body_copy import Shadow
 from sparring.acceleration.compiled import Compiled
 from sparring.acceleration.convolution import worth
 from sparring.acceleration.normalisation import FrozenNorm, folded
-from sparring.acceleration.body_copy import Shadow
 from sparring.attacks import CE
 from sparring.attacks.gradients import value_and_grad
 from sparring.bench import in_turns, subject

@@ -38,11 +38,11 @@ from sparring import (
     make_rng,
 )
 from sparring.acceleration import AcceleratedCopy, OriginalModel, computes_bf16
+from sparring.acceleration.body_copy import Shadow, sites
 from sparring.acceleration.compiled import Compiled
 from sparring.acceleration.convolution import FrozenConv, worth
 from sparring.acceleration.normalisation import FrozenNorm, folded
 from sparring.acceleration.process import tune_process, usable_cores
-from sparring.acceleration.body_copy import Shadow, sites
 from sparring.core.modes import eval_mode, train_mode
 from sparring.core.types import Batch, Classifier, Encoder, ForwardCache, pixels
 from sparring.evaluation import MinimumNorm, MultiTargeted, evaluate

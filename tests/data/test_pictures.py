@@ -281,7 +281,7 @@ def test_a_run_on_a_stream_is_interrupted_resumed_and_evaluated(tiny, pictures, 
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        fit(other, tmp_path / "part", device="cpu", show=stop)
+        fit(other, tmp_path / "part", device="cpu", on_progress=stop)
     part = fit(other, tmp_path / "part", device="cpu")
     for which in ("best", "last"):
         a, b = (load_file(run.weights(which)) for run in (whole, part))
@@ -312,7 +312,7 @@ def stop(news):
         os.killpg(0, signal.SIGTERM)
 
 try:
-    fit(recipe, {str(tmp_path / "run")!r}, device="cpu", show=stop)
+    fit(recipe, {str(tmp_path / "run")!r}, device="cpu", on_progress=stop)
 except Interrupted:
     print("saved")
 """

@@ -228,7 +228,7 @@ def test_a_run_does_not_go_on_on_other_examples(remembered, tmp_path):
         recipe, alterations=(*recipe.alterations, DifficultySubset(0.5, "easy", ("ref",))), example_history=None
     )
     with pytest.raises(Interrupted):
-        fit(chosen, tmp_path / "run", show=stop_at(1))
+        fit(chosen, tmp_path / "run", on_progress=stop_at(1))
     fit(replace(recipe, epochs=1, lr=0.5), reference.path, overwrite=True)
     with pytest.raises(UserError, match="was begun on other training examples or labels"):
         fit(chosen, tmp_path / "run")

@@ -92,7 +92,7 @@ def test_a_method_trains_and_resumes_bit_for_bit_on_digits(name, tiny, tmp_path)
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted):
-        fit(recipe, tmp_path / "cut", show=stop)
+        fit(recipe, tmp_path / "cut", on_progress=stop)
     cut = fit(recipe, tmp_path / "cut")
     assert cut.weights("last").read_bytes() == whole.weights("last").read_bytes()
     losses = [sum(row["terms"].values()) for row in whole.metrics() if "terms" in row]

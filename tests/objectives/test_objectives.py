@@ -253,7 +253,7 @@ def test_consistency_is_the_divergence_of_two_sharpened_views():
     model = toy_net().eval()
     data = toy_data()
     x, index = pixels(data.x[:12]), torch.arange(6).repeat(2)
-    ctx = Context(ForwardCache(model), Batch(x, data.y[index], index), torch.nn.Module(), Progress(0, 10, 1))
+    ctx = Context(ForwardCache(model), Batch(x, data.y[index], index, 2), torch.nn.Module(), Progress(0, 10, 1))
     found = number(sp.objectives.Consistency(weight=2.0, temperature=0.5).outer(ctx, x)["consistency"])
     p, q = (model(x) / 0.5).softmax(1).detach().numpy().reshape(2, 6, 3)
     m = (p + q) / 2

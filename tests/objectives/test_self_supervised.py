@@ -283,7 +283,7 @@ def without(tmp_path):
 
 def test_a_run_without_labels_is_read_by_neighbours_and_says_so(without, tmp_path, capsys):
     said = []
-    run = fit(without, tmp_path / "r", say=said.append)
+    run = fit(without, tmp_path / "r", log=said.append)
     assert "270 training images are the bank of 3 nearest neighbours" in said[0]
     rows = [row for row in run.metrics() if "spread" in row]
     assert len(rows) == 2 and 0 < rows[-1]["spread"] <= 1
@@ -303,7 +303,7 @@ def test_an_interrupted_run_without_labels_goes_on_bit_for_bit(without, tmp_path
         recipe = replace(without, method=Method(SHORT, objective), views=1, augment=())
     whole = fit(recipe, tmp_path / "whole")
     with pytest.raises(Interrupted):
-        fit(recipe, tmp_path / "half", show=stop_at(5))
+        fit(recipe, tmp_path / "half", on_progress=stop_at(5))
     half = fit(recipe, tmp_path / "half")
     for which in ("best", "last"):
         assert bits(whole, which) == bits(half, which)
@@ -398,7 +398,7 @@ def two_views(model, data):
     rows = torch.tensor([0, 4, 8, 11])
     x = pixels(data.x[rows])
     both = torch.cat([x, (x + 0.1).clamp(0, 1)])
-    batch = Batch(both, data.y[rows].repeat(2), rows.repeat(2))
+    batch = Batch(both, data.y[rows].repeat(2), rows.repeat(2), views=2)
     return Context(ForwardCache(model), batch, nn.Module(), Progress(0, 10, 2))
 
 

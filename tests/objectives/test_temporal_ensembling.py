@@ -313,7 +313,7 @@ def test_a_run_whose_file_was_exchanged_does_not_go_on(tiny, tmp_path):
     said = []
 
     with pytest.raises(Interrupted):
-        fit(recipe, tmp_path / "run", show=stop_at(3), say=said.append)
+        fit(recipe, tmp_path / "run", on_progress=stop_at(3), log=said.append)
     assert any("a bank of 54 x 10 predictions is kept beside the model, in float32" in line for line in said)
     written(1)
     with pytest.raises(UserError, match="the data set has changed since this training began"):
@@ -327,7 +327,7 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(tiny, tmp
     recipe = replace(tiny, method=Method(attack, objective), batch_size=128)
     whole = fit(recipe, tmp_path / "whole")
     with pytest.raises(Interrupted):
-        fit(recipe, tmp_path / "half", show=stop_at(15))
+        fit(recipe, tmp_path / "half", on_progress=stop_at(15))
     half = fit(recipe, tmp_path / "half")
     assert bits(half) == bits(whole)
     assert "ensemble" in whole.metrics()[-2]["terms"] or "ensemble" in whole.metrics()[-3]["terms"]

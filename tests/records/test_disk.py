@@ -696,7 +696,7 @@ def test_signals_stop_a_training_that_saves(tiny, tmp_path, name):
             signal.raise_signal(getattr(signal, name))
 
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path, show=show)
+        fit(tiny, tmp_path, on_progress=show)
     assert list((tmp_path / "checkpoints").iterdir())
 
 

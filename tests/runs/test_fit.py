@@ -64,7 +64,7 @@ def test_an_interrupted_run_saves_and_goes_on_bit_for_bit(tiny, tmp_path, step):
     recipe = demanding(tiny)
     whole = fit(recipe, tmp_path / "whole")
     with pytest.raises(Interrupted) as stop:
-        fit(recipe, tmp_path / "half", show=stop_at(step))
+        fit(recipe, tmp_path / "half", on_progress=stop_at(step))
     assert stop.value.step == step
     half = fit(recipe, tmp_path / "half")
     for which in ("best", "last"):
@@ -87,7 +87,7 @@ def test_all_images_can_train_and_an_interrupted_run_goes_on_bit_for_bit(tiny, t
     assert whole.status()["step"] == 3 * epoch == whole.status()["best"]["step"]
     assert whole.status()["selected"] == "last epoch, nothing held out"
     with pytest.raises(Interrupted):
-        fit(recipe, tmp_path / "half", show=stop_at(step))
+        fit(recipe, tmp_path / "half", on_progress=stop_at(step))
     half = fit(recipe, tmp_path / "half")
     for which in ("best", "last"):
         assert bits(whole, which) == bits(half, which)
@@ -125,7 +125,7 @@ def test_sigterm_saves_too(tiny, tmp_path):
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path, show=show)
+        fit(tiny, tmp_path, on_progress=show)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "the handler is gone with the run"
 
 
@@ -135,7 +135,7 @@ def test_a_second_ctrl_c_insists(tiny, tmp_path):
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(tiny, tmp_path, show=show)
+        fit(tiny, tmp_path, on_progress=show)
 
 
 def test_a_finished_run_is_left_alone_unless_told_otherwise(tiny, tmp_path):
@@ -147,7 +147,7 @@ def test_a_finished_run_is_left_alone_unless_told_otherwise(tiny, tmp_path):
 
 def test_an_unfinished_run_of_another_recipe_is_not_gone_on_with(tiny, tmp_path):
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path, show=stop_at(2))
+        fit(tiny, tmp_path, on_progress=stop_at(2))
     other = replace(tiny, seed=3, epochs=4)
     with pytest.raises(UserError, match=r"unfinished run of another recipe \(epochs: 3 -> 4; seed: 0 -> 3\)"):
         fit(other, tmp_path)
@@ -181,18 +181,18 @@ def test_a_folder_that_cannot_be_made_is_named(tiny, tmp_path):
 def test_best_weights_that_a_kill_kept_from_being_written_are_written_on_resume(tiny, tmp_path):
     """The checkpoint of the best epoch is on the disk; the process dies before best.safetensors is."""
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path, show=stop_at(5))
+        fit(tiny, tmp_path, on_progress=stop_at(5))
     best = tmp_path / "best.safetensors"
     content = best.read_bytes()
     best.unlink()
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path, show=stop_at(6))
+        fit(tiny, tmp_path, on_progress=stop_at(6))
     assert best.read_bytes() == content
 
 
 def test_a_run_of_another_device_is_not_gone_on_with(tiny, tmp_path):
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path, show=stop_at(2))
+        fit(tiny, tmp_path, on_progress=stop_at(2))
     with pytest.MonkeyPatch.context() as patch:
         state_dict, stop = State.state_dict, stop_at(3)
 
@@ -201,7 +201,7 @@ def test_a_run_of_another_device_is_not_gone_on_with(tiny, tmp_path):
             stop(news)
 
         with pytest.raises(Interrupted):
-            fit(tiny, tmp_path, show=show)
+            fit(tiny, tmp_path, on_progress=show)
     with pytest.raises(UserError, match=r"was trained on cuda and cannot go on exactly on cpu: give --device cuda"):
         fit(tiny, tmp_path)
 
@@ -217,7 +217,7 @@ def test_a_folder_of_other_files_is_not_touched(tiny, tmp_path):
 def test_a_damaged_checkpoint_costs_an_epoch_and_no_more(tiny, tmp_path):
     whole = fit(tiny, tmp_path / "whole")
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path / "half", show=stop_at(12))
+        fit(tiny, tmp_path / "half", on_progress=stop_at(12))
     newest = max((tmp_path / "half" / "checkpoints").iterdir()) / "weights.safetensors"
     newest.write_bytes(newest.read_bytes()[:-50])
     with pytest.warns(UserWarning, match="damaged"):
@@ -272,7 +272,7 @@ def test_weights_that_are_not_finite_are_never_saved(tiny, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(tiny), "build_model", remember)
         with pytest.raises(UserError, match=r"weight 'body.0.bias' became NaN .*by step 7; .*step-000000006"):
-            fit(tiny, tmp_path, show=poison, saving=Saving(steps=1))
+            fit(tiny, tmp_path, on_progress=poison, saving=Saving(steps=1))
     assert fit(tiny, tmp_path).finished(), "the checkpoint before serves"
 
 
@@ -291,7 +291,7 @@ def test_the_last_good_checkpoint_is_named(tiny, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(tiny), "build_model", remember)
         with pytest.raises(UserError, match=r"at step 7 .*the last good checkpoint is .*step-000000005"):
-            fit(tiny, tmp_path, show=poison)
+            fit(tiny, tmp_path, on_progress=poison)
 
 
 def test_a_full_disk_stops_with_a_sentence_and_goes_on_when_there_is_room(tiny, tmp_path):
@@ -313,7 +313,7 @@ def test_a_full_disk_stops_with_a_sentence_and_goes_on_when_there_is_room(tiny, 
 
         try:
             recipe = recipe_from_plain(read_json(Path({str(whole.path / "recipe.json")!r})))
-            fit(recipe, {str(tmp_path / "half")!r}, show=show)
+            fit(recipe, {str(tmp_path / "half")!r}, on_progress=show)
         except UserError as error:
             print(error)
             sys.exit(2)
@@ -338,7 +338,7 @@ def test_a_model_that_does_not_fit_the_data_is_refused_before_training(tiny, tmp
 
 def test_each_start_is_recorded_with_its_environment(tiny, tmp_path):
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path, show=stop_at(2))
+        fit(tiny, tmp_path, on_progress=stop_at(2))
     run = fit(tiny, tmp_path)
     import json
 
@@ -351,7 +351,9 @@ def test_each_start_is_recorded_with_its_environment(tiny, tmp_path):
 
 def test_checkpoints_are_written_within_epochs_if_asked_for(tiny, tmp_path):
     seen = set()
-    fit(tiny, tmp_path, saving=Saving(steps=2), show=lambda news: seen.update(tmp_path.glob("checkpoints/step*")))
+    fit(
+        tiny, tmp_path, saving=Saving(steps=2), on_progress=lambda news: seen.update(tmp_path.glob("checkpoints/step*"))
+    )
     assert {"step-000000002", "step-000000004"} <= {path.name for path in seen}
 
 
@@ -371,7 +373,7 @@ def test_tensorboard_loses_no_point_to_an_interruption(tiny, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path, tensorboard=True, show=stop_at(5))
+        fit(tiny, tmp_path, tensorboard=True, on_progress=stop_at(5))
     run = fit(tiny, tmp_path, tensorboard=True)
     found = [event.step for event in EventAccumulator(str(run.tensorboard)).Reload().Scalars("held_out/clean")]
     assert found == [5, 10, 15]
@@ -395,7 +397,7 @@ def test_a_run_is_evaluated_best_and_last_per_example(tiny, tmp_path):
 
 def test_an_unfinished_run_is_evaluated_by_its_best_weights_alone(tiny, tmp_path):
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path, show=stop_at(8))
+        fit(tiny, tmp_path, on_progress=stop_at(8))
     with pytest.raises(UserError, match=r"unfinished run: train it to its end, or evaluate .*best\.safetensors"):
         evaluate_run(RunFolder(tmp_path), tiny)
     assert evaluate_weights(tmp_path / "best.safetensors", tiny).table()["clean"].examples == 40
@@ -457,7 +459,7 @@ def test_a_folder_that_cannot_be_written_is_said_to_be_before_the_work(tiny, tmp
     run = fit(tiny, tmp_path)
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(UserError, match=r"cannot be written \(Permission denied\): evaluate .*best\.safetensors"):
-        evaluate_run(run, tiny, show=lambda *_: pytest.fail("the work has begun"))
+        evaluate_run(run, tiny, on_progress=lambda *_: pytest.fail("the work has begun"))
 
 
 def test_a_network_of_ones_own_gets_a_sentence_not_a_traceback(tiny, tmp_path):
@@ -468,7 +470,7 @@ def test_a_network_of_ones_own_gets_a_sentence_not_a_traceback(tiny, tmp_path):
 def test_best_weights_of_a_future_that_is_gone_are_forgotten(tiny, tmp_path):
     """The newest checkpoint is damaged, and the best weights are of its epoch."""
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path, show=stop_at(7))
+        fit(tiny, tmp_path, on_progress=stop_at(7))
     checkpoints = sorted((tmp_path / "checkpoints").iterdir())
     (checkpoints[-1] / "state.pt").write_bytes(b"")
     tensors, about = read_weights(tmp_path / "best.safetensors")
@@ -476,7 +478,7 @@ def test_best_weights_of_a_future_that_is_gone_are_forgotten(tiny, tmp_path):
     model.load_state_dict(tensors)
     save_weights(tmp_path / "best.safetensors", model, {**about, "step": 7})
     with pytest.warns(UserWarning, match="damaged"), pytest.raises(Interrupted):
-        fit(tiny, tmp_path, show=stop_at(6))
+        fit(tiny, tmp_path, on_progress=stop_at(6))
     assert read_weights(tmp_path / "best.safetensors")[1]["step"] == 5
 
 
@@ -488,7 +490,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 def test_a_run_says_what_it_will_cost_and_keeps_the_precision_it_was_begun_with(tiny, tmp_path):
     describe = []
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path, precision="fp32", show=stop_at(2), say=describe.append)
+        fit(tiny, tmp_path, precision="fp32", on_progress=stop_at(2), log=describe.append)
     assert re.fullmatch(
         r"about [\d,]+ images/s, \d+ % of the time in the attack; 3 forward and 3 backward passes an example; "
         r"[\d.]+ minutes to go, attacks in fp32, not compiled",
@@ -506,16 +508,16 @@ def test_a_run_says_what_it_will_cost_and_keeps_the_precision_it_was_begun_with(
 
 def test_whether_to_compile_is_decided_once(tiny, tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path / "a", compile="off", show=stop_at(2))
+        fit(tiny, tmp_path / "a", compile="off", on_progress=stop_at(2))
     monkeypatch.setattr("sparring.runs.fit.worth_compiling", lambda *_: True)
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path / "a", show=stop_at(4))
+        fit(tiny, tmp_path / "a", on_progress=stop_at(4))
     assert RunFolder(tmp_path / "a").backend()["compile"] == "off"
 
 
 def test_a_precision_that_there_is_not_is_refused_before_anything_is_deleted(tiny, tmp_path):
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path, show=stop_at(2))
+        fit(tiny, tmp_path, on_progress=stop_at(2))
     with pytest.raises(UserError, match=r"precision = 'half' is not one of"):
         fit(tiny, tmp_path, precision="half", overwrite=True)
     assert fit(tiny, tmp_path).finished()
@@ -538,7 +540,7 @@ def test_a_processor_that_emulates_bf16_is_told_of(tiny, tmp_path, monkeypatch, 
     monkeypatch.setattr("sparring.runs.fit.computes_bf16", lambda device: known)
     describe = []
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path, precision="bf16", show=stop_at(1), say=describe.append)
+        fit(tiny, tmp_path, precision="bf16", on_progress=stop_at(1), log=describe.append)
     assert ("has no instructions for bf16" in describe[0]) == (not known)
 
 

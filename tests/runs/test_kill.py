@@ -40,7 +40,7 @@ def test_a_run_that_was_killed_20_times_ends_with_the_same_bits(tiny, tmp_path):
             ours, theirs = os.pipe()
             child = os.fork()
             if child == 0:
-                fit(recipe, folder, saving=Saving(steps=1), show=lambda news: os.write(theirs, b"."))
+                fit(recipe, folder, saving=Saving(steps=1), on_progress=lambda news: os.write(theirs, b"."))
                 os._exit(0)
             os.close(theirs)
             if number % 2:

@@ -50,7 +50,7 @@ def done(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("study")
     said = []
-    run_study(small(conftest.tiny.__wrapped__()), folder, scale="smoke", workers=1, say=said.append)
+    run_study(small(conftest.tiny.__wrapped__()), folder, scale="smoke", workers=1, log=said.append)
     return folder, said
 
 
@@ -117,7 +117,7 @@ def test_what_is_finished_is_not_done_again(done, tiny, tmp_path):
     shutil.copytree(done[0], folder)
     before = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*.safetensors")}
     table, said = (folder / "table.csv").read_bytes(), []
-    run_study(small(tiny), folder, scale="smoke", workers=1, say=said.append)
+    run_study(small(tiny), folder, scale="smoke", workers=1, log=said.append)
     assert said == ["PGD and FGSM: 4 trainings, 4 of them done; 1 at a time"]
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert (folder / "table.csv").read_bytes() == table
@@ -130,7 +130,7 @@ def test_an_interrupted_study_does_what_is_missing_with_the_same_result(done, ti
     for path in (folder / "runs" / "pgd-2-0").glob("evaluation*"):  # trained, not evaluated
         path.unlink()
     said = []
-    run_study(small(tiny), folder, scale="smoke", workers=2, say=said.append)
+    run_study(small(tiny), folder, scale="smoke", workers=2, log=said.append)
     assert said[0] == "PGD and FGSM: 4 trainings, 2 of them done; 2 at a time"
     assert (folder / "table.csv").read_bytes() == (done[0] / "table.csv").read_bytes()
 
@@ -235,7 +235,7 @@ def test_analyses_of_every_run_give_numbers_for_tables_and_claims(tiny, tmp_path
     assert again.numbers["all of them", "done"].tolist() == [4, 4]
     look(RunFolder(tmp_path / "runs" / "fgsm-1"), "cpu", {"often": 2})
     said = []
-    last = run_study(study, tmp_path, scale="smoke", workers=1, say=said.append)
+    last = run_study(study, tmp_path, scale="smoke", workers=1, log=said.append)
     assert last.numbers["all of them", "done"].tolist() == [6, 6]
     assert [line for line in said if "FGSM, seed 1" in line] == [line for line in said if line.startswith("1/1 ")]
 
@@ -252,18 +252,18 @@ def look_at_all(runs, path, device, how):
 def test_all_runs_of_a_seed_are_looked_at_together_when_they_are_there(tiny, tmp_path, workers):
     study = small(tiny, claims=(), joint=JointMeasurement(look_at_all, {"often": 1}))
     said = []
-    run_study(study, tmp_path, scale="smoke", workers=workers, say=said.append)
+    run_study(study, tmp_path, scale="smoke", workers=workers, log=said.append)
     ends = [line.split(":")[0].split(" ", 1) for line in said[-2:]]
     assert [done for done, _ in ends] == ["5/6", "6/6"]
     assert sorted(what for _, what in ends) == ["together, seed 0", "together, seed 1"], "with two workers in any order"
     found = [json.loads((tmp_path / f"together-{seed}.json").read_text()) for seed in (0, 1)]
     assert [set(each["steps"]) for each in found] == [{"PGD-2", "FGSM"}] * 2
-    run_study(study, tmp_path, scale="smoke", workers=workers, say=said.append)
+    run_study(study, tmp_path, scale="smoke", workers=workers, log=said.append)
     shutil.rmtree(tmp_path / "runs" / "fgsm-1")  # its seed is subject at again, the other not
-    run_study(study, tmp_path, scale="smoke", workers=workers, say=said.append)
+    run_study(study, tmp_path, scale="smoke", workers=workers, log=said.append)
     assert [json.loads((tmp_path / f"together-{seed}.json").read_text())["times"] for seed in (0, 1)] == [1, 2]
     other = small(tiny, claims=(), joint=JointMeasurement(look_at_all, {"often": 2}))
-    run_study(other, tmp_path, scale="smoke", workers=workers, say=said.append)
+    run_study(other, tmp_path, scale="smoke", workers=workers, log=said.append)
     assert [json.loads((tmp_path / f"together-{seed}.json").read_text())["times"] for seed in (0, 1)] == [2, 3]
 
 
@@ -286,7 +286,7 @@ def test_arms_that_need_others_come_after_them_whatever_they_cost(tiny, tmp_path
     arms = (Arm("Chosen", chosen, after=True), Arm("Reference", reference))
     said = []
     study = small(tiny, arms=arms, claims=(), baseline="Reference")
-    run_study(study, tmp_path, scale="smoke", workers=workers, say=said.append)
+    run_study(study, tmp_path, scale="smoke", workers=workers, log=said.append)
     assert [line.split(":")[0].split(",")[0] for line in said[1:5]] == [
         "1/4 Reference",
         "2/4 Reference",
@@ -307,7 +307,7 @@ def test_a_failure_before_does_not_keep_what_comes_after_from_trying(tiny, tmp_p
     arms = (Arm("broken", replace(tiny, lr=1e12)), Arm("lost", lost, after=True), Arm("PGD-2", few, after=True))
     said = []
     with pytest.raises(UserError, match="4 of 6 trainings failed"):
-        run_study(small(tiny, arms=arms, claims=()), tmp_path, scale="smoke", workers=1, say=said.append)
+        run_study(small(tiny, arms=arms, claims=()), tmp_path, scale="smoke", workers=1, log=said.append)
     assert any("there is no run 'nowhere'" in line for line in said)
     assert RunFolder(tmp_path / "runs" / "pgd-2-1").evaluated()
 

@@ -83,7 +83,7 @@ def test_a_run_of_it_is_a_run_like_any_other(tiny, tmp_path):
 
     said = []
     recipe = replace(tiny, method=Free(Linf(0.1), 2), model=Build(small_cnn, width=4))
-    run = fit(recipe, tmp_path / "free", say=said.append)
+    run = fit(recipe, tmp_path / "free", log=said.append)
     assert run.finished()
     assert "2 forward and 2 backward passes an example; " in said[0]
     assert "0 % of the time in the attack" in said[0]

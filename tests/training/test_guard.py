@@ -115,7 +115,7 @@ def held_out(run):
 
 def test_a_report_changes_nothing_but_the_report(tmp_path):
     said = []
-    watched = fit(collapsing("report", **NERVOUS), tmp_path / "a", say=said.append)
+    watched = fit(collapsing("report", **NERVOUS), tmp_path / "a", log=said.append)
     alone = fit(collapsing(None), tmp_path / "b")
     tensors = [read_weights(run.weights("last"))[0] for run in (watched, alone)]
     assert all(torch.equal(t, tensors[1][n]) for n, t in tensors[0].items())
@@ -144,7 +144,7 @@ def test_a_stopped_run_ends_with_its_last_healthy_weights(tmp_path):
 def test_a_rescue_without_a_healthy_checkpoint_says_so_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(Guard, "alarm", lambda self, health, best: "made up" if best == 0.0 else None)
     seen = []
-    run = fit(collapsing("rescue", 1, **NERVOUS), tmp_path / "r", say=seen.append)
+    run = fit(collapsing("rescue", 1, **NERVOUS), tmp_path / "r", log=seen.append)
     assert run.finished()
     assert "no healthy checkpoint to go back to at step 10" in run.guard()[0]["what"]
     assert run.guard()[0]["health"]["fgsm"] >= 0.0
@@ -183,7 +183,7 @@ def test_a_rescued_run_that_is_killed_goes_on_bit_for_bit(tmp_path, saving):
     for attempt in range(60):
         limit = 5 + 6 * attempt  # at another moment each time
         try:
-            run = fit(recipe, tmp_path / "cut", show=kill, saving=saving)
+            run = fit(recipe, tmp_path / "cut", on_progress=kill, saving=saving)
             break
         except Killed:
             done = 0

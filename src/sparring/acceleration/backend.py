@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from ..core.errors import need_one_of
 from ..core.modes import mode_matters
 from ..core.types import Classifier
+from .body_copy import Low, Shadow, lowered
 from .compiled import Compiled
 from .convolution import unsafe_in_channels_last
 from .fingerprint import Fingerprint, global_hooks, patched
 from .proof import BORN_LOW, doubt, flaw
-from .body_copy import Low, Shadow, lowered
 
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "on", "off", "max-autotune"]

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from ..core.rng import make_rng
 from ..core.types import Classifier
+from .body_copy import Shadow
 from .compiled import as_it_is
 from .convolution import worth
-from .body_copy import Shadow
 
 # The largest share of the length of the logits without their mean over the classes, which no prediction depends on, and
 # of the length of the gradient, by which the copy may differ. Healthy nets reach 2e-7 and 4e-4 in float32, 0.007 and

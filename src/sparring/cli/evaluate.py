@@ -90,11 +90,11 @@ def evaluate(args: list[str]) -> int:
 
     tune_process()
 
-    with console.evaluating() as show:
+    with console.evaluating() as on_progress:
         if is_foreign(target, rest):
-            options, found, attacks, out = _evaluate_foreign(target, rest, show)
+            options, found, attacks, out = _evaluate_foreign(target, rest, on_progress)
         else:
-            options, found, attacks, out = _evaluate_ours(Path(target), rest, show)
+            options, found, attacks, out = _evaluate_ours(Path(target), rest, on_progress)
     if options.json:
         print_json({which: _plain(each) for which, each in found.items()})
         return 0
@@ -130,7 +130,7 @@ def _say_where(path: Path) -> None:
 _Found = tuple[_Options, "dict[str, EvaluationResult]", "Mapping[str, object]", str | None]
 
 
-def _evaluate_ours(path: Path, args: list[str], show: object) -> _Found:
+def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
     """A run folder, or weights whose recipe is known."""
     from ..acceleration import AcceleratedCopy
     from ..records.run_folder import RunFolder
@@ -144,7 +144,7 @@ def _evaluate_ours(path: Path, args: list[str], show: object) -> _Found:
         "overwrite": options.overwrite,
         "keep_images": options.keep_images,
         "backend": backend,
-        "show": show,
+        "on_progress": on_progress,
     }
     if path.is_dir() and options.out:
         raise UserError(f"what is found of a run is written to its folder, {path}: leave --out away")
@@ -212,7 +212,7 @@ def is_foreign(target: str, args: list[str]) -> bool:
     return (not path.exists() and ":" in target) or (path.is_file() and value_of("--model", args) is not None)
 
 
-def _evaluate_foreign(target: str, args: list[str], show: object) -> _Found:
+def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Found:
     from ..acceleration import AcceleratedCopy
     from ..records.run_folder import RunFolder
     from ..runs.environment import device_of
@@ -240,7 +240,7 @@ def _evaluate_foreign(target: str, args: list[str], show: object) -> _Found:
         overwrite=options.overwrite,
         keep_images=options.keep_images,
         backend=AcceleratedCopy(options.precision, options.compile),
-        show=show,  # type: ignore[arg-type]
+        on_progress=on_progress,  # type: ignore[arg-type]
     )
     return options, found, evaluation.adversaries, options.out
 

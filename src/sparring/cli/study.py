@@ -67,7 +67,7 @@ def study(args: list[str]) -> int:
             device=options.device,
             workers=options.workers,
             overwrite=options.overwrite,
-            say=lambda text: say(text, sys.stderr),
+            log=lambda text: say(text, sys.stderr),
         )
     except KeyboardInterrupt:
         say(f"sparring: stopped; what is trained is kept. Go on with: {_again(args)}", sys.stderr)

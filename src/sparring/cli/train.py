@@ -109,8 +109,8 @@ def train(args: list[str]) -> int:
                 precision=options.precision,
                 compile=options.compile,
                 profile=options.profile,
-                show=told.show,
-                say=told.say,
+                on_progress=told.show,
+                log=told.say,
             )
     except Interrupted as stop:
         again = shlex.join([ourselves(), "train", *(a for a in args if a != "--overwrite")])

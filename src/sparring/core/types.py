@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +20,14 @@ T_co = TypeVar("T_co", covariant=True)
 class Batch:
     """`x` `[B, C, H, W]` in [0, 1] (the model normalises), `y` `[B]` class numbers, `index` `[B]`.
 
-    `index` is the position in the training set: what per-example memory is keyed on.
+    `index` is the position in the training set: memory per example is keyed on it. A batch with `views` = 2 holds each
+    image twice: one view of all images, then the other.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor
-
-    @property
-    def views(self) -> int:
-        """2 if it holds every image twice, one view of all after the other; else 1. On a GPU it waits."""
-        half = len(self.index) // 2
-        return 2 if len(self.index) == 2 * half > 0 and torch.equal(self.index[:half], self.index[half:]) else 1
+    views: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +212,32 @@ class Reference(nn.Module):
     """Only reads its buffers, which may be as large as a training set: what attacks search on shares them."""
 
 
+@runtime_checkable
+class Refreshable(Protocol):
+    """A module that stores what the model makes of its training set, and is stale once the weights have changed."""
+
+    def refresh(self, model: nn.Module, data: "LabelledData") -> None:
+        """Computes it anew, with the model in eval mode."""
+        ...
+
+    def metrics(self) -> Mapping[str, float]:
+        """Numbers to be logged after each refresh."""
+        ...
+
+    def alarm(self) -> str | None:
+        """A sentence if what is stored shows that training has failed."""
+        ...
+
+    def describe(self) -> str:
+        """One line for the user, before training."""
+        ...
+
+
+def refreshable(model: nn.Module) -> list[Refreshable]:
+    """The modules of a model that have to be refreshed."""
+    return [module for module in model.modules() if isinstance(module, Refreshable)]
+
+
 class Encoder(nn.Module):
     """A body that gives more than its features: `encoder(x)` is `[B, F]`, `encoder(x, parts=True)` a tuple.
 
@@ -327,6 +349,11 @@ class Objective:
     module that `init` returns, as buffers: saved, loaded and moved with the rest of the state.
     `observe` is the only place that may change it.
     """
+
+    needs_views: ClassVar[int] = 1
+    """Views of each image that a batch must hold."""
+    needs_knn: ClassVar[bool] = False
+    """Whether the model must have a kNN head."""
 
     def init(self, data: LabelledData) -> nn.Module:
         """What this method remembers: a label bank, a teacher, a feature bank. By default nothing."""

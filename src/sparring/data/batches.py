@@ -46,7 +46,7 @@ class Batches:
             x = pixels(part.x)
             for change in self.augment:
                 x = change(x, rng)
-            yield Batch(x, part.y, index)
+            yield Batch(x, part.y, index, self.views)
 
 
 def hold_out(data: LabelledData, share: float) -> tuple[LabelledData, TensorData]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -18,6 +18,7 @@ from ..core.modes import ComposedMode, eval_mode, frozen, named
 from ..core.rng import PerExample, Rng, some
 from ..core.types import Attack, Forward, ModelMode, PerExampleLoss, Threat
 from ..core.validation import check_attack
+from ..core.walk import walk
 
 
 class Adversary(Protocol):
@@ -154,19 +155,10 @@ def threats_of(value: Any) -> list[Threat]:
 
     Whatever fulfils the protocol is one, a user's own too.
     """
-    if _is_threat(value):
-        return [value]
-    if isinstance(value, type | nn.Module | Tensor):
-        return []
-    if isinstance(value, Mapping):
-        parts = list(value.values())
-    elif isinstance(value, tuple | list):
-        parts = list(value)
-    elif dataclasses.is_dataclass(value):
-        parts = [getattr(value, f.name) for f in dataclasses.fields(value)]
-    else:
-        parts = [part for part in getattr(value, "__dict__", {}).values() if _is_threat(part)]
-    return [threat for part in parts for threat in threats_of(part)]
+    found = [each for each in walk(value, lambda each: not _is_threat(each)) if _is_threat(each)]
+    if found or isinstance(value, type | nn.Module | Tensor):
+        return found
+    return [each for each in getattr(value, "__dict__", {}).values() if _is_threat(each)]  # a class of a user's own
 
 
 def _is_threat(value: object) -> bool:

@@ -1,4 +1,6 @@
-"""How many passes through the model an adversary takes at most: what the time left is reckoned from."""
+"""How many passes through the model an adversary takes at most: the estimate of the time left is based on it."""
+
+from collections.abc import Iterable
 
 from ..attacks import APGD, DDN, FAB, PGD, Restarts, Split, Square, Worst
 from ..attacks.losses import Margin
@@ -6,26 +8,30 @@ from .adversaries import MultiTargeted, SurrogateGradient, WhiteBox
 from .minimum_norm import MinimumNorm
 from .neighbours import FeatureAttack, KNNVoteAttack, PGDkNN, ProbeTransfer
 
-BACKWARD = 1.8  # in forward passes: what a convolutional net takes on the CPU, from output to input
+BACKWARD = 1.8
+"""A backward pass to the input, in forward passes: measured with convolutional nets on the CPU."""
 
 
-def passes(adversary: object, num_classes: int) -> float:
-    """For one example, in forward passes; 1 for what is not known here."""
+def passes(adversary: object, num_classes: int) -> float | None:
+    """Passes for one example, in forward passes.
+
+    None for an adversary or attack that is not of this package and has no attribute `passes`.
+    """
     if isinstance(adversary, SurrogateGradient):
         return passes(adversary.adversary, num_classes)
     if isinstance(adversary, MultiTargeted):
-        return min(adversary.targets, num_classes - 1) * _attack(adversary.attack, boundaries=1)
+        return _times(min(adversary.targets, num_classes - 1), _attack(adversary.attack, boundaries=1))
     if isinstance(adversary, ProbeTransfer | FeatureAttack | PGDkNN | KNNVoteAttack):
         return _attack(adversary.attack, boundaries=1)
     if isinstance(adversary, WhiteBox):
         boundaries = num_classes - 1 if adversary.loss is Margin else 1
-        return adversary.draws * _attack(adversary.attack, boundaries)
+        return _times(adversary.draws, _attack(adversary.attack, boundaries))
     if isinstance(adversary, MinimumNorm):
-        return sum(_attack(attack, num_classes - 1) for attack in adversary.attacks)
-    return 1.0
+        return _total(_attack(attack, num_classes - 1) for attack in adversary.attacks)
+    return _stated(adversary)
 
 
-def _attack(attack: object, boundaries: int) -> float:
+def _attack(attack: object, boundaries: int) -> float | None:
     if isinstance(attack, PGD | APGD | DDN):
         return attack.steps * (1 + BACKWARD)
     if isinstance(attack, FAB):
@@ -33,9 +39,23 @@ def _attack(attack: object, boundaries: int) -> float:
     if isinstance(attack, Square):
         return attack.queries
     if isinstance(attack, Restarts):
-        return attack.times * _attack(attack.attack, boundaries)
+        return _times(attack.times, _attack(attack.attack, boundaries))
     if isinstance(attack, Worst):
-        return sum(_attack(part, boundaries) for part in attack.parts)
+        return _total(_attack(part, boundaries) for part in attack.parts)
     if isinstance(attack, Split):
-        return sum(share * _attack(part, boundaries) for share, part in attack.parts)
-    return 1 + BACKWARD
+        return _total(_times(share, _attack(part, boundaries)) for share, part in attack.parts)
+    return _stated(attack)
+
+
+def _stated(attack: object) -> float | None:
+    stated = getattr(attack, "passes", None)
+    return float(stated) if isinstance(stated, int | float) else None
+
+
+def _times(factor: float, cost: float | None) -> float | None:
+    return None if cost is None else factor * cost
+
+
+def _total(costs: Iterable[float | None]) -> float | None:
+    known = list(costs)
+    return None if None in known else sum(cost for cost in known if cost is not None)

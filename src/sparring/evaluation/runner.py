@@ -18,7 +18,7 @@ from ..core.types import AttackBackend, TensorData, Threat, pixels
 from ..records.results import Array
 from .adversaries import Adversary, Divides, SurrogateGradient, as_adversary, check_name, the_one, threat_of, threats_of
 from .adversaries import bound as bound_of
-from .cost import passes
+from .cost import BACKWARD, passes
 from .journal import Part, PartStore
 from .minimum_norm import MinimumNorm
 from .verifier import MutationCheck, Verdict, Verifier
@@ -27,6 +27,8 @@ PICTURES = 8
 SAMPLE, BEYOND_CHANCE = 16, 2
 """Where the copy is as good as the model, rounding lets one example in a hundred fall on one of them alone: two of
 sixteen then fall with a chance of 1 %."""
+UNKNOWN_PASSES = 1 + BACKWARD
+"""The guess for an attack that does not state its passes: one step of a gradient attack."""
 STANDING, CLEAN = -1, 0
 
 
@@ -85,7 +87,15 @@ class AttackPlan:
         if nearest is None:
             free = [stage for stage, each in stages.items() if bound(each) is None]
             notes += tuple(f"nothing bounds {stage}: it names no threat, or several" for stage in free)
-        return cls(name, stages, draws, notes, tuple(passes(each, classes) for each in stages.values()), nearest)
+        costs = {stage: passes(each, classes) for stage, each in stages.items()}
+        notes += tuple(
+            f"{stage} does not state how many forward passes it takes (an attribute `passes`), so the time left is a "
+            "guess"
+            for stage, cost in costs.items()
+            if cost is None
+        )
+        known = tuple(UNKNOWN_PASSES if cost is None else cost for cost in costs.values())
+        return cls(name, stages, draws, notes, known, nearest)
 
     @property
     def work(self) -> float:

@@ -17,6 +17,8 @@ Vote: TypeAlias = Literal["uniform", "weighted"]
 
 BLOCK = 16_384
 """So many examples of a bank are compared at a time."""
+COLLAPSED = 0.01
+"""A spread below this means that the representation has collapsed."""
 _AHEAD = 1e-3
 """By how much the winner of the votes leads, in logits, where the soft votes see another one ahead."""
 
@@ -158,6 +160,29 @@ class KNN(Reference):
             )
         return F.normalize(features.flatten(1).to(self.rows.dtype), dim=1)
 
+    def refresh(self, model: nn.Module, data: LabelledData, batch_size: int = 512) -> None:
+        """Fills the bank with the features that the model, in eval mode, has for `data`."""
+        assert isinstance(model, Classifier)
+        with eval_mode(model):
+            self.fit(encode(model.features, data, batch_size), data.y)
+
+    def metrics(self) -> dict[str, float]:
+        return {"spread": self.spread}
+
+    def alarm(self) -> str | None:
+        if self.spread >= COLLAPSED:
+            return None
+        return (
+            f"the features of all images are alike (spread {self.spread:.2g}; 1 would be all around): the "
+            "representation has collapsed. Use larger batches or a lower learning rate, or a contrast with other images"
+        )
+
+    def describe(self) -> str:
+        return (
+            f"{len(self.rows):,} training images are the bank of {self.k} nearest neighbours, encoded anew after each "
+            "epoch: not counted"
+        )
+
     def _put(self, name: str, values: Tensor) -> None:
         """In place if it fits, so that whoever shares the bank sees it."""
         held: Tensor = getattr(self, name)
@@ -241,15 +266,9 @@ def encode(features: Forward, data: LabelledData, batch_size: int = 512) -> Tens
     return torch.cat(parts)
 
 
-def encode_bank(model: nn.Module, data: LabelledData, batch_size: int = 512) -> bool:
-    """Encodes `data` with the model as it is now, in eval mode, into the bank of its head.
+def encode_bank(model: nn.Module, data: LabelledData, batch_size: int = 512) -> None:
+    """Encodes `data` with the model as it is now, in eval mode, into the bank of its kNN head.
 
-    False, and nothing is done, if the head reads no bank.
+    Raises `UserError` for a model with another head.
     """
-    head = knn_head(model)
-    if head is None:
-        return False
-    assert isinstance(model, Classifier)
-    with eval_mode(model):
-        head.fit(encode(model.features, data, batch_size), data.y)
-    return True
+    require_knn_head(model).refresh(model, data, batch_size)

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,6 +22,7 @@ class ACL(Objective):
     """
 
     temperature: float = 0.5
+    needs_views: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         need_temperature(self.temperature)

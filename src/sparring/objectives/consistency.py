@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ class Consistency(Regularizer):
 
     weight: float = 1.0
     temperature: float = 0.5
+    needs_views: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:

@@ -172,6 +172,14 @@ class Contrastive(Objective):
             raise UserError(f"a bank is encoded anew every so many steps, at least 1, not {self.refresh}")
 
     @property
+    def needs_views(self) -> int:  # type: ignore[override]
+        return 2 if self.between == "views" else 1
+
+    @property
+    def needs_knn(self) -> bool:  # type: ignore[override]
+        return self.reads
+
+    @property
     def reads(self) -> bool:
         """Whether it asks the nearest neighbours."""
         return self.labels != "none" and (self.only_fooled or self.raises in ("vote", "guides"))

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ class RoCL(Objective):
 
     temperature: float = 0.5
     weight: float = 1 / 256
+    needs_views: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         need_temperature(self.temperature)

@@ -1,10 +1,9 @@
 """A run: a recipe trained in a folder, interrupted and resumed as need be."""
 
-import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +12,22 @@ import torch
 from ..acceleration import AcceleratedCopy, Compile, Precision, computes_bf16, prefer_channels_last, worth_compiling
 from ..core.errors import UserError
 from ..core.modes import eval_mode
-from ..core.rng import make_rng
 from ..core.serialization import differences
-from ..core.types import LabelledData, Progress, TensorData, pixels
+from ..core.types import LabelledData, Progress, TensorData, pixels, refreshable
 from ..core.validation import check_data, check_logits
 from ..data import Batches, Training
-from ..models import encode_bank, knn_head
 from ..objectives.bank import Bank
 from ..records.run_folder import RunFolder
 from ..report.figures import plot_learning_curve
-from ..training.checkpoint import Checkpoints, read_weights, save_weights
+from ..training.checkpoint import Checkpoints, read_weights
 from ..training.engine import Loop, NotFinite, State
-from ..training.guard import Alarm, OverfittingMonitor
-from ..training.hooks import (
-    CheckpointHook,
-    EncodeBankHook,
-    ExampleHistoryHook,
-    GuardHook,
-    MetricsHook,
-    Saving,
-    TrainingProgress,
-    ValidationHook,
-    stopping,
-)
+from ..training.hooks import Saving, TrainingProgress, stopping
 from ..training.profiling import StepProfile, measure
 from .environment import device_of, session
+from .features import RunContext, build_hooks, validation
+from .guarded import train as train_guarded
 from .recipe import Recipe
+from .weights import RunWeights
 
 
 def fit(
@@ -52,14 +41,14 @@ def fit(
     precision: Precision = "auto",
     compile: Compile = "auto",
     profile: bool = False,
-    show: Callable[[TrainingProgress], None] = lambda news: None,
-    say: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> RunFolder:
     """Trains `recipe` in `folder`, going on from the newest checkpoint if there is one.
 
     A run that was killed at any moment and goes on ends with the same bits as one that was not (on the CPU, with the
     same number of threads). `precision` and `compile` are those of the attack (see `AcceleratedCopy`); a run keeps what
-    it was begun with. What a step costs is measured on two steps that are undone, and said in a line to `say`; with
+    it was begun with. What a step costs is measured on two steps that are undone, and given in a line to `log`; with
     `profile`, `profile.json` and `profile.txt` say what takes how long. SIGINT and SIGTERM save after the present step
     and raise `Interrupted`.
 
@@ -67,210 +56,95 @@ def fit(
     loss or weights that are not finite; for a full disk. Nothing is overwritten before all else is in order.
     """
     run, where = RunFolder(folder), device_of(device)
-    _admit(run, recipe, overwrite)
+    _check_folder(run, recipe, overwrite)
     fresh = overwrite or run.backend() is None
-    backend = AcceleratedCopy.resolved(where, precision, compile) if fresh else _search(run, precision, compile)
-    training, held = _prepare(recipe, run.path, where)
-    train = training.data
-    goes_on = not overwrite and bool(Checkpoints(run.checkpoints).paths())
-    state = _begin(replace(recipe, init_from="") if goes_on else recipe, train, run.path, where)
-    batches = Batches(train, recipe.batch_size, recipe.augment, recipe.seed, recipe.views, recipe.drop_last)
-    board = _board(run) if tensorboard else _no_board
+    backend = AcceleratedCopy.resolved(where, precision, compile) if fresh else _begun_with(run, precision, compile)
+    training, held_out = _load_data(recipe, run.path, where)
+    state = _initial_state(recipe, training.data, run, where, overwrite)
+    batches = Batches(training.data, recipe.batch_size, recipe.augment, recipe.seed, recipe.views, recipe.drop_last)
     with run.locked(), _explained(run, state):
-        checkpoints = Checkpoints(run.checkpoints)
-        if not _admit(run, recipe, overwrite) or not checkpoints.paths():
-            run.clear()
-            run.begin(recipe.plain())
-        if recipe.alterations or recipe.example_history:
-            run.settle_training(training.arrays())
-        checkpoints.load_latest(state)
-        run.rewind(state.step)
-        pace = measure(
-            recipe.method, state, batches, recipe.epochs, recipe.update, backend, run.path if profile else None
-        )
+        _begin_or_resume(run, recipe, state, training, overwrite)
+        trace = run.path if profile else None
+        cost = measure(recipe.method, state, batches, recipe.epochs, recipe.update, backend, trace)
         notes = backend.notes(state.model)
-        if fresh and compile == "auto" and worth_compiling(state.model, where, pace.seconds_left * pace.in_attack):
+        if fresh and compile == "auto" and worth_compiling(state.model, where, cost.seconds_left * cost.in_attack):
             backend = AcceleratedCopy(backend.precision, "on")
         run.set_backend({"precision": backend.precision, "compile": backend.compile})
-        more = (
-            *_guarding(recipe, batches, pace),
-            *_banks(state),
-            *_looks(recipe, train),
-            *_emulated(backend, where),
-            *notes,
-        )
-        say("\n".join([f"{pace}, {backend.describe(where)}", *more]))
-        run.add_session(session(recipe.seed, where))
-        best = _Best(run, recipe, train)
-        best.settle(state)
-        with stopping() as stop, board(state.step) as writer, _drawn(run):
-            held_out = ValidationHook(recipe.selection, recipe.seed, held, backend)
-            record = MetricsHook(run, recipe.batch_size, show, held_out, writer)
-            save = CheckpointHook(checkpoints, saving, stop, best.write)
-            watch = _watch(recipe, train, backend)
-            guarding = () if watch is None else (GuardHook(watch, run, checkpoints, held_out, say),)
-            readers = _readers(state, train, run, say)
-            looking = _remembering(recipe, run, train, backend)
-            hooks = (*readers, held_out, record, *looking, *guarding, save)
-            loop = Loop(recipe.epochs, recipe.lr, recipe.update, recipe.averaging, hooks, backend)
-            stopped = _train(loop, recipe, state, batches, watch, _Back(run, checkpoints, best, say))
-            if stopped:  # perhaps in the middle of the first epoch, where nothing was the best yet
-                now = Progress(state.step, len(batches), recipe.epochs)
-                for reader in readers:
-                    reader.on_epoch(state, now)
-                held_out.on_epoch(state, now)
-                best.settle(state)
-            _write_weights(run, "last", recipe, state, train)
-            selected = {"selected": recipe.selected}
-            run.set_status({"finished": True, "step": state.step, "best": state.best, **selected, **stopped})
+        with stopping() as stop, _board(run, tensorboard, state.step) as board, _learning_curve(run):
+            context = RunContext(
+                run=run,
+                recipe=recipe,
+                train=training.data,
+                state=state,
+                backend=backend,
+                checkpoints=Checkpoints(run.checkpoints),
+                weights=RunWeights(run, recipe, training.data),
+                steps_per_epoch=len(batches),
+                saving=saving,
+                stop=stop,
+                board=board,
+                on_progress=on_progress,
+                log=log,
+                validation=validation(recipe, held_out, backend),
+            )
+            _train(context, batches, cost, notes, where)
     return run
 
 
-def _guarding(recipe: Recipe, batches: Batches, pace: StepProfile) -> list[str]:
-    if recipe.guard is None:
-        return []
-    mean = pace.mean or (pace.forward + pace.backward) / 2
-    added = recipe.guard.added(recipe.batch_size * recipe.views, len(batches), mean)
-    return [f"the guard looks {recipe.guard.checks} times an epoch, which adds up to {100 * added:.3g} % of the passes"]
-
-
-def _remembering(
-    recipe: Recipe, run: RunFolder, train: LabelledData, backend: AcceleratedCopy
-) -> tuple[ExampleHistoryHook, ...]:
-    return (
-        ()
-        if recipe.example_history is None
-        else (ExampleHistoryHook(recipe.example_history, run, train, backend, recipe.seed),)
-    )
-
-
-def _looks(recipe: Recipe, train: LabelledData) -> list[str]:
-    if recipe.example_history is None:
-        return []
-    every = "epoch" if recipe.example_history.every == 1 else f"{recipe.example_history.every} epochs"
-    return [f"every {every} all {len(train):,} training examples are attacked once more, to be remembered: not counted"]
-
-
-def _banks(state: State) -> list[str]:
-    found = [str(module) for module in state.memory.modules() if isinstance(module, Bank)]
-    head = knn_head(state.model)
-    if head is not None:
-        found.append(
-            f"{len(head.rows):,} training images are the bank of {head.k} nearest neighbours, encoded anew after each "
-            "epoch: not counted"
-        )
-    return found
-
-
-def _readers(
-    state: State, train: LabelledData, run: RunFolder, say: Callable[[str], None]
-) -> tuple[EncodeBankHook, ...]:
-    return () if knn_head(state.model) is None else (EncodeBankHook(train, run, say),)
-
-
-def _watch(recipe: Recipe, train: LabelledData, backend: AcceleratedCopy) -> OverfittingMonitor | None:
-    """The guard of the recipe, with the training images that it looks at, the same throughout."""
-    if recipe.guard is None:
-        return None
-    rows = torch.randperm(len(train), generator=make_rng(1))[: recipe.guard.examples].to(train.y.device)
-    return OverfittingMonitor(recipe.guard, train[rows], backend, recipe.seed)
-
-
 def _train(
-    loop: Loop, recipe: Recipe, state: State, batches: Batches, watch: OverfittingMonitor | None, back: "_Back"
-) -> dict[str, str]:
-    """To the end, or until the guard stops it: then the status says why."""
-    if watch is None:
-        loop.run(recipe.method, state, batches)
-        return {}
-    notes = watch.notes(state)
-    back.checkpoints.pinned = notes["healthy"]
-    back.run.set_guard(notes["events"])  # a kill may have come before it was written
-    if notes["events"] and notes["events"][-1]["action"] == "stopped":
-        return {"stopped": notes["events"][-1]["what"]}
-    while state.step < loop.epochs * len(batches):
-        method, until = watch.now(recipe.method, state)
-        try:
-            loop.run(method, state, batches, until)
-        except Alarm as alarm:
-            gone_back = back.go(state, watch)
-            if watch.guard.action == "stop":
-                back.tell(state, watch, watch.stopped(state, alarm, gone_back))
-                return {"stopped": watch.notes(state)["events"][-1]["what"]}
-            back.tell(state, watch, watch.rescued(state, alarm, len(batches), gone_back))
-    return {}
+    context: RunContext, batches: Batches, cost: StepProfile, notes: Sequence[str], device: torch.device
+) -> None:
+    """Says what is to come, trains, and writes the last weights and the status."""
+    recipe, run, state, backend = context.recipe, context.run, context.state, context.backend
+    hooks = build_hooks(context)
+    lines = [
+        f"{cost}, {backend.describe(device)}",
+        *(str(module) for module in state.memory.modules() if isinstance(module, Bank)),
+        *(line for hook in hooks for line in hook.describe(cost.mean or (cost.forward + cost.backward) / 2)),
+        *_emulated(backend, device),
+        *notes,
+    ]
+    context.log("\n".join(lines))
+    run.add_session(session(recipe.seed, device))
+    context.weights.reconcile_best(state)
+    loop = Loop(recipe.epochs, recipe.lr, recipe.update, recipe.averaging, hooks, backend)
+    stopped = train_guarded(loop, context, batches)
+    if stopped is not None:
+        for hook in hooks:
+            hook.on_stop(state, Progress(state.step, len(batches), recipe.epochs))
+        context.weights.reconcile_best(state)
+    context.weights.write("last", state)
+    status = {"finished": True, "step": state.step, "best": state.best, "selected": recipe.selected}
+    run.set_status(status if stopped is None else {**status, "stopped": stopped})
 
 
-@dataclass(frozen=True, slots=True)
-class _Back:
-    """Takes a run back to its last healthy checkpoint, with all that was written since."""
-
-    run: RunFolder
-    checkpoints: Checkpoints
-    best: "_Best"
-    say: Callable[[str], None]
-
-    def go(self, state: State, watch: OverfittingMonitor) -> bool:
-        """Without a healthy checkpoint, training stays where it is, and this is False."""
-        kept = watch.notes(state)
-        gone_back = kept["healthy"] is not None and self.checkpoints.go_back(state, kept["healthy"])
-        if gone_back:
-            self.run.rewind(state.step)
-            self.best.forget_later(state)
-        watch.notes(state)["events"] = kept["events"]
-        return gone_back
-
-    def tell(self, state: State, watch: OverfittingMonitor, event: str) -> None:
-        self.checkpoints.save(state)
-        if state.best.get("step") == state.step:
-            self.best.write(state)
-        self.run.set_guard(watch.notes(state)["events"])
-        self.say(event)
+def _begin_or_resume(run: RunFolder, recipe: Recipe, state: State, training: Training, overwrite: bool) -> None:
+    """Loads the newest checkpoint, or begins the run folder anew if there is none."""
+    checkpoints = Checkpoints(run.checkpoints)
+    if not _check_folder(run, recipe, overwrite) or not checkpoints.paths():
+        run.clear()
+        run.begin(recipe.plain())
+    if recipe.alterations or recipe.example_history:
+        run.settle_training(training.arrays())
+    checkpoints.load_latest(state)
+    run.rewind(state.step)
 
 
-@dataclass(frozen=True, slots=True)
-class _Best:
-    """The file of the best weights, which follows the checkpoint that knows of them."""
-
-    run: RunFolder
-    recipe: Recipe
-    train: LabelledData
-
-    def write(self, state: State) -> None:
-        _write_weights(self.run, "best", self.recipe, state, self.train)
-
-    def settle(self, state: State) -> None:
-        """When training goes on."""
-        if state.best.get("step") == state.step:  # the process may have died before it wrote them
-            self.write(state)
-        else:
-            self.forget_later(state)
-
-    def forget_later(self, state: State) -> None:
-        """After going back, the best weights may be of a future that need not come again."""
-        path = self.run.weights("best")
-        if path.exists() and read_weights(path)[1].get("step", math.inf) > state.step:
-            path.unlink()
-        if not path.exists():
-            state.best = {}
-
-
-def _prepare(recipe: Recipe, folder: Path, device: torch.device) -> tuple[Training, TensorData | None]:
+def _load_data(recipe: Recipe, folder: Path, device: torch.device) -> tuple[Training, TensorData | None]:
     """What is trained on and what selects "best", if anything does, on the device.
 
     The test images are checked, and then left alone.
     """
     train, test = recipe.data.load()
     for data, name in ((train, "training"), (test, "test")):
-        check_data(
-            data if isinstance(data, TensorData) else data[:8], name
-        )  # files show what they hold when they are read
+        few = data if isinstance(data, TensorData) else data[:8]  # files are checked when they are read
+        check_data(few, name)
     if train.shape != test.shape:
         raise UserError(f"training images are {train.shape}, but test images are {test.shape}")
     return recipe.split(train, folder, device)
 
 
-def _admit(run: RunFolder, recipe: Recipe, overwrite: bool) -> bool:
+def _check_folder(run: RunFolder, recipe: Recipe, overwrite: bool) -> bool:
     """Whether the folder holds a run to go on with; if it can be used at all."""
     if run.foreign():
         raise UserError(f"{run.path} holds files that are not of a run: choose another folder")
@@ -292,10 +166,13 @@ def _admit(run: RunFolder, recipe: Recipe, overwrite: bool) -> bool:
 
 
 @torch.no_grad()
-def _begin(recipe: Recipe, train: LabelledData, folder: Path, device: torch.device) -> State:
+def _initial_state(recipe: Recipe, train: LabelledData, run: RunFolder, device: torch.device, overwrite: bool) -> State:
     """The state before the first step, with a model that was seen to give logits for these data."""
-    model = recipe.initial_model(train, folder).to(device).train()
-    encode_bank(model, train)
+    if not overwrite and Checkpoints(run.checkpoints).paths():
+        recipe = replace(recipe, init_from="")  # the checkpoint has the weights
+    model = recipe.initial_model(train, run.path).to(device).train()
+    for module in refreshable(model):
+        module.refresh(model, train)
     with eval_mode(model):
         few = pixels(train[:8].x)
         check_logits(model(few), len(few), len(train.classes))
@@ -306,7 +183,7 @@ def _begin(recipe: Recipe, train: LabelledData, folder: Path, device: torch.devi
     return state
 
 
-def _search(run: RunFolder, precision: Precision, compile: Compile) -> AcceleratedCopy:
+def _begun_with(run: RunFolder, precision: Precision, compile: Compile) -> AcceleratedCopy:
     """What the run was begun with, if that is what is asked for: other rounding would not be the same run."""
     begun = run.backend() or {}
     for name, asked in (("precision", precision), ("compile", compile)):
@@ -321,11 +198,6 @@ def _search(run: RunFolder, precision: Precision, compile: Compile) -> Accelerat
 def _emulated(backend: AcceleratedCopy, device: torch.device) -> Iterator[str]:
     if backend.dtype(device) == torch.bfloat16 and not computes_bf16(device):
         yield "this processor has no instructions for bf16, so attacks are many times slower than with --precision fp32"
-
-
-def _write_weights(run: RunFolder, which: str, recipe: Recipe, state: State, train: LabelledData) -> None:
-    about = {"recipe": recipe.plain(), "step": state.step, "classes": train.classes, "shape": train.shape}
-    save_weights(run.weights(which), state.evaluated, about)
 
 
 @contextmanager
@@ -358,7 +230,7 @@ def _best_so_far(run: RunFolder) -> str:
 
 
 @contextmanager
-def _drawn(run: RunFolder) -> Iterator[None]:
+def _learning_curve(run: RunFolder) -> Iterator[None]:
     """The learning curve, however training ends. That it cannot be drawn must not hide why training ended."""
     try:
         yield
@@ -369,15 +241,12 @@ def _drawn(run: RunFolder) -> Iterator[None]:
             warnings.warn(f"the learning curve could not be drawn: {error}", stacklevel=2)
 
 
-def _board(run: RunFolder) -> Callable[[int], AbstractContextManager[Any]]:
-    """TensorBoard's writer, from the step that training goes on after; what was written after that is forgotten."""
+def _board(run: RunFolder, wanted: bool, step: int) -> AbstractContextManager[Any]:
+    """TensorBoard's writer from `step` on, without what was written after it; or None if it is not wanted."""
+    if not wanted:
+        return nullcontext()
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError("TensorBoard is not installed: pip install 'sparring[tensorboard]'") from error
-    return lambda step: SummaryWriter(str(run.tensorboard), purge_step=step + 1)
-
-
-def _no_board(step: int) -> AbstractContextManager[None]:
-    del step
-    return nullcontext()
+    return SummaryWriter(str(run.tensorboard), purge_step=step + 1)

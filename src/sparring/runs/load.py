@@ -24,7 +24,7 @@ from ..training.checkpoint import fill, read_weights
 from .environment import device_of
 from .recipe import Evaluation, Recipe, recipe_from_plain
 
-Show = Callable[[str, EvaluationProgress], None]  # which weights, how far
+OnProgress = Callable[[str, EvaluationProgress], None]  # which weights, how far
 
 
 def load_model(path: Path | str, recipe: Recipe | None = None) -> nn.Module:
@@ -64,7 +64,7 @@ def evaluate_run(
     overwrite: bool = False,
     keep_images: bool = False,
     backend: AttackBackend | None = None,
-    show: Show = lambda which, news: None,
+    on_progress: OnProgress = lambda which, news: None,
 ) -> dict[str, EvaluationResult]:
     """Evaluates the best and the last weights of a run on its test set, as `recipe` says, and writes what was found.
 
@@ -85,7 +85,7 @@ def evaluate_run(
         how = {key: recipe.plain()[key] for key in ("data", "evaluation", "seed")}
         _admit(run, test, recipe.evaluation, overwrite)
         how["selected"] = recipe.selected
-        given: dict[str, Any] = {"keep_images": keep_images, "search": backend, "show": show}
+        given: dict[str, Any] = {"keep_images": keep_images, "backend": backend, "on_progress": on_progress}
         return _evaluated(loaders, test, recipe.evaluation, run, seed=recipe.seed, how=how, **given)
 
 
@@ -98,7 +98,7 @@ def evaluate_weights(
     overwrite: bool = False,
     keep_images: bool = False,
     backend: AttackBackend | None = None,
-    show: Show = lambda which, news: None,
+    on_progress: OnProgress = lambda which, news: None,
 ) -> EvaluationResult:
     """Evaluates a file of weights on the test set of `recipe`, as that says. Without `out`, nothing is written."""
     test = _test_images(recipe, device)
@@ -114,7 +114,7 @@ def evaluate_weights(
         overwrite=overwrite,
         keep_images=keep_images,
         backend=backend,
-        show=show,
+        on_progress=on_progress,
     )["weights"]
 
 
@@ -129,7 +129,7 @@ def evaluate_models(
     overwrite: bool = False,
     keep_images: bool = False,
     backend: AttackBackend | None = None,
-    show: Show = lambda which, news: None,
+    on_progress: OnProgress = lambda which, news: None,
 ) -> dict[str, EvaluationResult]:
     """Evaluates models, which are loaded by name one after the other, and writes what was found to `out`.
 
@@ -139,7 +139,7 @@ def evaluate_models(
     with nullcontext() if out is None else _writable(out):
         if out is not None:
             _admit(out, test, evaluation, overwrite)
-        given: dict[str, Any] = {"keep_images": keep_images, "search": backend, "show": show}
+        given: dict[str, Any] = {"keep_images": keep_images, "backend": backend, "on_progress": on_progress}
         return _evaluated(loaders, test, evaluation, out, seed=seed, how=how or {}, **given)
 
 
@@ -153,7 +153,7 @@ def _evaluated(
     how: Mapping[str, Any],
     keep_images: bool,
     backend: AttackBackend | None,
-    show: Show,
+    on_progress: OnProgress,
 ) -> dict[str, EvaluationResult]:
     subset, backend = test[: evaluation.examples], backend or AcceleratedCopy()
     found: dict[str, EvaluationResult] = {}
@@ -169,7 +169,7 @@ def _evaluated(
                 keep_images=keep_images,
                 backend=backend,
                 state=None if out is None else out.state(which),
-                on_progress=partial(show, which),
+                on_progress=partial(on_progress, which),
             )
         found[which] = done[load]
     if out is not None:

@@ -1,7 +1,7 @@
 """A recipe: everything that decides a run, as one typed value."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..core.names import FORMAT, WRITTEN_BY
 from ..core.schedules import Ramp
 from ..core.serialization import Build, check_types, from_plain, to_plain
 from ..core.types import Attack, LabelledData, Schedule, TensorData, Update
+from ..core.walk import walk
 from ..data import Alteration, Augment, Source, Training, altered, hold_out
 from ..evaluation import Adversary, Cascade, check_name
 from ..models import Normalize
@@ -86,7 +87,7 @@ class Recipe:
             )
         for name in ("epochs", "batch_size", "views"):
             need_whole(name, getattr(self, name))
-        for ramp in _ramps(self.method):
+        for ramp in (each for each in walk(self.method) if isinstance(each, Ramp)):
             if ramp.start > self.epochs:
                 raise UserError(
                     f"a weight begins to rise at epoch {ramp.start:g}, after the end of these {self.epochs}: it would "
@@ -143,17 +144,6 @@ def beside(name: str, folder: Path, seed: int) -> str:
 
 
 _AS_FIELD = "give a value of that type, as the recipes of sparring.recipes.small do"
-
-
-def _ramps(value: object) -> Iterator[Ramp]:
-    if isinstance(value, Ramp):
-        yield value
-    elif isinstance(value, tuple):
-        for part in value:
-            yield from _ramps(part)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for part in fields(value):
-            yield from _ramps(getattr(value, part.name))
 
 
 def recipe_from_plain(plain: Mapping[str, Any]) -> Recipe:

@@ -32,7 +32,7 @@ from ..training.hooks import Interrupted
 from .study import Findings, JointMeasurement, Measurement, Study, aggregate
 from .writing import precision_of, write
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def run_study(
     device: str = "auto",
     workers: int | None = None,
     overwrite: bool = False,
-    say: Say = lambda text: None,
+    log: Log = lambda text: None,
 ) -> Findings:
     """Trains and evaluates what is not there yet, and writes what it came to: see `writing.write`.
 
@@ -112,7 +112,7 @@ def run_study(
     if workers is not None and workers < 1:
         raise UserError(f"workers = {workers} is not at least 1")
     with locked(folder):
-        return _studied(study, folder, scale, where, device, workers, overwrite, say)
+        return _studied(study, folder, scale, where, device, workers, overwrite, log)
 
 
 def _studied(
@@ -123,7 +123,7 @@ def _studied(
     device: str,
     workers: int | None,
     overwrite: bool,
-    say: Say,
+    log: Log,
 ) -> Findings:
     jobs = _jobs(study, folder)
     if overwrite:
@@ -132,10 +132,10 @@ def _studied(
     left = [job for job in jobs if not job.done()]
     joined = _joined(study, folder, jobs, {job.seed for job in left})
     many = min(workers or (usable_cores() if where.type == "cpu" else 1), max(1, len(left), len(joined)))
-    say(f"{study.title}: {len(jobs)} trainings, {len(jobs) - len(left)} of them done; {many} at a time")
+    log(f"{study.title}: {len(jobs)} trainings, {len(jobs) - len(left)} of them done; {many} at a time")
     left = sorted(left, key=lambda job: -job.passes)
     before, after = [job for job in left if not job.after], [job for job in left if job.after]
-    _carry_out((before, after, joined), many, device, say)
+    _carry_out((before, after, joined), many, device, log)
     runs = {(job.arm, job.seed): RunFolder(job.path) for job in jobs}
     findings = aggregate(study, runs)
     if study.draw is not None:
@@ -189,7 +189,7 @@ def _admit(jobs: list[Job]) -> None:
             )
 
 
-def _carry_out(phases: Sequence[Sequence[Work]], workers: int, device: str, say: Say) -> None:
+def _carry_out(phases: Sequence[Sequence[Work]], workers: int, device: str, log: Log) -> None:
     """One phase after the other; what failed is said when the others of its phase are done."""
     failed: list[str] = []
     done, all_of_them = itertools.count(1), sum(map(len, phases))
@@ -199,7 +199,7 @@ def _carry_out(phases: Sequence[Sequence[Work]], workers: int, device: str, say:
             describe = outcome()
         except UserError as error:
             failed.append(describe := f"failed: {error}")
-        say(f"{next(done)}/{all_of_them} {job}: {describe}")
+        log(f"{next(done)}/{all_of_them} {job}: {describe}")
 
     for phase in phases:
         if not failed or not any(isinstance(work, Joined) for work in phase):  # these need all that came before

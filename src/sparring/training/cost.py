@@ -1,6 +1,5 @@
 """How many times a method runs its model: the cost by which methods are compared."""
 
-import dataclasses
 import random
 from collections import Counter
 from collections.abc import Generator
@@ -12,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..acceleration import OriginalModel
-from ..core.errors import UserError
 from ..core.types import (
     AttackBackend,
     Batch,
     Classifier,
     Closure,
     Encoder,
+    Objective,
     Progress,
     Schedule,
     TensorData,
@@ -26,6 +25,7 @@ from ..core.types import (
     Update,
     at,
 )
+from ..core.walk import children, walk
 from ..models import KNN, encode_bank
 from .engine import State, TrainingMethod
 
@@ -120,20 +120,15 @@ def cost_now(method: TrainingMethod, update: Update | Schedule[Update], progress
 
 def _changes(value: Any) -> bool:
     """Whether there is a schedule in it."""
-    if isinstance(value, Schedule):
-        return True
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return any(_changes(getattr(value, field.name)) for field in dataclasses.fields(value))
-    return isinstance(value, tuple) and any(map(_changes, value))
+    return any(isinstance(each, Schedule) for each in walk(value))
 
 
 def _kind(value: Any, progress: Progress) -> Any:
     """What a value is at this moment; of a real number only whether it is 0, as no other changes a count of passes."""
     value = at(value, progress)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return type(value), *(_kind(getattr(value, field.name), progress) for field in dataclasses.fields(value))
-    if isinstance(value, tuple):
-        return tuple(_kind(each, progress) for each in value)
+    parts = children(value)
+    if parts:
+        return type(value), *(_kind(each, progress) for each in parts)
     return bool(value) if isinstance(value, float) else value
 
 
@@ -143,22 +138,15 @@ _IMAGES_ALIKE = TensorData(torch.full((_IMAGES, 3, 32, 32), 0.5), torch.arange(_
 
 def _counted(method: TrainingMethod, update: Update, progress: Progress) -> Passes:
     """One step, per example."""
-    each, twice = torch.arange(_IMAGES), torch.tensor([0, 1]).repeat(_IMAGES // 2)
-    try:
-        return _counted_on(_linear(), each, method, update, progress)
-    except UserError:
-        try:  # a method that compares two views of an image
-            return _counted_on(_linear(), twice, method, update, progress)
-        except UserError:  # one that asks nearest neighbours
-            return _counted_on(_neighbours(), each, method, update, progress)
-
-
-def _counted_on(model: nn.Module, index: Tensor, method: TrainingMethod, update: Update, progress: Progress) -> Passes:
+    objectives = [each for each in walk(method) if isinstance(each, Objective)]
+    views = max((each.needs_views for each in objectives), default=1)
+    model = _neighbours() if any(each.needs_knn for each in objectives) else _linear()
+    index = torch.arange(_IMAGES // views).repeat(views)
     data = _IMAGES_ALIKE
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     state = State.start(method, model, optimizer, data)
     found = Passes()
-    batch = Batch(data.x, torch.zeros_like(data.y), index)
+    batch = Batch(data.x, torch.zeros_like(data.y), index, views)
 
     def counted(model: nn.Module, optimizer: torch.optim.Optimizer, closure: Closure) -> Terms:
         with found.through(model):

@@ -161,11 +161,25 @@ class State:
         self.notes = copy.deepcopy(saved.get("notes", {}))  # checkpoints of older versions have none
 
 
-class Hook(Protocol):
-    """What happens around training. `progress` counts the steps that are done."""
+class Hook:
+    """Something that happens around the training steps; a subclass overrides the methods that it needs.
 
-    def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None: ...
-    def on_epoch(self, state: State, progress: Progress) -> None: ...
+    `progress` counts the steps that are done.
+    """
+
+    def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None:
+        """After each step, with the terms of its loss."""
+
+    def on_epoch(self, state: State, progress: Progress) -> None:
+        """After each epoch."""
+
+    def on_stop(self, state: State, progress: Progress) -> None:
+        """When training is stopped for good, which may be in the middle of an epoch."""
+
+    def describe(self, passes: float) -> tuple[str, ...]:
+        """Lines for the user before training; `passes` is what training takes per example and step."""
+        del passes
+        return ()
 
 
 class Batches(Protocol):

@@ -5,7 +5,7 @@ while an attack of several steps fools it altogether (https://arxiv.org/abs/2001
 fixed part of the training images.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -134,31 +134,78 @@ class Alarm(Exception):  # noqa: N818
 
 
 @dataclass(slots=True)
+class Peak:
+    """The epoch of the best held-out robust accuracy, and the robust accuracy on training images at that time."""
+
+    held_out: float
+    training: float
+    told: bool = False
+    """Whether robust overfitting since then was reported."""
+
+
+@dataclass(slots=True)
+class GuardState:
+    """What a guard knows of the training so far. It is stored in the notes of the training state."""
+
+    healthy: int | None = None
+    """The step of the last healthy checkpoint."""
+    best: float = 0.0
+    """The highest accuracy under PGD so far."""
+    alarmed: bool = False
+    until: int = 0
+    """The step at which a rescue ends."""
+    events: list[dict[str, Any]] = field(default_factory=list)
+    peak: Peak | None = None
+
+    @classmethod
+    def of(cls, state: State) -> "GuardState":
+        stored = dict(state.notes.get("guard", {}))
+        peak = stored.pop("peak", None)
+        return cls(**stored, peak=None if peak is None else Peak(**peak))
+
+    def store(self, state: State) -> None:
+        state.notes["guard"] = asdict(self)
+
+    @property
+    def stopped(self) -> str | None:
+        """Why training was stopped, if the last event stopped it."""
+        last = self.events[-1] if self.events else {"action": ""}
+        return str(last["what"]) if last["action"] == "stopped" else None
+
+
+@dataclass(slots=True)
 class OverfittingMonitor:
-    """What a guard remembers, in the notes of the state, so that a resumed run acts as the whole one does."""
+    """Examines a model for a guard. What it knows is part of the training state, so that resuming is exact."""
 
     guard: Guard
     data: TensorData
     backend: AttackBackend
     seed: int
 
-    def notes(self, state: State) -> dict[str, Any]:
-        """`healthy` is the step of the last healthy checkpoint, `until` the end of a rescue, `events` what happened."""
-        empty: dict[str, Any] = {"healthy": None, "best": 0.0, "alarmed": False, "until": 0, "events": [], "peak": None}
-        return state.notes.setdefault("guard", empty)
+    def kept(self, state: State) -> GuardState:
+        return GuardState.of(state)
+
+    def keep_events(self, state: State, events: list[dict[str, Any]]) -> None:
+        """Puts back the events that a state from an earlier checkpoint does not know."""
+        kept = GuardState.of(state)
+        kept.events = events
+        kept.store(state)
 
     def examined(self, model: nn.Module, state: State) -> Health:
         return examine(model, self.data, self.guard, self.backend, mixed_seed(self.seed, state.step))
 
     def look(self, state: State, progress: Progress) -> tuple[Health, str | None]:
-        """The health now, and an event to tell of, if there is one. Raises `Alarm` where the guard is to act."""
-        health, notes = self.examined(state.model, state), self.notes(state)
-        why, before = self.guard.alarm(health, notes["best"]), notes["alarmed"]
-        notes["alarmed"] = why is not None
+        """The health now, and an event to report, if there is one. Raises `Alarm` where the guard is to act."""
+        del progress
+        health, kept = self.examined(state.model, state), GuardState.of(state)
+        why, before = self.guard.alarm(health, kept.best), kept.alarmed
+        kept.alarmed = why is not None
         if why is None:
-            notes["healthy"], notes["best"] = state.step, max(notes["best"], health.pgd)
+            kept.healthy, kept.best = state.step, max(kept.best, health.pgd)
+        kept.store(state)
+        if why is None:
             return health, None
-        if self.guard.action != "report" and state.step >= notes["until"]:
+        if self.guard.action != "report" and state.step >= kept.until:
             raise Alarm(state.step, why, health)
         if before:
             return health, None
@@ -166,30 +213,33 @@ class OverfittingMonitor:
 
     def overfitting(self, state: State, health: Health, held_out: float) -> str | None:
         """The event of robust overfitting, once for each best epoch."""
-        notes, least = self.notes(state), self.guard.overfitting
-        peak = notes["peak"]
-        if peak is None or held_out > peak["held_out"]:
-            notes["peak"] = {"held_out": held_out, "training": health.pgd, "told": False}
+        kept, least = GuardState.of(state), self.guard.overfitting
+        peak = kept.peak
+        if peak is None or held_out > peak.held_out:
+            kept.peak = Peak(held_out, health.pgd)
+            kept.store(state)
             return None
-        fallen, risen = peak["held_out"] - held_out, health.pgd - peak["training"]
-        if peak["told"] or fallen < least or risen < least:
+        fallen, risen = peak.held_out - held_out, health.pgd - peak.training
+        if peak.told or fallen < least or risen < least:
             return None
-        peak["told"] = True
+        peak.told = True
+        kept.store(state)
         return self._event(
             state,
-            f"robust overfitting: held-out robust accuracy is {_percent(held_out)}, after {_percent(peak['held_out'])} "
-            f"at its best, while that on training images rose from {_percent(peak['training'])} to "
+            f"robust overfitting: held-out robust accuracy is {_percent(held_out)}, after {_percent(peak.held_out)} "
+            f"at its best, while that on training images rose from {_percent(peak.training)} to "
             f"{_percent(health.pgd)}",
             "reported",
             health,
         )
 
     def rescued(self, state: State, alarm: Alarm, steps_per_epoch: int, gone_back: bool) -> str:
-        """Notes the rescue that begins at the state."""
-        notes = self.notes(state)
-        times = sum(event["action"] == "rescued" for event in notes["events"])
+        """Records the rescue that begins at the state."""
+        kept = GuardState.of(state)
+        times = sum(event["action"] == "rescued" for event in kept.events)
         length = max(1, round(self.guard.rescue_epochs * steps_per_epoch * 2**times))
-        notes["until"], notes["alarmed"] = state.step + length, False
+        kept.until, kept.alarmed = state.step + length, False
+        kept.store(state)
         return self._event(
             state,
             f"{alarm}; {_where(state, gone_back)}, and on with {self.guard.rescuer()} for {length} steps",
@@ -202,15 +252,16 @@ class OverfittingMonitor:
 
     def now(self, method: TrainingMethod, state: State) -> tuple[TrainingMethod, int | None]:
         """The method of this moment, and the step at which another one takes over."""
-        until = self.notes(state)["until"]
+        until = GuardState.of(state).until
         if state.step >= until:
             return method, None
         assert isinstance(method, Method)
         return replace(method, attack=self.guard.rescuer()), until
 
     def _event(self, state: State, what: str, action: str, health: Health) -> str:
-        event = {"step": state.step, "action": action, "what": what, "health": plain(health)}
-        self.notes(state)["events"].append(event)
+        kept = GuardState.of(state)
+        kept.events.append({"step": state.step, "action": action, "what": what, "health": plain(health)})
+        kept.store(state)
         return f"guard, step {state.step}: {what}"
 
 

@@ -4,7 +4,7 @@ import math
 import signal
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,12 +12,11 @@ from typing import Any
 from torch import nn
 
 from ..core.errors import UserError
-from ..core.types import Attack, AttackBackend, LabelledData, Progress, TensorData
+from ..core.types import Attack, AttackBackend, LabelledData, Progress, Refreshable, TensorData, refreshable
 from ..evaluation import WhiteBox, evaluate
-from ..models import encode_bank, knn_head
 from ..records.run_folder import RunFolder
 from .checkpoint import Checkpoints
-from .engine import State
+from .engine import Hook, State
 from .example_history import ExampleHistory
 from .guard import Health, OverfittingMonitor, plain
 
@@ -57,7 +56,7 @@ class Saving:
 
 
 @dataclass(slots=True)
-class ValidationHook:
+class ValidationHook(Hook):
     """Evaluates on the held-out part after each epoch, and notes in the state which epoch was the best.
 
     Without such a part each epoch counts as better than those before.
@@ -69,8 +68,6 @@ class ValidationHook:
     backend: AttackBackend
     latest: dict[str, float] = field(default_factory=dict)
     improved: bool = False
-
-    def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None: ...
 
     def on_epoch(self, state: State, progress: Progress) -> None:
         state.check_finite()
@@ -84,40 +81,50 @@ class ValidationHook:
         if self.improved:
             state.best = {**self.latest, "step": state.step}
 
+    def on_stop(self, state: State, progress: Progress) -> None:
+        self.on_epoch(state, progress)  # perhaps nothing was the best yet
+
 
 @dataclass(slots=True)
-class GuardHook:
+class GuardHook(Hook):
     """Lets the guard look, and tells of what it saw. `Alarm` passes through to whoever can act on it."""
 
-    watch: OverfittingMonitor
+    monitor: OverfittingMonitor
     run: RunFolder
     checkpoints: Checkpoints
-    held_out: ValidationHook
-    say: Callable[[str], None]
+    validation: ValidationHook
+    log: Callable[[str], None]
+    images_per_step: int
+    steps_per_epoch: int
+
+    def describe(self, passes: float) -> tuple[str, ...]:
+        guard = self.monitor.guard
+        added = guard.added(self.images_per_step, self.steps_per_epoch, passes)
+        return (f"the guard looks {guard.checks} times an epoch, which adds up to {100 * added:.3g} % of the passes",)
 
     def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None:
-        if progress.step % progress.steps_per_epoch and self.watch.guard.due(progress):
+        if progress.step % progress.steps_per_epoch and self.monitor.guard.due(progress):
             self._look(state, progress)
             self.checkpoints.save(state)  # what a rescue goes back to
 
     def on_epoch(self, state: State, progress: Progress) -> None:
         health = self._look(state, progress)
         if state.average is not None:  # the held-out accuracy is that of the average
-            health = self.watch.examined(state.average, state)
-        if self.held_out.latest:
-            self._tell(state, self.watch.overfitting(state, health, self.held_out.latest["robust"]))
+            health = self.monitor.examined(state.average, state)
+        if self.validation.latest:
+            self._tell(state, self.monitor.overfitting(state, health, self.validation.latest["robust"]))
 
     def _look(self, state: State, progress: Progress) -> Health:
-        health, event = self.watch.look(state, progress)
-        self.checkpoints.pinned = self.watch.notes(state)["healthy"]
+        health, event = self.monitor.look(state, progress)
+        self.checkpoints.pinned = self.monitor.kept(state).healthy
         self.run.add_metrics({"step": progress.step, "epoch": progress.epoch, "guard": plain(health)})
         self._tell(state, event)
         return health
 
     def _tell(self, state: State, event: str | None) -> None:
         if event is not None:
-            self.run.set_guard(self.watch.notes(state)["events"])
-            self.say(event)
+            self.run.set_guard(self.monitor.kept(state).events)
+            self.log(event)
 
 
 def _rank(scores: Mapping[str, float]) -> tuple[float, float]:
@@ -125,13 +132,13 @@ def _rank(scores: Mapping[str, float]) -> tuple[float, float]:
 
 
 @dataclass(slots=True)
-class MetricsHook:
+class MetricsHook(Hook):
     """Writes metrics and tells whoever shows them."""
 
     run: RunFolder
     batch_size: int
-    show: Callable[[TrainingProgress], None]
-    held_out: ValidationHook
+    on_progress: Callable[[TrainingProgress], None]
+    validation: ValidationHook
     board: Any
     began: float = field(default_factory=time.monotonic)
     steps: int = 0
@@ -142,12 +149,12 @@ class MetricsHook:
         if progress.step % LOG_EVERY == 0:
             lr, gradient = state.optimizer.param_groups[0]["lr"], gradient_norm(state.model)
             self._write(progress, {"lr": lr, "terms": dict(terms), "gradient": gradient})
-        self.show(self._news(progress))
+        self.on_progress(self._news(progress))
 
     def on_epoch(self, state: State, progress: Progress) -> None:
-        latest, improved = dict(self.held_out.latest), self.held_out.improved
+        latest, improved = dict(self.validation.latest), self.validation.improved
         self._write(progress, {**({"held_out": latest} if latest else {}), "best": improved})
-        self.show(self._news(progress, latest, improved))
+        self.on_progress(self._news(progress, latest, improved))
 
     def _write(self, progress: Progress, row: dict[str, Any]) -> None:
         self.run.add_metrics({"step": progress.step, "epoch": progress.epoch, **row})
@@ -174,7 +181,7 @@ def gradient_norm(model: nn.Module) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class ExampleHistoryHook:
+class ExampleHistoryHook(Hook):
     """Writes down what the model is like on each training example."""
 
     example_history: ExampleHistory
@@ -183,49 +190,54 @@ class ExampleHistoryHook:
     backend: AttackBackend
     seed: int
 
-    def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None: ...
-
     def on_epoch(self, state: State, progress: Progress) -> None:
         epoch = round(progress.epoch)
         if self.example_history.due(epoch, progress.epochs):
             facts = self.example_history.record(state.evaluated, self.data, self.backend, self.seed)
             self.run.add_memory(progress.step, epoch, facts)
 
-
-COLLAPSED = 0.01
-"""A representation whose spread is below this tells nothing apart."""
+    def describe(self, passes: float) -> tuple[str, ...]:
+        del passes
+        often, count = self.example_history.every, len(self.data)
+        every = "epoch" if often == 1 else f"{often} epochs"
+        return (f"every {every} all {count:,} training examples are attacked once more, to be remembered: not counted",)
 
 
 @dataclass(slots=True)
-class EncodeBankHook:
-    """Encodes the bank of nearest neighbours anew before anything is evaluated, and sounds the alarm at a collapse."""
+class RefreshHook(Hook):
+    """Refreshes the modules that store what the model makes of its training set, before anything is evaluated."""
 
     data: LabelledData
     run: RunFolder
-    say: Callable[[str], None]
+    log: Callable[[str], None]
+    modules: Sequence[Refreshable]
+    """Those of the model that is trained, to describe them."""
     alarmed: bool = False
-
-    def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None: ...
 
     def on_epoch(self, state: State, progress: Progress) -> None:
         for model in {id(m): m for m in (state.model, state.evaluated)}.values():
-            encode_bank(model, self.data)
-        head = knn_head(state.evaluated)
-        assert head is not None
-        collapsed = head.spread < COLLAPSED
-        row = {"spread": head.spread, **({"alarm": "features collapsed"} if collapsed else {})}
-        self.run.add_metrics({"step": progress.step, "epoch": progress.epoch, **row})
-        if collapsed and not self.alarmed:
-            self.say(
-                f"ALARM: after epoch {progress.epoch:g} the features of all images are alike (spread "
-                f"{head.spread:.2g}; 1 would be all around): the representation has collapsed and tells nothing apart. "
-                "Use larger batches or a lower learning rate, or a contrast with other images"
-            )
-        self.alarmed = collapsed
+            for module in refreshable(model):
+                module.refresh(model, self.data)
+        alarms = []
+        for module in refreshable(state.evaluated):
+            alarm = module.alarm()
+            row = {**module.metrics(), **({"alarm": alarm} if alarm else {})}
+            self.run.add_metrics({"step": progress.step, "epoch": progress.epoch, **row})
+            alarms += [alarm] if alarm else []
+        if alarms and not self.alarmed:
+            self.log(f"ALARM after epoch {progress.epoch:g}: {'; '.join(alarms)}")
+        self.alarmed = bool(alarms)
+
+    def on_stop(self, state: State, progress: Progress) -> None:
+        self.on_epoch(state, progress)
+
+    def describe(self, passes: float) -> tuple[str, ...]:
+        del passes
+        return tuple(module.describe() for module in self.modules)
 
 
 @dataclass(slots=True)
-class CheckpointHook:
+class CheckpointHook(Hook):
     """Writes checkpoints, and stops training once everything is on the disk.
 
     Never between the last step of an epoch and its evaluation: a run resumed there would skip the evaluation. The

@@ -1,0 +1,108 @@
+"""Features of a run: hooks around the training steps, in the order in which they act.
+
+A new feature is a hook in a file of its own and one line in `FEATURES`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..acceleration import AcceleratedCopy
+from ..core.rng import make_rng
+from ..core.types import LabelledData, TensorData, refreshable
+from ..records.run_folder import RunFolder
+from ..training.checkpoint import Checkpoints
+from ..training.engine import Hook, State
+from ..training.guard import OverfittingMonitor
+from ..training.hooks import (
+    CheckpointHook,
+    ExampleHistoryHook,
+    GuardHook,
+    MetricsHook,
+    RefreshHook,
+    Saving,
+    Stop,
+    TrainingProgress,
+    ValidationHook,
+)
+from .recipe import Recipe
+from .weights import RunWeights
+
+
+@dataclass(slots=True)
+class RunContext:
+    """What features may use."""
+
+    run: RunFolder
+    recipe: Recipe
+    train: LabelledData
+    state: State
+    backend: AcceleratedCopy
+    checkpoints: Checkpoints
+    weights: RunWeights
+    steps_per_epoch: int
+    saving: Saving
+    stop: Stop
+    board: Any
+    """TensorBoard's writer, or None."""
+    on_progress: Callable[[TrainingProgress], None]
+    log: Callable[[str], None]
+    validation: ValidationHook
+    monitor: OverfittingMonitor | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.monitor = _monitor(self.recipe, self.train, self.backend)
+
+
+def build_hooks(context: RunContext) -> tuple[Hook, ...]:
+    """The hooks of all features that the recipe asks for."""
+    return tuple(hook for make in FEATURES if (hook := make(context)) is not None)
+
+
+def validation(recipe: Recipe, held_out: TensorData | None, backend: AcceleratedCopy) -> ValidationHook:
+    """The hook that selects the best epoch, which other features look at."""
+    return ValidationHook(recipe.selection, recipe.seed, held_out, backend)
+
+
+def _refresh(c: RunContext) -> Hook | None:
+    return RefreshHook(c.train, c.run, c.log, refreshable(c.state.model)) if refreshable(c.state.model) else None
+
+
+def _metrics(c: RunContext) -> Hook:
+    return MetricsHook(c.run, c.recipe.batch_size, c.on_progress, c.validation, c.board)
+
+
+def _example_history(c: RunContext) -> Hook | None:
+    history = c.recipe.example_history
+    return None if history is None else ExampleHistoryHook(history, c.run, c.train, c.backend, c.recipe.seed)
+
+
+def _guard(c: RunContext) -> Hook | None:
+    if c.monitor is None:
+        return None
+    images = c.recipe.batch_size * c.recipe.views
+    return GuardHook(c.monitor, c.run, c.checkpoints, c.validation, c.log, images, c.steps_per_epoch)
+
+
+def _checkpoints(c: RunContext) -> Hook:
+    return CheckpointHook(c.checkpoints, c.saving, c.stop, c.weights.write_best)
+
+
+FEATURES: tuple[Callable[[RunContext], Hook | None], ...] = (
+    _refresh,
+    lambda c: c.validation,
+    _metrics,
+    _example_history,
+    _guard,
+    _checkpoints,  # last, so that a checkpoint holds what the others noted
+)
+
+
+def _monitor(recipe: Recipe, train: LabelledData, backend: AcceleratedCopy) -> OverfittingMonitor | None:
+    """The guard of the recipe, with the training images that it examines, the same throughout."""
+    if recipe.guard is None:
+        return None
+    rows = torch.randperm(len(train), generator=make_rng(1))[: recipe.guard.examples].to(train.y.device)
+    return OverfittingMonitor(recipe.guard, train[rows], backend, recipe.seed)

@@ -1,0 +1,49 @@
+"""The training loop under a guard: on an alarm, training goes back to a healthy checkpoint, and on or not."""
+
+from ..data import Batches
+from ..training.engine import Loop, State
+from ..training.guard import Alarm, OverfittingMonitor
+from .features import RunContext
+
+
+def train(loop: Loop, context: RunContext, batches: Batches) -> str | None:
+    """Runs the loop to its end, or until the guard stops it. Returns why it was stopped, if it was."""
+    method, state, monitor = context.recipe.method, context.state, context.monitor
+    if monitor is None:
+        loop.run(method, state, batches)
+        return None
+    kept = monitor.kept(state)
+    context.checkpoints.pinned = kept.healthy
+    context.run.set_guard(kept.events)  # a kill may have come before it was written
+    if kept.stopped is not None:
+        return kept.stopped
+    while state.step < loop.epochs * len(batches):
+        now, until = monitor.now(method, state)
+        try:
+            loop.run(now, state, batches, until)
+        except Alarm as alarm:
+            gone_back = _go_back(context, monitor)
+            if monitor.guard.action == "stop":
+                _record(context, monitor, monitor.stopped(state, alarm, gone_back))
+                return monitor.kept(state).stopped
+            _record(context, monitor, monitor.rescued(state, alarm, len(batches), gone_back))
+    return None
+
+
+def _go_back(context: RunContext, monitor: OverfittingMonitor) -> bool:
+    """Whether training went back; without a healthy checkpoint it stays where it is."""
+    state, kept = context.state, monitor.kept(context.state)
+    gone_back = kept.healthy is not None and context.checkpoints.go_back(state, kept.healthy)
+    if gone_back:
+        context.run.rewind(state.step)
+        context.weights.forget_later_best(state)
+    monitor.keep_events(state, kept.events)
+    return gone_back
+
+
+def _record(context: RunContext, monitor: OverfittingMonitor, event: str) -> None:
+    state: State = context.state
+    context.checkpoints.save(state)
+    context.weights.write_best_if_due(state)
+    context.run.set_guard(monitor.kept(state).events)
+    context.log(event)

@@ -1,0 +1,51 @@
+"""Weights files of a run."""
+
+import math
+from dataclasses import dataclass
+
+from ..core.types import LabelledData
+from ..records.run_folder import RunFolder
+from ..training.checkpoint import read_weights, save_weights
+from ..training.engine import State
+from .recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class RunWeights:
+    """Writes the weights of a run, with the recipe, the classes and the shape that they belong to."""
+
+    run: RunFolder
+    recipe: Recipe
+    train: LabelledData
+
+    def write(self, which: str, state: State) -> None:
+        about = {
+            "recipe": self.recipe.plain(),
+            "step": state.step,
+            "classes": self.train.classes,
+            "shape": self.train.shape,
+        }
+        save_weights(self.run.weights(which), state.evaluated, about)
+
+    def write_best(self, state: State) -> None:
+        self.write("best", state)
+
+    def write_best_if_due(self, state: State) -> None:
+        """Writes the best weights if the present step is the best one."""
+        if state.best.get("step") == state.step:
+            self.write_best(state)
+
+    def reconcile_best(self, state: State) -> None:
+        """Makes the file of the best weights agree with a state from which training goes on."""
+        if state.best.get("step") == state.step:  # the process may have died before it wrote them
+            self.write_best(state)
+        else:
+            self.forget_later_best(state)
+
+    def forget_later_best(self, state: State) -> None:
+        """Deletes best weights of a later step: after going back, that step need not come again."""
+        path = self.run.weights("best")
+        if path.exists() and read_weights(path)[1].get("step", math.inf) > state.step:
+            path.unlink()
+        if not path.exists():
+            state.best = {}
