@@ -60,26 +60,26 @@ def compared(run: Path, eps: float, count: int, batch: int) -> dict[str, Any]:
     wanted, before, vanished = torch.empty(0), torch.empty(0), torch.empty(0)
     for name, backend in SEARCHES.items():
         z, grads = crafted(model, x, y, attack, backend, batch)
-        standing, loss = judged(model, z, y)
+        robust, loss = judged(model, z, y)
         if not rows:
-            wanted, before, vanished = standing, grads, (grads == 0)
+            wanted, before, vanished = robust, grads, (grads == 0)
         sign = (grads.sign() != before.sign()) & ~vanished
         rows[name] = {
-            "robust": float(standing.double().mean()),
+            "robust": float(robust.double().mean()),
             "loss": loss,
-            "verdicts_changed": int((standing != wanted).sum()),
+            "verdicts_changed": int((robust != wanted).sum()),
             "zero_gradients": float((grads == 0).double().mean()),
             "zero_only_here": float(((grads == 0) & ~vanished).double().mean()),
             "signs_changed": float(sign.double().mean()),
         }
     adversary = {"pgd": WhiteBox(PGD(Linf(eps), steps=20, step_size=eps / 4, patience=0))}
     flags = {
-        name: evaluate(model, test, adversary, backend=backend).standing["pgd"] for name, backend in SEARCHES.items()
+        name: evaluate(model, test, adversary, backend=backend).robust["pgd"] for name, backend in SEARCHES.items()
     }
-    for name, standing in flags.items():
+    for name, robust in flags.items():
         rows[name]["again"] = {
-            "robust": float(standing.mean()),
-            "verdicts_changed": int((standing != flags["as it is"]).sum()),
+            "robust": float(robust.mean()),
+            "verdicts_changed": int((robust != flags["as it is"]).sum()),
         }
     return rows
 

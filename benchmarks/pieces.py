@@ -135,9 +135,9 @@ def filled(rounds: int) -> None:
             count, began = [0, 0], time.perf_counter()
             with counted(count):
                 found = evaluate(model, data, adversary, batch_size=128, seed=turn, backend=backend)
-            seconds, standing = time.perf_counter() - began, float(found.standing["pgd"].mean())
+            seconds, robust = time.perf_counter() - began, float(found.robust["pgd"].mean())
             print(
-                f"turn {turn}, {name}: {seconds:.1f} s, {count[1] / count[0] - 1:.1%} filled, {standing:.1%} stand",
+                f"turn {turn}, {name}: {seconds:.1f} s, {count[1] / count[0] - 1:.1%} filled, {robust:.1%} stand",
                 flush=True,
             )
 

@@ -55,4 +55,4 @@ def state(step=0, seed=0, average=True):
 
 
 def evaluated(folder):
-    return evaluate(toy_net().eval(), toy_data(), ATTACK, state=folder).standing["fgsm"].tolist()
+    return evaluate(toy_net().eval(), toy_data(), ATTACK, state=folder).robust["fgsm"].tolist()

@@ -62,11 +62,11 @@ def whole(tmp_path_factory):
     )
     x, y = torch.rand(20, 1, 8, 8).numpy(), np.arange(20) % 10
     np.savez(folder / "test.npz", x_test=x, y_test=y)
-    standing = dict.fromkeys(("clean", "pgd"), y % 3 > 0)
+    robust = dict.fromkeys(("clean", "pgd"), y % 3 > 0)
     for name in {name for page in PAGES for name in re.findall(r"runs/(\w+)", page.read_text())}:
         made = RunFolder(folder / "runs" / name)
         made.begin(find(name if name in entries() else "quickstart")().plain())
-        made.write_flags("best", EvaluationResult(standing, y, tuple("0123456789")))
+        made.write_flags("best", EvaluationResult(robust, y, tuple("0123456789")))
     return folder
 
 

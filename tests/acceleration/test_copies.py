@@ -766,8 +766,8 @@ BEGUN = {"pgd": WhiteBox(PGD(Linf(0.1), 10, start=CleanStart())), "targets": Mul
 def test_a_search_that_is_weaker_is_found_out_in_the_end_and_made_good(learned, name):
     wanted = evaluate(*learned, {name: BEGUN[name]}, backend=OriginalModel())
     found = evaluate(*learned, {name: BEGUN[name]}, backend=Blunt())
-    assert 0 < wanted.standing[name].sum() < wanted.standing["clean"].sum() - 5
-    assert np.array_equal(found.standing[name], wanted.standing[name])
+    assert 0 < wanted.robust[name].sum() < wanted.robust["clean"].sum() - 5
+    assert np.array_equal(found.robust[name], wanted.robust[name])
     (note,) = [note for note in found.notes if "fall when the attack runs on the model itself" in note]
     assert "so all that stand were attacked again there" in note
     assert not any("fall when" in note for note in wanted.notes)
@@ -775,13 +775,13 @@ def test_a_search_that_is_weaker_is_found_out_in_the_end_and_made_good(learned, 
 
 def test_a_gain_within_chance_is_noted_and_counts(learned, monkeypatch):
     monkeypatch.setattr(sys.modules["sparring.evaluation.runner"], "BEYOND_CHANCE", 17)
-    wanted = evaluate(*learned, ATTACK, backend=OriginalModel()).standing
+    wanted = evaluate(*learned, ATTACK, backend=OriginalModel()).robust
     found = evaluate(*learned, ATTACK, backend=Blunt())
     (note,) = [note for note in found.notes if "fall when the attack runs on the model itself" in note]
     gained = int(note.split(", ")[1].split()[0])
     assert 0 < gained <= 16
     assert "as chance may be" in note
-    assert found.standing["pgd"].sum() == wanted["clean"].sum() - gained
+    assert found.robust["pgd"].sum() == wanted["clean"].sum() - gained
 
 
 def test_an_evaluation_that_was_cut_short_goes_on_with_its_second_look(learned, tmp_path):
@@ -792,21 +792,21 @@ def test_an_evaluation_that_was_cut_short_goes_on_with_its_second_look(learned, 
     for part in parts[::2]:
         part.unlink()
     again = evaluate(*learned, ATTACK, backend=Blunt(), batch_size=16, state=tmp_path / "state")
-    assert np.array_equal(again.standing["pgd"], whole.standing["pgd"])
+    assert np.array_equal(again.robust["pgd"], whole.robust["pgd"])
     assert again.notes == whole.notes
 
 
 def test_where_only_the_copy_is_fooled_the_attack_runs_again_on_the_model(learned):
     wanted = evaluate(*learned, ATTACK, backend=OriginalModel())
     found = evaluate(*learned, ATTACK, backend=Liar())
-    assert 0 < wanted.standing["pgd"].sum() < wanted.standing["clean"].sum()
-    assert np.array_equal(found.standing["pgd"], wanted.standing["pgd"])
+    assert 0 < wanted.robust["pgd"].sum() < wanted.robust["clean"].sum()
+    assert np.array_equal(found.robust["pgd"], wanted.robust["pgd"])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_on_a_copy_as_much_is_found_as_on_the_model(learned, precision):
-    wanted = evaluate(*learned, ATTACK, backend=OriginalModel()).standing["pgd"]
-    found = evaluate(*learned, ATTACK, backend=AcceleratedCopy(precision)).standing["pgd"]
+    wanted = evaluate(*learned, ATTACK, backend=OriginalModel()).robust["pgd"]
+    found = evaluate(*learned, ATTACK, backend=AcceleratedCopy(precision)).robust["pgd"]
     assert (found != wanted).mean() <= (0 if precision == "fp32" else 0.04)
 
 
@@ -860,8 +860,8 @@ MANY = {
 def test_batches_that_are_filled_from_several_change_nothing(many, name):
     wanted = evaluate(*many, {name: MANY[name]}, batch_size=8, backend=OriginalModel())
     found = evaluate(*many, {name: MANY[name]}, batch_size=8, backend=FromFour())
-    assert 0 < wanted.standing[name].sum() < wanted.standing["clean"].sum()
-    assert np.array_equal(found.standing[name], wanted.standing[name])
+    assert 0 < wanted.robust[name].sum() < wanted.robust["clean"].sum()
+    assert np.array_equal(found.robust[name], wanted.robust[name])
     # FAB ends on the boundary, where it brings a point back: what rounding makes of the last step differs by processor
     assert np.allclose(found.margin[name], wanted.margin[name], atol=1e-3 if name == "fab" else 1e-5)
 

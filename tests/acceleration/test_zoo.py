@@ -434,8 +434,8 @@ def kind(fast, model, few):
         return {torch.float32: FP32, torch.bfloat16: BF16}[low.dtype]
 
 
-def standing(model, test, adversary, backend):
-    found = evaluate(model, test, {"attack": adversary}, backend=backend).standing
+def robust(model, test, adversary, backend):
+    found = evaluate(model, test, {"attack": adversary}, backend=backend).robust
     return int(found["clean"].sum()), int(found["attack"].sum())
 
 
@@ -450,9 +450,9 @@ def test_on_a_copy_no_attack_leaves_more_standing_than_on_the_model(digits, name
         before = copy.deepcopy(model.state_dict())
         assert kind(fast, model, x[:8]) == wanted, fast.notes(model)
         for attack, adversary in ATTACKS.items():
-            clean, alone = standing(model, test, adversary, OriginalModel())
+            clean, alone = robust(model, test, adversary, OriginalModel())
             assert 0 < alone < clean or attack == "fab", f"{attack} says nothing: {alone} of {clean} stand"
-            assert standing(model, test, adversary, fast)[1] <= alone + COUNT // 100, attack
+            assert robust(model, test, adversary, fast)[1] <= alone + COUNT // 100, attack
     after = model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
@@ -489,5 +489,5 @@ def test_a_view_reaches_what_attacks_search_on(digits, view, used):
         with fast(model, x[:8]):
             pass
     adversary = SurrogateGradient(VIEWS[view], WhiteBox(PGD(EPS, 5)))
-    alone = standing(model, test, adversary, OriginalModel())[1]
-    assert standing(model, test, adversary, fast)[1] <= alone + COUNT // 100
+    alone = robust(model, test, adversary, OriginalModel())[1]
+    assert robust(model, test, adversary, fast)[1] <= alone + COUNT // 100

@@ -135,13 +135,13 @@ def test_the_threat_of_an_attack_is_a_threat(make, misclassified):
 def test_evaluate_takes_a_bare_attack_as_white_box():
     bare = evaluate(toy_net(), DATA, {"pgd": PGD(Linf(0.1))})
     told = evaluate(toy_net(), DATA, {"pgd": WhiteBox(PGD(Linf(0.1)))})
-    assert (bare.standing["pgd"] == told.standing["pgd"]).all()
+    assert (bare.robust["pgd"] == told.robust["pgd"]).all()
     assert bare.about == told.about
 
 
 def test_a_function_of_four_arguments_is_an_adversary_as_it_is():
     found = evaluate(toy_net(), DATA, {"none": lambda model, x, y, rng: x})
-    assert (found.standing["none"] == found.standing["clean"]).all()
+    assert (found.robust["none"] == found.robust["clean"]).all()
 
 
 @pytest.mark.parametrize(("wrong", "why"), [(PGD, "PGD is a class"), ("pgd", "'pgd' is no attack")])

@@ -284,7 +284,7 @@ def test_autoattack_and_a_curve_are_a_flag_each(trained, capsys):
         assert re.search(rf"│ {row} ", out), row
     assert "worst classes" in out
     assert "broken by" in out
-    assert "standing" in err
+    assert "robust" in err
     assert (trained / "robustness-curve.png").exists()
     assert not list(trained.glob("*.state")), "the state is gone when the result is written"
     found = read_evaluated(trained / "evaluation-best.npz")

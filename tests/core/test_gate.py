@@ -245,7 +245,7 @@ def test_gradients_are_taken_where_the_caller_has_switched_them_off(off):
         result = evaluate(model, DATA, {"pgd": WhiteBox(ATTACK)})
         stepped(other)
     assert torch.equal(found, wanted)
-    assert set(result.standing) == {"clean", "pgd"}
+    assert set(result.robust) == {"clean", "pgd"}
 
 
 def test_images_that_want_a_gradient_can_be_evaluated():

@@ -287,7 +287,7 @@ def test_a_run_on_a_stream_is_interrupted_resumed_and_evaluated(tiny, pictures, 
         a, b = (load_file(run.weights(which)) for run in (whole, part))
         assert all(torch.equal(a[key], b[key]) for key in a)
     found = evaluate_run(whole, recipe, device="cpu")
-    assert len(found["last"].standing["clean"]) == 12
+    assert len(found["last"].robust["clean"]) == 12
 
 
 def test_a_signal_to_all_processes_lets_the_run_save(pictures, tmp_path):

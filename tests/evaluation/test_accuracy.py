@@ -49,14 +49,14 @@ def test_robust_accuracy_of_a_linear_model_is_its_closed_form():
     margin = logits.gather(1, data.y[:, None])[:, 0] - logits.gather(1, 1 - data.y[:, None])[:, 0]
     eps = float(margin[margin > 0].quantile(0.4) / (2 * model.w.detach().abs().sum()))
     found = evaluate(model, data, {"fgsm": WhiteBox(FGSM(Linf(eps)))})
-    assert np.array_equal(found.standing["clean"], (margin > 0).numpy())
-    assert np.array_equal(found.standing["fgsm"], (margin > 2 * eps * model.w.abs().sum()).detach().numpy())
+    assert np.array_equal(found.robust["clean"], (margin > 0).numpy())
+    assert np.array_equal(found.robust["fgsm"], (margin > 2 * eps * model.w.abs().sum()).detach().numpy())
     assert 0 < found.table()["fgsm"].value < found.table()["clean"].value == 0.9
 
 
 def test_with_an_eps_too_small_to_matter_robust_accuracy_is_clean_accuracy():
     found = evaluate(Linear(), linear_data(), {"pgd": WhiteBox(PGD(Linf(1e-12), steps=5))})
-    assert np.array_equal(found.standing["pgd"], found.standing["clean"])
+    assert np.array_equal(found.robust["pgd"], found.robust["clean"])
 
 
 class Helpful:
@@ -71,7 +71,7 @@ def test_an_attack_cannot_put_right_what_was_wrong():
     misclassified = TensorData(data.x, (data.y + 1) % 3, data.classes)
     model = toy_net().eval()
     found = evaluate(model, misclassified, {"helpful": Helpful()})
-    assert not (found.standing["helpful"] & ~found.standing["clean"]).any()
+    assert not (found.robust["helpful"] & ~found.robust["clean"]).any()
 
 
 def test_wrong_examples_are_not_attacked():
@@ -115,7 +115,7 @@ def test_nan_on_clean_images_counts_as_wrong_and_is_reported():
     data = TensorData(x, torch.zeros(5, dtype=torch.long), ("a", "b"))
     with pytest.warns(UserWarning, match="2 of 5 clean images give NaN or infinite logits: they count as wrong"):
         found = evaluate(Dark(), data, {"b": WhiteBox(Benign())})
-    assert found.standing["b"].tolist() == [True, True, True, False, False]
+    assert found.robust["b"].tolist() == [True, True, True, False, False]
     assert found.margin["clean"][3] == -np.inf
     assert any("NaN or infinite" in note for note in found.notes)
 
@@ -147,7 +147,7 @@ def test_evaluation_leaves_the_model_as_it_was_and_repeats_itself():
     model, data = toy_net().train(), toy_data()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     attack = {"pgd": WhiteBox(PGD(Linf(0.1), steps=3))}
-    one, two = (evaluate(model, data, attack, seed=5).standing["pgd"] for _ in range(2))
+    one, two = (evaluate(model, data, attack, seed=5).robust["pgd"] for _ in range(2))
     assert np.array_equal(one, two)
     assert model.training
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
@@ -213,8 +213,8 @@ def test_an_adversary_follows_the_gradient_of_a_view_and_is_judged_without_it(ba
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the notes of the fast path on a model of two tensors
         found = evaluate(model, data, both, backend=backend)
-    assert found.standing["plain"].all() and found.standing["again"].all()
-    assert not found.standing["smooth"].any()
+    assert found.robust["plain"].all() and found.robust["again"].all()
+    assert not found.robust["smooth"].any()
     assert found.norm["smooth"].max() <= 0.1 + 1e-6
     assert type(model.act) is nn.ReLU
     z = both["smooth"](model, data.x, data.y, make_rng(0))
@@ -240,9 +240,9 @@ def test_adversaries_in_turn_leave_what_stands_under_all_of_them():
     model, data = toy_net().eval(), toy_data()
     parts = {"fgsm": WhiteBox(FGSM(Linf(0.05))), "pgd": WhiteBox(PGD(Linf(0.05), 5, patience=0))}
     found = evaluate(model, data, {**parts, "worst": Ensemble(parts)})
-    assert (found.standing["worst"] <= found.standing["fgsm"] & found.standing["clean"]).all()
-    assert np.array_equal(found.standing["worst/fgsm"], found.standing["fgsm"])
-    assert found.standing["worst"].sum() < found.standing["clean"].sum()
+    assert (found.robust["worst"] <= found.robust["fgsm"] & found.robust["clean"]).all()
+    assert np.array_equal(found.robust["worst/fgsm"], found.robust["fgsm"])
+    assert found.robust["worst"].sum() < found.robust["clean"].sum()
     with pytest.raises(UserError, match="there is at least one adversary"):
         Ensemble({})
 

@@ -75,19 +75,19 @@ def net():
 def test_batch_size_order_and_sharding_change_no_verdict(net):
     data = toy_data()
     whole = evaluate(net, data, {"quick": Quick(Linf(0.08))}, batch_size=128)
-    standing = whole.standing["quick"]
-    assert 5 < standing.sum() < whole.standing["clean"].sum() - 3
+    robust = whole.robust["quick"]
+    assert 5 < robust.sum() < whole.robust["clean"].sum() - 3
     assert len(set(whole.broken_by("quick"))) >= 3, "several attacks have work to do"
     for size in (1, 7):
         again = evaluate(net, data, {"quick": Quick(Linf(0.08))}, batch_size=size)
-        assert all(np.array_equal(again.standing[name], flags) for name, flags in whole.standing.items())
+        assert all(np.array_equal(again.robust[name], flags) for name, flags in whole.robust.items())
         assert np.allclose(again.margin["quick"], whole.margin["quick"], atol=1e-4)
     order = torch.randperm(len(data), generator=make_rng(1))
     shuffled = evaluate(net, data[order], {"quick": Quick(Linf(0.08))}, batch_size=7, index=order)
-    assert np.array_equal(shuffled.standing["quick"], standing[order.numpy()])
+    assert np.array_equal(shuffled.robust["quick"], robust[order.numpy()])
     shards = [torch.arange(0, 25), torch.arange(25, 60)]
-    parts = [evaluate(net, data[rows], {"quick": Quick(Linf(0.08))}, index=rows).standing["quick"] for rows in shards]
-    assert np.array_equal(np.concatenate(parts), standing)
+    parts = [evaluate(net, data[rows], {"quick": Quick(Linf(0.08))}, index=rows).robust["quick"] for rows in shards]
+    assert np.array_equal(np.concatenate(parts), robust)
 
 
 def test_another_seed_draws_other_numbers_and_another_adversary_beside_does_not(net):
@@ -113,9 +113,9 @@ def test_each_attack_sees_only_what_stands(net):
     seen, data = count(net), toy_data()
     found = evaluate(net, data, {"quick": Quick()})
     rows = [f"quick/{name}" for name in Quick().stages(3)]
-    counts = [found.standing[name].sum() for name in ("clean", *rows)]
+    counts = [found.robust[name].sum() for name in ("clean", *rows)]
     assert counts == sorted(counts, reverse=True)
-    assert np.array_equal(found.standing["quick"], found.standing[rows[-1]])
+    assert np.array_equal(found.robust["quick"], found.robust[rows[-1]])
     by = found.broken_by("quick")
     assert (by == "").sum() == counts[-1]
     for before, name, after in zip(counts, Quick().stages(3), counts[1:], strict=False):
@@ -128,17 +128,17 @@ def test_each_attack_sees_only_what_stands(net):
 def test_what_broke_an_example_is_kept_with_its_size_and_image(net):
     data, threat = toy_data(), Linf(0.06)
     found = evaluate(net, data, {"quick": Quick(threat)}, keep_images=True)
-    fallen = found.standing["clean"] & ~found.standing["quick"]
+    fallen = found.robust["clean"] & ~found.robust["quick"]
     x, z = pixels(data.x), torch.from_numpy(found.adversarial["quick"])
     with torch.no_grad():
-        assert (net(z).argmax(1) == data.y).numpy().tolist() == found.standing["quick"].tolist()
+        assert (net(z).argmax(1) == data.y).numpy().tolist() == found.robust["quick"].tolist()
     assert torch.equal(z[~fallen], x[~fallen])
     sizes = threat.norm(z - x).numpy()
     assert np.allclose(found.norm["quick"][fallen], sizes[fallen])
     assert np.isnan(found.norm["quick"][~fallen]).all()
     assert sizes.max() <= 0.06 + 1e-6
     assert (found.margin["quick"][fallen] <= 0).all()
-    assert (found.margin["quick"][found.standing["quick"]] > 0).all()
+    assert (found.margin["quick"][found.robust["quick"]] > 0).all()
     assert (found.margin["quick"] <= found.margin["clean"]).all()
 
 
@@ -207,7 +207,7 @@ def test_autoattack_breaks_a_linear_model_to_its_closed_form():
     threat = Linf(eps)
     found = autoattack(model, x, y, threat)
     wanted = (margin > 2 * eps * model.w.abs().sum()).detach().numpy()
-    assert np.array_equal(found.standing["autoattack"], wanted)
+    assert np.array_equal(found.robust["autoattack"], wanted)
     assert set(found.broken_by("autoattack")) == {"", "apgd-ce"}
     assert found.table()["autoattack"].correct == 15
     assert "apgd-t raises the margin" in found.notes[0]
@@ -279,8 +279,8 @@ def test_a_point_outside_the_ball_is_brought_back_before_it_counts():
 
     data = TensorData(torch.full((4, 1, 2, 2), 0.3), torch.zeros(4, dtype=torch.long), ("a", "b"))
     found = evaluate(Bright(), data, {"far": Far(Linf(0.1)), "farther": Far(Linf(0.4))}, keep_images=True)
-    assert found.standing["far"].all()
-    assert not found.standing["farther"].any()
+    assert found.robust["far"].all()
+    assert not found.robust["farther"].any()
     assert found.adversarial["farther"].max() == pytest.approx(0.7)
 
 
@@ -342,9 +342,9 @@ def test_a_randomised_model_is_said_to_be_one_and_judged_by_the_majority():
     y = model.linear(x).argmax(1)
     with pytest.warns(UserWarning, match='it is randomised.*version="rand"'):
         once = evaluate(model, TensorData(x, y, ("a", "b")), {"quick": Quick(Linf(0.001))})
-    assert once.standing["clean"].sum() > 0
+    assert once.robust["clean"].sum() > 0
     often = autoattack(model, x, y, Linf(0.001), "rand")
-    assert often.standing["clean"].all(), "more than half of 20 passes are right"
+    assert often.robust["clean"].all(), "more than half of 20 passes are right"
     assert all("randomised" not in note for note in often.notes)
 
 
@@ -373,7 +373,7 @@ def test_the_smallest_eps_is_the_closed_form_of_a_linear_model_and_gives_a_curve
 def test_what_another_attack_found_nearer_counts_too(net):
     data = toy_data()
     found = evaluate(net, data, {"quick": Quick(), "nearest": MinimumNorm.of(Linf(0.1), steps=2)})
-    broken = found.standing["clean"] & ~found.standing["quick"]
+    broken = found.robust["clean"] & ~found.robust["quick"]
     assert (found.distance[broken] <= found.norm["quick"][broken]).all()
     assert found.robust_at(0.06).correct <= found.table()["quick"].correct
 
@@ -437,7 +437,7 @@ def test_a_damaged_part_is_done_again(net, tmp_path):
     parts[-1].write_bytes(b"")
     with pytest.warns(UserWarning, match="is damaged .*: what it held is done again"):
         again = evaluate(net, data, {"quick": Quick()}, batch_size=8, state=tmp_path)
-    assert all(np.array_equal(again.standing[name], flags) for name, flags in whole.standing.items())
+    assert all(np.array_equal(again.robust[name], flags) for name, flags in whole.robust.items())
 
 
 def test_the_state_of_another_evaluation_is_refused(net, tmp_path):
@@ -480,9 +480,9 @@ def test_a_sigkill_loses_nothing(tmp_path):
     assert subprocess.run(command, check=False).returncode == 0
     assert all((tmp_path / "state" / name).read_bytes() == content for name, content in before.items())
     with np.load(tmp_path / "done.npz") as held:
-        found = held["standing/a"]
+        found = held["robust/a"]
     whole = evaluate(toy_net().eval(), toy_data(), {"a": WhiteBox(Square(Linf(0.004), 3000), Margin)})
-    assert np.array_equal(found, whole.standing["a"])
+    assert np.array_equal(found, whole.robust["a"])
 
 
 # -- the time left
@@ -669,9 +669,9 @@ def test_adversaries_with_like_names_have_parts_of_their_own(net, tmp_path):
     data = toy_data()
     adversaries = {"α": WhiteBox(PGD(Linf(0.0001), 1)), "β": WhiteBox(PGD(Linf(0.5), 5)), "a.": Quick(), "a_": Quick()}
     found = evaluate(net, data, adversaries, state=tmp_path)
-    assert found.standing["α"].sum() > found.standing["β"].sum()
+    assert found.robust["α"].sum() > found.robust["β"].sum()
     again = evaluate(net, data, adversaries, state=tmp_path)
-    assert all(np.array_equal(again.standing[name], flags) for name, flags in found.standing.items())
+    assert all(np.array_equal(again.robust[name], flags) for name, flags in found.robust.items())
 
 
 def test_a_state_is_refused_when_the_code_of_the_model_has_changed(net, tmp_path):
@@ -716,7 +716,7 @@ def test_whatever_bits_flip_a_part_is_whole_or_done_again(net, tmp_path, seed):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         again = evaluate(net, data, {"quick": Quick()}, state=tmp_path)
-    assert all(np.array_equal(again.standing[name], flags) for name, flags in whole.standing.items())
+    assert all(np.array_equal(again.robust[name], flags) for name, flags in whole.robust.items())
 
 
 def test_what_square_alone_finds_is_told(net):

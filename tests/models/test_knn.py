@@ -213,7 +213,7 @@ def test_a_model_in_double_precision_is_evaluated_and_attacked(reader):
     few = data[200:220]
     found = evaluate(wide, few, {"guides": PGDkNN(PGD(BALL, 2), 10), "votes": KNNVoteAttack(PGD(BALL, 2))})
     x = few.x.double() / 255
-    assert np.array_equal(found.standing["clean"], (model(x.float()).argmax(1) == few.y).numpy())
+    assert np.array_equal(found.robust["clean"], (model(x.float()).argmax(1) == few.y).numpy())
 
 
 def test_a_bank_that_is_exchanged_is_searched_on_anew(reader):

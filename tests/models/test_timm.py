@@ -102,7 +102,7 @@ def test_pictures_are_trained_on_by_the_recipe_of_the_paper(tmp_path):
     )
     small = replace(small, evaluation=replace(small.evaluation, examples=4))
     run = fit(small, tmp_path / "run", device="cpu")
-    assert set(evaluate_run(run, small, device="cpu")["best"].standing) == {"clean", "pgd-10", "pgd-50", "pgd-200"}
+    assert set(evaluate_run(run, small, device="cpu")["best"].robust) == {"clean", "pgd-10", "pgd-50", "pgd-200"}
 
 
 def test_an_efficientnet_is_known_by_its_name():

@@ -495,11 +495,11 @@ def wrong_evaluations(held):
     yield {**held, "label": held["label"] + 1000}
     yield {**held, "label": np.int64(3)}
     yield {**held, "label": held["label"][: count // 2]}
-    yield {**held, "standing/clean": held["standing/clean"].astype(int)}
+    yield {**held, "robust/clean": held["robust/clean"].astype(int)}
     yield {**held, "margin/clean": held["margin/clean"][:, None]}
     yield {**held, "index": np.arange(3)}
     yield {name: each for name, each in held.items() if name != "classes"}
-    yield {name: each for name, each in held.items() if name != "standing/clean"}
+    yield {name: each for name, each in held.items() if name != "robust/clean"}
     yield {name: each[:0] for name, each in held.items() if each.shape == (count,)} | {"classes": held["classes"]}
 
 

@@ -170,7 +170,7 @@ def odd_array(rng, array):
 def read_whole(run):
     found = run.read_flags("best")
     found.table()
-    for name in found.standing:
+    for name in found.robust:
         found.by_class(name), found.broken_by(name), found.paired(found, name).plain()
 
 

@@ -60,7 +60,7 @@ def test_flags_are_read_as_they_were_written(tmp_path):
     run = RunFolder(tmp_path)
     run.write_flags("best", found)
     again = run.read_flags("best")
-    assert {name: flags.tolist() for name, flags in again.standing.items()} == {
+    assert {name: flags.tolist() for name, flags in again.robust.items()} == {
         "clean": [True, False],
         "pgd-50-10": [False, False],
     }
@@ -116,8 +116,8 @@ def test_a_file_that_is_not_json_is_named(tmp_path):
         run.recipe()
 
 
-def evaluated(**standing):
-    flags = {name: np.array(values, dtype=bool) for name, values in standing.items()}
+def evaluated(**robust):
+    flags = {name: np.array(values, dtype=bool) for name, values in robust.items()}
     return EvaluationResult(flags, np.array([0, 0, 0, 1, 1, 1]), ("cat", "dog"))
 
 

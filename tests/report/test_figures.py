@@ -85,8 +85,8 @@ def test_reports_need_no_torch():
 def test_the_robustness_curve_is_drawn_from_distances(tmp_path):
     rng = np.random.default_rng(0)
     distance = np.concatenate([np.zeros(5), rng.random(40).astype(np.float32), [np.inf]])
-    standing = {"clean": distance > 0, "autoattack": distance > 0.5}
-    found = EvaluationResult(standing, np.zeros(46, dtype=int), ("a",), distance=distance)
+    robust = {"clean": distance > 0, "autoattack": distance > 0.5}
+    found = EvaluationResult(robust, np.zeros(46, dtype=int), ("a",), distance=distance)
     robustness_curve({"best": found, "last": found}, "Linf", {"autoattack": 0.5}, tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as image:
         assert image.size[0] > 400

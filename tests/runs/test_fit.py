@@ -390,7 +390,7 @@ def test_a_run_is_evaluated_best_and_last_per_example(tiny, tmp_path):
     assert set(tables["best"]) == {"clean", "pgd-3"}
     assert tables["best"]["clean"].examples == 40
     flags = run.read_flags("last")
-    assert int(flags.standing["pgd-3"].sum()) == tables["last"]["pgd-3"].correct
+    assert int(flags.robust["pgd-3"].sum()) == tables["last"]["pgd-3"].correct
     assert run.evaluation()["best"]["clean"] == tables["best"]["clean"].plain()
     assert run.adversarial_examples.stat().st_size > 5000
 
@@ -410,13 +410,13 @@ def test_weights_alone_are_enough_to_evaluate_and_to_load(tiny, tmp_path):
     recipe = recipe_of(moved)
     assert recipe == tiny
     alone, in_run = evaluate_weights(moved, recipe), evaluate_run(run, tiny)["best"]
-    assert all(np.array_equal(alone.standing[name], flags) for name, flags in in_run.standing.items())
+    assert all(np.array_equal(alone.robust[name], flags) for name, flags in in_run.robust.items())
     model = load_model(moved)
     pairs = zip(model.parameters(), load_model(run.path).parameters(), strict=True)
     assert all(torch.equal(p, q) for p, q in pairs), "of a folder, it is the best"
     assert not model.training
     test = Digits().load()[1]
-    assert (model(pixels(test.x[:40])).argmax(1) == test.y[:40]).sum() == alone.standing["clean"].sum()
+    assert (model(pixels(test.x[:40])).argmax(1) == test.y[:40]).sum() == alone.robust["clean"].sum()
 
 
 def test_weights_of_others_need_a_recipe_that_says_what_they_are(tiny, tmp_path):

@@ -179,9 +179,9 @@ def accuracy_table(tables: Mapping[str, Mapping[str, Accuracy]]) -> Table:
 
 def remarks(which: str, evaluated: EvaluationResult) -> list[str]:
     """What a table does not show, of the last adversary: what broke how many, the worst classes, what to know."""
-    name, middle = list(evaluated.standing)[-1], evaluated.median_distance()
+    name, middle = list(evaluated.robust)[-1], evaluated.median_distance()
     broken = evaluated.broken_by(name)
-    parts = dict.fromkeys(("clean", *(n.rpartition("/")[2] for n in evaluated.standing)))
+    parts = dict.fromkeys(("clean", *(n.rpartition("/")[2] for n in evaluated.robust)))
     counts = [f"{part} {int((broken == part).sum())}" for part in parts if (broken == part).any()]
     worst = [f"{k} {100 * a.value:.1f} %" for k, a in list(evaluated.by_class(name).items())[:3]]
     return [

@@ -276,7 +276,7 @@ def compare(args: list[str]) -> int:
 
     options, _, _ = parse(_CompareOptions, None, {}, rest, f"sparring compare {first} {second}", _COMPARE)
     a, b = _read(first), _read(second)
-    common = [name for name in a.standing if name in b.standing]
+    common = [name for name in a.robust if name in b.robust]
     names = [options.attack] if options.attack else [name for name in common if "/" not in name]
     pairs = {name: a.paired(b, name) for name in names}
     if options.json:

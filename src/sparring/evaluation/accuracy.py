@@ -169,7 +169,7 @@ def _assembled(
     about: Mapping[str, object],
 ) -> EvaluationResult:
     data = setting.data
-    standing, margin = {"clean": clean.right.numpy()}, {"clean": clean.margin.float().numpy()}
+    robust, margin = {"clean": clean.right.numpy()}, {"clean": clean.margin.float().numpy()}
     norm, images, distance, hardest, last = {}, {}, None, None, None
     for name, (chain, book) in books.items():
         if chain.nearest is not None:
@@ -177,14 +177,14 @@ def _assembled(
             continue
         last = book
         for stage, row in enumerate(chain.stages, 1):
-            standing[row] = book.standing(stage).numpy()
-        standing[name] = book.standing().numpy()
+            robust[row] = book.robust(stage).numpy()
+        robust[name] = book.robust().numpy()
         margin[name], norm[name] = book.margin.numpy(), book.norm.numpy()
         if setting.keep_images:
             images[name] = _with_clean(book, data)
     threats = {name: repr(chain.threat()) for name, (chain, _) in books.items() if chain.nearest is None}
     return EvaluationResult(
-        standing,
+        robust,
         data.y.cpu().numpy(),
         data.classes,
         margin,

@@ -130,7 +130,7 @@ def autoattack(
 ) -> EvaluationResult:
     """Robust accuracy under AutoAttack of any model that gives logits: `autoattack(model, x, y, Linf("8/255"))`.
 
-    `x` `[N, C, H, W]` in [0, 1], `y` `[N]`. In the result, `standing["autoattack"]` says who stands at the end and
+    `x` `[N, C, H, W]` in [0, 1], `y` `[N]`. In the result, `robust["autoattack"]` says who stands at the end and
     `broken_by("autoattack")` what broke the others. The other arguments are those of `evaluate`.
     """
     check_images(x, bytes_too=True)

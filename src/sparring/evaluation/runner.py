@@ -29,7 +29,7 @@ SAMPLE, BEYOND_CHANCE = 16, 2
 sixteen then fall with a chance of 1 %."""
 UNKNOWN_PASSES = 1 + BACKWARD
 """The guess for an attack that does not state its passes: one step of a gradient attack."""
-STANDING, CLEAN = -1, 0
+ROBUST, CLEAN = -1, 0
 
 
 @runtime_checkable
@@ -135,7 +135,7 @@ class AttackRecord:
 
     @classmethod
     def open(cls, clean: Verdict, all_images: bool) -> "AttackRecord":
-        broken = torch.full_like(clean.predicted, STANDING).masked_fill(~clean.right, CLEAN)
+        broken = torch.full_like(clean.predicted, ROBUST).masked_fill(~clean.right, CLEAN)
         nothing = torch.full_like(clean.margin, math.nan)
         return cls(broken, clean.margin.clone(), nothing, clean.predicted.clone(), all_images=all_images)
 
@@ -151,10 +151,10 @@ class AttackRecord:
         if not self.all_images:
             self.images = {row: self.images[row] for row in sorted(self.images)[:PICTURES]}
 
-    def standing(self, stage: int | None = None) -> Tensor:
+    def robust(self, stage: int | None = None) -> Tensor:
         """Who stands after a stage, or now."""
-        standing = self.broken_by == STANDING
-        return standing if stage is None else standing | (self.broken_by > stage)
+        robust = self.broken_by == ROBUST
+        return robust if stage is None else robust | (self.broken_by > stage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,9 +257,9 @@ class Run:
 
     def _look_again(self, chain: AttackPlan, book: AttackRecord) -> None:
         """Attacks a sample of what stands on the model itself, and all that stand if more fall than by chance."""
-        sample = self.setting.sample(_rows(book.standing()))
+        sample = self.setting.sample(_rows(book.robust()))
         self._stage(chain, chain.cheapest, book, sample, " on the model, a sample")
-        found = len(sample) - int(book.standing()[sample].sum())
+        found = len(sample) - int(book.robust()[sample].sum())
         if not found:
             return
         if found >= BEYOND_CHANCE:
@@ -272,7 +272,7 @@ class Run:
 
     def _stages(self, chain: AttackPlan, book: AttackRecord, where: str = "") -> None:
         for stage in range(1, 1 + len(chain.stages)):
-            self._stage(chain, stage, book, _rows(book.standing()), where)
+            self._stage(chain, stage, book, _rows(book.robust()), where)
 
     def _stage(self, chain: AttackPlan, stage: int, book: AttackRecord, todo: Tensor, where: str = "") -> None:
         """One stage on the rows `todo`: on a copy of the model or, if `where` is said, on the model itself."""
@@ -322,7 +322,7 @@ class Run:
     def _tell(self, name: str, stage: str, done: int, todo: int, book: AttackRecord, stage_done: bool = False) -> None:
         seconds = time.monotonic() - self.started
         left = max(0.0, seconds * (self.work / self.done - 1)) if self.done else seconds
-        self.setting.on_progress(EvaluationProgress(name, stage, done, todo, book.standing().numpy(), left, stage_done))
+        self.setting.on_progress(EvaluationProgress(name, stage, done, todo, book.robust().numpy(), left, stage_done))
 
 
 def _finite(z: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ class EvaluationResult:
 
     Everything is `[N]`.
 
-    - `standing` has "clean", each adversary by its name, and stages of a cascade as "name/stage": who stood after it.
+    - `robust` has "clean", each adversary by its name, and stages of a cascade as "name/stage": who stood after it.
     - `margin` is the lowest `z_y - max_k z_k` that was seen under an adversary.
     - `norm` is the size of the perturbation that broke an example (NaN where none did), in the norm of the threat.
     - `distance` is the smallest eps that broke it at all, if minimum-norm attacks looked for it: 0 where the model is
@@ -128,7 +128,7 @@ class EvaluationResult:
     - `adversarial` holds whole images, if they were asked for; where nothing broke, the clean ones.
     """
 
-    standing: Mapping[str, Array]
+    robust: Mapping[str, Array]
     label: Array
     classes: tuple[str, ...]
     margin: Mapping[str, Array] = field(default_factory=dict)
@@ -142,7 +142,7 @@ class EvaluationResult:
     hardest: Examples | None = None
 
     def table(self) -> dict[str, Accuracy]:
-        return {name: Accuracy(int(flags.sum()), len(flags)) for name, flags in self.standing.items()}
+        return {name: Accuracy(int(flags.sum()), len(flags)) for name, flags in self.robust.items()}
 
     def defense_success_rate(self, name: str) -> Accuracy:
         """The defence success rate: of the examples that are right, the share that stays so under an adversary."""
@@ -155,11 +155,11 @@ class EvaluationResult:
         It is "clean" (wrong without an attack), the stage of a cascade or `name`, and "" for an example that stands.
         """
         self._flags(name)
-        chain = [n for n in self.standing if n.startswith(name + "/")] or [name]
+        chain = [n for n in self.robust if n.startswith(name + "/")] or [name]
         broken = np.full(len(self.label), "", dtype=object)
         for stage in reversed(chain):
-            broken[~self.standing[stage]] = stage.removeprefix(name + "/")
-        broken[~self.standing["clean"]] = "clean"
+            broken[~self.robust[stage]] = stage.removeprefix(name + "/")
+        broken[~self.robust["clean"]] = "clean"
         return broken.astype(str)
 
     def robust_at(self, eps: float) -> Accuracy:
@@ -170,9 +170,9 @@ class EvaluationResult:
 
     def median_distance(self) -> float | None:
         """Half of the examples that are right at first fall below this eps; None if half of them do not fall at all."""
-        if self.distance is None or not self.standing["clean"].any():
+        if self.distance is None or not self.robust["clean"].any():
             return None
-        middle = float(np.median(self.distance[self.standing["clean"]]))
+        middle = float(np.median(self.distance[self.robust["clean"]]))
         return middle if math.isfinite(middle) else None
 
     def by_class(self, name: str) -> dict[str, Accuracy]:
@@ -197,9 +197,9 @@ class EvaluationResult:
         return Paired(int((a & ~b).sum()), int((b & ~a).sum()), len(a))
 
     def _flags(self, name: str) -> Array:
-        if name not in self.standing:
-            raise UserError(f"nothing called {name!r} was evaluated: {nearest(name, self.standing)}")
-        return self.standing[name]
+        if name not in self.robust:
+            raise UserError(f"nothing called {name!r} was evaluated: {nearest(name, self.robust)}")
+        return self.robust[name]
 
     def arrays(self) -> dict[str, Array]:
         """All of it but the pictures, as arrays with names."""
@@ -225,7 +225,7 @@ class EvaluationResult:
         return cls(label=held["label"], index=held.get("index"), distance=held.get("distance"), **groups)
 
 
-_GROUPS = ("standing", "margin", "norm", "adversarial")
+_GROUPS = ("robust", "margin", "norm", "adversarial")
 
 
 @dataclass(frozen=True, slots=True)

@@ -257,18 +257,18 @@ def _look(path: Path, count: int) -> dict[str, Array]:
 
 
 def write_evaluated(path: Path, evaluated: EvaluationResult) -> None:
-    """One .npz: an array for each fact, named like `standing/autoattack` or `margin/clean`."""
+    """One .npz: an array for each fact, named like `robust/autoattack` or `margin/clean`."""
     with replacing(path) as file:
         np.savez_compressed(file, **evaluated.arrays())  # type: ignore[arg-type]
 
 
-_EVALUATED = {"label": "i", "index": "i", "distance": "f", "standing": "b", "margin": "f", "norm": "f"}
+_EVALUATED = {"label": "i", "index": "i", "distance": "f", "robust": "b", "margin": "f", "norm": "f"}
 
 
 def read_evaluated(path: Path) -> EvaluationResult:
     """What `write_evaluated` wrote. Raises `UserError` for a file that is missing, or damaged, or another."""
     with reading(path, "evaluate again"):
-        arrays = read_arrays(path, "evaluate again", "label", "classes", "notes", "standing/clean")
+        arrays = read_arrays(path, "evaluate again", "label", "classes", "notes", "robust/clean")
         count = len(arrays["label"])
         check_arrays(arrays, count, _EVALUATED)
         found = EvaluationResult.from_arrays(arrays)

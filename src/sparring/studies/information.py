@@ -312,7 +312,7 @@ def _draw(runs: Runs, folder: Path) -> None:
         elif name.startswith(_SSIM):
             panels["similarity"][INSIDE if name == _SSIM else name.removeprefix(f"{_SSIM}, ")] = values
     own = [
-        [float(runs[arm, seed].read_flags("last").standing["clean"].mean()) for arm in _LINE] for seed in range(seeds)
+        [float(runs[arm, seed].read_flags("last").robust["clean"].mean()) for arm in _LINE] for seed in range(seeds)
     ]
     panels["accuracy"]["its own task"] = np.array(own)
     for kind in ("svg", "png"):

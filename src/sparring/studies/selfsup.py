@@ -242,9 +242,9 @@ _BEFORE = {
 
 
 def _defended(run: RunFolder, under: str | None = None, which: str = "last") -> float:
-    standing = run.read_flags(which).standing
-    names = [n for n in standing if "/" not in n and n != _HALF] if under is None else [under]
-    return float(np.logical_and.reduce([standing[n] for n in names]).sum() / standing["clean"].sum())
+    robust = run.read_flags(which).robust
+    names = [n for n in robust if "/" not in n and n != _HALF] if under is None else [under]
+    return float(np.logical_and.reduce([robust[n] for n in names]).sum() / robust["clean"].sum())
 
 
 def _million_passes(run: RunFolder) -> float:

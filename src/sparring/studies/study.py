@@ -203,8 +203,8 @@ def _flags(study: Study, runs: Runs) -> dict[Cell, Array]:
     for arm in study.arms:
         for seed in range(study.seeds):
             for which in WEIGHTS:
-                standing = runs[arm.name, seed].read_flags(which).standing
-                whole = {name: flags for name, flags in standing.items() if "/" not in name}
+                robust = runs[arm.name, seed].read_flags(which).robust
+                whole = {name: flags for name, flags in robust.items() if "/" not in name}
                 whole[WORST] = np.logical_and.reduce([whole[name] for name in whole if name not in study.apart])
                 for under, flags in whole.items():
                     found.setdefault((arm.name, which, under), []).append(flags)
