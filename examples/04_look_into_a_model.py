@@ -29,7 +29,7 @@ for name, attack in (("natural", Benign()), ("robust, L2 0.5", PGD(L2(0.5), step
     few = test[:32]
     with torch.no_grad():
         right = float((model(pixels(test.x)).argmax(1) == test.y).float().mean())
-    told = measure_information(model, train[:100], few, close=4).plain()["figures"]
+    told = measure_information(model, train[:100], few, jacobian_examples=4).plain()["figures"]
     rebuilt = invert(model, pixels(few.x), Inverter(steps=200))
     moved = measure_transfer(model, shots(turned, 100, seed=0), turned_test)
     print(f"{name}: accuracy {100 * right:.1f} %; all digits, turned, from 100 of them: {moved.accuracy}")

@@ -213,7 +213,7 @@ def test_a_few_steps_find_the_largest_eigenvalues_and_the_effective_rank():
 def test_what_a_prediction_tells_of_an_image_is_known_for_a_softmax():
     """F = Wᵀ (diag p - p pᵀ) W."""
     model = softmax_linear()
-    found = measure_information(model, DATA, DATA, layer="head", close=2).values
+    found = measure_information(model, DATA, DATA, layer="head", jacobian_examples=2).values
     w = model.head.weight.detach().double()
     p = model(X).detach().double().softmax(1)
     whole = [w.T @ (torch.diag(each) - torch.outer(each, each)) @ w for each in p]
@@ -333,7 +333,7 @@ def test_effective_information_is_that_of_the_formula_and_knows_no_scale():
         net.body[1].bias.mul_(8)
         net.body[3].weight.div_(8)
     assert np.allclose(effective_information(net, DATA, DATA[:3]).gaussian, before, rtol=1e-3)
-    raw, free = (measure_information(net, DATA, DATA, close=1).values for net in (model, scaled))
+    raw, free = (measure_information(net, DATA, DATA, jacobian_examples=1).values for net in (model, scaled))
     assert np.allclose(free["representation: trace"], 16 * raw["representation: trace"], rtol=1e-4)
     assert np.allclose(free["representation: scale-free"], raw["representation: scale-free"], rtol=1e-4)
 
@@ -350,9 +350,12 @@ class Times(nn.Module):
 def test_by_volume_is_there_where_the_representation_has_rows_enough():
     torch.manual_seed(0)
     net = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 20)), nn.Linear(20, 3)).eval()
-    found = measure_information(net, DATA, DATA, close=2)
+    found = measure_information(net, DATA, DATA, jacobian_examples=2)
     assert found.values["effective information, by volume"].shape == (2,)
-    assert "effective information, by volume" not in measure_information(smooth_net(), DATA, DATA, close=2).values
+    assert (
+        "effective information, by volume"
+        not in measure_information(smooth_net(), DATA, DATA, jacobian_examples=2).values
+    )
 
 
 # -- what is refused, and the shell
@@ -376,7 +379,7 @@ def test_what_is_not_of_one_image_is_refused():
         measure_information(model, DATA, DATA, layer="body")
     with pytest.raises(UserError, match="count = 0 is below 1"):
         measure_information(model, DATA, DATA, count=0)
-    assert "effective information" not in measure_information(model, DATA, DATA, close=0).values
+    assert "effective information" not in measure_information(model, DATA, DATA, jacobian_examples=0).values
     with pytest.raises(UserError, match="no images to look at"):
         weights.exact(model, DATA[:0])
     with pytest.raises(UserError, match="40 images are no batch of 64"):
@@ -416,8 +419,8 @@ def runs(tmp_path_factory):
 
 def test_a_run_is_analysed_from_the_shell(runs, capsys):
     narrow, wide = (str(runs / name) for name in ("narrow", "wide"))
-    few = ["--examples", "40", "--close", "2", "--count", "5"]
-    assert shell(["analyze", narrow, "information", "--beside", wide, *few]) == 0
+    few = ["--examples", "40", "--jacobian-examples", "2", "--count", "5"]
+    assert shell(["analyze", narrow, "information", "--compare-with", wide, *few]) == 0
     out = capsys.readouterr().out
     assert "effective rank" in out and "analysis-information.png" in out
     saved = json.loads((runs / "narrow" / "analysis-information.json").read_text())
@@ -439,9 +442,9 @@ def test_a_run_is_analysed_from_the_shell(runs, capsys):
 def test_pixels_are_read_as_a_model_reads_them():
     data = toy_data()
     net = toy_net().eval()
-    found = measure_information(net, data, data, layer="1", close=1)
+    found = measure_information(net, data, data, layer="1", jacobian_examples=1)
     as_floats = TensorData(pixels(data.x), data.y, data.classes)
-    again = measure_information(net, as_floats, as_floats, layer="1", close=1)
+    again = measure_information(net, as_floats, as_floats, layer="1", jacobian_examples=1)
     assert all(np.allclose(found.values[name], each) for name, each in again.values.items())
 
 

@@ -313,7 +313,7 @@ def runs(tmp_path_factory):
 def test_runs_are_inverted_from_the_shell(runs, capsys):
     narrow, wide, judge = (str(runs / name) for name in ("narrow", "wide", "judge"))
     few = ["--examples", "5", "--steps", "8"]
-    args = ["--beside", wide, "--judge", judge, "--on", "digits+inverted", "--features", "2"]
+    args = ["--compare-with", wide, "--reference-run", judge, "--on", "digits+inverted", "--features", "2"]
     assert shell(["analyze", narrow, "inversion", *args, *few]) == 0
     out = capsys.readouterr().out
     assert "agreement" in out and "analysis-inversion-features.png" in out
@@ -333,14 +333,14 @@ def test_runs_are_inverted_from_the_shell(runs, capsys):
     layers = ["--layers", "features", "body.1", "--smooth", "0.1"]
     assert shell(["analyze", narrow, "inversion", *layers, *few]) == 0
     capsys.readouterr()
-    assert shell(["analyze", narrow, "inversion", "--judge", narrow, *few]) == 2
+    assert shell(["analyze", narrow, "inversion", "--reference-run", narrow, *few]) == 2
     assert "is inverted itself: a judge takes no part" in capsys.readouterr().err
     for args, message in (
         (["--features", "2", "--examples", "3"], "joins two pairs of images: give --examples 4"),
         (["--features", "999", "--examples", "4"], "999 of 8 features are to be raised"),
         (["--features", "-1"], "--features -1 is below 0"),
         (["--smooth", "-1"], "smooth = -1 is below 0"),
-        (["--judge", "nowhere"], "nowhere is no run folder"),
+        (["--reference-run", "nowhere"], "nowhere is no run folder"),
         (["--pictures", "0"], "at least one image is needed, not 0 as --pictures"),
     ):
         assert shell(["analyze", narrow, "inversion", *args]) == 2

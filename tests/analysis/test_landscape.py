@@ -130,13 +130,16 @@ def test_a_run_is_analysed_from_the_shell(runs, capsys):
     assert (runs / "relu" / "analysis-landscape.png").stat().st_size > 10_000
     with np.load(runs / "relu" / "analysis-landscape.npz") as held:
         assert held["curvature"].mean() == pytest.approx(saved["figures"]["curvature"]["mean"]["value"])
-    args = ["--beside", str(runs / "silu"), "--examples", "4", "--points", "1", "--steps", "1", "--json"]
+    args = ["--compare-with", str(runs / "silu"), "--examples", "4", "--points", "1", "--steps", "1", "--json"]
     assert shell(["analyze", relu, "landscape", *args, "--threat", "l2:0.5", "--weights", "last"]) == 0
     both = json.loads(capsys.readouterr().out)
     assert [run["run"] for run in both["runs"]] == [relu, str(runs / "silu")] and both["how"]["weights"] == "last"
     assert both["runs"][0]["threat"] == "L2(eps=0.5)"
     assert (
-        shell(["analyze", relu, "landscape", "--beside", relu, "--examples", "4", "--points", "1", "--steps", "1"]) == 0
+        shell(
+            ["analyze", relu, "landscape", "--compare-with", relu, "--examples", "4", "--points", "1", "--steps", "1"]
+        )
+        == 0
     )
     assert "difference" in capsys.readouterr().out
 
@@ -148,9 +151,9 @@ def test_runs_of_other_images_are_not_compared(runs, tiny, capsys):
         runs / "other",
         device="cpu",
     )
-    args = ["--beside", str(runs / "other"), "--examples", "4", "--points", "1", "--steps", "1"]
+    args = ["--compare-with", str(runs / "other"), "--examples", "4", "--points", "1", "--steps", "1"]
     assert shell(["analyze", str(runs / "relu"), "landscape", *args]) == 2
-    assert "have another threat each: name one" in capsys.readouterr().err
+    assert "have different threats: name one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

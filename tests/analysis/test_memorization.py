@@ -46,8 +46,8 @@ def runs(tmp_path_factory):
 
 def test_analyze_says_what_was_learned_by_heart(runs, capsys):
     _, run, other = runs
-    given = ["--weights", "last", "--examples", "50", "--close", "10", "--steps", "2"]
-    assert shell(["analyze", str(run.path), "memorization", "--beside", str(other.path), *given]) == 0
+    given = ["--weights", "last", "--examples", "50", "--jacobian-examples", "10", "--steps", "2"]
+    assert shell(["analyze", str(run.path), "memorization", "--compare-with", str(other.path), *given]) == 0
     said = " ".join(capsys.readouterr().out.split())
     for part in ("robust generalisation", "labels that", "log path norm", "Kendall's tau"):  # a console may be narrow
         assert part in said, said
@@ -74,8 +74,8 @@ def test_analyze_says_what_was_learned_by_heart(runs, capsys):
 
 def test_as_json_both_runs_and_how_they_agree(runs, capsys):
     _, run, other = runs
-    given = ["--weights", "last", "--examples", "40", "--close", "5", "--steps", "1", "--json"]
-    assert shell(["analyze", str(other.path), "memorization", "--beside", str(run.path), *given]) == 0
+    given = ["--weights", "last", "--examples", "40", "--jacobian-examples", "5", "--steps", "1", "--json"]
+    assert shell(["analyze", str(other.path), "memorization", "--compare-with", str(run.path), *given]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [each["run"] for each in found["runs"]] == [str(other.path), str(run.path)]
     assert found["runs"][0]["memory"] is None
@@ -86,7 +86,7 @@ def test_as_json_both_runs_and_how_they_agree(runs, capsys):
 def test_accuracies_are_on_the_labels_that_were_trained_on(runs):
     _, run, _ = runs
     subject = open_run(run.path, "last", 60, "cpu")
-    found = analyze_memorization(subject, Linf(0.1), examples=270, close=5, steps=1)
+    found = analyze_memorization(subject, Linf(0.1), examples=270, jacobian_examples=5, steps=1)
     training = run.training()
     with torch.no_grad():
         right = (subject.model(subject.training.data.x.float() / 255).argmax(1) == subject.training.data.y).numpy()
@@ -110,8 +110,8 @@ def test_agreement_is_kendalls_tau_with_an_interval():
 def test_what_does_not_compare_is_said(runs, tmp_path, capsys):
     recipe, run, _ = runs
     strange = fit(replace(recipe, alterations=(LabelNoise(0.3),), epochs=1), tmp_path / "strange")
-    given = ["--weights", "last", "--examples", "10", "--close", "2", "--steps", "1"]
-    assert shell(["analyze", str(run.path), "memorization", "--beside", str(strange.path), *given]) == 2
+    given = ["--weights", "last", "--examples", "10", "--jacobian-examples", "2", "--steps", "1"]
+    assert shell(["analyze", str(run.path), "memorization", "--compare-with", str(strange.path), *given]) == 2
     assert "trained on other examples or labels" in capsys.readouterr().err
 
 
@@ -120,7 +120,7 @@ def test_bad_input_from_the_shell_has_its_sentence(runs, tmp_path, capsys):
     for args, sentence in (
         ([str(run.path), "memorisation"], "no analysis 'memorisation'"),
         ([str(tmp_path / "none"), "memorization"], "is no run folder"),
-        ([str(run.path), "memorization", "--close", "0"], "at least one image"),
+        ([str(run.path), "memorization", "--jacobian-examples", "0"], "at least one image"),
     ):
         assert shell(["analyze", *args]) == 2
         assert sentence in capsys.readouterr().err

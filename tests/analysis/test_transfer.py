@@ -182,8 +182,8 @@ def runs(tmp_path_factory):
 
 def test_runs_are_transferred_from_the_shell(runs, capsys, tmp_path):
     narrow, wide = (str(runs / name) for name in ("narrow", "wide"))
-    few = ["--shots", "20", "60", "--seeds", "2", "--images", "30", "--far", "20"]
-    args = ["--to", "digits+rotated", "digits+classes=5-9", "--beside", wide]
+    few = ["--shots", "20", "60", "--seeds", "2", "--images", "30", "--distance-examples", "20"]
+    args = ["--to", "digits+rotated", "digits+classes=5-9", "--compare-with", wide]
     assert shell(["analyze", narrow, "transfer", *args, *few]) == 0
     out = capsys.readouterr().out
     assert "gain" in out and "distance" in out

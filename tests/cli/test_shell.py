@@ -278,7 +278,7 @@ def test_a_file_of_code_is_no_weights(command, rest, tmp_path, capsys):
 
 
 def test_autoattack_and_a_curve_are_a_flag_each(trained, capsys):
-    assert run(["evaluate", str(trained), "--autoattack", "standard", "--curve", "--keep-images", *FAST]) == 0
+    assert run(["evaluate", str(trained), "--autoattack", "standard", "--min-norm", "--keep-images", *FAST]) == 0
     out, err = capsys.readouterr()
     for row in ("clean", "fgsm", "autoattack/apgd-ce", "autoattack/square", "autoattack"):
         assert re.search(rf"│ {row} ", out), row

@@ -252,7 +252,17 @@ def test_the_memory_of_a_future_that_is_trained_again_is_forgotten(remembered, t
 
 
 def test_from_the_shell_any_recipe_remembers(tmp_path, capsys):
-    args = ["train", "quickstart", "--epochs", "1", "--model.width", "2", "--memory", "--out", str(tmp_path / "run")]
+    args = [
+        "train",
+        "quickstart",
+        "--epochs",
+        "1",
+        "--model.width",
+        "2",
+        "--example-history",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert shell(args) == 0
     assert RunFolder(tmp_path / "run").read_memory().epochs.tolist() == [1]
     with pytest.raises(UserError, match="one looks every epoch"):

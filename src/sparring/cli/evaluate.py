@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..runs.recipe import Evaluation, Recipe
 
 _EVALUATE = """\
-usage: sparring evaluate TARGET [--autoattack VERSION] [--curve] [--threat THREAT] [--out DIR] [--json] ...
+usage: sparring evaluate TARGET [--autoattack VERSION] [--min-norm] [--threat THREAT] [--out DIR] [--json] ...
 
 Accuracy on test images, clean and under each attack, with 95 % Wilson intervals. TARGET is
 
@@ -30,7 +30,7 @@ Accuracy on test images, clean and under each attack, with 95 % Wilson intervals
 Without attacks of a recipe, AutoAttack runs at --threat. An evaluation that was killed goes on where it was, if it has
 a folder to write to. `sparring evaluate TARGET --help` shows all flags.
 
-  sparring evaluate runs/quickstart --autoattack standard --curve
+  sparring evaluate runs/quickstart --autoattack standard --min-norm
   sparring evaluate mymodels:build --data npz:test.npz --threat linf:8/255 --out runs/mine"""
 
 
@@ -40,7 +40,7 @@ class _Options:
     """The recipe whose model, data and attacks to use, for weights that do not say."""
     autoattack: Literal["standard", "plus", "rand"] | None = None
     """Add this version of AutoAttack to the attacks of the recipe; rand is for randomised models."""
-    curve: bool = False
+    min_norm: bool = False
     """Look for the smallest eps of each example: robustness-curve.png and hardest-examples.png (needs a folder)."""
     threat: str | None = None
     """Where AutoAttack and the curve look: linf:8/255, l2:0.5 or l1:12. Left out, the threat of the recipe; alone, it
@@ -172,7 +172,7 @@ def _chosen(path: Path, args: list[str]) -> "tuple[_Options, Recipe]":
 
 def _with_more(evaluation: "Evaluation", options: _Options) -> "Evaluation":
     """What the recipe evaluates, and what the flags add."""
-    if options.autoattack is None and not options.curve:
+    if options.autoattack is None and not options.min_norm:
         if options.threat is None:
             return evaluation
         options = replace(options, autoattack="standard")
@@ -186,7 +186,7 @@ def _added(options: _Options, threat: "Threat") -> "dict[str, Adversary]":
     more: dict[str, Any] = {}
     if options.autoattack is not None:
         more["autoattack"] = AutoAttack(threat, options.autoattack)
-    if options.curve:
+    if options.min_norm:
         more["nearest"] = MinimumNorm.of(threat)
     return more
 

@@ -122,7 +122,7 @@ def _arms(scale: str, world: World) -> tuple[Arm, ...]:
 
 def _looks(scale: str) -> tuple[Measurement, ...]:
     smoke = scale == "smoke"
-    informed = {"close": 2 if smoke else 8, "probes": 4, "count": 5 if smoke else 20}
+    informed = {"jacobian_examples": 2 if smoke else 8, "probes": 4, "count": 5 if smoke else 20}
     fitted = {
         "counts": [20] if smoke else [100, 400],
         "seeds": 1 if smoke else 2,
@@ -135,7 +135,9 @@ def _looks(scale: str) -> tuple[Measurement, ...]:
     return (
         Measurement("information", study_information, {"examples": 30 if smoke else 150, **informed}),
         Measurement(
-            "transfer", study_transfer, {"tasks": tasks, "resize": True, "far": 20 if smoke else 100, **fitted}
+            "transfer",
+            study_transfer,
+            {"tasks": tasks, "resize": True, "distance_examples": 20 if smoke else 100, **fitted},
         ),
         Measurement("inversion", study_inversion, {"elsewhere": elsewhere, **rebuilt}),
     )
@@ -311,9 +313,7 @@ def _draw(runs: Runs, folder: Path) -> None:
             panels["accuracy"][name] = values
         elif name.startswith(_SSIM):
             panels["similarity"][INSIDE if name == _SSIM else name.removeprefix(f"{_SSIM}, ")] = values
-    own = [
-        [float(runs[arm, seed].read_flags("last").robust["clean"].mean()) for arm in _LINE] for seed in range(seeds)
-    ]
+    own = [[float(runs[arm, seed].read_flags("last").robust["clean"].mean()) for arm in _LINE] for seed in range(seeds)]
     panels["accuracy"]["its own task"] = np.array(own)
     for kind in ("svg", "png"):
         plot_against_eps(eps, panels, folder / f"against-eps.{kind}")

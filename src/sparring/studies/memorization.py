@@ -79,7 +79,7 @@ def study(scale: str) -> Study:
             Measurement(
                 "memorization",
                 study_memorization,
-                {"examples": examples, "close": close, "steps": steps, "lengths": [_AWAY]},
+                {"examples": examples, "jacobian_examples": close, "steps": steps, "lengths": [_AWAY]},
             ),
         ),
         numbers=_numbers,

@@ -99,7 +99,7 @@ def measure_information(
     test: TensorData,
     *,
     layer: str = FEATURES,
-    close: int = 20,
+    jacobian_examples: int = 20,
     probes: int = 16,
     count: int = 50,
     tolerated: float = 0.1,
@@ -109,11 +109,16 @@ def measure_information(
 ) -> Information:
     """Looks at the weights on images of `training`, and at what is said of those of `test`; in float32.
 
-    `layer` is the representation. The effective information is of the first `close` test images, where it costs a
-    Jacobian by the weights each; none with 0. The covariance of pixels is that of `pixels_of`, or of `training`. Raises
-    `UserError` for a model in training mode, a batch norm that mixes images, and a layer that is not there.
+    `layer` is the representation. The effective information is of the first `jacobian_examples` test images, where it
+    costs a Jacobian by the weights each; none with 0. The covariance of pixels is that of `pixels_of`, or of
+    `training`. Raises `UserError` for a model in training mode, a batch norm that mixes images, and a layer that is not
+    there.
     """
-    for name, number, least in (("probes", probes, 1), ("count", count, 1), ("close", close, 0)):
+    for name, number, least in (
+        ("probes", probes, 1),
+        ("count", count, 1),
+        ("jacobian_examples", jacobian_examples, 0),
+    ):
         if number < least:
             raise UserError(f"{name} = {number} is below {least}")
     if tolerated <= 0:
@@ -130,9 +135,9 @@ def measure_information(
     values["weights on test images: trace: all"] = _array(unseen[weights.ALL])
     found, eigenvalues = _about_images(model, read, test, probes, count, batch_size, seed)
     kept = None
-    if close:
+    if jacobian_examples:
         seen = training if pixels_of is None else pixels_of
-        few = test[:close]
+        few = test[:jacobian_examples]
         kept = effective_information(
             model, training, few, layer=layer, tolerated=tolerated, pixels_of=seen, batch_size=batch_size, seed=seed
         )
@@ -323,7 +328,8 @@ def _check_cost(read: Layers, x: Tensor, named: dict[str, nn.Parameter]) -> None
     if passes > MOST:
         raise UserError(
             f"the effective information of {k} numbers behind {sum(p.numel() for p in named.values()):,} weights takes "
-            f"{passes:,} backward passes an image: leave it out with close=0 (--close 0), or name a smaller layer"
+            f"{passes:,} backward passes an image: leave it out with jacobian_examples=0 (--jacobian-examples 0), or "
+            "name a smaller layer"
         )
 
 

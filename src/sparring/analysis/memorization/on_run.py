@@ -98,7 +98,7 @@ def analyze_memorization(
     threat: Threat,
     *,
     examples: int = 300,
-    close: int = 100,
+    jacobian_examples: int = 100,
     steps: int = 10,
     lengths: Sequence[float] = LENGTHS,
     batch_size: int = 128,
@@ -106,11 +106,11 @@ def analyze_memorization(
 ) -> Memorization:
     """Looks at the first `examples` training images, and at the test images of `subject`, with PGD of `steps`.
 
-    The first `close` of the training images are for stability and complexity, which are slow.
+    The first `jacobian_examples` of the training images are for stability and complexity, which are slow.
     """
     training, model, recipe = subject.training, subject.model, subject.recipe
     few = training.data[: min(examples, len(training))]
-    fewer = few[: min(close, len(few))]
+    fewer = few[: min(jacobian_examples, len(few))]
     pgd = PGD(threat, steps, threat.eps / 4, patience=0)
     accuracy: dict[tuple[str, str], Accuracy] = {}
     for part, data in (("train", few), ("test", subject.test)):

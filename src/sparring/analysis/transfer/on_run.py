@@ -23,7 +23,8 @@ SHOTS = (100, 400, 1600)
 
 @dataclass(frozen=True, slots=True)
 class TransferAnalysis:
-    """Accuracy on test images by task: `[seeds, shots]`; and how far each task is from that of the run, by Task2Vec.
+    """Accuracy on test images by task: `[seeds, shots]`; and how far each task is from that of the run,
+    by Task2Vec.
 
     `own` is the accuracy on the test images that the run was trained for.
     """
@@ -70,13 +71,13 @@ def analyze_transfer(
     seeds: int = 3,
     images: int | None = 1000,
     how: Tuning = Tuning(),  # noqa: B008
-    far: int = 200,
+    distance_examples: int = 200,
     seed: int = 0,
 ) -> TransferAnalysis:
     """Fits the net to each task with so many of its images, drawn anew for each seed, and tests it.
 
-    Distances are by the net of the run itself, on `far` images of each task; with 0 they are not measured. The same
-    images are drawn for every run.
+    Distances are by the net of the run itself, on `distance_examples` images of each task; with 0 they are not
+    measured. The same images are drawn for every run.
     """
     if seeds < 1 or not counts or not tasks:
         raise UserError(f"a transfer is to a task at least, with some shots and a seed, not {tasks}, {counts}, {seeds}")
@@ -84,7 +85,7 @@ def analyze_transfer(
     own = evaluate(model, subject.test, {}).table()["clean"].value
     accuracy, distance = {}, {}
     loaded = {task: task_for(subject, task, resize, images) for task in tasks}
-    home = _embedded(subject, subject.training.data[:], far) if far else None
+    home = _embedded(subject, subject.training.data[:], distance_examples) if distance_examples else None
     for task, (train, test) in loaded.items():
         accuracy[task] = np.array(
             [
@@ -96,7 +97,7 @@ def analyze_transfer(
             ]
         )
         if home is not None:
-            distance[task] = task_distance(home, _embedded(subject, train, far))
+            distance[task] = task_distance(home, _embedded(subject, train, distance_examples))
     return TransferAnalysis(own, tuple(counts), accuracy, distance)
 
 

@@ -36,7 +36,7 @@ def _usage() -> str:
 
 
 _HEAD = """\
-usage: sparring analyze RUN KIND [--beside RUN ...] [--examples N] [--weights best|last] [--json] ...
+usage: sparring analyze RUN KIND [--compare-with RUN ...] [--examples N] [--weights best|last] [--json] ...
 
 Looks into a run. KIND is
 """
@@ -45,17 +45,17 @@ Figures go to analysis-KIND.json of the run folder, those of every image to .npz
 `sparring analyze RUN KIND --help` has the flags of a kind.
 
   sparring analyze runs/relu landscape
-  sparring analyze runs/pgd memorization --weights last --beside runs/trades
-  sparring analyze runs/fashion_amdim representation --beside runs/fashion_sat
-  sparring analyze runs/fashion_standard transfer --to digits --resize --beside runs/fashion_pgd
-  sparring analyze runs/fashion_standard inversion --beside runs/fashion_pgd --judge runs/other"""
+  sparring analyze runs/pgd memorization --weights last --compare-with runs/trades
+  sparring analyze runs/fashion_amdim representation --compare-with runs/fashion_sat
+  sparring analyze runs/fashion_standard transfer --to digits --resize --compare-with runs/fashion_pgd
+  sparring analyze runs/fashion_standard inversion --compare-with runs/fashion_pgd --reference-run runs/other"""
 
 USAGE = _usage()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    beside: tuple[str, ...] = ()
+    compare_with: tuple[str, ...] = ()
     """Other runs, analysed alike and drawn in the same picture."""
     examples: int = 200
     """How many images to look at, the first ones."""
@@ -96,7 +96,7 @@ def open_runs(target: str, options: Common) -> "dict[str, AnalyzedRun]":
     """The runs by their names, as short as they are unequal. Raises `UserError` for other test images."""
     from ...analysis.runs import open_run
 
-    names = [target, *options.beside]
+    names = [target, *options.compare_with]
     short = [Path(name).name for name in names]
     labels = short if len(set(short)) == len(short) else names
     found: dict[str, AnalyzedRun] = {}
@@ -115,14 +115,16 @@ def attacked(target: str, options: Attacked) -> "tuple[dict[str, AnalyzedRun], T
     threats = [threat_for(run.recipe, options.threat) for run in found.values()]
     if len({repr(threat) for threat in threats}) > 1:
         raise UserError(
-            f"{' and '.join([target, *options.beside])} have another threat each: name one, as --threat linf:8/255"
+            f"{' and '.join([target, *options.compare_with])} have different threats: name one, as --threat linf:8/255"
         )
     return found, threats[0]
 
 
 def how(options: Common) -> dict[str, Any]:
     """What decides the figures."""
-    return {key: value for key, value in asdict(options).items() if key not in ("beside", "device", "json", "threat")}
+    return {
+        key: value for key, value in asdict(options).items() if key not in ("compare_with", "device", "json", "threat")
+    }
 
 
 def told(

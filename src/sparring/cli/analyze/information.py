@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Options(Common):
     layer: str = "features"
     """The representation: features, what the head reads, or a module of the net by name."""
-    close: int = 20
+    jacobian_examples: int = 20
     """On how many of the test images the effective information is measured, which takes a Jacobian by the weights; 0
     leaves it out."""
     probes: int = 16
@@ -29,7 +29,7 @@ def run(target: str, options: Options) -> int:
     from ...analysis.information.on_run import analyze_information, write_information
 
     runs = open_runs(target, options)
-    names = ("examples", "layer", "close", "probes", "count", "tolerated", "batch_size", "seed")
+    names = ("examples", "layer", "jacobian_examples", "probes", "count", "tolerated", "batch_size", "seed")
     given = {key: getattr(options, key) for key in names}
     found = {name: analyze_information(run, **given) for name, run in runs.items()}
     write_information(next(iter(runs.values())).run, list(found.items()), how(options))

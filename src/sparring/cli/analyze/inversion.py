@@ -27,7 +27,7 @@ class Options(Common):
     """Images of other data sets, too, as --to of transfer names them."""
     resize: bool = False
     """Stretch these to the size that the run was trained on, and change their channels."""
-    judge: str | None = None
+    reference_run: str | None = None
     """Another run, whose net (--weights, too) says whether it takes the rebuilt image for the same class."""
     features: int = 0
     """So many features are raised from grey, and two pairs of images joined, into a picture of their own; takes four
@@ -46,13 +46,13 @@ def run(target: str, options: Options) -> int:
         raise UserError("--features joins two pairs of images: give --examples 4 or more")
     if options.steps < 1:
         raise UserError(f"an inversion takes at least one step, not {options.steps}")
-    if options.judge is not None and Path(options.judge).resolve() in [
-        Path(run).resolve() for run in (target, *options.beside)
+    if options.reference_run is not None and Path(options.reference_run).resolve() in [
+        Path(run).resolve() for run in (target, *options.compare_with)
     ]:
-        raise UserError(f"{options.judge} is inverted itself: a judge takes no part in it")
+        raise UserError(f"{options.reference_run} is inverted itself: a judge takes no part in it")
     runs = open_runs(target, options)
     first = next(iter(runs.values()))
-    judge = None if options.judge is None else judge_of(Path(options.judge), options.weights, first)
+    judge = None if options.reference_run is None else judge_of(Path(options.reference_run), options.weights, first)
     names = {key: getattr(options, key) for key in ("resize", "examples", "features", "batch_size", "seed")}
     found = {
         name: analyze_inversion(

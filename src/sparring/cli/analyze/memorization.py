@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Options(Attacked):
     examples: int = 300
     """How many images of the training set and of the test set to look at, the first ones."""
-    close: int = 100
+    jacobian_examples: int = 100
     """On how many of the training images stability and complexity are measured, all at once."""
     steps: int = 10
     """Steps of the attack."""
@@ -24,13 +24,13 @@ class Options(Attacked):
 def run(target: str, options: Options) -> int:
     from ...analysis.memorization.on_run import agreement, analyze_memorization, difficulties, write_memorization
 
-    if options.close < 1:
-        raise UserError(f"an analysis needs at least one image, not {options.close} as --close")
+    if options.jacobian_examples < 1:
+        raise UserError(f"an analysis needs at least one image, not {options.jacobian_examples} as --jacobian-examples")
     runs, threat = attacked(target, options)
     first, *others = runs.values()
     for other in others:
         first.check_alike(other)
-    given = {key: getattr(options, key) for key in ("examples", "close", "steps", "batch_size", "seed")}
+    given = {key: getattr(options, key) for key in ("examples", "jacobian_examples", "steps", "batch_size", "seed")}
     found = {name: analyze_memorization(run, threat, **given) for name, run in runs.items()}
     write_memorization(first.run, list(found.items()), how(options))
     one, *rest = found.values()

@@ -26,7 +26,7 @@ class Options(Common):
     """How often, with other images."""
     images: int = 1000
     """How many test images of a task, the first ones."""
-    far: int = 200
+    distance_examples: int = 200
     """On how many images of each task its distance is measured, at least one a class; 0: it is not."""
     epochs: int = 20
     """Of fitting, where more than a head is fitted."""
@@ -41,10 +41,12 @@ def run(target: str, options: Options) -> int:
 
     if not options.to:
         raise UserError("no task is named: give --to digits, or --to fashion_mnist+classes=5-9 for some classes")
-    if options.far < 0:
-        raise UserError(f"--far {options.far} is below 0; with 0, distances are not measured")
+    if options.distance_examples < 0:
+        raise UserError(
+            f"--distance-examples {options.distance_examples} is below 0; with 0, distances are not measured"
+        )
     runs = open_runs(target, options)
-    names = {key: getattr(options, key) for key in ("resize", "seeds", "images", "far", "seed")}
+    names = {key: getattr(options, key) for key in ("resize", "seeds", "images", "distance_examples", "seed")}
     tuning = Tuning(options.mode, options.epochs, options.lr, options.batch_size)
     found = {
         name: analyze_transfer(run, options.to, counts=options.shots, how=tuning, **names) for name, run in runs.items()
