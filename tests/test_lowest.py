@@ -37,4 +37,4 @@ def test_the_fast_tests_of_make_are_there():
     text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
     names = re.search(r"^FAST +:= (.+)$", text, re.MULTILINE)[1].split()
     assert len(names) > 15
-    assert not [name for name in names if not (ROOT / "tests" / f"test_{name}.py").exists()]
+    assert not [name for name in names if not (ROOT / "tests" / f"{name}.py").exists()]

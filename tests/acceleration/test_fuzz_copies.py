@@ -130,8 +130,8 @@ def lived(model, x):
     return model.eval()
 
 
-@pytest.mark.parametrize(("precision", "logits", "slopes"), [("fp32", 1e-3, 0.02), ("bf16", 0.05, 0.4)])
-def test_a_copy_of_a_graph_drawn_by_chance_is_the_graph_or_is_not_used(fuzz, precision, logits, values_and_grads):
+@pytest.mark.parametrize(("precision", "logits", "gradients"), [("fp32", 1e-3, 0.02), ("bf16", 0.05, 0.4)])
+def test_a_copy_of_a_graph_drawn_by_chance_is_the_graph_or_is_not_used(fuzz, precision, logits, gradients):
     """On other images than those that it was proved on; what is a little looser than the proof allows for them."""
     count, seed = fuzz
     used = 0
@@ -148,5 +148,5 @@ def test_a_copy_of_a_graph_drawn_by_chance_is_the_graph_or_is_not_used(fuzz, pre
         centred = wanted - wanted.mean(1, keepdim=True)
         apart = (found - found.mean(1, keepdim=True) - centred).norm() / centred.norm().clamp_min(1e-9)
         assert apart <= logits, (number, model)
-        assert (mine - true).norm() <= values_and_grads * true.norm().clamp_min(1e-9), (number, model)
+        assert (mine - true).norm() <= gradients * true.norm().clamp_min(1e-9), (number, model)
     assert used > count / 2, "most are copied"

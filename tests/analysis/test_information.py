@@ -13,7 +13,8 @@ from conftest import toy_data, toy_net
 from torch import nn
 
 from sparring import Classifier, TensorData, UserError, fit, make_rng
-from sparring.analysis import measure_information, weights
+from sparring.analysis import measure_information
+from sparring.analysis.information import weights
 from sparring.analysis.information.jacobian import Jacobian, power_iteration, spectrum, squared_norm
 from sparring.analysis.information.measure import (
     MEANINGS,

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import toy_data, toy_net
-from sparring.analyses import InversionAnalysis
 from torch import nn
 
 from sparring import L2, PGD, Classifier, Linf, TensorData, UserError, fit, make_rng
 from sparring.analysis import Inverter, annealed, interpolated, invert, measure_inversion, psnr, ssim, visualised
 from sparring.analysis.inversion.fake_relu import last_relu, not_passing
 from sparring.analysis.inversion.measure import MEANINGS, beginning, descent, searches
+from sparring.analysis.inversion.on_run import InversionAnalysis
 from sparring.attacks import CleanStart, CoarseToFine, ParametrizedSearch
 from sparring.attacks.losses import FeatureMatch, FeatureUnit, TotalVariation
 from sparring.cli import run as shell

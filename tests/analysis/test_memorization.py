@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import kendalltau
-from sparring.analyses import agreement, analyze_memorization, open_run
 
 from sparring import PGD, TRADES, CrossEntropy, GaussianStart, Linf, Method, UserError, fit
+from sparring.analysis.memorization.on_run import agreement, analyze_memorization
+from sparring.analysis.runs import open_run
 from sparring.cli import run as shell
 from sparring.core.serialization import Build
 from sparring.data import Digits, LabelNoise, PixelNoise, Subset

@@ -145,8 +145,8 @@ def test_patience_lets_fooled_examples_go_and_saves_their_passes():
 
 def test_with_patience_0_an_example_that_is_fooled_already_does_not_move():
     model, x = toy_net().eval(), torch.rand(20, 1, 4, 4, generator=make_rng(1))
-    misclassified = (model(x).argmax(1) + 1) % 3
-    z = PGD(BALL, steps=5, start=CleanStart(), patience=0)(CE(model, misclassified), x, make_rng(0))
+    wrong = (model(x).argmax(1) + 1) % 3
+    z = PGD(BALL, steps=5, start=CleanStart(), patience=0)(CE(model, wrong), x, make_rng(0))
     assert torch.equal(z, x)
 
 

@@ -127,9 +127,9 @@ def test_another_eps_keeps_the_share_of_an_l1_threat():
 
 @pytest.mark.parametrize("make", [PGD, FGSM, APGD, Free])
 @pytest.mark.parametrize("wrong", ["linf:8/255", 0.1, Linf, None], ids=str)
-def test_the_threat_of_an_attack_is_a_threat(make, misclassified):
+def test_the_threat_of_an_attack_is_a_threat(make, wrong):
     with pytest.raises(UserError, match=r"is no threat: wanted is a set such as Linf\('8/255'\)"):
-        make(misclassified)
+        make(wrong)
 
 
 def test_evaluate_takes_a_bare_attack_as_white_box():
@@ -145,6 +145,6 @@ def test_a_function_of_four_arguments_is_an_adversary_as_it_is():
 
 
 @pytest.mark.parametrize(("wrong", "why"), [(PGD, "PGD is a class"), ("pgd", "'pgd' is no attack")])
-def test_evaluate_says_what_is_no_attack_at_all(misclassified, why):
+def test_evaluate_says_what_is_no_attack_at_all(wrong, why):
     with pytest.raises(UserError, match=why):
-        evaluate(toy_net(), DATA, {"pgd": misclassified})
+        evaluate(toy_net(), DATA, {"pgd": wrong})

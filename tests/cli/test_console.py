@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sparring import Progress, console
+from sparring import Progress
+from sparring.cli import console
 from sparring.evaluation import EvaluationProgress
 from sparring.records import Accuracy
 from sparring.training import TrainingProgress

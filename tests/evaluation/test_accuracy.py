@@ -204,7 +204,7 @@ class Dead(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "search", [OriginalModel(), AcceleratedCopy("fp32", "off"), AcceleratedCopy("bf16", "off")], ids=repr
+    "backend", [OriginalModel(), AcceleratedCopy("fp32", "off"), AcceleratedCopy("bf16", "off")], ids=repr
 )
 def test_an_adversary_follows_the_gradient_of_a_view_and_is_judged_without_it(backend):
     model, data = Dead(), TensorData(torch.full((5, 1, 4, 4), 0.5), torch.zeros(5, dtype=torch.long), ("a", "b"))

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sparring.records.results import EvaluationResult, Examples
-from sparring.report import adversarial_examples, learning_curve, robustness_curve
+from sparring.report.figures import plot_adversarial_examples, plot_learning_curve, plot_robustness_curve
 
 ROWS = [
     {"step": 10, "epoch": 0.5, "lr": 0.1, "terms": {"ce_clean": 2.0, "kl": 0.1}},
@@ -23,7 +23,7 @@ def colours(path):
 
 
 def test_a_learning_curve_is_drawn(tmp_path):
-    learning_curve(ROWS, tmp_path / "a.png")
+    plot_learning_curve(ROWS, tmp_path / "a.png")
     assert colours(tmp_path / "a.png") > 5
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
@@ -36,7 +36,7 @@ def test_a_figure_that_fails_leaves_the_old_one_and_nothing_besides(tmp_path, mo
     (tmp_path / "a.png").write_bytes(b"old")
     monkeypatch.setattr(*where, fail)
     with pytest.raises(OSError, match="no room"):
-        learning_curve(ROWS, tmp_path / "a.png")
+        plot_learning_curve(ROWS, tmp_path / "a.png")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.png", b"old")]
 
 
@@ -47,18 +47,18 @@ def test_nothing_is_on_the_disk_while_a_figure_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Figure, "savefig", lambda *args, **how: (drawn(*args, **how), seen.append(list(tmp_path.iterdir())))
     )
-    learning_curve(ROWS, tmp_path / "a.png")
+    plot_learning_curve(ROWS, tmp_path / "a.png")
     assert seen == [[]]
 
 
 @pytest.mark.parametrize("rows", [ROWS[:1], ROWS[2:]])
 def test_a_learning_curve_of_little_is_drawn_too(tmp_path, rows):
-    learning_curve(rows, tmp_path / "a.png")
+    plot_learning_curve(rows, tmp_path / "a.png")
     assert (tmp_path / "a.png").exists()
 
 
 def test_of_nothing_nothing_is_drawn(tmp_path):
-    learning_curve([], tmp_path / "a.png")
+    plot_learning_curve([], tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
 
 
@@ -73,7 +73,7 @@ def test_adversarial_examples_are_drawn_in_grey_and_in_colour(tmp_path, count, c
         np.zeros(count, int),
         np.full(count, -1),  # the model gave NaN
     )
-    adversarial_examples(examples, ["cat", "dog"], tmp_path / "a.png")
+    plot_adversarial_examples(examples, ["cat", "dog"], tmp_path / "a.png")
     assert colours(tmp_path / "a.png") > 5
 
 
@@ -87,7 +87,7 @@ def test_the_robustness_curve_is_drawn_from_distances(tmp_path):
     distance = np.concatenate([np.zeros(5), rng.random(40).astype(np.float32), [np.inf]])
     robust = {"clean": distance > 0, "autoattack": distance > 0.5}
     found = EvaluationResult(robust, np.zeros(46, dtype=int), ("a",), distance=distance)
-    robustness_curve({"best": found, "last": found}, "Linf", {"autoattack": 0.5}, tmp_path / "curve.png")
+    plot_robustness_curve({"best": found, "last": found}, "Linf", {"autoattack": 0.5}, tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as image:
         assert image.size[0] > 400
         assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 10
@@ -95,5 +95,5 @@ def test_the_robustness_curve_is_drawn_from_distances(tmp_path):
 
 def test_a_curve_of_a_model_that_is_always_wrong_is_drawn_too(tmp_path):
     found = EvaluationResult({"clean": np.zeros(3, dtype=bool)}, np.zeros(3, dtype=int), ("a",), distance=np.zeros(3))
-    robustness_curve({"best": found}, "L2", {}, tmp_path / "curve.png")
+    plot_robustness_curve({"best": found}, "L2", {}, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 3000
