@@ -54,7 +54,7 @@ def test_every_recipe_and_file_that_is_named_exists(page):
     text = page.read_text()
     for name in re.findall(r"sparring (?:train|show) ([a-z]\w+)", text):
         assert name in entries(), name
-    for name in re.findall(r"`((?:objectives|attacks|models|data|evaluate|report|recipes)/\w+\.py)`", text):
+    for name in re.findall(r"`((?:acceleration|analysis|attacks|core|data|evaluation|models|objectives|recipes|records|report|runs|studies|training)/\w+\.py)`", text):
         assert (ROOT / "src" / "sparring" / name).exists(), name
 
 

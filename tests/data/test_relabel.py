@@ -259,7 +259,7 @@ def test_from_the_shell_any_recipe_remembers(tmp_path, capsys):
         "1",
         "--model.width",
         "2",
-        "--example-history",
+        "--record-history",
         "--out",
         str(tmp_path / "run"),
     ]

@@ -80,7 +80,7 @@ class _TrainOptions:
     """Compile what attacks run on: auto does on a GPU, and for long runs of normalised nets on a CPU."""
     profile: bool = False
     """Write profile.json (for a Chrome tracing viewer) and profile.txt (time by stage and operation)."""
-    example_history: bool = False
+    record_history: bool = False
     """Remember loss and correctness of every training example after each epoch, by the attack that selects."""
     json: bool = False
     """Print one JSON object on standard output instead of sentences."""
@@ -135,7 +135,7 @@ def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe]":
     options, recipe, wanted = parse(_TrainOptions, make(**given), given, args, f"sparring train {name}", text)
     if wanted != given:
         options, recipe, _ = parse(_TrainOptions, make(**wanted), given, args, f"sparring train {name}", text)
-    if options.example_history and recipe.example_history is None:
+    if options.record_history and recipe.example_history is None:
         from ..training.example_history import remembering
 
         recipe = replace(recipe, example_history=remembering(recipe.selection))

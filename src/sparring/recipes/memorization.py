@@ -128,7 +128,7 @@ def fashion_kept(
 ) -> Recipe:
     """PGD-AT of a small CNN on a share of Fashion-MNIST: `fashion_pgd` on easy, hard or random examples.
 
-    `by` is the folder of a run that remembered how hard each was: `sparring train fashion_pgd --example-history`.
+    `by` is the folder of a run that remembered how hard each was: `sparring train fashion_pgd --record-history`.
     """
     return replace(fashion_pgd(eps), alterations=(DifficultySubset(share, keep, (by,) if by else ()),))
 
