@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 README = (ROOT / "README.md").read_text()
+ROOMS = "|".join(path.parent.name for path in (ROOT / "src/sparring").glob("*/__init__.py"))
 
 
 def blocks(text, language):
@@ -54,7 +55,7 @@ def test_every_recipe_and_file_that_is_named_exists(page):
     text = page.read_text()
     for name in re.findall(r"sparring (?:train|show) ([a-z]\w+)", text):
         assert name in entries(), name
-    for name in re.findall(r"`((?:acceleration|analysis|attacks|core|data|evaluation|models|objectives|recipes|records|report|runs|studies|training)/\w+\.py)`", text):
+    for name in re.findall(rf"`((?:{ROOMS})/\w+\.py)`", text):
         assert (ROOT / "src" / "sparring" / name).exists(), name
 
 
