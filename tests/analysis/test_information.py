@@ -435,7 +435,7 @@ def test_a_run_is_analysed_from_the_shell(runs, capsys):
     assert (runs / "narrow" / "analysis-information.png").stat().st_size > 10_000
     assert shell(["analyze", narrow, "information", "--layer", "body.4", *few, "--json"]) == 0
     plain = json.loads(capsys.readouterr().out)
-    assert plain["runs"][0]["layer"] == "body.4" and plain["how"]["close"] == 2
+    assert plain["runs"][0]["layer"] == "body.4" and plain["how"]["jacobian_examples"] == 2
     assert shell(["analyze", narrow, "information", "--layer", "body.44", *few]) == 2
     assert "no layer 'body.44': did you mean" in capsys.readouterr().err
 

@@ -130,14 +130,17 @@ def test_it_is_a_value_that_costs_what_the_attack_costs(tiny, tmp_path):
         (lambda: RandomEps(APGD(Linf(0.1))), "APGD is no PGD"),
         (lambda: RandomEps(EpsWarmUp(PGD(Linf(0.1)))), "EpsWarmUp is no PGD"),
         (lambda: RandomEps(PGD(Linf(0.1), patience=0)), "with patience, examples leave the batch"),
-        (lambda: RandomEps(PGD(Linf(0.1), start=SphereStart())), r"Shell\(\) starts at the whole eps"),
-        (lambda: RandomEps(PGD(Linf(0.1), start=MixedStart(SphereStart()))), r"Shell\(\) starts at the whole eps"),
+        (lambda: RandomEps(PGD(Linf(0.1), start=SphereStart())), r"SphereStart\(\) starts at the whole eps"),
+        (
+            lambda: RandomEps(PGD(Linf(0.1), start=MixedStart(SphereStart()))),
+            r"SphereStart\(\) starts at the whole eps",
+        ),
         (lambda: RandomEps(PGD(Linf(0.1)), "image"), "by = 'image' is not one of batch, example"),
         (lambda: RandomEps(PGD(Linf(0.1)), low=1.0), r"shares of eps begin in \[0, 1\), not at 1"),
         (lambda: RandomEps(PGD(Linf(0.1)), alpha=0.0), "alpha and beta are above 0"),
         (lambda: RandomEps(PGD(ScaledThreat(Linf(0.1), torch.ones(1)))), "no eps can be drawn"),
         (lambda: reached(RandomEps(PGD(L2(50.0), start=CleanStart()))), r"L2 eps = 50 is not in \(0, 4\]"),
-        (lambda: EpsWarmUp(RandomEps(PGD(Linf(0.1)))), "VariedEps has no eps of its own"),
+        (lambda: EpsWarmUp(RandomEps(PGD(Linf(0.1)))), "RandomEps has no eps of its own"),
     ],
 )
 def test_what_cannot_vary_is_refused(make, message):

@@ -303,7 +303,7 @@ def test_squares_reach_the_last_row_unless_the_released_code_is_followed(last_pl
     [
         (lambda: APGD(Linf(0.1), 0), "steps = 0 is no whole number"),
         (lambda: APGD(Linf(0.1), rho=1.5), r"rho = 1.5 is not in \(0, 1\)"),
-        (lambda: FAB(CleanStart()), "defined for Linf, L2 and L1, not for Near"),
+        (lambda: FAB(CleanStart()), "defined for Linf, L2 and L1, not for CleanStart"),
         (lambda: FAB(Linf(0.1), 0), "steps = 0 is no whole number"),
         (lambda: Square(CleanStart()), "defined for Linf, L2 and L1"),
         (lambda: Square(Linf(0.1), 0), "queries = 0 is no whole number"),
@@ -318,7 +318,7 @@ def test_an_attack_that_makes_no_sense_is_refused(make, message):
 
 def test_a_loss_that_an_attack_cannot_use_is_refused():
     model, x, _ = middle()
-    with pytest.raises(UserError, match="FAB needs a loss that knows its boundaries, as Margin does, not Divergence"):
+    with pytest.raises(UserError, match="FAB needs a loss that knows its boundaries, as Margin does, not KLDivergence"):
         FAB(Linf(0.1))(KLDivergence(model, model(x).softmax(1)), x, make_rng(0))
-    with pytest.raises(UserError, match="needs a loss that tells who is fooled: Divergence does not"):
+    with pytest.raises(UserError, match="needs a loss that tells who is fooled: KLDivergence does not"):
         DDN(2).closest(KLDivergence(model, model(x).softmax(1).detach()), x, make_rng(0))

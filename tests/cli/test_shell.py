@@ -293,9 +293,9 @@ def test_autoattack_and_a_curve_are_a_flag_each(trained, capsys):
 
 
 def test_an_evaluation_that_was_killed_goes_on_from_the_shell(trained, capsys, monkeypatch):
-    from sparring.evaluation import ensembles
+    from sparring.evaluation import auto_attack
 
-    monkeypatch.setattr(ensembles.Square, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(auto_attack.Square, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     command = ["evaluate", str(trained), "--autoattack", "standard", *FAST]
     assert run(command) == 130
     assert list(trained.glob("evaluation-best.state/*.npz"))

@@ -23,6 +23,7 @@ from sparring import (
     AutoAttack,
     Linf,
     Margin,
+    Restarts,
     Square,
     TensorData,
     UserError,
@@ -493,7 +494,24 @@ def test_the_time_left_is_reckoned_from_passes():
     costs = {name: passes(adversary, 10) for name, adversary in stages.items()}
     assert costs == pytest.approx({"apgd-ce": 280, "apgd-t": 2520, "fab-t": 3420, "square": 5000})
     assert passes(MinimumNorm.of(Linf(0.1)), 10) == pytest.approx(50 * (2 + 9 * 1.8))
-    assert passes(object(), 10) == 1.0
+    assert passes(object(), 10) is None
+    assert passes(WhiteBox(Restarts(Stated(), 3)), 10) == 60
+
+
+class Stated:
+    """An attack of a user's own that says what it costs."""
+
+    passes = 20
+
+    def __call__(self, loss, x, rng):
+        return x
+
+
+def test_without_a_stated_cost_no_time_is_estimated(net):
+    left = {}
+    for name, adversary in {"stated": WhiteBox(Stated()), "own": lambda model, x, y, rng: x}.items():
+        evaluate(net, toy_data(), {name: adversary}, on_progress=lambda p, n=name: left.setdefault(n, p.seconds_left))
+    assert left["stated"] >= 0 and math.isnan(left["own"])
 
 
 def test_the_guess_ends_at_nothing(net):

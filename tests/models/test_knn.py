@@ -348,8 +348,8 @@ def test_a_residual_block_begins_as_an_average():
 
 
 def test_images_of_another_size_and_unknown_bodies_are_refused():
-    with pytest.raises(UserError, match="32x32, 28x28, 8x8"):
-        amdim(10, (3, 64, 64))
+    with pytest.raises(UserError, match="64x64, 32x32, 28x28, 8x8"):
+        amdim(10, (3, 48, 48))
     with pytest.raises(UserError, match="small_cnn"):
         contrastive_encoder(body="small_cn")
 
@@ -362,5 +362,6 @@ def test_a_projection_is_of_the_features():
     assert torch.equal(projection, model.body.projector(features))
 
 
-def test_refilling_does_nothing_to_a_model_without_a_bank():
-    assert encode_bank(nn.Flatten(), toy_digits()) is False
+def test_a_model_without_a_bank_has_none_to_encode():
+    with pytest.raises(UserError, match="with another head"):
+        encode_bank(nn.Flatten(), toy_digits())

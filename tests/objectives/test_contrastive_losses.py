@@ -54,7 +54,7 @@ def test_nt_xent_has_the_other_images_of_the_own_side_too():
     for i in range(8):
         scores = {j: math.exp(cosine(z[i], z[j]) / 0.5) for j in range(8) if j != i}
         found.append(-math.log(scores[(i + 4) % 8] / sum(scores.values())))
-    assert np.allclose(nt_xent(a, b, 0.5), (np.array(found[:4]) + np.array(found[4:])) / 2)
+    assert np.allclose(nt_xent(a, b, temperature=0.5), (np.array(found[:4]) + np.array(found[4:])) / 2)
 
 
 def multiscale_loop(a, b, places, clip):
@@ -119,7 +119,9 @@ def test_the_regulariser_is_the_mean_squared_raw_score_of_one_look_with_the_othe
     assert float(Scales(places).size(a, b)) == pytest.approx((towards(a, b) + towards(b, a)) / 2)
 
 
-@pytest.mark.parametrize("call", [lambda a: info_nce(a, a, 0.1), lambda a: nt_xent(a, a, 0.1)], ids=["nce", "ntxent"])
+@pytest.mark.parametrize(
+    "call", [lambda a: info_nce(a, a, 0.1), lambda a: nt_xent(a, a, temperature=0.1)], ids=["nce", "ntxent"]
+)
 def test_a_batch_of_one_is_refused_with_what_to_do(call):
     with pytest.raises(UserError, match="larger batches"):
         call(normal(1, 4))

@@ -317,18 +317,20 @@ def test_features_that_are_all_alike_sound_the_alarm(without, tmp_path):
         def forward(self, x):
             return torch.ones(len(x), 4) + 0.001 * x.mean((1, 2, 3))[:, None]
 
+    from sparring.core.types import refreshable
     from sparring.records import RunFolder
-    from sparring.training.hooks import EncodeBankHook
+    from sparring.training.hooks import RefreshHook
 
     model = Classifier(Alike(), KNN(3, 3))
     data, run = toy_data(), RunFolder(tmp_path / "r")
     run.path.mkdir()
     state = State(model, torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1), nn.Module(), make_rng(0))
-    hook = EncodeBankHook(data, run, said.append)
+    hook = RefreshHook(data, run, said.append, refreshable(model))
     for epoch in (1, 2):
         hook.on_epoch(state, Progress(10 * epoch, 10, 2))
     assert len(said) == 1 and "collapsed" in said[0] and "epoch 1" in said[0]
-    assert [row["alarm"] for row in run.metrics()] == ["features collapsed"] * 2
+    assert ["collapsed" in row["alarm"] for row in run.metrics()] == [True, True]
+    assert "3 nearest neighbours" in hook.describe(1.0)[0]
 
 
 def test_training_begins_with_another_run_and_takes_the_body_of_another_head(without, tmp_path):

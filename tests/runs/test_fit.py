@@ -526,11 +526,11 @@ def test_a_precision_that_there_is_not_is_refused_before_anything_is_deleted(tin
 
 def test_what_a_step_costs_is_found_without_a_trace(tiny, tmp_path):
     """The steps that were timed are undone to the bit: weights, statistics, momentum, random numbers."""
-    from sparring import pace
+    from sparring.training.profiling import StepProfile
 
     measured = fit(replace(tiny, averaging=EMA(0.9)), tmp_path / "a")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparring.runs.fit.measure", lambda *_: pace.StepProfile(1.0, 0.5, 1.0, 1.0, 1.0, 1.0))
+        patch.setattr("sparring.runs.fit.measure", lambda *_: StepProfile(1.0, 0.5, 1.0, 1.0, 1.0, 1.0))
         unmeasured = fit(replace(tiny, averaging=EMA(0.9)), tmp_path / "b")
     assert bits(measured) == bits(unmeasured)
 

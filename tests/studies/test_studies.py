@@ -94,7 +94,7 @@ def test_a_study_records_what_its_attacks_computed_in(done):
     folder, _ = done
     found = json.loads((folder / "study.json").read_text())["precision"]
     run = RunFolder(folder / "runs" / "pgd-2-0")
-    said = AcceleratedCopy().said(torch.device("cpu"))
+    said = AcceleratedCopy().describe(torch.device("cpu"))
     assert found == {"training": [run.backend()["precision"]], "evaluation": [said]}
     assert found["training"][0] in ("fp32", "bf16")
     line = f"Precision of attacks: in training {found['training'][0]}; in evaluation {said} (in L2"

@@ -1,5 +1,6 @@
 """Progress for people: a live bar on a terminal, plain lines elsewhere. All of it goes to standard error."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -161,8 +162,9 @@ class _EvaluationLines:
 
 
 def _standing(doing: EvaluationProgress) -> str:
-    left = "" if doing.stage_done else f"  {duration(doing.seconds_left)} left in all"
-    return f"{int(doing.flags.sum())} of {len(doing.flags)} standing{left}"
+    unknown = doing.stage_done or math.isnan(doing.seconds_left)
+    left = "" if unknown else f"  {duration(doing.seconds_left)} left in all"
+    return f"{int(doing.flags.sum())} of {len(doing.flags)} robust{left}"
 
 
 def accuracy_table(tables: Mapping[str, Mapping[str, Accuracy]]) -> Table:

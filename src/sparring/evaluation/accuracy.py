@@ -62,7 +62,9 @@ def evaluate(
     known: dict[str, Adversary | Cascade] = {name: as_adversary(each) for name, each in adversaries.items()}
     chains = [AttackPlan.of(name, adversary, len(data.classes)) for name, adversary in known.items()]
     if sum(chain.nearest is not None for chain in chains) > 1:
-        raise UserError("the smallest distances are looked for in one norm at a time: leave all Nearest but one away")
+        raise UserError(
+            "the smallest distances are looked for in one norm at a time: leave out all MinimumNorm adversaries but one"
+        )
     judge = Verifier(model, max((chain.draws for chain in chains), default=1))
     backend, like = backend or AcceleratedCopy(), _like(model, data)
     about = {**_about(model, data, index, known, seed), "search": backend.describe(like.device)}
@@ -72,18 +74,29 @@ def evaluate(
         unaltered = MutationCheck(model)
         answer(model, few)
         unaltered.check()
-        in_float32 = (
-            backend.in_float32()
-            if any(needs_fine(each) for chain in chains for each in chain.stages.values())
-            else backend
-        )
+        exact = any(needs_fine(each) for chain in chains for each in chain.stages.values())
+        in_float32 = backend.in_float32() if exact else backend
         with backend(model, few) as attacked, in_float32(model, few) as attacked_fp32:
-            how = (index, like, batch_size, seed, journal, on_progress, keep_images, backend)
-            setting = EvaluationContext(judge, attacked, attacked_fp32, unaltered, data, *how)
+            setting = EvaluationContext(
+                judge=judge,
+                attacked=attacked,
+                attacked_fp32=attacked_fp32,
+                unaltered=unaltered,
+                data=data,
+                index=index,
+                like=like,
+                batch_size=batch_size,
+                seed=seed,
+                journal=journal,
+                on_progress=on_progress,
+                keep_images=keep_images,
+                backend=backend,
+            )
             clean, notes = _clean(setting)
             if journal is not None and judge.draws == 1 and not any("randomised" in note for note in notes):
                 journal.same_answers(clean.predicted.numpy(), clean.margin.numpy())
-            run = Run(setting, clean, work=sum(chain.work * int(clean.right.sum()) for chain in chains))
+            work = sum(chain.work * int(clean.right.sum()) for chain in chains)
+            run = Run(setting, clean, work, known=all(chain.known for chain in chains))
             books = {chain.name: (chain, run.through(chain)) for chain in chains}
             flat = flat_gradients(model, *setting.batch(slice(batch_size))) if chains else []
     notes += [note for chain, book in books.values() for note in _lost_under(chain, book, clean)]

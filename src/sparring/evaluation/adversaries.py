@@ -112,7 +112,8 @@ class SurrogateGradient:
     def __post_init__(self) -> None:
         if not isinstance(self.adversary, WhiteBox | MultiTargeted):
             raise UserError(
-                f"a {type(self.adversary).__name__} cannot look through a view: give it to each WhiteBox or EachTarget "
+                f"a {type(self.adversary).__name__} cannot look through a view: give it to each WhiteBox or "
+                "MultiTargeted "
                 "inside, and several views as one, ComposedMode((..))"
             )
         if getattr(self.view, "__module__", "") == eval_mode.__module__ and not isinstance(self.view, ComposedMode):

@@ -28,7 +28,7 @@ SAMPLE, BEYOND_CHANCE = 16, 2
 """Where the copy is as good as the model, rounding lets one example in a hundred fall on one of them alone: two of
 sixteen then fall with a chance of 1 %."""
 UNKNOWN_PASSES = 1 + BACKWARD
-"""The guess for an attack that does not state its passes: one step of a gradient attack."""
+"""The weight of a stage that does not state its passes: one step of a gradient attack."""
 ROBUST, CLEAN = -1, 0
 
 
@@ -49,7 +49,10 @@ class Cascade(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EvaluationProgress:
-    """How far an evaluation is. `flags` `[N]` says who stands; `seconds_left` is a guess for all that is left to do."""
+    """How far an evaluation is: `flags` `[N]` of robust examples; `seconds_left` is estimated for the whole rest.
+
+    It is NaN if an adversary does not state how many forward passes it takes (an attribute `passes`).
+    """
 
     adversary: str
     stage: str
@@ -72,6 +75,8 @@ class AttackPlan:
     draws: int
     notes: tuple[str, ...]
     costs: tuple[float, ...]
+    known: bool
+    """Whether all stages state how many passes they take; without that, the time left is not estimated."""
     nearest: MinimumNorm | None = None
 
     @classmethod
@@ -87,15 +92,9 @@ class AttackPlan:
         if nearest is None:
             free = [stage for stage, each in stages.items() if bound(each) is None]
             notes += tuple(f"nothing bounds {stage}: it names no threat, or several" for stage in free)
-        costs = {stage: passes(each, classes) for stage, each in stages.items()}
-        notes += tuple(
-            f"{stage} does not state how many forward passes it takes (an attribute `passes`), so the time left is a "
-            "guess"
-            for stage, cost in costs.items()
-            if cost is None
-        )
-        known = tuple(UNKNOWN_PASSES if cost is None else cost for cost in costs.values())
-        return cls(name, stages, draws, notes, known, nearest)
+        costs = [passes(each, classes) for each in stages.values()]
+        weights = tuple(UNKNOWN_PASSES if cost is None else cost for cost in costs)
+        return cls(name, stages, draws, notes, weights, None not in costs, nearest)
 
     @property
     def work(self) -> float:
@@ -243,6 +242,7 @@ class Run:
     setting: EvaluationContext
     clean: Verdict
     work: float
+    known: bool = True
     done: float = 0.0
     started: float = field(default_factory=time.monotonic)
     notes: list[str] = field(default_factory=list)
@@ -322,6 +322,7 @@ class Run:
     def _tell(self, name: str, stage: str, done: int, todo: int, book: AttackRecord, stage_done: bool = False) -> None:
         seconds = time.monotonic() - self.started
         left = max(0.0, seconds * (self.work / self.done - 1)) if self.done else seconds
+        left = left if self.known else math.nan
         self.setting.on_progress(EvaluationProgress(name, stage, done, todo, book.robust().numpy(), left, stage_done))
 
 

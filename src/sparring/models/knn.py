@@ -249,7 +249,7 @@ def require_knn_head(model: nn.Module) -> KNN:
     if head is None:
         raise UserError(
             f"this asks nearest neighbours, and the model is a {type(model).__name__} with another head: build it with "
-            "sparring.models.amdim or represented, or read its body by KNN, as Classifier(body, KNN(..))"
+            "sparring.models.amdim or contrastive_encoder, or read its body by KNN, as Classifier(body, KNN(..))"
         )
     return head
 

@@ -165,7 +165,7 @@ class EvaluationResult:
     def robust_at(self, eps: float) -> Accuracy:
         """The accuracy at another eps, from the distances. Raises `UserError` if nothing looked for them."""
         if self.distance is None:
-            raise UserError("no distances were looked for: evaluate with Nearest.of(threat), or with --min-norm")
+            raise UserError("no distances were looked for: evaluate with MinimumNorm.of(threat), or with --min-norm")
         return Accuracy(int((self.distance > np.float32(eps)).sum()), len(self.distance))
 
     def median_distance(self) -> float | None:
