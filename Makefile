@@ -11,9 +11,13 @@ FAST   := attacks/test_losses attacks/test_own_threat attacks/test_threats cli/t
           core/test_modes core/test_rng core/test_schedules core/test_types core/test_validation models/test_models \
           recipes/test_recipes records/test_results records/test_statistics report/test_figures \
           training/test_checkpoint training/test_optimizers test_lowest
+QUICK  := attacks core data evaluation models objectives/test_contrastive_losses.py objectives/test_objectives.py \
+          recipes records/test_results.py records/test_statistics.py report training/test_averaging.py \
+          training/test_checkpoint.py training/test_cost.py training/test_engine.py training/test_free.py \
+          training/test_optimizers.py training/test_updates.py cli/test_console.py cli/test_flags.py test_lowest.py
 PIP    := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test fuzz check format test-latest test-lowest clean
+.PHONY: demo test test-fast fuzz mutants structure check format test-latest test-lowest clean
 
 demo: $(VENV)/.run ## train a small robust classifier and evaluate it
 	$(BIN)/sparring train quickstart --out runs/demo --overwrite
@@ -22,9 +26,18 @@ demo: $(VENV)/.run ## train a small robust classifier and evaluate it
 test: $(VENV)/.dev ## all tests, two processes of one thread each
 	$(BIN)/python -m pytest -n 2
 
+test-fast: $(VENV)/.dev ## most tests, without trainings: under a minute
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(QUICK:%=tests/%)
+
 fuzz: $(VENV)/.dev ## the fuzzers at length: copies of models, weights files, JSON, arrays, data files
 	$(BIN)/python -m pytest -n 2 tests/acceleration/test_fuzz_copies.py tests/records/test_fuzz_files.py tests/data/test_data_faults.py \
 		--fuzz $(CASES) --fuzz-seed $(SEED)
+
+mutants: $(VENV)/.dev ## single changes of the core, drawn by SEED, that tests should catch
+	$(BIN)/python tools/mutants.py --count 25 --seed $(SEED)
+
+structure: $(VENV)/.dev ## rooms, imports between them, the shape of the code
+	$(BIN)/python tools/structure.py
 
 check: $(VENV)/.dev ## format, lint, types, rooms
 	$(BIN)/ruff format --check .

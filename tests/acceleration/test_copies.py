@@ -173,6 +173,7 @@ def test_a_frozen_batch_norm_leaves_alone_what_it_was_given():
 # -- copies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "shape", "counts"), NETS, ids=IDS)
 def test_a_copy_answers_and_differentiates_as_its_model(as_if, make, shape, counts):
     torch.manual_seed(0)
@@ -658,6 +659,7 @@ def test_max_autotune_is_asked_of_the_compiler(monkeypatch):
     assert AcceleratedCopy.resolved(cpu, "fp32").compile == "off"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="there is no compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_equals_eager():
@@ -692,6 +694,7 @@ def step(backend, patience=None):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patience", [None, 0])
 def test_a_step_on_a_copy_in_float32_moves_the_weights_as_one_on_the_model(patience):
     plain, fast = step(OriginalModel(), patience), step(AcceleratedCopy("fp32"), patience)
@@ -894,6 +897,7 @@ def test_an_adversary_of_ones_own_is_given_one_batch_at_a_time(many):
     assert max(seen) == 8
 
 
+@pytest.mark.slow
 def test_smallest_distances_are_the_same_from_several_batches(many):
     nearest = {"nearest": MinimumNorm.of(L2(1.0), steps=5)}
     wanted = evaluate(*many, nearest, batch_size=8, backend=OriginalModel()).distance
@@ -922,6 +926,7 @@ def tuned(**environment):
     return json.loads(out.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_the_allocator_keeps_memory_unless_somebody_else_decides():
     assert tuned()[0] == "kept"

@@ -114,6 +114,7 @@ def test_steps_shrink_with_eps_also_where_their_size_was_given():
     assert found.shape == data.x.shape and all(p.grad is None for p in net.parameters())
 
 
+@pytest.mark.slow
 def test_it_is_a_value_that_costs_what_the_attack_costs(tiny, tmp_path):
     attack = RandomEps(PGD(L2(0.5), 2), "example", alpha=2.0)
     assert from_plain(to_plain(attack)) == attack and threat_of(attack) == L2(0.5)

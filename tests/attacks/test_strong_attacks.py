@@ -192,6 +192,7 @@ def test_fab_finds_the_closed_form_distance_on_a_linear_model(threat, final):
     assert (found <= wanted * (1.25 if not final else 1.01) + 1e-5).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [DDN(200), CWL2(300, 6)], ids=repr)
 def test_minimum_norm_attacks_find_the_closed_form_distance_on_a_linear_model(attack):
     found, wanted = distances(attack, L2(1.0))

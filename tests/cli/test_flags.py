@@ -90,6 +90,7 @@ def test_flags_follow_the_structure_that_the_recipe_has(recipe):
     assert new.method.objective == TRADES(3.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args",
     [
@@ -110,6 +111,7 @@ def test_what_does_not_fit_is_refused_by_name(recipe, args, capsys):
     assert args[0].removeprefix("--").split(".")[-1] in captured.err or args[1] in captured.err
 
 
+@pytest.mark.slow
 def test_a_pair_of_numbers_stays_a_pair(recipe, capsys):
     with pytest.raises(SystemExit):
         read(replace(recipe, optimizer=AdamW()), "--optimizer.betas", "0.9", "0.99", "0.999")

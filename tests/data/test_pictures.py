@@ -269,6 +269,7 @@ def test_what_is_held_out_is_decoded_and_the_rest_stays_in_files(pictures):
     assert all(isinstance(part, TensorData) for part in few)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_stream_is_interrupted_resumed_and_evaluated(tiny, pictures, tmp_path):
     """With workers or without, interrupted or not: the same bits."""
     source = ImageStream(str(pictures), size=8, workers=0, scale=(0.5, 1.0))
@@ -290,6 +291,7 @@ def test_a_run_on_a_stream_is_interrupted_resumed_and_evaluated(tiny, pictures, 
     assert len(found["last"].robust["clean"]) == 12
 
 
+@pytest.mark.slow
 def test_a_signal_to_all_processes_lets_the_run_save(pictures, tmp_path):
     """As a batch system sends it: to the one that trains and to its workers."""
     code = f"""

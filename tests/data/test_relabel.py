@@ -134,6 +134,7 @@ def remembered(tmp_path_factory):
     return recipe, fit(recipe, folder)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_labels_and_what_it_was_like_on_each_example(remembered):
     recipe, run = remembered
     training = run.training()
@@ -160,6 +161,7 @@ def test_a_run_keeps_its_labels_and_what_it_was_like_on_each_example(remembered)
     assert np.array_equal(memory.forgotten, lost.astype(int))
 
 
+@pytest.mark.slow
 def test_remembering_changes_nothing_of_the_training(remembered, tmp_path):
     recipe, run = remembered
     without = fit(replace(recipe, example_history=None), tmp_path / "without")
@@ -217,6 +219,7 @@ def test_what_cannot_be_chosen_by_is_said(remembered, tmp_path):
         altered(toy_data(), (DifficultySubset(0.001, "random"),), 0)
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_on_other_examples(remembered, tmp_path):
     """The recipe is the same, but the run that it chooses by has changed."""
 
@@ -251,6 +254,7 @@ def test_the_memory_of_a_future_that_is_trained_again_is_forgotten(remembered, t
         run.read_memory()
 
 
+@pytest.mark.slow
 def test_from_the_shell_any_recipe_remembers(tmp_path, capsys):
     args = [
         "train",

@@ -34,6 +34,7 @@ from sparring import (
     perturb,
 )
 from sparring.acceleration import AcceleratedCopy, OriginalModel
+from sparring.attacks import NFGSM, Benign, MultiGrad, RandomEps
 from sparring.core.types import pixels
 from sparring.evaluation import MinimumNorm, MultiTargeted
 from sparring.evaluation.cost import passes
@@ -73,6 +74,7 @@ def net():
 # -- the same answer whatever the batch
 
 
+@pytest.mark.slow
 def test_batch_size_order_and_sharding_change_no_verdict(net):
     data = toy_data()
     whole = evaluate(net, data, {"quick": Quick(Linf(0.08))}, batch_size=128)
@@ -153,6 +155,7 @@ def test_the_versions_have_the_published_attacks_in_the_published_order():
     assert list(AutoAttack(Linf(0.1), "rand").stages(10)) == ["apgd-ce", "apgd-dlr"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "wanted"),
     [
@@ -180,6 +183,7 @@ def test_the_attacks_take_as_many_passes_as_published(attack, wanted):
         assert least <= seen.forwards <= least + (21 if attack.draws > 1 else 12), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 3, 4])
 def test_few_classes_work_and_the_result_says_what_was_raised(classes):
     model, data = toy_net(classes=classes).eval(), toy_data(6, classes)
@@ -198,6 +202,7 @@ def test_few_classes_work_and_the_result_says_what_was_raised(classes):
         assert seen.forwards <= (classes - 1) * 205 + 505 * (name == "apgd-dlr"), "as many targets as other classes"
 
 
+@pytest.mark.slow
 def test_autoattack_breaks_a_linear_model_to_its_closed_form():
     """Two classes; an example falls if its margin is below 2 eps |w|_1."""
     model = Linear()
@@ -336,6 +341,7 @@ class Noisy(nn.Module):
         return self.linear(x + self.sigma * torch.randn_like(x))
 
 
+@pytest.mark.slow
 def test_a_randomised_model_is_said_to_be_one_and_judged_by_the_majority():
     torch.manual_seed(0)
     model = Noisy(0.2)
@@ -406,6 +412,7 @@ def stop_after(batches):
     return hear
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", [0, 3, 9])
 def test_an_evaluation_that_was_killed_goes_on_and_ends_the_same(net, tmp_path, batches):
     """In float64: FAB makes a hundredth of a distance out of the last bit, in which batches of other sizes differ."""
@@ -430,6 +437,7 @@ def test_an_evaluation_that_was_killed_goes_on_and_ends_the_same(net, tmp_path, 
     assert seen.examples <= 6 * len(data) + 20, "all is known: clean pass and its checks alone"
 
 
+@pytest.mark.slow
 def test_a_damaged_part_is_done_again(net, tmp_path):
     data = toy_data()
     whole = evaluate(net, data, {"quick": Quick()}, batch_size=8, state=tmp_path)
@@ -456,6 +464,7 @@ def test_the_state_of_another_evaluation_is_refused(net, tmp_path):
         evaluate(net, data, {"quick": Quick()}, state=tmp_path / "more")
 
 
+@pytest.mark.slow
 def test_a_sigkill_loses_nothing(tmp_path):
     code = f"""
         import torch
@@ -495,6 +504,26 @@ def test_the_time_left_is_reckoned_from_passes():
     assert costs == pytest.approx({"apgd-ce": 280, "apgd-t": 2520, "fab-t": 3420, "square": 5000})
     assert passes(MinimumNorm.of(Linf(0.1)), 10) == pytest.approx(50 * (2 + 9 * 1.8))
     assert passes(object(), 10) is None
+    pgd, threat = PGD(Linf(0.1), 5), Linf(0.1)
+    known = {
+        pgd: 5,
+        MultiGrad(threat, 3): 3,
+        NFGSM(threat): 1,
+        CWL2(20, 6): 120,
+        RandomEps(pgd): 5,
+        Restarts(pgd, 3): 15,
+    }
+    assert {attack: passes(WhiteBox(attack), 10) / 2.8 for attack in known} == pytest.approx(known)
+    assert passes(WhiteBox(Benign()), 10) == 1.0
+
+
+def test_every_attack_of_the_package_has_a_cost():
+    from sparring import attacks
+    from sparring.evaluation.cost import _COSTS
+
+    values = {getattr(attacks, name) for name in attacks.__all__}
+    made = {kind for kind in values if isinstance(kind, type) and ("threat" in getattr(kind, "__slots__", ()))}
+    assert len(made) > 5 and made <= set(_COSTS)
     assert passes(WhiteBox(Restarts(Stated(), 3)), 10) == 60
 
 
@@ -545,6 +574,7 @@ def test_models_that_use_view_are_evaluated():
     assert {name: t.stride() for name, t in model.state_dict().items()} == before
 
 
+@pytest.mark.slow
 def test_dropout_that_stays_on_can_be_attacked_in_expectation():
     class Always(nn.Dropout):
         def train(self, mode=True):

@@ -83,6 +83,7 @@ class Optimising(Wrapped):
         return self.inner(x + 0.01 * grad.sign())
 
 
+@pytest.mark.slow
 def test_an_honestly_trained_model_passes(honest, images):
     found = findings(honest, images)
     assert passed(found.values()), [f"{f.name}: {f.meaning}" for f in found.values() if f.verdict == "fail"]
@@ -105,6 +106,7 @@ def test_an_honestly_trained_model_passes(honest, images):
     assert found["shattered gradients"].figure > 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mask", "check", "reason"),
     [
@@ -124,12 +126,14 @@ def test_a_masked_model_fails_for_the_right_reason(honest, images, mask, check, 
     assert not passed(found.values())
 
 
+@pytest.mark.slow
 def test_masked_gradients_lose_to_an_attack_without_any(honest, images):
     found = findings(Quantised(honest), images)
     assert found["black box"].verdict == "fail"
     assert "fall to Square" in found["black box"].meaning
 
 
+@pytest.mark.slow
 def test_checks_that_need_a_gradient_are_skipped_with_the_reason_where_there_is_none(honest, images):
     found = findings(Detached(honest), images)
     skipped = [f for f in found.values() if f.verdict == "skip"]
@@ -137,6 +141,7 @@ def test_checks_that_need_a_gradient_are_skipped_with_the_reason_where_there_is_
     assert all("no gradient reaches the image" in f.meaning for f in skipped)
 
 
+@pytest.mark.slow
 def test_gradients_that_point_elsewhere_are_shattered(honest, images):
     class Rough(Wrapped):
         """A fine ripple on the input, whose slope hides that of the model."""
@@ -148,6 +153,7 @@ def test_gradients_that_point_elsewhere_are_shattered(honest, images):
     assert findings(Rough(honest), grey)["shattered gradients"].verdict == "fail"
 
 
+@pytest.mark.slow
 def test_an_attack_that_fails_in_a_ball_that_holds_everything_is_told(honest, images):
     assert findings(Quantised(honest), images)["large eps"].verdict == "fail"
 
@@ -163,6 +169,7 @@ def test_probabilities_end_the_audit(honest, images):
     assert "randomness" not in found
 
 
+@pytest.mark.slow
 def test_a_model_that_reads_other_pixels_is_warned_of(honest, images):
     class Bytes(Wrapped):
         def forward(self, x):
@@ -181,6 +188,7 @@ def test_a_model_in_training_mode_is_warned_of_and_audited_in_eval_mode(images):
     assert model.training
 
 
+@pytest.mark.slow
 def test_a_surrogate_that_is_given_is_the_one_that_is_used(honest, images):
     """Attacks on the model under its own name transfer perfectly, so they find what the mask hides."""
     found = findings(Quantised(honest), images, surrogate=honest)
@@ -188,6 +196,7 @@ def test_a_surrogate_that_is_given_is_the_one_that_is_used(honest, images):
     assert found["transfer"].verdict == "fail"
 
 
+@pytest.mark.slow
 def test_the_audit_leaves_the_model_and_the_global_randomness_as_they_were(honest, images):
     before = {name: t.clone() for name, t in honest.state_dict().items()}
     state = torch.random.get_rng_state()
@@ -205,6 +214,7 @@ def test_what_cannot_be_audited_is_refused(honest, images):
         audit(honest, misclassified, THREAT, budget=FEW)
 
 
+@pytest.mark.slow
 def test_gradients_that_are_nan_are_no_gradients_and_break_nothing(honest, images):
     class Rooted(Wrapped):
         def forward(self, x):

@@ -210,6 +210,7 @@ def test_swapping_gives_the_model_that_would_have_been_built():
     assert torch.equal(swap_activation(plain, "silu")(x), built(x))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of torch's compiler itself
 @pytest.mark.parametrize("view", [unchanged, SmoothBackward()], ids=["plain", "smooth"])
 def test_gradients_that_are_written_by_hand_are_the_same_compiled(view):

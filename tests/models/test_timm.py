@@ -171,6 +171,7 @@ def test_without_timm_one_is_told_what_to_install(monkeypatch):
             imagenet_resnet(34)
 
 
+@pytest.mark.slow
 def test_the_core_imports_neither_timm_nor_torchvision():
     look = "import sparring.models, sparring.recipes.smooth, sys; print({'timm', 'torchvision'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", look], check=True, capture_output=True, text=True)

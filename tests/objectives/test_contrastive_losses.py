@@ -187,6 +187,7 @@ def test_what_nobody_asks_for_is_never_made():
 # -- information
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rho", [0.5, 0.8])
 def test_the_bound_is_near_the_information_of_a_gaussian_pair_with_the_best_critic(rho):
     """The density ratio of a pair of correlation rho is the best critic; its information is -log(1 - rho²) / 2."""

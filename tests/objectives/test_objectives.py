@@ -372,6 +372,7 @@ def test_stages_take_turns_and_each_keeps_its_memory():
             sp.objectives.Staged(tuple((n, CrossEntropy()) for n in lengths))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "order"), [("cifar10_rn18_pgd", "adv clean clean"), ("cifar10_wrn34_10_trades", "clean adv clean")]
 )

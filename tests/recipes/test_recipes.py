@@ -258,6 +258,7 @@ def test_the_stages_of_moat_are_visited_in_their_order_and_over_again():
     assert names[:12] == names[12:]
 
 
+@pytest.mark.slow
 def test_a_period_of_moat_is_an_epoch_and_training_ends_on_its_multi_step_stage():
     attack = find("cifar10_prn18_moat")().method.attack
     steps = [getattr(at(attack, Progress(s, 382, 110)), "steps", 0) for s in range(382 * 110)]
@@ -271,6 +272,7 @@ def test_a_period_of_moat_is_an_epoch_and_training_ends_on_its_multi_step_stage(
         find("fashion_moat")(period=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu"])
 def test_the_study_of_moat_ends_on_the_multi_step_stage_wherever_that_is_the_last(scale):
     recipes = {arm.name: arm.recipe for arm in study_of_moat(scale).arms if isinstance(arm.recipe.method, Method)}

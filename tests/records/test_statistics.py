@@ -36,6 +36,7 @@ def test_one_seed_gives_the_binomial_interval():
     assert interval(flags, lambda c: c("a", "pgd")) == pytest.approx((0.6 - half, 0.6 + half), abs=0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("between", "examples"), [(0.05, 1000), (0.03, 100), (0.0, 100)])
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_the_interval_of_a_difference_covers_the_truth_as_often_as_it_says(seeds, between, examples):
@@ -47,6 +48,7 @@ def test_the_interval_of_a_difference_covers_the_truth_as_often_as_it_says(seeds
     assert covered / 100 >= 0.89  # 0.95, less what 100 trials can miss it by
 
 
+@pytest.mark.slow
 def test_few_seeds_that_differ_give_the_interval_of_student():
     rates = np.array([0.5, 0.6, 0.7])
     flags = {("a", "last", "pgd"): np.arange(10_000)[None] < 10_000 * rates[:, None]}

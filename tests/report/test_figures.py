@@ -22,6 +22,7 @@ def colours(path):
         return len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0))
 
 
+@pytest.mark.slow
 def test_a_learning_curve_is_drawn(tmp_path):
     plot_learning_curve(ROWS, tmp_path / "a.png")
     assert colours(tmp_path / "a.png") > 5
@@ -62,6 +63,7 @@ def test_of_nothing_nothing_is_drawn(tmp_path):
     assert not (tmp_path / "a.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "channels"), [(1, 1), (8, 3)])
 def test_adversarial_examples_are_drawn_in_grey_and_in_colour(tmp_path, count, channels):
     rng = np.random.default_rng(0)
@@ -82,6 +84,7 @@ def test_reports_need_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_robustness_curve_is_drawn_from_distances(tmp_path):
     rng = np.random.default_rng(0)
     distance = np.concatenate([np.zeros(5), rng.random(40).astype(np.float32), [np.inf]])

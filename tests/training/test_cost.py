@@ -51,6 +51,7 @@ def test_clean_images_in_every_stage_cost_one_more_pass_where_the_attack_moved_t
     assert found.both == pytest.approx((1 + 4 * 3 + 9) / 6)
 
 
+@pytest.mark.slow
 def test_a_long_training_is_sampled():
     method = Method(sp.core.schedules.Cycle(((1, Benign()), (3, RS))), CrossEntropy())
     assert cost(method, GradientStep(), epochs=200, steps_per_epoch=500).both == pytest.approx(1.75, abs=0.02)

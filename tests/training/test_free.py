@@ -78,6 +78,7 @@ def test_the_perturbation_survives_a_saved_state():
     assert torch.equal(whole.memory.delta, other.memory.delta)
 
 
+@pytest.mark.slow
 def test_a_run_of_it_is_a_run_like_any_other(tiny, tmp_path):
     from dataclasses import replace
 

@@ -98,6 +98,7 @@ def test_a_model_without_matrices_has_nothing_to_perturb():
         AWP(0.0)
 
 
+@pytest.mark.slow
 def test_an_update_may_change_with_the_epoch(tiny, tmp_path):
     later = replace(tiny, update=PiecewiseConstant(((0, GradientStep()), (2, AWP(0.05)))))
     a, b = fit(tiny, tmp_path / "a"), fit(later, tmp_path / "b")

@@ -1,8 +1,26 @@
 """How many passes through the model an adversary takes at most: the estimate of the time left is based on it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from ..attacks import APGD, DDN, FAB, PGD, Restarts, Split, Square, Worst
+from ..attacks import (
+    APGD,
+    CWL2,
+    DDN,
+    FAB,
+    NFGSM,
+    PGD,
+    Benign,
+    CoarseToFine,
+    MultiGrad,
+    ParametrizedSearch,
+    RandomEps,
+    Restarts,
+    Split,
+    Square,
+    Worst,
+    ZeroGrad,
+)
 from ..attacks.losses import Margin
 from .adversaries import MultiTargeted, SurrogateGradient, WhiteBox
 from .minimum_norm import MinimumNorm
@@ -31,20 +49,32 @@ def passes(adversary: object, num_classes: int) -> float | None:
     return _stated(adversary)
 
 
+_STEP = 1 + BACKWARD
+
+_COSTS: dict[type, Callable[[Any, int], float | None]] = {
+    Benign: lambda attack, boundaries: 1.0,  # the pass that counts
+    NFGSM: lambda attack, boundaries: _STEP,
+    ZeroGrad: lambda attack, boundaries: _STEP,
+    MultiGrad: lambda attack, boundaries: attack.points * _STEP,
+    PGD: lambda attack, boundaries: attack.steps * _STEP,
+    APGD: lambda attack, boundaries: attack.steps * _STEP,
+    ParametrizedSearch: lambda attack, boundaries: attack.steps * _STEP,
+    DDN: lambda attack, boundaries: attack.steps * _STEP,
+    CWL2: lambda attack, boundaries: attack.searches * attack.steps * _STEP,
+    FAB: lambda attack, boundaries: attack.steps * (2 + boundaries * BACKWARD),
+    Square: lambda attack, boundaries: attack.queries,
+    RandomEps: lambda attack, boundaries: _attack(attack.attack, boundaries),
+    Restarts: lambda attack, boundaries: _times(attack.times, _attack(attack.attack, boundaries)),
+    CoarseToFine: lambda attack, boundaries: _times(attack.times, _attack(attack.attack, boundaries)),
+    Worst: lambda attack, boundaries: _total(_attack(part, boundaries) for part in attack.parts),
+    Split: lambda attack, boundaries: _total(_times(share, _attack(part, boundaries)) for share, part in attack.parts),
+}
+
+
 def _attack(attack: object, boundaries: int) -> float | None:
-    if isinstance(attack, PGD | APGD | DDN):
-        return attack.steps * (1 + BACKWARD)
-    if isinstance(attack, FAB):
-        return attack.steps * (2 + boundaries * BACKWARD)
-    if isinstance(attack, Square):
-        return attack.queries
-    if isinstance(attack, Restarts):
-        return _times(attack.times, _attack(attack.attack, boundaries))
-    if isinstance(attack, Worst):
-        return _total(_attack(part, boundaries) for part in attack.parts)
-    if isinstance(attack, Split):
-        return _total(_times(share, _attack(part, boundaries)) for share, part in attack.parts)
-    return _stated(attack)
+    """Passes of an attack that differentiates towards `boundaries` classes where it needs each."""
+    cost = _COSTS.get(type(attack))
+    return _stated(attack) if cost is None else cost(attack, boundaries)
 
 
 def _stated(attack: object) -> float | None:

@@ -1,0 +1,45 @@
+"""The averages beside those of torch.optim.swa_utils, on the same weights."""
+
+import copy
+
+import torch
+from conftest import toy_net
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
+
+from sparring import EMA, SWA, Progress
+
+
+def moved(model, step):
+    """The same model after a step of a training."""
+    with torch.no_grad():
+        for number, p in enumerate(model.parameters()):
+            p.add_(0.1 * torch.sin(torch.arange(p.numel(), dtype=p.dtype).view_as(p) + step + number))
+    return model
+
+
+def weights(module):
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def test_ema_is_that_of_torch():
+    model = toy_net()
+    ours = EMA(0.9).init(model)
+    theirs = AveragedModel(copy.deepcopy(model), multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    theirs.update_parameters(model)  # torch copies the weights at its first update
+    for step in range(1, 6):
+        moved(model, step)
+        EMA(0.9).update(ours, model, Progress(1000 + step, 10, 200))  # after its rise
+        theirs.update_parameters(model)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights(ours), weights(theirs.module), strict=True))
+
+
+def test_swa_is_that_of_torch():
+    model, average = toy_net(), SWA(start=1)
+    ours = average.init(model)
+    theirs = AveragedModel(copy.deepcopy(model), multi_avg_fn=get_swa_multi_avg_fn())
+    for epoch in range(1, 5):
+        moved(model, epoch)
+        average.update(ours, model, Progress(10 * epoch, 10, 5))
+        if epoch > 1:
+            theirs.update_parameters(model)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights(ours), weights(theirs.module), strict=True))
