@@ -509,7 +509,6 @@ def test_the_time_left_is_reckoned_from_passes():
         pgd: 5,
         MultiGrad(threat, 3): 3,
         NFGSM(threat): 1,
-        CWL2(20, 6): 120,
         RandomEps(pgd): 5,
         Restarts(pgd, 3): 15,
     }
