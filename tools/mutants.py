@@ -55,17 +55,18 @@ class Mutant(NamedTuple):
     source: str
 
 
-def mutants(path: Path) -> Iterator[Mutant]:
-    """All single changes of a file, in order."""
-    text = path.read_text()
-    count = sum(1 for _ in _places(ast.parse(text)))
-    for number in range(count):
-        tree = ast.parse(text)
-        node, change = list(_places(tree))[number]
-        before = _shown(node)
-        change()
-        after = _shown(node)
-        yield Mutant(path, getattr(node, "lineno", 0), before, after, ast.unparse(tree))
+def count_of(path: Path) -> int:
+    """The number of single changes that a file can have."""
+    return sum(1 for _ in _places(ast.parse(path.read_text())))
+
+
+def mutant(path: Path, number: int) -> Mutant:
+    """A single change of a file, by its number."""
+    tree = ast.parse(path.read_text())
+    node, change = list(_places(tree))[number]
+    before = _shown(node)
+    change()
+    return Mutant(path, getattr(node, "lineno", 0), before, _shown(node), ast.unparse(tree))
 
 
 def _shown(node: ast.AST) -> str:
@@ -110,13 +111,13 @@ def tests_of(path: Path) -> list[str]:
     return [str(own if own.exists() else own.parent)]
 
 
-def caught(mutant: Mutant, seconds: float) -> str:
+def caught(change: Mutant, seconds: float) -> str:
     """How a change ends: "caught" by a test, "caught by time", or "survived"."""
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "sparring"
         shutil.copytree(ROOT / "src" / "sparring", package, ignore=shutil.ignore_patterns("__pycache__"))
-        (package / mutant.path.relative_to(ROOT / "src" / "sparring")).write_text(mutant.source)
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests_of(mutant.path)]
+        (package / change.path.relative_to(ROOT / "src" / "sparring")).write_text(change.source)
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests_of(change.path)]
         try:
             done = subprocess.run(
                 command,
@@ -141,8 +142,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     files = [path for room in args.rooms for path in sorted((ROOT / "src" / "sparring" / room).rglob("*.py"))]
-    every = [mutant for path in files for mutant in mutants(path)]
-    drawn = random.Random(args.seed).sample(every, min(args.count, len(every)))
+    every = [(path, number) for path in files for number in range(count_of(path))]
+    drawn = [mutant(*place) for place in random.Random(args.seed).sample(every, min(args.count, len(every)))]
     found = []
     for mutant in drawn:
         began, end = time.monotonic(), caught(mutant, args.seconds)
