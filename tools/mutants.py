@@ -145,14 +145,12 @@ def main() -> None:
     every = [(path, number) for path in files for number in range(count_of(path))]
     drawn = [mutant(*place) for place in random.Random(args.seed).sample(every, min(args.count, len(every)))]
     found = []
-    for mutant in drawn:
-        began, end = time.monotonic(), caught(mutant, args.seconds)
-        where = f"{mutant.path.relative_to(ROOT)}:{mutant.line}"
-        found.append({"where": where, "before": mutant.before, "after": mutant.after, "end": end})
-        print(
-            f"{end:14} {where}  {mutant.before[:60]!r} -> {mutant.after[:60]!r}  {time.monotonic() - began:.0f} s",
-            flush=True,
-        )
+    for change in drawn:
+        began, end = time.monotonic(), caught(change, args.seconds)
+        where = f"{change.path.relative_to(ROOT)}:{change.line}"
+        found.append({"where": where, "before": change.before, "after": change.after, "end": end})
+        seconds = time.monotonic() - began
+        print(f"{end:14} {where}  {change.before[:60]!r} -> {change.after[:60]!r}  {seconds:.0f} s", flush=True)
     count = sum(each["end"] != "survived" for each in found)
     print(f"{count} of {len(found)} caught; drawn from {len(every)} changes in {len(files)} files, seed {args.seed}")
     if args.out:
