@@ -320,5 +320,5 @@ def test_a_loss_that_an_attack_cannot_use_is_refused():
     model, x, _ = middle()
     with pytest.raises(UserError, match="FAB needs a loss that knows its boundaries, as Margin does, not KLDivergence"):
         FAB(Linf(0.1))(KLDivergence(model, model(x).softmax(1)), x, make_rng(0))
-    with pytest.raises(UserError, match="needs a loss that tells who is fooled: KLDivergence does not"):
+    with pytest.raises(UserError, match="needs a loss that reports which examples are fooled, and KLDivergence does not"):
         DDN(2).closest(KLDivergence(model, model(x).softmax(1).detach()), x, make_rng(0))
