@@ -68,7 +68,9 @@ class APGD:
         need_threat(self.threat)
         need_whole("steps", self.steps)
         if not 0 < self.rho < 1:
-            raise UserError(f"rho = {self.rho:g} is not in (0, 1): it is the share of steps that must increase the loss")
+            raise UserError(
+                f"rho = {self.rho:g} is not in (0, 1): it is the share of steps that must increase the loss"
+            )
 
     def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         x = x.detach()
