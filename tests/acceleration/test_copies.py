@@ -336,7 +336,7 @@ ODD = [
     (Branching, None),
     (Normed, None),
     (Shared, None),
-    (Viewing, "in channels-last order does not do"),
+    (Viewing, "in channels-last order cannot be used"),
     (Counting, "forward changes"),
     (Noisy, "logits differ"),
     (lambda: Branching().double(), "float64"),
@@ -926,7 +926,7 @@ def tuned(**environment):
 def test_the_allocator_keeps_memory_unless_somebody_else_decides():
     assert tuned()[0] == "kept"
     assert tuned(SPARRING_ALLOCATOR="default")[0] == "default: SPARRING_ALLOCATOR says so"
-    assert tuned(GLIBC_TUNABLES="glibc.malloc.mmap_max=9")[0] == "default: the environment chooses one"
+    assert tuned(GLIBC_TUNABLES="glibc.malloc.mmap_max=9")[0] == "default: LD_PRELOAD or GLIBC_TUNABLES sets it"
 
 
 @pytest.mark.skipif("OMP_NUM_THREADS" in os.environ, reason="somebody has chosen")
