@@ -320,7 +320,7 @@ def test_a_start_is_sometimes_the_image_itself_for_the_whole_batch():
         alone == many[7:8],
         (MixedStart(RandomStart(), 0.3)(threat, many, PerExample(0, torch.arange(320))) == many)[7:8],
     )
-    with pytest.raises(UserError, match=r"clean = 1.5 is no probability"):
+    with pytest.raises(UserError, match=r"clean = 1.5 is not a probability"):
         MixedStart(RandomStart(), 1.5)
 
 

@@ -22,7 +22,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "on", "off", "max-autotune"]
 
 _WORTH_SECONDS = 900.0
-_AHEAD = 4
+_AHEAD = 4  # batches in flight where sizes matter
 _KEPT = 2  # states of a model that are remembered: a view may change the model and undo that, again and again
 
 

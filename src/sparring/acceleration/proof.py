@@ -111,6 +111,6 @@ def _unlike(
 
 def _apart(what: str, mine: Tensor, true: Tensor, most: float) -> str | None:
     if mine.shape != true.shape or not torch.equal(mine.isfinite(), true.isfinite()):
-        return f"{what} are {tuple(mine.shape)} and not all finite where the model's are"
+        return f"{what} differ from the model's in shape (here {tuple(mine.shape)}) or in which values are finite"
     share = float((mine - true).nan_to_num().norm() / true.nan_to_num().norm().clamp_min(1e-12))
     return f"{what} differ by {100 * share:.2g} %" if share > most else None

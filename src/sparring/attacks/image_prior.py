@@ -21,12 +21,11 @@ _RATES = {"pixels": 0.1, "fourier": 0.05, "network": 0.01}
 class ParametrizedSearch:
     """Maximises a loss by Adam on the parameters of an image, anywhere in [0, 1] and without a perturbation set.
 
-    The image is the sigmoid of what the parameters give.
-
     Args:
-        by: Parametrization of the image. "pixels": the values before the sigmoid. "fourier": coefficients of an inverse
-            Fourier transform, weighted by 1 / frequency. Both start at `x`. "network": a small convolutional network on
-            noise, one for each image (a deep image prior), which uses only the shape of `x`.
+        by: Parametrization of the image, which is always the sigmoid of what the parameters describe. "pixels": one
+            value per pixel. "fourier": the inverse Fourier transform of coefficients, weighted by 1 / frequency. Both
+            start at `x`. "network": a small convolutional network on noise, one for each image (a deep image prior),
+            which uses only the shape of `x`.
         steps: Number of steps, at least 1.
         lr: Initial learning rate of Adam, above 0, which falls to 0 along half a cosine; None is 0.1, 0.05 and 0.01 for
             pixels, fourier and network.
