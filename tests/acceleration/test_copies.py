@@ -821,7 +821,7 @@ def test_a_loss_is_called_by_its_name_however_it_is_divided(many):
     model, data = many
     adversary = WhiteBox(FAB(Linf(0.1)), CE).dividing(8)
     assert adversary == WhiteBox(FAB(Linf(0.1)), CE)
-    with pytest.raises(UserError, match=r"as Margin does, not CE"):
+    with pytest.raises(UserError, match=r"use Margin, not CE"):
         adversary(model, pixels(data.x), data.y, make_rng(0))
 
 

@@ -16,7 +16,7 @@ from .body_copy import Low, Shadow, lowered
 from .compiled import Compiled
 from .convolution import unsafe_in_channels_last
 from .fingerprint import Fingerprint, global_hooks, patched
-from .proof import BORN_LOW, doubt, flaw
+from .proof import BORN_LOW, disagreement, flaw
 
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "on", "off", "max-autotune"]
@@ -130,10 +130,12 @@ class AcceleratedCopy:
         yield self._searched(model, few, kind)
 
     def kind(self, model: nn.Module) -> str | None:
+        """Return the kind of copy that was used last for a model, or None before the first use."""
         kept = self._known.get(model)
         return kept[0].kind if kept else None
 
     def in_float32(self) -> "AcceleratedCopy":
+        """Return a backend with copies in float32, for attacks that search for a boundary."""
         if self._fine is None:
             self._fine = self if self.precision == "fp32" else AcceleratedCopy("fp32", self.compile)
         return self._fine
@@ -163,6 +165,7 @@ class AcceleratedCopy:
         return f"attacks in {name}, {how if self._compiles(device) else 'not compiled'}"
 
     def notes(self, model: nn.Module) -> tuple[str, ...]:
+        """Return the reasons why copies of a model cannot be used, or are not compiled."""
         return tuple(dict.fromkeys(note for known in self._known.get(model, ()) for note in known.notes.values()))
 
     def dtype(self, device: torch.device) -> torch.dtype:
@@ -221,7 +224,7 @@ class AcceleratedCopy:
         try:
             if new and (why := flaw(copy, few)) is not None:
                 return self._refuse(known, kind, why, permanently=True)
-            why = doubt(copy, model, few, new)
+            why = disagreement(copy, model, few, new)
         except Exception as error:
             return self._refuse(known, kind, _first_line(error), permanently=True)
         return why is None or self._refuse(known, kind, why)

@@ -20,7 +20,7 @@ BORN_LOW = "its logits are computed in bf16"
 GRADIENT = {torch.float32: 0.02, torch.bfloat16: 0.3}
 
 
-def doubt(shadow: Shadow, model: nn.Module, few: Tensor, new: bool) -> str | None:
+def disagreement(shadow: Shadow, model: nn.Module, few: Tensor, new: bool) -> str | None:
     """Return the reason why the copy must not replace `model`, found on a few images `[B, ...]`, or None.
 
     On the CPU, convolutions run the code that they use for many images; in a `new` copy they also run that for few.
