@@ -337,7 +337,7 @@ ODD = [
     (Branching, None),
     (Normed, None),
     (Shared, None),
-    (Viewing, "in channels-last order does not do"),
+    (Viewing, "in channels-last order cannot be used"),
     (Counting, "forward changes"),
     (Noisy, "logits differ"),
     (lambda: Branching().double(), "float64"),
@@ -824,7 +824,7 @@ def test_a_loss_is_called_by_its_name_however_it_is_divided(many):
     model, data = many
     adversary = WhiteBox(FAB(Linf(0.1)), CE).dividing(8)
     assert adversary == WhiteBox(FAB(Linf(0.1)), CE)
-    with pytest.raises(UserError, match=r"as Margin does, not CE"):
+    with pytest.raises(UserError, match=r"use Margin, not CE"):
         adversary(model, pixels(data.x), data.y, make_rng(0))
 
 
@@ -931,7 +931,7 @@ def tuned(**environment):
 def test_the_allocator_keeps_memory_unless_somebody_else_decides():
     assert tuned()[0] == "kept"
     assert tuned(SPARRING_ALLOCATOR="default")[0] == "default: SPARRING_ALLOCATOR says so"
-    assert tuned(GLIBC_TUNABLES="glibc.malloc.mmap_max=9")[0] == "default: the environment chooses one"
+    assert tuned(GLIBC_TUNABLES="glibc.malloc.mmap_max=9")[0] == "default: LD_PRELOAD or GLIBC_TUNABLES sets it"
 
 
 @pytest.mark.skipif("OMP_NUM_THREADS" in os.environ, reason="somebody has chosen")

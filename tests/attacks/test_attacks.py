@@ -163,7 +163,7 @@ def test_patience_with_a_loss_that_cannot_tell_who_is_fooled_is_refused():
     model, x, _ = linear_case()
     loss = KLDivergence(model, model(x).softmax(1).detach())
     with pytest.raises(
-        UserError, match="patience = 1 needs a loss that tells who is fooled, and KLDivergence does not"
+        UserError, match="patience = 1 needs a loss that reports which examples are fooled, and KLDivergence does not"
     ):
         PGD(BALL, patience=1)(loss, x, make_rng(0))
 
@@ -320,7 +320,7 @@ def test_a_start_is_sometimes_the_image_itself_for_the_whole_batch():
         alone == many[7:8],
         (MixedStart(RandomStart(), 0.3)(threat, many, PerExample(0, torch.arange(320))) == many)[7:8],
     )
-    with pytest.raises(UserError, match=r"clean = 1.5 is no probability"):
+    with pytest.raises(UserError, match=r"clean = 1.5 is not a probability"):
         MixedStart(RandomStart(), 1.5)
 
 
@@ -353,7 +353,7 @@ def test_patience_on_whole_batches_moves_the_same_images_as_on_parts():
         whole = attack(WholeBatch(loss, "norm"), x, make_rng(0))
         assert torch.allclose(whole, attack(loss, x, make_rng(0)), atol=1e-6)
     with pytest.raises(
-        UserError, match="patience = 1 needs a loss that tells who is fooled, and KLDivergence does not"
+        UserError, match="patience = 1 needs a loss that reports which examples are fooled, and KLDivergence does not"
     ):
         PGD(BALL, patience=1)(WholeBatch(KLDivergence(model, model(x).softmax(1).detach()), "norm"), x, make_rng(0))
 

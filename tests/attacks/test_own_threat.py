@@ -128,7 +128,7 @@ def test_another_eps_keeps_the_share_of_an_l1_threat():
 @pytest.mark.parametrize("make", [PGD, FGSM, APGD, Free])
 @pytest.mark.parametrize("wrong", ["linf:8/255", 0.1, Linf, None], ids=str)
 def test_the_threat_of_an_attack_is_a_threat(make, wrong):
-    with pytest.raises(UserError, match=r"is no threat: wanted is a set such as Linf\('8/255'\)"):
+    with pytest.raises(UserError, match=r"is not a threat: give a set such as Linf\('8/255'\)"):
         make(wrong)
 
 

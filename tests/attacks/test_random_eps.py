@@ -127,9 +127,9 @@ def test_it_is_a_value_that_costs_what_the_attack_costs(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RandomEps(Benign()), "Benign is no PGD"),
-        (lambda: RandomEps(APGD(Linf(0.1))), "APGD is no PGD"),
-        (lambda: RandomEps(EpsWarmUp(PGD(Linf(0.1)))), "EpsWarmUp is no PGD"),
+        (lambda: RandomEps(Benign()), "RandomEps needs a PGD, not Benign"),
+        (lambda: RandomEps(APGD(Linf(0.1))), "RandomEps needs a PGD, not APGD"),
+        (lambda: RandomEps(EpsWarmUp(PGD(Linf(0.1)))), "RandomEps needs a PGD, not EpsWarmUp"),
         (lambda: RandomEps(PGD(Linf(0.1), patience=0)), "with patience, examples leave the batch"),
         (lambda: RandomEps(PGD(Linf(0.1), start=SphereStart())), r"SphereStart\(\) starts at the whole eps"),
         (
@@ -137,9 +137,9 @@ def test_it_is_a_value_that_costs_what_the_attack_costs(tiny, tmp_path):
             r"SphereStart\(\) starts at the whole eps",
         ),
         (lambda: RandomEps(PGD(Linf(0.1)), "image"), "by = 'image' is not one of batch, example"),
-        (lambda: RandomEps(PGD(Linf(0.1)), low=1.0), r"shares of eps begin in \[0, 1\), not at 1"),
-        (lambda: RandomEps(PGD(Linf(0.1)), alpha=0.0), "alpha and beta are above 0"),
-        (lambda: RandomEps(PGD(ScaledThreat(Linf(0.1), torch.ones(1)))), "no eps can be drawn"),
+        (lambda: RandomEps(PGD(Linf(0.1)), low=1.0), r"low must be in \[0, 1\), not 1"),
+        (lambda: RandomEps(PGD(Linf(0.1)), alpha=0.0), "alpha and beta must be above 0"),
+        (lambda: RandomEps(PGD(ScaledThreat(Linf(0.1), torch.ones(1)))), "RandomEps is defined for Linf, L2 and L1"),
         (lambda: reached(RandomEps(PGD(L2(50.0), start=CleanStart()))), r"L2 eps = 50 is not in \(0, 4\]"),
         (lambda: EpsWarmUp(RandomEps(PGD(Linf(0.1)))), "RandomEps has no eps of its own"),
     ],

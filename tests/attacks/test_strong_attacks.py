@@ -319,7 +319,11 @@ def test_an_attack_that_makes_no_sense_is_refused(make, message):
 
 def test_a_loss_that_an_attack_cannot_use_is_refused():
     model, x, _ = middle()
-    with pytest.raises(UserError, match="FAB needs a loss that knows its boundaries, as Margin does, not KLDivergence"):
+    with pytest.raises(
+        UserError, match="FAB needs a loss that gives its decision boundaries: use Margin, not KLDivergence"
+    ):
         FAB(Linf(0.1))(KLDivergence(model, model(x).softmax(1)), x, make_rng(0))
-    with pytest.raises(UserError, match="needs a loss that tells who is fooled: KLDivergence does not"):
+    with pytest.raises(
+        UserError, match="needs a loss that reports which examples are fooled, and KLDivergence does not"
+    ):
         DDN(2).closest(KLDivergence(model, model(x).softmax(1).detach()), x, make_rng(0))

@@ -1,4 +1,4 @@
-"""The fast path: what attacks search on, and what a process does to be quick. No other room knows how."""
+"""Acceleration: fast copies of a model for attacks, and process settings for speed. No other room knows the details."""
 
 from .backend import AcceleratedCopy, Compile, OriginalModel, Precision, computes_bf16, worth_compiling
 from .layout import prefer_channels_last

@@ -1,8 +1,8 @@
-"""A copy of a model for attacks to search on: the same function, cheaper to evaluate and to differentiate by its input.
+"""Accelerated copy of a model: the same function, with a cheaper forward pass and a cheaper input gradient.
 
 In the copy, weights are constant, convolutions are `FrozenConv`, batch normalisation that follows a convolution is
-folded into it, and other batch normalisation is `FrozenNorm`. The copy is filled anew, in place, whenever the weights
-of the model may have moved.
+folded into it, and other batch normalisation is `FrozenNorm`. The weights of the copy are reloaded, in place, whenever
+those of the model may have changed.
 """
 
 import copy
@@ -23,18 +23,21 @@ from .normalisation import FrozenNorm, folded
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A convolution or a batch norm by name, what follows it alone: for a convolution a batch norm, and then a ReLU."""
+    """Names of layers that are replaced together: a convolution or batch norm and its only followers."""
 
     layer: str
+    """A convolution, or a batch norm that is not folded into one."""
     norm: str | None
+    """The batch norm that follows a convolution, if any."""
     act: str | None
+    """The ReLU that follows, if any."""
 
 
 def sites(model: nn.Module) -> list[Site]:
-    """The layers that can be replaced: those that run once in a forward, in a model that can be traced."""
+    """Return the layers that can be replaced: those that run once per forward pass of a model that can be traced."""
     try:
         graph = _Tracer().trace(copied(model, hooks=False), _defaults(model))
-    except Exception:  # control flow that depends on data, and whatever else a tracer cannot follow
+    except Exception:  # control flow that depends on data, or anything else that a tracer cannot follow
         return []
     called = [node for node in graph.nodes if node.op == "call_module"]
     counts: dict[str, int] = {}
@@ -60,36 +63,39 @@ def sites(model: nn.Module) -> list[Site]:
         if after is not None and not FrozenNorm.fits(modules[str(after.target)]):
             after = None
         act = follows(after or node, nn.ReLU)
-        names = [None if each is None else str(each.target) for each in (after, act)]
+        names = [None if follower is None else str(follower.target) for follower in (after, act)]
         folded_in.add(names[0])
         found.append(Site(name, *names))
     return found
 
 
 def _of_pixels(node: fx.Node) -> bool:
-    """Whether a layer reads the images themselves, which are normalised in float32."""
+    """Return True if a layer reads the images themselves, which are normalised in float32."""
     return any(isinstance(arg, fx.Node) and arg.op == "placeholder" for arg in node.args)
 
 
 class _Tracer(fx.Tracer):
-    """Does not look into activations of ours, whose gradients are written by hand, nor into what reads a bank."""
+    """Treats our activations, whose gradients are written by hand, and modules that read a bank as leaves."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, Pointwise | Reference) or super().is_leaf_module(m, module_qualified_name)
 
 
 def copied(model: nn.Module, hooks: bool = True) -> nn.Module:
-    """A copy whose hooks are those of the model, not copies of them and of all that they know; or that has none.
+    """Copy a model; hooks are shared with the model rather than copied with all they refer to, or are removed.
 
-    A hook that is a method of a module of the model becomes that of the copied module: through it, the copy would keep
-    the model alive. The buffers that a `Reference` reads are shared. Raises `ValueError` if anything else is, as of a
-    module that copies itself as itself: what is done to the copy would be done to the model.
+    A hook that is a method of a module of the model becomes the method of the copied module; otherwise the copy would
+    keep the model alive. The buffers that a `Reference` reads are shared.
+
+    Raises:
+        ValueError: If anything else is shared, for example because a module returns itself as its copy: changes to the
+            copy would change the model.
     """
     own = set(model.modules())
     found = [hook for m in model.modules() for held in hooks_of(m) for hook in held.values()]
     kept: list[Any] = [hook for hook in found if getattr(hook, "__self__", None) not in own]
     read = [buffer for m in model.modules() if isinstance(m, Reference) for buffer in m.buffers(recurse=False)]
-    net = copy.deepcopy(model, {id(each): each for each in (*kept, *read)})
+    net = copy.deepcopy(model, {id(value): value for value in (*kept, *read)})
     shared = own & set(net.modules()) or _ids(model) & _ids(net) - {id(buffer) for buffer in read}
     if shared:
         raise ValueError("it would share modules or weights with the model")
@@ -104,25 +110,25 @@ def _ids(model: nn.Module) -> set[int]:
 
 
 def _defaults(model: nn.Module) -> dict[str, Any] | None:
-    """What a forward takes besides the images, by default: with a stand-in for it, another branch would be traced."""
+    """Return the defaults of the other arguments of forward: with placeholders, another branch could be traced."""
     rest = list(inspect.signature(model.forward).parameters.values())[1:]
     return {p.name: p.default for p in rest if p.default is not inspect.Parameter.empty} or None
 
 
 def _bare(module: nn.Module) -> bool:
-    """Nothing hooks into it: a hook may compute its weight, as that of the older spectral norm does, or read it."""
+    """Return True if a module has no hooks; a hook may read its weight, or compute it, as older spectral norm does."""
     return not any(hooks_of(module))
 
 
 class Low(nn.Module):
-    """Runs what is inside in `dtype`, where autocast finds that safe, and gives float32."""
+    """Runs the inner module in `dtype` where autocast considers that safe, and returns float32."""
 
     def __init__(self, inner: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.inner, self.dtype = inner, dtype
 
     def __getattr__(self, name: str) -> Any:
-        """Also what the model inside has, for attacks that know it."""
+        """Give access to the attributes of the inner module, for attacks that use them."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -132,11 +138,11 @@ class Low(nn.Module):
         low = self.dtype != torch.float32
         with torch.autocast(x.device.type, self.dtype if low else None, enabled=low, cache_enabled=False):
             out = self.inner(x, **parts)
-        return tuple(each.float() for each in out) if isinstance(out, tuple) else out.float()
+        return tuple(part.float() for part in out) if isinstance(out, tuple) else out.float()
 
 
 def lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The same model, not a copy, run in `dtype`; of a `Classifier`, only the body is, and the rest stays as it is."""
+    """Wrap a model, without copying its weights, to run in `dtype`; of a `Classifier`, only the body runs in it."""
     if type(model) is not Classifier:
         return Low(model, dtype)
     twin = copy.copy(model)
@@ -145,10 +151,10 @@ def lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 class Shadow:
-    """A copy of `model` in `dtype`, as `net`, kept in step with the model by `refresh`.
+    """Accelerated copy of `model` in `dtype`: `net` is the copy, and `refresh` reloads its weights from the model.
 
-    Without `convolutions`, these and batch norm stay as they are: what they give is in the order in memory that the
-    model knows.
+    Without `convolutions`, convolutions and batch norm are not replaced, so that their outputs keep the memory format
+    that the model expects.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, convolutions: bool = True) -> None:
@@ -166,7 +172,7 @@ class Shadow:
 
     @contextmanager
     def watched(self) -> Iterator[list[int]]:
-        """Collects where in memory the last linear layer, which computes in float32, puts what it gives."""
+        """Collect the memory addresses of the outputs of the last linear layer, which computes in float32."""
         found: list[int] = []
         if self._head is None:
             yield found
@@ -176,7 +182,7 @@ class Shadow:
 
     @torch.no_grad()
     def refresh(self, model: nn.Module) -> None:
-        """The weights and statistics of `model` as they are now."""
+        """Load the present weights and statistics of `model`."""
         for site, kept in self._frozen:
             layer = model.get_submodule(site.layer)
             norm = None if site.norm is None else model.get_submodule(site.norm)
@@ -211,7 +217,7 @@ def _replace(net: nn.Module, site: Site, dtype: torch.dtype) -> FrozenConv | Fro
 
 
 def _folded_in(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution with its batch norm in eval mode."""
+    """Return weight and bias of the convolution with its batch norm, in eval mode, folded in."""
     bias = torch.zeros_like(conv.weight[:, 0, 0, 0]) if conv.bias is None else conv.bias
     if norm is None:
         return conv.weight, bias
@@ -220,7 +226,7 @@ def _folded_in(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Te
 
 
 class _FullLinear(nn.Linear):
-    """A linear layer in float32 whatever surrounds it: the last one, whose differences an attack raises."""
+    """Linear layer that computes in float32 also under autocast: the last one, since attacks compare its outputs."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):

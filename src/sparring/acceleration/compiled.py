@@ -1,4 +1,4 @@
-"""A module compiled where that works, for a few sizes of batch."""
+"""A module that is compiled for a few batch sizes, and runs uncompiled where compilation fails."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ _AS_IT_IS = ContextVar("_AS_IT_IS", default=False)
 
 @contextmanager
 def as_it_is() -> Iterator[None]:
-    """Runs what is compiled as it was written: a few images would be one more size to compile."""
+    """Run `Compiled` modules uncompiled within the context: a few images would be one more size to compile."""
     token = _AS_IT_IS.set(True)
     try:
         yield
@@ -25,10 +25,10 @@ def as_it_is() -> Iterator[None]:
 
 
 class Compiled(nn.Module):
-    """`inner`, whose examples do not depend on each other, compiled once for each of four sizes of batch.
+    """Compiles `inner`, whose examples do not depend on each other, once for each of four batch sizes.
 
-    Batches in between are filled up with zeros, so that nothing is compiled anew when examples leave. If compiling
-    fails, `inner` runs as it is from then on, and `on_failure` hears why.
+    Batches of sizes in between are padded with zeros, so that nothing is recompiled when examples leave. If compilation
+    fails, `inner` runs uncompiled from then on, and `on_failure` is called with the reason.
     """
 
     def __init__(self, inner: nn.Module, on_failure: Callable[[str], None], mode: str | None = None) -> None:
@@ -41,14 +41,14 @@ class Compiled(nn.Module):
         self._run: Callable[[Tensor], Tensor] | None = torch.compile(inner, dynamic=False, mode=mode)
 
     def forward(self, x: Tensor, **parts: bool) -> Any:
-        """With `parts`, an `Encoder` gives more than its features: that runs as it is."""
+        """Run `inner`; with `parts`, when an `Encoder` gives more than its features, uncompiled."""
         if self._run is None or parts or not len(x) or _AS_IT_IS.get():
             return self.inner(x, **parts)
         try:
             return self._run(self._filled(x))[: len(x)]
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever a compiler says of a model that it cannot compile
+        except Exception as error:  # a compiler may raise anything for a model that it cannot compile
             self._run = None
             self._on_failure(f"it cannot be compiled ({_first_line(error)})")
             return self.forward(x)
@@ -61,7 +61,7 @@ class Compiled(nn.Module):
 
 
 def keep_compiled_code() -> None:
-    """Lets the compiler find what it compiled in an earlier process: on the CPU, two seconds instead of thirty."""
+    """Let the compiler reuse code that an earlier process compiled: on the CPU, two seconds instead of thirty."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparring" / "compiled"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
 

@@ -1,9 +1,9 @@
-"""Convolutions whose weights stay as they are while an attack searches: only the gradient of the input is wanted.
+"""Convolutions with constant weights, for attacks: only the gradient of the input is computed.
 
-Two things cost time that need not. A normalisation and a ReLU after a convolution are memory passes of their own,
-unless the library that computes the convolution is told of them. And the gradient of an image of one or three channels
-is a convolution with one or three outputs, which leaves most of the vector units idle: computed for a block of pixels
-at once, it is a convolution with stride and many outputs, two to five times as fast on the CPU.
+They avoid two costs. First, normalisation and ReLU after a convolution need memory passes of their own, unless the
+library that computes the convolution fuses them. Second, the gradient of an image of one or three channels is a
+convolution with one or three outputs, which leaves most of the vector units idle; computed for a block of pixels at
+once, it is a strided convolution with many outputs, two to five times as fast on the CPU.
 """
 
 from collections.abc import Generator
@@ -20,13 +20,13 @@ from torch.autograd.function import once_differentiable
 _FEW_CHANNELS = 4
 
 
-# bytes of output: below that, a pass over it costs less than a backward step in Python
+# Bytes of output below which a memory pass costs less than a backward step in Python.
 _WORTH = ContextVar("_WORTH", default=4 * 2**20)
 
 
 @contextmanager
 def worth(least: int) -> Generator[None]:
-    """From how many bytes of output on a pass is saved; 0 tries on a few images what an attack will do with many."""
+    """Set the least size of an output, in bytes, for the custom backward pass; 0 uses it for a few images too."""
     token = _WORTH.set(least)
     try:
         yield
@@ -35,11 +35,11 @@ def worth(least: int) -> Generator[None]:
 
 
 def unsafe_in_channels_last(model: nn.Module) -> bool:
-    """Whether a convolution is of a kind that torch computes wrongly, or dies of, in channels-last order on the CPU.
+    """Return True if torch computes a convolution of the model wrongly, or crashes, in channels-last order on the CPU.
 
-    In float32, of 6,000 geometries for the fused convolution and 4,000 for the ordinary one, drawn by chance (torch
-    2.13, oneDNN 3.12), all 20 that failed had unequal strides, or strides and dilation at once: two gave numbers from
-    uninitialised memory, the others ended the process.
+    In float32, of 6,000 random geometries for the fused convolution and 4,000 for the ordinary one (torch 2.13, oneDNN
+    3.12), all 20 that failed had unequal strides, or strides and dilation at once: two gave numbers from uninitialised
+    memory, the others ended the process.
     """
     convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
     return any(
@@ -50,8 +50,8 @@ def unsafe_in_channels_last(model: nn.Module) -> bool:
 class FrozenConv(nn.Module):
     """A `Conv2d` with constant weights, followed by a ReLU if `relu`; `[B, C, H, W]` in channels-last order.
 
-    It is differentiated by its input alone and, where it is large, once. `load` gives it weights; until then they are
-    empty.
+    It has a gradient for its input only and, where its output is large, no second derivative. `load` sets the weights;
+    until then they are zero.
     """
 
     weight: Tensor
@@ -70,19 +70,20 @@ class FrozenConv(nn.Module):
 
     @staticmethod
     def fits(conv: nn.Module) -> bool:
-        """Whether a module can be replaced: a plain `Conv2d` with zero padding that is given in numbers."""
+        """Return True if a module can be replaced: a plain `Conv2d` with zero padding that is given in numbers."""
         return type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
     @torch.no_grad()
     def load(self, weight: Tensor, bias: Tensor) -> None:
-        """New weights, in place."""
+        """Set the weights in place."""
         self.weight.copy_(weight)
         self.bias.copy_(bias)
         if self.blocks is not None:
             _fill_blocks(self.blocks, self.weight, self.block)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or x.device.type != "cpu":  # compilers fuse, and cuDNN minds few channels less
+        # A compiler fuses the passes by itself, and few channels cost cuDNN less.
+        if torch.compiler.is_compiling() or x.device.type != "cpu":
             return self._plain(x.to(self.weight.dtype))
         if torch.is_grad_enabled() and x.requires_grad:
             if not self._saves(x):
@@ -92,7 +93,7 @@ class FrozenConv(nn.Module):
         return self._fused(_channels_last(x.to(self.weight.dtype)))
 
     def _saves(self, x: Tensor) -> bool:
-        """Whether there is a pass to be saved, and one that takes time."""
+        """Return True if the custom backward pass saves a memory pass, of an output that is large enough to matter."""
         size = x.numel() // x.shape[1] * self.weight.shape[0] // (self.stride[0] * self.stride[1])
         return (self.relu or bool(self.block)) and size * self.weight.element_size() >= _WORTH.get()
 
@@ -101,7 +102,7 @@ class FrozenConv(nn.Module):
         return out.relu() if self.relu else out
 
     def _fused(self, x: Tensor) -> Tensor:
-        """Without a gradient, `x` in channels-last order: with the ReLU in the same pass if torch can do that."""
+        """Run without a gradient on `x` in channels-last order, with the ReLU in the same pass if torch supports it."""
         fused = _fused_op(self.weight.dtype)
         if fused is None:
             return self._plain(x)
@@ -111,6 +112,8 @@ class FrozenConv(nn.Module):
 
 
 class _Differentiable(torch.autograd.Function):
+    """Fused forward pass of a `FrozenConv`, with a backward pass to its input."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, conv: FrozenConv) -> Tensor:
         ctx.conv, ctx.dtype = conv, x.dtype
@@ -138,7 +141,7 @@ class _Differentiable(torch.autograd.Function):
 
 @cache
 def _fused_op(dtype: torch.dtype) -> Any:
-    """The convolution with a ReLU in the same pass, where there is one."""
+    """Return torch's convolution with a fused ReLU, or None where there is none."""
     if not torch.backends.mkldnn.is_available():
         return None
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -147,7 +150,7 @@ def _fused_op(dtype: torch.dtype) -> Any:
 
 
 def _block_side(conv: nn.Conv2d) -> int:
-    """How many pixels in a row and in a column are computed at once: 0 where it does not pay."""
+    """Return the side in pixels of the blocks whose gradient is computed at once; 0 where blocks are not faster."""
     padding: Any = conv.padding
     same = all(2 * p == k - 1 for p, k in zip(padding, conv.kernel_size, strict=True))
     dense = conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.groups == 1
@@ -157,7 +160,7 @@ def _block_side(conv: nn.Conv2d) -> int:
 
 
 def _block_kernel(weight: Tensor, side: int) -> Tensor:
-    """`[side * side * C, O, K + side - 1, ...]`: the kernel of the input's gradient, once for each pixel of a block."""
+    """Return the kernel of the input gradient for all pixels of a block, `[side * side * C, O, K + side - 1, ...]`."""
     outer, inner, *size = weight.shape
     shape = (side * side * inner, outer, *(k + side - 1 for k in size))
     blocks = _channels_last(torch.zeros(shape, dtype=weight.dtype, device=weight.device))
@@ -175,7 +178,7 @@ def _fill_blocks(blocks: Tensor, weight: Tensor, side: int) -> None:
 
 
 def _by_blocks(grad: Tensor, conv: FrozenConv, height: int, width: int) -> Tensor:
-    """The gradient of the input `[B, C, H, W]`, each block of pixels by one place of a convolution with stride."""
+    """Return the input gradient `[B, C, H, W]`; each position of a strided convolution gives one block of pixels."""
     assert conv.blocks is not None
     side, inner = conv.block, conv.weight.shape[1]
     found = F.conv2d(grad, conv.blocks, None, side, conv.padding)
@@ -184,10 +187,10 @@ def _by_blocks(grad: Tensor, conv: FrozenConv, height: int, width: int) -> Tenso
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """As `x.contiguous(memory_format=torch.channels_last)`, also said of tensors with one channel or one pixel.
+    """Return `x` in channels-last order, with matching strides also for tensors with one channel or one pixel.
 
-    Their memory is the same in either order, so torch leaves the strides alone, takes the tensor for one in the usual
-    order, and copies what comes out of the next layer.
+    The memory of such tensors is the same in either order, so `contiguous` does not change their strides; torch then
+    takes the tensor for one in the usual order, and copies the output of the next layer.
     """
     if x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last):
         return x

@@ -1,7 +1,7 @@
-"""What a copy of a model stands for: everything in the model that is copied, and what in it cannot be followed.
+"""Fingerprint of a model: it detects changes that make a copy stale, and parts that a copy cannot follow.
 
 A copy shares functions, classes and hooks with its model, so their state is the same in both. Modules, tensors,
-containers and other objects are copied: a change to one of these makes a copy stale, so all of them are read.
+containers and other objects are copied: a change to one of these makes a copy stale, so the fingerprint reads them all.
 """
 
 import functools
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ..core.types import Reference
 
 _DEEPEST = 12
-_LONGEST = 1000  # entries of a container that are read one by one: a vocabulary is known by its identity
-_LARGEST = 4 * 2**20  # bytes of a numpy array that are read
+_LONGEST = 1000  # entries of a container that are read; of a longer one, such as a vocabulary, identity and length are
+_LARGEST = 4 * 2**20  # bytes of a numpy array that is read
 _OWN = frozenset(vars(nn.Module())) - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _SCALARS = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device})
@@ -28,23 +28,23 @@ _GLOBAL_HOOKS = tuple(name for name in vars(nn.modules.module) if name.startswit
 
 
 def hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
-    """The hooks of a module that act on what goes through it, forward and backward."""
+    """Return the forward and backward hooks of a module."""
     return tuple(getattr(module, name) for name in _HOOKS)
 
 
 def global_hooks() -> list[Any]:
-    """Hooks that torch calls for every module."""
+    """Return the hooks that torch calls for every module."""
     return [hook for name in _GLOBAL_HOOKS for hook in (getattr(nn.modules.module, name) or {}).values()]
 
 
 def patched(module: nn.Module) -> str | None:
-    """The name of a method that was exchanged on the module itself, as in `module.forward = mine`."""
+    """Return the name of a method that was replaced on the module itself, as in `module.forward = mine`, or None."""
     return next((name for name in vars(module) if callable(getattr(type(module), name, None))), None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
-    """An object that equals itself alone; it is kept alive, so that no other can take its place in memory."""
+    """Wrapper that compares an object by identity, and keeps it alive so that no other can reuse its address."""
 
     value: Any
 
@@ -57,17 +57,17 @@ class _Identity:
 
 @dataclass(slots=True)
 class Fingerprint:
-    """Two of the same model are equal (`marks`) unless something was changed that a copy would not follow.
+    """State of a model: two fingerprints of one model have equal `marks` unless a change would make a copy stale.
 
-    Weights and buffers are left out, since a copy takes their values over at each use; their names, shapes and types
-    are in.
+    Values of weights and buffers are left out, since a copy reloads them at each use; their names, shapes and types
+    are included.
     """
 
     marks: list[Any] = field(default_factory=list)
     aliases: bool = False
-    """A module is also held in a list, an attribute of another kind or a bound method."""
+    """True if a module is also held in a list, an attribute of another kind or a bound method."""
     loose: str | None = None
-    """A trainable tensor or a module that `model.modules()` does not find, by the attribute that holds it."""
+    """Attribute that holds a trainable tensor or a module that `model.modules()` does not find."""
 
     @classmethod
     def of(cls, model: nn.Module) -> "Fingerprint":
@@ -94,7 +94,7 @@ class Fingerprint:
         for name, value in vars(module).items():
             if name in _OWN:
                 continue
-            if _is_plain(value):  # nearly all are: this loop is run in every step of a training
+            if _is_plain(value):  # a fast path for nearly all values: this loop runs in every training step
                 self.marks.append((name, value))
                 continue
             walk = walk or _Walk(self, known, {id(tensor) for tensor in registered.values()})
@@ -158,7 +158,7 @@ class _Walk:
 
 
 def _is_plain(value: Any) -> bool:
-    """A scalar, or a tuple of scalars, as sizes and strides are."""
+    """Return True for a scalar or a tuple of scalars, such as sizes and strides."""
     kind = type(value)
     return kind in _SCALARS or (kind is tuple and all(type(part) in _SCALARS for part in value))
 

@@ -1,4 +1,4 @@
-"""The order in memory of the weights that training moves."""
+"""Memory format of the weights in training."""
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +8,14 @@ from .convolution import unsafe_in_channels_last
 
 
 def prefer_channels_last(model: nn.Module, few: Tensor) -> None:
-    """Puts the weights of convolutions in channels-last order, if the model runs with it, as seen on a few images.
+    """Put the weights of convolutions in channels-last order, if the model runs with it on a few images.
 
-    The numbers stay the same. A model that calls `view` on what a convolution gives does not run, and is left alone.
+    The values of the weights stay the same. A model that calls `view` on the output of a convolution does not run in
+    this order and is left unchanged.
+
+    Args:
+        model: The model, changed in place.
+        few: A few images `[B, C, H, W]` on which the model is run forward and backward as a check.
     """
     if unsafe_in_channels_last(model):
         return

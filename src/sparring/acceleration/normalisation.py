@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics and weights stay as they are while an attack searches."""
+"""Batch normalisation with constant statistics and weights, for attacks."""
 
 import torch
 from torch import Tensor, nn
@@ -7,8 +7,8 @@ from torch import Tensor, nn
 class FrozenNorm(nn.Module):
     """A `BatchNorm2d` in eval mode, followed by a ReLU if `relu`: `x * scale + shift` for each channel.
 
-    Torch's own makes a pass over the memory for each, and sums over the batch going back. `load` gives it its numbers;
-    until then they are empty.
+    Torch's own module makes one pass over the memory for normalisation and one for the ReLU, and its backward pass sums
+    over the batch. `load` sets scale and shift; until then they are zero.
     """
 
     scale: Tensor
@@ -23,12 +23,12 @@ class FrozenNorm(nn.Module):
 
     @staticmethod
     def fits(norm: nn.Module) -> bool:
-        """Whether a module can be replaced: a plain `BatchNorm2d` that keeps statistics."""
+        """Return True if a module can be replaced: a plain `BatchNorm2d` that keeps statistics."""
         return type(norm) is nn.BatchNorm2d and norm.running_mean is not None
 
     @torch.no_grad()
     def load(self, scale: Tensor, shift: Tensor) -> None:
-        """New numbers `[C]`, in place."""
+        """Set `scale` and `shift` `[C]` in place."""
         self.scale.copy_(scale)
         self.shift.copy_(shift)
 
@@ -46,7 +46,7 @@ class FrozenNorm(nn.Module):
 
 
 def folded(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift `[C]` of batch normalisation in eval mode."""
+    """Return scale and shift `[C]` of batch normalisation in eval mode."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = (norm.running_var + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight

@@ -1,4 +1,4 @@
-"""What a process does once so that torch is fast in it: keep the memory that it has had, use the cores it may use."""
+"""Process settings that make torch fast: keep freed memory, and use no more threads than usable cores."""
 
 import ctypes
 import os
@@ -14,20 +14,26 @@ _LARGEST, _PAD = 2**31 - 1, 64 * 2**20
 
 
 class Tuned(NamedTuple):
-    """What was done: the allocator ("kept", or why it was left alone) and the number of threads."""
+    """Result of `tune_process`: the allocator ("kept", or the reason why it was left alone) and the thread count."""
 
     allocator: str
     threads: int
 
 
 def tune_process() -> Tuned:
-    """Makes this process keep freed memory, and not use more threads than it has cores.
+    """Make this process keep freed memory, and use no more threads than it has cores.
 
-    glibc's allocator maps every large tensor afresh and gives it back at once: thousands of page faults in a step of an
-    attack. Told to keep the memory, a step in float32 is 1.3 times as fast (PreActResNet-18 of width 16, two cores); in
-    bf16, whose tensors are half as large, it makes little difference. The process stays as large as it once was. The
-    allocator is left alone where another one is loaded, where `GLIBC_TUNABLES` says something about it, and if the
-    environment variable SPARRING_ALLOCATOR is `default`.
+    glibc's allocator maps memory anew for every large tensor and returns it at once, which costs thousands of page
+    faults in a step of an attack. When it keeps the memory, a step in float32 is 1.3 times as fast (PreActResNet-18 of
+    width 16, two cores); in bf16, whose tensors are half as large, it makes little difference. The process stays as
+    large as it once was.
+
+    The allocator is left alone where another one is loaded, where `GLIBC_TUNABLES` sets it, where it is not glibc's,
+    and if the environment variable SPARRING_ALLOCATOR is `default`. The number of threads is left alone if
+    OMP_NUM_THREADS is set.
+
+    Returns:
+        A named tuple: `allocator`, "kept" or the reason why it was left alone, and `threads`, torch's thread count.
     """
     usable = usable_cores()
     if "OMP_NUM_THREADS" not in os.environ and usable < torch.get_num_threads():
@@ -39,7 +45,7 @@ def _keep_memory() -> str:
     if os.environ.get(SWITCH, "keep") == "default":
         return f"default: {SWITCH} says so"
     if "malloc" in os.environ.get("LD_PRELOAD", "") or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
-        return "default: the environment chooses one"
+        return "default: LD_PRELOAD or GLIBC_TUNABLES sets it"
     if not sys.platform.startswith("linux"):
         return f"default: not known on {sys.platform}"
     try:
@@ -51,7 +57,7 @@ def _keep_memory() -> str:
 
 
 def usable_cores() -> int:
-    """The cores that this process may use: by affinity, and by the share of time that a container is given."""
+    """Return the number of cores that this process may use, by its affinity and by the container's CPU quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()

@@ -1,4 +1,4 @@
-"""The proof that a copy stands for its model: the same logits and the same gradient of the input, on a few images."""
+"""Verification of a copy against its model: equal logits and equal input gradients on a few images."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,18 +12,18 @@ from .body_copy import Shadow
 from .compiled import as_it_is
 from .convolution import worth
 
-# The largest share of the length of the logits without their mean over the classes, which no prediction depends on, and
-# of the length of the gradient, by which the copy may differ. Healthy nets reach 2e-7 and 4e-4 in float32, 0.007 and
-# 0.14 in bf16.
+# Tolerances of a copy: the norm of the difference relative to the norm of the model's value. Logits are compared after
+# subtracting their mean over the classes, on which no prediction depends. Healthy nets reach 2e-7 (logits) and 4e-4
+# (gradients) in float32, 0.007 and 0.14 in bf16.
 LOGITS = {torch.float32: 1e-3, torch.bfloat16: 0.02}
 BORN_LOW = "its logits are computed in bf16"
 GRADIENT = {torch.float32: 0.02, torch.bfloat16: 0.3}
 
 
-def doubt(shadow: Shadow, model: nn.Module, few: Tensor, new: bool) -> str | None:
-    """Why the copy must not stand for `model`, as seen on a few images `[B, ...]`; None if nothing speaks against it.
+def disagreement(shadow: Shadow, model: nn.Module, few: Tensor, new: bool) -> str | None:
+    """Return the reason why the copy must not replace `model`, found on a few images `[B, ...]`, or None.
 
-    On the CPU, convolutions are asked as they will be about many images, and in a `new` copy as about few, too.
+    On the CPU, convolutions run the code that they use for many images; in a `new` copy they also run that for few.
     """
     with _undisturbed(few):
         wanted = _answer(model, few)
@@ -36,9 +36,9 @@ def doubt(shadow: Shadow, model: nn.Module, few: Tensor, new: bool) -> str | Non
 
 
 def flaw(shadow: Shadow, few: Tensor) -> str | None:
-    """What is wrong with a copy by itself: a forward that changes its buffers, and logits that are born in bf16.
+    """Return the fault of a copy by itself, or None: its forward changes its buffers, or its logits come out in bf16.
 
-    The steps of these are so coarse that an attack which compares losses goes blind.
+    Logits in bf16 are so coarse that an attack which compares losses cannot see differences.
     """
     net = shadow.net
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
@@ -47,14 +47,14 @@ def flaw(shadow: Shadow, few: Tensor) -> str | None:
     changed = [name for name, buffer in net.named_buffers() if not torch.equal(buffer, buffers[name])]
     if changed:
         return f"its forward changes {changed[0]}"
-    if shadow.dtype == torch.float32 or type(net) is Classifier:  # whose head is computed in float32
+    if shadow.dtype == torch.float32 or type(net) is Classifier:  # the head of a Classifier is computed in float32
         return None
     return None if head and head[-1] == logits.data_ptr() else BORN_LOW
 
 
 @contextmanager
 def _undisturbed(few: Tensor) -> Iterator[None]:
-    """Draws nothing from torch's generators, and compiles nothing."""
+    """Leave torch's random generators unchanged, and compile nothing."""
     with torch.random.fork_rng(devices=[few.device] if few.device.type == "cuda" else []), as_it_is():
         yield
 
@@ -69,9 +69,9 @@ def _as_for_many(least: int | None) -> Iterator[None]:
 
 
 def _answer(model: nn.Module, few: Tensor) -> tuple[Tensor | None, list[Tensor]]:
-    """The gradient at a few images of a fixed sum of logits, and the logits; those of an `Encoder` with its parts.
+    """Return the input gradient of a fixed weighted sum of logits, and the logits with the parts of an `Encoder`.
 
-    The sum weighs each class by chance, always alike, so that no class is left out.
+    The weights of the classes are random numbers from a fixed seed, so that every class counts.
     """
     with torch.enable_grad():
         x = few.detach().clone().requires_grad_()
@@ -88,7 +88,7 @@ def _answer(model: nn.Module, few: Tensor) -> tuple[Tensor | None, list[Tensor]]
 
 
 def in_parts(model: Classifier) -> bool:
-    """Whether its body gives more than features (`Encoder`)."""
+    """Return True if the body of the model gives more than features (`Encoder`)."""
     return bool(getattr(model.body, "in_parts", False))
 
 
@@ -111,6 +111,6 @@ def _unlike(
 
 def _apart(what: str, mine: Tensor, true: Tensor, most: float) -> str | None:
     if mine.shape != true.shape or not torch.equal(mine.isfinite(), true.isfinite()):
-        return f"{what} are {tuple(mine.shape)} and not all finite where the model's are"
+        return f"{what} differ from the model's in shape (here {tuple(mine.shape)}) or in which values are finite"
     share = float((mine - true).nan_to_num().norm() / true.nan_to_num().norm().clamp_min(1e-12))
     return f"{what} differ by {100 * share:.2g} %" if share > most else None

@@ -1,4 +1,4 @@
-"""What raises a loss over a set: search methods that know neither the model nor the labels."""
+"""Attacks: search methods that maximise a loss over a perturbation set and know neither the model nor the labels."""
 
 from .apgd import APGD
 from .compose import CoarseToFine, Restarts, Split, Worst

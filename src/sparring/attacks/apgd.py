@@ -1,7 +1,7 @@
-"""Auto-PGD: gradient ascent that chooses its own step sizes (https://arxiv.org/abs/2003.01690, Linf and L2).
+"""Auto-PGD: gradient ascent with adaptive step sizes (https://arxiv.org/abs/2003.01690, Linf and L2).
 
-For L1 the steps are sparse and the schedule is its own (https://arxiv.org/abs/2103.01208). Examples are searched side
-by side and leave when they are fooled; none depends on another.
+For L1, the steps are sparse and the schedule is a different one (https://arxiv.org/abs/2103.01208). The examples of a
+batch are attacked in parallel, independently of each other, and leave the batch when they are fooled.
 """
 
 import math
@@ -20,7 +20,7 @@ from .threats import L1, need_threat
 
 
 def checkpoints(steps: int) -> list[int]:
-    """After which steps the step size is looked at: 22, 41, 57, 70, 80, 87, 93 and 99 of 100."""
+    """Return the steps after which the step size is reviewed: 22, 41, 57, 70, 80, 87, 93 and 99 of 100."""
     shares = [0, 22]
     while shares[-1] < 100:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 3, 6))
@@ -29,15 +29,30 @@ def checkpoints(steps: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class APGD:
-    """Auto-PGD with `steps` + 1 forward and backward passes at most (L1: + 3).
+    """Auto-PGD with at most `steps` + 1 forward and backward passes (L1: `steps` + 3).
 
-    An example leaves at its first point that fools; others get their point of highest loss. With `to_the_end`, all take
-    every step and get the point of highest loss.
+    An example leaves the batch at its first fooling point; an example that is never fooled gets its point of highest
+    loss. The released code differs from the paper in three details of when a step is halved; they are the options
+    `ties_halve`, `first_from_zero` and `first_no_stall`. L1 has no momentum, and for it `rho`, `start` and these
+    options do not apply.
 
-    The released code differs from the paper in three details of when a step is halved; they are options here:
-    `ties_halve` (also when exactly `rho` of the steps since the last checkpoint went up), `first_from_zero` (the first
-    step counts as one that goes up if its loss is positive) and `first_no_stall` (at the first checkpoint, a best
-    loss that has stalled does not halve). L1 has no momentum, and the options do not apply.
+    Args:
+        threat: Perturbation set.
+        steps: Number of steps, at least 1.
+        rho: Share of the steps since the last checkpoint, in (0, 1), that must increase the loss; with fewer, the step
+            size is halved.
+        start: Start of the search for Linf and L2; a random direction of length eps by default.
+        to_the_end: If True, every example takes all steps and gets its point of highest loss.
+        ties_halve: If True, a step is also halved when exactly `rho` of the steps increased the loss.
+        first_from_zero: If True, the first step counts as an increase if its loss is positive.
+        first_no_stall: If True, a best loss that has stalled does not halve the step at the first checkpoint.
+
+    Raises:
+        UserError: If `threat` is not a set, `steps` is not a whole number above 0, or `rho` is not in (0, 1).
+
+    References:
+        Auto-PGD: https://arxiv.org/abs/2003.01690.
+        Auto-PGD for L1: https://arxiv.org/abs/2103.01208.
     """
 
     threat: Threat
@@ -53,7 +68,9 @@ class APGD:
         need_threat(self.threat)
         need_whole("steps", self.steps)
         if not 0 < self.rho < 1:
-            raise UserError(f"rho = {self.rho:g} is not in (0, 1): it is the share of steps that should go up")
+            raise UserError(
+                f"rho = {self.rho:g} is not in (0, 1): it is the share of steps that must increase the loss"
+            )
 
     def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         x = x.detach()
@@ -65,7 +82,7 @@ class APGD:
 
 
 class _Search(Protocol):
-    """Examples on their way up. All tensors are `[B, ...]`; `path[rows]` are some of them."""
+    """State of a search for a batch. All tensors are `[B, ...]`; `path[rows]` is the state of some."""
 
     @property
     def z(self) -> Tensor: ...
@@ -80,7 +97,7 @@ class _Search(Protocol):
 
 
 def _climb(loss: PerExampleLoss, path: _Search, steps: int, checks: frozenset[int], leaving: bool) -> Tensor:
-    """The first fooling point of each example, or its best. Fooled examples cost nothing from then on."""
+    """Return the first fooling point of each example, or else its best; fooled examples leave, to save passes."""
     out, rows = path.best.clone(), torch.arange(len(path.z), device=path.z.device)
     z, fooled = path.z, path.first_fooled
     for step in range(steps + 1):
@@ -101,7 +118,7 @@ def _climb(loss: PerExampleLoss, path: _Search, steps: int, checks: frozenset[in
 
 @dataclass(slots=True)
 class _Path:
-    """What both kinds of search remember."""
+    """State that both kinds of search share."""
 
     x: Tensor
     z: Tensor
@@ -110,7 +127,7 @@ class _Path:
     best_grad: Tensor
     best_value: Tensor
     size: Tensor
-    """The length of the next step, `[B, 1, ...]`."""
+    """Length of the next step, `[B, 1, ...]`."""
     first_fooled: Tensor | None
 
     def __getitem__(self, rows: Tensor) -> Self:
@@ -132,20 +149,21 @@ class _Path:
 
 @dataclass(slots=True)
 class _Momentum(_Path):
-    """The rule for Linf and L2."""
+    """Search for Linf and L2, with momentum."""
 
     rules: APGD
     old: Tensor
     value: Tensor
-    """The loss at the last point, to see whether the next is higher."""
+    """Loss at the last point, with which the loss at the next is compared."""
     ups: Tensor
+    """Number of steps since the last checkpoint that increased the loss."""
     steps: int
     window: int
-    """Steps since the last checkpoint; `ups` counts those that went up."""
+    """Number of steps since the last checkpoint."""
     marked: Tensor
-    """The best loss at the last checkpoint."""
+    """Best loss at the last checkpoint."""
     halved: Tensor
-    """Whether the step was halved there."""
+    """True where the step was halved at the last checkpoint."""
 
     @classmethod
     def begin(cls, rules: APGD, x: Tensor, z: Tensor, seen: ValueAndGrad) -> "_Momentum":
@@ -170,20 +188,23 @@ class _Momentum(_Path):
         self.old, self.z, self.grad, self.value = self.z, z, seen.grad, seen.value
 
     def adapt(self) -> None:
-        """Halves the step of an example that seldom went up, or that stalled without having been halved."""
+        """Halve the step if too few steps increased the loss, or if the best loss stalled and was not just halved."""
         enough = self.rules.rho * self.window
-        seldom = self.ups <= enough if self.rules.ties_halve else self.ups < enough
-        self.halved = seldom | (~self.halved & (self.best_value <= self.marked))
+        too_few = self.ups <= enough if self.rules.ties_halve else self.ups < enough
+        self.halved = too_few | (~self.halved & (self.best_value <= self.marked))
         self.marked, self.ups, self.window = self.best_value, torch.zeros_like(self.ups), 0
         self.size = torch.where(each(self.halved, self.size), self.size / 2, self.size)
         self._go_back(self.halved)
 
 
-# -- L1: sparse steps, whose sparsity follows that of the best point
+# -- L1: sparse steps; their sparsity follows that of the best point
 
 
 def _sparse(threat: L1, steps: int, to_the_end: bool, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
-    """30 % of the steps in a ball of 3 eps, 30 % in one of 2 eps, the rest in that of eps; only the last may fool."""
+    """Take 30 % of the steps in the ball of 3 eps, 30 % in that of 2 eps and the rest in that of eps.
+
+    Only fooling points of the last phase count, since those of the others may lie outside the set.
+    """
     early = math.ceil(0.3 * steps)
     phases = ((3, early), (2, early), (1, steps - 2 * early)) if steps - 2 * early > 0 else ((1, steps),)
     z = x + normal(x, rng)
@@ -199,13 +220,13 @@ def _sparse(threat: L1, steps: int, to_the_end: bool, loss: PerExampleLoss, x: T
 
 @dataclass(slots=True)
 class _Sparse(_Path):
-    """The rule for L1."""
+    """Search for L1, with sparse steps."""
 
     ball: L1
     support: Tensor
-    """How many pixels the best point had changed at the last checkpoint."""
+    """Number of pixels changed in the best point at the last checkpoint."""
     share: Tensor
-    """The share of the pixels that a step moves."""
+    """Share of the pixels that a step moves."""
 
     @classmethod
     def begin(cls, ball: L1, x: Tensor, z: Tensor, seen: ValueAndGrad) -> "_Sparse":
@@ -228,7 +249,7 @@ class _Sparse(_Path):
         self.z, self.grad = z, seen.grad
 
     def adapt(self) -> None:
-        """Where the best point became sparser, full steps from there; elsewhere, shorter steps."""
+        """Return to the best point with full steps where it became sparser; shorten the steps elsewhere."""
         support = _support(self.best - self.x)
         sparser = support / self.support.clamp_min(1) < 0.95
         shorter = (self.size / 1.5).clamp(self.ball.eps / 10, self.ball.eps)

@@ -1,4 +1,4 @@
-"""Attacks made of attacks. `Cycle`, which changes the attack over time, is a schedule and lives with those."""
+"""Attacks composed of other attacks. `Cycle`, which changes the attack over time, is in the room of schedules."""
 
 import math
 from collections.abc import Callable
@@ -15,14 +15,21 @@ from .pgd import PGD, CleanStart
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Sends each example to one of several attacks, drawn by share; the shares sum to one."""
+    """Attacks each example with one of several attacks, drawn at random by share.
+
+    Args:
+        parts: Pairs of a share and an attack; the shares are at least 0 and sum to 1.
+
+    Raises:
+        UserError: If a share is negative or the shares do not sum to 1.
+    """
 
     parts: tuple[tuple[float, Attack], ...]
 
     def __post_init__(self) -> None:
         shares = [share for share, _ in self.parts]
         if any(share < 0 for share in shares) or not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
-            raise UserError(f"the shares of a split are not negative and sum to 1, unlike {shares}")
+            raise UserError(f"the shares of a Split must be at least 0 and sum to 1, unlike {shares}")
 
     def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         bounds = torch.tensor([share for share, _ in self.parts], device=x.device).cumsum(0)[:-1]
@@ -38,9 +45,16 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Restarts:
-    """Repeats an attack and keeps, for each example, a point that fools or else the one of highest loss.
+    """Repeats an attack and keeps, for each example, a fooling point or else the point of highest loss.
 
-    Examples that are fooled take no further part, so restarts cost less the better the attack is.
+    Fooled examples take no part in further restarts, so restarts cost less the better the attack is.
+
+    Args:
+        attack: The attack to repeat; it should have a random start.
+        times: Number of runs, at least 1.
+
+    Raises:
+        UserError: If `times` is not a whole number above 0.
     """
 
     attack: Attack
@@ -55,7 +69,13 @@ class Restarts:
 
 @dataclass(frozen=True, slots=True)
 class Worst:
-    """Each attack in turn on the examples that still stand; per example the worst point found."""
+    """Runs several attacks in turn, each on the examples that are not yet fooled, and keeps the worst points.
+
+    The worst point of an example is a fooling point or else the point of highest loss.
+
+    Args:
+        parts: The attacks, in order.
+    """
 
     parts: tuple[Attack, ...]
 
@@ -66,9 +86,17 @@ class Worst:
 
 @dataclass(frozen=True, slots=True)
 class CoarseToFine:
-    """PGD again and again from where it ended, each time with steps `factor` as long.
+    """Repeats PGD from its last result, each time with steps that are shorter by `factor`.
 
-    The set lies around each beginning: this is for sets that hold all images, as inversions search.
+    The perturbation set is centred on the start of each run: this is for sets that hold all images, as in inversion.
+
+    Args:
+        attack: The first run; later runs start from the result of the run before.
+        times: Number of runs, at least 1.
+        factor: Ratio of the step sizes of one run and the run before, in (0, 1].
+
+    Raises:
+        UserError: If `times` is not a whole number above 0, or `factor` is not in (0, 1].
     """
 
     attack: PGD
@@ -78,7 +106,7 @@ class CoarseToFine:
     def __post_init__(self) -> None:
         need_whole("times", self.times)
         if not 0 < self.factor <= 1:
-            raise UserError(f"factor = {self.factor:g} is not in (0, 1]: steps get shorter each time")
+            raise UserError(f"factor = {self.factor:g} is not in (0, 1]: steps must get shorter with each run")
 
     def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         first = self.attack
@@ -90,9 +118,9 @@ class CoarseToFine:
 
 
 def keep_worst(run: Callable[[Tensor], Tensor], times: int, loss: PerExampleLoss, x: Tensor) -> Tensor:
-    """Calls `run` so many times with the rows that still stand, and keeps the worst point of each example.
+    """Call `run` up to `times` times with the rows that are not yet fooled, and keep the worst point of each example.
 
-    A point that fools is the worst, then the one of highest `loss`. `x` is where nothing is found.
+    A fooling point is the worst, then the point of highest `loss`. An example for which nothing is found keeps `x`.
     """
     x = x.detach()
     out = x.clone()
@@ -102,13 +130,14 @@ def keep_worst(run: Callable[[Tensor], Tensor], times: int, loss: PerExampleLoss
         z = run(rows)
         with torch.no_grad():
             value, fooled = loss[rows](z)
-        # NaN is kept as the worst, to be seen and refused: left out, it would pass for an example that stands
+        # A NaN loss is kept as the worst, so that the caller sees and refuses it: dropped, the example would pass for
+        # robust.
         lost = value.isnan() if fooled is None else fooled | value.isnan()
         value = value.to(highest).masked_fill(lost, math.inf)
         better = value > highest
         out[rows[better]], highest = z[better], torch.where(better, value, highest)
-        standing = highest < math.inf
-        rows, highest = rows[standing], highest[standing]
+        robust = highest < math.inf
+        rows, highest = rows[robust], highest[robust]
         if not len(rows):
             break
     return out

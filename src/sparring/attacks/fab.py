@@ -21,16 +21,34 @@ _FAR = 1e30
 
 @dataclass(frozen=True, slots=True)
 class FAB:
-    """Steps to the linearised decision boundary, biased towards the example, and back from beyond it.
+    """Fast adaptive boundary attack (FAB): steps to the linearised decision boundary, biased towards the example.
 
-    It raises a loss that knows its boundaries: `Margin(model, y)` for the nearest of all (a backward pass per other
-    class and step), `Margin(model, y, target)` for one (two forward passes and a backward pass a step). As an attack,
-    it lets an example go once a point within eps fools; `closest` takes every step and finds the nearest point at all.
+    From a point beyond the boundary, it moves back towards the example. It needs a loss that gives its differences to
+    the boundaries: `Margin(model, y)` for the nearest of all (one backward pass per other class and step), or
+    `Margin(model, y, target)` for one (two forward passes and one backward pass per step). As an attack, it drops an
+    example once a point within eps fools; `closest` takes every step and finds the nearest fooling point at any
+    distance.
 
-    A nearest point that is farther than eps is brought back to eps, where it may still fool, since steps go a little
-    too far. The released code does not (`bring_back=False` gives the example itself), and it leaves out the paper's
-    `final_search` along the line to the example (there 3 steps, with 0 none). It starts again at random points half of
-    eps away: `Restarts(FAB(threat, start=SphereStart(0.5)))`.
+    The released code has `bring_back=False` and no final search, and it restarts at random points half of eps away:
+    `Restarts(FAB(threat, start=SphereStart(0.5)))`.
+
+    Args:
+        threat: Perturbation set: `Linf`, `L2` or `L1`.
+        steps: Number of steps, at least 1.
+        alpha_max: Largest weight of the projection of the example against that of the current point.
+        eta: Factor by which steps overshoot the boundary.
+        beta: Factor by which the distance of a fooling point to the example is multiplied after a step.
+        final_search: Number of steps along the line from the example to its nearest fooling point; 3 in the paper, 0
+            for none.
+        bring_back: If True, a nearest point farther than eps is projected to eps, where it may still fool since steps
+            overshoot; if False, such an example is returned unchanged.
+        start: Start of the search; the example itself by default.
+
+    Raises:
+        UserError: If the threat is another set or a number is out of range; in a call, if `loss` has no `differences`.
+
+    References:
+        FAB: https://arxiv.org/abs/1907.02044.
     """
 
     threat: Threat
@@ -49,7 +67,7 @@ class FAB:
         need_whole("final_search", self.final_search, 0)
 
     def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
-        """A point within eps that fools; for other examples, the nearest fooling point brought back to eps."""
+        """Return a fooling point within eps, or else, with `bring_back`, the nearest fooling point brought to eps."""
         x = x.detach()
         found = self._search(loss, x, rng, leave_at=self.threat.eps)
         if self.bring_back:
@@ -57,11 +75,12 @@ class FAB:
         return found.points.where(each(found.norm <= self.threat.eps, x), x)
 
     def closest(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Closest:
+        """Return the nearest fooling point of each example, at any distance."""
         return self._search(loss, x.detach(), rng, leave_at=0.0)
 
     def _search(self, loss: PerExampleLoss, x: Tensor, rng: Rng, leave_at: float) -> Closest:
         if not hasattr(loss, "differences"):
-            raise UserError(f"FAB needs a loss that knows its boundaries, as Margin does, not {named(loss)}")
+            raise UserError(f"FAB needs a loss that gives its decision boundaries: use Margin, not {named(loss)}")
         found, rows = Closest.none(x), torch.arange(len(x), device=x.device)
         near, z = x, self.start(self.threat, x, rng)
         bounds: Boundaries = loss  # type: ignore[assignment]
@@ -79,8 +98,8 @@ class FAB:
         return self._searched(loss, x, found)
 
     def _step(self, loss: Boundaries, x: Tensor, z: Tensor) -> Tensor:
-        """From `z` and from the example `x` onto the nearest linearised boundary inside [0, 1], a little beyond."""
-        if isinstance(loss, Microbatched):  # of the gradients of all boundaries, one for each example is kept
+        """Step from `z` and from the example `x` to just beyond the nearest linearised boundary, inside [0, 1]."""
+        if isinstance(loss, Microbatched):  # saves memory: each batch keeps the gradient of one boundary per example
             both = zip(loss.parts(x), loss.parts(z), strict=True)
             return torch.cat([self._step(part, near, there) for (part, near), (_, there) in both])  # type: ignore[arg-type]
         values, grads = values_and_grads(loss, z)
@@ -100,7 +119,7 @@ class FAB:
 
     @torch.no_grad()
     def _searched(self, loss: PerExampleLoss, x: Tensor, found: Closest) -> Closest:
-        """Where the line from the example to its nearest point would cross the boundary if the loss were linear."""
+        """Search the line from each example to its nearest fooling point, as if the loss were linear along it."""
         rows = found.norm.isfinite().nonzero()[:, 0]
         if not len(rows) or not self.final_search:
             return found
@@ -126,7 +145,7 @@ def _fooled(loss: PerExampleLoss, z: Tensor) -> Tensor:
 
 
 def _dual(threat: Threat, grads: Tensor) -> Tensor:
-    """How fast a linear function rises per unit of the norm of the set: `[B, K]`."""
+    """Return the dual norm of the gradients, `[B, K]`: the increase of a linear function per unit of the set's norm."""
     flat = grads.flatten(2).abs()
     if isinstance(threat, Linf):
         return flat.sum(2)
@@ -134,13 +153,14 @@ def _dual(threat: Threat, grads: Tensor) -> Tensor:
 
 
 def to_hyperplane(threat: Threat, z: Tensor, w: Tensor, gap: Tensor) -> Tensor:
-    """The smallest move, in the norm of the set, from `z` in [0, 1] onto `gap + w . move = 0`, staying in [0, 1].
+    """Return the smallest move, in the norm of the set, from `z` onto `gap + w . move = 0` that stays in [0, 1].
 
-    `z` and `w` are `[B, D]`, `gap` `[B]`. Where the hyperplane misses [0, 1], the corner that comes nearest to it. For
-    Linf and L2 by Newton's method on a concave, piecewise linear function, which is exact and needs no sorting.
+    `z` (in [0, 1]) and `w` are `[B, D]`, `gap` is `[B]`. Where the hyperplane does not meet [0, 1], the move leads to
+    the corner nearest to it. Linf and L2 use Newton's method on a concave, piecewise linear function, which is exact
+    and needs no sorting.
     """
     way = w.sign() * torch.where(gap >= 0, -1.0, 1.0).to(w)[:, None]
-    room = way * (0.5 - z) + 0.5  # 1 - z upwards, z downwards; on the CPU a comparison takes five times as long
+    room = way * (0.5 - z) + 0.5  # 1 - z upwards, z downwards; on the CPU, a comparison would take five times as long
     size, need = w.abs(), gap.abs()[:, None]
     if isinstance(threat, L1):
         return way * _greedy(size, room, need)
@@ -148,9 +168,9 @@ def to_hyperplane(threat: Threat, z: Tensor, w: Tensor, gap: Tensor) -> Tensor:
 
 
 def _newton(size: Tensor, rate: Tensor | None, room: Tensor, need: Tensor) -> Tensor:
-    """`min(t * rate, room)` for the least t at which its product with `size` sums to `need`, or else all the room.
+    """Return `min(t * rate, room)` for the least t at which its product with `size` sums to `need`, else all of `room`.
 
-    Without `rate`, it is 1.
+    A `rate` of None is 1.
     """
     gain = size if rate is None else size * rate
     t = need / gain.sum(1, keepdim=True).clamp_min(_TINY)
@@ -158,16 +178,16 @@ def _newton(size: Tensor, rate: Tensor | None, room: Tensor, need: Tensor) -> Te
         reach = t if rate is None else t * rate
         free = (room - reach).clamp_min_(0).sign_()
         lack = need - (size * torch.minimum(reach, room)).sum(1, keepdim=True)
-        value_and_grad = free.mul_(gain).sum(1, keepdim=True)
-        if not bool((lack > 1e-6 * need).logical_and_(value_and_grad > 0).any()):
+        slope = free.mul_(gain).sum(1, keepdim=True)
+        if not bool((lack > 1e-6 * need).logical_and_(slope > 0).any()):
             break
-        t = t + lack.clamp_min(0) / value_and_grad.clamp_min(_TINY)
-    t = t.masked_fill((value_and_grad <= 0) & (lack > 0), _FAR)
+        t = t + lack.clamp_min(0) / slope.clamp_min(_TINY)
+    t = t.masked_fill((slope <= 0) & (lack > 0), _FAR)
     return torch.minimum(t if rate is None else t * rate, room)
 
 
 def _greedy(size: Tensor, room: Tensor, need: Tensor) -> Tensor:
-    """The whole room of the coordinates of largest `size`, until the products sum to `need`."""
+    """Return a move that uses all the room of the coordinates of largest `size`, until the products sum to `need`."""
     largest, order = size.sort(1, descending=True)
     gain = largest * room.gather(1, order)
     used = torch.minimum((need - (gain.cumsum(1) - gain)).clamp_min(0), gain)

@@ -1,4 +1,4 @@
-"""One forward and one backward pass to the input alone: nothing is left in any `.grad`."""
+"""Value and input gradient of a loss by one forward and one backward pass; no `.grad` is written."""
 
 from typing import NamedTuple
 
@@ -11,19 +11,26 @@ from .losses import EOT, Boundaries, Microbatched, joined, mean
 
 
 class ValueAndGrad(NamedTuple):
-    """What is known of a loss at a point: `value` `[B]`, `fooled` `[B]` if the loss can tell, `grad` as the point."""
+    """Value and gradient of a loss at a point `[B, ...]`."""
 
     value: Tensor
+    """Loss of each example, `[B]`."""
     fooled: Tensor | None
+    """True where an example is fooled, `[B]`; None if the loss does not report it."""
     grad: Tensor
+    """Gradient of the loss, of the shape of the point."""
 
 
 def value_and_grad(loss: PerExampleLoss, z: Tensor) -> ValueAndGrad:
-    """A loss `Microbatched` is differentiated batch by batch, an `EOT` one draw by draw, in the memory of one."""
+    """Return value, fooled examples and input gradient of `loss` at `z` `[B, ...]`.
+
+    A `Microbatched` loss is differentiated batch by batch and an `EOT` loss draw by draw, so that each needs the memory
+    of one batch or draw only.
+    """
     if isinstance(loss, Microbatched):
         found = [value_and_grad(part, rows) for part, rows in loss.parts(z)]
         return ValueAndGrad(
-            *joined([LossOutput(each.value, each.fooled) for each in found]), torch.cat([e.grad for e in found])
+            *joined([LossOutput(part.value, part.fooled) for part in found]), torch.cat([part.grad for part in found])
         )
     single, draws = (loss.loss, loss.draws) if isinstance(loss, EOT) else (loss, 1)
     probes, grad = [], None
@@ -40,7 +47,7 @@ def value_and_grad(loss: PerExampleLoss, z: Tensor) -> ValueAndGrad:
 
 
 def values_and_grads(loss: Boundaries, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The differences `[B, K]` of a loss at `z`, and the gradient of each, `[B, K, ...]`: K backward passes."""
+    """Return the differences `[B, K]` of a loss at `z` and their gradients `[B, K, ...]`, by K backward passes."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         values = loss.differences(z).value
@@ -52,8 +59,8 @@ def values_and_grads(loss: Boundaries, z: Tensor) -> tuple[Tensor, Tensor]:
 def _grad(total: Tensor, z: Tensor, retain: bool = False) -> Tensor:
     if not total.requires_grad:
         raise UserError(
-            "no gradient reaches the image: the model detaches it, or runs under no_grad. A gradient attack cannot "
-            "see such a model, which does not make it robust: evaluate it with Square, and look at `sparring audit`"
+            "no gradient reaches the image: the model detaches it, or runs under no_grad. Gradient attacks fail on "
+            "such a model, but that does not make it robust: evaluate it with Square, and run `sparring audit`"
         )
     (grad,) = torch.autograd.grad(total, z, retain_graph=retain, allow_unused=True)
     return torch.zeros_like(z) if grad is None else grad

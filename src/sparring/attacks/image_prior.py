@@ -1,4 +1,4 @@
-"""A search over all images, through parameters that images are painted from."""
+"""Search over all images by Adam on the parameters of an image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,12 +19,23 @@ _RATES = {"pixels": 0.1, "fourier": 0.05, "network": 0.01}
 
 @dataclass(frozen=True, slots=True)
 class ParametrizedSearch:
-    """Raises a loss by Adam on the parameters of an image, wherever in [0, 1] that leads: no set is kept to.
+    """Maximises a loss by Adam on the parameters of an image, anywhere in [0, 1] and without a perturbation set.
 
-    Images are the sigmoid of `pixels`; of the inverse Fourier transform of coefficients, weighted by 1 / frequency
-    (`fourier`, https://distill.pub/2017/feature-visualization), both beginning at `x`; or of what a small convolutional
-    `network` makes of noise, one net for each image (a deep image prior, https://arxiv.org/abs/1711.10925), which does
-    not look at `x` but for its shape. `lr` falls to 0 by half a cosine; left out, it is 0.1, 0.05 and 0.01.
+    Args:
+        by: Parametrization of the image, which is always the sigmoid of what the parameters describe. "pixels": one
+            value per pixel. "fourier": the inverse Fourier transform of coefficients, weighted by 1 / frequency. Both
+            start at `x`. "network": a small convolutional network on noise, one for each image (a deep image prior),
+            which uses only the shape of `x`.
+        steps: Number of steps, at least 1.
+        lr: Initial learning rate of Adam, above 0, which falls to 0 along half a cosine; None is 0.1, 0.05 and 0.01 for
+            pixels, fourier and network.
+
+    Raises:
+        UserError: If an argument is out of range.
+
+    References:
+        Fourier parametrization: https://distill.pub/2017/feature-visualization.
+        Deep image prior: https://arxiv.org/abs/1711.10925.
     """
 
     by: Literal["pixels", "fourier", "network"] = "pixels"
@@ -35,7 +46,7 @@ class ParametrizedSearch:
         need_one_of("by", self.by, _RATES)
         need_whole("steps", self.steps)
         if self.lr is not None and self.lr <= 0:
-            raise UserError(f"a painting takes steps at a rate above 0, not at {self.lr}")
+            raise UserError(f"lr = {self.lr} of a ParametrizedSearch is not above 0")
 
     def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         x = x.detach()
@@ -56,12 +67,16 @@ class ParametrizedSearch:
 
 
 class _Canvas(Protocol):
+    """Differentiable parametrization of a batch of images."""
+
     parameters: list[Tensor]
 
     def image(self) -> Tensor: ...
 
 
 class _Pixels:
+    """Pixel values before the sigmoid."""
+
     def __init__(self, x: Tensor, rng: Rng) -> None:
         del rng
         self.parameters = [x.clamp(_EDGE, 1 - _EDGE).logit().requires_grad_()]
@@ -71,7 +86,7 @@ class _Pixels:
 
 
 class _Fourier:
-    """Real and imaginary parts, divided by their weights, so that a step moves low frequencies more."""
+    """Real and imaginary Fourier parts, divided by their weights so that a step moves low frequencies more."""
 
     def __init__(self, x: Tensor, rng: Rng) -> None:
         del rng
@@ -88,7 +103,7 @@ class _Fourier:
 
 
 class _Network:
-    """Four 3x3 convolutions on noise, of half the size at first; those of all images are one, in groups."""
+    """Four 3x3 convolutions on noise, at half the image size at first; one grouped convolution serves all images."""
 
     channels = 24
 

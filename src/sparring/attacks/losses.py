@@ -1,6 +1,6 @@
-"""Point losses: what an attack may raise. Each holds a forward function, so an attack need not know the model.
+"""Per-example losses that an attack maximises. Each holds a forward function, so an attack need not know the model.
 
-An example is fooled when another class wins, or when the model gives NaN or infinite logits.
+An example counts as fooled when another class wins, or when the model gives NaN or infinite logits.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ _TINY = 1e-12
 
 
 def _refuse_train_mode(forward: Forward) -> None:
-    """A model given as itself must not be in training mode; an objective gives a function on purpose."""
+    """Raise `UserError` for a module in training mode; an objective passes a plain function on purpose."""
     if isinstance(forward, nn.Module) and (layer := mode_matters(forward)):
         raise UserError(
             f"the model is in training mode, where {layer} makes an attack depend on the rest of the batch and "
@@ -28,7 +28,7 @@ def _refuse_train_mode(forward: Forward) -> None:
 
 
 class _OnLogits:
-    """What losses on logits have in common: the check of the mode, and serving some of the examples."""
+    """Common base of losses on logits: the check of the model's mode, and indexing by rows."""
 
     __slots__ = ()
     logits: Forward
@@ -42,15 +42,21 @@ class _OnLogits:
 
 
 def misclassified(logits: Tensor, y: Tensor) -> Tensor:
-    """Which predictions are not `y` `[B]`; what is not finite is wrong."""
+    """Return True where the prediction is not `y`, `[B]`; logits that are not finite count as wrong."""
     return (logits.argmax(1) != y) | ~logits.isfinite().all(1)
 
 
 @dataclass(frozen=True, slots=True)
 class CE(_OnLogits):
-    """Cross-entropy with the true label `y` `[B]`.
+    """Cross-entropy with the true label.
 
-    Raises `UserError` for a model in training mode that has batch norm or dropout, as do the others.
+    Args:
+        logits: Forward function, or model, that maps images `[B, C, H, W]` to logits `[B, K]`.
+        y: True labels `[B]`.
+
+    Raises:
+        UserError: If `logits` is a model in training mode that has batch norm or dropout. The other losses on logits
+            raise it too.
     """
 
     logits: Forward
@@ -63,7 +69,15 @@ class CE(_OnLogits):
 
 @dataclass(frozen=True, slots=True)
 class TargetedCE(_OnLogits):
-    """Minus the cross-entropy with the class wanted, `target` `[B]`; fooled when that class wins."""
+    """Negative cross-entropy with a target class; an example is fooled when the target class wins.
+
+    Args:
+        logits: Forward function, or model, that maps images to logits `[B, K]`.
+        target: Target classes `[B]`.
+
+    Raises:
+        UserError: If `logits` is a model in training mode that has batch norm or dropout.
+    """
 
     logits: Forward
     target: Tensor
@@ -75,9 +89,20 @@ class TargetedCE(_OnLogits):
 
 @dataclass(frozen=True, slots=True)
 class Margin(_OnLogits):
-    """How far another class is above the true one: `max_k z_k - z_y`, or `z_target - z_y` if a target is given.
+    """Margin of the best other class over the true class: `max_k z_k - z_y`, or `z_target - z_y` with a target.
 
-    It is 0 on the decision boundary and positive beyond (https://arxiv.org/abs/1608.04644 with confidence 0).
+    It is 0 on the decision boundary and positive beyond it. Any wrong class counts as fooled.
+
+    Args:
+        logits: Forward function, or model, that maps images to logits `[B, K]`.
+        y: True labels `[B]`.
+        target: Target classes `[B]`; None takes the largest logit of the other classes.
+
+    Raises:
+        UserError: If `logits` is a model in training mode that has batch norm or dropout.
+
+    References:
+        Carlini and Wagner, with confidence 0: https://arxiv.org/abs/1608.04644.
     """
 
     logits: Forward
@@ -89,7 +114,7 @@ class Margin(_OnLogits):
         return LossOutput(self._differences(out).amax(1), misclassified(out, self.y))
 
     def differences(self, x: Tensor) -> LossOutput:
-        """As a call, but with a value `[B, K]` for every other class (or for the target)."""
+        """Return the difference to the true class for every other class, `[B, K - 1]`, or for the target, `[B, 1]`."""
         out = self.logits(x)
         return LossOutput(self._differences(out), misclassified(out, self.y))
 
@@ -99,16 +124,27 @@ class Margin(_OnLogits):
 
 
 def others(out: Tensor, y: Tensor) -> Tensor:
-    """The logits of the classes that are not `y`, `[B, C - 1]`."""
+    """Return the logits of the classes that are not `y`, `[B, C - 1]`."""
     classes = torch.arange(out.shape[1] - 1, device=out.device)
     return out.gather(1, classes + (classes >= y[:, None]))
 
 
 @dataclass(frozen=True, slots=True)
 class DLR(_OnLogits):
-    """Difference of logits ratio, which no scaling of the logits can flatten (https://arxiv.org/abs/2003.01690).
+    """Difference of logits ratio, a loss that does not change with the scale of the logits.
 
-    `-(z_y - max_k z_k) / (z_(1) - z_(3))`, with the logits sorted from above. Needs three classes.
+    It is `-(z_y - max_k z_k) / (z_(1) - z_(3))`, with the logits sorted in descending order. Needs three classes.
+
+    Args:
+        logits: Forward function, or model, that maps images to logits `[B, K]`.
+        y: True labels `[B]`.
+
+    Raises:
+        UserError: If `logits` is a model in training mode that has batch norm or dropout; in a call, if there are fewer
+            than three classes.
+
+    References:
+        DLR: https://arxiv.org/abs/2003.01690.
     """
 
     logits: Forward
@@ -124,9 +160,22 @@ class DLR(_OnLogits):
 
 @dataclass(frozen=True, slots=True)
 class TargetedDLR(_OnLogits):
-    """The same towards a class: `-(z_y - z_target) / (z_(1) - (z_(3) + z_(4)) / 2)`. Needs four classes.
+    """Difference of logits ratio towards a target class.
 
-    Any wrong class counts as fooled, as in AutoAttack.
+    It is `-(z_y - z_target) / (z_(1) - (z_(3) + z_(4)) / 2)`. Needs four classes. Any wrong class counts as fooled, as
+    in AutoAttack.
+
+    Args:
+        logits: Forward function, or model, that maps images to logits `[B, K]`.
+        y: True labels `[B]`.
+        target: Target classes `[B]`.
+
+    Raises:
+        UserError: If `logits` is a model in training mode that has batch norm or dropout; in a call, if there are fewer
+            than four classes.
+
+    References:
+        DLR: https://arxiv.org/abs/2003.01690.
     """
 
     logits: Forward
@@ -148,7 +197,16 @@ def _need_classes(out: Tensor, least: int, name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class KLDivergence(_OnLogits):
-    """KL(p ‖ prediction) from fixed probabilities `p` `[B, C]`, times a weight that matters beside other losses."""
+    """Kullback-Leibler divergence KL(p ‖ prediction) from fixed probabilities; it does not report fooled examples.
+
+    Args:
+        logits: Forward function, or model, that maps images to logits `[B, C]`.
+        p: Fixed probabilities `[B, C]`.
+        weight: Factor of the loss, which matters in a sum with other losses.
+
+    Raises:
+        UserError: If `logits` is a model in training mode that has batch norm or dropout.
+    """
 
     logits: Forward
     p: Tensor
@@ -160,7 +218,18 @@ class KLDivergence(_OnLogits):
 
 @dataclass(frozen=True, slots=True)
 class SquaredDistance(_OnLogits):
-    """`weight` x the squared distance, summed over the classes, of the prediction from fixed `p` `[B, C]`."""
+    """Squared distance, summed over the classes, of the predicted from fixed probabilities.
+
+    It does not report fooled examples.
+
+    Args:
+        logits: Forward function, or model, that maps images to logits `[B, C]`.
+        p: Fixed probabilities `[B, C]`.
+        weight: Factor of the loss.
+
+    Raises:
+        UserError: If `logits` is a model in training mode that has batch norm or dropout.
+    """
 
     logits: Forward
     p: Tensor
@@ -172,7 +241,11 @@ class SquaredDistance(_OnLogits):
 
 @dataclass(frozen=True, slots=True)
 class SumLoss:
-    """The sum of point losses; the first that can tell who is fooled decides."""
+    """Sum of per-example losses; the first part that reports fooled examples decides which are fooled.
+
+    Args:
+        parts: The losses to add.
+    """
 
     parts: tuple[PerExampleLoss, ...]
 
@@ -187,10 +260,16 @@ class SumLoss:
 
 @dataclass(frozen=True, slots=True)
 class FeatureMatch:
-    """How near outputs of layers are to those wanted: - mean over layers of |f(x) - target| / |target|, both L2.
+    """Similarity of layer outputs to target outputs: minus the mean over layers of |f(x) - target| / |target|.
 
-    `parts` gives `[B, ...]` for each layer, `targets` are alike. Raising it inverts a net
-    (https://arxiv.org/abs/1906.00945, with one layer).
+    Both norms are L2. Maximising the loss inverts a network.
+
+    Args:
+        parts: Function that maps images to the outputs of the layers, each `[B, ...]`.
+        targets: Target outputs of the layers, of the same shapes.
+
+    References:
+        Inversion, with one layer: https://arxiv.org/abs/1906.00945.
     """
 
     parts: Callable[[Tensor], tuple[Tensor, ...]]
@@ -204,17 +283,17 @@ class FeatureMatch:
 
 
 def residuals(found: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
-    """|f - target| / |target| of each layer and example, `[L, B]`; where the target is 0, |f|."""
-    each = []
+    """Return |f - target| / |target| of each layer and example, `[L, B]`; where the target is 0, |f|."""
+    ratios = []
     for z, target in zip(found, targets, strict=True):
         size = target.flatten(1).norm(dim=1)
-        each.append((z - target).flatten(1).norm(dim=1) / torch.where(size > _TINY, size, 1.0))
-    return torch.stack(each)
+        ratios.append((z - target).flatten(1).norm(dim=1) / torch.where(size > _TINY, size, 1.0))
+    return torch.stack(ratios)
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureUnit:
-    """One number of what a layer gives, flattened: number `which` `[B]`."""
+    """Value of one unit of the flattened output of a layer: unit number `which` `[B]`."""
 
     part: Forward
     which: Tensor
@@ -228,7 +307,7 @@ class FeatureUnit:
 
 @dataclass(frozen=True, slots=True)
 class TotalVariation:
-    """- `weight` x the total variation: sum of |differences| of neighbouring pixels, over the number of pixels."""
+    """Minus `weight` x the total variation: the sum of |differences| of neighbouring pixels per pixel."""
 
     weight: float
 
@@ -244,9 +323,19 @@ class TotalVariation:
 
 @dataclass(frozen=True, slots=True)
 class EOT:
-    """The mean of a loss over the chance inside the model: expectation over transformation.
+    """Expectation over transformation: the mean of a loss over the randomness inside the model.
 
-    https://arxiv.org/abs/1707.07397; AutoAttack takes 20 draws. Fooled is who is fooled in more than half of them.
+    An example counts as fooled if it is fooled in more than half of the draws.
+
+    Args:
+        loss: The loss of a randomized model.
+        draws: Number of forward passes to average, at least 1; AutoAttack takes 20.
+
+    Raises:
+        UserError: If `draws` is not a whole number above 0.
+
+    References:
+        EOT: https://arxiv.org/abs/1707.07397.
     """
 
     loss: PerExampleLoss
@@ -264,16 +353,17 @@ class EOT:
 
 @dataclass(frozen=True, slots=True)
 class Microbatched:
-    """The same loss, of `size` examples at a time: an attack may hold more of them than a model takes at once.
+    """Evaluates a loss on `size` examples at a time, so that an attack can hold more examples than one batch.
 
-    So batches stay full while examples leave. Gradients are taken batch by batch (`attacks.value_and_grad`).
+    The batches of the model then stay full while examples leave. Gradients are computed batch by batch
+    (`attacks.value_and_grad`).
     """
 
     loss: PerExampleLoss
     size: int
 
     def parts(self, x: Tensor) -> Iterator[tuple[PerExampleLoss, Tensor]]:
-        """The loss of each batch, and the examples in it."""
+        """Return the loss of each batch, and the examples in it."""
         if len(x) <= self.size:
             return iter([(self.loss, x)])
         return ((self.loss[rows], x[rows]) for rows in torch.arange(len(x), device=x.device).split(self.size))
@@ -286,37 +376,41 @@ class Microbatched:
 
     @property
     def differences(self) -> Callable[[Tensor], LossOutput]:
-        """As those of the loss (`Boundaries`). Raises `AttributeError` if it has none."""
+        """Function `differences` of the loss (`Boundaries`), batch by batch.
+
+        Raises:
+            AttributeError: If the loss has none.
+        """
         self.loss.differences  # type: ignore[attr-defined]  # noqa: B018
         return lambda x: joined([loss.differences(z) for loss, z in self.parts(x)])  # type: ignore[attr-defined]
 
 
 def microbatched(loss: PerExampleLoss, size: int | None) -> PerExampleLoss:
-    """`Microbatched`, if a size is given and the loss serves some of its examples."""
+    """Wrap `loss` in `Microbatched` if a size is given and the loss can be indexed by rows."""
     return loss if size is None or not hasattr(loss, "__getitem__") else Microbatched(loss, size)
 
 
 def named(loss: object) -> str:
-    """The name of the class of a loss, for messages."""
+    """Return the class name of a loss, for messages."""
     return type(loss.loss if isinstance(loss, Microbatched) else loss).__name__
 
 
 def joined(probes: list[LossOutput]) -> LossOutput:
-    """What is known of some batches, as of one."""
+    """Concatenate the outputs of several batches."""
     value = torch.cat([p.value for p in probes])
-    told = [p.fooled for p in probes if p.fooled is not None]
-    return LossOutput(value, torch.cat(told) if told else None)
+    fooled = [p.fooled for p in probes if p.fooled is not None]
+    return LossOutput(value, torch.cat(fooled) if fooled else None)
 
 
 def mean(probes: list[LossOutput]) -> LossOutput:
-    """The mean value, and who is fooled in more than half of the probes."""
+    """Average the values of several outputs; an example is fooled if it is in more than half of them."""
     value = torch.stack([p.value for p in probes]).mean(0)
     votes = [p.fooled for p in probes if p.fooled is not None]
     return LossOutput(value, torch.stack(votes).float().mean(0) > 0.5 if votes else None)
 
 
 class Boundaries(PerExampleLoss, Protocol):
-    """A loss that knows its distance to each decision boundary in logits, such as `Margin`."""
+    """Loss that also gives its distance to each decision boundary in logits, such as `Margin`."""
 
     def differences(self, x: Tensor) -> LossOutput: ...
     def __getitem__(self, rows: Tensor) -> "Boundaries": ...

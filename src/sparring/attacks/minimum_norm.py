@@ -1,4 +1,4 @@
-"""Minimum-norm attacks: how far an example is from the nearest point that fools."""
+"""Minimum-norm attacks: the nearest fooling point of each example and its distance."""
 
 import math
 from dataclasses import dataclass
@@ -16,33 +16,54 @@ from .threats import L2
 
 
 class Closest(NamedTuple):
-    """The nearest fooling point of each example and its distance `[B]`; the example itself and inf where none is."""
+    """Nearest fooling point found for each example, and its distance.
+
+    An example without a fooling point has the example itself as its point and inf as its distance.
+    """
 
     points: Tensor
+    """Nearest fooling points, of the shape of the examples."""
     norm: Tensor
+    """Distances `[B]`, in pixel units and the norm of the attack."""
 
     @classmethod
     def none(cls, x: Tensor) -> "Closest":
+        """Return the state before any fooling point is found."""
         return cls(x.clone(), torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device))
 
     def keep(self, rows: Tensor, points: Tensor, norm: Tensor) -> None:
-        """Takes over, in place, the `points` that are nearer than those known for `rows`."""
+        """Store, in place, those `points` that are nearer than the known points of `rows`."""
         nearer = norm < self.norm[rows]
         self.points[rows[nearer]], self.norm[rows[nearer]] = points[nearer], norm[nearer]
 
 
 class MinimumNormAttack(Protocol):
-    """Finds the nearest fooling point inside [0, 1], however far it is."""
+    """Attack that searches the nearest fooling point inside [0, 1], at any distance.
+
+    `closest(loss, x, rng)` returns a `Closest` for examples `x` `[B, C, H, W]`.
+    """
 
     def closest(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Closest: ...
 
 
 @dataclass(frozen=True, slots=True)
 class DDN:
-    """Decoupled direction and norm, L2 (https://arxiv.org/abs/1811.09600): a forward and a backward pass a step.
+    """Decoupled direction and norm (DDN), an L2 minimum-norm attack with one forward and backward pass per step.
 
-    The radius of a ball shrinks by `gamma` while its point fools and grows by it while not; the steps along the
-    gradient fall from 1 to 0.01 on a cosine. Any loss will do that can tell who is fooled, `CE` for one.
+    The radius of a ball shrinks by the share `gamma` while its point fools, and grows by it while it does not; the
+    length of the steps along the gradient falls from 1 to 0.01 on a cosine. Any loss that reports fooled examples can
+    be used, for example `CE`.
+
+    Args:
+        steps: Number of steps, at least 1.
+        gamma: Share by which the radius changes in a step, in (0, 1).
+        first_radius: Radius of the ball at the first step, in pixel units, above 0.
+
+    Raises:
+        UserError: If an argument is out of range; in `closest`, if the loss does not report fooled examples.
+
+    References:
+        DDN: https://arxiv.org/abs/1811.09600.
     """
 
     steps: int = 100
@@ -52,7 +73,7 @@ class DDN:
     def __post_init__(self) -> None:
         need_whole("steps", self.steps)
         if not 0 < self.gamma < 1 or self.first_radius <= 0:
-            raise UserError(f"DDN needs gamma in (0, 1) and a radius above 0, unlike {self!r}")
+            raise UserError(f"DDN needs gamma in (0, 1) and first_radius above 0, unlike {self!r}")
 
     def closest(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Closest:
         del rng
@@ -64,7 +85,7 @@ class DDN:
         for step in range(self.steps):
             z = (x + delta).clamp_(0, 1)
             seen = value_and_grad(loss, z)
-            fooled = told(loss, seen.fooled)
+            fooled = _need_fooled(loss, seen.fooled)
             found.keep(rows[fooled], z[fooled], ball.norm(z - x)[fooled])
             length = 0.01 + 0.99 * (1 + math.cos(math.pi * step / self.steps)) / 2
             delta = (z - x) + length * ball.ascent(seen.grad)
@@ -75,10 +96,23 @@ class DDN:
 
 @dataclass(frozen=True, slots=True)
 class CWL2:
-    """Carlini and Wagner's attack, L2 (https://arxiv.org/abs/1608.04644), on `Margin`.
+    """Carlini and Wagner's L2 minimum-norm attack, for the loss `Margin`.
 
-    Minimises `|z - x|^2 + c max(-margin, 0)` by Adam over `arctanh`, `searches` times, with a bisection over c for each
-    example. It is slow, `searches` x `steps` forward and backward passes, and the oracle for the faster ones.
+    It minimises `|z - x|^2 + c max(-margin, 0)` by Adam over `arctanh`, `searches` times, with a bisection over c for
+    each example. It is slow, `searches` x `steps` forward and backward passes, and serves as the reference for the
+    faster attacks.
+
+    Args:
+        steps: Number of Adam steps of one minimisation, at least 1.
+        searches: Number of minimisations, at least 1; each has another c.
+        lr: Learning rate of Adam, above 0.
+        first_c: First value of c, above 0.
+
+    Raises:
+        UserError: If an argument is out of range; in `closest`, if the loss does not report fooled examples.
+
+    References:
+        Carlini and Wagner: https://arxiv.org/abs/1608.04644.
     """
 
     steps: int = 1000
@@ -90,7 +124,7 @@ class CWL2:
         need_whole("steps", self.steps)
         need_whole("searches", self.searches)
         if self.lr <= 0 or self.first_c <= 0:
-            raise UserError(f"CWL2 needs a step size and a constant above 0, unlike {self!r}")
+            raise UserError(f"CWL2 needs lr and first_c above 0, unlike {self!r}")
 
     def closest(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Closest:
         del rng
@@ -106,7 +140,7 @@ class CWL2:
         return found
 
     def _descend(self, loss: PerExampleLoss, x: Tensor, c: Tensor, found: Closest) -> Tensor:
-        """One minimisation for the constants `c`; who was fooled on the way."""
+        """Minimise once for the constants `c`, and return True where an example was fooled at any step."""
         ever, rows = torch.zeros_like(c, dtype=torch.bool), torch.arange(len(x), device=x.device)
         hidden = torch.atanh((2 * x - 1) * (1 - 1e-6)).requires_grad_()
         adam = torch.optim.Adam([hidden], lr=self.lr)
@@ -114,7 +148,7 @@ class CWL2:
             z = (hidden.tanh() + 1) / 2
             delta = z - x
             seen = value_and_grad(loss, z)
-            fooled = told(loss, seen.fooled)
+            fooled = _need_fooled(loss, seen.fooled)
             ever = ever | fooled
             norm = delta.detach().flatten(1).norm(dim=1)
             found.keep(rows[fooled], z.detach()[fooled], norm[fooled])
@@ -125,8 +159,11 @@ class CWL2:
         return ever
 
 
-def told(loss: PerExampleLoss, fooled: Tensor | None) -> Tensor:
-    """Who is fooled. Raises `UserError` if the loss cannot tell."""
+def _need_fooled(loss: PerExampleLoss, fooled: Tensor | None) -> Tensor:
+    """Return `fooled`, or raise `UserError` if the loss does not report it."""
     if fooled is None:
-        raise UserError(f"a minimum-norm attack needs a loss that tells who is fooled: {named(loss)} does not")
+        raise UserError(
+            f"a minimum-norm attack needs a loss that reports which examples are fooled, and {named(loss)} does not: "
+            "use Margin"
+        )
     return fooled

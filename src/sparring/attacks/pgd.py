@@ -1,4 +1,7 @@
-"""Inner maximisation by gradients. An attack is a frozen dataclass: it prints, compares and can be varied."""
+"""PGD and FGSM: inner maximisation by projected gradient ascent, and the starts of a search.
+
+An attack is a frozen dataclass, so it can be printed, compared and varied.
+"""
 
 import math
 from dataclasses import dataclass
@@ -19,22 +22,30 @@ from .threats import Linf, need_threat
 
 @dataclass(frozen=True, slots=True)
 class Benign:
-    """Leaves the input alone. Standard training is adversarial training with this attack."""
+    """Leaves the input unchanged: adversarial training with this attack is standard training."""
 
     def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         del loss, rng
-        return x if not x.requires_grad else x.detach()  # itself, so that a clean term shares its forward pass
+        # The same tensor, so that a clean term of the objective shares its forward pass.
+        return x if not x.requires_grad else x.detach()
 
 
 class Start(Protocol):
-    """Where a search begins. Papers differ here, and it matters."""
+    """Chooses the points from which an attack begins its search.
+
+    Papers differ in their start, and it changes results. `start(threat, x, rng)` returns points of the shape of `x`.
+    """
 
     def __call__(self, threat: Threat, x: Tensor, rng: Rng) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
 class RandomStart:
-    """A random point of the set (https://arxiv.org/abs/1706.06083)."""
+    """Random start: a random point of the set.
+
+    References:
+        PGD: https://arxiv.org/abs/1706.06083.
+    """
 
     def __call__(self, threat: Threat, x: Tensor, rng: Rng) -> Tensor:
         return threat.sample(x, rng)
@@ -42,7 +53,7 @@ class RandomStart:
 
 @dataclass(frozen=True, slots=True)
 class CleanStart:
-    """The example itself."""
+    """Starts the search at the example itself."""
 
     def __call__(self, threat: Threat, x: Tensor, rng: Rng) -> Tensor:
         del threat, rng
@@ -51,7 +62,14 @@ class CleanStart:
 
 @dataclass(frozen=True, slots=True)
 class GaussianStart:
-    """The example plus Gaussian noise of deviation `sigma`, 0.001 in TRADES (https://arxiv.org/abs/1901.08573)."""
+    """Starts the search at the example plus Gaussian noise, projected onto the set.
+
+    Args:
+        sigma: Standard deviation of the noise in pixel units; 0.001 in TRADES.
+
+    References:
+        TRADES: https://arxiv.org/abs/1901.08573.
+    """
 
     sigma: float = 0.001
 
@@ -61,9 +79,13 @@ class GaussianStart:
 
 @dataclass(frozen=True, slots=True)
 class SphereStart:
-    """A random direction from the example, `share` x eps long in the norm of the set, then clipped to [0, 1].
+    """Starts the search `share` x eps from the example, in a random direction, clipped to [0, 1].
 
-    Uniform noise for Linf, Gaussian noise else, as released with APGD (share 1) and FAB (1/2).
+    The direction is uniform noise for Linf and Gaussian noise otherwise, as in the released code of APGD (share 1) and
+    FAB (share 1/2).
+
+    Args:
+        share: Distance from the example, in units of eps and in the norm of the set.
     """
 
     share: float = 1.0
@@ -76,9 +98,17 @@ class SphereStart:
 
 @dataclass(frozen=True, slots=True)
 class MixedStart:
-    """`start`, or with probability `clean` the examples themselves; in training one draw decides for a whole batch.
+    """Starts the search at the example with probability `clean`, and otherwise by another start.
 
-    The released code of Feature Denoising and of Smooth Adversarial Training has `clean` 0.2 in training.
+    In training one draw decides for a whole batch. The released code of Feature Denoising and of Smooth Adversarial
+    Training uses `clean` 0.2 in training.
+
+    Args:
+        start: The other start.
+        clean: Probability of a start at the example, in [0, 1].
+
+    Raises:
+        UserError: If `clean` is not in [0, 1].
     """
 
     start: Start
@@ -86,7 +116,7 @@ class MixedStart:
 
     def __post_init__(self) -> None:
         if not 0 <= self.clean <= 1:
-            raise UserError(f"clean = {self.clean:g} is no probability")
+            raise UserError(f"clean = {self.clean:g} is not a probability: it must be in [0, 1]")
 
     def __call__(self, threat: Threat, x: Tensor, rng: Rng) -> Tensor:
         drawn = uniform(x.new_empty(len(x), 1), rng, 0, 1)
@@ -97,13 +127,25 @@ class MixedStart:
 
 @dataclass(frozen=True, slots=True)
 class PGD:
-    """Projected gradient ascent (https://arxiv.org/abs/1706.06083): `steps` forward and backward passes.
+    """Projected gradient ascent: one forward and one backward pass per step.
 
-    `step_size` is in pixel units; left out, it is 2.5 eps / steps, enough to cross the set.
-    With `patience`, an example takes that many steps after it is first fooled and then leaves the batch
-    (https://arxiv.org/abs/2002.11242), so it costs nothing from then on; 0 keeps the first fooling point. Of a loss of
-    the whole batch (`WholeBatch`) it stays where it is in the batch, and moves no more.
-    Raises `UserError` if `patience` is used with a loss that cannot tell who is fooled.
+    Args:
+        threat: Perturbation set.
+        steps: Number of steps, at least 1.
+        step_size: Length of a step in pixel units, a number or text such as "2/255"; None is 2.5 eps / steps, enough to
+            cross the set.
+        start: Start of the search; a random start by default.
+        patience: Number of steps that an example takes after it is first fooled. It then leaves the batch, so it costs
+            nothing more; 0 keeps the first fooling point. With a loss of the whole batch (`WholeBatch`), the example
+            stays in the batch but moves no further. None: every example takes all steps.
+
+    Raises:
+        UserError: If `threat` is not a set, `steps` or `patience` is not a whole number in range, or `step_size` is not
+            above 0 or exceeds 20 eps; in a call, if `patience` is set and the loss does not report fooled examples.
+
+    References:
+        PGD: https://arxiv.org/abs/1706.06083.
+        Friendly adversarial training (`patience`): https://arxiv.org/abs/2002.11242.
     """
 
     threat: Threat
@@ -111,7 +153,7 @@ class PGD:
     step_size: float | None = None
     start: Start = RandomStart()
     patience: int | None = None
-    if TYPE_CHECKING:  # at run time step_size is read by __post_init__
+    if TYPE_CHECKING:  # at run time __post_init__ parses step_size
 
         def __init__(
             self,
@@ -144,16 +186,16 @@ class PGD:
         return z
 
     def _climb_until(self, loss: PerExampleLoss, x: Tensor, out: Tensor, size: float, patience: int) -> Tensor:
-        """As `_climb`, over the rows of `out` whose patience lasts."""
+        """Run the steps of `_climb` on those rows of `out` that have patience left."""
         rows = torch.arange(len(x), device=x.device)
-        met = torch.zeros_like(rows, dtype=torch.bool)  # fooled before
-        spent = torch.zeros_like(rows)  # steps taken since
+        met = torch.zeros_like(rows, dtype=torch.bool)  # fooled at an earlier step
+        spent = torch.zeros_like(rows)  # steps taken since then
         for _ in range(self.steps):
-            _, fooled, grad = _slope_of(loss, out, rows)
+            _, fooled, grad = _value_and_grad_of(loss, out, rows)
             if fooled is None:
                 raise UserError(
-                    f"patience = {patience} needs a loss that tells who is fooled, "
-                    f"and {named(loss.loss if isinstance(loss, WholeBatch) else loss)} does not: leave patience out"
+                    f"patience = {patience} needs a loss that reports which examples are fooled, and "
+                    f"{named(loss.loss if isinstance(loss, WholeBatch) else loss)} does not: leave patience out"
                 )
             met = met | fooled
             going = ~met | (spent < patience)
@@ -168,8 +210,8 @@ class PGD:
         return self.threat.project(z + size * self.threat.ascent(grad), x)
 
 
-def _slope_of(loss: PerExampleLoss, z: Tensor, rows: Tensor) -> ValueAndGrad:
-    """Of some rows of `z`; the others are run too where the loss needs them beside."""
+def _value_and_grad_of(loss: PerExampleLoss, z: Tensor, rows: Tensor) -> ValueAndGrad:
+    """Return value and gradient for some rows of `z`; a loss of the whole batch is run on all rows."""
     if not isinstance(loss, WholeBatch):
         return value_and_grad(loss[rows], z[rows])
     value, fooled, grad = value_and_grad(loss, z)
@@ -177,16 +219,36 @@ def _slope_of(loss: PerExampleLoss, z: Tensor, rows: Tensor) -> ValueAndGrad:
 
 
 def FGSM(threat: Threat, step_size: float | str | None = None, start: Start = CleanStart()) -> PGD:  # noqa: N802
-    """One step, by default of length eps from the example itself (https://arxiv.org/abs/1412.6572).
+    """Fast gradient sign method: PGD with one step, by default of length eps from the example itself.
 
-    FGSM-RS (https://arxiv.org/abs/2001.03994) is `FGSM(Linf("8/255"), "10/255", RandomStart())`.
+    FGSM-RS is `FGSM(Linf("8/255"), "10/255", RandomStart())`.
+
+    Args:
+        threat: Perturbation set.
+        step_size: Length of the step in pixel units, a number or text such as "10/255"; None is eps.
+        start: Start of the search; the example itself by default.
+
+    Returns:
+        The attack, a `PGD` of one step.
+
+    Raises:
+        UserError: If `threat` is not a set, or `step_size` is not above 0 or exceeds 20 eps.
+
+    References:
+        FGSM: https://arxiv.org/abs/1412.6572.
+        FGSM-RS: https://arxiv.org/abs/2001.03994.
     """
     need_threat(threat)
     return PGD(threat, steps=1, step_size=threat.eps if step_size is None else step_size, start=start)
 
 
 def parse_step_size(value: float | str, threat: Threat) -> float:
-    """A step in pixel units. Raises `UserError` for one that crosses the set ten times over: it is in another unit."""
+    """Parse a step size in pixel units.
+
+    Raises:
+        UserError: If the step is not above 0, or exceeds 20 eps: it would cross the set ten times over, so it is
+            probably in another unit.
+    """
     size, eps = parse_number(value), threat.eps
     if not (0 < size < math.inf):
         raise UserError(f"step_size = {size:g} is not above 0")

@@ -1,4 +1,4 @@
-"""Attacks whose eps is drawn."""
+"""PGD with a random eps."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,14 +15,26 @@ from .threats import L1, L2, Linf, ScaledThreat
 
 @dataclass(frozen=True, slots=True)
 class RandomEps:
-    """PGD whose eps is drawn anew each time, for the whole `batch` or for each `example`, up to its own.
+    """PGD with an eps that is drawn anew for each call, up to the eps of the attack.
 
-    The share of its eps is Beta(`alpha`, `beta`) distributed between `low` and 1; with 1 and 1 it is uniform. Steps
-    shrink with it, whether the attack was given their size or not. One training then meets every strength: the variable
-    robustness that https://arxiv.org/abs/2007.11259 is read to propose for inversion (the distribution is ours).
+    The drawn share of the eps has a Beta(`alpha`, `beta`) distribution between `low` and 1; with 1 and 1 it is uniform.
+    Steps shrink by the same share, whether or not the attack has an explicit step size. Training then covers all attack
+    strengths: the variable robustness that the paper below is read to propose for inversion (the distribution is ours).
 
-    Raises `UserError` for another threat than Linf, L2 or L1, for patience, which lets examples leave the batch, and
-    for a start at the whole eps.
+    Args:
+        attack: PGD for `Linf`, `L2` or `L1`, without `patience` and with another start than `SphereStart`.
+        by: "batch" draws one eps for the whole batch, "example" one for each example. In evaluation each example always
+            has its own, so that results do not depend on the batch.
+        low: Smallest share of the eps, in [0, 1).
+        alpha: First parameter of the Beta distribution, above 0.
+        beta: Second parameter of the Beta distribution, above 0.
+
+    Raises:
+        UserError: If a number is out of range; if the attack is not PGD for `Linf`, `L2` or `L1`; if it has `patience`,
+            which lets examples leave the batch; or if it starts at the whole eps (`SphereStart`).
+
+    References:
+        Variable robustness: https://arxiv.org/abs/2007.11259.
     """
 
     attack: PGD
@@ -35,28 +47,28 @@ class RandomEps:
         need_one_of("by", self.by, ("batch", "example"))
         if not (0 <= self.low < 1 and self.alpha > 0 and self.beta > 0):
             raise UserError(
-                f"shares of eps begin in [0, 1), not at {self.low:g}, and alpha and beta are above 0, not "
-                f"{self.alpha:g} and {self.beta:g}"
+                f"low must be in [0, 1), not {self.low:g}, and alpha and beta must be above 0, not {self.alpha:g} and "
+                f"{self.beta:g}"
             )
         if not isinstance(self.attack, PGD):
-            raise UserError(f"{type(self.attack).__name__} is no PGD, whose eps could be drawn")
+            raise UserError(f"RandomEps needs a PGD, not {type(self.attack).__name__}")
         if not isinstance(self.attack.threat, Linf | L2 | L1):
-            raise UserError(f"of {self.attack.threat} no eps can be drawn: it is made for Linf, L2 and L1")
+            raise UserError(f"RandomEps is defined for Linf, L2 and L1, not for {self.attack.threat}")
         if isinstance(getattr(self.attack.start, "start", self.attack.start), SphereStart):
             raise UserError(
-                "SphereStart() starts at the whole eps, whatever is drawn: start RandomStart() or GaussianStart()"
+                "SphereStart() starts at the whole eps, whatever is drawn: use RandomStart() or GaussianStart()"
             )
         if self.attack.patience is not None:
-            raise UserError("with patience, examples leave the batch for which eps was drawn: leave it out")
+            raise UserError("with patience, examples leave the batch for which eps was drawn: leave patience out")
 
     def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         share, whole = self._drawn(x, rng), self.attack.threat
         assert isinstance(whole, Linf | L2 | L1)
-        whole.project(x[:1], x[:1])  # refuses an eps that no image of this size has
+        whole.project(x[:1], x[:1])  # raises UserError for an eps that is too large for images of this size
         return replace(self.attack, threat=ScaledThreat(whole, share))(loss, x, rng)
 
     def _drawn(self, x: Tensor, rng: Rng) -> Tensor:
-        """Shares `[B]`; in evaluation each example has its own, for it cannot know of a batch."""
+        """Draw the shares `[B]`; in evaluation each example has its own, so that results do not depend on the batch."""
         u = uniform(x.new_empty(len(x)), rng)
         u = u[:1].expand(len(x)) if self.by == "batch" and not isinstance(rng, PerExample) else u
         if not self.alpha == self.beta == 1:

@@ -1,4 +1,4 @@
-"""Attacks of one step, or of a few gradients at one stage, made for training. None is meant to measure robustness."""
+"""Single-step attacks, of one or a few gradients, for training. None is meant to measure robustness."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,10 +16,21 @@ from .threats import Linf
 
 @dataclass(frozen=True, slots=True)
 class NFGSM:
-    """One step of length `step_size` (eps if left out) from uniform noise of size `noise` x eps.
+    """N-FGSM: one gradient-sign step from uniform noise around the example, without projection onto the ball.
 
-    https://arxiv.org/abs/2202.01181. It leaves the ball on purpose: the perturbation reaches
-    `noise` x eps + `step_size`, 3 eps by default, inside [0, 1]. Use it to train, never to evaluate.
+    It leaves the ball on purpose: the perturbation reaches `noise` x eps + `step_size`, 3 eps by default, inside
+    [0, 1]. Use it to train, never to evaluate.
+
+    Args:
+        threat: Perturbation set.
+        noise: Size of the noise in units of eps.
+        step_size: Length of the step in pixel units, a number or text such as "8/255"; None is eps.
+
+    Raises:
+        UserError: If the threat is not `Linf`, or `step_size` is not above 0 or exceeds 20 eps.
+
+    References:
+        N-FGSM: https://arxiv.org/abs/2202.01181.
     """
 
     threat: Linf
@@ -36,7 +47,7 @@ class NFGSM:
 
     @property
     def reach(self) -> Linf:
-        """The set that its points lie in."""
+        """Set in which the perturbed points lie, larger than `threat`."""
         return Linf(min(1.0, self.noise * self.threat.eps + self._length))
 
     @property
@@ -51,10 +62,20 @@ class NFGSM:
 
 @dataclass(frozen=True, slots=True)
 class ZeroGrad:
-    """FGSM from a random point, where the smallest gradients of each image do not move their pixels.
+    """FGSM from a random start that sets the smallest gradients of each image to zero, so that their pixels stay.
 
-    https://arxiv.org/abs/2103.15476. `quantile` is the share of an image's pixels that stay: 0.35 for CIFAR-10, 0.45
-    for CIFAR-100, 0.7 for SVHN in that paper's code. `step_size` is 2 eps if left out.
+    Args:
+        threat: Perturbation set.
+        quantile: Share of an image's pixels that stay, in [0, 1): 0.35 for CIFAR-10, 0.45 for CIFAR-100 and 0.7 for
+            SVHN in the paper's code.
+        step_size: Length of the step in pixel units, a number or text such as "8/255"; None is 2 eps.
+
+    Raises:
+        UserError: If the threat is not `Linf`, `quantile` is not in [0, 1), or `step_size` is not above 0 or exceeds
+            20 eps.
+
+    References:
+        ZeroGrad: https://arxiv.org/abs/2103.15476.
     """
 
     threat: Linf
@@ -83,10 +104,22 @@ class ZeroGrad:
 
 @dataclass(frozen=True, slots=True)
 class MultiGrad:
-    """One step from the image along the signs on which the gradients at several random points agree.
+    """One step from the image along the gradient signs on which several random points agree.
 
-    https://arxiv.org/abs/2103.15476: `points` 3, all of which must agree; `step_size` is 2 eps if left out, so every
-    pixel that moves goes to the border of the set.
+    All points must agree on the sign of a pixel; other pixels stay.
+
+    Args:
+        threat: Perturbation set.
+        points: Number of random points, at least 1; 3 in the paper.
+        step_size: Length of the step in pixel units, a number or text such as "8/255"; None is 2 eps, which moves every
+            pixel that moves to the border of the set.
+
+    Raises:
+        UserError: If the threat is not `Linf`, `points` is not a whole number above 0, or `step_size` is not above 0 or
+            exceeds 20 eps.
+
+    References:
+        MultiGrad: https://arxiv.org/abs/2103.15476.
     """
 
     threat: Linf
@@ -106,7 +139,7 @@ class MultiGrad:
         x = x.detach()
         grads = [value_and_grad(loss, self.threat.sample(x, rng)).grad for _ in range(self.points)]
         votes = torch.stack([self.threat.ascent(grad) for grad in grads]).sum(0)
-        agreed = torch.where(votes.abs() < self.points, 0.0, votes / self.points)  # NaN stays, to be seen
+        agreed = torch.where(votes.abs() < self.points, 0.0, votes / self.points)  # a NaN stays visible
         size = 2 * self.threat.eps if self.step_size is None else self.step_size
         return self.threat.project(x + size * agreed, x)
 

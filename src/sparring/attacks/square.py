@@ -19,14 +19,27 @@ _TINY = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Square:
-    """One forward pass a query; a proposal is kept if it raises the loss or fools. Needs no gradient.
+    """Square attack: random search by one forward pass per query, without gradients.
 
-    `share` is the part of the image that the first squares cover; it is halved after 10, 50, 200, 500, 1000, 2000,
-    4000, 6000 and 8000 of 10,000 queries. AutoAttack raises `Margin`. Each example draws its own squares.
+    A proposal is kept if it increases the loss or fools. AutoAttack maximises `Margin` with it. Each example draws its
+    own squares. The released code differs from the paper in three details. Two are the options `rescale` and
+    `last_place`, both False there. The third, one square for the whole batch, is not offered, since results would
+    depend on the batch.
 
-    The released code differs from the paper in two details, options here: it does not `rescale` that schedule to the
-    number of queries, and it never places a square at the last row or column (`last_place`). Its third, one square for
-    the whole batch, is not offered: results would depend on the batch.
+    Args:
+        threat: Perturbation set: `Linf`, `L2` or `L1`.
+        queries: Number of queries after the start, at least 1.
+        share: Share of the image, in (0, 1], that the first squares cover. It is halved after 10, 50, 200, 500, 1000,
+            2000, 4000, 6000 and 8000 of 10,000 queries.
+        rescale: If True, that schedule is rescaled to the number of queries.
+        last_place: If False, no square is placed at the last row or column.
+
+    Raises:
+        UserError: If the threat is another set, or `queries` or `share` is out of range.
+
+    References:
+        Square: https://arxiv.org/abs/1912.00049.
+        Square for L1: https://arxiv.org/abs/2103.01208.
     """
 
     threat: Threat
@@ -62,13 +75,13 @@ class Square:
             new = squares.propose(x, z, self.side(query, x), numbers[:, query % _BLOCK])
             seen, fooled = loss(new)
             better = seen > value if fooled is None else (seen > value) | fooled
-            z = torch.lerp(z, new, each(better.to(z.dtype), z))  # one or the other, and quicker than `where`
+            z = torch.lerp(z, new, each(better.to(z.dtype), z))  # weights are 0 or 1; faster than `where`
             value = torch.where(better, seen, value)
         out[rows] = z
         return out
 
     def side(self, query: int, x: Tensor) -> int:
-        """The side of the square of a query, in pixels."""
+        """Return the side of the square of a query, in pixels."""
         done = query * 10_000 // self.queries if self.rescale else query
         halvings = sum(done > bound for bound in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000))
         height, width = x.shape[2:]
@@ -77,10 +90,10 @@ class Square:
 
 
 class _Squares(Protocol):
-    """How the squares of one norm look."""
+    """Shape and colours of the squares of one norm."""
 
     def numbers(self, x: Tensor) -> int:
-        """How many uniform numbers a proposal takes."""
+        """Return the number of uniform random numbers that a proposal takes."""
         ...
 
     def start(self, x: Tensor, rng: Rng) -> Tensor: ...
@@ -92,14 +105,14 @@ def _signs(numbers: Tensor) -> Tensor:
 
 
 def _places(rules: Square, numbers: Tensor, room: int) -> Tensor:
-    """Where a square begins: 0 to `room`, or one less in the released code."""
+    """Return the first row or column of a square: 0 to `room`, or to `room` - 1 as in the released code."""
     count = room + rules.last_place
     return (numbers * count).long().clamp_(0, max(0, count - 1))
 
 
 @dataclass(frozen=True, slots=True)
 class _Stripes:
-    """Linf: every pixel is at +eps or -eps, first in vertical stripes; a square sets each channel to one of both."""
+    """Linf: every pixel is at +eps or -eps, first in vertical stripes; a square sets each channel to +eps or -eps."""
 
     rules: Square
 
@@ -123,7 +136,7 @@ class _Stripes:
 
 @dataclass(frozen=True, slots=True)
 class _Pyramids:
-    """L2 and L1: mass is moved from one window to another, where two pyramids of opposite sign are added to it."""
+    """L2 and L1: a proposal moves mass from one window to another and adds two pyramids of opposite sign there."""
 
     rules: Square
 
@@ -135,7 +148,7 @@ class _Pyramids:
         return 5 + x.shape[1]
 
     def start(self, x: Tensor, rng: Rng) -> Tensor:
-        """A grid of about 5 x 5 pyramids."""
+        """Start at a grid of about 5 x 5 pyramids."""
         height, width = x.shape[2:]
         side, delta = max(1, height // 5), torch.zeros_like(x)
         first = (height - 5 * side) // 2 if height >= 5 else 0
@@ -161,13 +174,13 @@ class _Pyramids:
         return self._in_ball(x, delta.view_as(x))
 
     def _window(self, top: Tensor, left: Tensor, side: int, x: Tensor) -> Tensor:
-        """The flat places of a square, `[B, C, side * side]`."""
+        """Return the flat indices of a square's pixels, `[B, C, side * side]`."""
         steps = torch.arange(side, device=x.device)
         places = (top[:, None] + steps)[:, :, None] * x.shape[3] + (left[:, None] + steps)[:, None, :]
         return places.flatten(1)[:, None].expand(-1, x.shape[1], -1)
 
     def _budget(self, spent: Tensor, freed: Tensor, channels: int) -> Tensor:
-        """The norm that the new window may have in each channel."""
+        """Return the norm that the new window may have in each channel."""
         eps = self.rules.threat.eps
         if self._order == 2:
             return ((eps**2 - spent**2).clamp_min(0) / channels + freed**2).sqrt()
@@ -177,7 +190,7 @@ class _Pyramids:
         return torch.linalg.vector_norm(t, ord=self._order, dim=2, keepdim=True)
 
     def _pyramids(self, side: int, numbers: Tensor) -> Tensor:
-        """Two pyramids, side by side or one above the other, with a sign for each channel: `[B, C, side, side]`."""
+        """Return two pyramids, side by side or one above the other, with a sign per channel: `[B, C, side, side]`."""
         shape = _two_pyramids(side, self._order, numbers.device, numbers.dtype)
         turned = torch.where((numbers[:, :1] > 0.5)[:, None, None], shape.T, shape)
         return turned * _signs(numbers[:, 1:])[:, :, None, None]
@@ -191,7 +204,7 @@ class _Pyramids:
 
 @lru_cache(maxsize=64)
 def _two_pyramids(side: int, order: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The upper half rises to a peak, the lower falls to one; unit norm."""
+    """Return two pyramids of opposite sign, the positive one above the negative one, with unit norm."""
     upper = side // 2
     halves = [sign * _pyramid(rows, side, order) for sign, rows in ((1, upper), (-1, side - upper)) if rows]
     both = torch.cat(halves)
@@ -199,7 +212,7 @@ def _two_pyramids(side: int, order: int, device: torch.device, dtype: torch.dtyp
 
 
 def _pyramid(height: int, width: int, order: int) -> Tensor:
-    """Rings about the middle; the ring at distance d has the sum of 1 / (k + 1)^(2 or 4) over k >= d."""
+    """Return rings about the centre: the value at distance d is the sum of 1 / (k + 1)^(2 or 4) over k >= d."""
     count = max(height // 2, width // 2) + 1
     power = 2 if order == 2 else 4
     rings = (1 / torch.arange(1, count + 1, dtype=torch.float64) ** power).flip(0).cumsum(0).flip(0)

@@ -1,7 +1,7 @@
-"""Perturbation sets: how to start in one, how to get back into it, which way is up.
+"""Perturbation sets: sampling a start, projecting onto the set, and the direction of steepest ascent.
 
-A threat is a value, `Linf("8/255")`, shared by training, evaluation and reports; the norm is a value too,
-so no attack is written once per norm. Pixels lie in [0, 1] and `eps` is in pixel units.
+A threat is a value, such as `Linf("8/255")`, shared by training, evaluation and reports. Because the threat carries
+its norm, an attack need not be written once per norm. Pixels lie in [0, 1] and `eps` is in pixel units.
 """
 
 import math
@@ -20,7 +20,7 @@ _TINY = 1e-12
 
 
 class _Ball:
-    """What the three sets have in common: an `eps` that was read and checked once."""
+    """Common base of the three sets: parses and checks `eps` once."""
 
     __slots__ = ()
     eps: float
@@ -44,10 +44,19 @@ class _Ball:
 
 @dataclass(frozen=True, slots=True)
 class Linf(_Ball):
-    """Every pixel may change by `eps`. `project` is the exact nearest point."""
+    """Set of images in [0, 1] in which every pixel differs from the example by at most `eps`.
+
+    `project` gives the exact nearest point.
+
+    Args:
+        eps: Radius in pixel units, in (0, 1]: a number, or text such as "8/255".
+
+    Raises:
+        UserError: If `eps` is not in (0, 1].
+    """
 
     eps: float
-    if TYPE_CHECKING:  # at run time eps is read by __post_init__
+    if TYPE_CHECKING:  # at run time __post_init__ parses eps
 
         def __init__(self, eps: float | str) -> None: ...
 
@@ -62,7 +71,7 @@ class Linf(_Ball):
         return "1"
 
     def sample(self, x: Tensor, rng: Rng) -> Tensor:
-        """Uniform in the ball, then clipped to [0, 1]."""
+        """Draw a point uniformly from the ball, then clip it to [0, 1]."""
         return self.project(x + uniform(x, rng, -self.eps, self.eps), x)
 
     def project(self, z: Tensor, x: Tensor) -> Tensor:
@@ -81,10 +90,16 @@ class Linf(_Ball):
 
 @dataclass(frozen=True, slots=True)
 class L2(_Ball):
-    """The whole perturbation has Euclidean length `eps` at most.
+    """Set of images in [0, 1] whose perturbation has Euclidean length `eps` at most.
 
     `project` scales into the ball and then clips to [0, 1], as published attacks do. The result lies in
     both, but where clipping acts it is not the nearest such point.
+
+    Args:
+        eps: Radius in pixel units, above 0: a number, or text such as "128/255".
+
+    Raises:
+        UserError: If `eps` is not above 0; in `project`, if it exceeds the largest distance between two images.
     """
 
     eps: float
@@ -93,7 +108,7 @@ class L2(_Ball):
         def __init__(self, eps: float | str) -> None: ...
 
     def sample(self, x: Tensor, rng: Rng) -> Tensor:
-        """Uniform in the ball, then clipped to [0, 1]."""
+        """Draw a point uniformly from the ball, then clip it to [0, 1]."""
         direction = self.ascent(normal(x, rng))
         u = uniform(x.new_empty(len(x)), rng)
         return self.project(x + self.eps * each(u ** (1 / x[0].numel()), x) * direction, x)
@@ -108,7 +123,7 @@ class L2(_Ball):
         return (x + delta * each(scale, x)).clamp_(0, 1)
 
     def ascent(self, grad: Tensor) -> Tensor:
-        """The normalised gradient; a zero gradient gives a zero step, not NaN."""
+        """Normalise the gradient; a zero gradient gives a zero step, not NaN."""
         return grad / each(self.norm(grad).clamp_min(_TINY), grad)
 
     def norm(self, delta: Tensor) -> Tensor:
@@ -117,11 +132,22 @@ class L2(_Ball):
 
 @dataclass(frozen=True, slots=True)
 class L1(_Ball):
-    """The changes of all pixels sum to `eps` at most. `project` is the exact nearest point.
+    """Set of images in [0, 1] whose absolute pixel changes sum to `eps` at most.
 
-    The steepest step in this norm moves one pixel. `share` is the part of the pixels that `ascent` moves
-    instead, the largest gradients, by equal amounts: a sparse step in the manner of https://arxiv.org/abs/1904.13000;
-    0 is the exact steepest step.
+    `project` gives the exact nearest point. The steepest step in this norm moves one pixel; `ascent` moves a share of
+    the pixels instead.
+
+    Args:
+        eps: Radius in pixel units, above 0: a number or text.
+        share: Share of the pixels, in [0, 1], that `ascent` moves by equal amounts: those with the largest gradients.
+            0 is the exact steepest step.
+
+    Raises:
+        UserError: If `eps` is not above 0 or `share` is not in [0, 1]; in `project`, if `eps` exceeds the largest
+            distance between two images.
+
+    References:
+        Sparse steps: https://arxiv.org/abs/1904.13000.
     """
 
     eps: float
@@ -136,14 +162,14 @@ class L1(_Ball):
             raise UserError(f"share = {self.share:g} is not in [0, 1]")
 
     def sample(self, x: Tensor, rng: Rng) -> Tensor:
-        """Uniform in the ball (normalised exponentials with random signs), then clipped to [0, 1]."""
+        """Draw a point uniformly from the ball (normalised exponentials with random signs), then clip to [0, 1]."""
         size = exponential(x, rng)
         slack = exponential(x.new_empty(len(x)), rng)
         sign = uniform(x, rng, -1, 1).sign()
         return self.project(x + self.eps * sign * size / each(self.norm(size) + slack, x), x)
 
     def project(self, z: Tensor, x: Tensor) -> Tensor:
-        """Soft thresholding with caps: the caps are what [0, 1] leaves in each pixel's direction.
+        """Project by soft thresholding with caps: each pixel's cap is its distance to the border of [0, 1].
 
         The kept size `sum_i min(max(|d_i| - t, 0), cap_i)` falls piecewise linearly in the threshold t, with
         kinks at `|d_i|` and `|d_i| - cap_i`; sorting the kinks gives the t at which it equals `eps`.
@@ -158,7 +184,7 @@ class L1(_Ball):
         cap = torch.where(delta > 0, 1 - flat, flat)
         threshold = _threshold(size, cap, eps)
         kept = torch.minimum((size - threshold).clamp_min(0), cap)
-        kept = kept * (eps / kept.sum(1, keepdim=True).clamp_min(_TINY)).clamp_max(1.0)  # rounding
+        kept = kept * (eps / kept.sum(1, keepdim=True).clamp_min(_TINY)).clamp_max(1.0)  # rounding may exceed eps
         return (x + (kept * delta.sign()).view_as(x)).clamp_(0, 1)
 
     def ascent(self, grad: Tensor) -> Tensor:
@@ -173,24 +199,22 @@ class L1(_Ball):
 
 
 def _threshold(size: Tensor, cap: Tensor, eps: float | Tensor) -> Tensor:
-    """The smallest t >= 0 with `sum_i min(max(size_i - t, 0), cap_i) <= eps`, `[B, 1]`."""
+    """Return the smallest t >= 0 with `sum_i min(max(size_i - t, 0), cap_i) <= eps`, `[B, 1]`."""
     kinks, order = torch.cat([size - cap, size], dim=1).sort(dim=1, descending=True)
-    values_and_grads = (
-        torch.where(order < size.shape[1], -1.0, 1.0).to(size).cumsum(1)
-    )  # just below each kink, per unit of t
+    slopes = torch.where(order < size.shape[1], -1.0, 1.0).to(size).cumsum(1)  # just below each kink, per unit of t
     gaps = kinks[:, :-1] - kinks[:, 1:]
     zero = torch.zeros_like(kinks[:, :1])
-    kept = torch.cat([zero, (values_and_grads[:, :-1] * gaps).cumsum(1)], dim=1)  # at each kink
+    kept = torch.cat([zero, (slopes[:, :-1] * gaps).cumsum(1)], dim=1)  # at each kink
     last = (kept <= eps).sum(1, keepdim=True) - 1
-    beyond = (eps - kept.gather(1, last)) / values_and_grads.gather(1, last).clamp_min(1.0)
+    beyond = (eps - kept.gather(1, last)) / slopes.gather(1, last).clamp_min(1.0)
     return (kinks.gather(1, last) - beyond).clamp_min(0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScaledThreat:
-    """A set that is smaller for some examples than for others: `share` `[B]`, in [0, 1], of the eps of `whole`.
+    """Set with an eps of its own for each example: `share` `[B]`, in [0, 1], times the eps of `whole`.
 
-    Steps shrink with it. It is made for one batch, and serves no part of it.
+    Steps shrink by the same share. The set is made for one whole batch and cannot be used for some of its rows.
     """
 
     whole: Linf | L2 | L1
@@ -198,11 +222,11 @@ class ScaledThreat:
 
     @property
     def eps(self) -> float:
-        """The largest that it can be."""
+        """Eps of `whole`: the largest eps that an example can have."""
         return self.whole.eps
 
     def sample(self, x: Tensor, rng: Rng) -> Tensor:
-        """A point of the whole set, drawn towards the example."""
+        """Sample the whole set and move each point towards its example, by its share."""
         return x + each(self.share, x) * (self.whole.sample(x, rng) - x)
 
     def project(self, z: Tensor, x: Tensor) -> Tensor:
@@ -216,23 +240,33 @@ class ScaledThreat:
 
 
 def threat(text: str) -> Linf | L2 | L1:
-    """A set as the shell writes it: `linf:8/255`, `l2:0.5`, `l1:12`. Raises `UserError` for anything else."""
+    """Parse a set from command-line text.
+
+    Args:
+        text: A norm and an eps in pixel units: `linf:8/255`, `l2:0.5` or `l1:12`.
+
+    Returns:
+        The set.
+
+    Raises:
+        UserError: If the text has another form, or eps is out of range.
+    """
     kinds: dict[str, type[Linf | L2 | L1]] = {"linf": Linf, "l2": L2, "l1": L1}
     name, found, eps = text.partition(":")
     if name.lower() not in kinds or not found:
-        raise UserError(f"{text!r} is no threat: write linf:8/255, l2:0.5 or l1:12")
+        raise UserError(f"{text!r} is not a threat: write linf:8/255, l2:0.5 or l1:12")
     return kinds[name.lower()](parse_number(eps))
 
 
 def need_threat(value: object) -> None:
-    """Raises `UserError` for what is no set around an image but, say, its class or how the shell writes it."""
+    """Raise `UserError` if `value` is not a perturbation set, for example a class or command-line text."""
     if isinstance(value, type) or not isinstance(value, Threat):
         raise UserError(
-            f"{value!r:.60} is no threat: wanted is a set such as Linf('8/255'), L2(0.5) or L1(12), or one of your own "
-            "with eps, sample, project, ascent and norm; sparring.attacks.threats.threat reads what the shell writes"
+            f"{value!r:.60} is not a threat: give a set such as Linf('8/255'), L2(0.5) or L1(12), or an object of your "
+            "own with eps, sample, project, ascent and norm; sparring.attacks.threats.threat parses command-line text"
         )
 
 
 def _sign(grad: Tensor) -> Tensor:
-    """The sign, where NaN stays NaN: torch makes it 0, and an attack would stand still without a word."""
+    """Return the sign, keeping NaN: torch's sign of NaN is 0, so an attack would silently make no step."""
     return grad.sign().add_(grad * 0)
