@@ -22,7 +22,7 @@ class SmoothReLU(Pointwise):
     `sparring.training.optimizers` do not decay it.
 
     Args:
-        alpha: Initial value of alpha.
+        alpha: Initial value of alpha; 400 in the paper and its released code.
 
     Raises:
         UserError: If `alpha` is not above 0.
