@@ -242,7 +242,7 @@ def test_a_single_activation_becomes_another():
         ),
         (nn.Sequential(nn.Linear(2, 2), nn.PReLU()), "no activation that could be swapped"),
         (Functional(), "F.relu in Functional; torch.relu in Functional"),
-        (nn.Sequential(nn.ReLU(), Careless()), "what self.relu returns is thrown away in Careless"),
+        (nn.Sequential(nn.ReLU(), Careless()), "the output of self.relu, which is discarded in Careless"),
         (
             nn.Sequential(nn.ReLU(), Nested(), Functional()),
             r"Seq.*swapped: F.relu in Functional; torch.relu in Functional",

@@ -262,6 +262,7 @@ _PLACES = 0xFFFFFFFF
 
 
 def _unkeyed(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Similarities and places of keys, the inverse of `_keys`."""
     bits, place = keys >> 32, _PLACES - (keys & _PLACES)
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).int()
     return bits.view(torch.float32), place

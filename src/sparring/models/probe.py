@@ -11,7 +11,9 @@ from ..core.errors import UserError
 from ..core.rng import make_rng
 
 PENALTY = 1e-3
+"""Default weight of the L2 penalty."""
 _LEAST = 1e-3
+"""Smallest spread of a feature, relative to the root mean square of all spreads."""
 PENALTIES = (1e2, 1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 

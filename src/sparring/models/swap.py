@@ -132,7 +132,7 @@ def _calls(kind: type[nn.Module], children: frozenset[str]) -> tuple[str, ...]:
                 found.append(f"{ast.unparse(node.func)} in {owner.__name__}")
             thrown = node.value if isinstance(node, ast.Expr) else None
             if isinstance(thrown, ast.Call) and _of_self(thrown) and _called(thrown) in children:
-                found.append(f"what self.{_called(thrown)} returns is thrown away in {owner.__name__}")
+                found.append(f"the output of self.{_called(thrown)}, which is discarded in {owner.__name__}")
     return tuple(found)
 
 

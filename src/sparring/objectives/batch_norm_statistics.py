@@ -50,11 +50,11 @@ class BatchNormStatistics(Objective):
         return self.method.inner(ctx)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
-        lens = _Choosing(ctx.lens.model, counts=lambda x: self._counts(x is ctx.batch.x))
+        lens = _SelectiveCache(ctx.lens.model, counts=lambda x: self._counts(x is ctx.batch.x))
         terms = self.method.outer(Context(lens, ctx.batch, ctx.memory, ctx.progress), x_adv)
         if self.of != "adversarial":
             with torch.no_grad():
-                for _ in range(self.clean_passes - lens.met(ctx.batch.x)):
+                for _ in range(self.clean_passes - lens.has_seen(ctx.batch.x)):
                     lens.model(ctx.batch.x)
         return terms
 
@@ -63,12 +63,12 @@ class BatchNormStatistics(Objective):
 
 
 @dataclass(slots=True)
-class _Choosing(ForwardCache):
+class _SelectiveCache(ForwardCache):
     """A forward cache in which only some tensors change the statistics of batch norm."""
 
     counts: Callable[[Tensor], bool] = field(kw_only=True)
 
-    def met(self, x: Tensor) -> bool:
+    def has_seen(self, x: Tensor) -> bool:
         return any(known is x for known, _, _ in self._seen)
 
     def _once(self, forward: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, least: int = 1) -> tuple[Tensor, ...]:

@@ -55,6 +55,9 @@ class InfoNCE:
 
     Raises:
         UserError: If `temperature` is not above 0.
+
+    References:
+        InfoNCE: https://arxiv.org/abs/1807.03748.
     """
 
     temperature: float = 0.2
@@ -107,7 +110,7 @@ class Multiscale:
         clip: Bound of the soft clipping of scores.
         regularise: Weight of the mean squared raw score, which is added in pre-training: 0.05 as published. The
             released code of self-supervised adversarial training leaves it out.
-        both: Whether the loss is the mean of both directions.
+        both: Whether the loss is the mean of both directions, or only the one from the first view to the second.
 
     Raises:
         UserError: In training, if the model has no feature maps.
@@ -183,7 +186,7 @@ class Contrastive(Objective):
         only_fooled: Whether only images are contrasted whose vote the attack changed, compared with their label if all
             labels may be used, as in the released code. It costs one more forward pass.
         guides: Number of guides.
-        refresh: Number of steps after which the bank of the kNN head is encoded anew.
+        refresh: The bank of the kNN head is encoded anew every so many steps.
 
     Raises:
         UserError: If labels are needed but not allowed, a setting is unknown, `only_fooled` is combined with views, or
@@ -236,12 +239,12 @@ class Contrastive(Objective):
         return self.labels != "none" and (self.only_fooled or self.raises in ("vote", "guides"))
 
     def init(self, data: LabelledData) -> nn.Module:
-        return _Known(data) if self.reads else nn.Module()
+        return _TrainingSet(data) if self.reads else nn.Module()
 
     def observe(self, ctx: Context) -> None:
         if not self.reads:
             return
-        assert isinstance(ctx.memory, _Known)
+        assert isinstance(ctx.memory, _TrainingSet)
         require_knn_head(ctx.lens.model)
         if ctx.progress.step % self.refresh == 0:
             encode_bank(ctx.lens.model, ctx.memory.data)
@@ -251,7 +254,7 @@ class Contrastive(Objective):
             loss = self._raised(ctx)
             if not self.only_fooled or self.raises == "guides":  # guides mark fooled examples themselves
                 return loss
-            return WithPredictions(loss, ctx.lens.logits, self._kept(ctx.lens, ctx.batch))
+            return WithPredictions(loss, ctx.lens.logits, self._expected(ctx.lens, ctx.batch))
 
         return LazyLoss(made)
 
@@ -286,7 +289,7 @@ class Contrastive(Objective):
                 return {"contrast": 0.0 * (clean[0].sum() + moved[0].sum())}
         return {"contrast": torch.cat([self.loss.pairs(a, b, chance) for a, b in pairs]).mean()}
 
-    def _kept(self, lens: ForwardCache, batch: Batch) -> Tensor:
+    def _expected(self, lens: ForwardCache, batch: Batch) -> Tensor:
         """Class for which the neighbours should vote: the label, or their vote on the clean image."""
         return batch.y if self.labels == "all" else lens.logits(batch.x).argmax(1)
 
@@ -296,10 +299,10 @@ class Contrastive(Objective):
         with eval_mode(ctx.lens.model):
             lens = ForwardCache(ctx.lens.model)
             votes = lens.logits(x_adv).argmax(1)
-            return (votes != self._kept(lens, ctx.batch)).nonzero()[:, 0]
+            return (votes != self._expected(lens, ctx.batch)).nonzero()[:, 0]
 
 
-class _Known(nn.Module):
+class _TrainingSet(nn.Module):
     """The training set, from which the bank is encoded anew; it is not saved."""
 
     def __init__(self, data: LabelledData) -> None:

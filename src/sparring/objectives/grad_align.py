@@ -54,9 +54,13 @@ class GradAlign(Regularizer):
         with statistics_kept(ctx.lens.model):
             here = _gradient(ctx, x, twice=False)
             there = _gradient(ctx, near, twice=True)
-        felt = (here != 0).any(1) & (there.detach() != 0).any(1)
+        has_gradient = (here != 0).any(1) & (there.detach() != 0).any(1)
         # a gradient of 0 has no direction; where every row has such a gradient, the misalignment is 0
-        cosine = F.cosine_similarity(here[felt], there[felt], dim=1).mean() if felt.any() else there.sum() * 0 + 1
+        cosine = (
+            F.cosine_similarity(here[has_gradient], there[has_gradient], dim=1).mean()
+            if has_gradient.any()
+            else there.sum() * 0 + 1
+        )
         return {"misalignment": self.weight * (1 - cosine)}
 
 

@@ -14,8 +14,8 @@ Distance = Literal["squared", "length"]
 class LogitPairing(Regularizer):
     """Adversarial logit pairing: pulls clean and adversarial logits together.
 
-    The term is `weight` x the distance of the logits. Added to a method: `Sum((CrossEntropy(clean=0.5),
-    LogitPairing(0.5)))` is ALP.
+    The term is `weight` x the distance of the logits. Added to a method:
+    `Sum((CrossEntropy(clean=0.5), LogitPairing(0.5)))` is ALP.
 
     Args:
         weight: Weight of the term.

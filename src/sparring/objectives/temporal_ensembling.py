@@ -17,10 +17,10 @@ class TemporalEnsembling(Regularizer):
     """Temporal ensembling: pulls predictions towards an average of the model's earlier predictions for the same image.
 
     The term is `weight` x |p(x') - q|², summed over the classes and averaged over the examples. The attack maximises it
-    and the update minimises it. q is the row of the image in a bank. Before each attack it becomes `decay` x q + (1 -
-    decay) x p(x), where p(x) is the prediction in eval mode at the clean image; in the term q is scaled to sum 1. While
-    the weight is 0, the bank is not updated and the term is left out. Added to a method: `Sum((CrossEntropy(),
-    TemporalEnsembling()))`.
+    and the update minimises it. q is the row of the image in a bank. Before each attack it becomes
+    `decay` x q + (1 - `decay`) x p(x), where p(x) is the prediction in eval mode at the clean image; in the term q is
+    scaled to sum 1. While the weight is 0, the bank is not updated and the term is left out. Added to a method:
+    `Sum((CrossEntropy(), TemporalEnsembling()))`.
 
     Args:
         weight: Weight of the term, a number or a schedule, for the sum over classes.
