@@ -108,8 +108,8 @@ def test_alpha_is_trained_and_never_decayed():
     ("name", "message"),
     [
         ("sillu", "no activation 'sillu': did you mean silu"),
-        ("softplus:0", "the parameter of 'softplus:0' is 0, and wanted is a number above 0"),
-        ("smooth_relu:-4", "is -4, and wanted is a number above 0"),
+        ("softplus:0", "the parameter of 'softplus:0' is 0, but must be a number above 0"),
+        ("smooth_relu:-4", "is -4, but must be a number above 0"),
         ("celu:two", "two"),
         ("silu:2", "silu has no parameter, and 'silu:2' gives it one"),
     ],
@@ -243,7 +243,7 @@ def test_a_single_activation_becomes_another():
         ),
         (nn.Sequential(nn.Linear(2, 2), nn.PReLU()), "no activation that could be swapped"),
         (Functional(), "F.relu in Functional; torch.relu in Functional"),
-        (nn.Sequential(nn.ReLU(), Careless()), "what self.relu returns is thrown away in Careless"),
+        (nn.Sequential(nn.ReLU(), Careless()), "the output of self.relu, which is discarded in Careless"),
         (
             nn.Sequential(nn.ReLU(), Nested(), Functional()),
             r"Seq.*swapped: F.relu in Functional; torch.relu in Functional",

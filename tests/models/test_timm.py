@@ -124,7 +124,7 @@ def test_the_recipes_have_what_the_released_code_has():
 
 def test_a_probability_and_a_padding_that_are_none_are_refused():
     for survival in (0.0, 1.2, float("nan")):
-        with pytest.raises(UserError, match=r"no probability that a block stays: wanted is 0 < survival <= 1"):
+        with pytest.raises(UserError, match=r"not a probability that a block stays: it must be above 0 and at most 1"):
             efficientnet(survival=survival)
     with pytest.raises(UserError, match="padding = 'valid' is neither symmetric nor same"):
         efficientnet(padding="valid")
@@ -167,7 +167,7 @@ def test_without_timm_one_is_told_what_to_install(monkeypatch):
         imagenet_resnet()
     if loads():
         monkeypatch.undo()
-        with pytest.raises(UserError, match="depth 26, 50, 101, 152 here, not of 34"):
+        with pytest.raises(UserError, match="depth = 34 is not one of 26, 50, 101, 152"):
             imagenet_resnet(34)
 
 

@@ -143,7 +143,7 @@ def test_no_label_changes_what_is_learned_without_labels():
         ({"raises": "guides", "labels": "bank"}, "labels = 'all'"),
         ({"raises": "vote"}, "labels = 'bank'"),
         ({"only_fooled": True}, "labels = 'bank'"),
-        ({"only_fooled": True, "labels": "all", "between": "views"}, "not of views"),
+        ({"only_fooled": True, "labels": "all", "between": "views"}, "set between = 'adversarial'"),
         ({"refresh": 0}, "at least 1"),
         ({"raises": "distnace"}, "not one of"),
         ({"between": "view"}, "not one of"),
@@ -467,7 +467,7 @@ def test_a_joint_contrast_wants_two_views_and_the_whole_batch(objective):
         objective.inner(context(objective, model, data, torch.arange(4)))
     ctx = two_views(model, data)
     raised = objective.inner(ctx)
-    with pytest.raises(UserError, match="told from each other: use an attack on whole batches"):
+    with pytest.raises(UserError, match="compared with each other: use an attack on whole batches"):
         Restarts(SHORT, 2)(raised, ctx.batch.x, make_rng(0))
     with pytest.raises(UserError, match="temperature"):
         replace(objective, temperature=0.0)

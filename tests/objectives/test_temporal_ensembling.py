@@ -314,7 +314,7 @@ def test_a_run_whose_file_was_exchanged_does_not_go_on(tiny, tmp_path):
 
     with pytest.raises(Interrupted):
         fit(recipe, tmp_path / "run", on_progress=stop_at(3), log=said.append)
-    assert any("a bank of 54 x 10 predictions is kept beside the model, in float32" in line for line in said)
+    assert any("a bank of 54 x 10 predictions is kept on the device of the model, in float32" in line for line in said)
     written(1)
     with pytest.raises(UserError, match="the data set has changed since this training began"):
         fit(recipe, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Classifiers with the normalisation inside: functions that return a `Classifier`."""
+"""Classifiers that normalise inside the model: functions that return a `Classifier`."""
 
 from .activations import SmoothReLU, activation
 from .classifier import Normalize

@@ -1,6 +1,6 @@
-"""Activation functions by name, as modules, so that a model says in its repr what it uses.
+"""Activation functions by name, as modules, so that the repr of a model shows which it uses.
 
-Which are smooth (their derivative is continuous) is what https://arxiv.org/abs/2006.14536 is about.
+https://arxiv.org/abs/2006.14536 is about which of them are smooth (have a continuous derivative).
 """
 
 from collections.abc import Callable
@@ -15,11 +15,20 @@ from ..core.types import Pointwise
 
 
 class SmoothReLU(Pointwise):
-    """x - log(1 + alpha x) / alpha above 0, and 0 below, with one alpha that is learned (`[...]` to `[...]`).
+    """Smooth ReLU with a learned alpha: x - log(1 + alpha x) / alpha above 0, and 0 below.
 
-    Its derivative, alpha x / (1 + alpha x), is continuous; for a large alpha it is ReLU. alpha = `r` squared, 400 at
-    first (https://arxiv.org/abs/2006.14536 and its released code). `r` has no dimension, so the optimisers of
+    It maps `[...]` to `[...]`. Its derivative, alpha x / (1 + alpha x), is continuous; for a large alpha it approaches
+    that of ReLU. The learned parameter is `r`, and alpha is `r` squared. `r` has no dimension, so the optimisers of
     `sparring.training.optimizers` do not decay it.
+
+    Args:
+        alpha: Initial value of alpha; 400 in the paper and its released code.
+
+    Raises:
+        UserError: If `alpha` is not above 0.
+
+    References:
+        Smooth Adversarial Training, and its released code: https://arxiv.org/abs/2006.14536.
     """
 
     def __init__(self, alpha: float = 400.0) -> None:
@@ -41,7 +50,7 @@ class SmoothReLU(Pointwise):
 
 
 class _SmoothReLU(torch.autograd.Function):
-    """Written by hand so that the input alone is kept for the backward pass, and computed in float32 or more."""
+    """Hand-written gradient: keeps only the input for the backward pass, and computes in float32 or wider."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, r: Tensor) -> Tensor:
@@ -64,12 +73,12 @@ class _SmoothReLU(torch.autograd.Function):
 
 
 def _wide(x: Tensor) -> Tensor:
-    """In float32 at least, as torch computes its own activations."""
+    """Convert half precision to float32, as torch does in its own activations."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class _Kind(NamedTuple):
-    """How an activation is made, and the value of its parameter if it has one."""
+    """How to make an activation, and the default of its parameter if it has one."""
 
     make: Callable[..., nn.Module]
     parameter: float | None = None
@@ -94,15 +103,28 @@ KINDS: dict[str, _Kind] = {
     "mish": _Kind(nn.Mish),
     "tanh": _Kind(nn.Tanh),
 }
-"""Those of the paper, and some more. Not smooth at 0: relu, leaky_relu, selu, and elu unless its parameter is 1."""
+"""Activations of the paper, and some more.
+
+Not smooth at 0: relu, leaky_relu, selu, and elu unless its parameter is 1.
+"""
 
 
 def activation(name: str) -> nn.Module:
-    """A fresh module by its name; those with a parameter take another value as in `celu:2`.
+    """Create an activation module by its name, as `relu` or `celu:2`.
 
-    The parameter is the slope of leaky_relu below 0, alpha in softplus = log(1 + exp(alpha x)) / alpha, the scale a of
-    elu and celu, and the alpha from which smooth_relu begins to learn. Raises `UserError` for an unknown name, and for
-    a parameter that is not above 0.
+    The names are the keys of `KINDS`. Activations with a parameter take another value after a colon. The parameter is
+    the slope of leaky_relu below 0, alpha in softplus = log(1 + exp(alpha x)) / alpha, the scale a of elu and celu, and
+    the initial alpha of smooth_relu.
+
+    Args:
+        name: The name, with a parameter after a colon if it is not the default.
+
+    Returns:
+        A new module.
+
+    Raises:
+        UserError: If the name is unknown, the parameter is not a finite number above 0, or the activation has no
+            parameter.
     """
     kind, _, given = name.partition(":")
     if kind not in KINDS:
@@ -110,9 +132,9 @@ def activation(name: str) -> nn.Module:
     make, parameter = KINDS[kind]
     if parameter is None:
         if given:
-            raise UserError(f"the activation {kind} has no parameter, and {name!r} gives it one")
+            raise UserError(f"the activation {kind} has no parameter, and {name!r} gives it one: use {kind!r}")
         return make()
     value = parse_number(given) if given else parameter
     if not 0 < value < float("inf"):
-        raise UserError(f"the parameter of {name!r} is {value:g}, and wanted is a number above 0, as in {kind}:2")
+        raise UserError(f"the parameter of {name!r} is {value:g}, but must be a number above 0, as in {kind}:2")
     return make(value)

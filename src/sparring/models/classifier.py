@@ -1,4 +1,4 @@
-"""What every model has: normalisation inside, so that attacks live in pixel space."""
+"""Normalisation as a part of the model, so that attacks work in pixel space."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,14 @@ from ..core.types import LabelledData, TensorData, pixels
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per channel. The numbers are saved with the weights."""
+    """Normalises images per channel: (x - mean) / std.
+
+    The numbers are buffers, saved with the weights.
+
+    Args:
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1].
+    """
 
     mean: Tensor
     std: Tensor
@@ -21,9 +28,13 @@ class Normalize(nn.Module):
 
     @classmethod
     def of(cls, data: LabelledData) -> "Normalize":
-        """The statistics of `data`, one mean and one deviation per channel, from the first 10,000 images at most.
+        """Compute one mean and one standard deviation per channel from `data`.
 
-        From the first 1,000 if they are still in files.
+        Args:
+            data: The images; at most the first 10,000 are used, or the first 1,000 if they are still in files.
+
+        Returns:
+            The layer; standard deviations are at least 1e-6.
         """
         x = pixels(data[: 10_000 if isinstance(data, TensorData) else 1000].x).double()
         return cls(x.mean((0, 2, 3)).tolist(), x.std((0, 2, 3)).clamp_min(1e-6).tolist())

@@ -1,4 +1,4 @@
-"""Encoders to be trained without labels, with a head of nearest neighbours."""
+"""Encoders for training without labels, with a head of nearest neighbours."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,9 +25,18 @@ _BODIES: dict[str, Callable[..., Classifier]] = {
 
 
 class Projected(Encoder):
-    """A body, and in its parts besides a projection `[B, P]` of its features, through one hidden layer.
+    """A body with a projection `[B, P]` of its features `[B, F]`, through one hidden layer.
 
-    What is contrasted is the projection, what is read are the features (https://arxiv.org/abs/2002.05709).
+    Contrastive losses use the projection, the head reads the features. `encoder(x)` gives the features, and
+    `encoder(x, parts=True)` gives (features, projection).
+
+    Args:
+        inner: The body, from images to features `[B, F]`.
+        features: Number of features F.
+        projection: Size P of the projection.
+
+    References:
+        SimCLR: https://arxiv.org/abs/2002.05709.
     """
 
     def __init__(self, inner: nn.Module, features: int, projection: int) -> None:
@@ -52,11 +61,29 @@ def contrastive_encoder(
     activation: str = "relu",
     read: Literal["features", "projection"] = "features",
 ) -> Classifier:
-    """The body of one of our classifiers by name, with a projection, read by nearest neighbours.
+    """The body of one of our classifiers, with a projection and a head of nearest neighbours.
 
-    small_cnn (with batch norm), resnet18, preact_resnet18 or wide_resnet, of the `width` of the function of that name.
-    If neighbours `read` the projection, it is linear, and all that the model gives, as in
-    https://arxiv.org/abs/1805.01978.
+    Args:
+        num_classes: Number of classes.
+        shape: Shape of an image: (channels, height, width).
+        normalize: Module applied to the pixels first; None applies nothing.
+        body: Name of the body: small_cnn (with batch norm), resnet18, preact_resnet18 or wide_resnet.
+        projection: Size of the projection.
+        k: Number of neighbours that vote.
+        vote: How neighbours vote, as in `KNN`.
+        width: The `width` of the function named by `body`; None takes its default.
+        activation: Name of the activation, as for `activation`.
+        read: Input of the neighbours. With "projection", the projection is linear and is the only output of the body,
+            as in NPID.
+
+    Returns:
+        A classifier with random weights and an empty bank.
+
+    Raises:
+        UserError: If `body`, `read`, `vote` or the activation is unknown.
+
+    References:
+        NPID: https://arxiv.org/abs/1805.01978.
     """
     need_one_of("read", read, ("features", "projection"))
     if body not in _BODIES:
@@ -72,10 +99,10 @@ def contrastive_encoder(
 
 
 class _Residual(nn.Module):
-    """A convolution, a norm, an activation and a 1x1 convolution that begins at 0, beside an average of the input.
+    """Residual unit: a convolution, a norm, an activation and a 1x1 convolution, added to an average of the input.
 
-    Channels that the input does not have are 0 in it; where there are fewer than in the input, a 1x1 convolution takes
-    their place, which is ours: the published code has no such block.
+    The last convolution is 0 at initialisation. Channels that the input does not have are 0 in the shortcut. Where
+    there are fewer channels than in the input, the shortcut is a 1x1 convolution; the published code has no such block.
     """
 
     def __init__(self, inner: int, outer: int, size: int = 1, stride: int = 1, activation: str = "relu") -> None:
@@ -103,9 +130,9 @@ def _block(inner: int, outer: int, size: int, stride: int, depth: int, activatio
 
 
 class _Reading(nn.Module):
-    """How the published encoder reads a map: a residual branch beside a biased 1x1 convolution, and a norm over both.
+    """Head of the published encoder for a map: the norm of a residual branch plus a biased 1x1 convolution.
 
-    The shortcut begins as the identity with some noise, where there are as many channels as in the input or more.
+    The shortcut is initialised to the identity with some noise if there are at least as many channels as in the input.
     """
 
     def __init__(self, inner: int, outer: int, activation: str = "relu") -> None:
@@ -130,16 +157,29 @@ class _Reading(nn.Module):
 
 
 class AMDIM(Encoder):
-    """The encoder of Augmented Multiscale Deep InfoMax (https://arxiv.org/abs/1906.00910) for small images.
+    """Encoder of Augmented Multiscale Deep InfoMax for small images.
 
-    Without padding, so that a place of a map sees a part of the image only. For 64 and 32 pixels maps of 7x7 and 5x5
-    places and one vector, as published; for 28 pixels the same maps, with padding in the first convolution and 2x2
-    windows; for 8 pixels 5x5, 3x3 and a vector. Parts are the vector `[B, dim]`, the coarse and the fine map
-    `[B, dim, h, w]`.
+    It has no padding, so each place of a map sees only a part of the image. For 64 and 32 pixels it gives maps of 7x7
+    and 5x5 places and one vector, as published; for 28 pixels the same maps, with padding in the first convolution and
+    2x2 windows; for 8 pixels 5x5, 3x3 and a vector. The parts are the vector `[B, dim]`, the coarse map and the fine
+    map `[B, dim, h, w]`.
 
-    `published` layers are those of the released code with batch norm. Without it the first convolution has batch norm
-    and no bias, the block that gives the vector has `depth` units instead of one, and maps are read by a residual unit,
-    whose shortcut has no weights. The released code wants `dim` of at least the channels before; fewer are ours.
+    Args:
+        shape: Shape of an image: (channels, height, width), with 64, 32, 28 or 8 pixels a side.
+        width: Channels of the first convolution; each block of the stem doubles them.
+        dim: Size of the representation. The released code needs `dim` to be at least the number of channels before it;
+            a smaller `dim` is our extension.
+        depth: Number of residual units in a block.
+        activation: Name of the activation, as for `activation`.
+        published: Whether the layers are those of the released code with batch norm. Otherwise the first convolution
+            has batch norm and no bias, the block that gives the vector has `depth` units instead of one, and the maps
+            are read by a residual unit whose shortcut has no weights.
+
+    Raises:
+        UserError: If the images have another size, or the activation is unknown.
+
+    References:
+        AMDIM: https://arxiv.org/abs/1906.00910.
     """
 
     def __init__(
@@ -194,8 +234,11 @@ _STEMS: dict[tuple[int, ...], tuple[int, bool, tuple[tuple[int, int], ...], int]
     (28, 28): (1, True, ((2, 2), (2, 2)), 1),
     (8, 8): (0, True, ((2, 1),), 0),
 }
-"""By the size of images: padding of the first convolution, whether a residual unit follows it, size and stride of the
-blocks before the fine map, and how many more blocks there are between the coarse map and the vector."""
+"""Layout for each image size.
+
+Padding of the first convolution, whether a residual unit follows it, (size, stride) of each block before the fine map,
+and the number of further blocks between the coarse map and the vector.
+"""
 
 
 def amdim(
@@ -211,11 +254,32 @@ def amdim(
     activation: str = "relu",
     published: bool = False,
 ) -> Classifier:
-    """The AMDIM encoder, read by nearest neighbours; the defaults are those of https://arxiv.org/abs/1911.06470.
+    """The AMDIM encoder with a head of nearest neighbours or a linear head.
 
-    Images have 64, 32, 28 or 8 pixels a side. `width` is of the first convolution, `dim` of the representation, `depth`
-    the number of residual units in a block; with `published`, layer for layer the released encoder (`AMDIM`). Read by
-    a `linear` layer, it is trained with labels.
+    The defaults are those of the paper on self-supervised adversarial training.
+
+    Args:
+        num_classes: Number of classes.
+        shape: Shape of an image: (channels, height, width), with 64, 32, 28 or 8 pixels a side.
+        normalize: Module applied to the pixels first; None applies nothing.
+        width: Channels of the first convolution.
+        dim: Size of the representation.
+        depth: Number of residual units in a block.
+        k: Number of neighbours that vote.
+        vote: How neighbours vote, as in `KNN`.
+        read: The head: nearest "neighbours", or a "linear" layer, with which the model is trained with labels.
+        activation: Name of the activation, as for `activation`.
+        published: Whether the encoder is the released one, layer for layer (`AMDIM`).
+
+    Returns:
+        A classifier with random weights; a bank of neighbours is empty.
+
+    Raises:
+        UserError: If `read`, `vote` or the activation is unknown, or the images have another size.
+
+    References:
+        AMDIM: https://arxiv.org/abs/1906.00910.
+        Self-supervised adversarial training: https://arxiv.org/abs/1911.06470.
     """
     need_one_of("read", read, ("neighbours", "linear"))
     head = KNN(num_classes, k, vote) if read == "neighbours" else nn.Linear(dim, num_classes)

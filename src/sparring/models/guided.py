@@ -1,4 +1,4 @@
-"""From the neighbours of one class to those of another: what an attack on nearest neighbours raises by labels."""
+"""An attack loss on nearest neighbours that uses labels: from the neighbours of one class to those of another."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,12 +14,28 @@ from .knn import KNN
 
 @dataclass(frozen=True, slots=True)
 class GuideLoss:
-    """Leaves the nearest examples of the own class for those of the nearest other one (PGD-kNN).
+    """Loss that moves features from the nearest examples of their class to those of the nearest other class (PGD-kNN).
 
-    As released for https://arxiv.org/abs/1911.06470, whose definition is in https://arxiv.org/abs/1903.08333 and its
-    code: `guides` / 2 examples of the class `y` `[B]` push, as many of the other class whose own are the nearest on
-    average pull, each as far as the squared distance of the k-th neighbour. Guides, class and distance are chosen anew
-    at every call. There are no more of a class than the smallest class has examples.
+    The nearest `guides` / 2 examples of the class `y` push the features away, and as many examples of the nearest other
+    class attract them: the class whose nearest examples are closest on average. Each guide counts only until it is at
+    the squared distance of the k-th neighbour. Guides, class and distance are chosen anew at every call. There are at
+    most as many guides per class as the smallest class has examples.
+
+    Implemented as released for self-supervised adversarial training; the definition is in the PGD-kNN paper and its
+    code.
+
+    Args:
+        features: Function from images `[B, C, H, W]` to features `[B, F]`.
+        bank: The head of nearest neighbours.
+        y: Labels `[B]`.
+        guides: Number of guides, of both classes together.
+
+    Raises:
+        UserError: If `guides` is less than 2.
+
+    References:
+        Self-supervised adversarial training: https://arxiv.org/abs/1911.06470.
+        PGD-kNN: https://arxiv.org/abs/1903.08333.
     """
 
     features: Forward
@@ -29,7 +45,7 @@ class GuideLoss:
 
     def __post_init__(self) -> None:
         if self.guides < 2:
-            raise UserError(f"guides come from two classes: at least 2, not {self.guides}")
+            raise UserError(f"guides = {self.guides}: guides come from two classes, so at least 2 are needed")
 
     def __call__(self, x: Tensor) -> LossOutput:
         features, bank = self.features(x), self.bank
@@ -45,7 +61,7 @@ class GuideLoss:
         return GuideLoss(self.features, self.bank, self.y[rows], self.guides)
 
     def _guides(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Places in the bank, `[B, G]` each: of the own class, and of the nearest other one."""
+        """Places in the bank, `[B, G]` each: guides of the own class, and of the nearest other class."""
         bank, bounds = self.bank, self.bank.bounds
         count = min(self.guides // 2, *(b - a for a, b in pairwise(bounds)))
         found = [(z @ bank.rows[a:b].T).topk(count) for a, b in pairwise(bounds)]

@@ -1,7 +1,7 @@
-"""ImageNet's networks, which timm has: `pip install 'sparring[imagenet]'`. None of them is copied here.
+"""Networks for ImageNet, taken from timm: `pip install 'sparring[imagenet]'`. None of them is copied here.
 
-Pixels are taken to [-1, 1], as in the released code of Smooth Adversarial Training. So these functions take no
-`normalize`, and no statistics of the pictures are computed.
+Pixels are scaled to [-1, 1], as in the released code of Smooth Adversarial Training. So these functions take no
+`normalize`, and no statistics of the images are computed.
 """
 
 from types import ModuleType
@@ -42,13 +42,28 @@ def imagenet_resnet(
     shape: tuple[int, int, int] = (3, 224, 224),
     activation: str = "relu",
 ) -> Classifier:
-    """ResNet-26, 50, 101 or 152 for large pictures, timm's: stride in the 3x3 convolutions, last norms zero at first.
+    """ResNet-26, 50, 101 or 152 for large images, from timm.
 
-    ResNeXt-50-32x4d has 32 `groups` of `group_width` 4, and counts as twice as wide; 32x8d as four times.
+    The stride is in the 3x3 convolutions, and the last norm of each block is 0 at initialisation. ResNeXt-50-32x4d has
+    32 `groups` of `group_width` 4, and counts as twice as wide; 32x8d as four times.
+
+    Args:
+        depth: 26, 50, 101 or 152.
+        groups: Number of groups of the 3x3 convolutions.
+        group_width: Channels of a group in the first stage.
+        num_classes: Number of classes.
+        shape: Shape of an image: (channels, height, width); only the number of channels matters.
+        activation: Name of the activation, as for `activation`.
+
+    Returns:
+        A classifier with random weights.
+
+    Raises:
+        UserError: If timm or torchvision cannot be imported, or the depth or the activation is unknown.
     """
     resnet = _timm("resnet")
     if depth not in BLOCKS:
-        raise UserError(f"there is a ResNet of depth {', '.join(map(str, BLOCKS))} here, not of {depth}")
+        raise UserError(f"depth = {depth} is not one of {', '.join(map(str, BLOCKS))}")
     body = resnet.ResNet(
         resnet.Bottleneck, BLOCKS[depth], num_classes=0, in_chans=shape[0], cardinality=groups, base_width=group_width
     )
@@ -68,19 +83,39 @@ def efficientnet(
     survival: float = 1.0,
     padding: Padding = "symmetric",
 ) -> Classifier:
-    """EfficientNet (https://arxiv.org/abs/1905.11946) of any `width` and `depth`, factors on those of B0, timm's.
+    """EfficientNet of any width and depth, from timm.
 
-    B0 to B7 and L1 are in `SIZES`, with the resolution that goes with them. In training, block k of n (from 0) is left
-    out for an image with probability (1 - `survival`) k / n, if it has a shortcut (stochastic depth; 0.8 in the
-    released code). `padding` is "same" as in TensorFlow, where strided convolutions pad more below and to the right, or
-    "symmetric".
+    B0 to B7 and L1 are in `SIZES`, with the resolution that goes with them.
+
+    Args:
+        width: Factor on the number of channels of B0.
+        depth: Factor on the number of blocks of B0.
+        dropout: Probability of dropout before the linear layer; with 0 there is no dropout layer.
+        num_classes: Number of classes.
+        shape: Shape of an image: (channels, height, width); only the number of channels matters.
+        activation: Name of the activation, as for `activation`.
+        survival: Stochastic depth: in training, block k of n (from 0) is left out for an image with probability (1 -
+            `survival`) k / n, if it has a shortcut. 0.8 in the released code; 1 leaves out no block.
+        padding: "same" as in TensorFlow, where strided convolutions pad more below and to the right, or "symmetric".
+
+    Returns:
+        A classifier with random weights.
+
+    Raises:
+        UserError: If timm or torchvision cannot be imported, `survival` is not in (0, 1], or `padding` or the
+            activation is unknown.
+
+    References:
+        EfficientNet: https://arxiv.org/abs/1905.11946.
     """
     if not 0 < survival <= 1:
-        raise UserError(f"survival = {survival:g} is no probability that a block stays: wanted is 0 < survival <= 1")
+        raise UserError(
+            f"survival = {survival:g} is not a probability that a block stays: it must be above 0 and at most 1"
+        )
     if padding not in get_args(Padding):
         raise UserError(f"padding = {padding!r} is neither symmetric nor same")
     model = _timm("efficientnet")
-    body = model._gen_efficientnet(  # timm names B0 to B8 and L2 only, and takes no other factors under these names
+    body = model._gen_efficientnet(  # timm has constructors for B0 to B8 and L2 only, with fixed factors
         "efficientnet_b0",
         channel_multiplier=width,
         depth_multiplier=depth,
@@ -97,7 +132,7 @@ def efficientnet(
 
 
 def size_of(variant: str) -> tuple[float, float, int, float]:
-    """Width, depth, pixels and dropout of an EfficientNet by its name, b0 to b7, l1 or l1-enhanced."""
+    """Width, depth, pixels and dropout of an EfficientNet by its name: b0 to b7, l1 or l1-enhanced."""
     if variant.lower() not in SIZES:
         raise UserError(f"no EfficientNet {variant!r}: {nearest(variant, SIZES)}")
     return SIZES[variant.lower()]
@@ -118,7 +153,7 @@ def _timm(name: str) -> ModuleType:
             f"this model comes from timm, which cannot be imported ({str(error).splitlines()[0]}): "
             "pip install 'sparring[imagenet]'"
         ) from error
-    except RuntimeError as error:  # torchvision of another build than torch fails like this
+    except RuntimeError as error:  # a torchvision built for another torch fails like this
         raise UserError(
             f"timm is installed, but torchvision does not load with torch {torch.__version__} "
             f"({str(error).splitlines()[0]}): install the torchvision that belongs to it"

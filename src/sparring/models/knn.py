@@ -1,4 +1,4 @@
-"""k nearest neighbours as a classifier: a head that reads features by the examples in a bank."""
+"""k nearest neighbours as a classifier: a head that compares features with the examples in a bank."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -16,27 +16,42 @@ from ..core.types import Classifier, Forward, LabelledData, Reference, pixels
 Vote: TypeAlias = Literal["uniform", "weighted"]
 
 BLOCK = 16_384
-"""So many examples of a bank are compared at a time."""
+"""Number of examples of a bank that are compared at a time."""
 COLLAPSED = 0.01
 """A spread below this means that the representation has collapsed."""
 _AHEAD = 1e-3
-"""By how much the winner of the votes leads, in logits, where the soft votes see another one ahead."""
+"""Lead, in logits, of the class that the votes chose, where another class leads by soft votes."""
 
 
 class KNN(Reference):
-    """Reads features `[B, F]` by their `k` most similar (cosine) examples in a bank; gives logits `[B, C]`.
+    """kNN head: classifies features by their `k` most similar (cosine) examples in a bank.
 
-    The votes decide: `uniform`, one each, k 75 in https://arxiv.org/abs/1911.06470; or `weighted` by
-    exp(similarity / `temperature`), k 200 and 0.07 in https://arxiv.org/abs/1805.01978. Examples that are equally
-    similar go by their place in the bank, classes that have as many votes by their soft votes.
+    It maps features `[B, F]` to logits `[B, C]`. The votes of the neighbours decide. Equally similar examples are
+    ranked by their place in the bank, and classes with equally many votes by their soft votes.
 
-    Votes have no gradient. The logits are soft votes, which do: log sum exp(similarity / `softness`) over all examples
-    of a class. Where these see another class ahead than the votes, the logit of the class that the votes chose is
-    lifted above the others by a constant. So what is judged is the vote, and what attacks climb is smooth.
+    Votes have no gradient. The logits are soft votes, which have one: log sum exp(similarity / `softness`) over all
+    examples of a class. Where another class leads by soft votes than by votes, the logit of the class that the votes
+    chose is lifted above the others by a constant. So the prediction is that of the votes, and the loss that attacks
+    maximise is smooth.
 
-    The bank is compared in blocks: nothing of the size images x bank is kept, in the backward pass neither. It is a
-    buffer, saved with the weights; `fit` fills it, and so does `encode_bank` for a model. Raises `UserError` while it
-    is empty.
+    The bank is compared in blocks: no matrix of the size images x bank is kept, nor is one for the backward pass. The
+    bank is a buffer, saved with the weights. `fit` fills it, and `encode_bank` does so for a model.
+
+    Args:
+        num_classes: Number of classes C.
+        k: Number of neighbours that vote.
+        vote: "uniform", one vote each (`k` 75 in self-supervised adversarial training); or "weighted" by exp(similarity
+            / `temperature`) (`k` 200 and temperature 0.07 in NPID).
+        temperature: Temperature of weighted votes.
+        softness: Temperature of the soft votes.
+
+    Raises:
+        UserError: If `k` is less than 1, a temperature is not above 0, or `vote` is unknown; when called, if the bank
+            is empty.
+
+    References:
+        Self-supervised adversarial training: https://arxiv.org/abs/1911.06470.
+        NPID: https://arxiv.org/abs/1805.01978.
     """
 
     rows: Tensor
@@ -53,8 +68,8 @@ class KNN(Reference):
         super().__init__()
         if k < 1 or temperature <= 0 or softness <= 0:
             raise UserError(
-                f"k nearest neighbours are at least 1, not {k}, and temperatures above 0, not {temperature:g} and "
-                f"{softness:g}"
+                f"k = {k}, temperature = {temperature:g} and softness = {softness:g} are given: k must be at least 1, "
+                "and the others above 0"
             )
         need_one_of("vote", vote, get_args(Vote))
         self.num_classes, self.k, self.vote = num_classes, k, vote
@@ -63,26 +78,33 @@ class KNN(Reference):
         self.register_buffer("starts", torch.zeros(num_classes + 1, dtype=torch.long))
 
     def fit(self, features: Tensor, y: Tensor) -> None:
-        """Puts `features` `[N, F]` with labels `y` `[N]` into the bank, in the order of the classes.
+        """Replace the bank, ordered by class.
 
-        Raises `UserError` for fewer than `k` examples, labels that the model has no class for, an empty class, and
-        features that are not finite.
+        Args:
+            features: Features `[N, F]`.
+            y: Labels `[N]`.
+
+        Raises:
+            UserError: If there are fewer than `k` examples, a label is not a class of the model, a class has no
+                example, or a feature is not finite.
         """
         if len(features) < self.k:
             raise UserError(
-                f"{self.k} nearest neighbours are asked of a bank of {len(features)} examples: take a smaller k, or a "
-                "larger bank"
+                f"k = {self.k} nearest neighbours need as many examples, but the bank has {len(features)}: take a "
+                "smaller k, or a larger bank"
             )
         low, high = int(y.min()), int(y.max())
         if low < 0 or high >= self.num_classes:
             raise UserError(
                 f"the bank has labels {low} to {high}, but the model knows the classes 0 to {self.num_classes - 1}: "
-                "they are of another data set"
+                "they come from another data set"
             )
         counts = torch.bincount(y, minlength=self.num_classes)
         if not bool(counts.all()):
             empty = int((counts == 0).nonzero()[0])
-            raise UserError(f"the bank has no example of class {empty}: nothing could ever be taken for it")
+            raise UserError(
+                f"the bank has no example of class {empty}, so this class could never be predicted: add one"
+            )
         if not bool(features.isfinite().all()):
             raise UserError("the features of the bank are NaN or infinite: the encoder has diverged")
         order = y.argsort(stable=True)
@@ -111,7 +133,7 @@ class KNN(Reference):
             return (z @ self.rows[a:b].T / by).logsumexp(1)
 
         def of_class(a: int, b: int) -> Tensor:
-            # computed once more in the backward pass, so that none of it is kept
+            # recomputed in the backward pass, so that the scores are not kept
             each: list[Any] = [checkpoint(block, z, i, j, use_reentrant=False) for i, j in _blocks(a, b)]
             return torch.stack(each).logsumexp(0)
 
@@ -119,7 +141,7 @@ class KNN(Reference):
 
     @torch.no_grad()
     def votes(self, features: Tensor) -> Tensor:
-        """What each class has of the votes, `[B, C]`: a number of neighbours, or the sum of their weights."""
+        """Votes of each class, `[B, C]`: the number of its neighbours, or the sum of their weights."""
         similar, where = self.nearest(features, self.k)
         y = torch.bucketize(where, self.starts[1:], right=True)
         weight = torch.ones_like(similar)
@@ -129,7 +151,15 @@ class KNN(Reference):
 
     @torch.no_grad()
     def nearest(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Cosine similarities `[B, k]` of the nearest examples, the nearest first, and their places in the bank."""
+        """Find the nearest examples, ordered by decreasing similarity.
+
+        Args:
+            features: Features `[B, F]`.
+            k: Number of examples; at most as many as the bank has are found.
+
+        Returns:
+            Cosine similarities `[B, k]`, and places in the bank `[B, k]`.
+        """
         z = self.normalized(features)
         best = torch.empty(len(z), 0, dtype=torch.long, device=z.device)
         for a, b in _blocks(0, len(self.rows)):
@@ -139,21 +169,21 @@ class KNN(Reference):
 
     @property
     def labels(self) -> Tensor:
-        """Of the rows of the bank, `[N]`."""
+        """Labels of the rows of the bank, `[N]`."""
         return torch.bucketize(torch.arange(len(self.rows), device=self.rows.device), self.starts[1:], right=True)
 
     @property
     def spread(self) -> float:
-        """The mean squared distance of the rows from their mean: 1 all around, 0 where all are alike."""
+        """Mean squared distance of the rows from their mean: 1 for rows in all directions, 0 for equal rows."""
         return 1 - float(self.rows.mean(0).square().sum())
 
     @property
     def bounds(self) -> list[int]:
-        """Where in the bank each class begins, and the end."""
+        """First place of each class in the bank, and the size of the bank at the end."""
         return [int(start) for start in self.starts.tolist()]
 
     def normalized(self, features: Tensor) -> Tensor:
-        """Of length 1, in the precision of the bank."""
+        """Features scaled to length 1, in the precision of the bank."""
         if not len(self.rows):
             raise UserError(
                 "the bank of the nearest neighbours is empty: fill it by sparring.models.encode_bank(model, data)"
@@ -161,7 +191,7 @@ class KNN(Reference):
         return F.normalize(features.flatten(1).to(self.rows.dtype), dim=1)
 
     def refresh(self, model: nn.Module, data: LabelledData, batch_size: int = 512) -> None:
-        """Fills the bank with the features that the model, in eval mode, has for `data`."""
+        """Fill the bank with the features of `data` that the model gives in eval mode."""
         assert isinstance(model, Classifier)
         with eval_mode(model):
             self.fit(encode(model.features, data, batch_size), data.y)
@@ -173,7 +203,7 @@ class KNN(Reference):
         if self.spread >= COLLAPSED:
             return None
         return (
-            f"the features of all images are alike (spread {self.spread:.2g}; 1 would be all around): the "
+            f"the features of all images are alike (spread {self.spread:.2g}, where 1 means all directions): the "
             "representation has collapsed. Use larger batches or a lower learning rate, or a contrast with other images"
         )
 
@@ -184,7 +214,7 @@ class KNN(Reference):
         )
 
     def _put(self, name: str, values: Tensor) -> None:
-        """In place if it fits, so that whoever shares the bank sees it."""
+        """Write in place if the shape fits, so that copies which share the bank are updated."""
         held: Tensor = getattr(self, name)
         if held.shape == values.shape:
             held.copy_(values)
@@ -206,22 +236,22 @@ def _blocks(a: int, b: int) -> Iterator[tuple[int, int]]:
 
 
 def _top(similar: Tensor, first: int, k: int) -> Tensor:
-    """The keys of the `k` greatest in each row, of a block that begins at place `first`."""
+    """Keys of the `k` greatest similarities in each row, for a block that begins at place `first`."""
     place = torch.arange(first, first + similar.shape[1], device=similar.device)
     if k >= similar.shape[1]:
         return _keys(similar, place)
     values, where = similar.topk(k + 1)
     keys = _keys(values[:, :k], where[:, :k] + first)
-    tied = (values[:, k] == values[:, k - 1]).nonzero()[:, 0]  # torch takes any of those that are equal
+    tied = (values[:, k] == values[:, k - 1]).nonzero()[:, 0]  # among equal values, topk picks arbitrary places
     if len(tied):
         keys[tied] = _keys(similar[tied], place).topk(k).values
     return keys
 
 
 def _keys(similar: Tensor, place: Tensor) -> Tensor:
-    """Whole numbers in the order of the similarities, and of the places where these are equal: the first is greatest.
+    """Integers that order by similarity, and by place where similarities are equal: the first place is the greatest.
 
-    In the upper half the bits of a float32, whose order is that of whole numbers but for the sign.
+    The upper half holds the bits of a float32, whose order is that of integers except for the sign.
     """
     bits = (similar + 0.0).view(torch.int32)  # -0 becomes 0
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
@@ -232,30 +262,50 @@ _PLACES = 0xFFFFFFFF
 
 
 def _unkeyed(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Similarities and places of keys, the inverse of `_keys`."""
     bits, place = keys >> 32, _PLACES - (keys & _PLACES)
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).int()
     return bits.view(torch.float32), place
 
 
 def knn_head(model: nn.Module) -> KNN | None:
-    """The head of a model that reads nearest neighbours, if it has one."""
+    """Return the kNN head of a model.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The head, or None if the model has another one.
+    """
     head = model.head if isinstance(model, Classifier) else None
     return head if isinstance(head, KNN) else None
 
 
 def require_knn_head(model: nn.Module) -> KNN:
-    """The same, where there has to be one. Raises `UserError` for a model with another head."""
+    """Return the kNN head of a model; raise `UserError` if it has another head."""
     head = knn_head(model)
     if head is None:
         raise UserError(
-            f"this asks nearest neighbours, and the model is a {type(model).__name__} with another head: build it with "
-            "sparring.models.amdim or contrastive_encoder, or read its body by KNN, as Classifier(body, KNN(..))"
+            f"nearest neighbours need a kNN head, but this is a {type(model).__name__} with another head: build it "
+            "with sparring.models.amdim or contrastive_encoder, or put KNN on its body, as Classifier(body, KNN(..))"
         )
     return head
 
 
 def encode(features: Forward, data: LabelledData, batch_size: int = 512) -> Tensor:
-    """Features `[N, F]` of the images as they are, without augmentation. Raises `UserError` if there are none."""
+    """Compute the features of images without augmentation and without gradient.
+
+    Args:
+        features: Function from images `[B, C, H, W]` in [0, 1] to features `[B, F]`.
+        data: The images.
+        batch_size: Number of images at a time.
+
+    Returns:
+        Features `[N, F]`.
+
+    Raises:
+        UserError: If there are no images.
+    """
     if not len(data):
         raise UserError(
             "there are no images to encode: in a loop of your own, give the training set to "
@@ -267,8 +317,14 @@ def encode(features: Forward, data: LabelledData, batch_size: int = 512) -> Tens
 
 
 def encode_bank(model: nn.Module, data: LabelledData, batch_size: int = 512) -> None:
-    """Encodes `data` with the model as it is now, in eval mode, into the bank of its kNN head.
+    """Fill the bank of a model's kNN head with the features of `data`, computed in eval mode.
 
-    Raises `UserError` for a model with another head.
+    Args:
+        model: A classifier with a kNN head.
+        data: Images and labels.
+        batch_size: Number of images at a time.
+
+    Raises:
+        UserError: If the model has another head, or the features or labels cannot be a bank (`KNN.fit`).
     """
     require_knn_head(model).refresh(model, data, batch_size)

@@ -1,4 +1,4 @@
-"""What single layers of a model give."""
+"""The outputs of single layers of a model."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -15,17 +15,32 @@ FEATURES = "features"
 
 
 def layers_of(model: nn.Module) -> list[str]:
-    """The names by which layers are asked for: those of its modules, and `features` of a `Classifier`."""
+    """Names of the layers that can be selected in a model.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The names of its modules; for a `Classifier`, `features` comes first.
+    """
     own = [FEATURES] if isinstance(model, Classifier) else []
     return [*own, *(name for name, _ in model.named_modules() if name and name not in own)]
 
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """The outputs of some layers as a function of images; `features` are what the head of a `Classifier` reads.
+    """The outputs of some layers as a function of images.
 
-    Of a layer that runs several times it is the last output, of one that gives a tuple the first part. Raises
-    `UserError` for a layer that is not there, and for one that does not run.
+    For a layer that runs several times, the output is that of its last run; for one that returns a tuple, it is the
+    first element.
+
+    Args:
+        model: The model that is run.
+        names: Names of the layers, as in `layers_of`. `features`, the default, is the input of the head of a
+            `Classifier`.
+
+    Raises:
+        UserError: If no name is given, or the model has no layer of that name; when called, if a layer does not run.
     """
 
     model: nn.Module
@@ -37,7 +52,7 @@ class Layers:
             if name not in known:
                 raise UserError(f"{type(self.model).__name__} has no layer {name!r}: {nearest(name, known)}")
         if not self.names:
-            raise UserError(f"no layer is asked for: there is {', '.join(known)}")
+            raise UserError(f"no layer is asked for: name at least one of {', '.join(known)}")
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.names == (FEATURES,) and isinstance(self.model, Classifier):
@@ -51,7 +66,7 @@ class Layers:
         return tuple(found[name] for name in self.names)
 
     def first(self, x: Tensor) -> Tensor:
-        """The output of the first of them, `[B, ...]`."""
+        """Output `[B, ...]` of the first of the layers."""
         return self(x)[0]
 
     @contextmanager
@@ -70,14 +85,23 @@ class Layers:
 
 def _keep(found: dict[str, Tensor], name: str) -> Any:
     def hook(module: nn.Module, args: Any, out: Any) -> None:
-        found[name] = (out[0] if isinstance(out, tuple) else out).clone()  # what follows may work in place
+        found[name] = (out[0] if isinstance(out, tuple) else out).clone()  # a later layer may change it in place
 
     return hook
 
 
 @torch.no_grad()
 def as_run(model: nn.Module, x: Tensor, kinds: type[nn.Module] | tuple[type[nn.Module], ...]) -> list[str]:
-    """The names of the modules of some `kinds` in the order in which they run, as often as they do."""
+    """Names of the modules of some kinds in the order in which they run.
+
+    Args:
+        model: The model, run once without gradient.
+        x: A batch of images `[B, C, H, W]`.
+        kinds: A class of modules, or a tuple of classes.
+
+    Returns:
+        The names; a module that runs several times is listed as often.
+    """
     order: list[str] = []
 
     def hook(name: str) -> Any:

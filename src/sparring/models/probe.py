@@ -1,4 +1,4 @@
-"""A linear reading of features: multinomial logistic regression."""
+"""Linear probes of features: multinomial logistic regression."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,9 @@ from ..core.errors import UserError
 from ..core.rng import make_rng
 
 PENALTY = 1e-3
+"""Default weight of the L2 penalty."""
 _LEAST = 1e-3
+"""Smallest spread of a feature, relative to the root mean square of all spreads."""
 PENALTIES = (1e2, 1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
@@ -24,11 +26,25 @@ def linear_probe(
     iterations: int = 200,
     start: nn.Linear | None = None,
 ) -> nn.Linear:
-    """The layer that minimises mean cross-entropy + `penalty` / 2 x |W|² on standardised features `[N, F]`, `y` `[N]`.
+    """Fit a linear classifier to features by logistic regression with an L2 penalty.
 
-    By L-BFGS in double precision, from 0 or the layer `start`; the standardisation is inside the layer. A feature that
-    hardly varies, less than a thousandth of the others, is divided by that: seen once, it would decide everything.
-    Raises `UserError` for features that are not finite.
+    It minimises mean cross-entropy + `penalty` / 2 x |W|² on standardised features, by L-BFGS in double precision. The
+    standardisation is folded into the layer. A feature that hardly varies, less than a thousandth of the others, is
+    divided by that thousandth: otherwise a feature that is active in a single example would dominate.
+
+    Args:
+        features: Features `[N, F]`; more dimensions are flattened.
+        y: Labels `[N]`.
+        num_classes: Number of classes.
+        penalty: Weight of the L2 penalty on standardised weights.
+        iterations: Largest number of L-BFGS iterations.
+        start: Layer from which the optimisation begins; None begins at 0.
+
+    Returns:
+        The fitted layer, for features that are not standardised.
+
+    Raises:
+        UserError: If the features are not finite.
     """
     z = features.detach().flatten(1).double()
     if not bool(z.isfinite().all()):
@@ -66,11 +82,28 @@ def validated_probe(
     held_out: float = 0.25,
     seed: int = 0,
 ) -> tuple[nn.Linear, float]:
-    """The probe whose penalty has the least cross-entropy on a part that is held out, fitted to all; and that penalty.
+    """Fit a linear probe with the penalty that has the lowest cross-entropy on a held-out part.
 
-    The part is drawn at random, as large a share of each class, and leaves at least one example of each. Penalties are
-    tried from the greatest on, each from the solution before, until two in a row are worse. Torch is faster here than
-    scikit-learn from a thousand examples on (1.3 to 4 times, at 64 to 512 features), and slower at a hundred.
+    The part is drawn at random, the same share of each class, and leaves at least one example of each class to fit on.
+    Penalties are tried in decreasing order, each from the solution before, until two in a row are worse. The probe is
+    then fitted to all examples. If there is one penalty, or no example is held out, the first penalty is used.
+
+    Torch is faster here than scikit-learn from a thousand examples on (1.3 to 4 times, at 64 to 512 features), and
+    slower at a hundred.
+
+    Args:
+        features: Features `[N, F]`.
+        y: Labels `[N]`.
+        num_classes: Number of classes.
+        penalties: Penalties to choose from.
+        held_out: Share of each class that is held out.
+        seed: Seed of the draw.
+
+    Returns:
+        The layer fitted to all examples, and its penalty.
+
+    Raises:
+        UserError: If there is no penalty, or the features are not finite.
     """
     if not penalties:
         raise UserError("no penalty is given to choose from")
@@ -90,7 +123,7 @@ def validated_probe(
 
 
 def _parted(y: Tensor, num_classes: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to fit and rows held out."""
+    """Rows to fit on, and held-out rows."""
     rng, fit, held = make_rng(seed), [], []
     for c in range(num_classes):
         rows = (y.cpu() == c).nonzero()[:, 0]

@@ -1,6 +1,6 @@
 """Residual networks for 32-pixel images: post-activation (He et al.) and pre-activation.
 
-Names inside a body are those of RobustBench's models, so that published weights load: `models.robustbench`.
+Names inside a body are those of RobustBench's models, so that published weights load (`models.robustbench`).
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ Shortcut = Literal["raw", "activated"]
 
 
 class _Thin(nn.Conv2d):
-    """A 1x1 convolution of few channels with a stride, as one without of every so many pixels.
+    """A strided 1x1 convolution of few channels, computed without stride on a subsampled image.
 
-    For fewer than 8 channels, oneDNN's kernel for AVX2 writes beyond its memory in the gradient of the weight, and the
+    For fewer than 8 channels, oneDNN's kernel for AVX2 writes out of bounds in the gradient of the weight, and the
     process dies (seen with torch 2.13 and 2.14, on a processor without AVX-512).
     """
 
@@ -30,12 +30,13 @@ class _Thin(nn.Conv2d):
 
 
 def conv(inner: int, outer: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
+    """Convolution without bias that keeps the size at stride 1."""
     kind = _Thin if size == 1 and stride > 1 and inner < 8 else nn.Conv2d
     return kind(inner, outer, size, stride, padding=size // 2, bias=False)
 
 
 class BasicBlock(nn.Module):
-    """conv, norm, act, conv, norm, add, act (https://arxiv.org/abs/1512.03385)."""
+    """Residual block: conv, norm, act, conv, norm, add, act (https://arxiv.org/abs/1512.03385)."""
 
     def __init__(self, inner: int, outer: int, stride: int, activation: str) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class BasicBlock(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """norm, act, conv, norm, act, conv, add (https://arxiv.org/abs/1603.05027).
+    """Pre-activation residual block: norm, act, conv, norm, act, conv, add (https://arxiv.org/abs/1603.05027).
 
     A `shortcut` with a convolution reads the raw input or the activated one, behind the first norm; one without always
     reads the raw input.
@@ -76,7 +77,7 @@ Block = Callable[[int, int, int, str], nn.Module]
 
 
 class _Stages(nn.Module):
-    """Four stages of two blocks; each but the first halves the picture."""
+    """Four stages of two blocks; each stage but the first halves the image."""
 
     def __init__(self, block: Block, widths: tuple[int, ...], channels: int, activation: str) -> None:
         super().__init__()
@@ -94,6 +95,8 @@ class _Stages(nn.Module):
 
 
 class ResNetBody(_Stages):
+    """Convolution, norm, activation, four stages and average pooling."""
+
     def __init__(self, widths: tuple[int, ...], channels: int, activation: str) -> None:
         super().__init__(BasicBlock, widths, channels, activation)
         self.bn1, self.act = nn.BatchNorm2d(widths[0]), act(activation)
@@ -103,7 +106,7 @@ class ResNetBody(_Stages):
 
 
 class PreActResNetBody(_Stages):
-    """Norm and activation before the pooling are called `bn` and `act`, where there are any."""
+    """Convolution, four stages and average pooling; an optional norm and activation before it (`bn`, `act`)."""
 
     def __init__(
         self, widths: tuple[int, ...], channels: int, activation: str, final_norm: bool, shortcut: Shortcut
@@ -127,7 +130,26 @@ def resnet18(
     width: float = 1.0,
     activation: str = "relu",
 ) -> Classifier:
-    """ResNet-18 with the CIFAR stem (3x3, stride 1, no pooling): 11.2 M parameters at `width` 1."""
+    """ResNet-18 with the CIFAR stem (3x3, stride 1, no pooling).
+
+    It has 11.2 M parameters at `width` 1.
+
+    Args:
+        num_classes: Number of classes.
+        shape: Shape of an image: (channels, height, width); only the number of channels matters.
+        normalize: Module applied to the pixels first; None applies nothing.
+        width: Factor on the number of channels.
+        activation: Name of the activation, as for `activation`.
+
+    Returns:
+        A classifier with random weights.
+
+    Raises:
+        UserError: If the activation is unknown.
+
+    References:
+        ResNet: https://arxiv.org/abs/1512.03385.
+    """
     widths = _widths(width)
     return Classifier(ResNetBody(widths, shape[0], activation), nn.Linear(widths[-1], num_classes), normalize)
 
@@ -141,9 +163,10 @@ def preact_resnet18(
     final_norm: bool = False,
     shortcut: Shortcut = "raw",
 ) -> Classifier:
-    """Pre-activation ResNet-18: 11.2 M parameters at `width` 1, a factor on the number of channels.
+    """Pre-activation ResNet-18 with the CIFAR stem (3x3, stride 1, no pooling).
 
-    Published codes disagree on two points, and weights of one do not mean the same in another:
+    It has 11.2 M parameters at `width` 1. Published codes disagree on two points, and weights trained with one setting
+    do not mean the same with another:
 
     | code | `final_norm` | `shortcut` |
     |---|---|---|
@@ -151,8 +174,24 @@ def preact_resnet18(
     | fast adversarial training, N-FGSM | True | "raw" |
     | robust overfitting (Rice), Bag of Tricks, AWP, ZeroGrad; RobustBench with `bn_before_fc` | True | "activated" |
 
-    With `final_norm`, batch norm and activation stand between the last block and the pooling. `shortcut` is what
-    shortcuts with a convolution read: the input of the block, or that behind its first norm and activation.
+    Args:
+        num_classes: Number of classes.
+        shape: Shape of an image: (channels, height, width); only the number of channels matters.
+        normalize: Module applied to the pixels first; None applies nothing.
+        width: Factor on the number of channels.
+        activation: Name of the activation, as for `activation`.
+        final_norm: Whether batch norm and an activation follow the last block, before the pooling.
+        shortcut: Input of shortcuts with a convolution: the "raw" input of the block, or the "activated" one, behind
+            its first norm and activation.
+
+    Returns:
+        A classifier with random weights.
+
+    Raises:
+        UserError: If `shortcut` or the activation is unknown.
+
+    References:
+        Pre-activation ResNet: https://arxiv.org/abs/1603.05027.
     """
     if shortcut not in get_args(Shortcut):
         raise UserError(f"shortcut = {shortcut!r}: the shortcut of a block reads its raw or its activated input")

@@ -1,6 +1,6 @@
-"""Published weights into our models.
+"""Published weights for our models.
 
-RobustBench's ResNet-18, PreActResNet-18 and WideResNet state dicts differ from ours in this alone:
+The state dicts of RobustBench's ResNet-18, PreActResNet-18 and WideResNet differ from ours only in this:
 
 | theirs | ours |
 |---|---|
@@ -11,8 +11,8 @@ RobustBench's ResNet-18, PreActResNet-18 and WideResNet state dicts differ from 
 | `sub_block1.*` (a copy of `block1` that some WideResNets carry and never run) | nothing |
 | `num_batches_tracked` may be missing | 0 |
 
-A state dict without `mu` and `sigma` belongs to a model that takes pixels as they are: give it no normalisation.
-Names of the DM-style WideResNet (`init_conv`, `batchnorm_0`) are of another architecture and are refused.
+A state dict without `mu` and `sigma` belongs to a model that takes pixels as they are: give it no normalisation. Names
+of the DM-style WideResNet (`init_conv`, `batchnorm_0`) belong to another architecture and are refused.
 """
 
 import re
@@ -32,7 +32,7 @@ _HEADS = ("linear.", "fc.")
 
 
 def our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under the names of a `Classifier` of ours."""
+    """The same tensors under the names that our `Classifier` uses."""
     return {ours: tensor for name, tensor in state.items() if (ours := _ours(_OUTER.sub("", name))) is not None}
 
 
@@ -48,7 +48,20 @@ def _ours(name: str) -> str | None:
 
 
 def load_robustbench(model: Classifier, state: Mapping[str, Tensor]) -> Classifier:
-    """Fills `model` in place and returns it. Raises `UserError` naming the first weight that does not fit."""
+    """Load published weights into a model, in place.
+
+    The normalisation of the model is replaced too: by that of the weights, or by none if they have none.
+
+    Args:
+        model: The model of the architecture of the weights.
+        state: State dict with the names of RobustBench.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UserError: If a weight does not fit; the message names the first one.
+    """
     named = our_names(state)
     if "normalize.mean" in named:
         model.normalize = Normalize(

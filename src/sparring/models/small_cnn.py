@@ -1,4 +1,4 @@
-"""A small network for small grey pictures."""
+"""A small network for small grey images."""
 
 from torch import nn
 
@@ -17,11 +17,26 @@ def small_cnn(
     depth: int = 1,
     hidden: bool = True,
 ) -> Classifier:
-    """Four 3x3 convolutions, two of them with stride 2, and two linear layers; batch norm if it is wanted.
+    """Four 3x3 convolutions, two of them with stride 2, and two linear layers.
 
-    With the defaults it has 0.7 M parameters. `shape` is (channels, height, width). Before each of the two with stride,
-    there are `depth` convolutions. Without `hidden`, the first of the linear layers is left out, the only one that
-    batch norm does not reach.
+    With the defaults it has 0.7 M parameters.
+
+    Args:
+        num_classes: Number of classes.
+        shape: Shape of an image: (channels, height, width).
+        normalize: Module applied to the pixels first; None applies nothing.
+        width: Channels of the first convolutions; the later ones have twice as many, the hidden linear layer four
+            times.
+        activation: Name of the activation, as for `activation`.
+        batch_norm: Whether each convolution is followed by batch norm.
+        depth: Number of convolutions before each of the two with stride.
+        hidden: Whether the first of the linear layers is there, the only layer that batch norm does not reach.
+
+    Returns:
+        A classifier with random weights.
+
+    Raises:
+        UserError: If `depth` is less than 1, or the activation is unknown.
     """
     if depth < 1:
         raise UserError(f"a small CNN has at least one convolution before each stride, not {depth}")

@@ -1,4 +1,4 @@
-"""Another gradient for the ReLUs of a model, for a while."""
+"""Surrogate gradients for the ReLUs of a model, within a `with` block."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -15,12 +15,22 @@ from .swap import refuse_hidden
 
 @dataclass(frozen=True, slots=True)
 class SmoothBackward:
-    """Every `nn.ReLU` computes what it did, but its gradient is that of a softplus: sigmoid(`alpha` x) for 1[x > 0].
+    """Context in which every `nn.ReLU` has the gradient of a softplus, and its output is unchanged.
 
-    As `inner_mode` or `outer_mode` of a method, it smooths the gradient that crafts the attack, or that moves the
-    weights (https://arxiv.org/abs/2006.14536, with alpha 10). Logits keep their bits. Raises `UserError` for a model
-    without an `nn.ReLU`, and unless it is not `strict` for one that calls activations as functions, which cannot be
-    reached, or throws away what an in-place ReLU returns.
+    The gradient is sigmoid(`alpha` x) in place of 1[x > 0]. As `inner_mode` or `outer_mode` of a method, it smooths the
+    gradient that crafts the attack, or that updates the weights. Logits are bitwise unchanged.
+
+    Args:
+        alpha: Sharpness of the softplus; 10 in the paper.
+        strict: Whether to refuse a model that calls activations as functions, which cannot be reached, or that discards
+            what an in-place ReLU returns.
+
+    Raises:
+        UserError: If `alpha` is not a finite number above 0; when entered, for a model without an `nn.ReLU`, and with
+            `strict` for a model as above.
+
+    References:
+        Smooth Adversarial Training: https://arxiv.org/abs/2006.14536.
     """
 
     alpha: float = 10.0
@@ -36,9 +46,9 @@ class SmoothBackward:
         sites = [m for m in model.modules() if type(m) is nn.ReLU]
         if not sites:
             raise UserError(
-                f"{type(model).__name__} has no nn.ReLU whose gradient could be smoothed: leave SmoothBackward away"
+                f"{type(model).__name__} has no nn.ReLU whose gradient could be smoothed: leave SmoothBackward out"
             )
-        for m in sites:  # the module stays the same, and so do names, hooks and what is known of the model
+        for m in sites:  # the module object stays the same, so names, hooks and caches keyed by it stay valid
             m.__class__ = _SmoothlyDerived
             setattr(m, _ALPHA, self.alpha)
         try:
@@ -51,10 +61,19 @@ class SmoothBackward:
 
 @contextmanager
 def straight_through(relu: nn.Module) -> Generator[None]:
-    """A ReLU computes what it did, but its gradient is that of the identity ("fake ReLU").
+    """Context in which a ReLU has the gradient of the identity ("fake ReLU"), and its output is unchanged.
 
-    For the last one before a representation that is inverted (https://arxiv.org/abs/1906.00945), or units that are off
+    It is meant for the last ReLU before a representation that is inverted: with the usual gradient, units that are off
     where the search begins stay off.
+
+    Args:
+        relu: The module; its class is replaced within the block.
+
+    Yields:
+        Nothing.
+
+    References:
+        Adversarial robustness as a prior for learned representations: https://arxiv.org/abs/1906.00945.
     """
     before, relu.__class__ = relu.__class__, _PassedThrough
     try:

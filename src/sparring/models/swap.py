@@ -1,4 +1,4 @@
-"""Another activation in any model, and what a model hides from that."""
+"""Replacement of the activations in any model, and detection of activations that cannot be replaced."""
 
 import ast
 import inspect
@@ -17,7 +17,7 @@ _SWAPPED = (
     *(nn.Hardswish, nn.Hardtanh, nn.Threshold, Pointwise),
 )
 _ALIKE = {"swish", "gelutanh", "quickgelu", "hardswish", "hardmish", "mish", "gelu", "silu", "relu"}
-"""The same in other libraries, by the name of the class in lower case."""
+"""Class names, in lower case, of the same activations in other libraries."""
 _FUNCTIONS = {
     *(
         "relu",
@@ -38,19 +38,28 @@ _FUNCTIONS = {
 
 
 def swap_activation(model: nn.Module, name: str, *, strict: bool = True) -> nn.Module:
-    """Puts the activation `name` in the place of every activation module of `model`, and returns the model.
+    """Replace every activation module of a model, in place.
 
-    Swapped are ReLU and its relatives, smooth or not; gates (sigmoid, tanh, softmax) stay, and so does PReLU, which has
-    weights. Nothing is computed in place afterwards. Names and weights of everything else remain, so that state dicts
-    load. A module that is called at several places stays one module: with smooth_relu, these places share one alpha.
-    Hooks of what is swapped are gone.
+    ReLU and related activations are replaced, smooth or not; gates (sigmoid, tanh, softmax) stay, and so does PReLU,
+    which has weights. The new activations do not compute in place. Names and weights of everything else stay, so that
+    state dicts load. A module that is called at several places stays one module: with smooth_relu, these places share
+    one alpha. Hooks of the replaced modules are lost.
 
-    Raises `UserError` for an unknown name and for a model without anything to swap. Calls of functions, as `F.relu(x)`,
-    cannot be swapped: a model that has some in its source, or whose code throws away what an activation returns
-    because it was computed in place, is refused with their places and left as it was. With `strict=False` they stay
-    as they are: for calls that are never reached.
+    Args:
+        model: The model to change. It is left unchanged if it is refused.
+        name: Name of the new activation, as for `activation`.
+        strict: Whether to refuse a model with activations that cannot be replaced: calls of functions in its source, as
+            `F.relu(x)`, or code that discards what an activation returns because it was computed in place. With False
+            they stay as they are; use it if these calls are never reached.
+
+    Returns:
+        The model; a new module if the model is itself an activation.
+
+    Raises:
+        UserError: If the name is unknown, if the model has nothing to replace, and with `strict` if it has activations
+            that cannot be replaced; the message names their places.
     """
-    new = activation(name)  # an unknown name is said before anything is changed
+    new = activation(name)  # an unknown name is refused before anything is changed
     sites = [path for path, module in model.named_modules(remove_duplicate=False) if _is_activation(module)]
     refuse_hidden(model, strict, "swapped")
     if not sites:
@@ -63,7 +72,7 @@ def swap_activation(model: nn.Module, name: str, *, strict: bool = True) -> nn.M
     swapped: dict[int, nn.Module] = {}
     for path in sites:
         old = model.get_submodule(path)
-        # one module for one, so that what was shared is shared
+        # one new module for each old one, so that shared modules stay shared
         swapped.setdefault(id(old), activation(name).train(old.training))
         model.set_submodule(path, swapped[id(old)])
     where = next(model.parameters(), None)
@@ -74,18 +83,18 @@ def swap_activation(model: nn.Module, name: str, *, strict: bool = True) -> nn.M
 
 
 def refuse_hidden(model: nn.Module, strict: bool, what: str) -> None:
-    """Raises `UserError` for activations that are no modules of their own, and so cannot be swapped or the like."""
+    """Raise `UserError` if a strict check finds activations that are not modules and so cannot be replaced."""
     hidden = hidden_activations(model) if strict else []
     if hidden:
         more = f" and {len(hidden) - 5} more" if len(hidden) > 5 else ""
         raise UserError(
-            f"{type(model).__name__} has activations that are no modules, and cannot be {what}: "
+            f"{type(model).__name__} has activations that are not modules, and cannot be {what}: "
             f"{'; '.join(hidden[:5])}{more}. Make modules of them, or pass strict=False if they are never reached"
         )
 
 
 def hidden_activations(model: nn.Module) -> list[str]:
-    """Activations that are no modules of their own, each with its place in words."""
+    """Activations that are not modules of their own, each described with its place."""
     return list(_hidden(model))
 
 
@@ -96,7 +105,7 @@ def _is_activation(module: nn.Module) -> bool:
 
 
 def _hidden(model: nn.Module) -> Iterator[str]:
-    """Where the source of the model's classes calls activations that no swap reaches."""
+    """Describe the calls of activations in the source of the model's classes that replacement cannot reach."""
     classes = dict.fromkeys(type(m) for m in model.modules() if not type(m).__module__.startswith("torch.nn."))
     for kind in classes:
         if issubclass(kind, nn.Module) and not issubclass(kind, (*_SWAPPED,)) and kind.__name__.lower() not in _ALIKE:
@@ -123,7 +132,7 @@ def _calls(kind: type[nn.Module], children: frozenset[str]) -> tuple[str, ...]:
                 found.append(f"{ast.unparse(node.func)} in {owner.__name__}")
             thrown = node.value if isinstance(node, ast.Expr) else None
             if isinstance(thrown, ast.Call) and _of_self(thrown) and _called(thrown) in children:
-                found.append(f"what self.{_called(thrown)} returns is thrown away in {owner.__name__}")
+                found.append(f"the output of self.{_called(thrown)}, which is discarded in {owner.__name__}")
     return tuple(found)
 
 

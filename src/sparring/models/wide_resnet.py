@@ -10,7 +10,10 @@ from .resnet import conv
 
 
 class WideBlock(nn.Module):
-    """norm, act, conv, norm, act, dropout, conv, add; a shortcut that changes width reads the activated input."""
+    """Residual block: norm, act, conv, norm, act, dropout, conv, add.
+
+    A shortcut that changes the width reads the activated input.
+    """
 
     def __init__(self, inner: int, outer: int, stride: int, activation: str, dropout: float) -> None:
         super().__init__()
@@ -28,6 +31,8 @@ class WideBlock(nn.Module):
 
 
 class WideGroup(nn.Module):
+    """Blocks of one width; only the first has a stride."""
+
     def __init__(self, count: int, inner: int, outer: int, stride: int, activation: str, dropout: float) -> None:
         super().__init__()
         first = WideBlock(inner, outer, stride, activation, dropout)
@@ -39,6 +44,8 @@ class WideGroup(nn.Module):
 
 
 class WideResNetBody(nn.Module):
+    """First convolution, three groups, norm, activation and average pooling."""
+
     def __init__(self, count: int, width: int, channels: int, activation: str, dropout: float) -> None:
         super().__init__()
         w = (16, 16 * width, 32 * width, 64 * width)
@@ -62,7 +69,28 @@ def wide_resnet(
     activation: str = "relu",
     dropout: float = 0.0,
 ) -> Classifier:
-    """WRN-`depth`-`width`: 36.5 M parameters for 28-10, 46.2 M for 34-10. The depth is 6 n + 4."""
+    """Wide residual network WRN-`depth`-`width`.
+
+    It has 36.5 M parameters for 28-10 and 46.2 M for 34-10.
+
+    Args:
+        depth: Number of layers, 6 n + 4.
+        width: Factor on the number of channels.
+        num_classes: Number of classes.
+        shape: Shape of an image: (channels, height, width); only the number of channels matters.
+        normalize: Module applied to the pixels first; None applies nothing.
+        activation: Name of the activation, as for `activation`.
+        dropout: Probability of dropout between the two convolutions of a block.
+
+    Returns:
+        A classifier with random weights.
+
+    Raises:
+        UserError: If the depth is not 6 n + 4, or the activation is unknown.
+
+    References:
+        Wide residual networks: https://arxiv.org/abs/1605.07146.
+    """
     if depth < 10 or (depth - 4) % 6:
         raise UserError(f"the depth of a wide ResNet is 6 n + 4 (10, 16, 22, 28, 34, ...), not {depth}")
     body = WideResNetBody((depth - 4) // 6, width, shape[0], activation, dropout)

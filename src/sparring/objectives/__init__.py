@@ -1,4 +1,4 @@
-"""Training objectives, one file a method: the loss of the attack and the loss of the update."""
+"""Training objectives, one file per method: the loss of the attack and the loss of the update."""
 
 from .acl import ACL
 from .batch_norm_statistics import BatchNormStatistics

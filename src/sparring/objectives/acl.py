@@ -11,14 +11,23 @@ from .contrastive_losses import nt_xent
 
 @dataclass(frozen=True, slots=True)
 class ACL(Objective):
-    """Adversarial contrastive learning, dual stream (https://arxiv.org/abs/2010.13337), without labels.
+    """Adversarial contrastive learning, dual stream, without labels.
 
-    The attack raises NT-Xent of the two views, both moved at once. Lowered is the mean of NT-Xent of the clean views
-    and of the attacked ones. Batches hold two views (`views=2` of the recipe).
+    The attack maximises NT-Xent of the two views and perturbs both at once. The training loss is the mean of NT-Xent of
+    the clean views and NT-Xent of the attacked views. Batches hold two views (`views=2` of the recipe).
 
-    In the released code clean and attacked views have weights and statistics of batch norm of their own; here they
-    share them, and each stream has its own forward pass. Raises `UserError` for batches of one view, and attacks that
-    take rows out of a batch.
+    In the released code clean and attacked views have separate weights and statistics of batch norm; here they share
+    them, and each stream has its own forward pass.
+
+    Args:
+        temperature: Temperature of NT-Xent.
+
+    Raises:
+        UserError: If `temperature` is not above 0; in training, for batches of one view and for attacks that take rows
+            out of a batch.
+
+    References:
+        ACL: https://arxiv.org/abs/2010.13337.
     """
 
     temperature: float = 0.5
@@ -37,6 +46,6 @@ class ACL(Objective):
         return {name: self._both(ctx, x).mean() for name, x in streams.items()}
 
     def _both(self, ctx: Context, x: Tensor) -> Tensor:
-        """Half of NT-Xent of the two views of an image, for each of them, `[B]`."""
+        """Half of NT-Xent of the two views of an image, for each of the views, `[B]`."""
         a, b = projected(ctx.lens.parts(x)).chunk(2)
         return nt_xent(a, b, temperature=self.temperature).repeat(2) / 2

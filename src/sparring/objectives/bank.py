@@ -1,4 +1,4 @@
-"""A row of numbers for every training example, kept where there is room for it."""
+"""One row of numbers for every training example, stored where there is room for it."""
 
 import hashlib
 import os
@@ -16,21 +16,30 @@ from ..core.types import LabelledData, TensorData
 Place: TypeAlias = Literal["auto", "device", "host", "disk"]
 
 WHOLE = 256 * 2**20
-"""Up to so many bytes a bank is in float32; a larger one is in half precision."""
+"""Largest size in bytes of a bank in float32; a larger one is in half precision."""
 ON_DEVICE = 512 * 2**20
-"""Up to so many bytes it is where the model is; a larger one stays on the host."""
+"""Largest size in bytes of a bank on the device of the model; a larger one stays on the host."""
 OF_MEMORY = 1 / 4
-"""Up to this share of the host's memory; a larger one is a file, mapped into memory."""
+"""Largest share of the host's memory for a bank on the host; a larger one is a file, mapped into memory."""
 
 
 class Bank(nn.Module):
-    """`[N, C]`: a row for each example of a training set, 0 at first. Read and written by index, in float32.
+    """One row of numbers for each example of a training set: `[N, C]`, 0 at first.
 
-    What it is kept in (float32 or half precision) follows from its size alone, so that a resumed run rounds alike
-    wherever it is; where it is kept can be chosen with `place`. It is a buffer: saved and loaded with the rest of the
-    state, so that a checkpoint is as much larger, and as much memory is needed while it is written. A file on the disk
-    is in TMPDIR, which should not be in memory itself. Loading a bank of another training set raises `UserError`, as do
-    data without a length.
+    Rows are read and written by index, in float32. The stored precision (float32 or float16) depends only on the size,
+    so that a resumed run rounds in the same way wherever the bank is. The bank is a buffer: it is saved and loaded with
+    the rest of the state, so a checkpoint is larger by its size, and as much memory is needed while it is written. A
+    file on disk is created in TMPDIR, which should not be in memory itself.
+
+    Args:
+        data: The training set.
+        columns: Numbers per row, C.
+        place: Where the bank is stored: on the "device" of the model, on the "host" or on "disk"; "auto" chooses by
+            size.
+
+    Raises:
+        UserError: If the data has no length, or there is no room on disk; when loaded, if the saved bank belongs to
+            another training set.
     """
 
     rows: Tensor
@@ -44,32 +53,36 @@ class Bank(nn.Module):
         self.register_buffer("owner", fingerprint(data))
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        """The rows of `index` `[B]`, `[B, C]`, where `index` is."""
+        """Rows `[B, C]` of `index` `[B]`, on the device of `index`."""
         return self.rows[index.to(self.rows.device)].to(index.device, torch.float32)
 
     def __setitem__(self, index: Tensor, values: Tensor) -> None:
         self.rows[index.to(self.rows.device)] = values.detach().to(self.rows.device, self.dtype)
 
     def check(self, index: Tensor) -> None:
-        """Raises `UserError` for an index that is of no example. On a GPU it waits."""
+        """Raise `UserError` for an index outside the training set; on a GPU this synchronises."""
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= len(self.rows):
             raise UserError(
                 f"a batch has the index {low if low < 0 else high}, but examples are numbered from 0 to "
-                f"{len(self.rows) - 1}: memory of single examples needs the place of each in the training set"
+                f"{len(self.rows) - 1}: memory of single examples needs the place of each example in the training set"
             )
 
     def __str__(self) -> str:
         count, columns = self.rows.shape
         size = self.rows.numel() * self.rows.element_size() / 1e6
-        where = {"device": "beside the model", "host": "in the memory of the host", "disk": "in a file on the disk"}
+        where = {
+            "device": "on the device of the model",
+            "host": "in the memory of the host",
+            "disk": "in a file on the disk",
+        }
         return (
             f"a bank of {count:,} x {columns} predictions is kept {where[self.place]}, in "
             f"{str(self.dtype).removeprefix('torch.')}, {size:,.1f} MB"
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Bank":
-        """What is kept on the host stays there when the rest of the state is moved."""
+        """Keep a bank on the host or on disk in its place when the rest of the state is moved."""
         return super()._apply(fn, recurse) if self.place == "device" else self
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
@@ -88,7 +101,7 @@ class Bank(nn.Module):
 
 
 def chosen(count: int, columns: int, place: Place, memory: int) -> tuple[torch.dtype, Place]:
-    """In what, and where, so many rows are kept on a machine with `memory` bytes."""
+    """Precision and place of a bank of `count` rows, on a machine with `memory` bytes."""
     numbers = count * columns
     dtype = torch.float32 if 4 * numbers <= WHOLE else torch.float16
     size = numbers * dtype.itemsize
@@ -106,8 +119,8 @@ def _length(data: LabelledData) -> int:
         count = 0
     if not count:
         raise UserError(
-            "memory of single examples needs a training set whose examples have a number, from 0 on: what is streamed "
-            "without end or without an index has none. In a loop of your own, give it to "
+            "memory of single examples needs a training set whose examples have a number, from 0 on: a set that is "
+            "streamed without end or without an index has none. In a loop of your own, give the training set to "
             "State.start(method, model, optimizer, data)"
         )
     return count
@@ -117,7 +130,7 @@ def _zeros(count: int, columns: int, dtype: torch.dtype, place: Place) -> Tensor
     if place != "disk":
         return torch.zeros(count, columns, dtype=dtype)
     numbers = np.float32 if dtype == torch.float32 else np.float16
-    with tempfile.TemporaryFile() as file:  # it has no name, and lasts as long as the map
+    with tempfile.TemporaryFile() as file:  # a file without a name, which lives as long as the mapping
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, count * columns * dtype.itemsize)
@@ -130,7 +143,7 @@ def _zeros(count: int, columns: int, dtype: torch.dtype, place: Place) -> Tensor
 
 
 def _memory() -> int:
-    """Bytes of this machine."""
+    """Bytes of memory of this machine."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on Windows
@@ -138,7 +151,7 @@ def _memory() -> int:
 
 
 def fingerprint(data: LabelledData) -> Tensor:
-    """A number for a training set: for its labels, classes and shape, and for a few of its images if in memory."""
+    """Fingerprint of a training set: its labels, classes and shape, and a few of its images if they are in memory."""
     digest = hashlib.sha256(repr((data.classes, data.shape)).encode())
     digest.update(data.y.cpu().numpy().tobytes())
     if isinstance(data, TensorData):

@@ -12,15 +12,25 @@ from ..core.types import Context, ForwardCache, LabelledData, Objective, PerExam
 
 @dataclass(frozen=True, slots=True)
 class BatchNormStatistics(Objective):
-    """A method, of whose forward passes in the update only some move the running statistics of batch norm.
+    """A method of which only some forward passes in the update change the running statistics of batch norm.
 
-    Released codes differ in this without a word, and it decides what the model is at test time. `of` is "adversarial",
-    "clean" or "both". Clean images count `clean_passes` times a step: what of these the method does not run are forward
-    passes without gradient after the others. With 2, cross-entropy has the order of the code of
-    https://arxiv.org/abs/2010.00467 (adversarial, clean, clean: 70 % of the statistics are of clean images; its last
-    pass is after the step, this one before) and TRADES that of its code (clean, adversarial, clean: 67 %). Whether
-    *crafting* moves the statistics is the inner view: it does in `train_mode`, not in `eval_mode` and
-    `batch_statistics`. Raises `UserError` for fewer than one pass.
+    Released codes differ in this without mentioning it, and it decides how the model behaves at test time. With
+    `clean_passes=2`, cross-entropy has the order of the code of Bag of Tricks (adversarial, clean, clean: 70 % of the
+    statistics are of clean images; its last pass is after the step, here it is before) and TRADES the order of its own
+    code (clean, adversarial, clean: 67 %). Whether *crafting* changes the statistics depends on the inner view: it does
+    in `train_mode`, not in `eval_mode` and `batch_statistics`.
+
+    Args:
+        method: The method.
+        of: Images whose passes change the statistics: "adversarial", "clean" or "both".
+        clean_passes: How many times clean images count in a step, if they count. Passes that the method does not run
+            itself are added as forward passes without gradient, after the others.
+
+    Raises:
+        UserError: If `clean_passes` is less than 1.
+
+    References:
+        Bag of Tricks: https://arxiv.org/abs/2010.00467.
     """
 
     method: Objective
@@ -40,11 +50,11 @@ class BatchNormStatistics(Objective):
         return self.method.inner(ctx)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
-        lens = _Choosing(ctx.lens.model, counts=lambda x: self._counts(x is ctx.batch.x))
+        lens = _SelectiveCache(ctx.lens.model, counts=lambda x: self._counts(x is ctx.batch.x))
         terms = self.method.outer(Context(lens, ctx.batch, ctx.memory, ctx.progress), x_adv)
         if self.of != "adversarial":
             with torch.no_grad():
-                for _ in range(self.clean_passes - lens.met(ctx.batch.x)):
+                for _ in range(self.clean_passes - lens.has_seen(ctx.batch.x)):
                     lens.model(ctx.batch.x)
         return terms
 
@@ -53,12 +63,12 @@ class BatchNormStatistics(Objective):
 
 
 @dataclass(slots=True)
-class _Choosing(ForwardCache):
-    """A lens through which only some tensors move the statistics."""
+class _SelectiveCache(ForwardCache):
+    """A forward cache in which only some tensors change the statistics of batch norm."""
 
     counts: Callable[[Tensor], bool] = field(kw_only=True)
 
-    def met(self, x: Tensor) -> bool:
+    def has_seen(self, x: Tensor) -> bool:
         return any(known is x for known, _, _ in self._seen)
 
     def _once(self, forward: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, least: int = 1) -> tuple[Tensor, ...]:

@@ -12,11 +12,20 @@ from .regularizers import Regularizer
 
 @dataclass(frozen=True, slots=True)
 class Consistency(Regularizer):
-    """The adversarial predictions of two augmentations of an image are drawn together.
+    """Consistency regularizer: pulls the adversarial predictions of two augmentations of an image together.
 
-    https://arxiv.org/abs/2103.04550: `weight` x the Jensen-Shannon divergence of the two, each sharpened by
-    `temperature`. It needs batches that hold every image twice (`views=2` of the recipe), and is added to a method:
-    `Sum((CrossEntropy(), Consistency()))`.
+    The term is `weight` x the Jensen-Shannon divergence of the two predictions. It needs batches that hold every image
+    twice (`views=2` of the recipe), and is added to a method: `Sum((CrossEntropy(), Consistency()))`.
+
+    Args:
+        weight: Weight of the divergence.
+        temperature: Temperature of the predictions; below 1 it sharpens them.
+
+    Raises:
+        UserError: If `temperature` is not above 0; in training, for batches of one view.
+
+    References:
+        Consistency regularization: https://arxiv.org/abs/2103.04550.
     """
 
     weight: float = 1.0

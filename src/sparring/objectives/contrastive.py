@@ -25,23 +25,40 @@ from .contrastive_losses import (
 
 
 class Contrast(Protocol):
-    """How two looks at the same images are told from looks at others. `chance` decides what it draws."""
+    """A contrastive loss between two views of the same images, with other images as negatives."""
 
     def pairs(self, a: Parts, b: Parts, chance: int) -> Tensor:
-        """`[B]`, of two looks at each image; what of them is read, is the contrast's own affair."""
+        """Loss `[B]` of two views of each image, given as parts.
+
+        Which of the parts it uses is up to the contrast; `chance` seeds its draws.
+        """
         ...
 
     def point(self, lens: ForwardCache, known: Parts, own: Tensor, chance: int) -> PerExampleLoss:
-        """One image at a time, against `known` looks of which `own` `[B]` are at the same image.
+        """Loss of each image by itself, against `known` views of which `own` `[B]` gives the one of the same image.
 
-        From the image to the known ones; of maps at several scales, both ways.
+        The direction is from the image to the known views; for maps at several scales, both directions. `chance` seeds
+        its draws.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class InfoNCE:
-    """Of projections, or of features if the model has none: cosine / `temperature`, both directions or one."""
+    """InfoNCE of projections, or of features if the model has no projection.
+
+    Scores are cosine / `temperature`.
+
+    Args:
+        temperature: Temperature of the scores.
+        both: Whether the loss is the mean of both directions, or only the one from the first view to the second.
+
+    Raises:
+        UserError: If `temperature` is not above 0.
+
+    References:
+        InfoNCE: https://arxiv.org/abs/1807.03748.
+    """
 
     temperature: float = 0.2
     both: bool = True
@@ -60,7 +77,17 @@ class InfoNCE:
 
 @dataclass(frozen=True, slots=True)
 class NTXent:
-    """The same, with the other images of the own side among the others (SimCLR, https://arxiv.org/abs/2002.05709)."""
+    """NT-Xent, the loss of SimCLR: InfoNCE, also with other images of the own view as negatives.
+
+    Args:
+        temperature: Temperature of the scores.
+
+    Raises:
+        UserError: If `temperature` is not above 0.
+
+    References:
+        SimCLR: https://arxiv.org/abs/2002.05709.
+    """
 
     temperature: float = 0.5
 
@@ -77,10 +104,20 @@ class NTXent:
 
 @dataclass(frozen=True, slots=True)
 class Multiscale:
-    """Of the maps of an AMDIM encoder at three pairs of scales (https://arxiv.org/abs/1906.00910).
+    """Contrast of the maps of an AMDIM encoder at three pairs of scales.
 
-    `regularise` x the mean squared raw score is added in pre-training, 0.05 as published; the released code of
-    https://arxiv.org/abs/1911.06470 leaves it out.
+    Args:
+        clip: Bound of the soft clipping of scores.
+        regularise: Weight of the mean squared raw score, which is added in pre-training: 0.05 as published. The
+            released code of self-supervised adversarial training leaves it out.
+        both: Whether the loss is the mean of both directions, or only the one from the first view to the second.
+
+    Raises:
+        UserError: In training, if the model has no feature maps.
+
+    References:
+        AMDIM: https://arxiv.org/abs/1906.00910.
+        Self-supervised adversarial training: https://arxiv.org/abs/1911.06470.
     """
 
     clip: float = 20.0
@@ -109,15 +146,16 @@ class Multiscale:
 
 
 def projected(parts: Parts) -> Tensor:
-    """What is contrasted of an image as a whole, `[B, P]`: the projection, or else the features."""
+    """Vector `[B, P]` of each image that is contrasted: the projection, or the features if there is none."""
     return parts[-1] if parts[-1].ndim == 2 else parts[0]
 
 
-JOINT = "whose images are told from each other: "
-"""Why an attack may not take rows out of a batch, where the contrast of all that are attacked is raised at once."""
+JOINT = "whose images are compared with each other: "
+"""Reason why an attack may not take rows out of a batch: it maximises the contrast of all its images jointly."""
 
 
 def need_temperature(value: float) -> None:
+    """Raise `UserError` for a temperature that is not above 0."""
     if not value > 0:
         raise UserError(f"temperature = {value:g} is not above 0")
 
@@ -129,22 +167,34 @@ Labels = Literal["none", "bank", "all"]
 
 @dataclass(frozen=True, slots=True)
 class Contrastive(Objective):
-    """Two looks at an image are drawn together and away from other images; it needs no label.
+    """Contrastive objective: pulls two views of an image together and pushes other images away, without labels.
 
-    `between`: a clean image and its `adversarial` one, which is self-supervised adversarial training
-    (https://arxiv.org/abs/1911.06470); or two augmented `views` (`views=2` of the recipe), which is pre-training with
-    the attack `Benign()`.
+    The attack uses no labels by default: it maximises the contrast of an image with its clean self (of two views, with
+    the first), or the distance of its features from there, which needs a random start. With labels, it maximises the
+    loss of the nearest neighbours, or follows guides. Votes and guides need a kNN head.
 
-    The attack raises the `contrast` of an image with its clean self (of two views, with the first), or the squared
-    `distance` or the `cosine` distance of its features from there; these need a random start. By labels, it raises the
-    loss of the nearest neighbours' `vote` on the clean image, or follows `guides` (`GuideLoss`). What may be looked at
-    says `labels`: none; those of the `bank`, through votes; or `all`, the image's own too. With `only_fooled`,
-    only those images are contrasted whose vote the attack changed, from their label if all labels are known, as
-    in the released code; that is a forward pass more.
+    Args:
+        loss: The contrast: `InfoNCE`, `NTXent` or `Multiscale`.
+        between: The pair of views: a clean image and its "adversarial" one, which is self-supervised adversarial
+            training; or two augmented "views" (`views=2` of the recipe), which is pre-training with the attack
+            `Benign()`.
+        raises: Loss that the attack maximises: the "contrast"; the squared "distance" or the "cosine" distance of
+            features; cross-entropy of the neighbours with their "vote" on the clean image; or that of the "guides"
+            (`GuideLoss`).
+        labels: Labels that may be used: "none"; those of the "bank", through votes; or "all", the image's own label
+            too.
+        only_fooled: Whether only images are contrasted whose vote the attack changed, compared with their label if all
+            labels may be used, as in the released code. It costs one more forward pass.
+        guides: Number of guides.
+        refresh: The bank of the kNN head is encoded anew every so many steps.
 
-    Votes and guides need a head of nearest neighbours; its bank is encoded anew every `refresh` steps. Raises
-    `UserError` for labels that are asked for but not allowed, a batch of one image, and models without what is
-    contrasted.
+    Raises:
+        UserError: If labels are needed but not allowed, a setting is unknown, `only_fooled` is combined with views, or
+            `refresh` is less than 1; in training, for a batch of one image, and for models without the head or the
+            parts that are needed.
+
+    References:
+        Self-supervised adversarial training: https://arxiv.org/abs/1911.06470.
     """
 
     loss: Contrast = InfoNCE()
@@ -161,15 +211,19 @@ class Contrastive(Objective):
         wanted = {"vote": "bank", "guides": "all"}.get(self.raises, "bank" if self.only_fooled else "none")
         allowed = {"none": (), "bank": ("bank",), "all": ("bank", "all")}[self.labels]
         if wanted not in ("none", *allowed):
-            what = f"raising the {self.raises}" if self.raises in ("vote", "guides") else "keeping only who is fooled"
+            what = f"raises = {self.raises!r}" if self.raises in ("vote", "guides") else "only_fooled"
             raise UserError(
-                f"{what} looks at labels, and this training is to know {self.labels} of them: say labels = {wanted!r} "
-                f"(--method.objective.labels {wanted}), or raise the contrast"
+                f"{what} uses labels, but labels = {self.labels!r} does not allow it: set labels = {wanted!r} "
+                f"(--method.objective.labels {wanted}), or let the attack maximise the contrast"
             )
         if self.only_fooled and self.between != "adversarial":
-            raise UserError("only those who are fooled can be kept between clean and adversarial images, not of views")
+            raise UserError(
+                "only_fooled compares clean with adversarial images: set between = 'adversarial', not 'views'"
+            )
         if self.refresh < 1:
-            raise UserError(f"a bank is encoded anew every so many steps, at least 1, not {self.refresh}")
+            raise UserError(
+                f"refresh = {self.refresh}: the number of steps between encodings of the bank must be at least 1"
+            )
 
     @property
     def needs_views(self) -> int:  # type: ignore[override]
@@ -181,16 +235,16 @@ class Contrastive(Objective):
 
     @property
     def reads(self) -> bool:
-        """Whether it asks the nearest neighbours."""
+        """True if the objective uses the nearest neighbours."""
         return self.labels != "none" and (self.only_fooled or self.raises in ("vote", "guides"))
 
     def init(self, data: LabelledData) -> nn.Module:
-        return _Known(data) if self.reads else nn.Module()
+        return _TrainingSet(data) if self.reads else nn.Module()
 
     def observe(self, ctx: Context) -> None:
         if not self.reads:
             return
-        assert isinstance(ctx.memory, _Known)
+        assert isinstance(ctx.memory, _TrainingSet)
         require_knn_head(ctx.lens.model)
         if ctx.progress.step % self.refresh == 0:
             encode_bank(ctx.lens.model, ctx.memory.data)
@@ -198,9 +252,9 @@ class Contrastive(Objective):
     def inner(self, ctx: Context) -> PerExampleLoss:
         def made() -> PerExampleLoss:
             loss = self._raised(ctx)
-            if not self.only_fooled or self.raises == "guides":  # which tell by themselves
+            if not self.only_fooled or self.raises == "guides":  # guides mark fooled examples themselves
                 return loss
-            return WithPredictions(loss, ctx.lens.logits, self._kept(ctx.lens, ctx.batch))
+            return WithPredictions(loss, ctx.lens.logits, self._expected(ctx.lens, ctx.batch))
 
         return LazyLoss(made)
 
@@ -223,33 +277,33 @@ class Contrastive(Objective):
             need_two_views(ctx.batch)
             return {"views": self.loss.pairs(*halves(lens.parts(x)), chance).mean()}
         views = ctx.batch.views
-        # two views of an image are no others to each other: each side by itself
+        # two views of an image must not be negatives of each other: each view by itself
         clean, moved = lens.parts(x), lens.parts(x_adv)
         pairs = zip(halves(clean), halves(moved), strict=True) if views == 2 else [(clean, moved)]
         if self.only_fooled:
             if views == 2:
-                raise UserError("who is fooled is kept of images that are in the batch once: set views = 1 (--views 1)")
+                raise UserError("only_fooled needs each image once in a batch: set views = 1 (--views 1)")
             rows = self._fooled(ctx, x_adv)
             pairs = [(tuple(p[rows] for p in clean), tuple(p[rows] for p in moved))]
-            if len(rows) < 2:  # nobody to be told from
+            if len(rows) < 2:  # no other image to contrast with
                 return {"contrast": 0.0 * (clean[0].sum() + moved[0].sum())}
         return {"contrast": torch.cat([self.loss.pairs(a, b, chance) for a, b in pairs]).mean()}
 
-    def _kept(self, lens: ForwardCache, batch: Batch) -> Tensor:
-        """What the vote has to stay: the label, or what it is on the clean image."""
+    def _expected(self, lens: ForwardCache, batch: Batch) -> Tensor:
+        """Class for which the neighbours should vote: the label, or their vote on the clean image."""
         return batch.y if self.labels == "all" else lens.logits(batch.x).argmax(1)
 
     @torch.no_grad()
     def _fooled(self, ctx: Context, x_adv: Tensor) -> Tensor:
-        """Rows of the batch, in eval mode, as the bank was encoded: a forward pass more."""
+        """Rows whose vote changed, in eval mode, as the bank was encoded; costs one more forward pass."""
         with eval_mode(ctx.lens.model):
             lens = ForwardCache(ctx.lens.model)
             votes = lens.logits(x_adv).argmax(1)
-            return (votes != self._kept(lens, ctx.batch)).nonzero()[:, 0]
+            return (votes != self._expected(lens, ctx.batch)).nonzero()[:, 0]
 
 
-class _Known(nn.Module):
-    """The training set, to encode it anew. It is no part of what is saved."""
+class _TrainingSet(nn.Module):
+    """The training set, from which the bank is encoded anew; it is not saved."""
 
     def __init__(self, data: LabelledData) -> None:
         super().__init__()
@@ -257,11 +311,14 @@ class _Known(nn.Module):
 
 
 def need_two_views(batch: Batch) -> None:
+    """Raise `UserError` for a batch that holds each image once."""
     if batch.views == 1:
-        raise UserError("two views are contrasted, and each image is in the batch once: set views = 2 (--views 2)")
+        raise UserError(
+            "two views of each image are needed, but the batch holds each image once: set views = 2 (--views 2)"
+        )
 
 
 def halves(parts: Parts) -> tuple[Parts, Parts]:
-    """Those of the two views of a batch."""
+    """Parts of the first views of a batch, and of the second views."""
     half = len(parts[0]) // 2
     return tuple(part[:half] for part in parts), tuple(part[half:] for part in parts)

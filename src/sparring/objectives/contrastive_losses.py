@@ -1,6 +1,6 @@
-"""How well an image is told from others by another look at it: InfoNCE, and what attacks may raise of a representation.
+"""Contrastive losses between two views of the same images, and losses of a representation that attacks maximise.
 
-No loss here knows a label.
+No loss here uses labels, except that `WithPredictions` marks fooled examples by them.
 """
 
 import math
@@ -20,17 +20,18 @@ Parts: TypeAlias = tuple[Tensor, ...]
 
 
 def need_pairs(count: int) -> None:
-    """A contrast is with others. Raises `UserError` for fewer than two images."""
+    """Raise `UserError` for fewer than two images, as a contrast needs other images."""
     if count < 2:
         raise UserError(
-            f"a contrastive loss tells an image from others, and there are {count} in all: take larger batches"
+            f"a contrastive loss compares an image with others, but there are {count} in all: take larger batches"
         )
 
 
 def info_nce(a: Tensor, b: Tensor, temperature: float, both: bool = True) -> Tensor:
-    """-log softmax of the cosine / `temperature` of each pair among all pairs of `a` and `b` `[B, P]`; `[B]`.
+    """InfoNCE `[B]` of `a` and `b` `[B, P]`: -log softmax of the cosine / `temperature` of each pair among all pairs.
 
-    With `both`, the mean of the two directions, else that from `a` to `b` (https://arxiv.org/abs/1807.03748).
+    With `both`, the mean of the two directions, otherwise only the direction from `a` to `b`
+    (https://arxiv.org/abs/1807.03748).
     """
     need_pairs(len(a))
     scores = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / temperature
@@ -40,10 +41,10 @@ def info_nce(a: Tensor, b: Tensor, temperature: float, both: bool = True) -> Ten
 
 
 def nt_xent(*views: Tensor, temperature: float) -> Tensor:
-    """The same in all directions with the other images of the own side among the others, `[B]` of views `[B, P]`.
+    """NT-Xent `[B]` of views `[B, P]`: InfoNCE in all directions, also with other images of the own view as negatives.
 
-    The loss of SimCLR (https://arxiv.org/abs/2002.05709). Of more than two views, the sum over the others of an image,
-    each of which is told from all that is in the batch.
+    The loss of SimCLR (https://arxiv.org/abs/2002.05709). For more than two views, it is the sum over the other views
+    of an image, each contrasted with everything in the batch.
     """
     count = len(views[0])
     need_pairs(count)
@@ -59,7 +60,7 @@ def nt_xent(*views: Tensor, temperature: float) -> Tensor:
 
 
 def similarities(u: Tensor, v: Tensor, clip: float) -> Tensor:
-    """Raw scores of vectors `[B, d]` and maps `[N, d, ...]`, clipped softly at `clip`: `[B, N, L]`."""
+    """Raw scores `[B, N, L]` of vectors `[B, d]` and maps `[N, d, ...]`, softly clipped at `clip`."""
     return clip * torch.tanh(_raw("bd,ndl->bnl", u, v) / clip)
 
 
@@ -68,9 +69,10 @@ def _raw(how: str, u: Tensor, v: Tensor) -> Tensor:
 
 
 def told_apart(scores: Tensor, own: Tensor) -> Tensor:
-    """`[B]`: -log of the share of the own image among it and all places of all others, mean over its places.
+    """Contrastive loss `[B]`: -log of the share of the own image among it and all places of all other images.
 
-    `scores` `[B, N, L]`; `own` `[B]` is which of the N images is the same.
+    It is averaged over the places of the own image. `scores` is `[B, N, L]`; `own` `[B]` gives the index of the own
+    image among the N images.
     """
     mine = torch.arange(scores.shape[1], device=own.device) == own[:, None]
     others = scores.masked_fill(mine[:, :, None], -torch.inf).flatten(1).logsumexp(1)
@@ -85,22 +87,25 @@ def _own(scores: Tensor, own: Tensor) -> Tensor:
 class Scales:
     """AMDIM's contrast of (global, coarse, fine) parts: global with fine, global with coarse, coarse with coarse.
 
-    https://arxiv.org/abs/1906.00910. Of the coarse map of the source one place is taken, `places` `[N]`, the number of
-    a place for each image.
+    The source of the third is one place of the coarse map (https://arxiv.org/abs/1906.00910).
+
+    Args:
+        places: Number of the place for each image, `[N]`.
+        clip: Bound of the soft clipping of scores.
     """
 
     places: Tensor
     clip: float = 20.0
 
     def pairs(self, a: Parts, b: Parts, both: bool = True) -> Tensor:
-        """The loss of two looks at the same images, `[B]`: the sum of the three, the mean of the directions."""
+        """Loss `[B]` of two views of the same images: the sum of the three contrasts, averaged over directions."""
         need_pairs(len(a[0]))
         own = torch.arange(len(a[0]), device=a[0].device)
         there = self._towards(a, b, own, self.places)
         return (there + self._towards(b, a, own, self.places)) / 2 if both else there
 
     def one(self, look: Parts, known: Parts, own: Tensor) -> Tensor:
-        """The same for looks `[B]` at some of the known images `[N]`, each by itself: all others are as known."""
+        """Loss of single views `[B]` of some of the known images `[N]`: all other images keep their known parts."""
         need_pairs(len(known[0]))
         there = self._towards(look, known, own, self.places[own])
         back = []
@@ -112,7 +117,10 @@ class Scales:
         return (there + torch.stack(back).sum(0)) / 2
 
     def size(self, a: Parts, b: Parts) -> Tensor:
-        """The mean squared raw score, summed and averaged like the loss: what AMDIM keeps off the clip, times 0.05."""
+        """Mean squared raw score, summed and averaged like the loss.
+
+        AMDIM adds it to the loss times 0.05, so that scores stay away from the clip.
+        """
         raw = [
             _raw("bd,ndl->bnl", u, v).square().mean()
             for one, other in ((a, b), (b, a))
@@ -135,14 +143,14 @@ def _targets(parts: Parts) -> Parts:
     return fine, coarse, coarse
 
 
-# -- what an attack may raise
+# -- losses for attacks
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureDistance:
-    """How far the features are from `target` `[B, F]`, squared; or with `cosine`, 1 - their cosine.
+    """Squared distance of the features to `target` `[B, F]`; with `cosine`, 1 - their cosine.
 
-    At the target itself its gradient is 0: attacks start at a random point.
+    At the target the gradient is 0, so attacks need a random start.
     """
 
     features: Forward
@@ -161,7 +169,10 @@ class FeatureDistance:
 
 @dataclass(frozen=True, slots=True)
 class FeatureContrast:
-    """InfoNCE of an image with its own of the `keys` `[N, P]` among all of them; `own` `[B]` is which that is."""
+    """InfoNCE of each image with its own key among all `keys` `[N, P]`.
+
+    `own` `[B]` gives the index of the own key.
+    """
 
     features: Forward
     keys: Tensor
@@ -181,7 +192,10 @@ class FeatureContrast:
 
 @dataclass(frozen=True, slots=True)
 class ScaleContrast:
-    """The multiscale InfoNCE of an image with its own of the `keys`, parts of N images."""
+    """Multiscale InfoNCE of each image with its own key.
+
+    `keys` are the parts of N images, and `own` `[B]` gives the index of the own key.
+    """
 
     parts: Callable[[Tensor], Parts]
     keys: Parts
@@ -197,7 +211,7 @@ class ScaleContrast:
 
 @dataclass(frozen=True, slots=True)
 class WithPredictions:
-    """A loss that cannot tell who is fooled, told by the logits of a classifier and the labels `y` `[B]`."""
+    """A loss that marks fooled examples by the logits of a classifier and the labels `y` `[B]`."""
 
     loss: PerExampleLoss
     logits: Forward
@@ -214,7 +228,7 @@ class WithPredictions:
 
 @dataclass(frozen=True, slots=True)
 class LazyLoss:
-    """A loss that is made when it is first asked for: what `Benign` does not ask for costs no pass."""
+    """A loss that is made at its first use: `Benign` never uses it, so it costs no forward pass there."""
 
     make: Callable[[], PerExampleLoss]
     made: list[PerExampleLoss] = field(default_factory=list, compare=False)
@@ -236,10 +250,11 @@ class LazyLoss:
 
 
 def information_bound(scores: Tensor) -> Tensor:
-    """InfoNCE's lower bound on the mutual information of pairs, in nats, `[N]` whose mean it is.
+    """InfoNCE's lower bound on the mutual information of pairs, in nats: the bound is the mean of the result `[N]`.
 
-    `scores` `[N, N]` of any critic, the pairs on the diagonal: log N - the cross-entropy of finding the pair among N
-    (https://arxiv.org/abs/1807.03748). It can never be above log N, however much there is to know.
+    `scores` `[N, N]` are those of any critic, with the pairs on the diagonal. The bound is log N - the cross-entropy of
+    finding the pair among N (https://arxiv.org/abs/1807.03748). It is never above log N, however large the mutual
+    information is.
     """
     need_pairs(len(scores))
     return math.log(len(scores)) + scores.diagonal() - scores.logsumexp(1)

@@ -11,13 +11,23 @@ from ..core.types import Context, Objective, PerExampleLoss, Terms
 
 @dataclass(frozen=True, slots=True)
 class CrossEntropy(Objective):
-    """Adversarial training of Madry et al. (https://arxiv.org/abs/1706.06083); with `Benign`, standard training.
+    """Adversarial training of Madry et al.; with `Benign`, standard training.
 
-    `label_smoothing` acts on the update only, the attack raises the hard loss; the true class has 1 - s, every other
-    one s / (C - 1) (https://arxiv.org/abs/2010.00467; torch's own smoothing gives the true class s / C more). `clean`
-    is the weight of the clean images in the update, the adversarial ones have the rest: 0.5 is the mixed training of
-    https://arxiv.org/abs/1611.01236. `weight` multiplies both: with 2, the two of `clean=0.5` are added
-    and not averaged.
+    Args:
+        label_smoothing: Smoothing s, in [0, 0.5], of the update only; the attack maximises the hard loss. The true
+            class has 1 - s, every other class s / (C - 1), as in Bag of Tricks; torch's own smoothing gives the true
+            class s / C more.
+        clean: Weight of the clean images in the update, in [0, 1); the adversarial ones have the rest. 0.5 is mixed
+            training.
+        weight: Factor on both. With 2, the two losses of `clean=0.5` are added and not averaged.
+
+    Raises:
+        UserError: If `clean`, `label_smoothing` or `weight` is out of its range; `weight` must be finite and above 0.
+
+    References:
+        PGD: https://arxiv.org/abs/1706.06083.
+        Mixed training: https://arxiv.org/abs/1611.01236.
+        Bag of Tricks: https://arxiv.org/abs/2010.00467.
     """
 
     label_smoothing: float = 0.0

@@ -14,14 +14,22 @@ from .regularizers import Regularizer
 
 @dataclass(frozen=True, slots=True)
 class GradAlign(Regularizer):
-    """Keeps the loss locally linear, so that a single step stays strong (https://arxiv.org/abs/2007.02617).
+    """Gradient alignment: keeps the loss locally linear, so that a single step remains a strong attack.
 
-    `weight` x (1 - the mean cosine between the input gradients at the image and at a random point of the set). As in
-    the released code the first is held fixed, the second is differentiated again, and images without a gradient are
-    left out. The paper's weight for CIFAR-10 is `GradAlign.weight_for(eps)`, 0.2 at 8/255. Added to a method:
-    `Sum((CrossEntropy(), GradAlign(Linf("8/255"))))`. Its forward passes do not move the statistics of batch norm.
+    The term is `weight` x (1 - the mean cosine between the input gradients at the image and at a random point of the
+    perturbation set). As in the released code the first gradient is held fixed, the second is differentiated again, and
+    images without a gradient are left out. Its forward passes do not change the statistics of batch norm. Added to a
+    method: `Sum((CrossEntropy(), GradAlign(Linf("8/255"))))`.
 
-    Raises `UserError` for a compiled model, which cannot be differentiated twice.
+    Args:
+        threat: Perturbation set of the random point.
+        weight: Weight of the term. The paper's weight for CIFAR-10 is `GradAlign.weight_for(eps)`, 0.2 at 8/255.
+
+    Raises:
+        UserError: In training, for a compiled model, which cannot be differentiated twice.
+
+    References:
+        GradAlign: https://arxiv.org/abs/2007.02617.
     """
 
     threat: Linf
@@ -29,7 +37,14 @@ class GradAlign(Regularizer):
 
     @staticmethod
     def weight_for(eps: float) -> float:
-        """The weight that the paper found for CIFAR-10, log-linear in eps: 0.2 at 8/255, 2 at 16/255."""
+        """Weight that the paper found for CIFAR-10, log-linear in eps: 0.2 at 8/255, 2 at 16/255.
+
+        Args:
+            eps: Radius of the perturbation set, for pixels in [0, 1].
+
+        Returns:
+            The weight.
+        """
         return 0.02 * 10 ** (eps * 255 / 8)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
@@ -39,9 +54,13 @@ class GradAlign(Regularizer):
         with statistics_kept(ctx.lens.model):
             here = _gradient(ctx, x, twice=False)
             there = _gradient(ctx, near, twice=True)
-        felt = (here != 0).any(1) & (there.detach() != 0).any(1)
-        # rows without a gradient have no direction; where no row has one, nothing is to be aligned
-        cosine = F.cosine_similarity(here[felt], there[felt], dim=1).mean() if felt.any() else there.sum() * 0 + 1
+        has_gradient = (here != 0).any(1) & (there.detach() != 0).any(1)
+        # a gradient of 0 has no direction; where every row has such a gradient, the misalignment is 0
+        cosine = (
+            F.cosine_similarity(here[has_gradient], there[has_gradient], dim=1).mean()
+            if has_gradient.any()
+            else there.sum() * 0 + 1
+        )
         return {"misalignment": self.weight * (1 - cosine)}
 
 
@@ -56,6 +75,6 @@ def _refuse_compiled(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
             raise UserError(
-                "GradAlign differentiates twice, and a compiled model cannot be: give the model as it was before "
-                "torch.compile (attacks may still be compiled, with --compile on)"
+                "GradAlign differentiates twice, which a compiled model does not allow: give the model as it was "
+                "before torch.compile (attacks may still be compiled, with --compile on)"
             )

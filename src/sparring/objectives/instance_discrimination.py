@@ -15,13 +15,27 @@ from .contrastive_losses import FeatureContrast
 
 @dataclass(frozen=True, slots=True)
 class InstanceDiscrimination(Objective):
-    """Every image is a class of its own (NPID, https://arxiv.org/abs/1805.01978), by a bank of what it looked like.
+    """Instance discrimination (NPID): every image is a class of its own, represented by its row in a bank.
 
-    -log softmax of the cosine / `temperature` of an image with its own row of the bank among the rows of `negatives`
-    other images, drawn in each step for the whole batch. The published code estimates the softmax by noise contrast;
-    this is the softmax over those that are drawn. Rows become `momentum` x row + (1 - `momentum`) x the projection in
-    eval mode, of length 1, one step later, so that no image is compared with what it is now. A forward pass
-    without gradient is added to each step.
+    The loss is -log softmax of the cosine / `temperature` of an image with its own row of the bank, among the rows of
+    `negatives` other images, drawn in each step for the whole batch. The attack maximises the same contrast among the
+    rows of the batch. The published code estimates the softmax by noise-contrastive estimation; this is the softmax
+    over the rows that are drawn.
+
+    A row becomes `momentum` x row + (1 - `momentum`) x the projection in eval mode, scaled to length 1, one step later,
+    so that no image is compared with its current projection. This adds a forward pass without gradient to each step.
+
+    Args:
+        temperature: Temperature of the scores.
+        negatives: Number of rows drawn as negatives.
+        momentum: Share of a row that is kept in its update, in [0, 1).
+
+    Raises:
+        UserError: If `temperature` is not above 0, there is no negative, or `momentum` is not in [0, 1); in training,
+            for batches of two views and for data whose examples have no number.
+
+    References:
+        NPID: https://arxiv.org/abs/1805.01978.
     """
 
     temperature: float = 0.07
@@ -31,7 +45,7 @@ class InstanceDiscrimination(Objective):
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.negatives < 1 or not 0 <= self.momentum < 1:
             raise UserError(
-                f"instance discrimination needs a temperature above 0, not {self.temperature:g}, a negative or more, "
+                f"instance discrimination needs a temperature above 0, not {self.temperature:g}, at least 1 negative, "
                 f"not {self.negatives}, and a momentum in [0, 1), not {self.momentum:g}"
             )
 
@@ -46,7 +60,7 @@ class InstanceDiscrimination(Objective):
         if ctx.progress.step == 0 or index.device.type == "cpu":
             memory.known().check(index)
         if ctx.batch.views == 2:
-            raise UserError("each image is a class of its own, and is in the batch once: set views = 1 (--views 1)")
+            raise UserError("instance discrimination needs each image once in a batch: set views = 1 (--views 1)")
         self._remember(memory)
         memory.index, memory.seen = index.clone(), F.normalize(z, dim=1)
 
@@ -66,7 +80,7 @@ class InstanceDiscrimination(Objective):
         return {"instances": F.cross_entropy(scores, torch.zeros_like(index))}
 
     def _remember(self, memory: "_Memory") -> None:
-        """What was seen in the step before."""
+        """Write the projections of the previous step into the bank."""
         if len(memory.index):
             bank = memory.known()
             rows = self.momentum * bank[memory.index] + (1 - self.momentum) * memory.seen
@@ -77,7 +91,7 @@ _AT_A_TIME = 65_536
 
 
 class _Memory(nn.Module):
-    """The bank, which is made when it is known how many numbers the model projects to, and what is to be written."""
+    """The bank, made when the size of the projection is known, and the rows to be written next."""
 
     index: Tensor
     seen: Tensor
@@ -91,7 +105,7 @@ class _Memory(nn.Module):
         self.register_buffer("seen", torch.zeros(0, 0))
 
     def begin(self, columns: int) -> None:
-        """With random directions, as published: at 0 there would be no gradient before an image is met again."""
+        """Start with random directions, as published: rows of 0 would give no gradient before an image recurs."""
         self.bank = Bank(self.data, columns).to(self.index.device)
         for rows in torch.arange(len(self.bank.rows)).split(_AT_A_TIME):
             drawn = torch.randn(len(rows), columns, generator=make_rng(int(rows[0])))

@@ -12,11 +12,21 @@ Distance = Literal["squared", "length"]
 
 @dataclass(frozen=True, slots=True)
 class LogitPairing(Regularizer):
-    """Adversarial logit pairing (https://arxiv.org/abs/1803.06373): clean and adversarial logits are drawn together.
+    """Adversarial logit pairing: pulls clean and adversarial logits together.
 
-    `weight` x the mean squared difference of the logits, over examples and classes. Added to a method:
-    `Sum((CrossEntropy(clean=0.5), LogitPairing(0.5)))` is ALP. With `distance="length"` it is the mean over the
-    examples of the L2 length of the difference, which is not squared. Raises `UserError` for another distance.
+    The term is `weight` x the distance of the logits. Added to a method:
+    `Sum((CrossEntropy(clean=0.5), LogitPairing(0.5)))` is ALP.
+
+    Args:
+        weight: Weight of the term.
+        distance: "squared" is the mean squared difference over examples and classes; "length" is the mean over the
+            examples of the L2 norm of the difference, which is not squared.
+
+    Raises:
+        UserError: If `distance` is unknown.
+
+    References:
+        ALP: https://arxiv.org/abs/1803.06373.
     """
 
     weight: float = 0.5

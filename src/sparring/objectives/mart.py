@@ -7,16 +7,23 @@ from torch import Tensor
 from ..attacks.losses import CE, others
 from ..core.types import Context, Objective, PerExampleLoss, Terms
 
-_MARGIN = 1.0001  # of the released code: keeps the logarithm finite where the wrong class is certain
+_MARGIN = 1.0001  # from the released code: keeps the logarithm finite where a wrong class has probability 1
 
 
 @dataclass(frozen=True, slots=True)
 class MART(Objective):
-    """Misclassification-aware adversarial training (https://openreview.net/forum?id=rklOg6EFwS), `beta` 5 to 6.
+    """Misclassification-aware adversarial training.
 
-    Lowered is cross-entropy at the adversarial point plus -log(1 - the likeliest wrong class), and `beta` x KL(clean ‖
-    adversarial) weighted by how unsure the clean prediction is, 1 - p_y. The attack raises cross-entropy; the paper
-    starts it with `GaussianStart(0.001)`. Both predictions are differentiated, the weight too, as in the released code.
+    The loss is cross-entropy at the adversarial point plus -log(1 - probability of the likeliest wrong class) plus
+    `beta` x KL(clean ‖ adversarial), weighted by the uncertainty of the clean prediction, 1 - p_y. The attack maximises
+    cross-entropy; the paper starts it with `GaussianStart(0.001)`. Both predictions are differentiated, and so is the
+    weight, as in the released code.
+
+    Args:
+        beta: Weight of the KL term, 5 to 6.
+
+    References:
+        MART: https://openreview.net/forum?id=rklOg6EFwS.
     """
 
     beta: float = 6.0

@@ -13,10 +13,19 @@ from ..core.types import Context, Objective, PerExampleLoss, Terms
 
 @dataclass(frozen=True, slots=True)
 class MixUp(Objective):
-    """Cross-entropy on images mixed in pairs (https://arxiv.org/abs/1710.09412), one share from Beta(alpha, alpha).
+    """Cross-entropy on images mixed in pairs (mixup).
 
-    What is mixed is what the attack returns: clean images with `Benign()`. Share and pairs are a function of the step
-    and of the seed that torch was given.
+    One share is drawn from Beta(alpha, alpha) for the whole batch. The images mixed are those that the attack returns:
+    clean images with `Benign()`. Share and pairs depend only on the step and on torch's seed.
+
+    Args:
+        alpha: Parameter of the Beta distribution.
+
+    Raises:
+        UserError: If `alpha` is not above 0.
+
+    References:
+        mixup: https://arxiv.org/abs/1710.09412.
     """
 
     alpha: float = 1.0

@@ -10,36 +10,42 @@ from ..core.types import Context, LabelledData, Objective, PerExampleLoss, Progr
 
 
 class Regularizer(Objective):
-    """Part of an objective, which says too little of what the attack raises to be trained with alone.
+    """Part of an objective that is added to a method, and cannot be trained with alone.
 
-    A subclass gives `outer`, and `raised` if the attack is to raise something of it beside the method's own loss.
+    It defines no complete loss for the attack. A subclass gives `outer`, and `raised` if the attack is to maximise a
+    term in addition to the method's own loss.
     """
 
     def raised(self, ctx: Context) -> PerExampleLoss | None:
-        """What the attack raises besides. By default nothing: the term acts on the update alone."""
+        """Loss that the attack maximises in addition; by default None: the term acts on the update only."""
         del ctx
         return None
 
     def inner(self, ctx: Context) -> PerExampleLoss:
         raise UserError(
-            f"{type(self).__name__} does not say what an attack raises: add it to a method, "
+            f"{type(self).__name__} does not define a loss for the attack: add it to a method, "
             f"Sum((CrossEntropy(), {type(self).__name__}(..)))"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Sum(Objective):
-    """Adds objectives: their inner losses, their terms, their memories side by side.
+    """Sum of objectives: adds their attack losses and their terms; each keeps its own memory.
 
-    The parts share the forward pass of each tensor. Raises `UserError` when two parts name a term alike, or when no
-    part says what an attack raises.
+    The parts share the forward pass of each tensor.
+
+    Args:
+        parts: The objectives; at least one must be a method, not a `Regularizer`.
+
+    Raises:
+        UserError: If no part defines the loss of the attack; in training, if two parts give a term the same name.
     """
 
     parts: tuple[Objective, ...]
 
     def __post_init__(self) -> None:
         if all(isinstance(part, Regularizer) for part in self.parts):
-            raise UserError("a sum needs a method, CrossEntropy() for example, that says what an attack raises")
+            raise UserError("a sum needs a method that defines the loss of the attack, for example CrossEntropy()")
 
     def init(self, data: LabelledData) -> nn.Module:
         return nn.ModuleList(part.init(data) for part in self.parts)
@@ -67,10 +73,17 @@ class Sum(Objective):
 
 @dataclass(frozen=True, slots=True)
 class Staged(Objective):
-    """Another objective from stage to stage, for ever around: `Staged(((78, MixUp()), (312, CrossEntropy())))`.
+    """Switches between objectives in stages, repeated for ever: `Staged(((78, MixUp()), (312, CrossEntropy())))`.
 
-    Lengths are whole steps, so that it keeps pace with a `Cycle` of attacks, or shares of a period of so many `epochs`,
-    as there. Every part keeps its own memory, and each observes every batch.
+    Lengths are whole steps, so that it stays in step with a `Cycle` of attacks. Every part keeps its own memory, and
+    each observes every batch.
+
+    Args:
+        stages: Pairs of a length and an objective.
+        epochs: Length of a period in epochs; the lengths are then shares of it, as in `Cycle`. None counts steps.
+
+    Raises:
+        UserError: If there is no stage, a length is not a whole number of at least 1, or `epochs` is not above 0.
     """
 
     stages: tuple[tuple[int, Objective], ...]
@@ -93,7 +106,7 @@ class Staged(Objective):
         return self.at(ctx.progress).outer(self._own(ctx), x_adv)
 
     def at(self, progress: Progress) -> Objective:
-        """The objective of the present stage."""
+        """The objective of the current stage."""
         return Cycle(self.stages, self.epochs).at(progress)
 
     def _own(self, ctx: Context) -> Context:

@@ -12,15 +12,26 @@ from .contrastive_losses import LazyLoss, nt_xent
 
 @dataclass(frozen=True, slots=True)
 class RoCL(Objective):
-    """Robust contrastive learning (https://arxiv.org/abs/2006.07589): two views and an attacked one, without labels.
+    """Robust contrastive learning: two views and an attacked one, without labels.
 
-    The attack moves the first view away from the second: it raises NT-Xent of the two. Lowered are NT-Xent of all
-    three, and `weight` x that of the attacked and the second view, 1/256 as released. Batches hold two views
-    (`views=2` of the recipe).
+    The attack moves the first view away from the second: it maximises NT-Xent of the two. The training loss is NT-Xent
+    of all three plus `weight` x NT-Xent of the attacked and the second view. Batches hold two views (`views=2` of the
+    recipe).
 
-    In the released code no gradient flows through what an image is compared with, and the added term has a forward
-    pass, so a mean and variance of batch norm, of its own; here the loss is differentiated whole, in one pass of all
-    three. Raises `UserError` for batches of one view, and attacks that take rows out of a batch.
+    In the released code no gradient flows through the views that an image is compared with, and the added term has a
+    forward pass of its own, so also its own mean and variance of batch norm; here the whole loss is differentiated, in
+    one pass of all three.
+
+    Args:
+        temperature: Temperature of NT-Xent.
+        weight: Weight of the added term, 1/256 as released.
+
+    Raises:
+        UserError: If `temperature` is not above 0; in training, for batches of one view and for attacks that take rows
+            out of a batch.
+
+    References:
+        RoCL: https://arxiv.org/abs/2006.07589.
     """
 
     temperature: float = 0.5
@@ -38,7 +49,7 @@ class RoCL(Objective):
             second = projected(ctx.lens.parts(x[len(x) // 2 :]))
 
             def away(z: Tensor) -> LossOutput:
-                """The second views are not looked at, and have 0."""
+                """NT-Xent of the first views; the second views are not evaluated, and their loss is 0."""
                 first = projected(ctx.lens.parts(z[: len(second)]))
                 value = nt_xent(first, second, temperature=self.temperature)
                 return LossOutput(torch.cat([value, torch.zeros_like(value)]))

@@ -14,19 +14,29 @@ from .regularizers import Regularizer
 
 @dataclass(frozen=True, slots=True)
 class TemporalEnsembling(Regularizer):
-    """Predictions are drawn to the average of what the model said of an image before (https://arxiv.org/abs/2106.01606).
+    """Temporal ensembling: pulls predictions towards an average of the model's earlier predictions for the same image.
 
-    `weight` x |p(x') - q|², summed over the classes and averaged over the examples, is raised by the attack and lowered
-    by the update. Before each attack q, the row of the image in a bank, becomes `decay` x q + (1 - decay) x p(x), where
-    p(x) is the prediction in eval mode at the clean image; it enters with sum 1. While the weight is 0 nothing of this
-    happens. Added to a method: `Sum((CrossEntropy(), TemporalEnsembling()))`.
+    The term is `weight` x |p(x') - q|², summed over the classes and averaged over the examples. The attack maximises it
+    and the update minimises it. q is the row of the image in a bank. Before each attack it becomes
+    `decay` x q + (1 - `decay`) x p(x), where p(x) is the prediction in eval mode at the clean image; in the term q is
+    scaled to sum 1. While the weight is 0, the bank is not updated and the term is left out. Added to a method:
+    `Sum((CrossEntropy(), TemporalEnsembling()))`.
 
-    `on` is the prediction that the update draws, for TRADES the "clean" one; the attack always raises the distance of
-    the adversarial one. The weight is for the sum over classes. The released code averages over them too: with
-    `per_class` a weight is C times weaker, and its 300 is 30 here for 10 classes, but 3 for 100.
+    Args:
+        weight: Weight of the term, a number or a schedule, for the sum over classes.
+        decay: Share of q that is kept in each update of the bank, in [0, 1).
+        on: Prediction that the update pulls, for TRADES the "clean" one; the attack always maximises the distance of
+            the adversarial one.
+        per_class: Whether the term is averaged over classes too, as in the released code. A weight is then C times
+            weaker: the 300 of that code is 30 without `per_class` for 10 classes, but 3 for 100.
+        place: Where the bank is stored: "device", "host" or "disk"; "auto" chooses by size.
 
-    `place` is where the bank is kept; left alone, it is chosen by size. Raises `UserError` for data whose examples have
-    no number.
+    Raises:
+        UserError: If `decay` is not in [0, 1) or the weight is negative; in training, for data whose examples have no
+            number.
+
+    References:
+        Temporal ensembling against robust overfitting: https://arxiv.org/abs/2106.01606.
     """
 
     weight: float | Schedule[float] = Ramp(30.0)  # noqa: RUF009
@@ -40,7 +50,9 @@ class TemporalEnsembling(Regularizer):
             raise UserError(f"decay = {self.decay:g} of temporal ensembling is not in [0, 1)")
         peak = self.weight.peak if isinstance(self.weight, Ramp) else self.weight
         if isinstance(peak, float | int) and peak < 0:
-            raise UserError(f"a weight of {peak:g} would drive predictions away from their ensemble")
+            raise UserError(
+                f"a weight of {peak:g} would drive predictions away from their ensemble: it must be at least 0"
+            )
 
     def init(self, data: LabelledData) -> nn.Module:
         return Bank(data, len(data.classes), self.place)
@@ -53,7 +65,7 @@ class TemporalEnsembling(Regularizer):
             return
         with eval_mode(ctx.lens.model):
             p = ctx.lens.logits(ctx.batch.x).softmax(1)
-        same = (index[:, None] == index).double()  # an image may be in a batch several times, as so many views
+        same = (index[:, None] == index).double()  # an image may be in a batch several times, as views
         mean = (same @ p.double() / same.sum(1, keepdim=True)).float()
         bank[index] = self.decay * bank[index] + (1 - self.decay) * mean
 
@@ -69,7 +81,7 @@ class TemporalEnsembling(Regularizer):
         return {"ensemble": drawn(x_adv if self.on == "adversarial" else ctx.batch.x).value.mean()}
 
     def _weight(self, ctx: Context) -> float:
-        """Of the sum over classes."""
+        """Weight for the sum over classes."""
         return at(self.weight, ctx.progress) / (_bank(ctx).rows.shape[1] if self.per_class else 1)
 
     def _target(self, ctx: Context) -> Tensor:

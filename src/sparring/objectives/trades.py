@@ -9,11 +9,17 @@ from ..core.types import Context, Objective, PerExampleLoss, Terms
 
 @dataclass(frozen=True, slots=True)
 class TRADES(Objective):
-    """Clean cross-entropy plus `beta` x KL(clean prediction ‖ adversarial one) (https://arxiv.org/abs/1901.08573).
+    """Clean cross-entropy plus `beta` x KL(clean prediction ‖ adversarial prediction).
 
-    The attack raises the same divergence from a clean prediction that is held fixed; start it with
+    The attack maximises the same divergence from a clean prediction that is held fixed; start it with
     `GaussianStart(0.001)`, as the divergence has no gradient at the clean point. In the update both predictions are
     differentiated.
+
+    Args:
+        beta: Weight of the divergence.
+
+    References:
+        TRADES: https://arxiv.org/abs/1901.08573.
     """
 
     beta: float = 6.0
