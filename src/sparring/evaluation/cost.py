@@ -1,4 +1,4 @@
-"""How many passes through the model an adversary takes at most: the estimate of the time left is based on it."""
+"""The largest number of passes that an adversary takes through the model, for the estimate of the time left."""
 
 from collections.abc import Iterable
 
@@ -9,11 +9,11 @@ from .minimum_norm import MinimumNorm
 from .neighbours import FeatureAttack, KNNVoteAttack, PGDkNN, ProbeTransfer
 
 BACKWARD = 1.8
-"""A backward pass to the input, in forward passes: measured with convolutional nets on the CPU."""
+"""The cost of a backward pass to the input, in forward passes, as measured with convolutional nets on the CPU."""
 
 
 def passes(adversary: object, num_classes: int) -> float | None:
-    """Passes for one example, in forward passes.
+    """Cost of an adversary for one example, in forward passes.
 
     None for an adversary or attack that is not of this package and has no attribute `passes`.
     """
@@ -32,6 +32,7 @@ def passes(adversary: object, num_classes: int) -> float | None:
 
 
 def _attack(attack: object, boundaries: int) -> float | None:
+    """Cost of an attack for one example; FAB takes a backward pass for each of the `boundaries`."""
     if isinstance(attack, PGD | APGD | DDN):
         return attack.steps * (1 + BACKWARD)
     if isinstance(attack, FAB):
