@@ -243,7 +243,7 @@ def test_adversaries_in_turn_leave_what_stands_under_all_of_them():
     assert (found.robust["worst"] <= found.robust["fgsm"] & found.robust["clean"]).all()
     assert np.array_equal(found.robust["worst/fgsm"], found.robust["fgsm"])
     assert found.robust["worst"].sum() < found.robust["clean"].sum()
-    with pytest.raises(UserError, match="there is at least one adversary"):
+    with pytest.raises(UserError, match="has no adversaries: give it at least one"):
         Ensemble({})
 
 

@@ -127,7 +127,7 @@ def test_a_masked_model_fails_for_the_right_reason(honest, images, mask, check, 
 def test_masked_gradients_lose_to_an_attack_without_any(honest, images):
     found = findings(Quantised(honest), images)
     assert found["black box"].verdict == "fail"
-    assert "fall to Square" in found["black box"].meaning
+    assert "are broken by Square" in found["black box"].meaning
 
 
 def test_checks_that_need_a_gradient_are_skipped_with_the_reason_where_there_is_none(honest, images):

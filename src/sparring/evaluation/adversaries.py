@@ -190,7 +190,10 @@ def threats_of(value: Any) -> list[Threat]:
 
 
 def _is_threat(value: object) -> bool:
-    """Return True for a threat. A `ScaledThreat` does not count: it is shrunk for one batch, and holds the whole set."""
+    """Return True for a threat, except for a `ScaledThreat`.
+
+    That is shrunk for one batch and wraps the whole set, which is the threat.
+    """
     return isinstance(value, Threat) and not isinstance(value, type | nn.Module | Tensor | ScaledThreat)
 
 

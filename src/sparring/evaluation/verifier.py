@@ -91,7 +91,7 @@ def oddities(judge: Verifier, x: Tensor, y: Tensor, right: Tensor) -> list[str]:
         )
         return [*notes, randomised] if judge.draws == 1 else notes
     if random_share(first[:4], alone, 1e-3) > 0:
-        notes.append("the logits of an image depend on the rest of its batch: results hold for this batch size alone")
+        notes.append("the answer to an image depends on the rest of its batch: results hold for this batch size alone")
     try:
         seen = value_and_grad(CE(model.__call__, y), x)
     except UserError as error:  # no gradient reaches the image, but attacks without gradients work
@@ -129,8 +129,8 @@ def flat_gradients(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
 
 
 _INSIDE = (
-    "autograd runs inside the model's forward: the defence optimises at test time, and AutoAttack is not made for "
-    "that; attack it adaptively"
+    "autograd runs inside the model's forward: the defence optimises at test time, and AutoAttack does not "
+    "account for that; attack it adaptively"
 )
 
 
@@ -180,7 +180,7 @@ class MutationCheck:
                 raise UserError(f"the model changes {last} of {_called(owner, modules)} in its forward: {_ADVICE}")
 
 
-_ADVICE = "an adversarial example would not hold for the model after it. Make the forward leave the model unchanged"
+_ADVICE = "results for one image would not hold for the next. Make the forward leave the model unchanged"
 
 
 def _called(name: str, modules: dict[str, nn.Module]) -> str:
