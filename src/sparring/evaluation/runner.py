@@ -222,7 +222,7 @@ class EvaluationContext:
             yield adversary.adversary, attacked
 
     def divided(self, adversary: Adversary) -> tuple[Adversary, int]:
-        """The adversary and the number of examples that it holds at once: several batches if the backend asks for them."""
+        """The adversary and the number of examples that it holds at once: several batches if the backend wants that."""
         batches_in_flight = self.backend.batches_in_flight(self.like.device)
         if batches_in_flight == 1 or not isinstance(adversary, Divides):
             return adversary, self.batch_size
@@ -275,10 +275,10 @@ class Run:
         book = AttackRecord.open(self.clean, self.setting.keep_images or chain.nearest is not None)
         self._stages(chain, book)
         if chain.nearest is None and chain.draws == 1 and any(map(self.setting.on_copy, chain.stages.values())):
-            self._look_again(chain, book)
+            self._attack_sample_on_model(chain, book)
         return book
 
-    def _look_again(self, chain: AttackPlan, book: AttackRecord) -> None:
+    def _attack_sample_on_model(self, chain: AttackPlan, book: AttackRecord) -> None:
         """Attack a sample of the robust examples on the model itself, and all of them if more break than by chance."""
         sample = self.setting.sample(_rows(book.robust()))
         self._stage(chain, chain.cheapest, book, sample, " on the model, a sample")
@@ -315,8 +315,8 @@ class Run:
                 setting.journal.add(name, part)
             book.enter(stage, part)
             done, self.done = done + len(rows), self.done + cost * len(rows)
-            self._tell(chain.name, name, done, count, book)
-        self._tell(chain.name, name, count, count, book, stage_done=True)
+            self._notify(chain.name, name, done, count, book)
+        self._notify(chain.name, name, count, count, book, stage_done=True)
         setting.unaltered.check()
 
     def _attacked(self, name: str, adversary: Adversary, rows: Tensor, seed: int, on_model: bool) -> Part:
@@ -343,7 +343,9 @@ class Run:
         tensors = (rows, broken, verdict.margin, norm.float(), verdict.predicted, z[broken].float().contiguous())
         return Part(*(tensor.cpu().numpy() for tensor in tensors))
 
-    def _tell(self, name: str, stage: str, done: int, todo: int, book: AttackRecord, stage_done: bool = False) -> None:
+    def _notify(
+        self, name: str, stage: str, done: int, todo: int, book: AttackRecord, stage_done: bool = False
+    ) -> None:
         seconds = time.monotonic() - self.started
         left = max(0.0, seconds * (self.work / self.done - 1)) if self.done else seconds
         left = left if self.known else math.nan

@@ -5,6 +5,7 @@ from typing import Any, NotRequired, TypedDict
 
 class HeldOut(TypedDict):
     """The checked fields of an accuracy on held-out images."""
+
     clean: float
     robust: float
 
@@ -65,11 +66,13 @@ class Session(TypedDict):
 
 class Sessions(TypedDict):
     """All starts and resumptions of a run."""
+
     sessions: list[Session]
 
 
 class Events(TypedDict):
     """All events of the guard."""
+
     events: list[Event]
 
 

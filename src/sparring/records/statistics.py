@@ -71,14 +71,14 @@ def resampled(
 ) -> Resampled:
     """Accuracies in `replicas` draws of seeds and examples.
 
-    The draws are the same in all cells, so that differences are paired; `numbers` `[S]` vary with the seeds alone. S - 1
-    of S seeds are drawn, which makes the variance between seeds unbiased for few seeds (the rescaling bootstrap of Rao
-    and Wu, https://doi.org/10.1080/01621459.1988.10478591, with m = n - 1). With one seed, the intervals cover the
-    variation between examples alone.
+    The draws are the same in all cells, so that differences are paired; `numbers` `[S]` vary with the seeds alone. Only
+    S - 1 of S seeds are drawn, which makes the variance between seeds unbiased for few seeds (the rescaling bootstrap
+    of Rao and Wu, https://doi.org/10.1080/01621459.1988.10478591, with m = n - 1). With one seed, the intervals cover
+    the variation between examples alone.
     """
     shapes = {each.shape for each in flags.values()}
     if len(shapes) != 1:
-        raise UserError(f"a paired comparison needs the same seeds and examples everywhere, not arrays of shapes {sorted(shapes)}")
+        raise UserError(f"a paired comparison needs the same seeds and examples everywhere, not {sorted(shapes)}")
     ((seeds, examples),) = shapes
     rng = np.random.default_rng(seed)
     chosen = rng.integers(seeds, size=(replicas, max(1, seeds - 1)))
@@ -150,7 +150,7 @@ def judge(claim: Claim, seen: Cells, replicas: Resampled) -> Verdict:
 def interval(
     values: Array, statistic: Callable[..., Array], replicas: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of a statistic (`np.mean`, `np.median`) of `values` `[N]`: percentiles of draws with replacement."""
+    """95 % interval of a statistic (`np.mean`, `np.median`) of `values` `[N]`: percentiles of bootstrap draws."""
     drawn = np.random.default_rng(seed).integers(len(values), size=(replicas, len(values)))
     low, high = np.quantile(statistic(values[drawn], axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
