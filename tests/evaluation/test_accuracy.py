@@ -224,9 +224,9 @@ def test_an_adversary_follows_the_gradient_of_a_view_and_is_judged_without_it(ba
 def test_what_cannot_look_through_a_view_is_refused():
     pgd = WhiteBox(PGD(Linf(0.1), 2))
     smooth = SmoothBackward(2.0)
-    with pytest.raises(UserError, match=r"a SurrogateGradient cannot look through a view: .* several views as one"):
+    with pytest.raises(UserError, match=r"a SurrogateGradient cannot run under a view: .* several views as one"):
         SurrogateGradient(smooth, SurrogateGradient(smooth, pgd))
-    with pytest.raises(UserError, match="a MinimumNorm cannot look through a view"):
+    with pytest.raises(UserError, match="a MinimumNorm cannot run under a view"):
         SurrogateGradient(smooth, MinimumNorm(Linf(0.1), (FAB(Linf(0.1)),)))
     with pytest.raises(UserError, match="train_mode is undone by the adversary"):
         SurrogateGradient(train_mode, pgd)

@@ -139,7 +139,7 @@ class SurrogateGradient:
     def __post_init__(self) -> None:
         if not isinstance(self.adversary, WhiteBox | MultiTargeted):
             raise UserError(
-                f"a {type(self.adversary).__name__} cannot look through a view: give the view to each WhiteBox "
+                f"a {type(self.adversary).__name__} cannot run under a view: give the view to each WhiteBox "
                 "or MultiTargeted inside it, and several views as one, ComposedMode((..))"
             )
         if getattr(self.view, "__module__", "") == eval_mode.__module__ and not isinstance(self.view, ComposedMode):
