@@ -223,7 +223,7 @@ def test_bytes_are_images_too():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: AutoAttack(Linf(0.1), "custom"), "no version 'custom': there is standard, plus and rand"),
+        (lambda: AutoAttack(Linf(0.1), "custom"), "no version 'custom': choose standard, plus or rand"),
         (lambda: AutoAttack(PGD(Linf(0.1))), "defined for Linf, L2 and L1, not for PGD"),
         (lambda: MultiTargeted(PGD(Linf(0.1)), targets=0), "targets = 0 is no whole number from 1 on"),
         (lambda: MinimumNorm.of(PGD(Linf(0.1))), "are found for Linf, L2 and L1"),
