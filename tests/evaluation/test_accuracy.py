@@ -224,9 +224,9 @@ def test_an_adversary_follows_the_gradient_of_a_view_and_is_judged_without_it(ba
 def test_what_cannot_look_through_a_view_is_refused():
     pgd = WhiteBox(PGD(Linf(0.1), 2))
     smooth = SmoothBackward(2.0)
-    with pytest.raises(UserError, match=r"a SurrogateGradient cannot look through a view: .* several views as one"):
+    with pytest.raises(UserError, match=r"a SurrogateGradient cannot run under a view: .* several views as one"):
         SurrogateGradient(smooth, SurrogateGradient(smooth, pgd))
-    with pytest.raises(UserError, match="a MinimumNorm cannot look through a view"):
+    with pytest.raises(UserError, match="a MinimumNorm cannot run under a view"):
         SurrogateGradient(smooth, MinimumNorm(Linf(0.1), (FAB(Linf(0.1)),)))
     with pytest.raises(UserError, match="train_mode is undone by the adversary"):
         SurrogateGradient(train_mode, pgd)
@@ -243,7 +243,7 @@ def test_adversaries_in_turn_leave_what_stands_under_all_of_them():
     assert (found.robust["worst"] <= found.robust["fgsm"] & found.robust["clean"]).all()
     assert np.array_equal(found.robust["worst/fgsm"], found.robust["fgsm"])
     assert found.robust["worst"].sum() < found.robust["clean"].sum()
-    with pytest.raises(UserError, match="there is at least one adversary"):
+    with pytest.raises(UserError, match="has no adversaries: give it at least one"):
         Ensemble({})
 
 

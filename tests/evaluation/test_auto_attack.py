@@ -187,7 +187,7 @@ def test_the_attacks_take_as_many_passes_as_published(attack, wanted):
 @pytest.mark.parametrize("classes", [2, 3, 4])
 def test_few_classes_work_and_the_result_says_what_was_raised(classes):
     model, data = toy_net(classes=classes).eval(), toy_data(6, classes)
-    loss = {2: ["apgd-dlr raises the margin: with 2 classes", "apgd-t raises the margin"], 3: ["apgd-t raises"], 4: []}
+    loss = {2: ["apgd-dlr maximises the margin: with 2 classes", "apgd-t maximises"], 3: ["apgd-t maximises"], 4: []}
     notes = AutoAttack(Linf(0.02), "plus").notes(classes)
     assert len(notes) == len(loss[classes])
     assert all(start in note for start, note in zip(loss[classes], notes, strict=True))
@@ -216,7 +216,7 @@ def test_autoattack_breaks_a_linear_model_to_its_closed_form():
     assert np.array_equal(found.robust["autoattack"], wanted)
     assert set(found.broken_by("autoattack")) == {"", "apgd-ce"}
     assert found.table()["autoattack"].correct == 15
-    assert "apgd-t raises the margin" in found.notes[0]
+    assert "apgd-t maximises the margin" in found.notes[0]
 
 
 def test_bytes_are_images_too():
@@ -228,7 +228,7 @@ def test_bytes_are_images_too():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: AutoAttack(Linf(0.1), "custom"), "no version 'custom': there is standard, plus and rand"),
+        (lambda: AutoAttack(Linf(0.1), "custom"), "no version 'custom': choose standard, plus or rand"),
         (lambda: AutoAttack(PGD(Linf(0.1))), "defined for Linf, L2 and L1, not for PGD"),
         (lambda: MultiTargeted(PGD(Linf(0.1)), targets=0), "targets = 0 is no whole number from 1 on"),
         (lambda: MinimumNorm.of(PGD(Linf(0.1))), "are found for Linf, L2 and L1"),
@@ -386,7 +386,7 @@ def test_what_another_attack_found_nearer_counts_too(net):
 
 
 def test_distances_that_were_not_looked_for_are_not_there(net):
-    with pytest.raises(UserError, match="no distances were looked for"):
+    with pytest.raises(UserError, match="the result has no distances"):
         evaluate(net, toy_data(), {}).robust_at(0.1)
 
 
@@ -444,7 +444,7 @@ def test_a_damaged_part_is_done_again(net, tmp_path):
     parts = sorted(tmp_path.glob("*.npz"))
     parts[1].write_bytes(parts[1].read_bytes()[:100])
     parts[-1].write_bytes(b"")
-    with pytest.warns(UserWarning, match="is damaged .*: what it held is done again"):
+    with pytest.warns(UserWarning, match="is damaged .*: its examples are attacked again"):
         again = evaluate(net, data, {"quick": Quick()}, batch_size=8, state=tmp_path)
     assert all(np.array_equal(again.robust[name], flags) for name, flags in whole.robust.items())
 

@@ -130,7 +130,7 @@ def test_a_masked_model_fails_for_the_right_reason(honest, images, mask, check, 
 def test_masked_gradients_lose_to_an_attack_without_any(honest, images):
     found = findings(Quantised(honest), images)
     assert found["black box"].verdict == "fail"
-    assert "fall to Square" in found["black box"].meaning
+    assert "are broken by Square" in found["black box"].meaning
 
 
 @pytest.mark.slow

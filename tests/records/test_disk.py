@@ -569,14 +569,14 @@ def test_a_part_that_does_not_belong_to_the_evaluation_is_done_again(state_folde
     folder, wanted = state_folder
     path, part = part_of(folder)
     np.savez(path, **harm(part)._asdict())
-    with pytest.warns(UserWarning, match="is damaged .*: what it held is done again"):
+    with pytest.warns(UserWarning, match="is damaged .*: its examples are attacked again"):
         assert evaluated(folder) == wanted
 
 
 def test_images_of_another_shape_do_not_belong_to_the_evaluation(state_folder):
     folder, _ = state_folder
     about = json.loads((folder / "about.json").read_text())
-    with pytest.warns(UserWarning, match=r"its images are \(1, 4, 4\), those that are evaluated \(3, 4, 4\)"):
+    with pytest.warns(UserWarning, match=r"its images are \(1, 4, 4\), the evaluated images are \(3, 4, 4\)"):
         assert list(PartStore(folder, about, (60, 3, 4, 4)).parts("fgsm")) == []
 
 

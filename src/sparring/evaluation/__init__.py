@@ -1,4 +1,4 @@
-"""How robust a model really is."""
+"""Evaluation of robust accuracy: adversaries, AutoAttack, kNN attacks and the audit for masked gradients."""
 
 from .accuracy import evaluate
 from .adversaries import Adversary, MultiTargeted, SurrogateGradient, WhiteBox, check_name, perturb, threat_of

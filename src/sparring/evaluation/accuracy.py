@@ -1,4 +1,4 @@
-"""Robust accuracy, kept per example."""
+"""Robust accuracy of a model, with one result per example."""
 
 import math
 import warnings
@@ -35,23 +35,41 @@ def evaluate(
     backend: AttackBackend | None = None,
     on_progress: OnProgress = lambda news: None,
 ) -> EvaluationResult:
-    """Which examples the model gets right: clean, and under each adversary.
+    """Evaluate which examples the model gets right, on clean images and under each adversary.
 
-    Works for any model that gives logits; a bare attack is taken as one that sees it, `WhiteBox(attack)`. An example
-    that is wrong already counts as broken and is not attacked; an attack cannot put it right. What an attack finds
-    counts only if the model is wrong once more, in its own precision, on a point inside the ball and [0, 1]. Logits
-    that are not finite count as wrong and are reported.
+    It works for any model that gives logits. An example that the clean model gets wrong counts as broken and is not
+    attacked; an attack cannot put it right. An adversarial example counts only if the model, in its own precision, is
+    wrong on it again, and if it lies inside the ball and [0, 1]. Logits that are not finite count as wrong and are
+    reported in the notes.
 
-    The random numbers of an example come from `seed` and its `index` `[N]` (its place in `data`), so that batch size,
-    order and sharding change nothing but the last bits of the model's arithmetic. The model sees `batch_size` of them
-    at a time; compiled and on a GPU, an attack holds four batches, to fill them while examples leave. With `state`, a
-    folder, what was found is written there as it comes: the same call goes on from it after a crash. `keep_images` puts
-    the adversarial images of broken examples into the result.
+    The random numbers of an example depend on `seed` and on its `index` alone, so that batch size, order and sharding
+    change only the last bits of the model's arithmetic.
 
-    Attacks run on what `backend` gives for the model, by default (`AcceleratedCopy()`) a copy that is quicker and
-    rounds otherwise; in L2, L1 and for smallest distances, where rounding was seen to matter, one in float32. Where the
-    copy is fooled and the model is not, they run again on the model. Raises `UserError` for images outside [0, 1],
-    wrong labels, probabilities instead of logits, and a model that changes itself in forward.
+    Attacks run on the model that `backend` gives, by default an accelerated copy, which is faster and rounds
+    differently. In L2 and L1 and for smallest distances, where rounding was seen to matter, the copy is in float32.
+    Where the copy is fooled and the model is not, the attack runs again on the model.
+
+    Args:
+        model: Any module that maps images `[B, C, H, W]` in [0, 1] to logits `[B, K]`.
+        data: Images `[N, C, H, W]` in [0, 1] (or bytes) with labels `[N]` and the names of the classes.
+        adversaries: Adversaries, cascades or attacks by their names in the result. A bare attack sees the model: it is
+            taken as `WhiteBox(attack)`.
+        batch_size: Number of images that the model sees at once. Compiled and on a GPU, an attack holds four batches,
+            so that rows of finished examples can be refilled.
+        seed: Seed of the random numbers.
+        index: int64 `[N]`, the number of each example for its random numbers; by default its place in `data`.
+        keep_images: Whether the result holds the adversarial images of broken examples.
+        state: Folder to which results are written as they come; after a crash, the same call continues from it.
+        backend: Gives the model that attacks run on; by default `AcceleratedCopy()`.
+        on_progress: Called with an `EvaluationProgress` after each batch and at the end of each stage.
+
+    Returns:
+        The result for each example and adversary, with the notes that a reader has to know.
+
+    Raises:
+        UserError: For images outside [0, 1], wrong labels, probabilities instead of logits, a model that changes itself
+            in forward, weights that are neither float32 nor float64, more than one `MinimumNorm`, a name that no
+            adversary can have, an attack that gives NaN, or a `state` of another evaluation.
     """
     check_model(model)
     check_data(data, "evaluation")
@@ -63,7 +81,7 @@ def evaluate(
     chains = [AttackPlan.of(name, adversary, len(data.classes)) for name, adversary in known.items()]
     if sum(chain.nearest is not None for chain in chains) > 1:
         raise UserError(
-            "the smallest distances are looked for in one norm at a time: leave out all MinimumNorm adversaries but one"
+            "smallest distances can be found in one norm at a time: leave out all MinimumNorm adversaries but one"
         )
     judge = Verifier(model, max((chain.draws for chain in chains), default=1))
     backend, like = backend or AcceleratedCopy(), _like(model, data)
@@ -115,8 +133,8 @@ def _like(model: nn.Module, data: TensorData) -> Tensor:
         return torch.empty(0, device=data.x.device)
     if weights.dtype not in (torch.float32, torch.float64):
         raise UserError(
-            f"the weights of the model are {weights.dtype}: an eps of 8/255 would drown in rounding. Wrap it so that "
-            "it takes float32 images, or convert it with model.float()"
+            f"the weights of the model are {weights.dtype}, whose rounding would hide an eps of 8/255: wrap the model "
+            "so that it takes float32 images, or convert it with model.float()"
         )
     return torch.empty(0, device=weights.device, dtype=weights.dtype)
 
@@ -124,7 +142,7 @@ def _like(model: nn.Module, data: TensorData) -> Tensor:
 def _about(
     model: nn.Module, data: TensorData, index: Tensor, adversaries: Mapping[str, Adversary | Cascade], seed: int
 ) -> dict[str, object]:
-    """What an evaluation is of: to be found again, and to be compared."""
+    """The identity of an evaluation: its model, images, adversaries and seed, so that a saved state can be matched."""
     return {
         "model": fingerprint(model.state_dict()),
         "images": fingerprint({"x": data.x, "y": data.y, "index": index}),
@@ -134,7 +152,7 @@ def _about(
 
 
 def _clean(setting: EvaluationContext) -> tuple[Verdict, list[str]]:
-    """The verdict on the images as they are, and what is odd about the model."""
+    """The verdict on the clean images, and notes on oddities of the model."""
     judge, data, size = setting.judge, setting.data, setting.batch_size
     verdicts = []
     for start in range(0, len(data), size):
@@ -154,6 +172,7 @@ def _clean(setting: EvaluationContext) -> tuple[Verdict, list[str]]:
 
 
 def _lost_under(chain: AttackPlan, book: AttackRecord, clean: Verdict) -> list[str]:
+    """A note on examples for which the model gives NaN or infinite logits under an adversary."""
     lost = int(((book.predicted < 0) & clean.right).sum())
     if not lost:
         return []
@@ -161,7 +180,7 @@ def _lost_under(chain: AttackPlan, book: AttackRecord, clean: Verdict) -> list[s
 
 
 def _by_square(chain: AttackPlan, book: AttackRecord) -> list[str]:
-    """AutoAttack's own sign of masked gradients: Square lowers the accuracy by more than 0.2 points."""
+    """A note on AutoAttack's own sign of masked gradients: Square reduces the accuracy by more than 0.2 points."""
     names = [name.rpartition("/")[2] for name in chain.stages]
     if "square" not in names[1:]:
         return []
@@ -170,7 +189,7 @@ def _by_square(chain: AttackPlan, book: AttackRecord) -> list[str]:
         return []
     return [
         f"Square, which needs no gradients, breaks {found} examples that the attacks before it did not: gradients may "
-        "be masked; look at sparring audit"
+        "be masked; run sparring audit"
     ]
 
 
@@ -213,7 +232,7 @@ def _assembled(
 
 
 def _distances(nearest: MinimumNorm, book: AttackRecord, books: Mapping[str, tuple[AttackPlan, AttackRecord]]) -> Array:
-    """The smallest eps found by anything: 0 where the model is wrong anyway, inf where nothing was found."""
+    """The smallest eps that any attack found: 0 where the clean image is misclassified, inf where none was found."""
     distance = book.norm.nan_to_num(nan=math.inf)
     for chain, other in books.values():
         threat = chain.threat()
@@ -224,11 +243,12 @@ def _distances(nearest: MinimumNorm, book: AttackRecord, books: Mapping[str, tup
 
 
 def _hardest(book: AttackRecord, data: TensorData, clean: Verdict) -> Examples | None:
-    """The examples that the smallest change breaks."""
+    """Images of the examples with the smallest distances."""
     return _shown(book, sorted(book.images, key=lambda row: float(book.norm[row]))[:PICTURES], data, clean)
 
 
 def _with_clean(book: AttackRecord, data: TensorData) -> Array:
+    """Adversarial images of the broken examples, and clean images of all others, `[N, C, H, W]`."""
     images = pixels(data.x.cpu()).clone()
     for row, image in book.images.items():
         images[row] = image
@@ -236,7 +256,7 @@ def _with_clean(book: AttackRecord, data: TensorData) -> Array:
 
 
 def _pictures(book: AttackRecord, data: TensorData, clean: Verdict) -> Examples | None:
-    """The first few examples that an adversary broke."""
+    """Images of the first few examples that an adversary broke."""
     return _shown(book, sorted(book.images)[:PICTURES], data, clean)
 
 

@@ -1,4 +1,4 @@
-"""Attacks that have been told what to fool: what evaluation takes, and the shortest way to attack any model."""
+"""Adversaries (an attack together with its loss), and `perturb`, the shortest way to attack any model."""
 
 import dataclasses
 import inspect
@@ -22,21 +22,21 @@ from ..core.walk import walk
 
 
 class Adversary(Protocol):
-    """Adversarial versions of `x` `[B, C, H, W]` in [0, 1] with labels `y` `[B]`."""
+    """A function that gives adversarial examples for images `x` `[B, C, H, W]` in [0, 1] with labels `y` `[B]`."""
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor: ...
 
 
 @runtime_checkable
 class Divides(Protocol):
-    """An adversary that can hold more examples than it asks the model about at a time, at most `at_once`."""
+    """An adversary that can hold more examples than the `at_once` that it passes through the model together."""
 
     def dividing(self, at_once: int) -> Adversary: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Dividing:
-    """What adversaries that divide what they are given have in common; `at_once` decides no result."""
+    """The common base of adversaries that divide their batch; `at_once` has no influence on results."""
 
     at_once: int | None = field(default=None, repr=False, compare=False, kw_only=True)
 
@@ -46,10 +46,19 @@ class Dividing:
 
 @dataclass(frozen=True, slots=True)
 class WhiteBox(Dividing):
-    """An attack that sees the model, on the loss that `loss(model, y)` gives.
+    """A white-box adversary: an attack that maximises the loss `loss(model, y)`.
 
-    The model is attacked in eval mode with frozen parameters, and left as it was. For a randomised model, `draws` is
-    over how many passes the loss is averaged (`EOT`). With `at_once`, it is asked about so many images at a time.
+    The model is attacked in eval mode with frozen parameters; both are restored afterwards.
+
+    Args:
+        attack: The attack.
+        loss: Builds the loss that the attack maximises from the model and the labels `[B]`; by default cross-entropy.
+        draws: Number of passes over which the loss is averaged, for a randomised model (expectation over
+            transformation, `EOT`).
+        at_once: Number of images that pass through the model at once; None for all. It has no influence on results.
+
+    Raises:
+        UserError: If `attack` is no attack, or `draws` is no whole number from 1 on.
     """
 
     attack: Attack
@@ -69,9 +78,20 @@ class WhiteBox(Dividing):
 
 @dataclass(frozen=True, slots=True)
 class MultiTargeted(Dividing):
-    """An attack towards each of several other classes, those of the highest logits first, until one fools.
+    """A targeted adversary: the attack runs towards one other class after another until the model is fooled.
 
-    `loss(model, y, target)` is what the attack raises. There are as many targets as `targets` or other classes.
+    Target classes are taken in the order of their logits on the clean image, the highest first. The model is attacked
+    in eval mode with frozen parameters.
+
+    Args:
+        attack: The attack.
+        loss: Builds the loss that the attack maximises from the model, the labels `[B]` and the targets `[B]`; by
+            default the targeted DLR loss.
+        targets: Number of target classes; all other classes if there are fewer.
+        at_once: Number of images that pass through the model at once; None for all. It has no influence on results.
+
+    Raises:
+        UserError: If `attack` is no attack, or `targets` is no whole number from 1 on.
     """
 
     attack: Attack
@@ -99,11 +119,18 @@ class MultiTargeted(Dividing):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SurrogateGradient:
-    """An adversary that sees the model through a view, and is judged on the model without it.
+    """An adversary that attacks the model with a surrogate gradient, and is judged on the model without it.
 
-    `SurrogateGradient(SmoothBackward(1.0), WhiteBox(PGD(threat)))` follows another gradient than that of ReLU: a net
-    that was trained with a gradient of its own must not be believed under one gradient alone. Several views are one,
-    `ComposedMode`; a mode is no view for this, since adversaries set eval mode themselves.
+    `SurrogateGradient(SmoothBackward(1.0), WhiteBox(PGD(threat)))` follows another gradient than that of ReLU. The
+    robustness of a network that was trained with a gradient of its own must not be believed under one gradient alone.
+
+    Args:
+        view: The change of the model under which the attack runs. Several views are given as one, `ComposedMode`. A
+            mode such as `train_mode` is no view, since adversaries set eval mode themselves.
+        adversary: The adversary that attacks the changed model: a `WhiteBox` or a `MultiTargeted`.
+
+    Raises:
+        UserError: If `adversary` is of another class, or `view` is a mode.
     """
 
     view: ModelMode
@@ -112,9 +139,8 @@ class SurrogateGradient:
     def __post_init__(self) -> None:
         if not isinstance(self.adversary, WhiteBox | MultiTargeted):
             raise UserError(
-                f"a {type(self.adversary).__name__} cannot look through a view: give it to each WhiteBox or "
-                "MultiTargeted "
-                "inside, and several views as one, ComposedMode((..))"
+                f"a {type(self.adversary).__name__} cannot run under a view: give the view to each WhiteBox "
+                "or MultiTargeted inside it, and several views as one, ComposedMode((..))"
             )
         if getattr(self.view, "__module__", "") == eval_mode.__module__ and not isinstance(self.view, ComposedMode):
             raise UserError(f"{named(self.view)} is undone by the adversary, which sets eval mode itself")
@@ -132,10 +158,10 @@ class SurrogateGradient:
 
 
 def as_adversary(value: object) -> Any:
-    """An adversary or a cascade as it is; a bare attack as one that sees the model (`WhiteBox`).
+    """Return an adversary or a cascade unchanged, and a bare attack as a `WhiteBox`.
 
-    What tells them apart is what they are called with: (loss, x, rng), or (model, x, y, rng). Raises `UserError` for
-    what can be neither.
+    They differ in the arguments of a call: an attack takes (loss, x, rng), an adversary (model, x, y, rng). Raises
+    `UserError` for a value that is neither.
     """
     if hasattr(value, "stages"):
         return value
@@ -144,6 +170,7 @@ def as_adversary(value: object) -> Any:
 
 
 def _takes(function: Any, count: int) -> bool:
+    """Return True if a function can be called with `count` positional arguments."""
     try:
         inspect.signature(function).bind(*range(count))
     except (TypeError, ValueError):  # another number of arguments, or built in and without a signature
@@ -152,51 +179,75 @@ def _takes(function: Any, count: int) -> bool:
 
 
 def threats_of(value: Any) -> list[Threat]:
-    """The threats inside a value, in order: of an attack, an adversary, an evaluation. Models are not looked into.
+    """The threats inside a value (an attack, an adversary, an evaluation), in order. Models are not searched.
 
-    Whatever fulfils the protocol is one, a user's own too.
+    Every object that fulfils the protocol counts, also one of a user's own class.
     """
     found = [each for each in walk(value, lambda each: not _is_threat(each)) if _is_threat(each)]
     if found or isinstance(value, type | nn.Module | Tensor):
         return found
-    return [each for each in getattr(value, "__dict__", {}).values() if _is_threat(each)]  # a class of a user's own
+    return [each for each in getattr(value, "__dict__", {}).values() if _is_threat(each)]  # a user's own class
 
 
 def _is_threat(value: object) -> bool:
-    """Of a set that was shrunk for one batch, the whole is the threat: the other serves no part of the batch."""
+    """Return True for a threat, except for a `ScaledThreat`.
+
+    That is shrunk for one batch and wraps the whole set, which is the threat.
+    """
     return isinstance(value, Threat) and not isinstance(value, type | nn.Module | Tensor | ScaledThreat)
 
 
 def bound(adversary: object) -> Threat | None:
-    """The one set that the points of an attack or adversary must lie in to count; None if it names none, or several."""
+    """The one set that points of an attack or adversary must lie in to count; None if it has no threat, or several."""
     return the_one(threats_of(adversary))
 
 
 def the_one(threats: Sequence[Threat | None]) -> Threat | None:
-    """The threat that all of these are, if they are one."""
+    """The common threat if all of these are equal, else None."""
     return threats[0] if threats and all(_same(threat, threats[0]) for threat in threats) else None
 
 
 def _same(one: Threat | None, other: Threat | None) -> bool:
     try:
         return one is other or bool(one == other)
-    except (RuntimeError, ValueError):  # a set of the user's may hold tensors, whose equality is no bool
+    except (RuntimeError, ValueError):  # a user's own set may hold tensors, whose comparison gives no bool
         return False
 
 
 def threat_of(value: Any) -> Threat | None:
-    """The first threat inside a value."""
+    """Return the first threat inside a value.
+
+    Args:
+        value: An attack, an adversary or an evaluation.
+
+    Returns:
+        The first threat in the order of the fields; None if there is none.
+    """
     return next(iter(threats_of(value)), None)
 
 
 def perturb(
     model: nn.Module, x: Tensor, y: Tensor, attack: Attack, seed: int = 0, index: Tensor | None = None
 ) -> Tensor:
-    """Adversarial versions of `x`, with everything checked first: `perturb(model, x, y, PGD(Linf("8/255")))`.
+    """Return adversarial examples for `x` after checking all arguments: `perturb(model, x, y, PGD(Linf("8/255")))`.
 
-    The random numbers of an example depend on `seed` and on its `index`, by default its place in `x`. One thread at a
-    time attacks a model. Raises `UserError` for images outside [0, 1], labels the model has no class for, probabilities
-    instead of logits, a model that changes its images, and points that are not finite or leave the set of the attack.
+    The loss is cross-entropy, and the model is attacked in eval mode. Only one thread attacks a model at a time.
+
+    Args:
+        model: A module that gives logits `[N, K]`.
+        x: Images `[N, C, H, W]` in [0, 1].
+        y: Labels `[N]`.
+        attack: The attack.
+        seed: Seed of the random numbers.
+        index: int64 `[N]`; the random numbers of an example depend on `seed` and its index, by default its place in
+            `x`.
+
+    Returns:
+        Adversarial examples `[N, C, H, W]` in [0, 1], inside the set of the attack.
+
+    Raises:
+        UserError: For images outside [0, 1], labels that the model has no class for, probabilities instead of logits, a
+            model that changes its images, and points that are not finite or leave the set of the attack.
     """
     adversary = WhiteBox(attack)
     need_seed(seed)
@@ -208,18 +259,25 @@ def perturb(
 
 
 def check_name(name: str) -> None:
-    """Raises `UserError` for what no adversary can be called in a result."""
+    """Check that an adversary can have this name in a result.
+
+    Args:
+        name: The name.
+
+    Raises:
+        UserError: If the name is "clean" or contains "/".
+    """
     if name == "clean" or "/" in name:
-        raise UserError(f"no adversary can be called {name!r}: clean and names with / have a meaning of their own")
+        raise UserError(f"no adversary can be called {name!r}: clean and names with / are reserved")
 
 
 def checked_points(z: Tensor, x: Tensor, threat: Threat | None) -> Tensor:
-    """The points of an attack, if they are finite images of the set around `x`."""
+    """Return the points of an attack, after checking that they are finite images inside the set around `x`."""
     lost = ~z.isfinite().flatten(1).all(1)
     if bool(lost.any()):
         raise UserError(
             f"the attack gives NaN or infinite pixels for {int(lost.sum())} of {len(x)} images: the logits of the "
-            "model, or their gradients, are not finite there. Look at its weights, and at sqrt, log and divisions by 0"
+            "model, or their gradients, are not finite there. Check its weights, and sqrt, log and divisions by 0"
         )
     if float(z.min()) < 0 or float(z.max()) > 1:
         raise UserError(f"the attack gives pixels in [{float(z.min()):.9g}, {float(z.max()):.9g}], outside [0, 1]")
@@ -228,14 +286,15 @@ def checked_points(z: Tensor, x: Tensor, threat: Threat | None) -> Tensor:
     return z
 
 
-ROUNDING = 1e-5  # relative to eps, and a tenth of it absolute: what float32 makes of a point on the sphere
-MOVED = 1e-4  # of a pixel: a projection of one's own may be found by iterating
+ROUNDING = 1e-5  # relative to eps, plus a tenth of it absolute: the float32 error of a point on the sphere
+MOVED = 1e-4  # of a pixel: a user's own projection may be iterative, and so inexact
 
 
 def beyond(threat: Threat, z: Tensor, x: Tensor) -> Tensor:
-    """Which points are outside of the set around `x`, by more than rounding: `[B]`.
+    """Points that are outside the set around `x` by more than rounding, as bools `[B]`.
 
-    A set of the user's need not be a ball, as where only some pixels may change: what its projection moves is outside.
+    A user's own set need not be a ball (only some pixels may change, say): points that its projection moves are
+    outside.
     """
     outside = threat.norm((z - x).double()) > threat.eps * (1 + ROUNDING) + ROUNDING / 10
     if isinstance(threat, Linf | L2 | L1):
@@ -244,9 +303,11 @@ def beyond(threat: Threat, z: Tensor, x: Tensor) -> Tensor:
 
 
 def checked_index(index: Tensor | None, count: int, device: torch.device) -> Tensor:
-    """One int64 per image, on the device; their places if none is given."""
+    """The index, one int64 per image, on the device; the places of the images if none is given."""
     if index is None:
         return torch.arange(count, device=device)
     if index.shape != (count,) or index.dtype != torch.int64:
-        raise UserError(f"index is {index.dtype} of shape {tuple(index.shape)}: wanted is one int64 per image")
+        raise UserError(
+            f"index is {index.dtype} of shape {tuple(index.shape)}: it must be int64 of shape ({count},), one per image"
+        )
     return index.to(device)

@@ -1,4 +1,4 @@
-"""The signs of masked gradients, a function each: a figure, a threshold with its source, a verdict, what to do next."""
+"""The signs of masked gradients, one function each: a figure, a threshold with its source, a verdict, and advice."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -26,26 +26,27 @@ from .verifier import Verifier, counting, random_share
 Check = Callable[[AuditContext], Finding]
 
 
-# -- what the model is
+# -- properties of the model
 
 
 def train_mode(model: nn.Module) -> Finding:
+    """Warn of a model in training mode, if that changes its answers."""
     layer = mode_matters(model)
-    meaning = f"{layer} is in training mode" if layer else "nothing acts differently in training mode"
-    advice = "the audit looks at it in eval mode; call model.eval() wherever you report figures"
+    meaning = f"{layer} is in training mode" if layer else "no layer is in training mode that behaves differently there"
+    advice = "the audit runs in eval mode; call model.eval() wherever you report figures"
     return finding("train mode", float(layer is not None), meaning, "warn" if layer else "pass", "none", advice)
 
 
 @torch.no_grad()
 def output(model: nn.Module, data: TensorData) -> Finding:
-    """Logits, not probabilities; and a model that reads the images in the range that they have."""
+    """Check that the model gives logits, not probabilities, and that it expects images in [0, 1]."""
     x, y = pixels(data.x), data.y
     try:
         verdict = Verifier(model)(x, y, len(data.classes))
         if bool(verdict.probable.all()):
             refuse_probabilities()
     except UserError as error:
-        return finding("output", None, str(error), "fail", "logits", "mend that, and audit again")
+        return finding("output", None, str(error), "fail", "logits", "correct that, and audit again")
     share, chance = float(verdict.right.float().mean()), 1 / len(data.classes)
     known: Verdict = "warn" if share < 2 * chance else "pass"
     advice = "clean accuracy is near chance: does the model expect other pixels than [0, 1]? Give --mean and --std"
@@ -54,7 +55,7 @@ def output(model: nn.Module, data: TensorData) -> Finding:
 
 
 def optimisation_inside(model: nn.Module, x: Tensor) -> Finding:
-    """A forward that differentiates adapts to its input; an attack that does not see through that proves little."""
+    """Check that forward does not differentiate: such a defence adapts to its input, and standard attacks miss that."""
     with counting() as calls, torch.no_grad():
         model(x)
     advice = "the defence optimises at test time: attack it adaptively, through its own steps (Tramèr et al. 2020)"
@@ -63,11 +64,12 @@ def optimisation_inside(model: nn.Module, x: Tensor) -> Finding:
     return finding("optimisation inside", float(len(calls)), meaning, verdict, "0 (AutoAttack's check)", advice)
 
 
-# -- what its gradients are
+# -- gradients of the model
 
 
 @torch.no_grad()
 def randomness(case: AuditContext) -> Finding:
+    """Check that two passes over the same images give the same logits."""
     share = random_share(case.model(case.x).float(), case.model(case.x).float())
     advice = 'average over the noise: evaluate with AutoAttack(threat, "rand"), and report the mean over many draws'
     meaning = f"{100 * share:.1f} % of examples get other logits the second time"
@@ -76,7 +78,7 @@ def randomness(case: AuditContext) -> Finding:
 
 
 def gradient_flow(case: AuditContext) -> Finding:
-    """A gradient reaches the image, and is not zero: of cross-entropy and of the margin."""
+    """Check that the gradients of cross-entropy and of the margin reach the image and are not zero."""
     name, threshold = "gradient flow", "at most 1 % of examples without a gradient (ours; AutoAttack warns at one)"
     try:
         losses: dict[str, PerExampleLoss] = {
@@ -92,24 +94,24 @@ def gradient_flow(case: AuditContext) -> Finding:
     if lost:
         meaning, advice = (
             f"the gradient is NaN or infinite for {100 * lost:.1f} %",
-            "an attack cannot follow it: mend that",
+            "an attack cannot follow it: make the gradient finite",
         )
         return finding(name, lost, meaning, "fail", threshold, advice)
     shares = {what: float((~(grad != 0).any(1)).float().mean()) for what, grad in grads.items()}
     what, share = max(shares.items(), key=lambda item: item[1])
     verdict = above(share, 0.0, 0.01)
     advice = {
-        "the margin": "the forward has steps without a slope, as rounding: replace them by a differentiable stand-in "
-        "when attacking (BPDA, Athalye et al. 2018)",
-        "cross-entropy": "the logits are so large that the loss is flat: attack the margin or DLR instead, which no "
-        "scale flattens",
+        "the margin": "the forward has operations without a slope, such as rounding: replace them by a differentiable "
+        "stand-in when attacking (BPDA, Athalye et al. 2018)",
+        "cross-entropy": "the logits are so large that the loss is flat: attack the margin or DLR instead, which are "
+        "flat at no scale of the logits",
     }[what]
     meaning = ", ".join(f"zero gradient of {loss} for {100 * s:.1f} %" for loss, s in shares.items())
     return finding(name, share, meaning, verdict, threshold, advice)
 
 
 def saturation(case: AuditContext) -> Finding:
-    """Logits so far apart that float32 cannot tell the probability of the right class from 1."""
+    """Check for logits so far apart that the probability of the right class is exactly 1 in float32."""
     with torch.no_grad():
         out = case.model(case.x).float()
     confident = F.softmax(out, 1).gather(1, case.y[:, None])[:, 0]
@@ -122,7 +124,7 @@ def saturation(case: AuditContext) -> Finding:
 
 
 def shattering(case: AuditContext) -> Finding:
-    """Gradients at neighbouring points agree on a surface that an attack can climb."""
+    """Check that gradients at neighbouring points agree, as on a loss surface that an attack can climb."""
     name, threshold = "shattered gradients", "mean cosine at least 0.1 (ours; the sign: Balduzzi et al. 2017)"
     if case.blocked:
         return skip(name, case.blocked)
@@ -131,21 +133,24 @@ def shattering(case: AuditContext) -> Finding:
     near = replace_eps(case.threat, case.threat.eps / 10).sample(case.x, case.rng())
     cosine = F.cosine_similarity(here, value_and_grad(loss, near).grad.flatten(1))
     mean = float(cosine.mean())
-    advice = "the gradient is noise: average it over draws (EoT), or use attacks without gradients, as Square"
+    advice = "the gradient is noise: average it over draws (EOT), or use attacks without gradients, such as Square"
     verdict: Verdict = "pass" if mean >= 0.2 else "warn" if mean >= 0.1 else "fail"  # NaN fails
     return finding(name, mean, f"cosine {mean:.2f} between points eps / 10 apart", verdict, threshold, advice)
 
 
 def replace_eps(threat: Threat, eps: float) -> Threat:
-    """The same ball with another radius; a share of L1 stays as it is."""
+    """The same ball with another radius; other fields, such as the share of L1, keep their values."""
     return replace(threat, eps=eps)  # type: ignore[type-var]
 
 
-# -- what attacks find
+# -- comparisons of attacks
 
 
 def large_eps(case: AuditContext) -> Finding:
-    """In a ball that holds a uniformly grey image for every example, no classifier can be right about all."""
+    """Check that an attack breaks all examples in a ball that holds a uniformly grey image for each of them.
+
+    No classifier can be right about all examples in such a ball.
+    """
     name, threshold = "large eps", "accuracy at most 1 % (Carlini et al. 2019: it must reach 0)"
     if case.blocked:
         return skip(name, case.blocked)
@@ -154,22 +159,23 @@ def large_eps(case: AuditContext) -> Finding:
     attack = PGD(replace_eps(case.threat, eps), steps=2 * case.budget.steps, start=RandomStart(), patience=0)
     broken = case.by("large-eps", WhiteBox(attack))
     share = 1 - float(broken.float().mean())
-    advice = "the attack loses its way even where everything is allowed: what it reports at a small eps means nothing"
-    return finding(name, share, f"{100 * share:.1f} % stand at eps {eps:g}", above(share, 0.0, 0.01), threshold, advice)
+    advice = "the attack fails even where everything is allowed: its results at a small eps mean nothing"
+    meaning = f"{100 * share:.1f} % are robust at eps {eps:g}"
+    return finding(name, share, meaning, above(share, 0.0, 0.01), threshold, advice)
 
 
 def black_box(case: AuditContext) -> Finding:
-    """Square must not find what gradients do not."""
+    """Check that Square does not break examples that gradient attacks do not."""
     white = case.best_white()
     share = float((case.black() & ~white).float().mean())
     advice = "gradients are masked: believe the weaker figure, and attack adaptively"
-    threshold = "at most 3 % of examples fall to Square alone (ours; AutoAttack warns at 0.2 points)"
-    meaning = f"{100 * share:.1f} % fall to Square in {case.budget.queries} queries but not to APGD"
+    threshold = "at most 3 % of examples broken by Square alone (ours; AutoAttack warns at 0.2 points)"
+    meaning = f"{100 * share:.1f} % are broken by Square in {case.budget.queries} queries but not by APGD"
     return finding("black box", share, meaning, above(share, 0.002, 0.03), threshold, advice)
 
 
 def random_points(case: AuditContext) -> Finding:
-    """Random points of the ball must not do what a search by gradients could not."""
+    """Check that random points of the ball do not break examples that gradient attacks do not."""
     name, threshold = "random points", "at most 1 % of examples (Carlini et al. 2019: random search must not win)"
     white = case.best_white()
     rng, lucky = case.rng(), torch.zeros_like(white)
@@ -178,13 +184,13 @@ def random_points(case: AuditContext) -> Finding:
         for _ in range(case.budget.samples):
             lucky |= loss(case.threat.sample(case.x, rng)).value > 0
     share = float((lucky & ~white).float().mean())
-    advice = "the search is worse than chance: gradients point the wrong way"
-    meaning = f"{100 * share:.1f} % fall to one of {case.budget.samples} random points but not to APGD"
+    advice = "the attack is worse than random search: gradients point the wrong way"
+    meaning = f"{100 * share:.1f} % are broken by one of {case.budget.samples} random points but not by APGD"
     return finding(name, share, meaning, above(share, 0.0, 0.01), threshold, advice)
 
 
 def climbing(case: AuditContext) -> Finding:
-    """The attack ends higher than it began, and higher than random points."""
+    """Check that the attack ends at a higher loss than the best of 10 random points."""
     name, threshold = "climbing", "at most 5 % of examples below their best random point (ours)"
     if case.blocked:
         return skip(name, case.blocked)
@@ -194,19 +200,19 @@ def climbing(case: AuditContext) -> Finding:
         reached = loss(found).value
         random = torch.stack([loss(case.threat.sample(case.x, rng)).value for _ in range(10)]).amax(0)
     share = float((random > reached).float().mean())
-    advice = "the attack does not climb: look at its step size, at noise, and at the gradients"
-    meaning = f"{100 * share:.1f} % have a random point of higher loss than the attack's"
+    advice = "the attack does not climb: check its step size, noise in the model, and the gradients"
+    meaning = f"{100 * share:.1f} % have a random point of higher loss than that of the attack"
     return finding(name, share, meaning, above(share, 0.01, 0.05), threshold, advice)
 
 
 def convergence(case: AuditContext) -> Finding:
-    """Four times the steps must not change the verdict."""
-    name, threshold = "more steps", "at most 2 % of examples fall to more steps alone (ours)"
+    """Check that four times the steps do not change the verdict."""
+    name, threshold = "more steps", "at most 2 % of examples broken by more steps alone (ours)"
     if case.blocked:
         return skip(name, case.blocked)
     share = float((case.white(4 * case.budget.steps) & ~case.white()).float().mean())
     advice = "the attack has not converged: use more steps and restarts, until nothing is gained"
-    meaning = f"{100 * share:.1f} % fall to {4 * case.budget.steps} steps but not to {case.budget.steps}"
+    meaning = f"{100 * share:.1f} % are broken by {4 * case.budget.steps} steps but not by {case.budget.steps}"
     return finding(name, share, meaning, above(share, 0.01, 0.02), threshold, advice)
 
 
@@ -224,21 +230,21 @@ CHECKS: tuple[Check, ...] = (
 
 
 def transfer(case: AuditContext, surrogate: nn.Module | None) -> Finding:
-    """Attacks on another model must not be stronger than attacks on this one."""
+    """Check that adversarial examples of another model are not stronger than attacks on this one."""
     white = case.best_white()
-    who = "the surrogate given" if surrogate is not None else "a surrogate trained on the model's answers"
+    source = "the surrogate given" if surrogate is not None else "a surrogate trained on the model's answers"
     stand_in = _student(case) if surrogate is None else surrogate
     attack = WhiteBox(APGD(case.threat, case.budget.steps, to_the_end=True))
     found = case.attacked("transfer", lambda rows: attack(stand_in, case.x[rows], case.y[rows], case.rng(rows)))
     share = float((found & ~white).float().mean())
-    advice = "attacks on another model are stronger than those that see this one: its gradients are masked"
-    threshold = "at most 3 % of examples fall to transfer alone (ours; the sign: Carlini et al. 2019)"
-    meaning = f"{100 * share:.1f} % fall to attacks on {who} but not to APGD"
+    advice = "attacks on another model are stronger than white-box attacks on this one: its gradients are masked"
+    threshold = "at most 3 % of examples broken by transfer alone (ours; the sign: Carlini et al. 2019)"
+    meaning = f"{100 * share:.1f} % are broken by attacks on {source} but not by APGD"
     return finding("transfer", share, meaning, above(share, 0.002, 0.03), threshold, advice)
 
 
 def _student(case: AuditContext) -> nn.Module:
-    """A small network that learned the model's answers, on the images and on random points of the ball."""
+    """A small network that is trained on the model's probabilities at random points of the ball around the images."""
     channels, height, width = case.x.shape[1:]
     with torch.random.fork_rng(devices=[case.x.device] if case.x.is_cuda else []):
         torch.manual_seed(case.seed)

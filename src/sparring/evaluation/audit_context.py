@@ -1,4 +1,4 @@
-"""A model under audit: what several checks need, found once."""
+"""The context of an audit: results that several checks share, each computed once."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,14 @@ BATCH = 256
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much an audit spends: `steps` of the attacks that are compared, `queries` of Square, random `samples`."""
+    """The computing budget of an audit.
+
+    Args:
+        steps: Steps of the gradient attacks that are compared.
+        queries: Queries of Square for each example.
+        samples: Random points for each example.
+        surrogate_steps: Optimiser steps that train the surrogate, where none is given.
+    """
 
     steps: int = 50
     queries: int = 1000
@@ -32,7 +39,7 @@ class Budget:
 
 @dataclass(slots=True)
 class AuditContext:
-    """The model under audit, and what several checks need."""
+    """The model under audit with its correctly classified examples, and the results of attacks on them."""
 
     model: nn.Module
     x: Tensor
@@ -41,44 +48,48 @@ class AuditContext:
     budget: Budget
     seed: int
     blocked: str = ""
-    """Why no gradient reaches the image, if none does."""
+    """The reason why no gradient reaches the image; empty if one does."""
     broken: dict[str, Tensor] = field(default_factory=dict)
 
     def rng(self, rows: Tensor | None = None) -> PerExample:
+        """Random numbers for some of the rows, or for all; the same at each call."""
         every = torch.arange(len(self.x), device=self.x.device)
         return PerExample(self.seed, every if rows is None else every[rows])
 
     def fooled(self, z: Tensor, rows: Tensor) -> Tensor:
-        """Who is fooled by points that are finite; NaN is nothing that an attack has found."""
+        """Rows where the model is fooled by a finite point; a point with NaN does not count as adversarial."""
         finite = z.isfinite().flatten(1).all(1)
         z = torch.where(each(finite, z), z, self.x[rows])
         return ~Verifier(self.model)(z, self.y[rows]).right & finite
 
     def attacked(self, name: str, find: Callable[[Tensor], Tensor]) -> Tensor:
-        """Who an attack breaks, `[N]`; each is run once, on some of the rows at a time."""
+        """Examples that an attack breaks, as bools `[N]`. Each attack runs only once, batch by batch."""
         if name not in self.broken:
             every = torch.arange(len(self.x), device=self.x.device)
             self.broken[name] = torch.cat([self.fooled(find(rows), rows) for rows in every.split(BATCH)])
         return self.broken[name]
 
     def by(self, name: str, attack: Adversary) -> Tensor:
-        """Who an adversary breaks."""
+        """Examples that an adversary breaks."""
         return self.attacked(name, lambda rows: attack(self.model, self.x[rows], self.y[rows], self.rng(rows)))
 
     def white(self, steps: int | None = None) -> Tensor:
-        """Who falls to APGD on cross-entropy."""
+        """Examples that APGD on cross-entropy breaks."""
         count = self.budget.steps if steps is None else steps
         return self.by(f"apgd-{count}", WhiteBox(APGD(self.threat, count)))
 
     def best_white(self) -> Tensor:
-        """Who falls to gradients: APGD on cross-entropy, and towards three targets. Nobody, if no gradient arrives."""
+        """Examples that gradient attacks break: APGD on cross-entropy, and towards three targets.
+
+        There are none if no gradient reaches the image.
+        """
         if self.blocked:
             return torch.zeros_like(self.y, dtype=torch.bool)
         loss = TargetedDLR if self.classes > 3 else Margin
         return self.white() | self.by("apgd-t", MultiTargeted(APGD(self.threat, self.budget.steps), loss, targets=3))
 
     def black(self) -> Tensor:
-        """Who falls to Square."""
+        """Examples that Square breaks."""
         return self.by("square", WhiteBox(Square(self.threat, self.budget.queries), Margin))
 
     @property
@@ -95,13 +106,16 @@ def finding(
     threshold: str,
     advice: str,
 ) -> Finding:
+    """A finding, with advice only where the check warns or fails."""
     known = figure if figure is None or math.isfinite(figure) else None  # JSON knows no NaN
     return Finding(name, known, meaning, verdict, threshold, advice if verdict in ("warn", "fail") else "")
 
 
 def above(figure: float, warn: float, fail: float) -> Verdict:
+    """The verdict on a figure that should be small: `fail` above one threshold, `warn` above the other."""
     return "fail" if figure > fail else "warn" if figure > warn else "pass"
 
 
 def skip(name: str, why: str) -> Finding:
+    """The finding of a check that cannot run, with the reason."""
     return Finding(name, None, why, "skip", "", "")

@@ -1,4 +1,4 @@
-"""AutoAttack: attacks that need no tuning, each on what those before it have left (https://arxiv.org/abs/2003.01690)."""
+"""AutoAttack: attacks without tuning, each on the examples that are still robust (https://arxiv.org/abs/2003.01690)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,13 +22,22 @@ from .runner import OnProgress
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """Several adversaries, each on what those before it have left: what stands at the end, stands under all of them."""
+    """Several adversaries in turn, each on the examples that are robust under all before it.
+
+    An example that is robust at the end is robust under all of them.
+
+    Args:
+        parts: The adversaries by their names, in the order in which they run; at least one.
+
+    Raises:
+        UserError: If `parts` is empty.
+    """
 
     parts: Mapping[str, Adversary]
 
     def __post_init__(self) -> None:
         if not self.parts:
-            raise UserError("in turn, there is at least one adversary")
+            raise UserError("an Ensemble has no adversaries: give it at least one")
 
     @property
     def draws(self) -> int:
@@ -49,16 +58,26 @@ EOT = 20
 
 @dataclass(frozen=True, slots=True)
 class AutoAttack:
-    """The published ensembles, in the published order and with the settings of the released code.
+    """AutoAttack: the published ensembles, in the published order and with the settings of the released code.
 
     - `standard`: APGD on cross-entropy, targeted APGD on DLR, targeted FAB, Square. For L1, five restarts and five
       targets in APGD.
     - `plus`: APGD on cross-entropy and on DLR, FAB (five restarts each), Square, targeted APGD, targeted FAB.
-    - `rand`, for randomised models: APGD on cross-entropy and on DLR with gradients averaged over 20 passes; a model is
-      right if it is so in more than half of 20 passes.
+    - `rand`, for randomised models: APGD on cross-entropy and on DLR with gradients averaged over 20 passes; an example
+      counts as correct if the model is right in more than half of 20 passes.
 
-    Towards targets, there are nine or as many as there are other classes. Where DLR is not defined (two classes, and
-    three for targeted DLR), the margin takes its place, and the notes of the result say so.
+    Targeted attacks use nine target classes, or all other classes if there are fewer. Where DLR is not defined (two
+    classes, and three for targeted DLR), the margin takes its place, and the notes of the result state it.
+
+    Args:
+        threat: The set that adversarial examples must lie in: `Linf`, `L2` or `L1`.
+        version: The ensemble: `standard`, `plus` or `rand`.
+
+    Raises:
+        UserError: For another version or another set.
+
+    References:
+        AutoAttack: https://arxiv.org/abs/2003.01690.
     """
 
     threat: Threat
@@ -66,7 +85,7 @@ class AutoAttack:
 
     def __post_init__(self) -> None:
         if self.version not in get_args(Version):
-            raise UserError(f"AutoAttack has no version {self.version!r}: there is standard, plus and rand")
+            raise UserError(f"AutoAttack has no version {self.version!r}: choose standard, plus or rand")
         if not isinstance(self.threat, Linf | L2 | L1):
             raise UserError(f"AutoAttack is defined for Linf, L2 and L1, not for {self.threat!r}")
 
@@ -102,7 +121,7 @@ class AutoAttack:
         names = ORDER[self.version]
         lost = [n for n, least in (("apgd-dlr", 3), ("apgd-t", 4)) if n in names and num_classes < least]
         return tuple(
-            f"{name} raises the margin: with {num_classes} classes, its DLR loss is not defined" for name in lost
+            f"{name} maximises the margin: with {num_classes} classes, its DLR loss is not defined" for name in lost
         )
 
 
@@ -128,10 +147,33 @@ def autoattack(
     backend: AttackBackend | None = None,
     on_progress: OnProgress = lambda news: None,
 ) -> EvaluationResult:
-    """Robust accuracy under AutoAttack of any model that gives logits: `autoattack(model, x, y, Linf("8/255"))`.
+    """Evaluate a model under AutoAttack: `autoattack(model, x, y, Linf("8/255"))`.
 
-    `x` `[N, C, H, W]` in [0, 1], `y` `[N]`. In the result, `robust["autoattack"]` says who stands at the end and
-    `broken_by("autoattack")` what broke the others. The other arguments are those of `evaluate`.
+    It works for any model that gives logits.
+
+    Args:
+        model: Any module that maps images `[B, C, H, W]` in [0, 1] to logits `[B, K]`.
+        x: Images `[N, C, H, W]` in [0, 1] (or bytes).
+        y: Labels `[N]`.
+        threat: The set that adversarial examples must lie in: `Linf`, `L2` or `L1`.
+        version: The ensemble, see `AutoAttack`.
+        batch_size: As in `evaluate`.
+        seed: As in `evaluate`.
+        index: As in `evaluate`.
+        keep_images: As in `evaluate`.
+        state: As in `evaluate`.
+        backend: As in `evaluate`.
+        on_progress: As in `evaluate`.
+
+    Returns:
+        The result: `robust["autoattack"]` has the examples that are robust at the end, and `broken_by("autoattack")`
+        names the attack that broke each of the others.
+
+    Raises:
+        UserError: As in `evaluate`, and for another version or set than those of `AutoAttack`.
+
+    References:
+        AutoAttack: https://arxiv.org/abs/2003.01690.
     """
     check_images(x, bytes_too=True)
     with alone(model):

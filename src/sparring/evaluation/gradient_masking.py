@@ -1,7 +1,8 @@
-"""Is a robustness real, or does it come from gradients that lead attacks astray?
+"""An audit of a model for masked gradients, which mislead attacks and make a model look robust.
 
-What to look for is in Carlini et al. (https://arxiv.org/abs/1902.06705), Athalye et al. (1802.00420) and Tramèr et al.
-(2002.08347). A model that passes has shown none of the known signs; that is no proof.
+The signs are from Carlini et al. (https://arxiv.org/abs/1902.06705), Athalye et al. (https://arxiv.org/abs/1802.00420)
+and Tramèr et al. (https://arxiv.org/abs/2002.08347). A model that passes has shown none of the known signs; that is no
+proof.
 """
 
 from collections.abc import Callable
@@ -30,10 +31,31 @@ def audit(
     seed: int = 0,
     on_check: Callable[[str], None] = lambda name: None,
 ) -> list[Finding]:
-    """Runs every check on the examples that the model gets right, in the order in which they explain each other.
+    """Check a model for the known signs of masked gradients.
 
-    `surrogate` is a model whose attacks are transferred; left out, a small one is trained on the model's own answers.
-    Raises `UserError` for bad data, and if the model gets no example right.
+    The checks run in the order in which they explain each other. All but the first three use only the examples that
+    the model gets right. A model that passes has shown none of the known signs; that is no proof of robustness.
+
+    Args:
+        model: Any module that gives logits.
+        data: Images `[N, C, H, W]` in [0, 1] (or bytes) with labels `[N]`.
+        threat: The set that attacks search: `Linf`, `L2` or `L1`.
+        surrogate: Another model, adversarial examples of which are transferred to this one; by default a small network
+            that is trained on the model's own answers.
+        budget: Steps, queries and samples of the checks.
+        seed: Seed of the random numbers.
+        on_check: Called with the name of each check on the attacks and gradients before it runs.
+
+    Returns:
+        A finding for each check. If the logits cannot be used, only those of the first three checks.
+
+    Raises:
+        UserError: For bad data, a set other than these three balls, or a model that gets no example right.
+
+    References:
+        Carlini et al.: https://arxiv.org/abs/1902.06705.
+        Athalye et al.: https://arxiv.org/abs/1802.00420.
+        Tramèr et al.: https://arxiv.org/abs/2002.08347.
     """
     check_model(model)
     check_data(data, "audit")

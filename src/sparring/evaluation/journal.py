@@ -1,7 +1,7 @@
-"""The state of an evaluation on disk: what was found, so that a kill loses a batch at most, or four filled together.
+"""The state of an evaluation on disk, so that a kill loses at most one batch, or four that are refilled together.
 
 A journal is a folder of parts, each written under another name and renamed when it is on the disk. A part that cannot
-be read is passed over with a warning, and its examples are attacked again.
+be read is skipped with a warning, and its examples are attacked again.
 """
 
 import hashlib
@@ -25,9 +25,10 @@ from ..core.writing import replacing, write_json
 
 
 class Part(NamedTuple):
-    """What one batch came to under one stage.
+    """The results of one batch under one stage.
 
-    `rows`, `broken`, `margin`, `norm` and `predicted` are `[B]`; `images` are the adversarial images of the broken.
+    `rows`, `broken`, `margin`, `norm` and `predicted` are `[B]`; `images` are the adversarial images of the broken
+    examples.
     """
 
     rows: Array
@@ -41,8 +42,8 @@ class Part(NamedTuple):
 class PartStore:
     """The parts in `folder`, which belong to the evaluation that `about` describes.
 
-    Raises `UserError` if the folder holds another one. Parts that do not belong to `images`, the shape of the images
-    that are evaluated, count as damaged.
+    Parts that do not fit `images`, the shape of the evaluated images, count as damaged. Raises `UserError` if the
+    folder holds the state of another evaluation.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any], images: Sequence[int] = ()) -> None:
@@ -53,18 +54,19 @@ class PartStore:
             changed = differences(read_json(self._about, f"delete {folder}, and begin again"), plain)
             if changed:
                 raise UserError(
-                    f"{folder} holds the state of another evaluation ({'; '.join(changed)[:300]}): name another "
-                    "folder, or delete it"
+                    f"{folder} holds the state of another evaluation ({'; '.join(changed)[:300]}): choose "
+                    "another folder, or delete it"
                 )
         elif any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise UserError(f"{folder} holds files that are not of an evaluation: name another folder")
+            raise UserError(f"{folder} holds files that are not of an evaluation: choose another folder")
         else:
             write_json(self._about, plain)
 
     def same_answers(self, predicted: Array, margin: Array) -> None:
-        """The model must answer clean images `[N]` as it did when the state was begun; weights do not tell code apart.
+        """Check that the model answers clean images `[N]` as it did when the state was begun.
 
-        Raises `UserError` if more than one example in a hundred is answered differently.
+        The fingerprint of the weights does not notice a change of the code. Raises `UserError` if more than one example
+        in a hundred is answered differently.
         """
         self._images = self._images or (len(predicted),)
         path = self.folder / "clean.npy"
@@ -76,27 +78,29 @@ class PartStore:
         with reading(path, f"delete {self.folder}, and begin again"):
             before = np.load(io.BytesIO(read_bytes(path)))
             if (before.shape, before.dtype) != (answers.shape, answers.dtype):
-                raise ValueError(f"it holds {before.dtype} {before.shape}, wanted is {answers.dtype} {answers.shape}")
+                raise ValueError(f"it holds {before.dtype} {before.shape} instead of {answers.dtype} {answers.shape}")
         near = np.isclose(before[1], answers[1], rtol=1e-2, atol=1e-2, equal_nan=True) | (before[1] == answers[1])
         if (~near).mean() > 0.01:
             raise UserError(
-                f"the model answers other than when the state in {self.folder} was begun, though its weights are the "
-                "same: its code has changed. Delete the folder, or name another"
+                f"the model gives other answers than when the state in {self.folder} was begun, though its weights are "
+                "the same: its code has changed. Delete the folder, or choose another"
             )
 
     def parts(self, stage: str) -> Iterator[Part]:
+        """The readable parts of a stage, in order; a damaged part is renamed and skipped with a warning."""
         for path in sorted(self.folder.glob(f"{_file_name(stage)}-{_NUMBER}.npz")):
             try:
                 part = _part(read_bytes(path), self._images)
-            except OSError as error:  # it may pass
+            except OSError as error:  # possibly temporary, so the part is not renamed
                 raise UserError(f"{path} cannot be read ({error.strerror or error}): try again") from error
-            except Exception as error:  # whatever flipped bits make of a zip file
-                warnings.warn(f"{path} is damaged ({error}): what it held is done again", stacklevel=2)
+            except Exception as error:  # flipped bits in a zip file can raise anything
+                warnings.warn(f"{path} is damaged ({error}): its examples are attacked again", stacklevel=2)
                 path.rename(path.with_suffix(".damaged"))
                 continue
             yield part
 
     def add(self, stage: str, part: Part) -> None:
+        """Write a part of a stage under the next free number."""
         numbers = [int(path.stem[-6:]) for path in self.folder.glob(f"*-{_NUMBER}.npz")]
         with replacing(self.folder / f"{_file_name(stage)}-{max(numbers, default=-1) + 1:06d}.npz") as file:
             np.savez(file, **part._asdict())
@@ -109,21 +113,21 @@ _KINDS = {"rows": "int64", "broken": "bool", "margin": "f", "norm": "float32", "
 
 
 def _part(content: bytes, images: tuple[int, ...]) -> Part:
-    """Raises `ValueError`, or what readers of zip files raise, for what is no part about `images`."""
+    """Read a part. Raises `ValueError`, or an error of the zip reader, if it is damaged or does not fit `images`."""
     held = load_arrays(io.BytesIO(content), *Part._fields)
     part = Part(*(held[name] for name in Part._fields))
     check_arrays(held, len(part.rows), _KINDS)
     if (part.rows < 0).any() or (part.rows >= (images or (math.inf,))[0]).any():
         raise ValueError("its rows are out of range")
     if part.images.dtype != np.float32 or part.images.ndim != 4 or len(part.images) != part.broken.sum():
-        raise ValueError("its images are not those that are broken")
+        raise ValueError("its images do not fit its broken examples")
     if images[1:] and part.images.shape[1:] != images[1:]:
-        raise ValueError(f"its images are {part.images.shape[1:]}, those that are evaluated {images[1:]}")
+        raise ValueError(f"its images are {part.images.shape[1:]}, the evaluated images are {images[1:]}")
     return part
 
 
 def _file_name(stage: str) -> str:
-    """Readable, and different for different names."""
+    """A file name that is readable, and different for different stages."""
     return re.sub(r"[^A-Za-z0-9-]", "_", stage) + "-" + hashlib.sha256(stage.encode()).hexdigest()[:8]
 
 
@@ -135,24 +139,24 @@ def _make(folder: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Plain values. Raises `UserError` for an adversary that does not say what it is."""
+    """Values as JSON holds them. Raises `UserError` for an adversary whose repr does not identify it."""
     if isinstance(value, Mapping):
         return {str(name): _plain(part) for name, part in value.items()}
     if isinstance(value, str) and " at 0x" in value:
         raise UserError(
-            f"{value} does not say what it is, so a state on disk could be that of another: make it a dataclass, or "
-            "evaluate without a state"
+            f"{value} does not say what it is, so a state on disk could be that of another adversary: make it a "
+            "dataclass, or evaluate without a state"
         )
     return value
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """What tells apart weights or images: 16 hexadecimal digits of their digest."""
+    """A short identifier of weights or images: the first 16 hexadecimal digits of their digest."""
     return digest(tensors)[:16]
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes, types and bytes, in their order, as hexadecimal digits."""
+    """SHA-256 over the names, shapes, types and bytes of tensors, in their order, as hexadecimal digits."""
     found = hashlib.sha256()
     for name, tensor in tensors.items():
         if isinstance(tensor, torch.Tensor):

@@ -1,4 +1,4 @@
-"""How far each example is from the nearest point that fools: the smallest eps, and so a curve over all eps."""
+"""The smallest eps at which each example is broken, and so the robust accuracy at every eps."""
 
 from dataclasses import dataclass
 
@@ -17,10 +17,14 @@ from .adversaries import Dividing
 
 @dataclass(frozen=True, slots=True)
 class MinimumNorm(Dividing):
-    """Minimum-norm attacks on every example, of which the nearest point counts.
+    """Minimum-norm attacks on every example, of which the nearest adversarial example counts.
 
-    `threat` says in which norm; its eps bounds nothing. As an adversary it gives the nearest fooling points, and the
-    images themselves where it finds none.
+    As an adversary, it gives the nearest adversarial examples, and the clean images where it finds none.
+
+    Args:
+        threat: The threat whose norm measures the distance; its eps bounds nothing.
+        attacks: The minimum-norm attacks, which run in turn on all examples.
+        at_once: Number of images that pass through the model at once; None for all. It has no influence on results.
     """
 
     threat: Threat
@@ -28,7 +32,18 @@ class MinimumNorm(Dividing):
 
     @classmethod
     def of(cls, threat: Threat, steps: int = 50) -> "MinimumNorm":
-        """Untargeted FAB, and for L2 DDN as well. Raises `UserError` for other sets than the three balls."""
+        """Use untargeted FAB, and for L2 also DDN with twice the steps.
+
+        Args:
+            threat: `Linf`, `L2` or `L1`.
+            steps: Steps of FAB.
+
+        Returns:
+            The adversary.
+
+        Raises:
+            UserError: For another set than these three balls.
+        """
         if not isinstance(threat, Linf | L2 | L1):
             raise UserError(f"smallest distances are found for Linf, L2 and L1, not for {threat!r}")
         fab = FAB(threat, steps)

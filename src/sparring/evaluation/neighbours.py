@@ -1,6 +1,6 @@
-"""Attacks on what a model reads: its features, its nearest neighbours, a linear reading of the same features.
+"""Attacks on the features of a model, on its kNN head, and on a linear probe of the same features.
 
-Attacks on nearest neighbours have fooled this literature before by being weak: report the worst case of several.
+Weak attacks on nearest neighbours have misled this literature before: report the worst case of several.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,10 +28,19 @@ from .adversaries import Adversary, MultiTargeted, WhiteBox
 
 @dataclass(frozen=True, slots=True)
 class FeatureAttack:
-    """Drives the features away from those of the clean image, by no label: squared `distance`, `cosine` or `contrast`.
+    """An adversary that drives the features away from those of the clean image, without labels in the loss.
 
-    The contrast is InfoNCE among the images of the batch, with `temperature`; so it depends on who is in it, and of one
-    image alone it is the cosine. Labels only tell it when to rest. The model is a `Classifier`, whatever its head.
+    The model is a `Classifier` with any head. Labels only decide whether an example counts as fooled.
+
+    Args:
+        attack: The attack.
+        raises: The loss that the attack maximises: the squared `distance` to the clean features, their `cosine`
+            distance, or `contrast`, InfoNCE among the images of the batch. The contrast depends on the other images in
+            the batch; for a single image, it is the cosine.
+        temperature: Temperature of the contrast.
+
+    Raises:
+        UserError: For another loss.
     """
 
     attack: Attack
@@ -54,7 +63,12 @@ class FeatureAttack:
 
 @dataclass(frozen=True, slots=True)
 class KNNVoteAttack:
-    """Cross-entropy of the soft votes of all the bank, at a `softness` of its own (0.02 to 0.1)."""
+    """An adversary that maximises the cross-entropy of soft votes of the whole bank of a kNN head.
+
+    Args:
+        attack: The attack.
+        softness: Temperature of the soft votes in this attack (0.02 to 0.1), in place of that of the head.
+    """
 
     attack: Attack
     softness: float = 0.05
@@ -70,7 +84,18 @@ class KNNVoteAttack:
 
 @dataclass(frozen=True, slots=True)
 class PGDkNN:
-    """PGD-kNN: from the neighbours of the own class to those of the nearest other one (`models.guided.GuideLoss`)."""
+    """PGD-kNN, an adversary that moves from neighbours of the own class to those of the nearest other class.
+
+    The attack maximises `models.guided.GuideLoss`. The model has a kNN head.
+
+    Args:
+        attack: The attack.
+        guides: Number of examples of the bank that guide it: half of the own class, half of the other one.
+
+    References:
+        Definition: https://arxiv.org/abs/1903.08333.
+        Released variant: https://arxiv.org/abs/1911.06470.
+    """
 
     attack: Attack
     guides: int = 300
@@ -83,7 +108,14 @@ class PGDkNN:
 
 @dataclass(frozen=True, slots=True)
 class ProbeTransfer:
-    """What fools a linear probe of the same features, fitted to the bank, is tried on its nearest neighbours."""
+    """An adversary that attacks a linear probe of the features and transfers the points to the kNN head.
+
+    The probe is fitted to the bank of the kNN head, on normalised features; the loss is its cross-entropy.
+
+    Args:
+        attack: The attack.
+        penalty: Coefficient of the L2 penalty on the weights W of the probe, `penalty` / 2 x |W|².
+    """
 
     attack: Attack
     penalty: float = PENALTY
@@ -99,10 +131,20 @@ class ProbeTransfer:
 
 @dataclass(frozen=True, slots=True)
 class KNNAttackSuite:
-    """Several attacks on nearest neighbours, each on what those before it have left: who stands, stands under all.
+    """Several attacks on a kNN head in turn, each on the examples that are robust under all before it.
 
-    APGD on the cross-entropy of the logits and towards targets, PGD on soft votes of each `softness`, on guides, by a
-    linear probe, and on the features, by distance and cosine; `steps` each, soft votes with `restarts`.
+    An example that is robust at the end is robust under all of them. The attacks are APGD on the cross-entropy of the
+    logits, PGD on the soft votes at each `softness`, PGD-kNN on guides, PGD on a linear probe, PGD on the distance and
+    on the cosine of the features, and targeted APGD.
+
+    Args:
+        threat: The set that adversarial examples must lie in.
+        steps: Steps of each attack.
+        restarts: Number of runs of PGD on soft votes.
+        softness: Temperatures of the soft votes, one attack for each.
+
+    Raises:
+        UserError: If `threat` is no threat.
     """
 
     threat: Threat
@@ -138,7 +180,7 @@ class KNNAttackSuite:
 def _climbed(
     model: nn.Module, x: Tensor, y: Tensor, rng: Rng, attack: Attack, loss: Callable[[ForwardCache], PerExampleLoss]
 ) -> Tensor:
-    """The attack on a loss of the features; the model's own answer says who is fooled, from the same forward pass."""
+    """Attack a loss of the features. The model's logits, from the same forward pass, show which examples are fooled."""
     with eval_mode(model), frozen(model):
         lens = ForwardCache(model)
         return attack(WithPredictions(loss(lens), lens.logits, y), x, rng)
@@ -148,7 +190,7 @@ _PROBES = WeakTensorKeyDictionary()
 
 
 def _probe(bank: KNN, penalty: float) -> nn.Linear:
-    """Fitted once for a bank, which copies of a model share."""
+    """The linear probe of a bank. It is fitted once for each bank, which the copies of a model share."""
     version, known = bank.rows._version, _PROBES.get(bank.rows)
     if known is None or known[:2] != (version, penalty):
         probe = linear_probe(bank.rows, bank.labels, bank.num_classes, penalty).requires_grad_(False)

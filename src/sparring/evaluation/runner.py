@@ -1,4 +1,4 @@
-"""An evaluation under way: adversaries as stages, a batch at a time, and what is known of each example."""
+"""The run of an evaluation: adversaries as stages, batch by batch, and the results of each example."""
 
 import math
 import time
@@ -25,8 +25,11 @@ from .verifier import MutationCheck, Verdict, Verifier
 
 PICTURES = 8
 SAMPLE, BEYOND_CHANCE = 16, 2
-"""Where the copy is as good as the model, rounding lets one example in a hundred fall on one of them alone: two of
-sixteen then fall with a chance of 1 %."""
+"""The sample that is attacked on the model itself, and the number of broken examples that is beyond chance.
+
+Where attacks on the copy are as good as on the model, rounding lets one example in a hundred break on only one of them:
+two of sixteen then break with a chance of 1 %.
+"""
 UNKNOWN_PASSES = 1 + BACKWARD
 """The weight of a stage that does not state its passes: one step of a gradient attack."""
 ROBUST, CLEAN = -1, 0
@@ -34,24 +37,32 @@ ROBUST, CLEAN = -1, 0
 
 @runtime_checkable
 class Cascade(Protocol):
-    """Several adversaries, each on what those before it have left standing, as AutoAttack is."""
+    """Several adversaries in turn, each on the examples that are robust under all before it, such as AutoAttack."""
 
     @property
     def draws(self) -> int:
-        """How often the model is asked before it counts as right: 1, or more if it is randomised."""
+        """Number of passes that decide whether the model is right: 1, or more if it is randomised."""
         ...
 
     def stages(self, num_classes: int) -> Mapping[str, Adversary]: ...
     def notes(self, num_classes: int) -> tuple[str, ...]:
-        """What a reader of the result has to know."""
+        """Notes that a reader of the result has to know."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationProgress:
-    """How far an evaluation is: `flags` `[N]` of robust examples; `seconds_left` is estimated for the whole rest.
+    """The progress of an evaluation, as `evaluate` reports it after each batch and each stage.
 
-    It is NaN if an adversary does not state how many forward passes it takes (an attribute `passes`).
+    Args:
+        adversary: Name of the adversary.
+        stage: Name of its stage.
+        done: Number of examples that are finished in this stage.
+        todo: Number of examples of this stage.
+        flags: Bools `[N]`, which examples are robust so far.
+        seconds_left: Estimated seconds to the end of the evaluation; NaN if an adversary does not state how many
+            forward passes it takes (an attribute `passes`).
+        stage_done: Whether the stage is finished.
     """
 
     adversary: str
@@ -68,7 +79,7 @@ OnProgress: TypeAlias = Callable[[EvaluationProgress], None]
 
 @dataclass(frozen=True, slots=True)
 class AttackPlan:
-    """An adversary by its name in the result, as the stages that it consists of."""
+    """An adversary with its name in the result, as the stages that it consists of."""
 
     name: str
     stages: Mapping[str, Adversary]
@@ -76,7 +87,7 @@ class AttackPlan:
     notes: tuple[str, ...]
     costs: tuple[float, ...]
     known: bool
-    """Whether all stages state how many passes they take; without that, the time left is not estimated."""
+    """True if all stages state how many passes they take; otherwise the time left is not estimated."""
     nearest: MinimumNorm | None = None
 
     @classmethod
@@ -98,32 +109,37 @@ class AttackPlan:
 
     @property
     def work(self) -> float:
+        """Cost of all stages for one example, in forward passes."""
         return sum(self.costs)
 
     @property
     def cheapest(self) -> int:
-        """The number of the stage that takes the fewest passes; the first is 1."""
+        """Number of the stage that takes the fewest passes; the first stage is 1."""
         return 1 + self.costs.index(min(self.costs))
 
     def threat(self) -> Threat | None:
-        """The ball that all stages stay in, if it is one."""
+        """The set that all stages stay in, if it is the same for all."""
         return the_one([bound(stage) for stage in self.stages.values()])
 
 
 def bound(adversary: Adversary) -> Threat | None:
-    """The set that points must lie in to count; None for a search that nothing bounds."""
+    """The set that adversarial examples must lie in to count; None for an adversary without a bound."""
     return None if isinstance(adversary, MinimumNorm) else bound_of(adversary)
 
 
 def needs_fine(adversary: Adversary) -> bool:
-    """Whether bf16 may hide what it looks for: a smallest distance, and all but Linf, for in L2 FAB found less so."""
+    """Return True if the copy that is attacked needs the rounding of float32.
+
+    This holds for smallest distances, for all sets but Linf, and for adversaries without a threat: in L2, FAB broke
+    fewer examples in bf16.
+    """
     threats = threats_of(adversary)
     return isinstance(adversary, MinimumNorm) or not threats or any(not isinstance(threat, Linf) for threat in threats)
 
 
 @dataclass(slots=True)
 class AttackRecord:
-    """What is known of each example under one adversary. All on the CPU, `[N]`."""
+    """The results of each example under one adversary; all tensors are `[N]`, on the CPU."""
 
     broken_by: Tensor
     margin: Tensor
@@ -134,11 +150,13 @@ class AttackRecord:
 
     @classmethod
     def open(cls, clean: Verdict, all_images: bool) -> "AttackRecord":
+        """The record before the first attack: examples that are wrong on clean images count as broken."""
         broken = torch.full_like(clean.predicted, ROBUST).masked_fill(~clean.right, CLEAN)
         nothing = torch.full_like(clean.margin, math.nan)
         return cls(broken, clean.margin.clone(), nothing, clean.predicted.clone(), all_images=all_images)
 
     def enter(self, stage: int, part: Part) -> None:
+        """Add the results of one batch under a stage."""
         rows = torch.from_numpy(part.rows)
         self.margin[rows] = torch.minimum(self.margin[rows], torch.from_numpy(part.margin))
         broken = torch.from_numpy(part.broken)
@@ -151,25 +169,25 @@ class AttackRecord:
             self.images = {row: self.images[row] for row in sorted(self.images)[:PICTURES]}
 
     def robust(self, stage: int | None = None) -> Tensor:
-        """Who stands after a stage, or now."""
+        """Examples that are robust after a stage, or after all results so far."""
         robust = self.broken_by == ROBUST
         return robust if stage is None else robust | (self.broken_by > stage)
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationContext:
-    """What an evaluation is done with."""
+    """The model, the data and the settings of an evaluation."""
 
     judge: Verifier
     attacked: nn.Module
-    """What attacks search on; what they find counts on the model of the judge."""
+    """The model or its copy, on which attacks run; their adversarial examples count on the model of the judge."""
     attacked_fp32: nn.Module
-    """The same with the rounding of float32."""
+    """The model or its copy with the rounding of float32."""
     unaltered: MutationCheck
     data: TensorData
     index: Tensor
     like: Tensor
-    """An empty tensor of the device and the type that the model takes."""
+    """An empty tensor of the device and the type of the model's input."""
     batch_size: int
     seed: int
     journal: PartStore | None
@@ -178,18 +196,21 @@ class EvaluationContext:
     backend: AttackBackend
 
     def on_copy(self, adversary: Adversary) -> bool:
-        """Whether it searches on something else than the model."""
+        """Return True if the adversary does not run on the model itself."""
         attacked = self.attacked_fp32 if needs_fine(adversary) else self.attacked
         return isinstance(adversary, SurrogateGradient) or attacked is not self.judge.model
 
     def sample(self, rows: Tensor) -> Tensor:
-        """Some of the rows, drawn by seed and index alone."""
+        """A random sample of the rows, which depends on the seed and the index alone."""
         drawn = PerExample(mixed_seed(self.seed, 0), self.index.cpu()[rows]).uniform(1)[:, 0]
         return rows[drawn.argsort()[:SAMPLE].sort().values]
 
     @contextmanager
     def seen_by(self, adversary: Adversary, on_model: bool) -> Generator[tuple[Adversary, nn.Module]]:
-        """The adversary, and what it searches on; the model itself may look otherwise meanwhile."""
+        """The adversary and the model or copy that it attacks.
+
+        A `SurrogateGradient` is split into its view and its adversary: inside the context, the view changes the model.
+        """
         if on_model:
             yield adversary, self.judge.model
             return
@@ -202,7 +223,7 @@ class EvaluationContext:
             yield adversary.adversary, attacked
 
     def divided(self, adversary: Adversary) -> tuple[Adversary, int]:
-        """The adversary, and how many examples it searches on at a time: of several batches, if that is of use."""
+        """The adversary and the number of examples that it holds at once: several batches if the backend wants that."""
         batches_in_flight = self.backend.batches_in_flight(self.like.device)
         if batches_in_flight == 1 or not isinstance(adversary, Divides):
             return adversary, self.batch_size
@@ -213,7 +234,7 @@ class EvaluationContext:
         return pixels(self.data.x[rows]).to(self.like), self.data.y[rows].to(self.like.device)
 
     def confirmed(self, z: Tensor, x: Tensor, y: Tensor, threat: Threat | None) -> tuple[Tensor, Verdict]:
-        """The points as they count, and the verdict on them (`Verifier.confirm`), batch by batch."""
+        """The points inside the ball, and the verdict on them (`Verifier.confirm`), computed batch by batch."""
         parts = zip(*(part.split(self.batch_size) for part in (z, x, y)), strict=True)
         found = [self.judge.confirm(points, images, labels, threat) for points, images, labels in parts]
         verdicts = zip(*(verdict for _, verdict in found), strict=True)
@@ -221,7 +242,7 @@ class EvaluationContext:
 
     @torch.no_grad()
     def unlike_model(self, attacked: nn.Module, z: Tensor, y: Tensor) -> Tensor:
-        """At which points what is searched on is fooled, or lost, and the model is not: `[B]`."""
+        """Rows where the copy is fooled (or the point is not finite) but the model is not, as bools `[B]`."""
         if attacked is self.judge.model:
             return torch.zeros_like(y, dtype=torch.bool)
         unlike = ~_finite(z)
@@ -237,7 +258,7 @@ class EvaluationContext:
 
 @dataclass(slots=True)
 class Run:
-    """An evaluation under way. `work` and `done` are in passes through the model."""
+    """The run of an evaluation. `work` and `done` are in forward passes of the model."""
 
     setting: EvaluationContext
     clean: Verdict
@@ -248,15 +269,18 @@ class Run:
     notes: list[str] = field(default_factory=list)
 
     def through(self, chain: AttackPlan) -> AttackRecord:
-        """One adversary on all examples, a stage after the other on what stands, and a second look at what is left."""
+        """Run one adversary on all examples, each stage on those that are still robust.
+
+        If the stages ran on a copy, a sample of the robust examples is then attacked on the model itself.
+        """
         book = AttackRecord.open(self.clean, self.setting.keep_images or chain.nearest is not None)
         self._stages(chain, book)
         if chain.nearest is None and chain.draws == 1 and any(map(self.setting.on_copy, chain.stages.values())):
-            self._look_again(chain, book)
+            self._attack_sample_on_model(chain, book)
         return book
 
-    def _look_again(self, chain: AttackPlan, book: AttackRecord) -> None:
-        """Attacks a sample of what stands on the model itself, and all that stand if more fall than by chance."""
+    def _attack_sample_on_model(self, chain: AttackPlan, book: AttackRecord) -> None:
+        """Attack a sample of the robust examples on the model itself, and all of them if more break than by chance."""
         sample = self.setting.sample(_rows(book.robust()))
         self._stage(chain, chain.cheapest, book, sample, " on the model, a sample")
         found = len(sample) - int(book.robust()[sample].sum())
@@ -264,10 +288,10 @@ class Run:
             return
         if found >= BEYOND_CHANCE:
             self._stages(chain, book, " on the model")
-        what = "so all that stand were attacked again there" if found >= BEYOND_CHANCE else "as chance may be"
+        what = "so all robust examples were attacked again there" if found >= BEYOND_CHANCE else "which may be chance"
         self.notes.append(
-            f"of {len(sample)} examples that stand under {chain.name}, {found} fall when the attack runs on the model "
-            f"itself and not on its copy: {what}"
+            f"of {len(sample)} examples that are robust under {chain.name}, {found} are broken when the attack runs on "
+            f"the model itself and not on its copy: {what}"
         )
 
     def _stages(self, chain: AttackPlan, book: AttackRecord, where: str = "") -> None:
@@ -275,14 +299,14 @@ class Run:
             self._stage(chain, stage, book, _rows(book.robust()), where)
 
     def _stage(self, chain: AttackPlan, stage: int, book: AttackRecord, todo: Tensor, where: str = "") -> None:
-        """One stage on the rows `todo`: on a copy of the model or, if `where` is said, on the model itself."""
+        """Run one stage on the rows `todo`: on a copy of the model or, if `where` is given, on the model itself."""
         cost, setting = chain.costs[stage - 1], self.setting
         name, adversary = list(chain.stages.items())[stage - 1]
         name, count = name + where, len(todo)
         for part in setting.journal.parts(name) if setting.journal is not None else ():
             book.enter(stage, part)
             todo = todo[~torch.isin(todo, torch.from_numpy(part.rows))]
-        expected = 0 if where else int(self.clean.right.sum())
+        expected = 0 if where else int(self.clean.right.sum())  # examples of this stage in `work`
         self.work += cost * (len(todo) - expected)
         done, seed = count - len(todo), mixed_seed(setting.seed, stage)
         adversary, size = setting.divided(adversary)
@@ -292,11 +316,12 @@ class Run:
                 setting.journal.add(name, part)
             book.enter(stage, part)
             done, self.done = done + len(rows), self.done + cost * len(rows)
-            self._tell(chain.name, name, done, count, book)
-        self._tell(chain.name, name, count, count, book, stage_done=True)
+            self._notify(chain.name, name, done, count, book)
+        self._notify(chain.name, name, count, count, book, stage_done=True)
         setting.unaltered.check()
 
     def _attacked(self, name: str, adversary: Adversary, rows: Tensor, seed: int, on_model: bool) -> Part:
+        """Attack one batch, again on the model where only the copy is fooled, and verify the points."""
         setting = self.setting
         x, y = setting.batch(rows.to(setting.data.x.device))
         index, threat = setting.index[rows].to(x.device), bound(adversary)
@@ -310,7 +335,7 @@ class Run:
             first = int(index[lost][0])
             raise UserError(
                 f"{name} gives NaN or infinite pixels for {int(lost.sum())} images, first for index {first}: the "
-                "gradient of the model is NaN there, as that of sqrt is at 0. Mend that, for it is no robustness"
+                "gradient of the model is NaN there, as that of sqrt is at 0. Correct that: it is no robustness"
             )
         z, verdict = setting.confirmed(z, x, y, threat)
         measure = threat_of(adversary) if isinstance(adversary, MinimumNorm) else threat
@@ -319,7 +344,9 @@ class Run:
         tensors = (rows, broken, verdict.margin, norm.float(), verdict.predicted, z[broken].float().contiguous())
         return Part(*(tensor.cpu().numpy() for tensor in tensors))
 
-    def _tell(self, name: str, stage: str, done: int, todo: int, book: AttackRecord, stage_done: bool = False) -> None:
+    def _notify(
+        self, name: str, stage: str, done: int, todo: int, book: AttackRecord, stage_done: bool = False
+    ) -> None:
         seconds = time.monotonic() - self.started
         left = max(0.0, seconds * (self.work / self.done - 1)) if self.done else seconds
         left = left if self.known else math.nan

@@ -1,4 +1,4 @@
-"""Who is right, as evaluation counts it: once more, in full precision, inside the ball and inside [0, 1]."""
+"""Verdicts on clean and adversarial images: the model in full precision, on points inside the ball and [0, 1]."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -18,10 +18,10 @@ from .adversaries import beyond
 
 
 class Verdict(NamedTuple):
-    """For each image: is the model right, what does it take it for (-1: no finite logits), and by which margin.
+    """For each image: whether the model is right, the predicted class (-1 without finite logits), and the margin.
 
-    The margin `z_y - max_k z_k` is above 0 where the model is right; -inf where its logits are not finite. `probable`
-    marks answers that could be probabilities.
+    The margin `z_y - max_k z_k` is above 0 where the model is right, and -inf where its logits are not finite.
+    `probable` marks answers that could be probabilities.
     """
 
     right: Tensor
@@ -32,7 +32,7 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """A model and how often it is asked: a randomised model is right if it is so in more than half of `draws`."""
+    """A model that gives verdicts; a randomised model is right if it is right in more than half of `draws` passes."""
 
     model: nn.Module
     draws: int = 1
@@ -48,9 +48,9 @@ class Verifier:
         return Verdict(right, predicted, torch.stack([v.margin for v in verdicts]).mean(0), verdicts[0].probable)
 
     def confirm(self, z: Tensor, x: Tensor, y: Tensor, threat: Threat | None) -> tuple[Tensor, Verdict]:
-        """The points as they count, and the verdict on them.
+        """Return the points after projection into the ball, and the verdict on them.
 
-        A point outside the ball is brought back before it is judged. Raises `UserError` for points that are no images.
+        Only points outside the ball are projected. Raises `UserError` for points that are no images.
         """
         z = z.detach()
         check_images(z, "adversarial images")
@@ -72,10 +72,11 @@ def _verdict(out: Tensor, y: Tensor, num_classes: int | None) -> Verdict:
 
 
 def oddities(judge: Verifier, x: Tensor, y: Tensor, right: Tensor) -> list[str]:
-    """What to know of a model before its figures are believed.
+    """Notes on properties of a model that make its results doubtful.
 
-    `right` `[B]` is the verdict on `x`. Is the model the same twice? And is a step of PGD that may not move a pixel,
-    with the gradients recorded that an attack needs, as good as no attack?
+    `right` `[B]` is the verdict on `x`. The checks are: autograd inside forward, randomised logits, logits that depend
+    on the rest of the batch, gradients that are not finite, and a step of PGD at eps 0 that changes verdicts. The step
+    records gradients as an attack does.
     """
     model, threat = judge.model, Linf(1e-12)
     with torch.no_grad(), counting() as inside:
@@ -86,14 +87,14 @@ def oddities(judge: Verifier, x: Tensor, y: Tensor, right: Tensor) -> list[str]:
     if share > 0:
         randomised = (
             f"the model gives other logits the second time for {100 * share:.0f} % of images: it is randomised, and "
-            'one pass tells little; use AutoAttack with version="rand"'
+            'one pass is not enough; use AutoAttack with version="rand"'
         )
         return [*notes, randomised] if judge.draws == 1 else notes
     if random_share(first[:4], alone, 1e-3) > 0:
-        notes.append("the answer to an image depends on the rest of its batch: figures hold for this batch size alone")
+        notes.append("the answer to an image depends on the rest of its batch: results hold for this batch size alone")
     try:
         seen = value_and_grad(CE(model.__call__, y), x)
-    except UserError as error:  # no gradient: attacks without gradients can do
+    except UserError as error:  # no gradient reaches the image, but attacks without gradients work
         return [*notes, str(error)]
     lost = int((~seen.grad.isfinite()).flatten(1).any(1).sum())
     if lost:
@@ -103,17 +104,17 @@ def oddities(judge: Verifier, x: Tensor, y: Tensor, right: Tensor) -> list[str]:
     changed = int(((after.right != right) | (fooled == right)).sum())
     if changed:
         notes.append(
-            f"PGD at eps 0 changes the verdict on {changed} of {len(x)} images: the model treats an attack otherwise "
-            "than an evaluation, and neither figure can be trusted"
+            f"PGD at eps 0 changes the verdict on {changed} of {len(x)} images: the model behaves differently under "
+            "an attack than in an evaluation, and no result of it can be trusted"
         )
     return notes
 
 
-_FLAT = 0.05  # a few predictions are so sure that their loss is flat in float32
+_FLAT = 0.05  # a few predictions of any model are so confident that their loss is flat in float32
 
 
 def flat_gradients(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
-    """A note if the loss has no gradient for more than a few images, where attacks by gradients do not move."""
+    """A note if the gradient of the loss is zero for more than a few images, where gradient attacks do not move."""
     try:
         grad = value_and_grad(CE(model.__call__, y), x).grad
     except UserError as error:
@@ -123,21 +124,21 @@ def flat_gradients(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
         return []
     return [
         f"the gradient of the loss is zero for {flat} of {len(x)} images, as behind rounding or logits that are too "
-        "large: gradient attacks do not move there. Evaluate with Square too, and look at sparring audit"
+        "large: gradient attacks do not move there. Evaluate with Square too, and run sparring audit"
     ]
 
 
 _INSIDE = (
-    "autograd runs inside the model's forward: the defence optimises at test time, and AutoAttack does not see through "
-    "that; attack it adaptively"
+    "autograd runs inside the model's forward: the defence optimises at test time, and AutoAttack does not "
+    "account for that; attack it adaptively"
 )
 
 
 @contextmanager
 def counting() -> Generator[list[str]]:
-    """Notes each call of autograd's engine, by whichever name a model calls it."""
+    """Record each call of autograd's engine, through whichever function a model calls it."""
     autograd: Any = torch.autograd
-    engine = getattr(autograd, "_engine_run_backward", None)  # torch keeps it to itself
+    engine = getattr(autograd, "_engine_run_backward", None)  # private, so a version of torch may lack it
     calls: list[str] = []
 
     def counted(*args: Any, **options: Any) -> Any:
@@ -154,13 +155,13 @@ def counting() -> Generator[list[str]]:
 
 
 def random_share(first: Tensor, second: Tensor, most: float = 1e-4) -> float:
-    """The share of examples whose normalised logits differ by more than `most`, by default AutoAttack's threshold."""
+    """Share of examples whose normalised logits differ by more than `most`, by default AutoAttack's threshold."""
     both = [t / t.norm(dim=1, keepdim=True).clamp_min(1e-10) for t in (first, second)]
     return float(((both[0] - both[1]).norm(dim=1) > most).float().mean())
 
 
 class MutationCheck:
-    """Notices a model that changes its own weights, buffers or modes in forward."""
+    """A check for a model that changes its own weights, buffers or modes in forward."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -168,7 +169,7 @@ class MutationCheck:
         self.tensors = {name: _mark(tensor) for name, tensor in _tensors(model).items()}
 
     def check(self) -> None:
-        """Raises `UserError` with the name of the module that changed. It reads every weight once."""
+        """Raise `UserError` with the name of the module that changed, if any did. It reads every weight once."""
         modules = dict(self.model.named_modules())
         for name, training in self.modes.items():
             if modules[name].training != training:
@@ -179,7 +180,7 @@ class MutationCheck:
                 raise UserError(f"the model changes {last} of {_called(owner, modules)} in its forward: {_ADVICE}")
 
 
-_ADVICE = "what an attack finds would not hold for the next image. Make the forward leave the model as it was"
+_ADVICE = "results for one image would not hold for the next. Make the forward leave the model unchanged"
 
 
 def _called(name: str, modules: dict[str, nn.Module]) -> str:
@@ -191,7 +192,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _mark(tensor: Tensor) -> tuple[float, ...]:
-    """Two sums, by which a change shows: torch's count of versions misses some. NaN equals itself here."""
+    """Two sums that show a change of a tensor; torch's version counter misses some changes. NaN equals itself here."""
     with torch.no_grad():
         wide = tensor.double() if tensor.is_floating_point() else tensor.long()
         return tuple(float(total.nan_to_num(nan=0.5)) for total in (wide.sum().double(), wide.abs().sum().double()))

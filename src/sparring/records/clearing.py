@@ -1,6 +1,6 @@
-"""What may be deleted of a run folder: files that a run writes, by their names, and nothing else. Needs no torch.
+"""Deletion of the files that a run writes, which are known by their names, and of nothing else. Needs no torch.
 
-Nothing is deleted through a link, and folders only when nothing is left in them.
+Nothing is deleted through a link, and folders are deleted only when they are empty.
 """
 
 import contextlib
@@ -40,15 +40,16 @@ RUN: Tree = {
 
 
 def deletable(folder: Path, tree: Tree) -> list[Path]:
-    """What of a folder may be deleted, in the order in which it can be, and nothing is yet.
+    """List the files and folders that may be deleted, in an order in which that works. Nothing is deleted yet.
 
-    Raises `UserError` where a link or a file has the name of a folder of ours, or a folder that of a file.
+    Raises `UserError` where a link or a file has the name of a folder of a run, or a folder the name of a file.
     """
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     return [path for pattern, inner in tree.items() for name in names for path in _named(folder / name, pattern, inner)]
 
 
 def _named(path: Path, pattern: str, inner: Tree | None) -> Iterator[Path]:
+    """The path with all that is deletable inside it, if its name matches the pattern."""
     if not re.fullmatch(pattern, path.name if inner is not None else settled(path.name)):
         return
     is_folder = path.is_dir() and not path.is_symlink()
@@ -61,13 +62,13 @@ def _named(path: Path, pattern: str, inner: Tree | None) -> Iterator[Path]:
 
 
 def settled(name: str) -> str:
-    """The name that a file gets when it is written, of its name meanwhile: `a.png` of `.a.png.writing`."""
+    """The final name of a file from its name while it is being written: `a.png` from `.a.png.writing`."""
     found = re.fullmatch(r"\.(.+)\.writing(\.\w+)?", name)
     return name if found is None else found[1] + (found[2] or "")
 
 
 def delete(paths: list[Path]) -> None:
-    """Deletes what `deletable` found; folders in which something is left stay."""
+    """Delete the paths that `deletable` found; folders that are not empty stay."""
     for path in paths:
         if path.is_dir() and not path.is_symlink():
             with contextlib.suppress(OSError):

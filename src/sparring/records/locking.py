@@ -1,4 +1,4 @@
-"""A lock on a folder that keeps a second process out. Needs no torch."""
+"""A lock that lets only one process work in a folder. Needs no torch."""
 
 import contextlib
 import os
@@ -11,9 +11,10 @@ from ..core.errors import UserError
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second process out of a folder, which is made if need be.
+    """Lock a folder against a second process; the folder is made if it is missing.
 
-    The lock ends with the process, however that ends. Raises `UserError` where another has it, or it cannot be made.
+    The lock ends with the process, however the process ends. Raises `UserError` if another process has the lock, or if
+    the folder or the lock cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -29,14 +30,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _opened(path: Path) -> int:
-    """Neither empties the file nor follows a link: the folder may come from somebody else."""
+    """Open the lock file without emptying it or following a link: the folder may come from somebody else."""
     safe = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     if path.is_symlink():
         raise UserError(f"{path} is a link, and a lock is a file of its own: remove it")
     handle = os.open(path, os.O_RDWR | os.O_CREAT | safe, 0o666)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise UserError(f"{path} is no regular file, and a lock is one: remove it")
+        raise UserError(f"{path} is no regular file, as a lock has to be: remove it")
     return handle
 
 

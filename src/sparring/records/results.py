@@ -1,4 +1,4 @@
-"""What an evaluation came to, with its uncertainty. Needs no torch."""
+"""Results of evaluations, audits and training histories, with confidence intervals. Needs no torch."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -10,28 +10,39 @@ import numpy as np
 from ..core.errors import UserError, nearest
 
 Array = np.ndarray[Any, Any]
-Z = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations
+Z = 1.959963984540054  # 95 % of a normal distribution lie within Z standard deviations of the mean
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """A share of examples with its Wilson score interval (95 %, https://doi.org/10.1080/01621459.1927.10502953)."""
+    """An accuracy, the share of correct examples, with its 95 % Wilson score interval.
+
+    Args:
+        correct: Number of correct examples.
+        examples: Number of all examples.
+
+    References:
+        Wilson: https://doi.org/10.1080/01621459.1927.10502953.
+    """
 
     correct: int
     examples: int
 
     @property
     def value(self) -> float:
+        """The share of correct examples, from 0 to 1."""
         return self.correct / self.examples
 
     @property
     def interval(self) -> tuple[float, float]:
+        """The lower and the upper end of the Wilson score interval (95 %)."""
         n, p, z = self.examples, self.value, Z
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         return max(0.0, middle - half), min(1.0, middle + half)
 
     def plain(self) -> dict[str, float]:
+        """The accuracy with its interval as values that JSON can hold."""
         low, high = self.interval
         return {"accuracy": self.value, "low": low, "high": high, "examples": self.examples}
 
@@ -42,7 +53,16 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Pictures for people: `clean` and `adversarial` `[N, C, H, W]` in [0, 1], and what the model takes them for."""
+    """Images to be shown, clean and adversarial, with the predictions of the model.
+
+    Args:
+        clean: Clean images `[N, C, H, W]` in [0, 1].
+        adversarial: Adversarial images `[N, C, H, W]` in [0, 1].
+        label: Labels `[N]`.
+        clean_prediction: Predicted classes of the clean images, `[N]`; -1 where the logits are not finite.
+        adversarial_prediction: Predicted classes of the adversarial images, `[N]`; -1 where the logits are not finite.
+        norm: Norms of the perturbations, `[N]`; NaN where they are not known.
+    """
 
     clean: Array
     adversarial: Array
@@ -50,16 +70,20 @@ class Examples:
     clean_prediction: Array
     adversarial_prediction: Array
     norm: Array | None = None
-    """The size of each perturbation, NaN where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Two models on the same examples: how many only one of them gets right, and what that says.
+    """A paired comparison of two models on the same examples.
 
-    `p` is that of McNemar's test in its exact form (https://doi.org/10.1007/BF02295996): the probability of a split at
-    least as uneven if both were equally good. `interval` is for the difference of the accuracies, first minus second
-    (95 %, Agresti and Min, https://doi.org/10.1002/sim.1781).
+    Args:
+        only_first: Number of examples that only the first model gets right.
+        only_second: Number of examples that only the second model gets right.
+        examples: Number of all examples.
+
+    References:
+        McNemar's test: https://doi.org/10.1007/BF02295996.
+        Interval of Agresti and Min: https://doi.org/10.1002/sim.1781.
     """
 
     only_first: int
@@ -68,22 +92,26 @@ class Paired:
 
     @property
     def difference(self) -> float:
+        """The difference of the accuracies, first minus second, from -1 to 1."""
         return (self.only_first - self.only_second) / self.examples
 
     @property
     def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the difference of the accuracies (Agresti and Min)."""
         a, b, n = self.only_first + 0.5, self.only_second + 0.5, self.examples + 2
         half = Z * math.sqrt((a + b) - (a - b) ** 2 / n) / n
         return max(-1.0, (a - b) / n - half), min(1.0, (a - b) / n + half)
 
     @property
     def p(self) -> float:
+        """The p-value of McNemar's exact test: the chance of a split at least as uneven if both are equally good."""
         from scipy.stats import binomtest
 
         split = self.only_first + self.only_second
         return float(binomtest(self.only_first, split).pvalue) if split else 1.0
 
     def plain(self) -> dict[str, float]:
+        """The comparison as values that JSON can hold."""
         low, high = self.interval
         counts = {"only_first": self.only_first, "only_second": self.only_second, "examples": self.examples}
         return {"difference": self.difference, "low": low, "high": high, "p": self.p, **counts}
@@ -95,7 +123,16 @@ class Paired:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check of an audit came to: a figure, what it means, a threshold with its source, and what to do."""
+    """The result of one check of an audit.
+
+    Args:
+        name: Name of the check.
+        figure: The number that was measured; None if there is none, or if it is not finite.
+        meaning: The figure in words.
+        verdict: `pass`, `warn`, `fail`, or `skip` for a check that cannot run.
+        threshold: The threshold of the check with its source.
+        advice: The next step for a check that warns or fails, else empty.
+    """
 
     name: str
     figure: float | None
@@ -105,27 +142,45 @@ class Finding:
     advice: str
 
     def plain(self) -> dict[str, Any]:
+        """The finding as values that JSON can hold."""
         return asdict(self)
 
 
 def passed(findings: Iterable[Finding]) -> bool:
-    """Whether no check failed."""
+    """Return True if no check failed.
+
+    Args:
+        findings: The findings of an audit.
+
+    Returns:
+        False if the verdict of at least one finding is `fail`, else True.
+    """
     return all(finding.verdict != "fail" for finding in findings)
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Per example and attack: does the model still get it right? Tables and intervals derive from this.
+    """The result of an evaluation: for each example and adversary, whether the model is still right.
 
-    Everything is `[N]`.
+    Tables and intervals are computed from this. Arrays have one entry for each of the N examples.
 
-    - `robust` has "clean", each adversary by its name, and stages of a cascade as "name/stage": who stood after it.
-    - `margin` is the lowest `z_y - max_k z_k` that was seen under an adversary.
-    - `norm` is the size of the perturbation that broke an example (NaN where none did), in the norm of the threat.
-    - `distance` is the smallest eps that broke it at all, if minimum-norm attacks looked for it: 0 where the model is
-      wrong anyway, inf where none did.
-    - `about` says which images these were, and the threat of each adversary.
-    - `adversarial` holds whole images, if they were asked for; where nothing broke, the clean ones.
+    Args:
+        robust: Bools `[N]` under "clean", under the name of each adversary, and under "name/stage" for each stage of a
+            cascade: the examples that are robust after it.
+        label: Labels `[N]`.
+        classes: Names of the classes.
+        margin: The lowest margin `z_y - max_k z_k` that was found under each adversary, `[N]`.
+        norm: The norm of the perturbation that broke each example, in the norm of the threat, `[N]`; NaN where none
+            did.
+        index: The number of each example that decides its random numbers, `[N]`.
+        distance: The smallest eps that broke each example, `[N]`, if minimum-norm attacks were run: 0 where the model
+            is wrong on the clean image, inf where no attack broke it.
+        adversarial: Images `[N, C, H, W]` under each adversary, if they were asked for; the clean image where no attack
+            broke an example.
+        notes: Sentences that a reader of the result has to know.
+        about: A fingerprint of the images under "images", and the threat of each adversary under its name.
+        examples: Images of some broken examples.
+        hardest: Images of the examples with the smallest distances, if minimum-norm attacks were run.
     """
 
     robust: Mapping[str, Array]
@@ -142,17 +197,18 @@ class EvaluationResult:
     hardest: Examples | None = None
 
     def table(self) -> dict[str, Accuracy]:
+        """The accuracy on clean images, and under each adversary and stage, by name."""
         return {name: Accuracy(int(flags.sum()), len(flags)) for name, flags in self.robust.items()}
 
     def defense_success_rate(self, name: str) -> Accuracy:
-        """The defence success rate: of the examples that are right, the share that stays so under an adversary."""
+        """The defence success rate: the share of correctly classified examples that are robust under an adversary."""
         right = int(self._flags("clean").sum())
         return Accuracy(int(self._flags(name).sum()), max(1, right))
 
     def broken_by(self, name: str) -> Array:
-        """What broke each example under an adversary, `[N]`.
+        """The attack that broke each example under an adversary, as strings `[N]`.
 
-        It is "clean" (wrong without an attack), the stage of a cascade or `name`, and "" for an example that stands.
+        An entry is "clean" (wrong without an attack), the stage of a cascade, or `name`, and "" for a robust example.
         """
         self._flags(name)
         chain = [n for n in self.robust if n.startswith(name + "/")] or [name]
@@ -163,20 +219,20 @@ class EvaluationResult:
         return broken.astype(str)
 
     def robust_at(self, eps: float) -> Accuracy:
-        """The accuracy at another eps, from the distances. Raises `UserError` if nothing looked for them."""
+        """The robust accuracy at another eps, from the distances. Raises `UserError` if there are no distances."""
         if self.distance is None:
-            raise UserError("no distances were looked for: evaluate with MinimumNorm.of(threat), or with --min-norm")
+            raise UserError("the result has no distances: evaluate with MinimumNorm.of(threat), or with --min-norm")
         return Accuracy(int((self.distance > np.float32(eps)).sum()), len(self.distance))
 
     def median_distance(self) -> float | None:
-        """Half of the examples that are right at first fall below this eps; None if half of them do not fall at all."""
+        """The median distance of correctly classified examples; None if it is infinite, or there are no distances."""
         if self.distance is None or not self.robust["clean"].any():
             return None
         middle = float(np.median(self.distance[self.robust["clean"]]))
         return middle if math.isfinite(middle) else None
 
     def by_class(self, name: str) -> dict[str, Accuracy]:
-        """The accuracy of each class under an adversary, the worst first."""
+        """The accuracy of each class under an adversary, the lowest first."""
         flags = self._flags(name)
         found = {
             self.classes[label]: Accuracy(int(flags[self.label == label].sum()), int((self.label == label).sum()))
@@ -185,7 +241,7 @@ class EvaluationResult:
         return dict(sorted(found.items(), key=lambda item: item[1].value))
 
     def paired(self, other: "EvaluationResult", name: str, other_name: str | None = None) -> Paired:
-        """The model against another one on the same images. Raises `UserError` if they are not the same."""
+        """Compare the model with another one on the same images. Raises `UserError` if the images differ."""
         same = np.array_equal(self.label, other.label)
         if self.index is not None and other.index is not None:
             same = same and np.array_equal(self.index, other.index)
@@ -202,7 +258,7 @@ class EvaluationResult:
         return self.robust[name]
 
     def arrays(self) -> dict[str, Array]:
-        """All of it but the pictures, as arrays with names."""
+        """All fields except the images to be shown, as arrays by name."""
         held = {
             "label": self.label,
             "classes": np.array(self.classes, dtype=str),
@@ -216,6 +272,7 @@ class EvaluationResult:
 
     @classmethod
     def from_arrays(cls, held: Mapping[str, Array]) -> "EvaluationResult":
+        """The result that `arrays` turned into arrays."""
         groups: dict[str, Any] = {
             group: {name.removeprefix(group + "/"): v for name, v in held.items() if name.startswith(group + "/")}
             for group in (*_GROUPS, "about")
@@ -230,13 +287,22 @@ _GROUPS = ("robust", "margin", "norm", "adversarial")
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a run was like on each of its N training examples, at E moments: cross-entropy with the label that was
-    trained on, and whether that was predicted; at the image, and where an attack on it ended.
+    """The history of a run's N training examples at E epochs: losses and predictions, clean and adversarial.
+
+    Losses are cross-entropy with the label that was trained on; an example is right if that label is predicted.
+
+    Args:
+        y: The labels that were trained on, `[N]`.
+        true: The labels before any were changed, `[N]`.
+        epochs: The epochs at which the history was recorded, `[E]`.
+        clean_loss: Losses of the clean images, `[E, N]`.
+        adversarial_loss: Losses of the points where an attack on them ended, `[E, N]`.
+        clean_right: Bools `[E, N]`, whether the clean images are right.
+        adversarial_right: Bools `[E, N]`, whether the adversarial points are right.
     """
 
     y: Array
     true: Array
-    """The labels before any were changed, `[N]`."""
     epochs: Array
     clean_loss: Array
     adversarial_loss: Array
@@ -251,9 +317,9 @@ class Memory:
 
     @property
     def forgotten(self) -> Array:
-        """How often an example was predicted right under attack, and at the next look was not, `[N]`.
+        """Number of times that an example was right under attack at one recorded epoch and wrong at the next, `[N]`.
 
-        https://arxiv.org/abs/1812.05159, here from look to look.
+        Forgetting events as in https://arxiv.org/abs/1812.05159, here between recorded epochs.
         """
         lost: Array = (self.adversarial_right[:-1] & ~self.adversarial_right[1:]).sum(0)
         return lost

@@ -1,4 +1,4 @@
-"""The run folder: what is written, typed. Needs no torch, so that reports and tools read it fast."""
+"""The run folder: typed reading and writing of its files. Needs no torch, so that reports and tools start fast."""
 
 import json
 import os
@@ -20,7 +20,13 @@ from .schemas import Begun, Counted, Events, Row, Sessions, Status
 
 
 class RunFolder:
-    """The files of a run. What a run needs is written under another name, flushed and renamed."""
+    """The folder of one training: recipe, metrics, checkpoints, weights and evaluations.
+
+    Files that a run needs are written under another name, flushed and renamed, so that a crash leaves no partial file.
+
+    Args:
+        path: The folder; it need not exist.
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -41,67 +47,75 @@ class RunFolder:
         self.robustness_curve = self.path / "robustness-curve.png"
 
     def weights(self, which: str) -> Path:
-        """`which` is `best` or `last`."""
+        """The file of the weights; `which` is `best` or `last`."""
         return self.path / f"{which}.safetensors"
 
     def flags(self, which: str) -> Path:
-        """Per-example results of `best` or `last`."""
+        """The file of per-example results of the weights `best` or `last`."""
         return self.path / f"evaluation-{which}.npz"
 
     def analysis(self, name: str, ending: str) -> Path:
-        """What an analysis found: `json` its figures, `npz` those of each image, `png` the picture."""
+        """A file of an analysis: its results (`json`), the results of each image (`npz`), or its figure (`png`)."""
         return self.path / f"analysis-{name}.{ending}"
 
     def read_analysis(self, name: str) -> dict[str, Any]:
-        """The figures of an analysis."""
+        """The results of an analysis."""
         return read_json(self.analysis(name, "json"), "delete it, and analyse again")
 
     def read_images(self, name: str, *needed: str) -> dict[str, Array]:
-        """What an analysis found of each image."""
+        """The results of an analysis for each image; `needed` names arrays that have to be there."""
         return read_arrays(self.analysis(name, "npz"), "delete it, and analyse again", *needed)
 
     def state(self, which: str) -> Path:
-        """Where an evaluation under way keeps what it has found."""
+        """The folder for the state of an evaluation under way."""
         return self.path / f"evaluation-{which}.state"
 
     def forget_state(self, which: str) -> None:
+        """Delete the state of an evaluation."""
         folder = self.state(which)
         delete([*deletable(folder, STATE), folder])
 
     # -- the life of a run
 
     def begin(self, recipe: Mapping[str, Any]) -> None:
+        """Make the folder and write the recipe."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self._recipe, recipe)
 
     def recipe(self) -> dict[str, Any] | None:
+        """The recipe; None if no run is here."""
         return read_json(self._recipe) if self._recipe.exists() else None
 
     def finished(self) -> bool:
+        """Return True if the run came to its end."""
         return self._status.exists() and bool(self.status()["finished"])
 
     def status(self) -> dict[str, Any]:
+        """The state in which the run ended."""
         return read_json(self._status, hint=Status)
 
     def set_status(self, status: Mapping[str, Any]) -> None:
+        """Write the status."""
         write_json(self._status, status)
 
     def backend(self) -> dict[str, Any] | None:
-        """The precision of the attacks and whether they are compiled, as the run was begun."""
+        """The precision of the attacks and whether they are compiled, as set at the start of the run."""
         return read_json(self._search, hint=Begun) if self._search.exists() else None
 
     def set_backend(self, backend: Mapping[str, Any]) -> None:
+        """Write the precision of the attacks and whether they are compiled."""
         write_json(self._search, backend)
 
     def guard(self) -> list[dict[str, Any]]:
-        """What the guard saw and did: `step`, `action` and `what` of each event."""
+        """The events of the guard: the `step`, the `action` of the guard, and `what` it detected."""
         return list(read_json(self._guard, hint=Events)["events"]) if self._guard.exists() else []
 
     def set_guard(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Write all events of the guard."""
         write_json(self._guard, {"events": [dict(event) for event in events]})
 
     def foreign(self) -> bool:
-        """There are files here, but not those of a run, whose recipe says that it is one of ours."""
+        """Return True if there are files here that are not of a run; a run is known by its recipe."""
         if not self.path.is_dir():
             return self.path.exists()
         if self._recipe.exists():
@@ -109,21 +123,21 @@ class RunFolder:
         return any(path.name != ".lock" and settled(path.name) == path.name for path in self.path.iterdir())
 
     def clearable(self) -> list[Path]:
-        """What `clear` removes. Raises `UserError` if something else has a name of it."""
+        """The paths that `clear` deletes. Raises `UserError` if something else has one of their names."""
         return deletable(self.path, RUN)
 
     def clear(self) -> None:
-        """Removes what a run writes, and nothing else."""
+        """Delete the files that a run writes, and nothing else."""
         delete(self.clearable())
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keeps a second process out, whatever either of them writes here."""
+        """Lock the folder against a second process, whatever the two write here."""
         return locked(self.path)
 
-    # -- what is recorded
+    # -- records of a run
 
     def add_session(self, session: Mapping[str, Any]) -> None:
-        """One entry for each start or resumption: versions, commit, device, threads, seed."""
+        """Add an entry for a start or a resumption: versions, commit, device, threads, seed."""
         before = self.sessions() if self._environment.exists() else []
         write_json(self._environment, {"sessions": [*before, dict(session)]})
 
@@ -132,6 +146,7 @@ class RunFolder:
         return list(read_json(self._environment, hint=Sessions)["sessions"])
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append a row to the metrics, and flush it to the disk."""
         with self._metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -145,7 +160,7 @@ class RunFolder:
             return [row for row in map(_row, file) if row is not None]
 
     def rewind(self, step: int) -> None:
-        """Forgets what was logged and remembered after `step`: it will be trained again."""
+        """Delete the metrics and the example history after `step`, from which training continues."""
         kept = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
         write_bytes(self._metrics, "".join(kept).encode())
         for path in self._memories():
@@ -153,7 +168,7 @@ class RunFolder:
                 path.unlink()
 
     def settle_training(self, arrays: Mapping[str, Array]) -> None:
-        """Which images were trained on (`rows`), with which labels (`y`), and which are `true`.
+        """Write the images that are trained on (`rows`), their labels (`y`), and the `true` labels, if not written yet.
 
         Raises `UserError` if the run was begun on others.
         """
@@ -161,15 +176,15 @@ class RunFolder:
             begun = read_arrays(self._training, "start a new run in another folder")
             if not all(name in begun and np.array_equal(begun[name], each) for name, each in arrays.items()):
                 raise UserError(
-                    f"{self.path} was begun on other training examples or labels ({self._training}), than its recipe "
-                    "gives now: restore the data, or the runs that it chooses by; or start a new run in another folder"
+                    f"{self.path} was begun on other training examples or labels ({self._training}) than its recipe "
+                    "gives now: restore the data or the runs that select examples, or start a new run in another folder"
                 )
             return
         with replacing(self._training) as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
     def training(self) -> dict[str, Array] | None:
-        """The same arrays; none if nothing was changed and nothing remembered."""
+        """The arrays of `settle_training`; None if no labels were changed and no example history was recorded."""
         if not self._training.exists():
             return None
         with reading(self._training, "train again"):
@@ -178,7 +193,7 @@ class RunFolder:
             return arrays
 
     def add_memory(self, step: int, epoch: float, facts: Mapping[str, Array]) -> None:
-        """Losses and correctness of all training examples after `step`, in some 4 bytes an example."""
+        """Write losses and correctness of all training examples after `step`, in some 4 bytes per example."""
         self.memory.mkdir(exist_ok=True)
         packed = {
             name: np.packbits(each) if each.dtype == bool else np.minimum(each, _LARGEST).astype(np.float16)
@@ -191,10 +206,11 @@ class RunFolder:
         return sorted(path for path in self.memory.glob("step-*.npz") if re.fullmatch(r"step-\d{8}", path.stem))
 
     def remembers(self) -> bool:
+        """Return True if there is an example history."""
         return self._training.exists() and bool(self._memories())
 
     def read_memory(self) -> Memory:
-        """What was remembered of the training examples. Raises `UserError` if nothing was."""
+        """The history of the training examples. Raises `UserError` if none was recorded."""
         paths, training = self._memories(), self.training()
         if not paths or training is None:
             raise UserError(
@@ -202,22 +218,24 @@ class RunFolder:
                 "example_history=ExampleHistory(..)"
             )
         y = training["y"]
-        looks = [_look(path, len(y)) for path in paths]
-        facts = {name: np.stack([look[name] for look in looks]) for name in _FACTS}
-        return Memory(y, training["true"], np.array([float(look["epoch"]) for look in looks]), **facts)
+        records = [_read_record(path, len(y)) for path in paths]
+        facts = {name: np.stack([record[name] for record in records]) for name in _FACTS}
+        return Memory(y, training["true"], np.array([float(record["epoch"]) for record in records]), **facts)
 
     def write_flags(self, which: str, evaluated: EvaluationResult) -> None:
+        """Write the per-example results of the weights `best` or `last`."""
         write_evaluated(self.flags(which), evaluated)
 
     def read_flags(self, which: str) -> EvaluationResult:
+        """Read the per-example results of the weights `best` or `last`."""
         return read_evaluated(self.flags(which))
 
     def evaluated(self) -> bool:
-        """Whether its best and its last weights were evaluated."""
+        """Return True if the best and the last weights were evaluated."""
         return self._evaluation.exists() and all(self.flags(which).exists() for which in ("best", "last"))
 
     def evaluated_images(self) -> int:
-        """On how many images the evaluation is that the folder holds; 0 if it holds none."""
+        """Number of images of the evaluation in the folder; 0 if there is no evaluation."""
         if not self._evaluation.exists():
             return 0
         with reading(self._evaluation, remedy := "delete it, or --overwrite it"):
@@ -227,17 +245,20 @@ class RunFolder:
             return max((each["examples"] for each in clean), default=0)
 
     def write_evaluation(self, table: Mapping[str, Any]) -> None:
+        """Write the accuracies of the evaluations."""
         write_json(self._evaluation, table)
 
     def evaluation(self) -> dict[str, Any]:
+        """The accuracies of the evaluations."""
         return read_json(self._evaluation)
 
 
-_LARGEST = 65504.0  # of half precision
+_LARGEST = 65504.0  # the largest number in half precision
 _FACTS = {"clean_loss": "f", "adversarial_loss": "f", "clean_right": "b", "adversarial_right": "b"}
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
+    """A row of metrics; None for a line that is damaged."""
     try:
         row: dict[str, Any] = parse_json(line)
         conform(row, Row, "it")
@@ -246,18 +267,19 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return row
 
 
-def _look(path: Path, count: int) -> dict[str, Array]:
+def _read_record(path: Path, count: int) -> dict[str, Array]:
+    """The example history at one epoch, unpacked."""
     with reading(path, "train again"):
-        look = read_arrays(path, "train again", "epoch", *_FACTS)
+        record = read_arrays(path, "train again", "epoch", *_FACTS)
         for name, kind in _FACTS.items():
-            unpacked = np.unpackbits(look[name], count=count).astype(bool) if kind == "b" else look[name]
-            look[name] = unpacked if kind == "b" else unpacked.astype(np.float32)
-        check_arrays(look, count, _FACTS)
-        return look
+            unpacked = np.unpackbits(record[name], count=count).astype(bool) if kind == "b" else record[name]
+            record[name] = unpacked if kind == "b" else unpacked.astype(np.float32)
+        check_arrays(record, count, _FACTS)
+        return record
 
 
 def write_evaluated(path: Path, evaluated: EvaluationResult) -> None:
-    """One .npz: an array for each fact, named like `robust/autoattack` or `margin/clean`."""
+    """Write a result as one .npz file, with arrays named like `robust/autoattack` or `margin/clean`."""
     with replacing(path) as file:
         np.savez_compressed(file, **evaluated.arrays())  # type: ignore[arg-type]
 
@@ -266,14 +288,14 @@ _EVALUATED = {"label": "i", "index": "i", "distance": "f", "robust": "b", "margi
 
 
 def read_evaluated(path: Path) -> EvaluationResult:
-    """What `write_evaluated` wrote. Raises `UserError` for a file that is missing, or damaged, or another."""
+    """Read a file of `write_evaluated`. Raises `UserError` if it is missing, damaged, or of another kind."""
     with reading(path, "evaluate again"):
         arrays = read_arrays(path, "evaluate again", "label", "classes", "notes", "robust/clean")
         count = len(arrays["label"])
         check_arrays(arrays, count, _EVALUATED)
         found = EvaluationResult.from_arrays(arrays)
         if not count or found.label.min() < 0 or found.label.max() >= len(found.classes):
-            raise ValueError("its labels are none of its classes")
+            raise ValueError("its labels do not fit its classes")
         if any(len(images) != count for images in found.adversarial.values()):
-            raise ValueError("it has not as many images as labels")
+            raise ValueError("it has fewer or more images than labels")
         return found

@@ -1,15 +1,17 @@
-"""What the files of a run hold, as far as it is checked when they are read; they may hold more. Needs no torch."""
+"""The fields of a run's files that are checked when they are read; the files may hold more. Needs no torch."""
 
 from typing import Any, NotRequired, TypedDict
 
 
 class HeldOut(TypedDict):
+    """The checked fields of an accuracy on held-out images."""
+
     clean: float
     robust: float
 
 
 class Row(TypedDict):
-    """What is checked of a line of metrics."""
+    """The checked fields of a line of metrics."""
 
     step: int
     epoch: float
@@ -31,20 +33,20 @@ class Status(TypedDict):
 
 
 class Counted(TypedDict):
-    """What is checked of an accuracy."""
+    """The checked fields of an accuracy."""
 
     examples: int
 
 
 class Begun(TypedDict):
-    """The precision of the attacks and whether they are compiled, as the run was begun."""
+    """The precision of the attacks and whether they are compiled, as set at the start of the run."""
 
     precision: str
     compile: str
 
 
 class Event(TypedDict):
-    """What the guard saw and did."""
+    """An event that the guard detected, and its action."""
 
     step: int
     action: str
@@ -52,7 +54,7 @@ class Event(TypedDict):
 
 
 class Session(TypedDict):
-    """What is checked of a start or a resumption."""
+    """The checked fields of a start or a resumption."""
 
     started: str
     commit: str | None
@@ -63,15 +65,19 @@ class Session(TypedDict):
 
 
 class Sessions(TypedDict):
+    """All starts and resumptions of a run."""
+
     sessions: list[Session]
 
 
 class Events(TypedDict):
+    """All events of the guard."""
+
     events: list[Event]
 
 
 class About(TypedDict):
-    """What is checked of what weights say that they are."""
+    """The checked fields of the metadata of a weights file."""
 
     recipe: NotRequired[dict[str, Any]]
     step: NotRequired[int]

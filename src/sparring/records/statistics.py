@@ -1,4 +1,4 @@
-"""How sure a comparison of trainings is: resampling over seeds and examples together. Needs no torch."""
+"""Confidence intervals for comparisons of trainings, resampled over seeds and examples together. Needs no torch."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ import numpy as np
 from ..core.errors import UserError
 from .results import Array
 
-Cell: TypeAlias = tuple[str, str, str]  # which training, which of its weights, under what
+Cell: TypeAlias = tuple[str, str, str]  # training, which of its weights, adversary or name of a number
 Outcome = Literal["supported", "not supported", "undecided"]
 
 REPLICAS = 4000
@@ -20,8 +20,9 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """Accuracies, 0 to 1, and other numbers of trainings, each `[R]`: as observed (R = 1), or in R replicas that
-    resampling gave.
+    """Accuracies, 0 to 1, and other numbers of trainings, each `[R]`.
+
+    They are observed (R = 1), or R replicas from resampling.
     """
 
     values: Mapping[Cell, Array]
@@ -34,23 +35,23 @@ Statistic: TypeAlias = Callable[[Cells], Array]
 
 
 def observed(flags: Mapping[Cell, Array], numbers: Mapping[Cell, Array] | None = None) -> Cells:
-    """The accuracies themselves. `flags` are `[S, N]`: right or not, by seed and example; `numbers` are `[S]`."""
+    """Observed accuracies: means of `flags` `[S, N]` (right or not, by seed and example), and of `numbers` `[S]`."""
     return Cells({cell: np.array([each.mean()]) for cell, each in {**flags, **(numbers or {})}.items()})
 
 
 @dataclass(frozen=True, slots=True)
 class Resampled:
-    """Replicas of the accuracies of `seeds` trainings: with seeds and examples drawn, and with seeds alone."""
+    """Replicas of the accuracies of `seeds` trainings: with seeds and examples drawn, and with only the seeds drawn."""
 
     both: Cells
     seeds_alone: Cells
     seeds: int
 
     def interval(self, statistic: Statistic, value: float) -> tuple[float, float]:
-        """95 % around the observed `value`: Student's t, with the standard error that the replicas have.
+        """95 % interval around the observed `value`: Student's t, with the standard error of the replicas.
 
-        Its degrees of freedom are Satterthwaite's (https://doi.org/10.2307/3002019): S - 1 where seeds make all the
-        difference, many where examples do. A percentile of a few seeds would never lie outside of them.
+        Its degrees of freedom are Satterthwaite's (https://doi.org/10.2307/3002019): S - 1 if all variance is between
+        seeds, many if it is between examples. A percentile interval of a few seeds would never reach beyond them.
         """
         from scipy.stats import t
 
@@ -68,12 +69,12 @@ def resampled(
     seed: int = 0,
     numbers: Mapping[Cell, Array] | None = None,
 ) -> Resampled:
-    """Accuracies in so many draws of seeds and examples, the same in all cells: differences are paired. `numbers` `[S]`
-    vary with the seeds alone.
+    """Accuracies in `replicas` draws of seeds and examples.
 
-    S - 1 of S seeds are drawn, which makes the variance between seeds unbiased where few were trained (the rescaling
-    bootstrap of Rao and Wu, https://doi.org/10.1080/01621459.1988.10478591, with m = n - 1). With one seed, the
-    intervals are about the examples alone.
+    The draws are the same in all cells, so that differences are paired; `numbers` `[S]` vary with the seeds alone. Only
+    S - 1 of S seeds are drawn, which makes the variance between seeds unbiased for few seeds (the rescaling bootstrap
+    of Rao and Wu, https://doi.org/10.1080/01621459.1988.10478591, with m = n - 1). With one seed, the intervals cover
+    the variation between examples alone.
     """
     shapes = {each.shape for each in flags.values()}
     if len(shapes) != 1:
@@ -91,10 +92,10 @@ def resampled(
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a paper says, and a number that would have to be above `more_than` if it holds.
+    """A claim of a paper, with a number that has to be above `more_than` if the claim holds.
 
-    `sentence` is the claim, `rule` says the number in words, `statistic` computes it from accuracies and other numbers.
-    What is no accuracy has a `unit`, that of an accuracy is points.
+    `sentence` is the claim, `rule` describes the number in words, `statistic` computes it from accuracies and other
+    numbers. A number that is no accuracy has a `unit`; the unit of an accuracy is points.
     """
 
     sentence: str
@@ -106,9 +107,9 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a claim came to: supported if the whole interval is above the bound, not supported if none of it is.
+    """The verdict on a claim: supported if its whole interval is above the bound, not supported if no part of it is.
 
-    One seed decides nothing, nor do numbers of trainings that are the same for all seeds: they say nothing of their
+    One seed decides nothing, nor do numbers of trainings that are equal for all seeds, since they do not show their
     spread.
     """
 
@@ -132,9 +133,10 @@ class Verdict:
 
 
 def judge(claim: Claim, seen: Cells, replicas: Resampled) -> Verdict:
+    """Decide a claim from the observed numbers `seen` and their replicas."""
     value = float(claim.statistic(seen)[0])
     if math.isnan(value):
-        raise UserError(f"the number of {claim.sentence!r} is not defined")
+        raise UserError(f"the number of the claim {claim.sentence!r} is not defined: it is NaN")
     low, high = replicas.interval(claim.statistic, value)
     outcome: Outcome = "undecided"
     telling = replicas.seeds > 1 and (claim.unit is None or low < high)
@@ -148,7 +150,7 @@ def judge(claim: Claim, seen: Cells, replicas: Resampled) -> Verdict:
 def interval(
     values: Array, statistic: Callable[..., Array], replicas: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % around a statistic (`np.mean`, `np.median`) of `values` `[N]`: percentiles over draws with replacement."""
+    """95 % interval of a statistic (`np.mean`, `np.median`) of `values` `[N]`: percentiles of bootstrap draws."""
     drawn = np.random.default_rng(seed).integers(len(values), size=(replicas, len(values)))
     low, high = np.quantile(statistic(values[drawn], axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -1,1 +1,1 @@
-"""Figures and tables. Imports no torch."""
+"""Figures of runs and studies. Imports no torch."""

@@ -1,4 +1,4 @@
-"""Figures of a run, drawn from what its folder holds. No torch."""
+"""Figures of a run, drawn from the files of its folder. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def plot_learning_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Loss terms and held-out accuracy, clean and robust, over the epochs. Draws nothing before the first row."""
+    """Plot loss terms and held-out accuracy, clean and robust, over the epochs. Without rows, no file is written."""
     steps = [row for row in rows if "terms" in row]
     epochs = [row for row in rows if "held_out" in row]
     if not steps and not epochs:
@@ -40,7 +40,7 @@ def plot_learning_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def plot_adversarial_examples(examples: Examples, classes: Sequence[str], path: Path) -> None:
-    """One column an example: clean, perturbation (scaled to be seen, the scale is in the title), adversarial."""
+    """Plot one column per example: clean, perturbation (scaled to be visible, with the scale as label), adversarial."""
     count = len(examples.label)
     delta = examples.adversarial - examples.clean
     largest = float(np.abs(delta).max()) or 1.0
@@ -64,7 +64,7 @@ def plot_adversarial_examples(examples: Examples, classes: Sequence[str], path: 
 def plot_robustness_curve(
     found: Mapping[str, EvaluationResult], norm: str, points: Mapping[str, float], path: Path
 ) -> None:
-    """Accuracy against eps, from the smallest distances found, with 95 % Wilson bands.
+    """Plot accuracy against eps, from the smallest distances found, with 95 % Wilson bands.
 
     `points` are the adversaries that were run in the same norm, each at its own eps; the curve does not exceed them.
     """
@@ -93,36 +93,40 @@ def plot_robustness_curve(
 
 
 def _name(classes: Sequence[str], number: int) -> str:
+    """The name of a predicted class; a number outside the classes means that the logits were not finite."""
     return classes[number] if 0 <= number < len(classes) else "no class"
 
 
 def picture(axes: "Axes", image: Array) -> None:
-    """One image `[C, H, W]` in [0, 1]."""
+    """Draw one image `[C, H, W]` in [0, 1]."""
     shown = np.clip(image.transpose(1, 2, 0), 0, 1)
     axes.imshow(shown[:, :, 0] if shown.shape[2] == 1 else shown, cmap="gray", vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[])
 
 
 def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure; width and height are in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)  # not pyplot: no window system, no global state
+    FigureCanvasAgg(figure)  # instead of pyplot, which needs a window system and global state
     return figure
 
 
 def finish(axes: "Axes") -> None:
+    """Add a grid, and a legend if there are labels."""
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
 
 
 def save(figure: "Figure", path: Path) -> None:
+    """Write a figure in the format of its file name; equal figures give equal files."""
     from matplotlib import rc_context
 
-    drawn = BytesIO()  # drawing takes a while and may fail: nothing of that shall be left on the disk
-    with rc_context({"svg.hashsalt": "sparring", "svg.fonttype": "none"}):  # equal figures shall be equal files
+    drawn = BytesIO()  # drawing may fail, and must leave no partial file
+    with rc_context({"svg.hashsalt": "sparring", "svg.fonttype": "none"}):  # deterministic ids in SVG
         how: dict[str, Any] = {"metadata": {"Date": None}} if path.suffix == ".svg" else {}
         figure.savefig(drawn, dpi=130, format=path.suffix[1:], **how)
     write_bytes(path, drawn.getvalue())

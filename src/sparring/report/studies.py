@@ -1,4 +1,4 @@
-"""The figure of a study. No torch."""
+"""The figure of a study. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ def plot_study(
     title: str,
     path: Path,
 ) -> None:
-    """Left, the accuracy of each training under each adversary with its interval; right, how it came about.
+    """Plot final accuracies with intervals by training and adversary (left) and robust accuracy over passes (right).
 
     `rows` are (training, {adversary: (value, low, high)}), `curves` are (passes, held-out robust accuracy).
     """
