@@ -265,7 +265,7 @@ def test_from_the_shell_any_recipe_remembers(tmp_path, capsys):
     ]
     assert shell(args) == 0
     assert RunFolder(tmp_path / "run").read_memory().epochs.tolist() == [1]
-    with pytest.raises(UserError, match="one looks every epoch"):
+    with pytest.raises(UserError, match="both must be at least 1"):
         ExampleHistory(PGD(Linf(0.1)), every=0)
     with pytest.raises(UserError, match="must go on when they are fooled"):
         ExampleHistory(PGD(Linf(0.1), patience=0))

@@ -132,7 +132,7 @@ def test_a_broken_weights_file_is_named(tmp_path, name):
         read_weights(path)
     for content in (b"", b"<html>quota exceeded</html>", b"PK\x03\x04"):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=rf"{name} cannot be read .*: wanted is a file of weights, whole"):
+        with pytest.raises(UserError, match=rf"{name} cannot be read .*: wanted is an undamaged file of weights"):
             read_weights(path)
 
 
