@@ -67,7 +67,11 @@ def check_threat(threat: Threat, shape: tuple[int, int, int] = (3, 8, 8), seed: 
     _inside(threat, z, x, "a projected point")
     _close(threat.project(z, x), z, "projecting twice is projecting once")
     _close(threat.project(sampled, x), sampled, "a point inside is its own projection")
-    _close(torch.cat([threat.project(f[None], o[None]) for f, o in zip(far, x, strict=True)]), z, "examples do not influence each other")
+    _close(
+        torch.cat([threat.project(f[None], o[None]) for f, o in zip(far, x, strict=True)]),
+        z,
+        "examples do not influence each other",
+    )
     grad = torch.randn(x.shape, generator=rng)
     grad[0] = 0
     step = threat.ascent(grad)
@@ -116,7 +120,11 @@ def check_attack(
     _expect(single.shape == x[:1].shape, "a single example is a batch")
     _inside(within, z, x, "an adversarial example")
     _expect(torch.equal(z, again), "equal seeds give equal points")
-    _close(few, each[3:6], "with one random stream per example, a part of the examples gets the same points as in the whole batch")
+    _close(
+        few,
+        each[3:6],
+        "with one random stream per example, a part of the examples gets the same points as in the whole batch",
+    )
     _expect(rise >= -ROUNDING, f"the loss increases; here it decreased by {-rise:.3g} on average")
     _expect(all(torch.equal(t, before[n]) for n, t in model.state_dict().items()), "the model is as it was")
     _expect(all(p.grad is None for p in model.parameters()), "no gradient is left in the parameters")
@@ -173,7 +181,10 @@ def _check_one_step(
     terms = objective.outer(Context(ForwardCache(model), ctx.batch, memory, progress), z)
     _expect(len(terms) > 0 and all(t.ndim == 0 for t in terms.values()), "outer gives scalar terms")
     torch.stack(list(terms.values())).sum().backward()
-    _expect(any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()), "the terms have a gradient with respect to the weights")
+    _expect(
+        any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()),
+        "the terms have a gradient with respect to the weights",
+    )
     same = all(torch.equal(t, remembered[n]) for n, t in memory.state_dict().items())
     _expect(same, "only observe changes the memory")
 

@@ -106,7 +106,9 @@ class SWA:
             _approach(average, model, 1 / max(1, epoch - self.start))
 
     def settle(self, average: nn.Module, images: Iterable[Tensor], progress: Progress) -> None:
-        if progress.epoch > self.start + 1:  # the average of one epoch is the model itself, and its statistics are right
+        if (
+            progress.epoch > self.start + 1
+        ):  # the average of one epoch is the model itself, and its statistics are right
             estimate_statistics(average, images)
 
 

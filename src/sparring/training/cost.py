@@ -99,7 +99,9 @@ def cost(method: TrainingMethod, update: Update | Schedule[Update], epochs: int,
     """
     total, seen = epochs * steps_per_epoch, Counter[Any]()
     steps = range(total) if total <= _MOST_STEPS else sorted(random.Random(0).sample(range(total), _MOST_STEPS))
-    steps = steps if _changes((method, update)) else [min(1, total - 1)]  # step 0 alone does what is done only every few steps
+    steps = (
+        steps if _changes((method, update)) else [min(1, total - 1)]
+    )  # step 0 alone does what is done only every few steps
     example: dict[Any, Progress] = {}
     for step in steps:
         progress = Progress(step, steps_per_epoch, epochs)

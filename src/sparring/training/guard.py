@@ -88,7 +88,9 @@ class Guard:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)} of a guard must be at least 1")
         if not (0 < self.gap < 1 and 0 < self.fall < 1 and 0 < self.overfitting < 1):
-            raise UserError("gap, fall and overfitting of a guard must be in (0, 1): differences and shares of accuracies")
+            raise UserError(
+                "gap, fall and overfitting of a guard must be in (0, 1): differences and shares of accuracies"
+            )
         if self.rescue_epochs <= 0:
             raise UserError(f"rescue_epochs = {self.rescue_epochs:g} of a guard must be above 0")
 
@@ -109,9 +111,13 @@ class Guard:
     def alarm(self, health: Health, best: float) -> str | None:
         """Return the reason why `health` is catastrophic overfitting, or None; `best` is the best accuracy under PGD."""
         if health.fgsm - health.pgd > self.gap:
-            return f"robust accuracy is {_percent(health.fgsm)} under FGSM, {_percent(health.pgd)} under PGD-{self.steps}"
+            return (
+                f"robust accuracy is {_percent(health.fgsm)} under FGSM, {_percent(health.pgd)} under PGD-{self.steps}"
+            )
         if health.pgd < self.fall * best and best - health.pgd > _LEAST_FALL:
-            return f"robust accuracy under PGD-{self.steps} is {_percent(health.pgd)}, after {_percent(best)} at its best"
+            return (
+                f"robust accuracy under PGD-{self.steps} is {_percent(health.pgd)}, after {_percent(best)} at its best"
+            )
         return None
 
     def rescuer(self) -> Attack:

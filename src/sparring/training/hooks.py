@@ -272,7 +272,9 @@ class ExampleHistoryHook(Hook):
         del passes
         often, count = self.example_history.every, len(self.data)
         every = "epoch" if often == 1 else f"{often} epochs"
-        return (f"every {every} all {count:,} training examples are attacked once more, for their history: not counted",)
+        return (
+            f"every {every} all {count:,} training examples are attacked once more, for their history: not counted",
+        )
 
 
 @dataclass(slots=True)
