@@ -188,7 +188,7 @@ def step(
 
     Args:
         model: model to train. Its weights keep their memory layout if `backend` is an `OriginalModel`; otherwise they
-            are moved to the channels-last layout where that is preferred.
+            are put in channels-last order, if the model runs with it.
         x: images `[B, C, H, W]` in [0, 1].
         y: labels `[B]`.
         backend: gives the model that the attack runs on.

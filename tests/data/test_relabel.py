@@ -211,7 +211,7 @@ def test_what_cannot_be_chosen_by_is_said(remembered, tmp_path):
     with pytest.raises(UserError, match=r"not in \(0, 1\]"):
         DifficultySubset(0.0, "random")
     other = replace(recipe, alterations=(LabelNoise(0.3), DifficultySubset(0.5, "easy", (str(run.path),))))
-    with pytest.raises(UserError, match="its labels are not those"):
+    with pytest.raises(UserError, match="their labels are not those"):
         other.split(recipe.data.load()[0], tmp_path, torch.device("cpu"))
     with pytest.raises(UserError, match=r"0\.001 of 60 examples is less than one"):
         altered(toy_data(), (DifficultySubset(0.001, "random"),), 0)

@@ -18,7 +18,7 @@ Pair: TypeAlias = tuple[Array, Array]
 
 
 def both(train: Pair, test: Pair, classes: Iterable[object], what: str) -> tuple[TensorData, TensorData]:
-    """Return the checked training set and test set, from images and labels `[N]` each. Raises `UserError` for bad ones."""
+    """Return the checked training and test set, from images and labels `[N]` each. Raises `UserError` for bad ones."""
     names = tuple(str(each) for each in classes)
     return varied(labelled(*train, names, f"{what}, train"), what), labelled(*test, names, f"{what}, test")
 

@@ -103,7 +103,7 @@ class ResizedCrop:
     def __post_init__(self) -> None:
         if not (0 < self.scale[0] <= self.scale[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1]):
             raise UserError(
-                f"scale = {self.scale} must be least and most in (0, 1], and ratio = {self.ratio} least and most above 0"
+                f"scale = {self.scale} must be (least, most) in (0, 1], ratio = {self.ratio} (least, most) above 0"
             )
 
     def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:

@@ -26,13 +26,13 @@ class Source(Protocol):
     """Interface of a source of labelled images."""
 
     def load(self) -> TrainTest:
-        """Return the training set and the test set. Raises `UserError`, which names a file that is missing or broken."""
+        """Return the training and the test set. Raises `UserError`, which names a missing or broken file."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Digits:
-    """1,797 handwritten digits of 8x8 pixels from scikit-learn; 360 of them, a fifth of each class, are the test set."""
+    """1,797 handwritten digits of 8x8 pixels from scikit-learn; 360, a fifth of each class, are the test set."""
 
     def load(self) -> TrainTest:
         from sklearn.datasets import load_digits
@@ -272,7 +272,7 @@ class ImageFolder:
 
 @dataclass(frozen=True, slots=True)
 class ImageStream:
-    """Pictures in folders like ImageNet's, `folder`/train/CLASS/ and `folder`/val/CLASS/ (or test), read during training.
+    """Pictures in `folder`/train/CLASS/ and `folder`/val/CLASS/ (or test), as of ImageNet, read during training.
 
     Training pictures are decoded and cut to random windows in other processes, ahead of training. The validation
     (held-out) set and the test pictures of an evaluation are decoded into memory, cut to a central square. The pictures
@@ -324,7 +324,7 @@ class Subset:
 
     def __post_init__(self) -> None:
         if self.train < 1 or (self.test is not None and self.test < 1):
-            raise UserError(f"train = {self.train} and test = {self.test} of a subset must be at least 1 image each")
+            raise UserError(f"train = {self.train} and test = {self.test} of a subset must be at least 1")
 
     def load(self) -> TrainTest:
         train, test = self.source.load()

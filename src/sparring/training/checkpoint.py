@@ -55,7 +55,7 @@ class Checkpoints:
         return self._named(STEP)
 
     def _named(self, pattern: str) -> list[Path]:
-        """Folders that match `pattern`. Other copies of checkpoints and links to them are neither counted nor deleted."""
+        """Folders that match `pattern`. Other folders, and links, are neither counted nor deleted."""
         found = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted(p for p in found if re.fullmatch(pattern, p.name) and p.is_dir() and not p.is_symlink())
 

@@ -167,8 +167,8 @@ class State:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         if saved["device"] != self.rng.device.type:
             raise UserError(
-                f"this run was trained on {saved['device']} and cannot be resumed exactly on {self.rng.device.type}: give "
-                f"--device {saved['device']}, or start a new run"
+                f"this run was trained on {saved['device']} and cannot be resumed exactly on {self.rng.device.type}: "
+                f"give --device {saved['device']}, or start a new run"
             )
         self.optimizer.load_state_dict(saved["optimizer"])
         self.memory.load_state_dict(saved["memory"])

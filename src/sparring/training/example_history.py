@@ -39,7 +39,7 @@ class ExampleHistory:
     def __post_init__(self) -> None:
         if self.every < 1 or self.batch_size < 1:
             raise UserError(
-                f"every = {self.every} and batch_size = {self.batch_size} of an example history: both must be at least 1"
+                f"every = {self.every} and batch_size = {self.batch_size} of a history: both must be at least 1"
             )
         if getattr(self.attack, "patience", None) is not None:
             raise UserError(

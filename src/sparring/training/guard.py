@@ -35,7 +35,7 @@ class Health:
     fgsm: float
     pgd: float
     cosine: float
-    """Mean cosine between the gradients at an image and at a random point of its threat set; NaN if no image has one."""
+    """Mean cosine of the gradients at an image and at a random point of its threat set; NaN if no image has one."""
     zeros: float
     """Share of pixels whose gradient is exactly 0."""
 
@@ -100,7 +100,7 @@ class Guard:
         return self.steps + 4
 
     def added(self, batch_size: int, steps_per_epoch: int, mean: float) -> float:
-        """Most passes that the guard adds, as a share of the passes of training, which takes `mean` per example and step."""
+        """Most passes that the guard adds, as a share of those of training, which takes `mean` per example and step."""
         return self.checks * self.examples * self.passes / (batch_size * steps_per_epoch * mean)
 
     def due(self, progress: Progress) -> bool:
@@ -109,7 +109,7 @@ class Guard:
         return within * self.checks // size > (within - 1) * self.checks // size
 
     def alarm(self, health: Health, best: float) -> str | None:
-        """Return the reason why `health` is catastrophic overfitting, or None; `best` is the best accuracy under PGD."""
+        """Return why `health` is catastrophic overfitting, or None; `best` is the best robust accuracy under PGD."""
         if health.fgsm - health.pgd > self.gap:
             return (
                 f"robust accuracy is {_percent(health.fgsm)} under FGSM, {_percent(health.pgd)} under PGD-{self.steps}"
