@@ -269,11 +269,11 @@ PICTURES = [
     (pipe, r"pipe\.png is no picture that can be read \(it is no regular file\): remove it"),
     (
         nested,
-        r"2 folders lie within folders of classes, first \S*/train/cat/images: .* move theirs up or take",
+        r"2 folders lie within folders of classes, first \S*/train/cat/images: .* move theirs up or remove",
     ),
     (
         folder_to_itself,
-        r"1 folders lie within folders of classes, first \S*/train/cat/again: pictures are looked for",
+        r"1 folders lie within folders of classes, first \S*/train/cat/again: pictures are read from",
     ),
     (flat, r"flat\.png is no picture that can be read"),
     (black, "all 2 training images are equal"),

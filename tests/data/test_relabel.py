@@ -267,5 +267,5 @@ def test_from_the_shell_any_recipe_remembers(tmp_path, capsys):
     assert RunFolder(tmp_path / "run").read_memory().epochs.tolist() == [1]
     with pytest.raises(UserError, match="both must be at least 1"):
         ExampleHistory(PGD(Linf(0.1)), every=0)
-    with pytest.raises(UserError, match="must go on when they are fooled"):
+    with pytest.raises(UserError, match="must continue after an example is fooled"):
         ExampleHistory(PGD(Linf(0.1), patience=0))

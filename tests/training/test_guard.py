@@ -81,10 +81,10 @@ def test_the_alarm_is_a_gap_or_a_fall(seen, best, why):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"action": "hope"}, "can report, stop, rescue, not 'hope'"),
+        ({"action": "hope"}, "'hope' of a guard is none of report, stop, rescue"),
         ({"checks": 0}, "checks = 0 of a guard must be at least 1"),
         ({"gap": 0.0}, "differences and shares"),
-        ({"rescue_epochs": 0.0}, "lasts longer than 0"),
+        ({"rescue_epochs": 0.0}, "rescue_epochs = 0 of a guard must be above 0"),
     ],
 )
 def test_a_guard_that_makes_no_sense_is_refused(change, message):
