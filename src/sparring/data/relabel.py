@@ -210,7 +210,7 @@ class DifficultySubset:
             raise UserError(f"a share of {self.share:g} of the training set is not in (0, 1]")
         if self.which != "random" and not self.by:
             raise UserError(
-                f'{self.which} examples are chosen by a run that recorded an example history: name its folder, by=("runs/..",)'
+                f'{self.which} examples need a run with an example history: name its folder, by=("runs/..",)'
             )
 
     def __call__(self, training: Training, rng: torch.Generator) -> Training:
