@@ -53,11 +53,11 @@ class Bent(Linf):
         ("box", r"lies in \[0, 1\]"),
         ("ball", "lies within"),
         ("in place", "project leaves its arguments"),
-        ("together", "projecting twice|a point inside|examples are apart"),
+        ("together", "projecting twice|a point inside|examples do not influence"),
         ("always the same", "two samples differ"),
         ("nan", "zero gradient"),
         ("long", "no longer than 1"),
-        ("down", "goes up"),
+        ("down", "a step increases the loss"),
     ],
 )
 def test_a_broken_threat_is_found_out(wrong, what):
@@ -98,8 +98,8 @@ def attached(loss, x, rng):
     [
         (away, "lies within"),
         (in_place, "the images are as they were"),
-        (unseeded, "a seed decides"),
-        (downhill, "the loss rises; here it fell by"),
+        (unseeded, "equal seeds give"),
+        (downhill, "the loss increases; here it decreased by"),
         (polluting, "no gradient is left"),
         (attached, "detached"),
     ],
@@ -164,9 +164,9 @@ class Hidden(Objective):
     [
         (Vector(), "scalar terms"),
         (Whole(), "one number per example"),
-        (Constant(), "the terms reach the weights"),
+        (Constant(), "the terms have a gradient"),
         (Forgetful(), "only observe changes the memory"),
-        (Hidden(), "training repeats itself"),
+        (Hidden(), "training is reproducible"),
     ],
     ids=lambda v: type(v).__name__,
 )
@@ -207,7 +207,7 @@ class Crowd(nn.Module):
     [
         (Probabilities(), 3, "gives probabilities"),
         (Blind(), 3, "every image has a gradient"),
-        (Crowd(), 3, "images are apart"),
+        (Crowd(), 3, "images do not influence"),
         (toy_net(), 4, "gives 3 classes, but the data have 4"),
     ],
     ids=lambda v: type(v).__name__,

@@ -1,4 +1,4 @@
-"""How fast the attack and a training step are on this machine: as they come, and written plainly in eager float32."""
+"""Speed of the attack and of a training step on this machine, accelerated and in plain eager float32."""
 
 import copy
 import statistics
@@ -31,7 +31,16 @@ ATTACK = PGD(Linf("8/255"), steps=10, step_size="2/255")
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One side of one kind of work. `robust` is the accuracy under what it did, judged in float32 for all alike."""
+    """Timings of one kind of work on one side of the comparison.
+
+    Args:
+        work: kind of work, the attack or a training step.
+        side: side of the comparison, such as "eager fp32" or "fast".
+        seconds: seconds of each round.
+        robust: robust accuracy after the work, 0 to 1, evaluated in float32 on every side.
+        images: number of images per round.
+        gflop: arithmetic per image in GFLOP; multiplications and additions count separately.
+    """
 
     work: str
     side: str
@@ -39,18 +48,19 @@ class Timing:
     robust: float
     images: int
     gflop: float
-    """Arithmetic an image, multiplications and additions counted apart."""
 
     @property
     def median(self) -> float:
+        """Median of the seconds."""
         return statistics.median(self.seconds)
 
     @property
     def gflops(self) -> float:
-        """GFLOP a second, by the median."""
+        """GFLOP per second, by the median."""
         return self.gflop * self.images / self.median
 
     def plain(self) -> dict[str, Any]:
+        """Return the timings in plain types, for JSON."""
         named = {"work": self.work, "side": self.side, "seconds": list(self.seconds), "median": self.median}
         return {**named, "robust": self.robust, "images": self.images, "gflops": self.gflops}
 
@@ -63,10 +73,21 @@ def bench(
     compiled: bool = False,
     on_step: Callable[[str], None] = lambda text: None,
 ) -> list[Timing]:
-    """PGD-10 and a training step with it, of a PreActResNet-18 of `width` channels, side by side in turns.
+    """Time PGD-10 and a training step with it, on a PreActResNet-18, with the sides taking turns.
 
-    The net has been trained for 40 steps on digits that fill 32 pixels. A training step that is compared begins from
-    its own copy of the net, and goes on with it.
+    The net is trained for 40 steps before, on digits resized to 32x32 pixels. The training steps of each side continue
+    on a copy of the net of their own.
+
+    Args:
+        width: number of channels of the first stage.
+        batch: number of images in a batch.
+        rounds: number of timed rounds per side.
+        device: device of the net.
+        compiled: add a side whose accelerated copy is compiled.
+        on_step: receives a line of text before each kind of work.
+
+    Returns:
+        One timing per kind of work and side.
     """
     where = torch.device(device)
     model, x, y = subject(width, batch, where)
@@ -93,7 +114,16 @@ def in_turns(
     rounds: int,
     device: torch.device,
 ) -> tuple[dict[str, list[float]], dict[str, Tensor | None]]:
-    """Each call once untimed and `rounds` times on the clock, in turns that another one begins; and what came out."""
+    """Run each call once untimed and `rounds` times timed, in turns; the calls take turns to be first.
+
+    Args:
+        calls: functions to time, by name.
+        rounds: number of timed rounds.
+        device: device that is synchronised before the time is read.
+
+    Returns:
+        The seconds of the timed rounds and the last result, each by name.
+    """
     names, last = list(calls), dict[str, Tensor | None]()
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(-1, rounds):
@@ -106,7 +136,17 @@ def in_turns(
 
 
 def subject(width: int, batch: int, device: torch.device, steps: int = 40) -> tuple[nn.Module, Tensor, Tensor]:
-    """A net that has learned a little, and images `[B, 3, 32, 32]` with labels."""
+    """Return a net after a short adversarial training, and a batch of images with labels.
+
+    Args:
+        width: number of channels of the first stage.
+        batch: number of images B.
+        device: device of the net and of the images.
+        steps: number of training steps.
+
+    Returns:
+        The net in eval mode, images `[B, 3, 32, 32]` in [0, 1] and labels `[B]`.
+    """
     torch.manual_seed(0)
     data = Digits().load()[0]
     rows = torch.arange(batch) % len(data)
@@ -121,6 +161,17 @@ def subject(width: int, batch: int, device: torch.device, steps: int = 40) -> tu
 
 
 def attack(model: nn.Module, x: Tensor, y: Tensor, backend: AttackBackend) -> Callable[[], Tensor]:
+    """Return a function that runs `ATTACK` on a batch.
+
+    Args:
+        model: model to attack.
+        x: images `[B, C, H, W]` in [0, 1].
+        y: labels `[B]`.
+        backend: gives the model that the attack runs on.
+
+    Returns:
+        A function that returns the adversarial examples `[B, C, H, W]`.
+    """
     rng = make_rng(0, x.device)
 
     def call() -> Tensor:
@@ -133,7 +184,20 @@ def attack(model: nn.Module, x: Tensor, y: Tensor, backend: AttackBackend) -> Ca
 def step(
     model: nn.Module, x: Tensor, y: Tensor, backend: AttackBackend, by: PGD = ATTACK, lr: float = 0.01
 ) -> Callable[[], None]:
-    """A step that trains `model` itself; `OriginalModel` also keeps its weights in the usual order in memory."""
+    """Return a function that takes one training step on `model` itself.
+
+    Args:
+        model: model to train. Its weights keep their memory layout if `backend` is an `OriginalModel`; otherwise they
+            are put in channels-last order, if the model runs with it.
+        x: images `[B, C, H, W]` in [0, 1].
+        y: labels `[B]`.
+        backend: gives the model that the attack runs on.
+        by: attack of the training step.
+        lr: learning rate.
+
+    Returns:
+        A function that takes the next step each time it is called.
+    """
     if not isinstance(backend, OriginalModel):
         prefer_channels_last(model, x[:8])
     method = Method(by, CrossEntropy())
@@ -151,21 +215,46 @@ def step(
 
 @torch.no_grad()
 def standing(model: nn.Module, z: Tensor, y: Tensor) -> float:
-    """The share that the model itself gets right in float32."""
+    """Return the accuracy of the model itself in float32.
+
+    Args:
+        model: model to evaluate.
+        z: images `[B, C, H, W]` in [0, 1].
+        y: labels `[B]`.
+
+    Returns:
+        The accuracy, 0 to 1.
+    """
     with full_precision(), eval_mode(model):
         return 1 - float(misclassified(model(z), y).float().mean())
 
 
 def gflop_of_forward(model: nn.Module, image: Tensor) -> float:
-    """Of one image; a pass back to the input takes about as much, one to the weights too twice as much."""
+    """Return the arithmetic of one forward pass.
+
+    A backward pass to the input takes about as much, one to the input and the weights twice as much.
+
+    Args:
+        model: model to run, in eval mode.
+        image: one image `[1, C, H, W]`.
+
+    Returns:
+        GFLOP per image.
+    """
     with eval_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
     return float(counter.get_total_flops()) / 1e9
 
 
 def ceilings(device: torch.device | str = "cpu", rounds: int = 8) -> dict[str, float]:
-    """The most GFLOP/s of a convolution and of a matrix product over a few shapes, in float32 and, where the processor
-    computes in it, in bf16.
+    """Measure the highest speed of a convolution and of a matrix product on this machine, over a few shapes.
+
+    Args:
+        device: device to measure.
+        rounds: number of timed calls per shape, of which the fastest counts.
+
+    Returns:
+        GFLOP per second by name, in float32 and, if the processor computes in bf16, in bf16.
     """
     where, found = torch.device(device), {}
     images = 64 if where.type == "cpu" else 512

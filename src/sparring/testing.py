@@ -1,6 +1,6 @@
-"""Public contracts: what a threat, an attack, an objective or a model must do to work with the rest.
+"""Checks that a threat, an attack, an objective or a model of your own works with the rest of the library.
 
-Call one in a test of your own; it raises `AssertionError` saying what does not hold.
+Call a check in a test of your own; it raises `AssertionError`, which names the property that does not hold.
 
     def test_my_attack_keeps_its_contract():
         check_attack(MyAttack(Linf("8/255")), within=Linf("8/255"))
@@ -39,9 +39,19 @@ ROUNDING = 1e-5
 
 
 def check_threat(threat: Threat, shape: tuple[int, int, int] = (3, 8, 8), seed: int = 0) -> None:
-    """`sample` and `project` land in the ball and in [0, 1]; `project` leaves alone what is there already.
+    """Check a threat: its `sample`, `project`, `ascent` and `norm`.
 
-    `ascent` goes up, is no longer than 1 and survives a zero gradient; examples do not influence each other.
+    `sample` and `project` give points in the ball and in [0, 1], and `project` leaves points inside unchanged. A step
+    of `ascent` increases the loss, has norm 1 at most, and is finite for a zero gradient. Examples do not influence
+    each other.
+
+    Args:
+        threat: threat to check.
+        shape: channels, height and width of the images.
+        seed: seed of the images and of the samples.
+
+    Raises:
+        AssertionError: when a property does not hold.
     """
     rng = make_rng(seed)
     x = torch.rand(16, *shape, generator=rng)
@@ -49,7 +59,7 @@ def check_threat(threat: Threat, shape: tuple[int, int, int] = (3, 8, 8), seed: 
     sampled = threat.sample(x, rng)
     _inside(threat, sampled, x, "a sample")
     _expect(not torch.equal(sampled, threat.sample(x, rng)), "two samples differ")
-    _expect(torch.equal(threat.sample(x, make_rng(1)), threat.sample(x, make_rng(1))), "a seed decides the sample")
+    _expect(torch.equal(threat.sample(x, make_rng(1)), threat.sample(x, make_rng(1))), "equal seeds give equal samples")
     far = x + 3 * torch.randn(x.shape, generator=rng)
     kept = x.clone(), far.clone()
     z = threat.project(far, x)
@@ -57,13 +67,17 @@ def check_threat(threat: Threat, shape: tuple[int, int, int] = (3, 8, 8), seed: 
     _inside(threat, z, x, "a projected point")
     _close(threat.project(z, x), z, "projecting twice is projecting once")
     _close(threat.project(sampled, x), sampled, "a point inside is its own projection")
-    _close(torch.cat([threat.project(f[None], o[None]) for f, o in zip(far, x, strict=True)]), z, "examples are apart")
+    _close(
+        torch.cat([threat.project(f[None], o[None]) for f, o in zip(far, x, strict=True)]),
+        z,
+        "examples do not influence each other",
+    )
     grad = torch.randn(x.shape, generator=rng)
     grad[0] = 0
     step = threat.ascent(grad)
     _expect(bool(step.isfinite().all()), "a zero gradient gives a finite step")
     _expect(float(threat.norm(step).max()) <= 1 + ROUNDING, "a step is no longer than 1")
-    _expect(bool(((step * grad).flatten(1).sum(1)[1:] > 0).all()), "a step goes up")
+    _expect(bool(((step * grad).flatten(1).sum(1)[1:] > 0).all()), "a step increases the loss")
 
 
 def check_attack(
@@ -73,19 +87,30 @@ def check_attack(
     seed: int = 0,
     loss: Callable[[Forward, Tensor], PerExampleLoss] = CE,
 ) -> None:
-    """Its points lie in `within`, the same for the same seed, and on average they raise the loss.
+    """Check an attack: its adversarial examples, and that it changes nothing else.
 
-    It returns a detached tensor and leaves alone the images, the model, its mode and its gradients; a single example
-    is a batch too.
+    The adversarial examples lie in `within`, are equal for equal seeds, and do not decrease the loss on average. The
+    attack returns a detached tensor, leaves the images, the model, its mode and its gradients unchanged, and takes a
+    batch of a single example.
+
+    Args:
+        attack: attack to check.
+        within: threat in which the adversarial examples must lie.
+        shape: channels, height and width of the images.
+        seed: seed of the model, of the images and of the attack.
+        loss: makes the loss that is attacked from a model and labels `[B]`.
+
+    Raises:
+        AssertionError: when a property does not hold.
     """
     model, x, y = _toy(shape, seed)
     before, kept = copy.deepcopy(model.state_dict()), x.clone()
     with eval_mode(model):
-        raising = loss(model, y)
-        z = attack(raising, x, make_rng(seed))
-        again = attack(raising, x, make_rng(seed))
+        attacked = loss(model, y)
+        z = attack(attacked, x, make_rng(seed))
+        again = attack(attacked, x, make_rng(seed))
         with torch.no_grad():
-            raised = float((raising(z).value - raising(x).value).mean())
+            rise = float((attacked(z).value - attacked(x).value).mean())
         single = attack(loss(model, y[:1]), x[:1], make_rng(seed))
         exact, fine, index = copy.deepcopy(model).double(), x.double(), torch.arange(len(x))
         each = attack(loss(exact, y), fine, PerExample(seed, index))
@@ -93,10 +118,14 @@ def check_attack(
     _expect(torch.equal(x, kept), "the images are as they were")
     _expect(z.shape == x.shape and z.dtype == x.dtype and not z.requires_grad, "the result is a detached image batch")
     _expect(single.shape == x[:1].shape, "a single example is a batch")
-    _inside(within, z, x, "an attacked point")
-    _expect(torch.equal(z, again), "a seed decides the points")
-    _close(few, each[3:6], "with streams of their own, some of the examples get the points that they get among all")
-    _expect(raised >= -ROUNDING, f"the loss rises; here it fell by {-raised:.3g} on average")
+    _inside(within, z, x, "an adversarial example")
+    _expect(torch.equal(z, again), "equal seeds give equal points")
+    _close(
+        few,
+        each[3:6],
+        "with one random stream per example, a part of the examples gets the same points as in the whole batch",
+    )
+    _expect(rise >= -ROUNDING, f"the loss increases; here it decreased by {-rise:.3g} on average")
     _expect(all(torch.equal(t, before[n]) for n, t in model.state_dict().items()), "the model is as it was")
     _expect(all(p.grad is None for p in model.parameters()), "no gradient is left in the parameters")
     _expect(all(p.requires_grad for p in model.parameters()) and model.training, "mode and flags are as they were")
@@ -105,20 +134,30 @@ def check_attack(
 def check_objective(
     objective: Objective, attack: Attack | Schedule[Attack], shape: tuple[int, int, int] = (3, 8, 8), seed: int = 0
 ) -> None:
-    """Its inner loss is one number per example and can serve some of them; its terms are scalars to differentiate.
+    """Check an objective: its inner loss, its terms and its memory.
 
-    Only `observe` changes the memory; training repeats itself from its seed, and goes on bit for bit from a saved
-    state.
+    The inner loss is one number per example, and `loss[rows]` is the loss of some of them. The terms are scalars with a
+    gradient with respect to the weights. Only `observe` changes the memory. Training is reproducible from its seed, and
+    resumes bit for bit from a saved state.
+
+    Args:
+        objective: objective to check.
+        attack: attack of the training steps, or a schedule of attacks.
+        shape: channels, height and width of the images.
+        seed: seed of the model, of the images and of the training.
+
+    Raises:
+        AssertionError: when a property does not hold.
     """
     _check_one_step(objective, attack, shape, seed)
     method = Method(attack, objective)
     whole, half = (_trained(method, shape, seed, steps) for steps in (6, 3))
-    _same(whole, _trained(method, shape, seed, 6), "training repeats itself from its seed")
+    _same(whole, _trained(method, shape, seed, 6), "training is reproducible from its seed")
     fresh = _start(method, shape, seed, other=True)
     for name, module in fresh.modules().items():
         module.load_state_dict(copy.deepcopy(half.modules()[name].state_dict()))
     fresh.load_state_dict(copy.deepcopy(half.state_dict()))
-    _same(whole, _steps(method, fresh, shape, seed, 6), "a saved state goes on as if nothing had happened")
+    _same(whole, _steps(method, fresh, shape, seed, 6), "training resumes from a saved state bit for bit")
     finite = all(bool(p.isfinite().all()) for p in whole.model.parameters())
     _expect(finite, "the parameters stay finite")
 
@@ -142,15 +181,28 @@ def _check_one_step(
     terms = objective.outer(Context(ForwardCache(model), ctx.batch, memory, progress), z)
     _expect(len(terms) > 0 and all(t.ndim == 0 for t in terms.values()), "outer gives scalar terms")
     torch.stack(list(terms.values())).sum().backward()
-    _expect(any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()), "the terms reach the weights")
+    _expect(
+        any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()),
+        "the terms have a gradient with respect to the weights",
+    )
     same = all(torch.equal(t, remembered[n]) for n, t in memory.state_dict().items())
     _expect(same, "only observe changes the memory")
 
 
 def check_model(model: nn.Module, shape: tuple[int, int, int], num_classes: int, seed: int = 0) -> None:
-    """Gives logits for any batch of images in [0, 1], one image apart from another in eval mode.
+    """Check a model: its logits, its gradient and its weights.
 
-    It can be differentiated with respect to the image, and its weights can be saved and loaded.
+    The model gives finite logits for any batch of images in [0, 1]; in eval mode, images do not influence each other.
+    Every image has a finite, nonzero gradient, and saved and loaded weights give the same logits.
+
+    Args:
+        model: model to check.
+        shape: channels, height and width of the images.
+        num_classes: number of classes.
+        seed: seed of the images.
+
+    Raises:
+        AssertionError: when a property does not hold.
     """
     x = torch.rand(4, *shape, generator=make_rng(seed))
     kept = x.clone()
@@ -165,7 +217,7 @@ def check_model(model: nn.Module, shape: tuple[int, int, int], num_classes: int,
     except UserError as error:
         raise AssertionError(f"it should hold that the model gives logits: {error}") from error
     _expect(bool(out.isfinite().all()), "logits are finite")
-    _expect(torch.allclose(out, alone, atol=1e-4, rtol=1e-4), "in eval mode images are apart")
+    _expect(torch.allclose(out, alone, atol=1e-4, rtol=1e-4), "in eval mode images do not influence each other")
     _expect(bool(grad.isfinite().all()) and bool(grad.flatten(1).any(1).all()), "every image has a gradient")
     _expect(torch.equal(x, kept), "the images are as they were")
     copied = copy.deepcopy(model)
@@ -177,7 +229,7 @@ def check_model(model: nn.Module, shape: tuple[int, int, int], num_classes: int,
         _expect(torch.equal(copied(x), out), "saved and loaded weights give the same logits")
 
 
-# -- a small world to check in
+# -- a toy model and toy data for the checks
 
 
 def _toy(shape: tuple[int, int, int], seed: int) -> tuple[Classifier, Tensor, Tensor]:
@@ -192,7 +244,7 @@ def _toy(shape: tuple[int, int, int], seed: int) -> tuple[Classifier, Tensor, Te
 
 
 def _start(method: Method, shape: tuple[int, int, int], seed: int, other: bool = False) -> State:
-    """The beginning, or that of `other` weights and another stream of chance on the same images."""
+    """Initial state; with `other`, on the same images with other weights and another seed of training."""
     model, x, y = _toy(shape, seed)
     if other:
         model = _toy(shape, seed + 1)[0]
@@ -201,7 +253,7 @@ def _start(method: Method, shape: tuple[int, int, int], seed: int, other: bool =
 
 
 def _steps(method: Method, state: State, shape: tuple[int, int, int], seed: int, until: int) -> State:
-    """Goes on to step `until`, on batches that depend on the step alone."""
+    """Train to step `until`, on batches that depend on the step alone."""
     _, x, y = _toy(shape, seed)
     while state.step < until:
         index = torch.randperm(len(x), generator=make_rng(state.step))[:6]

@@ -85,10 +85,10 @@ def test_names_say_what_is_done(tmp_path):
     assert len(load_test("digits+classes=3,4")) < 100
     for name, message in (
         ("digit", "no data called 'digit': did you mean digits"),
-        ("digits+turned", r"'digits\+turned': after a \+ there is rotated, inverted"),
+        ("digits+turned", r"'digits\+turned': a \+ is followed by rotated, inverted"),
         ("digits+classes=4-0", r"classes are numbers, as \+classes=0-4"),
         ("digits+classes=1-2-9", r"classes are numbers, as \+classes=0-4"),
-        ("digits+rotated=2", r"'digits\+rotated=2': after a \+ there is"),
+        ("digits+rotated=2", r"'digits\+rotated=2': a \+ is followed by"),
         ("digits+classes=a-b", r"classes are numbers, as \+classes=0-4"),
         ("npz:", "cannot be read"),
     ):

@@ -165,7 +165,7 @@ OFFICIAL = [
     ("names that are no text", lambda f: cifar100(f, b"\xff\xfe"), r"cannot be read \(.*utf-8.*\): get it anew"),
     ("a folder in an archive", cifar_of_a_folder, r"data_batch_1\.bin is no file of 1 to 536,870,912 bytes"),
     ("no images in a .mat", lambda f: svhn(f, y=Y), "wanted are X .32, 32, 3, N. and y .N, 1."),
-    ("other images in a .mat", lambda f: svhn(f, X=X, y=X), r"its bytes are \{'X': \(6, 4, 4\), 'y': "),
+    ("other images in a .mat", lambda f: svhn(f, X=X, y=X), r"its byte arrays are \{'X': \(6, 4, 4\), 'y': "),
     ("a long folder, idx", lambda f: MNIST("x" * 300), r"there is no train-images-idx3-ubyte\.gz in xxx"),
     ("a long folder, archive", lambda f: CIFAR10("x" * 300), r"there is no cifar-10-binary\.tar\.gz in xxx"),
     ("a long name of a file", lambda f: NPZ("x" * 300), "cannot be read .File name too long.: name an"),
@@ -264,16 +264,16 @@ def giant(folder):
 
 
 PICTURES = [
-    (link_to_itself, r"loop\.png is no picture that can be read \(.*symbolic links.*\): take it away"),
-    (link_to_nothing, r"gone\.png is no picture that can be read \(.*No such file.*\): take it away"),
-    (pipe, r"pipe\.png is no picture that can be read \(it is no regular file\): take it away"),
+    (link_to_itself, r"loop\.png is no picture that can be read \(.*symbolic links.*\): remove it"),
+    (link_to_nothing, r"gone\.png is no picture that can be read \(.*No such file.*\): remove it"),
+    (pipe, r"pipe\.png is no picture that can be read \(it is no regular file\): remove it"),
     (
         nested,
-        r"2 folders lie within folders of classes, first \S*/train/cat/images: .* move theirs up or take",
+        r"2 folders lie within folders of classes, first \S*/train/cat/images: .* move theirs up or remove",
     ),
     (
         folder_to_itself,
-        r"1 folders lie within folders of classes, first \S*/train/cat/again: pictures are looked for",
+        r"1 folders lie within folders of classes, first \S*/train/cat/again: pictures are read from",
     ),
     (flat, r"flat\.png is no picture that can be read"),
     (black, "all 2 training images are equal"),

@@ -186,7 +186,7 @@ def damaged(pictures):
 
 def test_a_file_that_cannot_be_read_stops_and_is_named(damaged):
     source = ImageStream(str(damaged), size=16)
-    sentence = r"^\S*/(03\.JPG|notes\.txt|00\.png) is no picture that can be read \(.*\): take it away, or skip .*$"
+    sentence = r"^\S*/(03\.JPG|notes\.txt|00\.png) is no picture that can be read \(.*\): remove it, or skip .*$"
     for workers in (0, 1):
         with pytest.raises(UserError, match=sentence) as error:
             all_of(batches(source, workers=workers).rest_of_epoch(0, make_rng(0)))
@@ -245,11 +245,11 @@ def test_a_folder_of_nothing_but_rubbish_is_refused(damaged):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": 0}, "pictures of 0 pixels are none"),
+        ({"size": 0}, "size = 0 of pictures must be at least 1"),
         ({"scale": (0.5, 0.2)}, "is no share of the area"),
         ({"middle": "centre"}, "middle = 'centre' is none of seven-eighths, efficientnet, resnet"),
         ({"unreadable": "ignore"}, "a reason to stop or to skip"),
-        ({"workers": -1}, "there cannot be -1 workers"),
+        ({"workers": -1}, "workers = -1 of pictures must be at least 0"),
         ({"folder": "nowhere"}, "there are no class folders in nowhere/train"),
     ],
 )

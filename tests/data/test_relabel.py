@@ -213,9 +213,9 @@ def test_what_cannot_be_chosen_by_is_said(remembered, tmp_path):
     with pytest.raises(UserError, match=r"not in \(0, 1\]"):
         DifficultySubset(0.0, "random")
     other = replace(recipe, alterations=(LabelNoise(0.3), DifficultySubset(0.5, "easy", (str(run.path),))))
-    with pytest.raises(UserError, match="its labels are not those"):
+    with pytest.raises(UserError, match="their labels are not those"):
         other.split(recipe.data.load()[0], tmp_path, torch.device("cpu"))
-    with pytest.raises(UserError, match=r"0\.001 of 60 examples is none"):
+    with pytest.raises(UserError, match=r"0\.001 of 60 examples is less than one"):
         altered(toy_data(), (DifficultySubset(0.001, "random"),), 0)
 
 
@@ -269,7 +269,7 @@ def test_from_the_shell_any_recipe_remembers(tmp_path, capsys):
     ]
     assert shell(args) == 0
     assert RunFolder(tmp_path / "run").read_memory().epochs.tolist() == [1]
-    with pytest.raises(UserError, match="one looks every epoch"):
+    with pytest.raises(UserError, match="both must be at least 1"):
         ExampleHistory(PGD(Linf(0.1)), every=0)
-    with pytest.raises(UserError, match="must go on when they are fooled"):
+    with pytest.raises(UserError, match="must continue after an example is fooled"):
         ExampleHistory(PGD(Linf(0.1), patience=0))

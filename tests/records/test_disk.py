@@ -400,7 +400,7 @@ def test_a_flipped_bit_in_weights_is_noticed(copied):
     content = bytearray(weights.read_bytes())
     content[-10] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(UserError, match=r"best\.safetensors cannot be read \(it is damaged: its tensors are not those"):
+    with pytest.raises(UserError, match=r"best\.safetensors cannot be read \(it is damaged: its tensors do not match"):
         load_model(path)
 
 

@@ -202,7 +202,9 @@ def test_a_run_of_another_device_is_not_gone_on_with(tiny, tmp_path):
 
         with pytest.raises(Interrupted):
             fit(tiny, tmp_path, on_progress=show)
-    with pytest.raises(UserError, match=r"was trained on cuda and cannot go on exactly on cpu: give --device cuda"):
+    with pytest.raises(
+        UserError, match=r"was trained on cuda and cannot be resumed exactly on cpu: give --device cuda"
+    ):
         fit(tiny, tmp_path)
 
 

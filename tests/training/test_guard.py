@@ -68,8 +68,8 @@ def test_looking_changes_nothing():
     ("seen", "best", "why"),
     [
         (health(), 0.7, None),
-        (health(fgsm=0.9, pgd=0.55), 0.7, "FGSM leaves 90.0 % standing, PGD-10 55.0 %"),
-        (health(fgsm=0.4, pgd=0.3), 0.7, "PGD-10 leaves 30.0 % standing, after 70.0 % before"),
+        (health(fgsm=0.9, pgd=0.55), 0.7, "robust accuracy is 90.0 % under FGSM, 55.0 % under PGD-10"),
+        (health(fgsm=0.4, pgd=0.3), 0.7, "robust accuracy under PGD-10 is 30.0 %, after 70.0 % at its best"),
         (health(fgsm=0.4, pgd=0.36), 0.7, None),
         (health(fgsm=0.02, pgd=0.0), 0.09, None),  # nothing was learned yet
     ],
@@ -81,10 +81,10 @@ def test_the_alarm_is_a_gap_or_a_fall(seen, best, why):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"action": "hope"}, "can report, stop, rescue, not 'hope'"),
-        ({"checks": 0}, "checks = 0 of a guard is not at least 1"),
+        ({"action": "hope"}, "'hope' of a guard is none of report, stop, rescue"),
+        ({"checks": 0}, "checks = 0 of a guard must be at least 1"),
         ({"gap": 0.0}, "differences and shares"),
-        ({"rescue_epochs": 0.0}, "lasts longer than 0"),
+        ({"rescue_epochs": 0.0}, "rescue_epochs = 0 of a guard must be above 0"),
     ],
 )
 def test_a_guard_that_makes_no_sense_is_refused(change, message):
@@ -125,7 +125,7 @@ def test_a_report_changes_nothing_but_the_report(tmp_path):
     assert len(watched.guard()) == began >= 1  # once, not at every check
     assert event["action"] == "reported"
     assert f"guard, step {event['step']}: catastrophic overfitting" in "".join(said)
-    assert "the guard looks 2 times an epoch, which adds up to" in said[0]
+    assert "the guard checks 2 times an epoch, which adds up to" in said[0]
     assert alone.guard() == []
 
 

@@ -1,4 +1,4 @@
-"""Data sets made of others: other sizes and channels, turned, inverted, some of the classes. All are in memory."""
+"""Data sets made from others: resized, rotated, inverted, or some of the classes. All are in memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,15 +23,24 @@ def _each(source: Source, change: Callable[[TensorData], TensorData]) -> Both:
 
 
 def _bytes(x: Tensor, like: Tensor) -> Tensor:
-    """As bytes, if `like` was."""
+    """Return `x`, as bytes if `like` has bytes."""
     return (255 * x).round().clamp(0, 255).to(torch.uint8) if like.dtype == torch.uint8 else x.clamp(0, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Resized:
-    """The images of another source with other `channels`, and stretched to `height` x `width`, bilinear.
+    """Images of another source with other channels, stretched to another size by bilinear interpolation.
 
-    One channel becomes three by repetition, three become one by the weights of ITU-R BT.601.
+    One channel becomes three by repetition; three become one by the weights of ITU-R BT.601.
+
+    Args:
+        source: the other source.
+        channels: number of channels, 1 or 3.
+        height: height in pixels, at least 1.
+        width: width in pixels, at least 1.
+
+    Raises:
+        UserError: when `channels` is neither 1 nor 3, or a size is below 1.
     """
 
     source: Source
@@ -59,7 +68,12 @@ class Resized:
 
 @dataclass(frozen=True, slots=True)
 class Rotated:
-    """The images of another source, turned left by so many quarters of a circle."""
+    """Images of another source, rotated to the left by quarter turns.
+
+    Args:
+        source: the other source.
+        quarters: number of quarter turns.
+    """
 
     source: Source
     quarters: int = 1
@@ -70,7 +84,11 @@ class Rotated:
 
 @dataclass(frozen=True, slots=True)
 class Negative:
-    """The images of another source as negatives: black becomes white."""
+    """Images of another source as negatives: black becomes white.
+
+    Args:
+        source: the other source.
+    """
 
     source: Source
 
@@ -80,7 +98,15 @@ class Negative:
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """The images of some classes of another source, numbered anew in the order given."""
+    """Images of some classes of another source, with the classes renumbered.
+
+    Args:
+        source: the other source.
+        chosen: numbers of the classes in the other source, at least two and all different; the first becomes class 0.
+
+    Raises:
+        UserError: when `chosen` has fewer than two classes or one twice, or `load` finds no class of such a number.
+    """
 
     source: Source
     chosen: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Arrays as labelled images, checked, and your own in .npz files."""
+"""Checked labelled images from arrays, and from .npz files of your own."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,19 +12,19 @@ from ..core.reading import Array, read_arrays
 from ..core.types import TensorData
 from ..core.validation import check_data
 
-MOST_CLASSES = 2**16  # a label is also a size: that of the list of names, and of the last layer
+MOST_CLASSES = 2**16  # the largest label sets the size of the list of names and of the last layer
 
 Pair: TypeAlias = tuple[Array, Array]
 
 
 def both(train: Pair, test: Pair, classes: Iterable[object], what: str) -> tuple[TensorData, TensorData]:
-    """The training set and the test set, of images and labels `[N]` each. Raises `UserError` for absurd ones."""
+    """Return the checked training and test set, from images and labels `[N]` each. Raises `UserError` for bad ones."""
     names = tuple(str(each) for each in classes)
     return varied(labelled(*train, names, f"{what}, train"), what), labelled(*test, names, f"{what}, test")
 
 
 def labelled(x: Array, y: Array, classes: Iterable[object], what: str) -> TensorData:
-    """Images `[N, C, H, W]` and labels `[N]`. Raises `UserError` for absurd ones."""
+    """Return checked images `[N, C, H, W]` with labels `[N]`. Raises `UserError` for bad ones."""
     if x.size == 0:
         raise UserError(f"{what} images have shape {x.shape}: wanted is [N, channels, height, width], none of them 0")
     data = TensorData(
@@ -35,22 +35,22 @@ def labelled(x: Array, y: Array, classes: Iterable[object], what: str) -> Tensor
 
 
 def varied(data: TensorData, what: str) -> TensorData:
-    """The same training set. Raises `UserError` if its images are all equal: a training would blame something else."""
+    """Return the training set. Raises `UserError` if all images are equal: later errors would hide that cause."""
     if len(data) > 1 and torch.equal(data.x, data.x[:1].expand_as(data.x)):
         raise UserError(
-            f"{what}: all {len(data)} training images are equal, nothing can be learned from them: look at how they "
+            f"{what}: all {len(data)} training images are equal, nothing can be learned from them: check how they "
             "were written"
         )
     return data
 
 
 def own_arrays(path: str, *needed: str) -> dict[str, Array]:
-    """What an .npz file holds, `needed` among it. Raises `UserError` if it cannot be read or lacks some."""
+    """Return the arrays of an .npz file. Raises `UserError` if it cannot be read or lacks one of `needed`."""
     return read_arrays(Path(path), "name an .npz file as numpy.savez writes it", *needed)
 
 
 def class_numbers(y: Array, what: str) -> Array:
-    """The same labels. Raises `UserError` unless they are `[N]` integers from 0 to 65,535."""
+    """Return the labels. Raises `UserError` unless they are `[N]` integers from 0 to 65,535."""
     if y.dtype.kind not in "iu" or y.ndim != 1:
         raise UserError(f"{what}: labels are {y.dtype} of shape {y.shape}, wanted are class numbers [N], 0, 1, 2, ...")
     if len(y) and (y.min() < 0 or y.max() >= MOST_CLASSES):
@@ -62,7 +62,7 @@ def class_numbers(y: Array, what: str) -> Array:
 
 
 def count_classes(train: Array, test: Array, what: str) -> int:
-    """How many classes there are. Raises `UserError` if one has no training image."""
+    """Return the number of classes. Raises `UserError` if one has no training image."""
     count = int(max(train.max(initial=0), test.max(initial=0))) + 1
     lacking = count - len(np.unique(train))
     if lacking:
@@ -74,11 +74,11 @@ def count_classes(train: Array, test: Array, what: str) -> int:
 
 
 def channels_first(x: Array, what: str) -> Array:
-    """Images `[N, C, H, W]`, as bytes or float32, from any of the layouts that `NPZ` names."""
+    """Return images `[N, C, H, W]`, as bytes or float32, from any of the layouts that `NPZ` names."""
     if x.dtype.kind not in "buif":
         raise UserError(f"{what}: images are {x.dtype}, wanted are bytes, or floats in [0, 1]")
     if x.dtype != np.uint8:
-        with np.errstate(over="ignore"):  # what is infinite in float32 is refused later
+        with np.errstate(over="ignore"):  # values that are infinite in float32 are refused later
             x = x.astype(np.float32)
     if x.ndim == 3:
         return x[:, None]

@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch at once, on its device. Each takes and returns `[B, C, H, W]` in [0, 1]."""
+"""Augmentations of a whole batch, on its device. Each takes and returns images `[B, C, H, W]` in [0, 1]."""
 
 import math
 from dataclasses import dataclass
@@ -13,12 +13,22 @@ from ..core.types import each
 
 
 class Augment(Protocol):
-    def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor: ...
+    """Interface of an augmentation: random changes of a batch of images."""
+
+    def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """Return changed images `[B, C, H, W]` in [0, 1], of the shape of `x`; `rng` is on the device of `x`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """A random window of the original size out of the image with `padding` pixels on each side; of a share `p`."""
+    """Random crop to the original size, from the image with padding on each side.
+
+    Args:
+        padding: number of pixels that are padded on each side.
+        mode: "constant" pads with black, "reflect" with the mirrored image.
+        p: share of the images that are cropped, 0 to 1.
+    """
 
     padding: int = 4
     mode: Literal["constant", "reflect"] = "constant"
@@ -40,7 +50,7 @@ class Crop:
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """Left and right change places in half of the images."""
+    """Horizontal flip of a random half of the images."""
 
     def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
         turned = torch.rand(len(x), 1, 1, 1, generator=rng, device=x.device) < 0.5
@@ -49,7 +59,14 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class Cutout:
-    """A black square of `length` pixels around a random pixel, cut at the border (https://arxiv.org/abs/1708.04552)."""
+    """Black square around a random pixel of each image, cut off at the border.
+
+    Args:
+        length: side of the square in pixels.
+
+    References:
+        Cutout: https://arxiv.org/abs/1708.04552.
+    """
 
     length: int = 16
 
@@ -65,9 +82,19 @@ class Cutout:
 
 @dataclass(frozen=True, slots=True)
 class ResizedCrop:
-    """A random window, of a share of the area in `scale` and a ratio of the sides in `ratio`, stretched to the image.
+    """Random crop of random area and aspect ratio, resized to the size of the image by bilinear interpolation.
 
-    As in https://arxiv.org/abs/1409.4842, bilinear; a window that would be larger than the image is cut to it.
+    A side of the window that would be longer than that of the image is cut to it.
+
+    Args:
+        scale: least and most share of the area of the image, in (0, 1].
+        ratio: least and most ratio of width to height, above 0.
+
+    Raises:
+        UserError: when `scale` or `ratio` is out of range or not in order.
+
+    References:
+        Inception: https://arxiv.org/abs/1409.4842.
     """
 
     scale: tuple[float, float] = (0.3, 1.0)
@@ -75,7 +102,9 @@ class ResizedCrop:
 
     def __post_init__(self) -> None:
         if not (0 < self.scale[0] <= self.scale[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1]):
-            raise UserError(f"windows take a share in (0, 1], not {self.scale}, with a ratio above 0, not {self.ratio}")
+            raise UserError(
+                f"scale = {self.scale} must be (least, most) in (0, 1], ratio = {self.ratio} (least, most) above 0"
+            )
 
     def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
         u = torch.rand(4, len(x), generator=rng, device=x.device)
@@ -84,7 +113,7 @@ class ResizedCrop:
         ratio = (low + u[1] * (high - low)).exp()
         width, height = (area * ratio).sqrt().clamp_max(1), (area / ratio).sqrt().clamp_max(1)
         none = torch.zeros_like(area)
-        # from places in the window, -1 to 1 both ways, to places in the image
+        # affine map from coordinates in the window to those in the image, -1 to 1 on both axes
         across = torch.stack([width, none, (1 - width) * (2 * u[2] - 1)], 1)
         down = torch.stack([none, height, (1 - height) * (2 * u[3] - 1)], 1)
         grid = F.affine_grid(torch.stack([across, down], 1), list(x.shape), align_corners=False)
@@ -93,10 +122,16 @@ class ResizedCrop:
 
 @dataclass(frozen=True, slots=True)
 class Jitter:
-    """Brightness, contrast and, of three channels, saturation change by random factors, in a share `p` of the images.
+    """Random changes of brightness, contrast and, with three channels, saturation.
 
-    Each factor is in 1 - its strength to 1 + its strength; brightness is changed first, then contrast, then saturation.
-    The hue stays.
+    Each factor is drawn between 1 - its strength and 1 + its strength. Brightness is changed first, then contrast, then
+    saturation. The hue is unchanged.
+
+    Args:
+        brightness: strength of the change of brightness.
+        contrast: strength of the change of contrast.
+        saturation: strength of the change of saturation.
+        p: share of the images that are changed, 0 to 1.
     """
 
     brightness: float = 0.4
@@ -117,7 +152,11 @@ class Jitter:
 
 @dataclass(frozen=True, slots=True)
 class Grey:
-    """A share `p` of the images loses its colour."""
+    """Conversion of a random share of the images to grey.
+
+    Args:
+        p: share of the images that lose their colour, 0 to 1.
+    """
 
     p: float = 0.25
 
@@ -127,7 +166,7 @@ class Grey:
 
 
 def grey(x: Tensor) -> Tensor:
-    """The luma of three channels (ITU-R 601), or the mean of other numbers of them; `[B, 1, H, W]`."""
+    """Return the luma of three channels (ITU-R 601), or the mean of another number of channels, `[B, 1, H, W]`."""
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
     red, green, blue = x.split(1, 1)

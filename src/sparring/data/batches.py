@@ -1,4 +1,4 @@
-"""The training set in batches by index, augmented on the device, in an order that depends on seed and epoch."""
+"""Batches of the training set, augmented on the device, in an order that depends on seed and epoch."""
 
 import math
 from collections.abc import Iterator
@@ -14,10 +14,21 @@ from .augment import Augment
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """Full batches of `size`; what is left over at the end of an epoch waits for another order, or is a batch as well.
+    """Batches of a training set, shuffled anew in each epoch.
 
-    The order of epoch e is a function of `seed` and e, so a resumed run needs no sampler state. With `views`, a batch
-    holds every image so many times, each augmented by itself, one view of all images after the other.
+    The order of epoch e is a function of `seed` and e, so a resumed run needs no sampler state.
+
+    Args:
+        data: training set.
+        size: number of images per batch, at most all of `data`.
+        augment: augmentations, applied in this order.
+        seed: seed of the order.
+        views: number of times that a batch holds each of its images, at least 1. Each view is augmented separately;
+            the first views of all images come first, then the second ones, and so on.
+        drop_last: leave out the images after the last full batch of an epoch; otherwise they are a smaller batch.
+
+    Raises:
+        UserError: when `views` is below 1, or `size` is below 1 or above the number of images.
     """
 
     data: LabelledData
@@ -29,7 +40,7 @@ class Batches:
 
     def __post_init__(self) -> None:
         if self.views < 1:
-            raise UserError(f"a batch holds every image once or more, not {self.views} times")
+            raise UserError(f"views = {self.views}: a batch must hold every image at least once")
         if not 1 <= self.size <= len(self.data):
             raise UserError(f"batches of {self.size} do not go with {len(self.data)} training images")
 
@@ -37,7 +48,7 @@ class Batches:
         return len(self.data) // self.size if self.drop_last else math.ceil(len(self.data) / self.size)
 
     def rest_of_epoch(self, step: int, rng: torch.Generator) -> Iterator[Batch]:
-        """The batches of the epoch that `step` lies in, from that step on. `rng` drives the augmentation."""
+        """Yield the batches of the epoch of `step`, from that step on; the augmentation draws from `rng`."""
         epoch, done = divmod(step, len(self))
         seed = mixed_seed(self.seed, epoch)
         order = torch.randperm(len(self.data), generator=make_rng(seed)).to(self.data.y.device)
@@ -50,7 +61,20 @@ class Batches:
 
 
 def hold_out(data: LabelledData, share: float) -> tuple[LabelledData, TensorData]:
-    """Splits off a fixed part of the training set, the same for every seed, by which "best" is chosen."""
+    """Split off a validation (held-out) set from the training set, by which the best epoch is chosen.
+
+    The split is fixed: it is the same for every seed.
+
+    Args:
+        data: training set `[N]`.
+        share: share of the images that are held out, in (0, 1).
+
+    Returns:
+        The remaining training set and the validation set.
+
+    Raises:
+        UserError: when one of the two would be empty.
+    """
     count = round(share * len(data))
     if not 1 <= count < len(data):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Where the files of a data set are: a folder that was named, a system folder, the cache, else the network."""
+"""Location of the files of a data set: a given folder, a system folder, the cache, or else a download."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from ..core.reading import reading
 
 
 class Remote(NamedTuple):
-    """A file and how to have it: its name, the address of the folder it is in, and its checksum."""
+    """A file to download: its name, the address of its folder, and its MD5 checksum."""
 
     name: str
     base: str
@@ -19,22 +19,22 @@ class Remote(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """`$SPARRING_DATA`, or `sparring` in the cache folder of the user."""
+    """Return `$SPARRING_DATA`, or `sparring` in the cache folder of the user."""
     import pooch
 
     return Path(os.environ.get("SPARRING_DATA") or pooch.os_cache("sparring"))
 
 
 def locate(remote: Remote, folder: str | None, dataset: str, elsewhere: Sequence[Path] = ()) -> Path:
-    """The path of a data file, downloaded into the cache if it is nowhere else.
+    """Return the path of a data file, downloaded into the cache if it is nowhere else.
 
-    `folder`, if given, is the only place looked in. A file without its `.gz` will do. What was downloaded is compared
-    with its checksum each time.
+    If `folder` is given, only that folder is searched. An unpacked file, without `.gz`, is accepted too. The checksum
+    of a downloaded file is verified each time.
     """
     home = cache_folder() / dataset
     for place in [Path(folder)] if folder else [*elsewhere, home]:
         for name in (remote.name, remote.name.removesuffix(".gz")):
-            if os.path.isfile(place / name):  # which, unlike Path's, raises nothing
+            if os.path.isfile(place / name):  # unlike Path.is_file, it never raises
                 downloaded = not folder and place == home and name == remote.name
                 return _unchanged(place / name, remote) if downloaded else place / name
     if folder:

@@ -1,4 +1,4 @@
-"""Which pictures there are in FOLDER/CLASS/."""
+"""Listing of the pictures in FOLDER/CLASS/."""
 
 import os
 from collections.abc import Sequence
@@ -13,9 +13,10 @@ from ..core.reading import Array, reading
 
 
 def listed(folder: Path, classes: Sequence[str]) -> tuple[Array, Tensor]:
-    """Paths below `folder` and class numbers of the files in `folder`/CLASS/, in order.
+    """Return the paths below `folder` and the class numbers of the files in `folder`/CLASS/, in order.
 
-    Raises `UserError` for none, for classes that are not among `classes`, and for folders within those of classes.
+    Raises `UserError` if there are no files, for classes that are not among `classes`, and for folders within class
+    folders.
     """
     strange = set(_entries(folder)[1]) - set(classes)
     if strange:
@@ -28,8 +29,8 @@ def listed(folder: Path, classes: Sequence[str]) -> tuple[Array, Tensor]:
         nested += [str(folder / name / each) for each in folders]
     if nested:
         raise UserError(
-            f"{len(nested)} folders lie within folders of classes, first {nested[0]}: pictures are looked for in "
-            f"{folder}/CLASS/ only, so move theirs up or take them away"
+            f"{len(nested)} folders lie within folders of classes, first {nested[0]}: pictures are read from "
+            f"{folder}/CLASS/ only, so move theirs up or remove them"
         )
     if not found:
         raise UserError(f"there are no pictures in {folder}/CLASS/")
@@ -37,16 +38,16 @@ def listed(folder: Path, classes: Sequence[str]) -> tuple[Array, Tensor]:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Their names, sorted; those that begin with a dot are none."""
+    """Return the sorted names of the class folders, without those that begin with a dot."""
     found = _entries(folder)[1]
     if not found:
-        raise UserError(f"there are no class folders in {folder}: pictures are looked for in {folder}/CLASS/")
+        raise UserError(f"there are no class folders in {folder}: pictures are read from {folder}/CLASS/")
     return found
 
 
 def _entries(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of what is no folder and of folders, sorted, without those that begin with a dot."""
-    if not os.path.isdir(folder):  # which, unlike Path's, raises nothing
+    """Sorted names of the files and of the folders in `folder`, without those that begin with a dot."""
+    if not os.path.isdir(folder):  # unlike Path.is_dir, it never raises
         return [], []
     with reading(folder, "make it readable"):
         shown = {entry.name: _is_folder(entry) for entry in os.scandir(folder) if not entry.name.startswith(".")}
@@ -56,5 +57,5 @@ def _entries(folder: Path) -> tuple[list[str], list[str]]:
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, say: reading it will say what it is
+    except OSError:  # such as a link to itself: the error comes when it is read
         return False

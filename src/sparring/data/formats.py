@@ -1,4 +1,4 @@
-"""Readers of the official file formats. Each gives numpy images `[N, C, H, W]` uint8 and labels `[N]` int64."""
+"""Readers of the official file formats, which give images `[N, C, H, W]` uint8 and labels `[N]` int64 in numpy."""
 
 import math
 import tarfile
@@ -13,12 +13,12 @@ from ..core.reading import gunzip, open_file, read_bytes, reading
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 
-LARGEST = 2**29  # bytes, of a file and of what it unpacks to; the test images of STL-10 have 221 million
+LARGEST = 2**29  # bytes, of a file and of its unpacked content; the test images of STL-10 have 221 million
 ANEW = "get it anew"
 
 
 def read_idx(path: Path) -> Bytes:
-    """An array in the idx format of MNIST, gzipped or not."""
+    """Read an array in the idx format of MNIST, gzipped or not."""
     with reading(path, ANEW):
         raw, packed = read_bytes(path, LARGEST), path.suffix == ".gz"
         shape = _idx_shape(zlib.decompressobj(wbits=31).decompress(raw, 4 + 4 * 255) if packed else raw)
@@ -34,14 +34,14 @@ def read_idx(path: Path) -> Bytes:
 
 def _idx_shape(raw: bytes) -> tuple[int, ...]:
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
-        raise ValueError("it does not begin as an idx file of bytes does")
+        raise ValueError("its first bytes are not those of an idx file of bytes")
     return tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3]))
 
 
 def read_cifar(archive: Path, members: list[str], label_bytes: int) -> tuple[Bytes, Labels]:
-    """Records of a binary CIFAR archive: `label_bytes` labels, of which the last counts, and 3x32x32 pixels.
+    """Read the records of a binary CIFAR archive: `label_bytes` labels, of which the last is used, and 3x32x32 pixels.
 
-    `archive` is the .tar.gz or the folder that it unpacks to.
+    `archive` is the .tar.gz or its unpacked folder.
     """
     parts = [_records(archive, member, label_bytes) for member in members]
     records = np.concatenate(parts)
@@ -58,7 +58,7 @@ def _records(archive: Path, member: str, label_bytes: int) -> Bytes:
 
 
 def read_member(archive: Path, member: str) -> bytes:
-    """A file of an archive, or of the folder that it unpacks to."""
+    """Read a file of an archive, or of its unpacked folder."""
     if archive.is_dir():
         path = archive / Path(member).name
         with reading(path, ANEW):
@@ -72,14 +72,14 @@ def read_member(archive: Path, member: str) -> bytes:
 
 
 def read_names(archive: Path, member: str) -> list[str]:
-    """The words in a file of an archive."""
+    """Read the words in a file of an archive."""
     raw = read_member(archive, member)
     with reading(archive, ANEW):
         return raw.decode().split()
 
 
 def read_stl10(archive: Path, images: str, labels: str) -> tuple[Bytes, Labels]:
-    """3x96x96 pixels a record, column by column, and a byte for each label, counted from 1."""
+    """Read records of 3x96x96 pixels, column by column, and labels of one byte each, counted from 1."""
     raw, y = (np.frombuffer(read_member(archive, member), np.uint8) for member in (images, labels))
     with reading(archive, ANEW):
         if not len(y) or len(raw) != len(y) * 3 * 96 * 96:
@@ -88,7 +88,7 @@ def read_stl10(archive: Path, images: str, labels: str) -> tuple[Bytes, Labels]:
 
 
 def read_svhn(path: Path) -> tuple[Bytes, Labels]:
-    """A cropped-digits .mat file: images are `[32, 32, 3, N]`, and the digit 0 is labelled 10."""
+    """Read a cropped-digits .mat file: its images are `[32, 32, 3, N]`, and it labels the digit 0 as 10."""
     with reading(path, ANEW), open_file(path) as file:
         import scipy.io
 
@@ -99,8 +99,8 @@ def read_svhn(path: Path) -> tuple[Bytes, Labels]:
 
 
 def _check_svhn(found: list[tuple[str, tuple[int, ...], str]]) -> None:
-    """Before anything is unpacked."""
+    """Raise `ValueError` for other arrays than those of SVHN, before any is unpacked."""
     shapes = {name: shape for name, shape, kind in found if kind == "uint8"}
     x, y = shapes.get("X", ()), shapes.get("y", ())
     if x[:3] != (32, 32, 3) or x[3:] != (math.prod(y),) or math.prod(x) > LARGEST:
-        raise ValueError(f"its bytes are {shapes}, wanted are X (32, 32, 3, N) and y (N, 1)")
+        raise ValueError(f"its byte arrays are {shapes}, wanted are X (32, 32, 3, N) and y (N, 1)")

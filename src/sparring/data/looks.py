@@ -1,4 +1,4 @@
-"""How a picture in a file becomes an array: decoded, cut and resized."""
+"""From a picture in a file to an array: decoding, cropping and resizing."""
 
 import contextlib
 import math
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 Centre = Literal["seven-eighths", "efficientnet", "resnet"]
 
-PADDING = 32  # pixels that evaluation on ImageNet leaves out, at every size
+PADDING = 32  # pixels that evaluation on ImageNet crops from the shorter side, at every size
 
-# no others: EPS is not decoded but run, by Ghostscript
+# other formats are refused, because EPS is not decoded but executed, by Ghostscript
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> "Iterator[Image]":
-    """A picture of one of `FORMATS`, whatever its file is called, not yet decoded."""
+    """Open a picture of one of `FORMATS`, whatever the name of its file, without decoding it."""
     from PIL import Image, UnidentifiedImageError
 
     with open_file(path) as file:
@@ -35,13 +35,13 @@ def opened(path: Path) -> "Iterator[Image]":
         except UnidentifiedImageError as error:
             raise ValueError(f"it is none of {', '.join(FORMATS)}") from error
         most = Image.MAX_IMAGE_PIXELS
-        if most and image.width * image.height > most:  # Pillow itself refuses twice as many
+        if most and image.width * image.height > most:  # Pillow itself refuses only twice as many
             raise ValueError(f"its {image.width} x {image.height} pixels are more than {most:,}")
         yield image
 
 
 class Cut(Protocol):
-    """How a picture becomes `[3, size, size]` bytes: as it is seen in evaluation, and in training."""
+    """Rule by which a picture becomes `[3, size, size]` bytes, in evaluation (`centre`) and in training (`chance`)."""
 
     @property
     def size(self) -> int: ...
@@ -51,13 +51,13 @@ class Cut(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CentralSquare:
-    """The largest square in the middle, resized."""
+    """The largest central square, resized to `size` pixels, in evaluation and in training."""
 
     size: int
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise UserError(f"pictures of {self.size} pixels are none")
+            raise UserError(f"size = {self.size} of pictures must be at least 1 pixel")
 
     def centre(self, path: Path) -> Array:
         from PIL import ImageOps
@@ -73,13 +73,24 @@ class CentralSquare:
 
 @dataclass(frozen=True, slots=True)
 class RandomWindow:
-    """For training, a window of `scale` (least and most) of the area and an aspect between 3/4 and 4/3, resized
-    (https://arxiv.org/abs/1409.4842); in evaluation, the `middle`:
+    """A random window of the picture in training, a central square in evaluation, resized to `size` pixels.
 
-    "seven-eighths" of the largest square, at every size; "efficientnet": size / (size + 32) of that square; "resnet":
-    `size` pixels of the picture, once its shorter side has size + 32. The last two resize by bicubic interpolation, in
-    training too, the first by bilinear. JPEG is decoded at the smallest of its own scales that is not smaller than the
-    result.
+    JPEG is decoded at the smallest of its own scales that is not smaller than the result.
+
+    Args:
+        size: height and width of the result in pixels, at least 1.
+        scale: least and most share of the area that the random window covers, in (0, 1]; its aspect ratio is between
+            3/4 and 4/3.
+        middle: central square of evaluation. "seven-eighths": 7/8 of the largest square, at every size;
+            "efficientnet": size / (size + 32) of the largest square; "resnet": `size` pixels of the picture after its
+            shorter side is resized to size + 32. The last two resize by bicubic interpolation, in training too; the
+            first by bilinear.
+
+    Raises:
+        UserError: when an argument is out of its range.
+
+    References:
+        Random window: https://arxiv.org/abs/1409.4842.
     """
 
     size: int
@@ -90,7 +101,7 @@ class RandomWindow:
         if self.middle not in get_args(Centre):
             raise UserError(f"middle = {self.middle!r} is none of {', '.join(get_args(Centre))}")
         if self.size < 1:
-            raise UserError(f"pictures of {self.size} pixels are none")
+            raise UserError(f"size = {self.size} of pictures must be at least 1 pixel")
         low, high = self.scale
         if not 0 < low <= high <= 1:
             raise UserError(f"scale = {self.scale} is no share of the area: wanted is 0 < least <= most <= 1")
@@ -109,14 +120,19 @@ class RandomWindow:
             width, height = image.size
             left, top, right, bottom = box(width, height)
             share = self.size / min(right - left, bottom - top)
-            if share < 1:  # the decoder of JPEG can leave out what would be scaled away
+            if share < 1:  # the decoder of JPEG can skip detail that resizing would remove
                 image.draft("RGB", (math.ceil(width * share), math.ceil(height * share)))
             wide, high = image.size
             corners = (left, top, right, bottom)
             scaled = [
                 at * new / old for at, new, old in zip(corners, (wide, high) * 2, (width, height) * 2, strict=True)
             ]
-            inside = (scaled[0], scaled[1], min(scaled[2], wide), min(scaled[3], high))  # but for rounding, they are
+            inside = (
+                scaled[0],
+                scaled[1],
+                min(scaled[2], wide),
+                min(scaled[3], high),
+            )  # they exceed it by rounding only
             small = image.convert("RGB").resize((self.size, self.size), smooth, inside)
         return np.asarray(small).transpose(2, 0, 1)
 
@@ -132,14 +148,14 @@ def _seven_eighths(width: int, height: int, size: int) -> Box:
 
 
 def _share(width: int, height: int, size: int) -> Box:
-    """As EfficientNet's code has it: whole pixels, the side rounded down, the place rounded up."""
+    """Central square as in EfficientNet's code: whole pixels, the side rounded down, the corner rounded up."""
     side = max(1, min(width, height) * size // (size + PADDING))
     left, top = (width - side + 1) // 2, (height - side + 1) // 2
     return left, top, left + side, top + side
 
 
 def _of_resized(width: int, height: int, size: int) -> Box:
-    """Where the middle `size` pixels lie of a picture whose shorter side is resized to size + 32."""
+    """Box of the central `size` pixels of the picture when its shorter side is resized to size + 32."""
     by = (size + PADDING) / min(width, height)
     wide, high = int(width * by + 0.5), int(height * by + 0.5)
     left, top = (wide - size) // 2, (high - size) // 2

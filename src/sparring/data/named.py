@@ -1,4 +1,4 @@
-"""Data sets by a name on the command line."""
+"""Data sets by their names on the command line."""
 
 import re
 from typing import Any
@@ -19,21 +19,30 @@ _KNOWN: dict[str, Any] = {
     "stl10": sources.STL10,
     "svhn": sources.SVHN,
 }
-_CHANGE = re.compile(r"\+(?=(?:rotated|inverted|classes=[^+/]*)(?:\+|$))")  # a path may have a plus, too
+_CHANGE = re.compile(r"\+(?=(?:rotated|inverted|classes=[^+/]*)(?:\+|$))")  # a path may contain a plus, too
 
 
 def source_of(spec: str) -> sources.Source:
-    """The data set `fashion_mnist`, `cifar10:DIR`, `folder:DIR` or `npz:FILE`, changed by what follows each `+`.
+    """Return the data set that a name on the command line stands for.
 
-    `+rotated` turns by a quarter, `+inverted` gives negatives, `+classes=0-4` or `+classes=1,3,7` some of the classes;
-    one after the other. Raises `UserError` for other names.
+    Changes are applied one after the other: `+rotated` rotates by a quarter turn, `+inverted` gives negatives,
+    `+classes=0-4` or `+classes=1,3,7` keeps some of the classes.
+
+    Args:
+        spec: name such as `fashion_mnist`, `cifar10:DIR`, `folder:DIR` or `npz:FILE`, with any number of changes.
+
+    Returns:
+        The source, whose data are not loaded.
+
+    Raises:
+        UserError: when there is no such data set or change.
     """
     first, *changes = _CHANGE.split(spec)
     name, _, where = first.partition(":")
     if name != "npz" and name not in _KNOWN:
         known, plus, _ = name.partition("+")
         if plus and known in _KNOWN:
-            raise UserError(f"{first!r}: after a + there is rotated, inverted, or some classes, as classes=0-4")
+            raise UserError(f"{first!r}: a + is followed by rotated, inverted, or some classes, as in classes=0-4")
         raise UserError(f"no data called {first!r}: {nearest(name, ['npz:FILE', *_KNOWN])}")
     make: Any = sources.NPZ if name == "npz" else _KNOWN[name]
     source: sources.Source = make(where) if where or name == "npz" else make()
@@ -50,7 +59,7 @@ def _changed(source: sources.Source, change: str) -> sources.Source:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """`0-4` or `1,3,7`, or both."""
+    """Numbers from `0-4`, `1,3,7`, or a mixture of both."""
     try:
         spans = [(int(low), int(high or low)) for low, _, high in (part.partition("-") for part in text.split(","))]
         if not all(0 <= high - low < MOST_CLASSES for low, high in spans):
@@ -61,9 +70,16 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def load_test(spec: str) -> TensorData:
-    """The test images of what `source_of` names; an .npz file may have none but `x_test` and `y_test`, or `x` and `y`.
+    """Return the test set of the data set that a name on the command line stands for.
 
-    Raises `UserError` for other names.
+    Args:
+        spec: name as for `source_of`. An .npz file needs only `x_test` and `y_test`, or `x` and `y`.
+
+    Returns:
+        Test images `[N, C, H, W]` with their labels, in memory.
+
+    Raises:
+        UserError: when there is no such data set or change, or the data cannot be read.
     """
     name, _, where = spec.partition(":")
     return _npz(where) if name == "npz" and not _CHANGE.search(where) else source_of(spec).load()[1][:]

@@ -1,4 +1,4 @@
-"""Pictures in files: found by their folders, decoded when they are asked for, in other processes ahead of training."""
+"""Pictures in files, decoded on demand, and for training ahead of time in other processes."""
 
 import os
 import signal
@@ -25,25 +25,38 @@ from .looks import Cut
 
 Unreadable = Literal["stop", "skip"]
 
-AHEAD = 3  # batches that each worker holds ready
-_NAMED = 5  # files that are named one by one
+AHEAD = 3  # batches that each worker prepares ahead
+_NAMED = 5  # skipped files that are named one by one in warnings
 
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """Labelled pictures in files, as `sparring.core.types.LabelledData`: rows that are asked for are decoded, as they
-    are seen in evaluation; `read` decodes batches for training in `workers` other processes (0: in this one), a few
-    ahead.
+    """Labelled pictures in files, as `sparring.core.types.LabelledData`.
 
-    What is cut out of a picture is decided by seed and row alone, so neither the number of workers nor an interruption
-    changes it. A file that cannot be read stops everything, or is skipped: left out of rows that are asked for, and in
-    training replaced by the next that can be read, with its own label and row. Either way it is named and counted.
-    Signals are for the process that trains: workers heed only its own.
+    Indexing decodes pictures as they are cut in evaluation; `read` decodes batches for training in other processes, a
+    few batches ahead. The random window of a picture depends on seed, row and view alone, so neither the number of
+    workers nor an interruption changes it. A file that cannot be read is an error, or is skipped: an index leaves it
+    out, and training replaces it by the next readable picture, with that picture's label and row. Either way the file
+    is named and counted. Only the process that trains handles signals: workers end only when it tells them to.
+
+    Args:
+        folder: folder that holds all pictures.
+        names: paths below the folder, as an array of bytes: a million of them are small, and are not copied for every
+            worker.
+        y: labels `[N]`.
+        classes: names of the classes.
+        look: rule by which a picture is cut and resized.
+        unreadable: "stop" raises an error for a file that cannot be read, "skip" skips it.
+        workers: number of processes that decode for training; 0 decodes in this process, None takes one per core.
+        device: device of the decoded images.
+        lost: for each file skipped so far, the reason.
+
+    Raises:
+        UserError: when `unreadable` or `workers` is not allowed.
     """
 
     folder: Path
     names: Array
-    """Paths below the folder, as bytes: a million of them are small, and are not copied for every worker."""
     y: Tensor
     classes: tuple[str, ...]
     look: Cut
@@ -51,7 +64,6 @@ class Pictures:
     workers: int | None = None
     device: str | torch.device = "cpu"
     lost: dict[str, str] = field(default_factory=dict, compare=False)
-    """Why which file was skipped so far."""
 
     def __post_init__(self) -> None:
         if self.unreadable not in get_args(Unreadable):
@@ -59,7 +71,7 @@ class Pictures:
                 f"unreadable = {self.unreadable!r}: a file that cannot be read is a reason to stop or to skip"
             )
         if self.workers is not None and self.workers < 0:
-            raise UserError(f"there cannot be {self.workers} workers")
+            raise UserError(f"workers = {self.workers} of pictures must be at least 0")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -82,7 +94,7 @@ class Pictures:
 
     def __getitem__(self, rows: Tensor | slice) -> TensorData:
         wanted = np.arange(len(self))[rows if isinstance(rows, slice) else rows.cpu().numpy()]
-        with ThreadPoolExecutor(usable_cores()) as pool:  # the decoder runs without Python's lock
+        with ThreadPoolExecutor(usable_cores()) as pool:  # the decoder releases Python's lock
             found = list(pool.map(partial(self.tried, look=self.look.centre), wanted.tolist()))
         both = list(zip(wanted.tolist(), found, strict=True))
         self._lose({str(self.path(row)): image for row, image in both if isinstance(image, str)})
@@ -92,28 +104,28 @@ class Pictures:
         return TensorData(torch.from_numpy(x).to(self.device), y, self.classes)
 
     def tried(self, row: int, look: Callable[[Path], Array]) -> "Array | str":
-        """The picture, or why there is none."""
+        """Return the picture of a row, or the reason why it cannot be read."""
         path = self.path(row)
         try:
             return look(path)
         except MemoryError:
             raise
-        except Exception as error:  # whatever a broken file makes a decoder raise
+        except Exception as error:  # a broken file can make a decoder raise any exception
             return (
                 f"{path} is no picture that can be read ({str(error).splitlines()[0] if str(error) else type(error)})"
             )
 
     def _lose(self, new: Mapping[str, str]) -> None:
-        """Says which files could not be read, once of each, and stops if that is wanted or if there are no others."""
+        """Warn of files that cannot be read, once for each; raise if `unreadable` is "stop" or no file is readable."""
         for path, why in new.items():
             if self.unreadable == "stop":
-                raise UserError(f'{why}: take it away, or skip such files with unreadable="skip"')
+                raise UserError(f'{why}: remove it, or skip such files with unreadable="skip"')
             if path not in self.lost:
                 self.lost[path] = why
                 if len(self.lost) <= _NAMED:
                     warnings.warn(f"{why}; it is skipped, the {_nth(len(self.lost))} of {len(self)}", stacklevel=2)
                 elif len(self.lost) & (len(self.lost) - 1) == 0:  # 8, 16, 32, ...
-                    warnings.warn(f"{len(self.lost)} of {len(self)} pictures were skipped by now", stacklevel=2)
+                    warnings.warn(f"{len(self.lost)} of {len(self)} pictures were skipped so far", stacklevel=2)
         if len(self.lost) >= len(self) > 0:
             raise UserError(f"none of {len(self)} pictures in {self.folder} can be read")
 
@@ -127,7 +139,7 @@ class Pictures:
             collate_fn=_as_it_is,
             worker_init_fn=_heed_parent_only,
             pin_memory=torch.device(self.device).type == "cuda",
-            generator=make_rng(0),  # what it draws from would else be torch's own generator, which training draws from
+            generator=make_rng(0),  # else it would draw from torch's own generator, and change what training draws
             **ahead,
         )
         for x, rows, lost in loader:
@@ -137,7 +149,7 @@ class Pictures:
 
 
 class _Windows(Dataset[Any]):
-    """What a worker does: pictures by their rows, a batch at a time."""
+    """Data set of a worker, which decodes random windows by their rows, a batch at a time."""
 
     def __init__(self, pictures: Pictures, seed: int) -> None:
         self.pictures, self.seed = replace(pictures, y=torch.empty(0, dtype=torch.long), device="cpu", lost={}), seed
@@ -145,7 +157,7 @@ class _Windows(Dataset[Any]):
     def __getitems__(self, rows: list[int]) -> tuple[Tensor, Tensor, dict[str, str]]:
         found: list[tuple[Array, int]] = []
         lost: dict[str, str] = {}
-        seen: dict[int, int] = {}  # a row may come several times, as so many views
+        seen: dict[int, int] = {}  # a row occurs once for each view
         for row in rows:
             seen[row] = seen.get(row, -1) + 1
             found.append(self._window(row, seen[row], lost))
@@ -153,7 +165,7 @@ class _Windows(Dataset[Any]):
         return torch.from_numpy(x), torch.tensor([row for _, row in found]), lost
 
     def _window(self, row: int, view: int, lost: dict[str, str]) -> tuple[Array, int]:
-        """Of the row, or of the next that can be read; nothing, if there is none."""
+        """Decode the row, or the next readable one, and return it with its row; a black picture if none is readable."""
         pictures = self.pictures
         for other in range(len(pictures)):
             there = (row + other) % len(pictures)
@@ -166,7 +178,7 @@ class _Windows(Dataset[Any]):
 
 
 def _heed_parent_only(worker: int) -> None:
-    """SIGINT and SIGTERM to a whole group of processes shall let the one that trains finish its step."""
+    """Ignore SIGINT and SIGTERM to the process group, so that the process that trains can finish its step."""
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
@@ -189,5 +201,5 @@ def _nth(count: int) -> str:
 
 
 def mixed(pictures: Pictures) -> Pictures:
-    """In an order by chance, always the same: the first so many are then a sample of all classes."""
+    """Return the pictures in a fixed random order, so that the first few are a sample of all classes."""
     return pictures.part(torch.randperm(len(pictures), generator=make_rng(mixed_seed(0, len(pictures)))))

@@ -1,7 +1,7 @@
-"""What is done to a training set on purpose, once, before training: labels and pixels by chance, and subsets.
+"""Alterations of a training set, once before training: random labels, random pixels, and subsets.
 
-Every alteration acts on what is trained on, after some images were held out: those, and the test images, stay as they
-are.
+Every alteration acts on the images that are trained on, after the validation (held-out) set is split off: the
+validation set and the test images are unchanged.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,13 @@ _CHUNK = 1024  # images whose pixels are permuted at a time
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What is trained on: `data`, the `rows` `[N]` where its examples were before, and their `true` labels `[N]`."""
+    """A training set with the origin of its examples and their true labels.
+
+    Args:
+        data: the training set, N examples.
+        rows: rows of its examples `[N]` in the unaltered training set.
+        true: their true labels `[N]`.
+    """
 
     data: LabelledData
     rows: Tensor
@@ -32,16 +38,16 @@ class Training:
 
     @property
     def wrong(self) -> Tensor:
-        """Whose label is not the true one, `[N]`."""
+        """True for the examples whose label is not the true one, `[N]`."""
         return self.data.y != self.true
 
     def arrays(self) -> dict[str, Any]:
-        """As it is kept in the run folder."""
+        """Return the arrays that are stored in the run folder."""
         return {name: t.cpu().numpy() for name, t in (("rows", self.rows), ("y", self.data.y), ("true", self.true))}
 
 
 class History(Protocol):
-    """What a run recorded of its training examples: the labels `y` `[N]`, and how hard each was, `[N]`."""
+    """Record of a run on its training examples: their labels `y` `[N]` and their `difficulty` `[N]`."""
 
     @property
     def y(self) -> "np.ndarray[Any, Any]": ...
@@ -50,7 +56,7 @@ class History(Protocol):
 
 
 class Alteration(Protocol):
-    """Changes labels or images, or leaves some out, by chance that `rng` (on the CPU) decides."""
+    """Change of labels or images, or choice of a subset; it draws from `rng`, a generator on the CPU."""
 
     def __call__(self, training: Training, rng: torch.Generator) -> Training: ...
 
@@ -62,7 +68,20 @@ def _no_history(name: str) -> History:
 def altered(
     data: LabelledData, alterations: Sequence[Alteration], seed: int, read: Callable[[str], History] = _no_history
 ) -> Training:
-    """One after the other, each with chance of its own. `read` gives what the run of a name recorded."""
+    """Apply alterations to a training set, one after the other, each with a random generator of its own.
+
+    Args:
+        data: training set, N examples.
+        alterations: alterations in their order.
+        seed: seed of the random generators.
+        read: returns the record of the run of a name, for `DifficultySubset`; by default it raises `UserError`.
+
+    Returns:
+        The altered training set, with the rows and the true labels of its examples.
+
+    Raises:
+        UserError: when an alteration does not fit the data, or needs a run that `read` does not find.
+    """
     training = Training(data, torch.arange(len(data), device=data.y.device), data.y)
     for number, alteration in enumerate(alterations):
         rng = make_rng(mixed_seed(seed, "alteration", number))
@@ -75,10 +94,20 @@ def altered(
 
 @dataclass(frozen=True, slots=True)
 class LabelNoise:
-    """Symmetric noise: each label is drawn anew with probability `rate`, uniformly among all classes.
+    """Symmetric label noise: each label is replaced, with a given probability, by one drawn uniformly from the classes.
 
-    The true class is among them, so that of C classes a share of rate x (1 - 1 / C) becomes wrong; without `including`,
-    it is not, and the share is `rate`. Labels are drawn once (https://arxiv.org/abs/1611.03530).
+    Labels are drawn once, before training.
+
+    Args:
+        rate: probability that a label is replaced, 0 to 1.
+        including: draw from all classes, so that with C classes a share of rate x (1 - 1 / C) becomes wrong. If False,
+            draw from all but the true class, so that the share is `rate`.
+
+    Raises:
+        UserError: when `rate` is outside [0, 1].
+
+    References:
+        Zhang et al.: https://arxiv.org/abs/1611.03530.
     """
 
     rate: float = 1.0
@@ -100,12 +129,19 @@ class LabelNoise:
 
 @dataclass(frozen=True, slots=True)
 class PixelNoise:
-    """Training images lose their structure, after https://arxiv.org/abs/1611.03530; test images keep theirs.
+    """Pixel noise, which removes the structure of training images; test images keep theirs.
 
-    "shuffled": one permutation of the pixels for all images; "random": one for each image; "gaussian": pixels drawn
-    with mean and deviation of those of the training set, channel by channel, and clipped to [0, 1]. Channels of a pixel
-    stay together in a permutation. It happens to a share `rate` of the images, rounded down. Raises `UserError` for a
-    rate outside [0, 1], and for images that are not in memory.
+    Args:
+        kind: "shuffled" permutes the pixels of all images in one order; "random" permutes those of each image in an
+            order of its own; "gaussian" draws pixels with the mean and standard deviation of the training set, channel
+            by channel, and clips them to [0, 1]. A permutation keeps the channels of a pixel together.
+        rate: share of the images that are altered, 0 to 1; their number is rounded down.
+
+    Raises:
+        UserError: when `rate` is outside [0, 1], or the images are not in memory.
+
+    References:
+        Zhang et al.: https://arxiv.org/abs/1611.03530.
     """
 
     kind: Literal["shuffled", "random", "gaussian"] = "random"
@@ -119,12 +155,12 @@ class PixelNoise:
         data = training.data
         if not isinstance(data, TensorData):
             raise UserError(
-                f"pixels cannot be {self.kind} of images that stay in files: use ImageFolder, which reads them into "
-                "memory, or change labels alone"
+                f"{self.kind} pixels need images in memory, and these stay in files: use ImageFolder, which reads them "
+                "into memory, or change labels alone"
             )
         x = data.x.cpu().clone()
         rows = torch.arange(len(x))
-        if self.rate < 1:  # of all, nothing is drawn
+        if self.rate < 1:  # at 1 all images are altered, and nothing is drawn
             rows = torch.randperm(len(x), generator=rng)[: int(self.rate * len(x))]
         if len(rows):
             x[rows] = self._changed(x[rows], x, rng)
@@ -149,11 +185,20 @@ def _shuffled(x: Tensor, rng: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class DifficultySubset:
-    """A `share` of the training set: the "easy", the "hard" or "random" examples, in the order of the training set.
+    """Subset of the training set: the easy, hard or random examples, in the order of the training set.
 
-    How hard an example is, the runs `by` say that remembered their examples (`ExampleHistory`): by their adversarial
-    loss, averaged over epochs and runs. They are named by their folders, or, beside the folder of this run, by name
-    alone; `{seed}` is that of this run. They must have been trained on the same images and labels. "random" needs none.
+    The difficulty of an example is its adversarial loss, averaged over epochs and runs. It is read from runs that
+    recorded their examples (`ExampleHistory`), which must have been trained on the same images and labels.
+
+    Args:
+        share: share of the examples that are kept, in (0, 1].
+        which: which examples are kept: "easy", "hard" or "random".
+        by: folders of the runs that give the difficulty, or names of runs in the folder where this run is, with
+            `{seed}` for the seed of this run. "random" needs none.
+
+    Raises:
+        UserError: when `share` is outside (0, 1], "easy" or "hard" examples have no run in `by`, a run was trained on
+            other examples, or no example is left.
     """
 
     share: float = 0.8
@@ -165,18 +210,18 @@ class DifficultySubset:
             raise UserError(f"a share of {self.share:g} of the training set is not in (0, 1]")
         if self.which != "random" and not self.by:
             raise UserError(
-                f'which examples are {self.which}, a run says that remembered them: name its folder, by=("runs/..",)'
+                f'{self.which} examples need a run with an example history: name its folder, by=("runs/..",)'
             )
 
     def __call__(self, training: Training, rng: torch.Generator) -> Training:
         return self.choose(training, rng, {name: _no_history(name) for name in self.by})
 
     def choose(self, training: Training, rng: torch.Generator, histories: Mapping[str, History]) -> Training:
-        """The same, by what the runs recorded."""
+        """Return the subset of `training`, by the histories of the runs by name."""
         count = round(self.share * len(training))
         if count < 1:
-            raise UserError(f"a share of {self.share:g} of {len(training)} examples is none")
-        order = torch.randperm(len(training), generator=rng)  # among equals, chance decides
+            raise UserError(f"a share of {self.share:g} of {len(training)} examples is less than one")
+        order = torch.randperm(len(training), generator=rng)  # equally difficult examples are chosen at random
         if self.which != "random":
             hard = torch.from_numpy(_difficulty(training, histories))[order]
             order = order[hard.argsort(descending=self.which == "hard", stable=True)]
@@ -185,11 +230,11 @@ class DifficultySubset:
 
 
 def _difficulty(training: Training, histories: Mapping[str, History]) -> "np.ndarray[Any, Any]":
-    """The mean adversarial loss over the histories, `[N]`."""
+    """Mean adversarial loss over the histories, `[N]`."""
     for name, history in histories.items():
         if not np.array_equal(history.y, training.data.y.cpu().numpy()):
             raise UserError(
-                f"{name} remembers {len(history.y)} examples, and its labels are not those of the {len(training)} that "
-                "are trained on here: how hard they are, a run on the same examples says"
+                f"{name} recorded {len(history.y)} examples, and their labels are not those of the {len(training)} "
+                "examples of this run: name a run on the same examples"
             )
     return np.mean([history.difficulty for history in histories.values()], axis=0)

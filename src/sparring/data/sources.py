@@ -1,4 +1,4 @@
-"""Data sets as values. `load` gives the training set and the test set, checked."""
+"""Data sets as values; their `load` returns the checked training set and test set."""
 
 import os
 from collections.abc import Iterable
@@ -23,16 +23,16 @@ TrainTest = tuple[LabelledData, LabelledData]
 
 
 class Source(Protocol):
-    """Where labelled images come from."""
+    """Interface of a source of labelled images."""
 
     def load(self) -> TrainTest:
-        """The training set and the test set. Raises `UserError` naming the file that is missing or broken."""
+        """Return the training and the test set. Raises `UserError`, which names a missing or broken file."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Digits:
-    """1,797 handwritten digits of 8x8 pixels that come with scikit-learn; 360, a fifth of each class, are to test."""
+    """1,797 handwritten digits of 8x8 pixels from scikit-learn; 360, a fifth of each class, are the test set."""
 
     def load(self) -> TrainTest:
         from sklearn.datasets import load_digits
@@ -65,7 +65,11 @@ def _load_idx(
 
 @dataclass(frozen=True, slots=True)
 class MNIST:
-    """70,000 handwritten digits of 28x28 pixels (idx files)."""
+    """70,000 handwritten digits of 28x28 pixels (idx files).
+
+    Args:
+        folder: folder that holds the files; None searches the cache, and downloads what is missing.
+    """
 
     folder: str | None = None
 
@@ -81,7 +85,11 @@ class MNIST:
 
 @dataclass(frozen=True, slots=True)
 class KMNIST:
-    """70,000 cursive Japanese characters of 28x28 pixels in 10 classes (idx files)."""
+    """70,000 cursive Japanese characters of 28x28 pixels in 10 classes (idx files).
+
+    Args:
+        folder: folder that holds the files; None searches the cache, and downloads what is missing.
+    """
 
     folder: str | None = None
 
@@ -100,7 +108,11 @@ class KMNIST:
 class FashionMNIST:
     """70,000 pictures of clothing of 28x28 pixels in 10 classes (idx files).
 
-    Debian's package `dataset-fashion-mnist` puts the files where they are found without a download.
+    The files of Debian's package `dataset-fashion-mnist` are found without a download.
+
+    Args:
+        folder: folder that holds the files; None searches the folder of Debian's package and the cache, and downloads
+            what is missing.
     """
 
     folder: str | None = None
@@ -122,7 +134,7 @@ _CIFAR = "https://www.cs.toronto.edu/~kriz/"
 
 
 def _archive(name: str, unpacked: str, md5: str, folder: str | None, dataset: str, base: str = _CIFAR) -> Path:
-    """The archive, or the folder that it unpacks to if that is in `folder`."""
+    """Path of the archive, or of its unpacked folder if `folder` holds that."""
     if folder and os.path.isdir(Path(folder) / unpacked):
         return Path(folder) / unpacked
     return locate(Remote(name, base, md5), folder, dataset)
@@ -130,7 +142,12 @@ def _archive(name: str, unpacked: str, md5: str, folder: str | None, dataset: st
 
 @dataclass(frozen=True, slots=True)
 class CIFAR10:
-    """60,000 photographs of 32x32 pixels in 10 classes: the official binary archive, or its unpacked folder."""
+    """60,000 photographs of 32x32 pixels in 10 classes: the official binary archive, or its unpacked folder.
+
+    Args:
+        folder: folder that holds the official binary archive or its unpacked folder; None searches the cache, and
+            downloads the archive if it is missing.
+    """
 
     folder: str | None = None
 
@@ -144,7 +161,12 @@ class CIFAR10:
 
 @dataclass(frozen=True, slots=True)
 class CIFAR100:
-    """60,000 photographs of 32x32 pixels in 100 classes: the official binary archive, or its unpacked folder."""
+    """60,000 photographs of 32x32 pixels in 100 classes: the official binary archive, or its unpacked folder.
+
+    Args:
+        folder: folder that holds the official binary archive or its unpacked folder; None searches the cache, and
+            downloads the archive if it is missing.
+    """
 
     folder: str | None = None
 
@@ -158,7 +180,11 @@ class CIFAR100:
 
 @dataclass(frozen=True, slots=True)
 class SVHN:
-    """99,289 house numbers of 32x32 pixels, cropped to digits (.mat files)."""
+    """99,289 house numbers of 32x32 pixels, cropped to digits (.mat files).
+
+    Args:
+        folder: folder that holds the files; None searches the cache, and downloads what is missing.
+    """
 
     folder: str | None = None
 
@@ -176,7 +202,11 @@ class SVHN:
 class STL10:
     """13,000 labelled photographs of 96x96 pixels in 10 classes: the official binary archive, or its unpacked folder.
 
-    5,000 are to train on; the 100,000 without a label are not read.
+    5,000 are the training set; the 100,000 without a label are not read.
+
+    Args:
+        folder: folder that holds the official binary archive or its unpacked folder; None searches the cache, and
+            downloads the archive if it is missing.
     """
 
     folder: str | None = None
@@ -195,6 +225,9 @@ class NPZ:
 
     Images are `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`, with 1 or 3 channels; bytes, or floats in [0, 1]. Labels
     are integers `[N]`, and each class from 0 to the highest has a training image.
+
+    Args:
+        path: path of the file.
     """
 
     path: str
@@ -211,10 +244,14 @@ class NPZ:
 
 @dataclass(frozen=True, slots=True)
 class ImageFolder:
-    """Pictures in `folder`/train/CLASS/ and `folder`/test/CLASS/, cut to their central square and scaled to `size`.
+    """Pictures in `folder`/train/CLASS/ and `folder`/test/CLASS/, cut to their central square and resized.
 
-    All are in memory; for what does not fit, see `ImageStream`. A file that cannot be read stops it, or with
-    `unreadable="skip"` is left out, named and counted.
+    All pictures are held in memory; for larger data sets see `ImageStream`.
+
+    Args:
+        folder: folder that holds the folders train and test.
+        size: height and width of the images in pixels.
+        unreadable: "stop" raises an error for a file that cannot be read; "skip" leaves it out, named and counted.
     """
 
     folder: str
@@ -235,13 +272,19 @@ class ImageFolder:
 
 @dataclass(frozen=True, slots=True)
 class ImageStream:
-    """Pictures in folders as ImageNet's are, `folder`/train/CLASS/ and `folder`/val/CLASS/ (or test), read on the way.
+    """Pictures in `folder`/train/CLASS/ and `folder`/val/CLASS/ (or test), as of ImageNet, read during training.
 
-    Training pictures are decoded, and windows of `scale` cut out of them, in `workers` processes (as many as there are
-    cores, if left out), ahead of training; what is held out, and the test pictures that an evaluation takes, are
-    decoded into memory, cut to their `middle` as `sparring.data.looks.RandomWindow` says. Their order is mixed, always
-    alike, so that the first so many are of all classes. A file that cannot be read stops it, or with
-    `unreadable="skip"` is skipped, named and counted.
+    Training pictures are decoded and cut to random windows in other processes, ahead of training. The validation
+    (held-out) set and the test pictures of an evaluation are decoded into memory, cut to a central square. The pictures
+    are in a fixed random order, so that the first few are of all classes.
+
+    Args:
+        folder: folder that holds the folders train and val (or test).
+        size: height and width of the images in pixels.
+        scale: least and most share of the area of a picture that a random window covers, in (0, 1].
+        workers: number of processes that decode training pictures; None takes one per core.
+        unreadable: "stop" raises an error for a file that cannot be read; "skip" skips it, named and counted.
+        middle: central square of evaluation, as in `sparring.data.looks.RandomWindow`.
     """
 
     folder: str
@@ -264,7 +307,16 @@ class ImageStream:
 
 @dataclass(frozen=True, slots=True)
 class Subset:
-    """The first `train` training images of another source, and the first `test` test images (all, if left out)."""
+    """The first training images and the first test images of another source.
+
+    Args:
+        source: the other source.
+        train: number of training images, at least 1.
+        test: number of test images, at least 1; None takes all.
+
+    Raises:
+        UserError: when `train` or `test` is below 1, or `load` finds fewer images in the source.
+    """
 
     source: Source
     train: int
@@ -272,7 +324,7 @@ class Subset:
 
     def __post_init__(self) -> None:
         if self.train < 1 or (self.test is not None and self.test < 1):
-            raise UserError(f"there is at least one image to train on and to test on, not {self.train} and {self.test}")
+            raise UserError(f"train = {self.train} and test = {self.test} of a subset must be at least 1")
 
     def load(self) -> TrainTest:
         train, test = self.source.load()

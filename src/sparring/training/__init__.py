@@ -1,4 +1,4 @@
-"""The training step, the loop, and what happens around the steps."""
+"""The training step, the training loop, and the hooks that run around the steps."""
 
 from .averaging import EMA, SWA
 from .engine import Loop, Method, State, train_step

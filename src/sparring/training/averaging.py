@@ -1,4 +1,4 @@
-"""Averages of the weights over training. Evaluation uses the average where there is one."""
+"""Averages of the weights over training. Evaluation uses the average if there is one."""
 
 import copy
 from collections.abc import Iterable
@@ -15,16 +15,21 @@ from ..core.types import Progress
 
 
 class Averaging(Protocol):
-    """How an average follows the model. It keeps no state of its own: all is in the average and in the progress."""
+    """Rule by which an average of the weights follows the model.
 
-    def init(self, model: nn.Module) -> nn.Module: ...
+    It keeps no state of its own: all state is in the average and in the progress.
+    """
+
+    def init(self, model: nn.Module) -> nn.Module:
+        """Return the average before the first step."""
+        ...
 
     def update(self, average: nn.Module, model: nn.Module, progress: Progress) -> None:
-        """Moves `average` after an optimiser step; `progress` counts the steps that are done."""
+        """Update `average` after an optimiser step; `progress` counts the completed steps."""
         ...
 
     def settle(self, average: nn.Module, images: Iterable[Tensor], progress: Progress) -> None:
-        """Before the average is evaluated at the end of an epoch; `images` are those of the epoch to come."""
+        """Prepare `average` for the evaluation after an epoch; `images` are the batches of the next epoch."""
         ...
 
 
@@ -36,7 +41,7 @@ def _copied(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _approach(average: nn.Module, model: nn.Module, share: float) -> None:
-    """The weights go this share of the way to the model; buffers are those of the model."""
+    """Move the weights of `average` by `share` of the way to those of `model`, and copy the buffers of `model`."""
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), share)
     for kept, live in zip(average.buffers(), model.buffers(), strict=True):
         kept.copy_(live)
@@ -44,10 +49,16 @@ def _approach(average: nn.Module, model: nn.Module, share: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class EMA:
-    """Exponential moving average, `decay` 0.995 per step as in https://arxiv.org/abs/2010.03593.
+    """Exponential moving average of the weights.
 
-    Early on the decay is (1 + t) / (10 + t), so that the random beginning is forgotten. Buffers (batch-norm
-    statistics) are those of the live model, as in that paper's code.
+    Early in training the decay is (1 + t) / (10 + t) at step t, so that the random initial weights are forgotten.
+    Buffers (batch-norm statistics) are those of the live model, as in the paper's code.
+
+    Args:
+        decay: share of the average that a step keeps; the paper's is 0.995.
+
+    References:
+        Gowal et al.: https://arxiv.org/abs/2010.03593.
     """
 
     decay: float = 0.995
@@ -63,18 +74,28 @@ class EMA:
 
 @dataclass(frozen=True, slots=True)
 class SWA:
-    """The plain average of the weights at the end of every epoch after epoch `start` (https://arxiv.org/abs/1803.05407).
+    """Stochastic weight averaging: the plain average of the weights at the end of every epoch after epoch `start`.
 
-    In adversarial training as in https://openreview.net/forum?id=qZzy5urZw9, which starts at 55 of 200 epochs. Batch
-    norm takes new statistics from one pass over the clean training images, augmented as in training; until `start` the
-    average is the model.
+    Until `start` the average is the model. Before an evaluation, the statistics of batch norm are estimated anew in one
+    pass over the clean training images, augmented as in training.
+
+    Args:
+        start: number of epochs before the first epoch that is averaged, at least 0; with adversarial training, the
+            second paper starts at 55 of 200 epochs.
+
+    Raises:
+        UserError: when `start` is negative.
+
+    References:
+        SWA: https://arxiv.org/abs/1803.05407.
+        SWA in adversarial training: https://openreview.net/forum?id=qZzy5urZw9.
     """
 
     start: int
 
     def __post_init__(self) -> None:
         if self.start < 0:
-            raise UserError(f"averaging starts after epoch 0 or later, not {self.start}")
+            raise UserError(f"averaging cannot start after epoch {self.start}: start must be at least 0")
 
     def init(self, model: nn.Module) -> nn.Module:
         return _copied(model)
@@ -85,13 +106,15 @@ class SWA:
             _approach(average, model, 1 / max(1, epoch - self.start))
 
     def settle(self, average: nn.Module, images: Iterable[Tensor], progress: Progress) -> None:
-        if progress.epoch > self.start + 1:  # an average of one is the model, with its own statistics
+        if (
+            progress.epoch > self.start + 1
+        ):  # the average of one epoch is the model itself, and its statistics are right
             estimate_statistics(average, images)
 
 
 @torch.no_grad()
 def estimate_statistics(model: nn.Module, images: Iterable[Tensor]) -> None:
-    """Batch norm takes its running statistics anew, as the mean over these batches `[B, C, H, W]`; all else stays."""
+    """Set the running statistics of batch norm to their means over the batches `images`, each `[B, C, H, W]`."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return

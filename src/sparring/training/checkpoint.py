@@ -1,8 +1,8 @@
-"""Checkpoints that survive: atomic, checked, exact.
+"""Checkpoints that survive a crash: written atomically, verified by checksums, and exact.
 
-A checkpoint is a folder `step-000000120` of weights (safetensors), the rest of the state (loadable with
+A checkpoint is a folder `step-000000120` with the weights (safetensors), the rest of the state (loadable with
 `weights_only=True`) and their checksums. It is written under another name and renamed once it is on the disk, so a
-folder that has its name is whole. Two are kept: if the newer one is damaged later, the older one serves.
+folder with a checkpoint's name is complete. Two are kept: if the newer one is damaged later, the older one is used.
 """
 
 import contextlib
@@ -37,30 +37,33 @@ _KEPT = 2
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest last. The newest two are kept, and the one of step `pinned`."""
+    """The checkpoints of one run, newest last. The newest two and the one of step `pinned` are kept."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.pinned: int | None = None
-        for aside in self._named(rf"\.{STEP}\.old"):  # a kill came between two renames
+        for aside in self._named(rf"\.{STEP}\.old"):  # the process was killed between two renames
             original = folder / aside.name[1 : -len(".old")]
             shutil.rmtree(aside) if original.exists() else aside.rename(original)
 
     def path(self, step: int) -> Path:
+        """Return the folder of the checkpoint of `step`."""
         return self.folder / f"step-{step:09d}"
 
     def paths(self) -> list[Path]:
+        """Return the folders of all checkpoints, newest last."""
         return self._named(STEP)
 
     def _named(self, pattern: str) -> list[Path]:
-        """Folders of ours. What others put here, a copy of a checkpoint or a link to one, is not counted or deleted."""
+        """Folders that match `pattern`. Other folders, and links, are neither counted nor deleted."""
         found = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted(p for p in found if re.fullmatch(pattern, p.name) and p.is_dir() and not p.is_symlink())
 
     def save(self, state: State) -> Path:
-        """Writes the state; on an `OSError` (a full disk) nothing that was good before has changed.
+        """Write a checkpoint of the state, and return its folder.
 
-        Raises `NotFinite` rather than keep weights that nothing can go on from.
+        On an `OSError` (a full disk) the earlier checkpoints are unchanged. Raises `NotFinite` for weights that are
+        not finite, because training cannot continue from them.
         """
         state.check_finite()
         target = self.path(state.step)
@@ -83,7 +86,7 @@ class Checkpoints:
         return target
 
     def go_back(self, state: State, step: int) -> bool:
-        """Fills `state` from the checkpoint of `step`, and forgets those after it; False if that is not whole."""
+        """Load the checkpoint of `step` into `state`, and delete the later ones; return False if it is damaged."""
         contents = _verified(self.path(step))
         if contents is None:
             return False
@@ -107,9 +110,9 @@ class Checkpoints:
         write_bytes(folder / _SUMS, json.dumps(sums).encode())
 
     def load_latest(self, state: State) -> Path | None:
-        """Fills `state` from the newest checkpoint that is whole, or leaves it if there is none.
+        """Load the newest undamaged checkpoint into `state`, and return its folder; None if there is no checkpoint.
 
-        A damaged one is named in a warning and passed over. Raises `UserError` if all are damaged.
+        A warning names each damaged checkpoint that is skipped. Raises `UserError` if all are damaged.
         """
         paths = self.paths()
         for path in reversed(paths):
@@ -117,7 +120,7 @@ class Checkpoints:
             if contents is not None:
                 _fill(state, path, *contents)
                 for damaged in paths[paths.index(path) + 1 :]:
-                    shutil.rmtree(damaged)  # or it would count as one of the two that are kept
+                    shutil.rmtree(damaged)  # else it would count as one of the two that are kept
                 return path
             warnings.warn(f"checkpoint {path} is damaged: going back to the one before", stacklevel=2)
         if paths:
@@ -126,7 +129,7 @@ class Checkpoints:
 
 
 def _verified(path: Path) -> tuple[bytes, bytes] | None:
-    """The contents of a checkpoint that is whole. Other errors of the disk may pass, and are not called damage."""
+    """Contents of an undamaged checkpoint, else None. Other disk errors may be temporary, and are raised."""
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError, RecursionError):
         sums = parse_json(read_bytes(path / _SUMS, LARGEST_JSON))
         conform(sums, dict[str, str], "it")
@@ -137,7 +140,7 @@ def _verified(path: Path) -> tuple[bytes, bytes] | None:
 
 
 def _fill(state: State, path: Path, weights: bytes, rest: bytes) -> None:
-    with reading(path, "it is of another program or version, so start again with --overwrite"):
+    with reading(path, "it is from another program or version: start again with --overwrite"):
         tensors = safetensors.torch.load(weights)
         for part, module in state.modules().items():
             own = {k.removeprefix(part + "."): t for k, t in tensors.items() if k.startswith(part + ".")}
@@ -146,9 +149,10 @@ def _fill(state: State, path: Path, weights: bytes, rest: bytes) -> None:
 
 
 def save_weights(path: Path, model: nn.Module, about: Mapping[str, Any]) -> None:
-    """One file of weights that says in its header what it is: `about`, as JSON, and the checksum of its tensors.
+    """Write the weights of `model` to one file, with `about` as JSON and the checksum of its tensors in the header.
 
-    It is one entry, for safetensors writes several in a random order, and equal runs shall give equal files.
+    The header has a single entry, because safetensors writes several in a random order, and equal runs shall give equal
+    files.
     """
     tensors = _plain(model.state_dict())
     header = {"sparring": json.dumps({**about, "sha256": _checksum(tensors)})}
@@ -156,37 +160,37 @@ def save_weights(path: Path, model: nn.Module, about: Mapping[str, Any]) -> None
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a .safetensors file, or of a .pt file that holds nothing else, and what `save_weights` added.
+    """Return the tensors of a .safetensors file, or of a .pt file of tensors only, and the `about` of `save_weights`.
 
-    Raises `UserError` for a missing, damaged or unsafe file, whatever it holds.
+    Raises `UserError` for a missing, damaged or unsafe file.
     """
-    with reading(path, "wanted is a file of weights, whole, that holds tensors and nothing else"):
+    with reading(path, "wanted is an undamaged file of weights that holds only tensors"):
         if not path.exists():
             raise UserError(f"there is no file {path}")
-        open_file(path).close()  # a pipe or a device may never end
+        open_file(path).close()  # refuses pipes and devices, which may never end
         if path.suffix == ".safetensors":
             return _safetensors(path)
         return _tensors(_unpickled(path), path), {}
 
 
 def _unpickled(path: Path) -> Any:
-    """What a .pt file holds. Torch's error says how to run what else is in it; ours must not pass that on."""
+    """Contents of a .pt file. Torch's error explains how to run other objects in it; ours must not repeat that."""
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError:
-        raise ValueError("it holds other things than tensors, or is of another kind of file") from None
+        raise ValueError("it holds other objects than tensors, or is another kind of file") from None
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safetensors.safe_open(path, "pt") as file:
         about = parse_json((file.metadata() or {}).get("sparring", "{}"))
-    conform(about, About, "what it says of itself")
+    conform(about, About, "its header")
     shape = about.get("shape", [1, 1, 1])
     if len(shape) != 3 or min(shape) < 1 or math.prod(shape) > _LARGEST_IMAGE:
-        raise ValueError(f"its images are said to be of shape {shape}")
+        raise ValueError(f"its header gives the impossible image shape {shape}")
     tensors = safetensors.torch.load_file(path)
     if about.pop("sha256", None) not in (None, _checksum(tensors)):
-        raise ValueError("it is damaged: its tensors are not those that were saved")
+        raise ValueError("it is damaged: its tensors do not match their checksum")
     return tensors, about
 
 
@@ -194,11 +198,11 @@ _LARGEST_IMAGE = 2**28  # numbers
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    return digest({name: tensors[name] for name in sorted(tensors)})  # a file has an order of its own
+    return digest({name: tensors[name] for name in sorted(tensors)})  # the order in a file is another than in the model
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], otherwise: str) -> nn.Module:
-    """The model with these weights in it. Raises `UserError` with `otherwise` and a detail if they do not fit."""
+    """Load weights into `model` and return it. Raises `UserError` with `otherwise` and a detail if they do not fit."""
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -207,14 +211,15 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], otherwise: str) -> nn.
 
 
 def started(model: nn.Module, path: str) -> nn.Module:
-    """The model with the best weights of a run in `path`, or those of a file; of another head or bank, without its.
+    """Load the best weights of the run in folder `path`, or the weights in file `path`, into `model` and return it.
 
-    Raises `UserError` for a folder without them, and for a body that does not fit.
+    If the head or its bank differs in shape, the model keeps its own. Raises `UserError` for a folder without best
+    weights, and for a body that does not fit.
     """
     file = RunFolder(path).weights("best") if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise UserError(
-            f"training is to start from {path}, which has no best weights: train that run first, "
+            f"training cannot start from {path}, which has no best weights: train that run first, "
             "or name another with --weights-from"
         )
     tensors, _ = read_weights(file)

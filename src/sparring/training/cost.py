@@ -1,4 +1,4 @@
-"""How many times a method runs its model: the cost by which methods are compared."""
+"""Number of passes that a method makes through its model: the cost by which methods are compared."""
 
 import random
 from collections import Counter
@@ -34,37 +34,38 @@ _MOST_STEPS = 20_000
 
 @dataclass(slots=True)
 class Passes:
-    """Counts the examples that go through models, and their gradients that come back."""
+    """Counts the examples that pass forward through models, and the gradients that pass backward."""
 
     forward: float = 0
     backward: float = 0
 
     @property
     def both(self) -> float:
-        """In forward-backward passes: a forward pass alone counts half."""
+        """The sum in forward-backward passes: a forward pass alone counts half."""
         return (self.forward + self.backward) / 2
 
     @contextmanager
     def through(self, model: nn.Module) -> Generator[None]:
-        handle = (model.body if isinstance(model, Classifier) else model).register_forward_hook(self._seen)
+        """Count the passes through `model` in this context."""
+        handle = (model.body if isinstance(model, Classifier) else model).register_forward_hook(self._count_forward)
         try:
             yield
         finally:
             handle.remove()
 
-    def _seen(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor | tuple[Tensor, ...]) -> None:
+    def _count_forward(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor | tuple[Tensor, ...]) -> None:
         out = out[0] if isinstance(out, tuple) else out
         self.forward += len(out)
         if out.requires_grad:
-            out.register_hook(self._returned)
+            out.register_hook(self._count_backward)
 
-    def _returned(self, grad: Tensor) -> None:
+    def _count_backward(self, grad: Tensor) -> None:
         self.backward += len(grad)
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A search through which passes are counted."""
+    """Attack backend that counts the passes through its models."""
 
     backend: AttackBackend
     passes: Passes
@@ -91,14 +92,16 @@ class Watched:
 
 
 def cost(method: TrainingMethod, update: Update | Schedule[Update], epochs: int, steps_per_epoch: int) -> Passes:
-    """The passes of a training, per example of a batch and step, averaged over its steps.
+    """Return the passes of a training per example of a batch and step, averaged over its steps.
 
-    They are counted: each kind of step is taken once by a toy model that no attack fools, so that an attack which stops
-    early counts in full.
+    The passes are counted: each kind of step is run once on a toy model that no attack fools, so that an attack with
+    early stopping counts in full.
     """
     total, seen = epochs * steps_per_epoch, Counter[Any]()
     steps = range(total) if total <= _MOST_STEPS else sorted(random.Random(0).sample(range(total), _MOST_STEPS))
-    steps = steps if _changes((method, update)) else [min(1, total - 1)]  # what is done now and then is at step 0
+    steps = (
+        steps if _changes((method, update)) else [min(1, total - 1)]
+    )  # step 0 alone does what is done only every few steps
     example: dict[Any, Progress] = {}
     for step in steps:
         progress = Progress(step, steps_per_epoch, epochs)
@@ -114,17 +117,17 @@ def cost(method: TrainingMethod, update: Update | Schedule[Update], epochs: int,
 
 
 def cost_now(method: TrainingMethod, update: Update | Schedule[Update], progress: Progress) -> Passes:
-    """The same of the step that `progress` is before."""
+    """Return the passes per example of the next step after `progress`."""
     return _counted(method, at(update, progress), progress)
 
 
 def _changes(value: Any) -> bool:
-    """Whether there is a schedule in it."""
+    """Return True if `value` contains a schedule."""
     return any(isinstance(each, Schedule) for each in walk(value))
 
 
 def _kind(value: Any, progress: Progress) -> Any:
-    """What a value is at this moment; of a real number only whether it is 0, as no other changes a count of passes."""
+    """Key for `value` at `progress`. A float counts only as zero or not, as nothing else changes the passes."""
     value = at(value, progress)
     parts = children(value)
     if parts:
@@ -137,7 +140,7 @@ _IMAGES_ALIKE = TensorData(torch.full((_IMAGES, 3, 32, 32), 0.5), torch.arange(_
 
 
 def _counted(method: TrainingMethod, update: Update, progress: Progress) -> Passes:
-    """One step, per example."""
+    """Count the passes of one step, per example."""
     objectives = [each for each in walk(method) if isinstance(each, Objective)]
     views = max((each.needs_views for each in objectives), default=1)
     model = _neighbours() if any(each.needs_knn for each in objectives) else _linear()
@@ -157,7 +160,7 @@ def _counted(method: TrainingMethod, update: Update, progress: Progress) -> Pass
 
 
 class _Toy(Encoder):
-    """Parts of whatever kind are asked for, with a gradient everywhere."""
+    """Encoder with features and feature maps for every objective, and with a nonzero gradient everywhere."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,7 +177,7 @@ class _Toy(Encoder):
 
 
 def _linear() -> Classifier:
-    """Always right, so that no attack stops early."""
+    """Toy classifier that is always right on class 0, so that no attack stops early."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         head = nn.Linear(8, 4)
@@ -184,7 +187,7 @@ def _linear() -> Classifier:
 
 
 def _neighbours() -> Classifier:
-    """All images are alike to it, and the first class comes first: so it is always right, too."""
+    """Toy classifier with a kNN head. All images are equal and ties go to class 0, so it is always right, too."""
     model = Classifier(_Toy(), KNN(_IMAGES, k=1))
     encode_bank(model, _IMAGES_ALIKE)
     return model

@@ -1,4 +1,4 @@
-"""The training loop. It names no method, no attack and no trick."""
+"""The training loop. It depends on no particular method, attack or update."""
 
 import copy
 import itertools
@@ -40,10 +40,18 @@ from .updates import GradientStep
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """The whole of "which adversarial training": what raises what, what is lowered, and how the model is seen.
+    """A method of adversarial training: attack, objective, and the modes of the model in attack and update.
 
-    The attack sees the model in eval mode unless `inner_mode` says otherwise; the update sees it as its owner
-    left it. Where batch norm goes by the batch while crafting, attacks run on whole batches only.
+    If `inner_mode` lets batch norm use the statistics of the batch, attacks run on whole batches only.
+
+    Args:
+        attack: attack that maximises the inner loss of the objective, or a schedule of attacks.
+        objective: gives the inner loss that the attack maximises and the outer loss that the update minimises.
+        inner_mode: mode of the model during the attack; by default eval mode.
+        outer_mode: mode of the model during the update; by default the mode that its owner left it in.
+
+    Raises:
+        UserError: when `attack` is no attack.
     """
 
     attack: Attack | Schedule[Attack]
@@ -56,15 +64,16 @@ class Method:
             check_attack(self.attack)
 
     def init(self, data: LabelledData) -> nn.Module:
-        """What it remembers from step to step."""
+        """Return the memory of the objective that is kept from step to step."""
         return self.objective.init(data)
 
     def step(self, state: "State", batch: Batch, progress: Progress, update: Update, backend: AttackBackend) -> Terms:
+        """Take one `train_step`, and return the terms of its loss."""
         return train_step(self, state, batch, progress, update, backend)
 
 
 class TrainingMethod(Protocol):
-    """What training needs of a method: what it remembers, and a step. `Method` is one, and `Free` another."""
+    """Interface of a training method: its memory and its step. `Method` and `Free` implement it."""
 
     def init(self, data: LabelledData) -> nn.Module: ...
     def step(
@@ -73,11 +82,11 @@ class TrainingMethod(Protocol):
 
 
 STAGES = ("attack", "update")
-"""What a profile of a step is divided into."""
+"""Stages into which the profile of a step is divided."""
 
 
 PROVED_EVERY = 16
-"""The copy that attacks search on is proved at every so many steps, and whenever more than weights has changed."""
+"""Steps between two checks of the accelerated copy; it is also checked when more than the weights has changed."""
 
 
 class NotFinite(UserError):  # noqa: N818
@@ -86,10 +95,22 @@ class NotFinite(UserError):  # noqa: N818
 
 @dataclass(slots=True)
 class State:
-    """Everything that training changes, so everything that a checkpoint holds.
+    """Everything that training changes, and so everything that a checkpoint holds.
 
-    Its weights are `model` and `average`; the rest is in `state_dict`, with torch's own generators, which
-    dropout draws from.
+    The weights are those of `model` and `average`; `state_dict` holds the rest, with torch's own generators, from which
+    dropout draws.
+
+    Args:
+        model: the model that is trained.
+        optimizer: optimiser of the weights of `model`.
+        memory: memory of the method, as buffers.
+        rng: generator for attacks and augmentation, on the device of `model`.
+        average: average of the weights; None without one.
+        step: number of completed steps.
+        best: step and validation (held-out) accuracies of the best epoch so far.
+        notes: memory of the hooks: numbers, strings, and lists and dicts of them.
+        backend: gives the model that attacks run on in a loop of your own; its accelerated copy of the model is kept as
+            long as this state.
     """
 
     model: nn.Module
@@ -100,9 +121,7 @@ class State:
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
-    """What hooks remember: numbers, strings, and lists and dicts of them."""
     backend: AttackBackend = field(default_factory=AcceleratedCopy)
-    """What attacks search on in an own loop: the copy that it makes of the model lives as long as this state."""
 
     @classmethod
     def start(
@@ -113,18 +132,18 @@ class State:
         data: LabelledData | None = None,
         seed: int = 0,
     ) -> "State":
-        """The beginning of an own loop. `data` is needed by methods that remember something per example."""
+        """Return the initial state of a loop of your own; methods with a memory per example need `data`."""
         device = next(model.parameters()).device
         none = TensorData(torch.empty(0, 1, 1, 1), torch.empty(0, dtype=torch.long), ())
         return cls(model, optimizer, method.init(data or none).to(device), make_rng(seed, device))
 
     @property
     def evaluated(self) -> nn.Module:
-        """The weights that count: the average if there is one."""
+        """The model to evaluate: the average if there is one, else the trained model."""
         return self.model if self.average is None else self.average
 
     def check_finite(self) -> None:
-        """Raises `NotFinite` if a weight is NaN or infinite, which a finite loss does not rule out."""
+        """Raise `NotFinite` if a weight is NaN or infinite, which a finite loss does not rule out."""
         for name, tensor in self.model.state_dict().items():
             if not bool(tensor.isfinite().all()):
                 raise NotFinite(f"the weight {name!r} became NaN or infinite by step {self.step}")
@@ -148,8 +167,8 @@ class State:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         if saved["device"] != self.rng.device.type:
             raise UserError(
-                f"this run was trained on {saved['device']} and cannot go on exactly on {self.rng.device.type}: give "
-                f"--device {saved['device']}, or start anew"
+                f"this run was trained on {saved['device']} and cannot be resumed exactly on {self.rng.device.type}: "
+                f"give --device {saved['device']}, or start a new run"
             )
         self.optimizer.load_state_dict(saved["optimizer"])
         self.memory.load_state_dict(saved["memory"])
@@ -162,28 +181,28 @@ class State:
 
 
 class Hook:
-    """Something that happens around the training steps; a subclass overrides the methods that it needs.
+    """Action around the training steps; a subclass overrides the methods that it needs.
 
-    `progress` counts the steps that are done.
+    `progress` counts the completed steps.
     """
 
     def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None:
-        """After each step, with the terms of its loss."""
+        """Run after each step, with the terms of its loss."""
 
     def on_epoch(self, state: State, progress: Progress) -> None:
-        """After each epoch."""
+        """Run after each epoch."""
 
     def on_stop(self, state: State, progress: Progress) -> None:
-        """When training is stopped for good, which may be in the middle of an epoch."""
+        """Run when training is stopped for good, which may be in the middle of an epoch."""
 
     def describe(self, passes: float) -> tuple[str, ...]:
-        """Lines for the user before training; `passes` is what training takes per example and step."""
+        """Return lines for the user before training; `passes` is the number of passes per example and step."""
         del passes
         return ()
 
 
 class Batches(Protocol):
-    """A training set that can start in the middle of an epoch."""
+    """Batches of a training set, which can start in the middle of an epoch."""
 
     def __len__(self) -> int: ...
     def rest_of_epoch(self, step: int, rng: torch.Generator) -> Iterator[Batch]: ...
@@ -197,14 +216,26 @@ def train_step(
     update: Update = GradientStep(),  # noqa: B008
     backend: AttackBackend | None = None,
 ) -> Terms:
-    """One step of the saddle point: raise the inner loss in `x`, lower the outer loss in the weights.
+    """Take one training step: maximise the inner loss over `x`, then take a step on the outer loss over the weights.
 
-    The attack sees what `backend` gives for the model, by default (`state.backend`) a copy that is quicker and rounds
-    differently; `backend=OriginalModel()` gives the model itself. The update is in the precision of the model.
+    The update runs in the precision of the model.
 
-    Returns the terms of the outer loss, detached. Raises `UserError` if the first step has images outside [0, 1],
-    labels without a class, or probabilities instead of logits; if the inner view lets batch norm go by the batch and
-    the attack takes rows out of it (`Split`, `Restarts`, `Worst`).
+    Args:
+        method: attack, objective, and the modes of the model.
+        state: training state; the step changes its model, optimizer, memory, generator and notes, but not its `step`.
+        batch: images `[B, C, H, W]` in [0, 1], labels `[B]` and indices `[B]`.
+        progress: position in training, which schedules read. The batch is checked if it is at step 0.
+        update: update of the weights; by default one step of the optimiser.
+        backend: gives the model that the attack runs on. None means `state.backend`, by default an accelerated copy,
+            which rounds differently; `OriginalModel()` gives the model itself.
+
+    Returns:
+        Terms of the outer loss by name: detached scalars.
+
+    Raises:
+        UserError: when the first step has images outside [0, 1], labels without a class, or probabilities instead of
+            logits; when `method.inner_mode` lets batch norm use the statistics of the batch and the attack takes rows
+            out of it (`Split`, `Restarts`, `Worst`).
     """
     with alone(state.model):
         if progress.step == 0:  # once, as it waits for the device and costs a forward pass of 8 images
@@ -215,10 +246,10 @@ def train_step(
 def _step(
     method: Method, state: State, batch: Batch, progress: Progress, update: Update, backend: AttackBackend
 ) -> Terms:
-    # what was taken at the last proof is in the state, so that a resumed run takes the same
+    # the state holds the kind of copy that the last check chose, so that a resumed run uses the same
     kind = state.notes.get("search") if progress.step % PROVED_EVERY else None
 
-    def look(model: nn.Module) -> Context:
+    def context(model: nn.Module) -> Context:
         return Context(ForwardCache(model), batch, state.memory, progress)
 
     with (
@@ -229,18 +260,27 @@ def _step(
     ):
         state.notes["search"] = backend.kind(state.model)
         with torch.no_grad():
-            method.objective.observe(look(state.model))  # what is remembered has the precision of the model
-        loss = served(method.objective.inner(look(attacked)), state.model)
+            method.objective.observe(context(state.model))  # the memory has the precision of the model
+        loss = served(method.objective.inner(context(attacked)), state.model)
         x_adv = at(method.attack, progress)(loss, batch.x, state.rng)
     with record_function(STAGES[1]), method.outer_mode(state.model):
-        return update(state.model, state.optimizer, lambda: method.objective.outer(look(state.model), x_adv))
+        return update(state.model, state.optimizer, lambda: method.objective.outer(context(state.model), x_adv))
 
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """Trains for `epochs`, from wherever `state` stands. Schedules are read before each step.
+    """Training loop of `epochs` epochs, which continues from the step of the state.
 
-    Raises `NotFinite` right after the step that made a term NaN or infinite, before any hook can save it.
+    Schedules are evaluated before each step. `run` raises `NotFinite` right after the step that made a term NaN or
+    infinite, before any hook can save it.
+
+    Args:
+        epochs: number of epochs of the whole training.
+        lr: learning rate of every parameter group, or a schedule of it.
+        update: update of the weights, or a schedule of updates; by default one step of the optimiser.
+        averaging: rule of the average of the weights; None keeps no average.
+        hooks: hooks that run after each step and each epoch, in this order.
+        backend: gives the model that attacks run on; by default an accelerated copy.
     """
 
     epochs: int
@@ -251,7 +291,7 @@ class Loop:
     backend: AttackBackend = field(default_factory=AcceleratedCopy)
 
     def run(self, method: TrainingMethod, state: State, batches: Batches, until: int | None = None) -> None:
-        """To the end, or to the end of step number `until`."""
+        """Train to the end, or until `until` steps are completed."""
         if self.averaging is not None and state.average is None:
             state.average = self.averaging.init(state.model)
         size = len(batches)
@@ -283,7 +323,7 @@ class Loop:
 
 
 def _images(batches: Batches, state: State) -> Iterator[Tensor]:
-    """Those of the epoch to come, augmented by chance of their own; nothing that training draws from moves."""
+    """Images of the next epoch; a copy of the generator augments them, so that training draws the same numbers."""
     rng = torch.Generator(state.rng.device)
     rng.set_state(state.rng.get_state())
     for batch in batches.rest_of_epoch(state.step, rng):
@@ -291,7 +331,7 @@ def _images(batches: Batches, state: State) -> Iterator[Tensor]:
 
 
 def _finite(terms: Terms, progress: Progress) -> dict[str, float]:
-    """The terms as numbers, in one transfer from the device."""
+    """Return the terms as numbers, with one transfer from the device; raise `NotFinite` if one is not finite."""
     values = dict(zip(terms, torch.stack([term.float() for term in terms.values()]).tolist(), strict=True))
     for name, value in values.items():
         if not math.isfinite(value):

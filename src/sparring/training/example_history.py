@@ -1,4 +1,4 @@
-"""What a model is like on each training example, to be remembered from epoch to epoch."""
+"""Loss and correctness of a model on each training example, recorded from epoch to epoch."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,11 +17,19 @@ from ..records.results import Array
 
 @dataclass(frozen=True, slots=True)
 class ExampleHistory:
-    """Looks at all training examples after every so many epochs, and after the last, by an attack of its own.
+    """Evaluates all training examples after every few epochs and after the last, with an attack of its own.
 
-    It changes nothing of the training. Losses and correctness go to the run folder, some 4 bytes an example and look;
-    their difficulty and what was forgotten, `RunFolder.read_memory` says. Raises `UserError` for an attack that stops
-    once an example is fooled: where it ends, the loss is not the largest.
+    It does not change the training. Losses and correctness are written to the run folder, about 4 bytes per example and
+    evaluation; `RunFolder.read_memory` gives the difficulty of the examples and which were forgotten.
+
+    Args:
+        attack: attack on the training examples. It must not stop once an example is fooled, because the loss at the
+            point where it stops is not the largest.
+        every: number of epochs from one evaluation to the next, at least 1.
+        batch_size: number of examples attacked at a time, at least 1.
+
+    Raises:
+        UserError: when `every` or `batch_size` is below 1, or when `attack` stops once an example is fooled.
     """
 
     attack: Attack
@@ -31,20 +39,20 @@ class ExampleHistory:
     def __post_init__(self) -> None:
         if self.every < 1 or self.batch_size < 1:
             raise UserError(
-                f"one looks every epoch or more seldom, at an example or more at a time, not every {self.every} at "
-                f"{self.batch_size}"
+                f"every = {self.every} and batch_size = {self.batch_size} of a history: both must be at least 1"
             )
         if getattr(self.attack, "patience", None) is not None:
             raise UserError(
-                "examples are remembered by their loss, so the attack must go on when they are fooled: give it "
-                "patience=None"
+                "an example history records the largest loss of each example, so its attack must continue after an "
+                "example is fooled: give the attack patience=None"
             )
 
     def due(self, epoch: int, epochs: int) -> bool:
+        """Return True if the examples are evaluated after this epoch, of `epochs`."""
         return epoch % self.every == 0 or epoch == epochs
 
     def record(self, model: nn.Module, data: LabelledData, backend: AttackBackend, seed: int) -> dict[str, Array]:
-        """`clean_loss`, `adversarial_loss`, `clean_right`, `adversarial_right`, each `[N]`."""
+        """Return `clean_loss`, `adversarial_loss`, `clean_right` and `adversarial_right`, each `[N]`."""
         found: dict[str, list[Tensor]] = {}
         with eval_mode(model), frozen(model):
             for rows in torch.arange(len(data), device=data.y.device).split(self.batch_size):
@@ -53,19 +61,19 @@ class ExampleHistory:
                 with backend(model, x[:8]) as attacked:
                     z = self.attack(CE(attacked, y), x, PerExample(seed, rows))
                 for name, points in (("clean", x), ("adversarial", z)):
-                    loss, right = _told(model, points, y)
+                    loss, right = _loss_and_correctness(model, points, y)
                     found.setdefault(f"{name}_loss", []).append(loss)
                     found.setdefault(f"{name}_right", []).append(right)
         return {name: torch.cat(parts).cpu().numpy() for name, parts in found.items()}
 
 
 def remembering(attack: Attack, every: int = 1) -> ExampleHistory:
-    """By an attack, which goes on to its end when an example is fooled."""
+    """Return an `ExampleHistory` whose attack continues to its last step after an example is fooled."""
     whole: Any = attack
     return ExampleHistory(replace(whole, patience=None) if hasattr(whole, "patience") else whole, every)
 
 
 @torch.no_grad()
-def _told(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _loss_and_correctness(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     logits = model(x).float()
     return F.cross_entropy(logits, y, reduction="none"), ~misclassified(logits, y)

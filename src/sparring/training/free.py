@@ -1,4 +1,4 @@
-"""Free adversarial training: both players move by one gradient. Hence a step of its own."""
+"""Free adversarial training: one gradient updates both weights and perturbation, so it needs its own step."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -28,13 +28,24 @@ from .engine import State
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """Adversarial training for free (https://arxiv.org/abs/1904.12843): every batch is replayed `replays` times.
+    """Free adversarial training: every batch is replayed, and each gradient updates both weights and perturbation.
 
-    Each replay is one forward and one backward pass, whose gradient moves the weights down and the perturbation up, by
-    a step of eps. The perturbation is kept from batch to batch; it begins at 0. A step of training is a batch, hence
-    `replays` updates: epochs are `replays` times fewer. The model is in the mode that its owner left it in throughout.
+    Each replay is one forward and one backward pass. Its gradient minimises the loss over the weights and maximises it
+    over the perturbation, by a step of eps. The perturbation is kept from batch to batch and begins at 0. A step of
+    training is one batch, hence `replays` updates, so `replays` times fewer epochs are needed. The objective needs no
+    inner loss: the attack maximises the outer loss at the adversarial point.
 
-    The objective may have no inner loss of its own: what is raised is what is lowered, at the adversarial point.
+    Args:
+        threat: threat model, the set of allowed perturbations.
+        replays: number of replays of each batch, at least 1.
+        objective: objective whose outer loss is minimised over the weights and maximised over the perturbation.
+        outer_mode: mode of the model during the passes; by default the mode that its owner left it in.
+
+    Raises:
+        UserError: when `threat` is no threat, or when `replays` is below 1.
+
+    References:
+        Free: https://arxiv.org/abs/1904.12843.
     """
 
     threat: Threat
@@ -45,13 +56,15 @@ class Free:
     def __post_init__(self) -> None:
         need_threat(self.threat)
         if self.replays < 1:
-            raise UserError(f"a batch is replayed once or more, not {self.replays} times")
+            raise UserError(f"replays = {self.replays}: a batch must be replayed at least once")
 
     def init(self, data: LabelledData) -> nn.Module:
+        """Return the memory that is kept from step to step."""
         return _Memory(self.objective.init(data))
 
     def step(self, state: State, batch: Batch, progress: Progress, update: Update, backend: AttackBackend) -> Terms:
-        del backend  # the attack needs the gradient of the weights too: there is nothing to be quicker on
+        """Return the terms of the loss, averaged over the replays of `batch`."""
+        del backend  # the same pass gives the gradient of the weights, so an accelerated copy cannot be used
         memory = state.memory
         assert isinstance(memory, _Memory)
         terms: list[Terms] = []
@@ -73,7 +86,7 @@ class Free:
 
 
 class _Memory(nn.Module):
-    """The memory of the objective, and the perturbation, whose size is that of a batch."""
+    """Memory of the objective, and the perturbation, which has the shape of a batch."""
 
     delta: Tensor
 

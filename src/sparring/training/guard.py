@@ -1,8 +1,8 @@
-"""A guard against catastrophic overfitting that acts, and an alarm for robust overfitting that tells.
+"""A guard that acts on catastrophic overfitting, and reports robust overfitting.
 
-Training on examples of a single step can collapse within an epoch: the step goes on fooling the model less and less,
-while an attack of several steps fools it altogether (https://arxiv.org/abs/2001.03994). The guard looks at both on a
-fixed part of the training images.
+Adversarial training with a single-step attack can collapse within an epoch: the single step fools the model less and
+less, while an attack of several steps breaks every example (https://arxiv.org/abs/2001.03994). The guard evaluates both
+on a fixed part of the training images.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -24,33 +24,49 @@ from .engine import Method, State, TrainingMethod
 
 Action = Literal["report", "stop", "rescue"]
 
-_LEAST_FALL = 0.1  # the accuracy of 256 images is known to 0.06; before anything is learned, it jumps about
+_LEAST_FALL = 0.1  # the error of an accuracy over 256 images is 0.06; at the start of training it varies much
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What the guard saw: accuracies under one step and under several, and what the input gradients are like."""
+    """Result of a check: clean accuracy, robust accuracy under FGSM and PGD, and measures of the input gradients."""
 
     clean: float
     fgsm: float
     pgd: float
     cosine: float
-    """The mean cosine of the gradients at an image and at a random point of its set; NaN where no image has one."""
+    """Mean cosine of the gradients at an image and at a random point of its threat set; NaN if no image has one."""
     zeros: float
-    """The share of pixels whose gradient is exactly 0."""
+    """Share of pixels whose gradient is exactly 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Looks at training `checks` times an epoch, on `examples` training images, and acts on an alarm.
+    """Guard against catastrophic overfitting: it evaluates the model during training and acts on an alarm.
 
-    The alarm is that FGSM leaves `gap` more of the images standing than PGD of `steps` steps does, or that PGD leaves
-    fewer than `fall` x what it left at best, and ten points fewer. `action` is "report", "stop" (the last healthy
-    weights are the last ones), or "rescue": training goes back to the last healthy checkpoint and on from there with
-    `rescue` in place of its attack, PGD of 7 steps if left out, for `rescue_epochs`, twice as long each further time.
+    There is an alarm when the robust accuracy under FGSM exceeds that under PGD of `steps` steps by more than `gap`, or
+    when that under PGD is below `fall` times its best so far and more than 0.1 below it. After each epoch the guard
+    also reports robust overfitting: the robust accuracy on the validation (held-out) set is at least `overfitting`
+    below its best, while that on the training images has risen by at least as much since then.
 
-    Each epoch it also tells of robust overfitting: the held-out robust accuracy is `overfitting` below its best, while
-    that on the training images has risen by as much.
+    Args:
+        threat: threat model of FGSM and PGD.
+        action: response to an alarm: "report"; "stop", which keeps the last healthy weights; or "rescue", which returns
+            to the last healthy checkpoint and continues from there with the attack `rescue`.
+        rescue: attack of a rescue, in place of the method's own; None is PGD of 7 steps.
+        rescue_epochs: length of the first rescue in epochs, above 0; each further rescue is twice as long.
+        checks: number of checks per epoch, at least 1.
+        examples: number of training images that are evaluated, at least 1.
+        steps: number of steps of PGD, at least 1.
+        gap: difference between the robust accuracies under FGSM and PGD that is an alarm, in (0, 1).
+        fall: share of the best robust accuracy under PGD below which there is an alarm, in (0, 1).
+        overfitting: change of the robust accuracies that is reported as robust overfitting, in (0, 1).
+
+    Raises:
+        UserError: when `threat` is no threat, or an argument is outside its range.
+
+    References:
+        Catastrophic overfitting: https://arxiv.org/abs/2001.03994.
     """
 
     threat: Threat
@@ -67,43 +83,50 @@ class Guard:
     def __post_init__(self) -> None:
         need_threat(self.threat)
         if self.action not in get_args(Action):
-            raise UserError(f"a guard can {', '.join(get_args(Action))}, not {self.action!r}")
+            raise UserError(f"action = {self.action!r} of a guard is none of {', '.join(get_args(Action))}")
         for name in ("checks", "examples", "steps"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} = {getattr(self, name)} of a guard is not at least 1")
+                raise UserError(f"{name} = {getattr(self, name)} of a guard must be at least 1")
         if not (0 < self.gap < 1 and 0 < self.fall < 1 and 0 < self.overfitting < 1):
-            raise UserError("gap, fall and overfitting of a guard are differences and shares of accuracies, in (0, 1)")
+            raise UserError(
+                "gap, fall and overfitting of a guard must be in (0, 1): differences and shares of accuracies"
+            )
         if self.rescue_epochs <= 0:
-            raise UserError(f"a rescue lasts longer than {self.rescue_epochs:g} epochs")
+            raise UserError(f"rescue_epochs = {self.rescue_epochs:g} of a guard must be above 0")
 
     @property
     def passes(self) -> int:
-        """Forward-backward passes of each image at a check, at most: FGSM, PGD, a random point, and three looks."""
+        """Most forward-backward passes per image in a check: FGSM, PGD, a random point, and three evaluations."""
         return self.steps + 4
 
     def added(self, batch_size: int, steps_per_epoch: int, mean: float) -> float:
-        """The passes that it adds at most, as a share of those of training, which takes `mean` per example and step."""
+        """Most passes that the guard adds, as a share of those of training, which takes `mean` per example and step."""
         return self.checks * self.examples * self.passes / (batch_size * steps_per_epoch * mean)
 
     def due(self, progress: Progress) -> bool:
-        """Whether it looks after this step, besides the end of each epoch."""
+        """Return True if there is a check after this step; there is always one at the end of an epoch."""
         within, size = (progress.step - 1) % progress.steps_per_epoch + 1, progress.steps_per_epoch
         return within * self.checks // size > (within - 1) * self.checks // size
 
     def alarm(self, health: Health, best: float) -> str | None:
-        """Why this is catastrophic overfitting, where PGD left `best` standing at its best; None if it is not."""
+        """Return why `health` is catastrophic overfitting, or None; `best` is the best robust accuracy under PGD."""
         if health.fgsm - health.pgd > self.gap:
-            return f"FGSM leaves {_percent(health.fgsm)} standing, PGD-{self.steps} {_percent(health.pgd)}"
+            return (
+                f"robust accuracy is {_percent(health.fgsm)} under FGSM, {_percent(health.pgd)} under PGD-{self.steps}"
+            )
         if health.pgd < self.fall * best and best - health.pgd > _LEAST_FALL:
-            return f"PGD-{self.steps} leaves {_percent(health.pgd)} standing, after {_percent(best)} before"
+            return (
+                f"robust accuracy under PGD-{self.steps} is {_percent(health.pgd)}, after {_percent(best)} at its best"
+            )
         return None
 
     def rescuer(self) -> Attack:
+        """Return the attack of a rescue."""
         return self.rescue or PGD(self.threat, steps=7, step_size=self.threat.eps / 4)
 
 
 def examine(model: nn.Module, data: TensorData, guard: Guard, backend: AttackBackend, seed: int = 0) -> Health:
-    """How healthy `model` is on these images. Nothing of it changes."""
+    """Return the health of `model` on the images of `data`, without changing the model."""
     x, y, threat = pixels(data.x), data.y, guard.threat
     rng = make_rng(seed, x.device)
     with eval_mode(model), frozen(model), backend(model, x[:8]) as attacked:
@@ -117,8 +140,8 @@ def examine(model: nn.Module, data: TensorData, guard: Guard, backend: AttackBac
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
-    felt = (a != 0).any(1) & (b != 0).any(1)
-    return float(F.cosine_similarity(a[felt], b[felt], dim=1).mean())
+    nonzero = (a != 0).any(1) & (b != 0).any(1)
+    return float(F.cosine_similarity(a[nonzero], b[nonzero], dim=1).mean())
 
 
 def _percent(share: float) -> str:
@@ -126,7 +149,7 @@ def _percent(share: float) -> str:
 
 
 class Alarm(Exception):  # noqa: N818
-    """Training has overfitted catastrophically, and something is to be done."""
+    """Raised at catastrophic overfitting when the guard stops training or begins a rescue."""
 
     def __init__(self, step: int, why: str, health: Health) -> None:
         super().__init__(f"catastrophic overfitting by step {step}: {why}")
@@ -135,25 +158,25 @@ class Alarm(Exception):  # noqa: N818
 
 @dataclass(slots=True)
 class Peak:
-    """The epoch of the best held-out robust accuracy, and the robust accuracy on training images at that time."""
+    """Best robust accuracy on the validation set, and the robust accuracy on training images after the same epoch."""
 
     held_out: float
     training: float
     told: bool = False
-    """Whether robust overfitting since then was reported."""
+    """True once robust overfitting since that epoch was reported."""
 
 
 @dataclass(slots=True)
 class GuardState:
-    """What a guard knows of the training so far. It is stored in the notes of the training state."""
+    """Record of a guard over the training so far, stored in the notes of the training state."""
 
     healthy: int | None = None
-    """The step of the last healthy checkpoint."""
+    """Step of the last healthy checkpoint."""
     best: float = 0.0
-    """The highest accuracy under PGD so far."""
+    """Best robust accuracy under PGD so far."""
     alarmed: bool = False
     until: int = 0
-    """The step at which a rescue ends."""
+    """Step at which a rescue ends."""
     events: list[dict[str, Any]] = field(default_factory=list)
     peak: Peak | None = None
 
@@ -168,14 +191,14 @@ class GuardState:
 
     @property
     def stopped(self) -> str | None:
-        """Why training was stopped, if the last event stopped it."""
+        """Reason why training was stopped, if the last event stopped it."""
         last = self.events[-1] if self.events else {"action": ""}
         return str(last["what"]) if last["action"] == "stopped" else None
 
 
 @dataclass(slots=True)
 class OverfittingMonitor:
-    """Examines a model for a guard. What it knows is part of the training state, so that resuming is exact."""
+    """Evaluates a model for a guard. Its record is part of the training state, so that resuming is exact."""
 
     guard: Guard
     data: TensorData
@@ -186,7 +209,7 @@ class OverfittingMonitor:
         return GuardState.of(state)
 
     def keep_events(self, state: State, events: list[dict[str, Any]]) -> None:
-        """Puts back the events that a state from an earlier checkpoint does not know."""
+        """Restore the events that a state from an earlier checkpoint lacks."""
         kept = GuardState.of(state)
         kept.events = events
         kept.store(state)
@@ -195,7 +218,7 @@ class OverfittingMonitor:
         return examine(model, self.data, self.guard, self.backend, mixed_seed(self.seed, state.step))
 
     def look(self, state: State, progress: Progress) -> tuple[Health, str | None]:
-        """The health now, and an event to report, if there is one. Raises `Alarm` where the guard is to act."""
+        """Return the health of the model and an event to report, if any; raise `Alarm` if the guard must act."""
         del progress
         health, kept = self.examined(state.model, state), GuardState.of(state)
         why, before = self.guard.alarm(health, kept.best), kept.alarmed
@@ -212,7 +235,7 @@ class OverfittingMonitor:
         return health, self._event(state, f"catastrophic overfitting: {why}", "reported", health)
 
     def overfitting(self, state: State, health: Health, held_out: float) -> str | None:
-        """The event of robust overfitting, once for each best epoch."""
+        """Return an event if there is robust overfitting, once for each best epoch."""
         kept, least = GuardState.of(state), self.guard.overfitting
         peak = kept.peak
         if peak is None or held_out > peak.held_out:
@@ -234,7 +257,7 @@ class OverfittingMonitor:
         )
 
     def rescued(self, state: State, alarm: Alarm, steps_per_epoch: int, gone_back: bool) -> str:
-        """Records the rescue that begins at the state."""
+        """Record the rescue that begins at this state, and return the event."""
         kept = GuardState.of(state)
         times = sum(event["action"] == "rescued" for event in kept.events)
         length = max(1, round(self.guard.rescue_epochs * steps_per_epoch * 2**times))
@@ -242,16 +265,17 @@ class OverfittingMonitor:
         kept.store(state)
         return self._event(
             state,
-            f"{alarm}; {_where(state, gone_back)}, and on with {self.guard.rescuer()} for {length} steps",
+            f"{alarm}; {_where(state, gone_back)}, then {self.guard.rescuer()} for {length} steps",
             "rescued",
             alarm.health,
         )
 
     def stopped(self, state: State, alarm: Alarm, gone_back: bool) -> str:
-        return self._event(state, f"{alarm}; {_where(state, gone_back)}, and stopped", "stopped", alarm.health)
+        """Record that training stops, and return the event."""
+        return self._event(state, f"{alarm}; {_where(state, gone_back)}, then stopped", "stopped", alarm.health)
 
     def now(self, method: TrainingMethod, state: State) -> tuple[TrainingMethod, int | None]:
-        """The method of this moment, and the step at which another one takes over."""
+        """Return the method to train with, and the step at which another method takes over, if any."""
         until = GuardState.of(state).until
         if state.step >= until:
             return method, None
@@ -270,5 +294,5 @@ def _where(state: State, gone_back: bool) -> str:
 
 
 def plain(health: Health) -> dict[str, float | None]:
-    """For a row of metrics, where NaN has no place."""
+    """Return the fields for a row of metrics, with None in place of NaN."""
     return {name: value if value == value else None for name, value in asdict(health).items()}

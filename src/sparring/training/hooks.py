@@ -1,4 +1,4 @@
-"""What happens around the steps of a run: held-out evaluation, metrics, checkpoints, a stop that loses nothing."""
+"""Hooks around the steps of a run: validation, metrics, checkpoints, and a stop that loses nothing."""
 
 import math
 import signal
@@ -24,7 +24,11 @@ LOG_EVERY = 10  # steps between two rows of metrics
 
 
 class Interrupted(Exception):  # noqa: N818
-    """Training was asked to stop, and everything is saved."""
+    """Raised when training was asked to stop, after everything is saved.
+
+    Args:
+        step: number of completed steps.
+    """
 
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped after step {step}")
@@ -33,7 +37,17 @@ class Interrupted(Exception):  # noqa: N818
 
 @dataclass(frozen=True, slots=True)
 class TrainingProgress:
-    """What there is to show: after a step, and with `held_out` after an epoch."""
+    """Progress of a training to display, after each step and after each epoch.
+
+    Args:
+        progress: position in training, after the step.
+        terms: terms of the loss of the last step, by name.
+        images_per_second: training images per second since the start of this process.
+        seconds_left: estimated seconds to the end of training.
+        held_out: after an epoch, the accuracies on the validation (held-out) set, empty without such a set; after a
+            step, None.
+        best: after an epoch, True if it is the best so far.
+    """
 
     progress: Progress
     terms: Mapping[str, float]
@@ -45,21 +59,38 @@ class TrainingProgress:
 
 @dataclass(frozen=True, slots=True)
 class Saving:
-    """When checkpoints are written besides the end of each epoch: whichever of the two comes first."""
+    """Times at which checkpoints are written, besides the end of each epoch: when either of the two is due.
+
+    Args:
+        seconds: a checkpoint is due when more seconds than this have passed since the last, at least 0.
+        steps: a checkpoint is due every `steps` steps, at least 1; None counts no steps.
+
+    Raises:
+        UserError: when `seconds` is negative, or `steps` is below 1.
+    """
 
     seconds: float = 300.0
     steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.seconds < 0 or (self.steps is not None and self.steps < 1):
-            raise UserError(f"checkpoints follow after seconds >= 0 and after 1 step or more, not {self}")
+            raise UserError(f"{self}: seconds must be at least 0, and steps at least 1 or None")
 
 
 @dataclass(slots=True)
 class ValidationHook(Hook):
-    """Evaluates on the held-out part after each epoch, and notes in the state which epoch was the best.
+    """Evaluates the model on the validation (held-out) set after each epoch, and records the best epoch in the state.
 
-    Without such a part each epoch counts as better than those before.
+    The best epoch has the highest robust accuracy, and among equals the highest clean accuracy. Without a validation
+    set each epoch counts as better than those before.
+
+    Args:
+        selection: attack under which the robust accuracy is measured.
+        seed: seed of the attack.
+        data: validation set; None has none.
+        backend: gives the model that the attack runs on.
+        latest: accuracies after the last epoch, by name.
+        improved: True if the last epoch is the best so far.
     """
 
     selection: Attack
@@ -82,12 +113,24 @@ class ValidationHook(Hook):
             state.best = {**self.latest, "step": state.step}
 
     def on_stop(self, state: State, progress: Progress) -> None:
-        self.on_epoch(state, progress)  # perhaps nothing was the best yet
+        self.on_epoch(state, progress)  # there may be no best epoch so far
 
 
 @dataclass(slots=True)
 class GuardHook(Hook):
-    """Lets the guard look, and tells of what it saw. `Alarm` passes through to whoever can act on it."""
+    """Runs the checks of a guard, and writes and logs their results.
+
+    An `Alarm` of the guard is not caught here: the caller of the training loop acts on it.
+
+    Args:
+        monitor: evaluates the model for the guard.
+        run: run folder, to which metrics and events are written.
+        checkpoints: checkpoints of the run; the last healthy one is pinned.
+        validation: hook that ran before, with the accuracies on the validation set.
+        log: receives one line per event.
+        images_per_step: number of images in a batch, with all views.
+        steps_per_epoch: number of training steps per epoch.
+    """
 
     monitor: OverfittingMonitor
     run: RunFolder
@@ -100,28 +143,28 @@ class GuardHook(Hook):
     def describe(self, passes: float) -> tuple[str, ...]:
         guard = self.monitor.guard
         added = guard.added(self.images_per_step, self.steps_per_epoch, passes)
-        return (f"the guard looks {guard.checks} times an epoch, which adds up to {100 * added:.3g} % of the passes",)
+        return (f"the guard checks {guard.checks} times an epoch, which adds up to {100 * added:.3g} % of the passes",)
 
     def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None:
         if progress.step % progress.steps_per_epoch and self.monitor.guard.due(progress):
-            self._look(state, progress)
-            self.checkpoints.save(state)  # what a rescue goes back to
+            self._check(state, progress)
+            self.checkpoints.save(state)  # a rescue returns to it
 
     def on_epoch(self, state: State, progress: Progress) -> None:
-        health = self._look(state, progress)
+        health = self._check(state, progress)
         if state.average is not None:  # the held-out accuracy is that of the average
             health = self.monitor.examined(state.average, state)
         if self.validation.latest:
-            self._tell(state, self.monitor.overfitting(state, health, self.validation.latest["robust"]))
+            self._report(state, self.monitor.overfitting(state, health, self.validation.latest["robust"]))
 
-    def _look(self, state: State, progress: Progress) -> Health:
+    def _check(self, state: State, progress: Progress) -> Health:
         health, event = self.monitor.look(state, progress)
         self.checkpoints.pinned = self.monitor.kept(state).healthy
         self.run.add_metrics({"step": progress.step, "epoch": progress.epoch, "guard": plain(health)})
-        self._tell(state, event)
+        self._report(state, event)
         return health
 
-    def _tell(self, state: State, event: str | None) -> None:
+    def _report(self, state: State, event: str | None) -> None:
         if event is not None:
             self.run.set_guard(self.monitor.kept(state).events)
             self.log(event)
@@ -133,7 +176,18 @@ def _rank(scores: Mapping[str, float]) -> tuple[float, float]:
 
 @dataclass(slots=True)
 class MetricsHook(Hook):
-    """Writes metrics and tells whoever shows them."""
+    """Writes metrics to the run folder, and passes the progress on to be displayed.
+
+    Args:
+        run: run folder, to which a row is written every `LOG_EVERY` steps and after each epoch.
+        batch_size: number of training images in a batch, for the images per second.
+        on_progress: called with the progress after each step and each epoch.
+        validation: hook that ran before, with the accuracies on the validation set.
+        board: writer with `add_scalar(name, value, step)`, as of TensorBoard; None writes to none.
+        began: time of `time.monotonic` from which the speed is measured.
+        steps: number of steps since then.
+        terms: terms of the loss of the last step, by name.
+    """
 
     run: RunFolder
     batch_size: int
@@ -149,12 +203,12 @@ class MetricsHook(Hook):
         if progress.step % LOG_EVERY == 0:
             lr, gradient = state.optimizer.param_groups[0]["lr"], gradient_norm(state.model)
             self._write(progress, {"lr": lr, "terms": dict(terms), "gradient": gradient})
-        self.on_progress(self._news(progress))
+        self.on_progress(self._training_progress(progress))
 
     def on_epoch(self, state: State, progress: Progress) -> None:
         latest, improved = dict(self.validation.latest), self.validation.improved
         self._write(progress, {**({"held_out": latest} if latest else {}), "best": improved})
-        self.on_progress(self._news(progress, latest, improved))
+        self.on_progress(self._training_progress(progress, latest, improved))
 
     def _write(self, progress: Progress, row: dict[str, Any]) -> None:
         self.run.add_metrics({"step": progress.step, "epoch": progress.epoch, **row})
@@ -163,7 +217,7 @@ class MetricsHook(Hook):
             for name, value in {**flat, **({"lr": row["lr"]} if "lr" in row else {})}.items():
                 self.board.add_scalar(name, value, progress.step)
 
-    def _news(
+    def _training_progress(
         self, progress: Progress, held_out: Mapping[str, float] | None = None, best: bool = False
     ) -> TrainingProgress:
         per_second = self.steps / max(1e-9, time.monotonic() - self.began)
@@ -172,9 +226,19 @@ class MetricsHook(Hook):
 
 
 def gradient_norm(model: nn.Module) -> float:
-    """The L2 length of the gradient of the last step, over all weights: as the optimiser saw it, clipped if it was.
+    """Return the L2 norm of the gradient of the last step, over all weights.
 
-    The code of https://arxiv.org/abs/2106.01606 logs its square, averaged over an epoch.
+    It is the gradient that the optimiser used, after clipping if there is any. The code of the paper below logs the
+    square of this norm, averaged over an epoch.
+
+    Args:
+        model: model whose parameters still hold their gradients.
+
+    Returns:
+        The norm.
+
+    References:
+        Dong et al.: https://arxiv.org/abs/2106.01606.
     """
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     return float(nn.utils.get_total_norm(grads))
@@ -182,7 +246,15 @@ def gradient_norm(model: nn.Module) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ExampleHistoryHook(Hook):
-    """Writes down what the model is like on each training example."""
+    """Writes the loss and correctness of the model on each training example to the run folder.
+
+    Args:
+        example_history: attack and epochs of the evaluations.
+        run: run folder, to which the results are written.
+        data: training set.
+        backend: gives the model that the attack runs on.
+        seed: seed of the attack.
+    """
 
     example_history: ExampleHistory
     run: RunFolder
@@ -200,18 +272,27 @@ class ExampleHistoryHook(Hook):
         del passes
         often, count = self.example_history.every, len(self.data)
         every = "epoch" if often == 1 else f"{often} epochs"
-        return (f"every {every} all {count:,} training examples are attacked once more, to be remembered: not counted",)
+        return (
+            f"every {every} all {count:,} training examples are attacked once more, for their history: not counted",
+        )
 
 
 @dataclass(slots=True)
 class RefreshHook(Hook):
-    """Refreshes the modules that store what the model makes of its training set, before anything is evaluated."""
+    """Refreshes the modules that store features of the training set, after each epoch and before any evaluation.
+
+    Args:
+        data: training set.
+        run: run folder, to which the metrics and alarms of the modules are written.
+        log: receives a line when an alarm begins.
+        modules: the refreshable modules of the trained model, for their description.
+        alarmed: True if there was an alarm after the last epoch.
+    """
 
     data: LabelledData
     run: RunFolder
     log: Callable[[str], None]
     modules: Sequence[Refreshable]
-    """Those of the model that is trained, to describe them."""
     alarmed: bool = False
 
     def on_epoch(self, state: State, progress: Progress) -> None:
@@ -240,8 +321,16 @@ class RefreshHook(Hook):
 class CheckpointHook(Hook):
     """Writes checkpoints, and stops training once everything is on the disk.
 
-    Never between the last step of an epoch and its evaluation: a run resumed there would skip the evaluation. The
-    best weights follow the checkpoint that knows of them, so that they never run ahead of it.
+    No checkpoint is written between the last step of an epoch and its evaluation, because a run resumed there would
+    skip the evaluation. The best weights are written after the checkpoint that records them, so that they are never
+    newer than it.
+
+    Args:
+        checkpoints: checkpoints of the run.
+        saving: times at which checkpoints are written within an epoch.
+        stop: request to stop, which is read after each step and each epoch.
+        write_best: writes the best weights of a state.
+        saved: time of `time.monotonic` of the last checkpoint.
     """
 
     checkpoints: Checkpoints
@@ -272,7 +361,11 @@ class CheckpointHook(Hook):
 
 @dataclass(slots=True)
 class Stop:
-    """Whether somebody has asked training to stop."""
+    """Request to stop training.
+
+    Args:
+        asked: True once a stop is requested.
+    """
 
     asked: bool = False
 
@@ -286,9 +379,13 @@ def _stops() -> list[signal.Signals]:
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Ctrl-C, SIGTERM and the end of a terminal ask for a stop; a second one insists.
+    """Context in which Ctrl-C, SIGTERM and the end of a terminal request a stop.
 
-    Under nohup, the end of a terminal is ignored as before. Outside the main thread nothing can be asked.
+    A second signal raises `KeyboardInterrupt`. Under nohup, the end of a terminal remains ignored. Outside the main
+    thread no signal is handled.
+
+    Yields:
+        The request, whose `asked` the first signal sets.
     """
     stop = Stop()
 

@@ -1,4 +1,4 @@
-"""Optimisers as values. The learning rate is a schedule of the loop and reaches every parameter group."""
+"""Optimisers as values. The training loop sets the learning rate of every parameter group before each step."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,11 +11,22 @@ from ..core.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class SGD:
-    """Momentum SGD; weight decay 5e-4 suits adversarial training (https://arxiv.org/abs/2010.00467).
+    """SGD with momentum.
 
-    With `decay_vectors=False`, biases and the scales of normalisation layers are not decayed. `centralize` takes the
-    mean out of the decayed gradient of every output, of all weights or of convolutions only (gradient centralisation,
-    https://arxiv.org/abs/2004.01461).
+    Args:
+        momentum: factor of the momentum; 0 is plain SGD.
+        nesterov: use Nesterov momentum, which needs a momentum above 0.
+        weight_decay: coefficient of the weight decay; 5e-4 suits adversarial training.
+        decay_vectors: decay biases and the scales of normalisation layers too.
+        centralize: gradient centralisation, which subtracts the mean from the decayed gradient of every output: of
+            "nothing", of all "weights", or of "convolutions" only.
+
+    Raises:
+        UserError: when `nesterov` is set without a momentum above 0.
+
+    References:
+        Weight decay in adversarial training: https://arxiv.org/abs/2010.00467.
+        Gradient centralisation: https://arxiv.org/abs/2004.01461.
     """
 
     momentum: float = 0.9
@@ -38,7 +49,7 @@ class SGD:
 
 
 class _CentralSGD(torch.optim.SGD):
-    """SGD on gradients without their mean, which is taken out after weight decay, as in the released code."""
+    """SGD on centralised gradients; the mean is subtracted after weight decay, as in the released code."""
 
     def __init__(self, groups: list[dict[str, Any]], least_dimensions: int, **rules: Any) -> None:
         super().__init__(groups, lr=0.0, **rules)
@@ -63,7 +74,16 @@ class _CentralSGD(torch.optim.SGD):
 
 @dataclass(frozen=True, slots=True)
 class Adam:
-    """Adam (https://arxiv.org/abs/1412.6980), torch's defaults; weight decay is added to the gradient."""
+    """Adam with torch's defaults; weight decay is added to the gradient.
+
+    Args:
+        betas: decay rates of the averages of the gradient and of its square.
+        weight_decay: coefficient of the weight decay.
+        decay_vectors: decay biases and the scales of normalisation layers too.
+
+    References:
+        Adam: https://arxiv.org/abs/1412.6980.
+    """
 
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 5e-4
@@ -76,7 +96,16 @@ class Adam:
 
 @dataclass(frozen=True, slots=True)
 class AdamW:
-    """Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101), torch's defaults."""
+    """Adam with decoupled weight decay and torch's defaults.
+
+    Args:
+        betas: decay rates of the averages of the gradient and of its square.
+        weight_decay: coefficient of the weight decay.
+        decay_vectors: decay biases and the scales of normalisation layers too.
+
+    References:
+        AdamW: https://arxiv.org/abs/1711.05101.
+    """
 
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
@@ -88,12 +117,12 @@ class AdamW:
 
 
 def _can_fuse(model: nn.Module) -> bool:
-    """Whether torch has the step in one pass over the memory."""
+    """Return True if torch has a fused optimiser step for the devices and types of all parameters."""
     return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in model.parameters())
 
 
 def _groups(model: nn.Module, weight_decay: float, decay_vectors: bool) -> list[dict[str, Any]]:
-    """Parameters without a dimension, such as the alpha of `SmoothReLU`, are never decayed."""
+    """Parameter groups; scalars, such as the alpha of `SmoothReLU`, are never decayed."""
     wanted = [p for p in model.parameters() if p.requires_grad]
     least = 1 if decay_vectors else 2
     free = [p for p in wanted if p.ndim < least]

@@ -1,4 +1,4 @@
-"""What training will cost, measured on a few steps that are then undone."""
+"""Cost of a training, measured on a few steps that are then undone."""
 
 import copy
 import time
@@ -20,15 +20,15 @@ from .engine import STAGES, Batches, Method, State, TrainingMethod
 
 @dataclass(frozen=True, slots=True)
 class StepProfile:
-    """How fast training goes at its present stage; passes are per example and step."""
+    """Speed of training at its present stage; passes are per example and step."""
 
     images_per_second: float
     in_attack: float
-    """The share of the time that the attack takes, 0 to 1."""
+    """Share of the time that the attack takes, 0 to 1."""
     forward: float
     backward: float
     mean: float | None
-    """Forward-backward passes per example and step over the whole of training, if it goes on at another cost."""
+    """Mean forward-backward passes per example and step over the whole training; None if they equal those of a step."""
     seconds_left: float
 
     def __str__(self) -> str:
@@ -51,10 +51,10 @@ def measure(
     backend: AttackBackend,
     trace: Path | None = None,
 ) -> StepProfile:
-    """Takes two steps from where `state` stands, the second on the clock, and puts everything back.
+    """Take two steps from `state`, time the second, and restore the state.
 
-    With `trace`, a folder, a third goes under torch's profiler: `profile.json` opens in a Chrome tracing viewer,
-    `profile.txt` says which stage and which operation takes how long.
+    With `trace`, a folder, a third step runs under torch's profiler: `profile.json` opens in a Chrome tracing viewer,
+    `profile.txt` lists the time of each stage and operation.
     """
     progress = Progress(state.step, len(batches), epochs)
     timed, clock = _timed(method, progress)
@@ -94,7 +94,7 @@ def measure(
 
 
 def _costs(method: TrainingMethod, update: Update | Schedule[Update], progress: Progress) -> tuple[float, float]:
-    """The passes of a step, over the whole of training and now; of methods that no toy can take, a 1 for each."""
+    """Passes per step, averaged over the whole training and at `progress`; 1 and 1 if no toy model fits the method."""
     try:
         whole = cost(method, update, progress.epochs, progress.steps_per_epoch).both
         return whole, cost_now(method, update, progress).both
@@ -103,7 +103,7 @@ def _costs(method: TrainingMethod, update: Update | Schedule[Update], progress: 
 
 
 def _timed(method: TrainingMethod, progress: Progress) -> "tuple[TrainingMethod, _Timed]":
-    """The method with its attack on a clock, if it has one of its own."""
+    """Return the method with a timed attack, and the timer, which stays at 0 for a method without an attack."""
     if not isinstance(method, Method):
         return method, _Timed(None)
     clock = _Timed(at(method.attack, progress))
@@ -112,7 +112,7 @@ def _timed(method: TrainingMethod, progress: Progress) -> "tuple[TrainingMethod,
 
 @dataclass(slots=True)
 class _Timed:
-    """An attack, and how long it took."""
+    """An attack that adds up the seconds it takes."""
 
     attack: Attack | None
     seconds: float = 0.0
@@ -127,7 +127,7 @@ class _Timed:
 
 @contextmanager
 def _undone(state: State) -> Generator[None]:
-    """Afterwards the state is as it was, to the bit, torch's own generators included."""
+    """Restore the state on exit, bit for bit, with torch's own generators."""
     weights = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     rest = copy.deepcopy(state.state_dict())
     try:

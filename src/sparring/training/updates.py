@@ -1,4 +1,4 @@
-"""How the weights move. An update may evaluate the closure as often as it likes."""
+"""Updates of the weights. An update may evaluate the closure as often as it needs."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -16,7 +16,11 @@ _TINY = 1e-20
 
 @dataclass(frozen=True, slots=True)
 class GradientStep:
-    """One step of the optimiser along the gradient, clipped to length `max_norm` if that is given."""
+    """One step of the optimiser along the gradient of the loss.
+
+    Args:
+        max_norm: L2 norm to which the gradient is clipped; None does not clip.
+    """
 
     max_norm: float | None = None
 
@@ -32,15 +36,25 @@ class GradientStep:
 
 @dataclass(frozen=True, slots=True)
 class AWP:
-    """Adversarial weight perturbation, of any objective (https://arxiv.org/abs/2004.05884).
+    """Adversarial weight perturbation (AWP), for any objective.
 
-    Every weight of two dimensions or more is moved up the loss by `gamma` x its own length, layer by layer; there the
-    gradient is taken and the optimiser steps, weight decay and momentum included; then the move is taken back. `gamma`
-    is 0.01 for AT and 0.005 for TRADES, which the paper begins after 10 epochs:
-    `PiecewiseConstant(((0, GradientStep()), (10, AWP(0.005))))`. The pass that finds the direction does not move the
-    statistics of batch norm. It costs one evaluation of the closure more than `GradientStep`.
+    Every weight tensor of two dimensions or more is perturbed along the gradient that increases the loss, by `gamma`
+    times its own norm, layer by layer. The gradient is computed at the perturbed weights and the optimiser takes its
+    step there, weight decay and momentum included; then the perturbation is subtracted. The pass that computes the
+    perturbation does not change the statistics of batch norm. AWP costs one evaluation of the closure more than
+    `GradientStep`.
 
-    Raises `UserError` for a model without such weights.
+    Args:
+        gamma: norm of the perturbation relative to the norm of the weight, above 0. The paper takes 0.01 for AT, and
+            0.005 for TRADES, which it begins after 10 epochs:
+            `PiecewiseConstant(((0, GradientStep()), (10, AWP(0.005))))`.
+        max_norm: L2 norm to which the gradient of the step is clipped; None does not clip.
+
+    Raises:
+        UserError: when `gamma` is not above 0, or when the model trains no weight of two dimensions or more.
+
+    References:
+        AWP: https://arxiv.org/abs/2004.05884.
     """
 
     gamma: float = 0.01
@@ -54,7 +68,7 @@ class AWP:
         weights = [p for n, p in model.named_parameters() if p.ndim > 1 and n.endswith("weight") and p.requires_grad]
         if not weights:
             raise UserError(
-                f"weight perturbation moves weights of two dimensions or more, and {type(model).__name__} trains "
+                f"weight perturbation needs weights of two dimensions or more, and {type(model).__name__} trains "
                 "none: use GradientStep()"
             )
         with statistics_kept(model):
@@ -66,7 +80,7 @@ class AWP:
 
 @contextmanager
 def _moved(weights: list[nn.Parameter], grads: tuple[Tensor | None, ...], gamma: float) -> Generator[None]:
-    """The weights are up the gradient, each by `gamma` x its length; afterwards the move is taken back."""
+    """Move each weight along its gradient by `gamma` times its norm, and undo the moves on exit."""
     moves = [_move(w.detach(), g, gamma) for w, g in zip(weights, grads, strict=True)]
     with torch.no_grad():
         for w, move in zip(weights, moves, strict=True):
