@@ -48,7 +48,7 @@ def _candidate(model: nn.Module, few: Tensor, layers: tuple[str, ...]) -> tuple[
 
 
 def not_passing(model: nn.Module, few: Tensor, layers: tuple[str, ...]) -> str | None:
-    """Return the reason why no ReLU passes gradients through although the network has ReLUs; None if one does, or none exists."""
+    """Return the reason why no ReLU passes gradients through in a network that has ReLUs; None if there is none."""
     name, runs = _candidate(model, few, layers)
     if runs == 1:
         return None
