@@ -122,9 +122,7 @@ def test_shots_are_drawn_evenly_and_from_all_classes():
     assert torch.equal(shots(data, 9, 1).x, shots(data, 9, 1).x)
     assert not torch.equal(shots(data, 9, 1).x, shots(data, 9, 2).x)
     for count in (2, 74):
-        with pytest.raises(
-            UserError, match=f"count = {count} images of 3 classes: take 3 to 73, at least one of each"
-        ):
+        with pytest.raises(UserError, match=f"count = {count} images of 3 classes: take 3 to 73, at least one of each"):
             shots(data, count, 0)
 
 

@@ -105,7 +105,7 @@ class _Bench:
         return {"wide": self.train(activation, width=wide), "deep": self.train(activation, depth=2)}
 
     def surgery(self, attacker: bool, update: bool, strong: bool = False) -> Recipe:
-        """Return a recipe for a ReLU network with the gradient of a softplus in the attack, in the update or in both."""
+        """Return a recipe for a ReLU network with the gradient of a softplus in the attack, the update or both."""
         recipe, smooth = self.train(strong=strong), SmoothBackward(10.0)
         inner: ModelMode = ComposedMode((eval_mode, smooth)) if attacker else eval_mode
         assert isinstance(recipe.method, Method)
@@ -186,7 +186,7 @@ _CLAIMS = (
         lambda cells: _least(cells, tuple(_SMOOTH)),
     ),
     Claim(
-        "ELU, which is not smooth at a = 2, is less robust than CELU, which is.",
+        "With a = 2, ELU, which is not smooth, is less robust than CELU, which is smooth.",
         "robust accuracy (worst) of CELU, less that of ELU, is above 0",
         lambda cells: _less(cells, "CELU, a = 2", "ELU, a = 2"),
     ),

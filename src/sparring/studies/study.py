@@ -152,6 +152,7 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Findings:
     """Results of a study: the table, the verdicts, the flags of every example, further numbers, and training curves."""
+
     study: Study
     adversaries: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -197,9 +198,7 @@ def aggregate(study: Study, runs: Runs) -> Findings:
 
 def _numbers(numbers: Callable[[Runs], Mapping[tuple[str, str], Array]], runs: Runs) -> Mapping[tuple[str, str], Array]:
     folder = next(iter(runs.values())).path.parent
-    with reading(
-        folder, "an analysis of a run is damaged or from another version: delete it and repeat the command"
-    ):
+    with reading(folder, "an analysis of a run is damaged or from another version: delete it and repeat the command"):
         return numbers(runs)
 
 
@@ -217,7 +216,7 @@ def _estimate(seen: Cells, replicas: Resampled, statistic: Statistic) -> tuple[f
 
 
 def _flags(study: Study, runs: Runs) -> dict[Cell, Array]:
-    """Return which examples are classified correctly, `[S, N]`, by arm, weights and adversary, the worst case included."""
+    """Return which examples are classified correctly, `[S, N]`, by arm, weights and adversary (and the worst case)."""
     found: dict[Cell, list[Array]] = {}
     for arm in study.arms:
         for seed in range(study.seeds):

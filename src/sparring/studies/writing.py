@@ -174,7 +174,7 @@ def _markdown(findings: Findings, scale: str) -> list[str]:
 
 
 def _numbers(findings: Findings) -> list[str]:
-    """Return tables of numbers that are not accuracies on the test images: one for trainings, one for groups of them."""
+    """Return tables of numbers that are not accuracies on the test images: for trainings, and for groups of them."""
     estimates = findings.estimates
     arms = [row.arm for row in findings.rows]
     groups = [name for name in dict.fromkeys(owner for owner, _ in estimates) if name not in arms]

@@ -67,7 +67,6 @@ class Information:
     tolerated: float
     rise: float | None
 
-
     def plain(self) -> dict[str, Any]:
         """Return the mean and median of each measure with 95 % bootstrap intervals over images."""
         figures = {

@@ -42,7 +42,6 @@ class Reading:
     robust: Accuracy
     defense_success_rate: Accuracy
 
-
     def plain(self) -> dict[str, Any]:
         return {
             "clean": self.clean.plain(),
