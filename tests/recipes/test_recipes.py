@@ -238,7 +238,7 @@ def test_a_derived_recipe_changes_what_it_says_and_nothing_else():
         ({"benign": 0}, "whole steps, at least one each, not \\[0, 4, 1\\]"),
         ({"slot": 0}, "whole steps, at least one each"),
         ({"single": 1.5}, "whole steps, at least one each"),
-        ({"order": "bxm"}, "order = 'bxm' is not made of b .benign., s .single step. and m"),
+        ({"order": "bxm"}, "order = 'bxm' must consist of b .benign., s .single step. and m"),
         ({"order": ""}, "order = '' is not made of"),
         ({"reading": "loud"}, "reading = 'loud' is not one of pure, mixed, mixup"),
         ({"reading": "mixed", "clean": 1.0}, "sum to 1, and clean = 1 is not"),

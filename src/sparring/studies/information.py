@@ -179,10 +179,10 @@ def _remarks(scale: str, world: World) -> tuple[str, ...]:
         "twice, and tested on 300; digits are scikit-learn's, stretched from 8x8. The distance of a task from the "
         "net's own task is Task2Vec's, in the net with eps 0.",
         "Inversion: 48 images, 400 steps of normalised gradients from grey with noise; similarity is the median SSIM. "
-        "*Agreement*: a deeper natural net predicts the same class for the rebuilt image. Ways of inverting use the net "
-        f"with eps {_MIDDLE:g}; *annealed* goes through eps {_MOST:g}, {_MIDDLE:g} and 0.75, in as many steps in total, "
-        "and uses the representations of all three; *two nets* (eps 0.75 and 1.5) take twice the passes; *two layers* "
-        "give more information than one. A prior describes images in general, not this net.",
+        "*Agreement*: a deeper natural net predicts the same class for the rebuilt image. Ways of inverting use the "
+        f"net with eps {_MIDDLE:g}; *annealed* goes through eps {_MOST:g}, {_MIDDLE:g} and 0.75, in as many steps in "
+        "total, and uses the representations of all three; *two nets* (eps 0.75 and 1.5) take twice the passes; *two "
+        "layers* give more information than one. A prior describes images in general, not this net.",
         "The setting was tried on one other seed, and much the same images: a net whose features were a hidden layer "
         "of 64 numbers was hardly inverted at any eps (similarity 0.1 to 0.2).",
     )

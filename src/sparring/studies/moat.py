@@ -78,7 +78,10 @@ class _Bench:
         return replace(recipe, method=steps, lr=Cyclic(peak, top=0.4), update=GradientStep(max_norm=1.0))
 
     def staged(self, order: str = "bsm", slots: float = 1.0, reading: Reading = "pure") -> Recipe:
-        """Return a recipe with stages. A period is an epoch times `slots`, less omitted stages; training ends with one."""
+        """Return a recipe with stages. A period is an epoch times `slots`, less omitted stages.
+
+        Training ends with a period.
+        """
         stages = {"b": 1, "s": 4, "m": 1}
         period = slots * sum(stages[letter] for letter in order) / 6
         return self.train(moat(self.threat, stages, order, period, None, 7, self.threat.eps / 4, reading))

@@ -294,7 +294,7 @@ def _more(arm: str, other: str, under: str = WORST) -> Callable[[Cells], Array]:
 
 
 def _hardened(name: str) -> Callable[[Cells], Array]:
-    """Return a statistic: the smaller of the gain less its lower bound and the upper bound less the loss of accuracy."""
+    """Return a statistic: the smaller of the gain less its lower bound and the upper bound less the loss."""
 
     def margin(cells: Cells) -> Array:
         gain = _rate(cells, f"{name} + SAT") - _rate(cells, name, which="best")

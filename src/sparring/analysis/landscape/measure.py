@@ -125,8 +125,8 @@ def measure_landscape(
     """
     if points < 1 or resolution < 2 or batch_size < 1:
         raise UserError(
-            f"points = {points}, resolution = {resolution}, batch_size = {batch_size}: points and batch_size must be at "
-            "least 1, resolution at least 2"
+            f"points = {points}, resolution = {resolution}, batch_size = {batch_size}: points and batch_size must be "
+            "at least 1, resolution at least 2"
         )
     wide = copy.deepcopy(model).double()
     found: dict[str, list[Tensor]] = {name: [] for name in MEANINGS}
