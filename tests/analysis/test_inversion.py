@@ -290,9 +290,9 @@ def test_what_cannot_be_inverted_is_refused():
         invert(net, torch.tensor([0.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4))
     with pytest.raises(UserError, match="in training mode"):
         invert(toy_net(), X, Inverter(layers=("3",)))
-    with pytest.raises(UserError, match="at least one step, not 0"):
+    with pytest.raises(UserError, match="steps = 0 must be at least 1"):
         Inverter(steps=0)
-    with pytest.raises(UserError, match="cannot go on from another net"):
+    with pytest.raises(UserError, match="cannot continue from the image of another model"):
         annealed([net, net], X, Inverter(search=ParametrizedSearch("network", 2)))
     with pytest.raises(UserError, match="by = 'oil'"):
         ParametrizedSearch("oil")

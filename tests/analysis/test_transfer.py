@@ -141,7 +141,7 @@ def test_tasks_that_cannot_be_fitted_are_refused():
         measure_transfer(bare, data, data, Tuning("norms"))
     with pytest.raises(UserError, match="mode = 'body' is not one of head, norms, block, all"):
         Tuning("body")
-    with pytest.raises(UserError, match="an epoch at least, batches of two"):
+    with pytest.raises(UserError, match="epochs must be at least 1"):
         Tuning(epochs=0)
 
 
@@ -210,7 +210,7 @@ def test_runs_are_transferred_from_the_shell(runs, capsys, tmp_path):
     [
         ([], "no task is named: give --to digits"),
         (["--to", "digit"], "no data called 'digit': did you mean digits"),
-        (["--to", "digits", "--seeds", "0"], "with some shots and a seed"),
+        (["--to", "digits", "--seeds", "0"], "give at least one task, one number of images and one seed"),
         (["--to", "digits", "--shots", "5"], "count = 5 images of 10 classes"),
         (["--to", "digits+classes=5-19"], "are chosen of those numbered 0 to 9"),
     ],

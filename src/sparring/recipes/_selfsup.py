@@ -16,7 +16,7 @@ from ._common import select_by_pgd
 
 
 def as_released(threat: Linf, unit: float) -> PGD:
-    """Return PGD with steps of `unit` / 6: ten where eps is `unit`, proportionally more where it is larger (20 at twice)."""
+    """Return PGD with steps of `unit` / 6: ten where eps is `unit`, and proportionally more where it is larger."""
     return PGD(threat, max(1, round(10 * threat.eps / unit)), unit / 6)
 
 

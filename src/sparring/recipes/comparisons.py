@@ -89,9 +89,9 @@ def cifar10_prn18_trades_awp(eps: float = 8 / 255, beta: float = 6.0, gamma: flo
 def cifar10_prn18_swa(eps: float = 8 / 255, start: int = 55, craft: Craft = "eval") -> Recipe:
     """PGD-10 AT with averaged weights (SWA) of PreActResNet-18 on CIFAR-10, 200 epochs (untested here: no data).
 
-    https://openreview.net/forum?id=qZzy5urZw9, without its distillation: weights averaged over epochs after 55, the rate
-    divided by 10 at epochs 50 and 150. The net is that of its code (VITA-Group/Alleviate-Robust-Overfitting). Crafting
-    is in eval mode here, in training mode in that code (`craft="train"`).
+    https://openreview.net/forum?id=qZzy5urZw9, without its distillation: weights averaged over all epochs after 55, the
+    rate divided by 10 at epochs 50 and 150. The net is that of its code (VITA-Group/Alleviate-Robust-Overfitting).
+    Crafting is in eval mode here, in training mode in that code (`craft="train"`).
     """
     return crafted(replace(_long(eps), lr=MultiStep(0.1, (50, 150)), averaging=SWA(start)), craft)
 

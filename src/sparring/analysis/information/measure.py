@@ -144,7 +144,7 @@ def measure_information(
         if number < least:
             raise UserError(f"{name} = {number} is below {least}")
     if tolerated <= 0:
-        raise UserError(f"tolerated = {tolerated:g} must be above 0: without noise, all information is kept")
+        raise UserError(f"tolerated = {tolerated:g} is not above 0: without noise, all information is kept")
     refuse_coupling(model)
     read = Layers(model, (layer,))
     raw, relative = weights.exact(model, training, batch_size)

@@ -82,7 +82,7 @@ class Inverter:
         if self.steps < 1:
             raise UserError(f"steps = {self.steps} must be at least 1")
         if self.smooth < 0:
-            raise UserError(f"smooth = {self.smooth:g} must not be below 0: it would reward rough images")
+            raise UserError(f"smooth = {self.smooth:g} is below 0: it would reward rough images")
 
     def matched(
         self, models: Sequence[nn.Module], targets: Sequence[tuple[Tensor, ...]], start: Tensor, rng: PerExample
