@@ -263,11 +263,11 @@ def effective_information(
 ) -> Effective:
     """Measure how much a representation keeps of an image when its weights are as noisy as the task tolerates.
 
-    The noise on the weights before `layer` is N(0, S), with S = b (F + b / w²)⁻¹ for each weight. It minimises 1/2 tr(F
-    S) + b KL(N(0, S), N(0, w²)), with F the diagonal of the Fisher information on `training` and b = 2 x `tolerated` /
-    number of weights. To second order, predictions then change by at most `tolerated` nats; `rise` is their measured
-    change, because the second order is an approximation. The noise of a weight is never larger than the weight, and no
-    scale of a weight or of the representation changes the result.
+    The noise on the weights before `layer` is N(0, S), with S = b (F + b / w²)⁻¹ for each weight. It minimises
+    1/2 tr(F S) + b KL(N(0, S), N(0, w²)), with F the diagonal of the Fisher information on `training` and
+    b = 2 x `tolerated` / number of weights. To second order, predictions then change by at most `tolerated` nats;
+    `rise` is their measured change, because the second order is an approximation. The noise of a weight is never
+    larger than the weight, and no scale of a weight or of the representation changes the result.
 
     Around an image, the representation is then N(f(x), M), M = J_w S J_wᵀ, and its Fisher information about the image
     is F_z = Jᵀ M⁺ J.

@@ -25,7 +25,7 @@ from .stability import LENGTHS, Stability, losses, measure_stability
 
 @dataclass(frozen=True, slots=True)
 class Memorization:
-    """What a network memorized, how stable its losses are, and how complex it is.
+    """Measurements of what a network memorized, of the stability of its losses, and of its complexity.
 
     `accuracy` is by (part, under): part "train", with the labels that were trained on, or "test"; under "clean" or
     "robust". `fitted` is the accuracy, clean and robust, on training examples whose label was changed, with the given
