@@ -381,9 +381,9 @@ def test_what_is_not_of_one_image_is_refused():
     with pytest.raises(UserError, match="count = 0 is below 1"):
         measure_information(model, DATA, DATA, count=0)
     assert "effective information" not in measure_information(model, DATA, DATA, jacobian_examples=0).values
-    with pytest.raises(UserError, match="no images to look at"):
+    with pytest.raises(UserError, match="the data set has no images"):
         weights.exact(model, DATA[:0])
-    with pytest.raises(UserError, match="40 images are no batch of 64"):
+    with pytest.raises(UserError, match="batch_size = 64 and draws = 1"):
         weights.from_batches(model, DATA, 64)
 
 

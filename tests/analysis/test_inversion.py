@@ -194,7 +194,7 @@ def test_features_are_raised_and_images_joined():
     middle = (X[:2] + X[2:4]) / 2
     for i, image in enumerate((X[:2], middle, X[2:4])):
         assert float((between[:, i] - image).abs().max()) < 0.05
-    with pytest.raises(UserError, match=r"gives numbers 0 to 15, not \[16\]"):
+    with pytest.raises(UserError, match=r"coordinates = \[16\] must lie between 0 and 15"):
         visualised(net, torch.tensor([16]), start[:1])
 
 
@@ -290,9 +290,9 @@ def test_what_cannot_be_inverted_is_refused():
         invert(net, torch.tensor([0.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4))
     with pytest.raises(UserError, match="in training mode"):
         invert(toy_net(), X, Inverter(layers=("3",)))
-    with pytest.raises(UserError, match="at least one step, not 0"):
+    with pytest.raises(UserError, match="steps = 0 must be at least 1"):
         Inverter(steps=0)
-    with pytest.raises(UserError, match="cannot go on from another net"):
+    with pytest.raises(UserError, match="cannot continue from the image of another model"):
         annealed([net, net], X, Inverter(search=ParametrizedSearch("network", 2)))
     with pytest.raises(UserError, match="by = 'oil'"):
         ParametrizedSearch("oil")
@@ -337,7 +337,7 @@ def test_runs_are_inverted_from_the_shell(runs, capsys):
     assert "is inverted itself: a judge takes no part" in capsys.readouterr().err
     for args, message in (
         (["--features", "2", "--examples", "3"], "joins two pairs of images: give --examples 4"),
-        (["--features", "999", "--examples", "4"], "999 of 8 features are to be raised"),
+        (["--features", "999", "--examples", "4"], "features = 999 needs a layer"),
         (["--features", "-1"], "--features -1 is below 0"),
         (["--smooth", "-1"], "smooth = -1 is below 0"),
         (["--reference-run", "nowhere"], "nowhere is no run folder"),

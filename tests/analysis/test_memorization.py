@@ -113,7 +113,7 @@ def test_what_does_not_compare_is_said(runs, tmp_path, capsys):
     strange = fit(replace(recipe, alterations=(LabelNoise(0.3),), epochs=1), tmp_path / "strange")
     given = ["--weights", "last", "--examples", "10", "--jacobian-examples", "2", "--steps", "1"]
     assert shell(["analyze", str(run.path), "memorization", "--compare-with", str(strange.path), *given]) == 2
-    assert "trained on other examples or labels" in capsys.readouterr().err
+    assert "trained on different examples or labels" in capsys.readouterr().err
 
 
 def test_bad_input_from_the_shell_has_its_sentence(runs, tmp_path, capsys):

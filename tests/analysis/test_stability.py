@@ -94,7 +94,7 @@ def test_change_and_cosine_are_those_of_the_definition():
         "weights moved by length x (+ gradient / |gradient|)",
         "weights moved by length x (- gradient / |gradient|)",
     }
-    with pytest.raises(UserError, match="lengths above 0"):
+    with pytest.raises(UserError, match="all must be above 0"):
         measure_stability(model, DATA, methods, lengths=(0.0,))
 
 

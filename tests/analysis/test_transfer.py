@@ -122,9 +122,7 @@ def test_shots_are_drawn_evenly_and_from_all_classes():
     assert torch.equal(shots(data, 9, 1).x, shots(data, 9, 1).x)
     assert not torch.equal(shots(data, 9, 1).x, shots(data, 9, 2).x)
     for count in (2, 74):
-        with pytest.raises(
-            UserError, match=f"{count} images of 3 classes are asked for: take 3 to 73, at least one of each"
-        ):
+        with pytest.raises(UserError, match=f"count = {count} images of 3 classes: take 3 to 73, at least one of each"):
             shots(data, count, 0)
 
 
@@ -139,11 +137,11 @@ def test_tasks_that_cannot_be_fitted_are_refused():
     with pytest.raises(UserError, match="does not say what its features are"):
         measure_transfer(toy_net().eval(), data, data)
     bare = small_cnn(3, (1, 4, 4), width=2).eval()
-    with pytest.raises(UserError, match="no batch norm, which mode norms would fit"):
+    with pytest.raises(UserError, match="trains batch norm, which this model does not have"):
         measure_transfer(bare, data, data, Tuning("norms"))
     with pytest.raises(UserError, match="mode = 'body' is not one of head, norms, block, all"):
         Tuning("body")
-    with pytest.raises(UserError, match="an epoch at least, batches of two"):
+    with pytest.raises(UserError, match="epochs must be at least 1"):
         Tuning(epochs=0)
 
 
@@ -212,8 +210,8 @@ def test_runs_are_transferred_from_the_shell(runs, capsys, tmp_path):
     [
         ([], "no task is named: give --to digits"),
         (["--to", "digit"], "no data called 'digit': did you mean digits"),
-        (["--to", "digits", "--seeds", "0"], "with some shots and a seed"),
-        (["--to", "digits", "--shots", "5"], "5 images of 10 classes are asked for"),
+        (["--to", "digits", "--seeds", "0"], "give at least one task, one number of images and one seed"),
+        (["--to", "digits", "--shots", "5"], "count = 5 images of 10 classes"),
         (["--to", "digits+classes=5-19"], "are chosen of those numbered 0 to 9"),
     ],
 )

@@ -211,7 +211,7 @@ def test_the_bound_never_exceeds_the_logarithm_of_the_number_of_images():
 
 
 def test_two_halves_need_two_pairs_each():
-    with pytest.raises(UserError, match="two halves"):
+    with pytest.raises(UserError, match="at least 4 pairs"):
         mutual_information(normal(3, 4), normal(3, 4))
 
 

@@ -238,8 +238,8 @@ def test_a_derived_recipe_changes_what_it_says_and_nothing_else():
         ({"benign": 0}, "whole steps, at least one each, not \\[0, 4, 1\\]"),
         ({"slot": 0}, "whole steps, at least one each"),
         ({"single": 1.5}, "whole steps, at least one each"),
-        ({"order": "bxm"}, "order = 'bxm' is not made of b .benign., s .single step. and m"),
-        ({"order": ""}, "order = '' is not made of"),
+        ({"order": "bxm"}, "order = 'bxm' must consist of b .benign., s .single step. and m"),
+        ({"order": ""}, "order = '' must consist of"),
         ({"reading": "loud"}, "reading = 'loud' is not one of pure, mixed, mixup"),
         ({"reading": "mixed", "clean": 1.0}, "sum to 1, and clean = 1 is not"),
         ({"reading": "mixup", "alpha": 0.0}, "alpha = 0 of mixup is not above 0"),
@@ -288,8 +288,8 @@ def test_the_l2_recipe_follows_the_robustness_library_in_what_it_says_and_claims
     recipe, text = find("cifar10_rn18_l2")(), " ".join(entries()["cifar10_rn18_l2"].text.split())
     assert recipe.method.attack == PGD(L2(0.5), steps=7, start=CleanStart())
     assert recipe.augment == (Crop(4, "constant"), Flip(), Jitter(0.25, 0.25, 0.25, p=1.0))
-    assert "not with all of its defaults" in text
-    assert all(word in text for word in ("turns images", "of the highest", "ResNet-50"))
+    assert "not all of its defaults" in text
+    assert all(word in text for word in ("rotates images", "of the highest", "ResNet-50"))
 
 
 def test_temporal_ensembling_has_the_weight_of_the_released_code_on_each_data_set():

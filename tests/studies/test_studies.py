@@ -195,7 +195,7 @@ def test_what_is_set_apart_is_shown_where_it_was_done_and_does_not_count(tiny, t
     rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
     assert [(row["arm"], row["difference"]) for row in rows if row["adversary"] == "far"] == [("other", "")] * 2
     text = (tmp_path / "table.md").read_text()
-    assert "stands under every attack but far." in text
+    assert "is robust to every attack but far." in text
     assert json.loads((tmp_path / "study.json").read_text())["arms"]["other"]["by_seed"]["last"]["far"]
 
 

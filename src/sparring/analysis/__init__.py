@@ -1,4 +1,4 @@
-"""Why a model is as robust as it is."""
+"""Measurements that help to explain why a model is as robust as it is."""
 
 from .information.measure import Information, effective_information, measure_information
 from .inversion.measure import Inversion, Inverter, annealed, interpolated, invert, measure_inversion, visualised
@@ -17,7 +17,7 @@ from .representation.measure import (
 from .transfer.measure import Mode, Transferred, Tuning, measure_transfer, shots, task_distance, task_embedding
 
 PHASES = ("first third", "second third", "last third")
-"""Of training, in which the length of the gradient is averaged."""
+"""Parts of training in each of which the length of the gradient is averaged."""
 
 __all__ = [
     "PHASES",

@@ -1,4 +1,4 @@
-"""Runs that are subject into, loaded."""
+"""Runs that are analyzed, loaded from their folders."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..runs.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class AnalyzedRun:
-    """A run that was trained, on a device: its recipe, the model, and images of both parts."""
+    """A trained run on a device: its recipe, its model, its training set and its test images."""
 
     run: RunFolder
     recipe: Recipe
@@ -27,18 +27,18 @@ class AnalyzedRun:
     test: TensorData
 
     def check_alike(self, other: "AnalyzedRun") -> None:
-        """Raises `UserError` for runs on other training examples or labels: they cannot agree on which are hard."""
+        """Raise `UserError` for runs with different training examples or labels, whose losses cannot be compared."""
         if not torch.equal(fingerprint(self.training.data), fingerprint(other.training.data)):
             raise UserError(
-                "the two runs were trained on other examples or labels, so it cannot be said whether they find the "
-                "same examples hard: look at each by itself"
+                "the two runs were trained on different examples or labels, so it cannot be measured whether the same "
+                "examples are hard for both: analyze each run by itself"
             )
 
 
 def open_run(path: Path, weights: str, examples: int, device: str) -> AnalyzedRun:
-    """The first `examples` test images, and the training set as the run altered it.
+    """Load a run with the first `examples` test images and the training set as the run altered it.
 
-    Raises `UserError` for what is no run folder, or was not trained yet.
+    Raises `UserError` if the path is no run folder, or the run has no such weights yet.
     """
     if not path.is_dir():
         raise UserError(f"{path} is no run folder")
@@ -55,7 +55,7 @@ def open_run(path: Path, weights: str, examples: int, device: str) -> AnalyzedRu
 
 
 def open_last(run: RunFolder, examples: int, device: str) -> tuple[AnalyzedRun, Threat]:
-    """What a study looks at after a training: the last weights, and the threat of the evaluation."""
+    """Load a run of a study with its last weights, and return it with the threat of its evaluation."""
     subject = open_run(run.path, "last", examples, device)
     threat = threat_of(dict(subject.recipe.evaluation.adversaries))
     assert threat is not None

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A recipe that can be had: its name, the first line of its docstring, and the whole."""
+    """Name and description of a recipe.
+
+    Args:
+        name: Name of the recipe.
+        module: Name of the module of this package that holds it.
+        summary: First line of its docstring.
+        text: The whole docstring.
+    """
 
     name: str
     module: str
@@ -25,7 +32,11 @@ class Entry:
 
 
 def entries() -> dict[str, Entry]:
-    """All recipes by name, read off the source text."""
+    """List all recipes without importing them.
+
+    Returns:
+        Each recipe by name, with its docstring read from the source text.
+    """
     found = {}
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -36,7 +47,17 @@ def entries() -> dict[str, Entry]:
 
 
 def find(name: str) -> Callable[..., "Recipe"]:
-    """The function that makes the recipe. Raises `UserError` with the nearest names if there is none."""
+    """Return the function that builds a recipe.
+
+    Args:
+        name: Name of the recipe.
+
+    Returns:
+        The function, whose arguments are the options of the recipe.
+
+    Raises:
+        UserError: If there is no such recipe; the message gives the nearest names.
+    """
     known = entries()
     if name not in known:
         raise UserError(f"no recipe {name!r}: {nearest(name, known)}")

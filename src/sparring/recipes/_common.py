@@ -1,4 +1,4 @@
-"""What several recipes share."""
+"""Shared parts of the recipes: crafting mode, batch norm statistics, evaluation and selection."""
 
 from dataclasses import replace
 from typing import Literal
@@ -19,9 +19,10 @@ _CRAFT = {"eval": eval_mode, "train": train_mode}
 
 
 def crafted(recipe: Recipe, craft: Craft) -> Recipe:
-    """`recipe`, crafting in the mode `craft`: "train" goes by the batch, and moves the running statistics at each step.
+    """Return `recipe` with adversarial examples crafted in the mode `craft`.
 
-    Raises `UserError` for another mode.
+    "eval" uses the running statistics of batch norm. "train" uses the statistics of the batch and updates the running
+    ones at each step of the attack. Raises `UserError` for another mode.
     """
     assert isinstance(recipe.method, Method)
     if craft not in _CRAFT:
@@ -30,9 +31,10 @@ def crafted(recipe: Recipe, craft: Craft) -> Recipe:
 
 
 def moving(objective: Objective, moved: Moved) -> Objective:
-    """`objective`, whose passes in the "update" move batch norm's statistics, or with two clean ones, as "released".
+    """Return `objective` with a choice of the passes that update the running statistics of batch norm.
 
-    Raises `UserError` for anything else.
+    "update" counts the objective's own passes; "released" counts clean images twice per step, with additional clean
+    passes where the objective runs fewer. Raises `UserError` for anything else.
     """
     if moved not in ("update", "released"):
         raise UserError(f"moved = {moved!r} is not one of update, released")
@@ -40,14 +42,14 @@ def moving(objective: Objective, moved: Moved) -> Objective:
 
 
 def pgd_50_10(threat: Linf | L2, examples: int | None = None) -> Evaluation:
-    """FGSM, and PGD-50 with 10 restarts and steps of eps / 4, as in https://arxiv.org/abs/2001.03994.
+    """Return an evaluation by FGSM, and by PGD-50 with 10 restarts and steps of eps / 4.
 
-    An example rests once it is fooled, which changes no result.
+    As in https://arxiv.org/abs/2001.03994. The attack stops on an example once it is broken, which changes no result.
     """
     strong = Restarts(PGD(threat, steps=50, step_size=threat.eps / 4, patience=0), 10)
     return Evaluation({"fgsm": WhiteBox(FGSM(threat)), "pgd-50-10": WhiteBox(strong)}, examples)
 
 
 def select_by_pgd(threat: Linf | L2, steps: int = 10) -> PGD:
-    """The attack by which the best epoch is chosen on the held-out part."""
+    """Return the attack that selects the best epoch on the held-out set."""
     return PGD(threat, steps=steps, step_size=threat.eps / 4, patience=0)

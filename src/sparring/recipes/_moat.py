@@ -1,4 +1,4 @@
-"""Multi-stage training, whatever the data: how its stages become an attack and an objective."""
+"""Multi-stage training for any data: an attack and an objective that change with the stage."""
 
 from typing import Literal
 
@@ -27,14 +27,14 @@ def moat(
     clean: float = 0.5,
     alpha: float = 1.0,
 ) -> Method:
-    """Stages of training, visited in `order` and over again: "b" benign, "s" a single step, "m" several `steps`.
+    """Return a method with stages, repeated in `order`: "b" benign, "s" a single step, "m" several `steps`.
 
-    They are visited every `period` epochs, each for the share of it that `stages` says under its letter, and training
-    ends with the last; or, with `slot`, each lasts so many times `slot` steps, from the beginning. The abstract of
-    https://arxiv.org/abs/2106.15357 can be read in three ways: "pure" trains on one kind of example in a stage; "mixed"
-    gives clean images the weight `clean` in the other stages too; "mixup" mixes the images of the benign stage in
-    pairs, with shares from Beta(`alpha`, `alpha`). Raises `UserError` for an order with other letters, or for an empty
-    stage.
+    All stages are visited every `period` epochs, each for its share in `stages`, given under its letter, and training
+    ends with the last. With `slot`, each stage instead lasts its number in `stages` times `slot` steps, counted from
+    the beginning. The abstract of https://arxiv.org/abs/2106.15357 can be read in three ways: "pure" trains on one kind
+    of example in a stage; "mixed" gives clean images the weight `clean` in the other stages too; "mixup" mixes the
+    images of the benign stage in pairs, with shares from Beta(`alpha`, `alpha`). Raises `UserError` for an order with
+    other letters, another reading, or an empty stage.
     """
     attacks: dict[str, Attack] = {
         "b": Benign(),
@@ -42,7 +42,7 @@ def moat(
         "m": PGD(threat, steps=steps, step_size=step_size),
     }
     if not order or set(order) - set(attacks):
-        raise UserError(f"order = {order!r} is not made of b (benign), s (single step) and m (several steps)")
+        raise UserError(f"order = {order!r} must consist of b (benign), s (single step) and m (several steps)")
     if reading not in ("pure", "mixed", "mixup"):
         raise UserError(f"reading = {reading!r} is not one of pure, mixed, mixup")
     lengths = [stages[letter] * (1 if slot is None else slot) for letter in order]

@@ -1,4 +1,4 @@
-"""What self-supervised trainings share: pre-training, fine-tuning against an adversary, evaluation."""
+"""Shared parts of self-supervised recipes: pre-training, adversarial fine-tuning, evaluation."""
 
 from dataclasses import replace
 
@@ -16,14 +16,14 @@ from ._common import select_by_pgd
 
 
 def as_released(threat: Linf, unit: float) -> PGD:
-    """Ten steps of a sixth of eps where eps is `unit`, and more of the same size where it is larger: 20 at twice."""
+    """Return PGD with steps of `unit` / 6: ten where eps is `unit`, and proportionally more where it is larger."""
     return PGD(threat, max(1, round(10 * threat.eps / unit)), unit / 6)
 
 
 def worst_on_neighbours(
     threat: Linf, unit: float | None = None, examples: int | None = None, steps: int = 50, restarts: int = 5
 ) -> Evaluation:
-    """PGD-20; PGD-kNN as the paper evaluates; several attacks on neighbours in turn, of which the worst case counts."""
+    """Return an evaluation of a kNN head: PGD-20, PGD-kNN as in the paper, and the worst case of several attacks."""
     return Evaluation(
         {
             "pgd-20": WhiteBox(PGD(threat, 20, threat.eps / 4, patience=0)),
@@ -37,7 +37,10 @@ def worst_on_neighbours(
 def pretrained(
     base: Recipe, objective: Objective, epochs: int, lr: float, augment: tuple[Augment, ...], views: int = 2
 ) -> Recipe:
-    """`base` without an adversary, by Adam and half a cosine; the best epoch is that of the best nearest neighbours."""
+    """Return `base` trained without an adversary, by Adam with a cosine schedule.
+
+    The best epoch is the one with the highest clean accuracy of the kNN head on the held-out set.
+    """
     return replace(
         base,
         method=Method(Benign(), objective),
@@ -63,9 +66,9 @@ def hardened(
     only_fooled: bool = False,
     guides: int = 300,
 ) -> Recipe:
-    """Self-supervised adversarial training of what `pretraining` left in the run `start`: no augmentation, one rate.
+    """Return self-supervised adversarial training that starts from the run `start` of `pretraining`.
 
-    Adam's betas and weight decay are those of the released code.
+    It has no augmentation and a constant learning rate. Adam's betas and weight decay are those of the released code.
     """
     threat = attack.threat
     assert isinstance(threat, Linf)

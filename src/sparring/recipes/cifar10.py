@@ -1,4 +1,4 @@
-"""Recipes of the literature on CIFAR-10. None has been run here, where the data set is not at hand."""
+"""Recipes of the literature on CIFAR-10. None has been run, because the data set was not available."""
 
 from dataclasses import replace
 
@@ -22,10 +22,10 @@ def cifar10_rn18_pgd(eps: float = 8 / 255, moved: Moved = "update") -> Recipe:
     The baseline of Bag of Tricks (https://arxiv.org/abs/2010.00467): batch 128, rate 0.1, divided by 10 at epochs 100
     and 105, weight decay 5e-4, batch norm in eval mode while crafting, reflected crops and flips. An independent
     re-implementation (MTandHJ/PyTorch-Robust, its README) reports 84.15 % clean and 48.72 % under AutoAttack. The net
-    is that of the re-implementation; the code of Bag of Tricks trains a PreActResNet-18 unless it is told otherwise,
-    which here is `Build(preact_resnet18, final_norm=True, shortcut="activated")`. Statistics of batch norm are of
-    adversarial images alone, as in the re-implementation; those of the authors' own code are to some 70 % of clean
-    images, which are run twice a step besides (`moved="released"`).
+    is that of the re-implementation; the code of Bag of Tricks trains a PreActResNet-18 by default, which here is
+    `Build(preact_resnet18, final_norm=True, shortcut="activated")`. Statistics of batch norm are of adversarial images
+    alone, as in the re-implementation; in the authors' own code some 70 % of them come from clean images, of which it
+    runs two additional passes per step (`moved="released"`).
     """
     threat = Linf(eps)
     return Recipe(
@@ -56,11 +56,11 @@ def cifar10_wrn34_10_trades(eps: float = 0.031, beta: float = 6.0, moved: Moved 
     """TRADES of WRN-34-10 on CIFAR-10, Linf 0.031, 76 epochs (untested here: no data).
 
     The authors' released settings (https://arxiv.org/abs/1901.08573, yaodongyu/TRADES): ten steps of 0.007 from x +
-    0.001 N(0, I), batch 128, rate 0.1, divided by 10 at epoch 75, weight decay 2e-4. Their model takes pixels as they
-    are (`normalize=False`); this one normalises them, and begins from torch's default initialisation. RobustBench
-    lists the authors' weights with 84.92 % clean and 53.08 % under AutoAttack. Their update runs clean, adversarial
-    and once more clean images, which makes batch norm's statistics to two thirds those of clean ones
-    (`moved="released"`); by default one clean and one adversarial pass, in this order.
+    0.001 N(0, I), batch 128, rate 0.1, divided by 10 at epoch 75, weight decay 2e-4. Their model takes raw pixels
+    (`normalize=False`); this one normalises them, and starts from torch's default initialisation. RobustBench lists
+    the authors' weights with 84.92 % clean and 53.08 % under AutoAttack. Their update runs clean, adversarial and
+    again clean images, so that two thirds of batch norm's statistics are of clean images (`moved="released"`); the
+    default is one clean and one adversarial pass, in this order.
     """
     threat = Linf(eps)
     attack = PGD(threat, steps=10, step_size=threat.eps * 7 / 31, start=GaussianStart())

@@ -1,4 +1,4 @@
-"""Methods that others are compared to, on CIFAR-10. None has been run here, where the data set is not at hand."""
+"""Baseline methods on CIFAR-10. None has been run, because the data set was not available."""
 
 from dataclasses import replace
 
@@ -42,7 +42,7 @@ def cifar10_rn18_mart(eps: float = 8 / 255, beta: float = 5.0) -> Recipe:
 
 
 def _long(eps: float) -> Recipe:
-    """The long training of https://arxiv.org/abs/2002.11569, in which robust overfitting is seen, and its net."""
+    """Return the long training of https://arxiv.org/abs/2002.11569, which shows robust overfitting, with its net."""
     return replace(
         cifar10_rn18_pgd(eps),
         model=Build(preact_resnet18, final_norm=True, shortcut="activated"),
@@ -55,9 +55,9 @@ def _long(eps: float) -> Recipe:
 def cifar10_prn18_pgd_long(eps: float = 8 / 255, craft: Craft = "eval") -> Recipe:
     """PGD-10 AT of PreActResNet-18 on CIFAR-10, Linf 8/255, 200 epochs: overfits (untested here: no data).
 
-    https://arxiv.org/abs/2002.11569: rate 0.1, divided by 10 at epochs 100 and 150. Its logs have 53.49 % under PGD-10
-    at the best epoch and 45.59 % at the last. The net is that of its code (locuslab/robust_overfitting). Crafting is in
-    eval mode here, in training mode there (`craft="train"`).
+    https://arxiv.org/abs/2002.11569: rate 0.1, divided by 10 at epochs 100 and 150. Its logs report 53.49 % under
+    PGD-10 at the best epoch and 45.59 % at the last. The net is that of its code (locuslab/robust_overfitting).
+    Crafting is in eval mode here, in training mode in that code (`craft="train"`).
     """
     return crafted(_long(eps), craft)
 
@@ -65,9 +65,9 @@ def cifar10_prn18_pgd_long(eps: float = 8 / 255, craft: Craft = "eval") -> Recip
 def cifar10_prn18_awp(eps: float = 8 / 255, gamma: float = 0.01, craft: Craft = "eval") -> Recipe:
     """PGD-10 AT with weight perturbation (AWP) of PreActResNet-18 on CIFAR-10, 200 epochs (untested here: no data).
 
-    https://arxiv.org/abs/2004.05884, gamma 0.01 from the start. Its logs have 55.39 % under PGD-20 at the best epoch
+    https://arxiv.org/abs/2004.05884, gamma 0.01 from the start. Its logs report 55.39 % under PGD-20 at the best epoch
     and 54.30 % at the last. The net is that of its code (csdongxian/AWP, AT_AWP). Crafting is in eval mode here, in
-    training mode there (`craft="train"`).
+    training mode in that code (`craft="train"`).
     """
     return crafted(replace(_long(eps), update=AWP(gamma)), craft)
 
@@ -89,9 +89,9 @@ def cifar10_prn18_trades_awp(eps: float = 8 / 255, beta: float = 6.0, gamma: flo
 def cifar10_prn18_swa(eps: float = 8 / 255, start: int = 55, craft: Craft = "eval") -> Recipe:
     """PGD-10 AT with averaged weights (SWA) of PreActResNet-18 on CIFAR-10, 200 epochs (untested here: no data).
 
-    https://openreview.net/forum?id=qZzy5urZw9, without its distillation: the average of all epochs after 55, the rate
-    divided by 10 at epochs 50 and 150. The net is that of its code (VITA-Group/Alleviate-Robust-Overfitting). Crafting
-    is in eval mode here, in training mode there (`craft="train"`).
+    https://openreview.net/forum?id=qZzy5urZw9, without its distillation: weights averaged over all epochs after 55, the
+    rate divided by 10 at epochs 50 and 150. The net is that of its code (VITA-Group/Alleviate-Robust-Overfitting).
+    Crafting is in eval mode here, in training mode in that code (`craft="train"`).
     """
     return crafted(replace(_long(eps), lr=MultiStep(0.1, (50, 150)), averaging=SWA(start)), craft)
 
@@ -99,10 +99,11 @@ def cifar10_prn18_swa(eps: float = 8 / 255, start: int = 55, craft: Craft = "eva
 def cifar10_prn18_consistency(eps: float = 8 / 255, weight: float = 1.0) -> Recipe:
     """PGD-10 AT with consistency of PreActResNet-18 on CIFAR-10, 200 epochs (untested here: no data).
 
-    https://arxiv.org/abs/2103.04550: every image twice in a batch of 64, differently augmented, the divergence of the
-    two adversarial predictions sharpened by 0.5. The paper augments with AutoAugment and cutout, this with crops and
-    flips. The net is that of `cifar10_prn18_pgd_long`; that of its code (alinlab/consistency-adversarial) has norm and
-    ReLU behind the first convolution, none before the pooling, and all its shortcuts read the activated input.
+    https://arxiv.org/abs/2103.04550: every image twice in a batch of 64, differently augmented, with the divergence of
+    the two adversarial predictions, which are sharpened by 0.5. The paper augments with AutoAugment and cutout, this
+    recipe with crops and flips. The net is that of `cifar10_prn18_pgd_long`; that of its code
+    (alinlab/consistency-adversarial) has norm and ReLU after the first convolution, none before the pooling, and all
+    its shortcuts read the activated input.
     """
     base = _long(eps)
     assert isinstance(base.method, Method)
@@ -116,10 +117,11 @@ def cifar10_rn18_alp(
     """Adversarial logit pairing of ResNet-18 on CIFAR-10, Linf 8/255, 110 epochs (untested here: no data).
 
     https://arxiv.org/abs/1803.06373: half clean, half adversarial images, and the mean squared difference of their
-    logits. With this loss we know of no number. An independent re-implementation (MTandHJ/PyTorch-Robust) reports
-    86.53 % clean and 47.38 % under AutoAttack for weight 0.5; its loss is `summed`: the two cross-entropies are added,
-    each with weight 1. Its code of the days before paired by the length of the difference (`distance="length"`), and by
-    the mean square since 5 November 2021; the number appeared on 9 November, and its README does not say by which.
+    logits. We know of no reported accuracy for this loss. An independent re-implementation (MTandHJ/PyTorch-Robust)
+    reports 86.53 % clean and 47.38 % under AutoAttack for weight 0.5; its loss is `summed`: the two cross-entropies are
+    added, each with weight 1. Its code paired by the length of the difference (`distance="length"`) in the days before
+    5 November 2021, and by the mean square since; the accuracy appeared on 9 November, and its README does not state
+    which pairing it is for.
     """
     base = cifar10_rn18_pgd(eps)
     assert isinstance(base.method, Method)

@@ -1,4 +1,4 @@
-"""Nets whose robustness in L2 varies, which are then looked into: information, transfer, inversion."""
+"""Networks of varied robustness in L2, for the analyses of information, transfer and inversion."""
 
 from dataclasses import replace
 
@@ -34,11 +34,11 @@ def fashion_varied_eps(eps: float = 2.0) -> Recipe:
 def cifar10_rn18_l2(eps: float = 0.5) -> Recipe:
     """PGD-7 AT of ResNet-18 on CIFAR-10, L2 0.5, 150 epochs (untested here: no data).
 
-    After the robustness library, by whose nets this literature measures, but not with all of its defaults. As there:
+    Follows the robustness library, whose networks this literature measures, but not all of its defaults. As there:
     batch 128, rate 0.1 divided by 10 every 50 epochs, weight decay 5e-4, seven steps from the image itself, crops
     padded with zeros, flips, brightness, contrast and saturation changed by up to a quarter. The step size has no
-    default there (here 2.5 eps / 7). Not as there: it also turns images by up to 2 degrees, trains on the iterate of
-    the highest loss (here on the last one), and its nets are ResNet-50. eps 0.25, 0.5 and 1.0 are usual.
+    default there (here 2.5 eps / 7). Different there: it also rotates images by up to 2 degrees, trains on the iterate
+    of the highest loss (here on the last one), and its nets are ResNet-50. eps 0.25, 0.5 and 1.0 are usual.
     """
     threat = L2(eps)
     return replace(

@@ -1,4 +1,4 @@
-"""Memorization and temporal ensembling (https://arxiv.org/abs/2106.01606), and training sets changed on purpose."""
+"""Memorization and temporal ensembling (https://arxiv.org/abs/2106.01606), and deliberately altered training sets."""
 
 from dataclasses import replace
 from typing import Literal
@@ -30,10 +30,10 @@ def cifar10_rn18_pgd_te(
     """PGD-10 AT with temporal ensembling of ResNet-18 on CIFAR-10, Linf 8/255, 200 epochs (untested here: no data).
 
     The settings of the released code: rate 0.1 divided by 10 at epochs 100 and 150, weight decay 5e-4, crops and flips,
-    decay 0.9, the weight rising from epoch 90 to 150. `weight` is for the sum over classes: the code's 300 is for their
-    mean, hence 30 here. An independent re-implementation (MTandHJ/PyTorch-Robust, its README) reports 82.93 % clean and
-    55.66 % under PGD-10 at best, 54.56 % at last. The net is that of the released code (dongyp13/memorization-AT).
-    Pixels are normalised here, there they are not (`normalize=False`).
+    decay 0.9, the weight increasing from epoch 90 to 150. `weight` is for the sum over classes; the code's 300 is for
+    their mean, hence 30 here. An independent re-implementation (MTandHJ/PyTorch-Robust, its README) reports 82.93 %
+    clean and 55.66 % under PGD-10 at the best epoch, 54.56 % at the last. The net is that of the released code
+    (dongyp13/memorization-AT). Pixels are normalised here, but not in that code (`normalize=False`).
     """
     threat = Linf(eps)
     return replace(
@@ -51,8 +51,8 @@ def cifar10_rn18_trades_te(
 ) -> Recipe:
     """TRADES with temporal ensembling of ResNet-18 on CIFAR-10, Linf 8/255, 200 epochs (untested here: no data).
 
-    `cifar10_rn18_pgd_te` with TRADES, beta 6: the update draws the clean prediction to the ensemble, the attack drives
-    the adversarial one away from it.
+    `cifar10_rn18_pgd_te` with TRADES, beta 6: the update pulls the clean prediction towards the ensemble, the attack
+    pushes the adversarial prediction away from it.
     """
     threat = Linf(eps)
     attack = PGD(threat, steps=10, step_size=threat.eps / 4, start=GaussianStart())
@@ -64,8 +64,8 @@ def cifar100_rn18_pgd_te(
 ) -> Recipe:
     """PGD-10 AT with temporal ensembling of ResNet-18 on CIFAR-100, Linf 8/255, 200 epochs (untested here: no data).
 
-    `cifar10_rn18_pgd_te` on other data. The released code has the same 300 for 100 classes, and its author kept to it
-    when asked; as a weight of the sum over classes that is 3. A weight of 300 for the sum would be its 30,000.
+    `cifar10_rn18_pgd_te` on other data. The released code has the same 300 for 100 classes, and its author confirmed it
+    when asked; as a weight of the sum over classes that is 3. A weight of 300 for the sum would be 30,000 in that code.
     """
     return replace(cifar10_rn18_pgd_te(eps, weight, start, end, decay), data=CIFAR100())
 
@@ -75,8 +75,8 @@ def svhn_rn18_pgd_te(
 ) -> Recipe:
     """PGD-10 AT with temporal ensembling of ResNet-18 on SVHN, Linf 8/255, 200 epochs (untested here: no data).
 
-    `cifar10_rn18_pgd_te` on other data, as the released code without augmentation. The rate is 0.01, as AWP's code has
-    it for these data; the default of the released code is 0.1 throughout (`--lr.peak 0.1`).
+    `cifar10_rn18_pgd_te` on other data, without augmentation as in the released code. The rate is 0.01, as in AWP's
+    code for this data set; the released code uses 0.1 by default for all data sets (`--lr.peak 0.1`).
     """
     base = cifar10_rn18_pgd_te(eps, weight, start, end, decay)
     return replace(base, data=SVHN(), augment=(), lr=MultiStep(0.01, (100, 150)))
@@ -87,8 +87,8 @@ def cifar10_rn18_pgd_te_l2(
 ) -> Recipe:
     """PGD-10 AT with temporal ensembling of ResNet-18 on CIFAR-10, L2 128/255, 200 epochs (untested here: no data).
 
-    `cifar10_rn18_pgd_te` in L2: as in the released code from x + 0.001 N(0, I), by steps along the gradient. Its
-    defaults of eps and step are those of Linf; these, 128/255 and 15/255, are of https://arxiv.org/abs/2002.11569.
+    `cifar10_rn18_pgd_te` in L2: steps along the gradient from x + 0.001 N(0, I), as in the released code. The defaults
+    of that code for eps and step are those of Linf; 128/255 and 15/255 are from https://arxiv.org/abs/2002.11569.
     """
     threat = L2(eps)
     attack = PGD(threat, steps=10, step_size=threat.eps * 15 / 128, start=GaussianStart())
@@ -103,8 +103,8 @@ def cifar10_rn18_pgd_te_l2(
 def fashion_pgd_te(eps: float = 0.1, weight: float = 30.0, start: float = 4.0, end: float = 6.0) -> Recipe:
     """PGD-AT with temporal ensembling of a small CNN on Fashion-MNIST, Linf 0.1: `fashion_pgd` with the term added.
 
-    The weight rises over the same share of training as in the paper, from epoch 4 to 6 of 8. Eight minutes on one core:
-    83.5 % clean and 76.3 % under PGD-50 with 10 restarts on the first 1,000 test images (best epoch, one seed).
+    The weight increases over the same share of training as in the paper, from epoch 4 to 6 of 8. Eight minutes on one
+    core: 83.5 % clean and 76.3 % under PGD-50 with 10 restarts on the first 1,000 test images (best epoch, one seed).
     """
     recipe = fashion_pgd(eps)
     assert isinstance(recipe.method, Method)
@@ -128,7 +128,7 @@ def fashion_kept(
 ) -> Recipe:
     """PGD-AT of a small CNN on a share of Fashion-MNIST: `fashion_pgd` on easy, hard or random examples.
 
-    `by` is the folder of a run that remembered how hard each was: `sparring train fashion_pgd --record-history`.
+    `by` is the folder of a run that recorded how hard each example was: `sparring train fashion_pgd --record-history`.
     """
     return replace(fashion_pgd(eps), alterations=(DifficultySubset(share, keep, (by,) if by else ()),))
 
@@ -161,7 +161,7 @@ def cifar10_wrn28_10_random_labels(eps: float = 8 / 255, rate: float = 1.0, trai
     """TRADES or PGD-AT of WRN-28-10 on CIFAR-10 with random labels, 300 epochs (untested here: no data).
 
     The settings of the released code: no augmentation, no weight decay, batch 128, rate 0.1 divided by 10 every 100
-    epochs. The paper: TRADES fits them, PGD-AT does not.
+    epochs. In the paper, TRADES fits random labels and PGD-AT does not.
     """
     threat = Linf(eps)
     attack = PGD(

@@ -28,7 +28,7 @@ _CLOTHES = (Crop(2, "reflect"), Flip(), ResizedCrop((0.4, 1.0)), Jitter(saturati
 def digits_amdim(eps: float = 0.1) -> Recipe:
     """AMDIM of a tiny encoder on the digits without labels, read by 15 nearest neighbours: half a minute.
 
-    What self-supervised adversarial training begins with, at Linf `eps`: then `sparring train digits_amdim_sat`.
+    The starting point of self-supervised adversarial training at Linf `eps`: next, `sparring train digits_amdim_sat`.
     """
     base = replace(quickstart(eps), model=Build(amdim, width=16, dim=64, depth=1, k=15), batch_size=128)
     objective = Contrastive(Multiscale(regularise=0.05), between="views")
@@ -39,7 +39,7 @@ def digits_amdim(eps: float = 0.1) -> Recipe:
 def digits_amdim_sat(eps: float = 0.1, start: str = "digits_amdim", raises: Raised = "contrast") -> Recipe:
     """Self-supervised adversarial training of that encoder, without labels, Linf 0.1: half a minute.
 
-    It begins with the run `digits_amdim` beside its own folder.
+    It starts from the run `digits_amdim` in the same parent folder as its own.
     """
     attack = PGD(Linf(eps), steps=5, step_size=eps / 3)
     return hardened(digits_amdim(eps), start, attack, Multiscale(), epochs=10, lr=5e-4, raises=raises)
@@ -48,7 +48,7 @@ def digits_amdim_sat(eps: float = 0.1, start: str = "digits_amdim", raises: Rais
 def fashion_amdim(eps: float = 0.05, width: int = 16) -> Recipe:
     """AMDIM of a small encoder on Fashion-MNIST without labels, read by 75 nearest neighbours.
 
-    What self-supervised adversarial training begins with, at Linf `eps`: then `sparring train fashion_sat`.
+    The starting point of self-supervised adversarial training at Linf `eps`: next, `sparring train fashion_sat`.
     """
     return _fashion(eps, Contrastive(Multiscale(regularise=0.05), between="views"), width)
 
@@ -62,7 +62,7 @@ def fashion_simclr(eps: float = 0.05, width: int = 16) -> Recipe:
 def fashion_npid(eps: float = 0.05, width: int = 16) -> Recipe:
     """Instance discrimination (NPID, https://arxiv.org/abs/1805.01978) with a small CNN on Fashion-MNIST.
 
-    What is contrasted is read: 128 numbers, linear in the features.
+    The kNN head reads the projection that the loss contrasts: 128 numbers, linear in the features.
     """
     recipe = _fashion(eps, InstanceDiscrimination(), width)
     return replace(recipe, model=Build(contrastive_encoder, width=width, projection=128, read="projection"), views=1)
@@ -76,7 +76,7 @@ def fashion_sat(
 ) -> Recipe:
     """Self-supervised adversarial training on Fashion-MNIST, without labels, Linf 0.05: hundreds of updates.
 
-    It begins with the run `start`, which `train` says the kind of: --start fashion_simclr --train simclr.
+    It starts from the run `start`, whose kind `train` gives: --start fashion_simclr --train simclr.
     """
     before = {"amdim": fashion_amdim, "simclr": fashion_simclr, "npid": fashion_npid}[train](eps)
     attack = PGD(Linf(eps), steps=5, step_size=eps / 3)
@@ -86,10 +86,11 @@ def fashion_sat(
 
 
 def fashion_sat_released(eps: float = 0.05, start: str = "fashion_amdim") -> Recipe:
-    """The same as the released code of the paper trains, on Fashion-MNIST, Linf 0.05: by labels, on who is fooled.
+    """Self-supervised AT as in the paper's released code, on Fashion-MNIST, Linf 0.05: labels, fooled images only.
 
-    The attack, ten steps of eps / 6, leaves the neighbours of the label for those of the nearest other class, and only
-    images that it fools are contrasted; the bank is encoded anew every ten steps, there at every step.
+    The attack, ten steps of eps / 6, moves away from the neighbours of the label towards those of the nearest other
+    class, and only images that it fools are contrasted. The bank is encoded anew every ten steps; in the released code
+    at every step.
     """
     return _released(fashion_amdim(eps), start, eps, unit=0.05, lr=5e-4)
 
@@ -102,7 +103,7 @@ def fashion_rocl(eps: float = 0.05, width: int = 16) -> Recipe:
 def fashion_acl(eps: float = 0.05, width: int = 16) -> Recipe:
     """Adversarial contrastive learning (ACL, dual stream, https://arxiv.org/abs/2010.13337) from scratch, Linf 0.05.
 
-    On Fashion-MNIST. There the clean and the attacked stream have batch norm of their own; here they share it.
+    On Fashion-MNIST. In the paper, the clean and the adversarial stream have separate batch norm; here they share it.
     """
     return _attacked(fashion_simclr(eps, width), eps, ACL())
 
@@ -110,11 +111,11 @@ def fashion_acl(eps: float = 0.05, width: int = 16) -> Recipe:
 def cifar10_amdim(eps: float = 2 / 255) -> Recipe:
     """AMDIM pre-training on CIFAR-10, 300 epochs, read by 75 nearest neighbours (untested here: no data).
 
-    The published layers and settings: width 128, three units a block, here 128 numbers as in
-    https://arxiv.org/abs/1911.06470 (which the released encoder, made for 512 and more, refuses), Adam 2e-4 with betas
-    0.8 and 0.999, weight decay 1e-5, a warm-up of 500 steps, batch 200, rate x 0.2 at epochs 250 and 280. The flip is
-    drawn for each view, there for both at once, and jitter leaves the hue. That paper's encoder, whose layers were not
-    released, has 84.5 % with nearest neighbours (its notebook).
+    The published layers and settings: width 128, three units per block, Adam 2e-4 with betas 0.8 and 0.999, weight
+    decay 1e-5, a warm-up of 500 steps, batch 200, rate x 0.2 at epochs 250 and 280. Features are 128 numbers, as in
+    https://arxiv.org/abs/1911.06470 (the released encoder, made for 512 and more, refuses so few). Flips are drawn for
+    each view, in the released code for both at once, and jitter does not change the hue. That paper's encoder, whose
+    layers were not released, has 84.5 % with nearest neighbours (its notebook).
     """
     augment = (Flip(), Crop(4, "reflect", p=0.8), Jitter(), Grey(0.25))
     objective = Contrastive(Multiscale(regularise=0.05), between="views")
@@ -132,9 +133,9 @@ def cifar10_amdim(eps: float = 2 / 255) -> Recipe:
 def cifar10_amdim_sat_released(eps: float = 2 / 255, start: str = "cifar10_amdim") -> Recipe:
     """Self-supervised AT on CIFAR-10 as released, Linf 2/255, 450 updates (untested here: no data).
 
-    Adam 1e-4, batch 100, steps of a third of 1/255, ten at 2/255 and 20 at 4/255, 300 guides by label, only who is
-    fooled is contrasted (https://arxiv.org/abs/1911.06470). Its eps of 0.03, passed to normalised images, is likely
-    about 2/255 of pixels, and its 0.06 about 4/255. Its notebook and log have 84.5 % accuracy before and about 74.5 %
+    Adam 1e-4, batch 100, steps of a third of 1/255, ten at 2/255 and 20 at 4/255, 300 guides by label, only fooled
+    images are contrasted (https://arxiv.org/abs/1911.06470). Its eps of 0.03, applied to normalised images, is likely
+    about 2/255 of pixels, and its 0.06 about 4/255. Its notebook and log report 84.5 % accuracy before and about 74.5 %
     after, of which 52 % and 86 % are defended.
     """
     return _released(cifar10_amdim(eps), start, eps, unit=2 / 255, lr=1e-4)

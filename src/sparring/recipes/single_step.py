@@ -1,4 +1,4 @@
-"""Training on examples of a single step, on CIFAR-10. None has been run here, where the data set is not at hand."""
+"""Single-step adversarial training on CIFAR-10. None has been run, because the data set was not available."""
 
 from dataclasses import replace
 
@@ -22,9 +22,9 @@ _ACTIVATED = Build(preact_resnet18, final_norm=True, shortcut="activated")
 
 
 def _short(threat: Linf, attack: Attack, epochs: int = 30, peak: float = 0.2, top: float = 0.5) -> Recipe:
-    """The short training of these papers: PreActResNet-18, batch 128, weight decay 5e-4, one cycle of the rate.
+    """Return the short training of these papers: PreActResNet-18, batch 128, weight decay 5e-4, one cycle of the rate.
 
-    The net is that of fast adversarial training; papers whose code has another say so below.
+    The net is that of fast adversarial training; recipes of papers whose code has another net state it.
     """
     return Recipe(
         data=CIFAR10(),
@@ -44,7 +44,7 @@ def cifar10_prn18_fgsm_rs(eps: float = 8 / 255, craft: Craft = "eval") -> Recipe
 
     https://arxiv.org/abs/2001.03994: one step of 1.25 eps from a random start, rate 0 to 0.2 and back. Its README
     reports 86.06 % clean and 46.06 % under PGD-50-10. The net is that of its code (locuslab/fast_adversarial). Crafting
-    is in eval mode here, in training mode there (`craft="train"`).
+    is in eval mode here, in training mode in that code (`craft="train"`).
     """
     threat = Linf(eps)
     return crafted(_short(threat, FGSM(threat, 1.25 * threat.eps, RandomStart()), epochs=15), craft)
@@ -54,7 +54,7 @@ def cifar10_prn18_n_fgsm(eps: float = 8 / 255, craft: Craft = "eval") -> Recipe:
     """N-FGSM of PreActResNet-18 on CIFAR-10, Linf 8/255, 30 epochs (untested here: no data).
 
     https://arxiv.org/abs/2202.01181: noise of 2 eps, a step of eps, no projection. The net is that of its code
-    (pdejorge/N-FGSM). Crafting is in eval mode here, in training mode there (`craft="train"`).
+    (pdejorge/N-FGSM). Crafting is in eval mode here, in training mode in that code (`craft="train"`).
     """
     threat = Linf(eps)
     return crafted(_short(threat, NFGSM(threat)), craft)
@@ -63,9 +63,9 @@ def cifar10_prn18_n_fgsm(eps: float = 8 / 255, craft: Craft = "eval") -> Recipe:
 def cifar10_prn18_zero_grad(eps: float = 8 / 255, quantile: float = 0.35, craft: Craft = "eval") -> Recipe:
     """ZeroGrad of PreActResNet-18 on CIFAR-10, Linf 8/255, 30 epochs (untested here: no data).
 
-    https://arxiv.org/abs/2103.15476: a step of 2 eps from a random start, the smallest 35 % of the gradients left out.
-    The net is that of its code (rohban-lab/catastrophic_overfitting). Crafting is in eval mode here, in training mode
-    there (`craft="train"`).
+    https://arxiv.org/abs/2103.15476: a step of 2 eps from a random start, with the smallest 35 % of the gradients set
+    to zero. The net is that of its code (rohban-lab/catastrophic_overfitting). Crafting is in eval mode here, in
+    training mode in that code (`craft="train"`).
     """
     threat = Linf(eps)
     return crafted(replace(_short(threat, ZeroGrad(threat, quantile)), model=_ACTIVATED), craft)
@@ -75,7 +75,7 @@ def cifar10_prn18_multi_grad(eps: float = 8 / 255, points: int = 3, craft: Craft
     """MultiGrad of PreActResNet-18 on CIFAR-10, Linf 8/255, 30 epochs (untested here: no data).
 
     https://arxiv.org/abs/2103.15476: a step of 2 eps where the gradients at three random points agree. The net is that
-    of its code (rohban-lab/catastrophic_overfitting). Crafting is in eval mode here, in training mode there
+    of its code (rohban-lab/catastrophic_overfitting). Crafting is in eval mode here, in training mode in that code
     (`craft="train"`).
     """
     threat = Linf(eps)
@@ -85,10 +85,10 @@ def cifar10_prn18_multi_grad(eps: float = 8 / 255, points: int = 3, craft: Craft
 def cifar10_prn18_grad_align(eps: float = 8 / 255, craft: Craft = "eval") -> Recipe:
     """FGSM + GradAlign of PreActResNet-18 on CIFAR-10, Linf 8/255, 30 epochs (untested here: no data).
 
-    https://arxiv.org/abs/2007.02617: FGSM from the image, rate 0 to 0.3 and back with its top at 40 %, weight by eps.
+    https://arxiv.org/abs/2007.02617: FGSM from the image, rate 0 to 0.3 and back with its peak at 40 %, weight by eps.
     RobustBench lists the authors' weights with 79.84 % clean and 43.93 % under AutoAttack. The net is that of its code
     (tml-epfl/understanding-fast-adv-training), without a norm before the pooling. Crafting is in eval mode here, in
-    training mode there (`craft="train"`), where passes of the term move the statistics too.
+    training mode in that code (`craft="train"`), where passes of the term update the statistics too.
     """
     threat = Linf(eps)
     objective = Sum((CrossEntropy(), GradAlign(threat, GradAlign.weight_for(threat.eps))))

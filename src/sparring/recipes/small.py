@@ -1,4 +1,4 @@
-"""Recipes that train on two cores: the embedded digits, and Fashion-MNIST."""
+"""Recipes that train on two cores: the bundled digits, and Fashion-MNIST."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ def quickstart(eps: float = 0.15) -> Recipe:
 def fashion_pgd(eps: float = 0.1) -> Recipe:
     """PGD-AT of a small CNN on Fashion-MNIST, Linf 0.1: eight minutes on two cores.
 
-    Evaluated on the first 1,000 test images. What it reaches stands in the README.
+    Evaluated on the first 1,000 test images. The README gives the results.
     """
     threat = Linf(eps)
     return Recipe(

@@ -1,4 +1,4 @@
-"""Smooth Adversarial Training (https://arxiv.org/abs/2006.14536), on Fashion-MNIST and, not run here, on ImageNet."""
+"""Smooth Adversarial Training (https://arxiv.org/abs/2006.14536) on Fashion-MNIST and, not run here, on ImageNet."""
 
 from dataclasses import replace
 
@@ -44,9 +44,9 @@ def fashion_smooth_backward(
 ) -> Recipe:
     """ReLU forward and a smooth gradient backward, for the attacker, the update or both, on Fashion-MNIST, Linf 0.1.
 
-    The ablation of the paper: the gradient of ReLU is that of a softplus, sigmoid(alpha x). The evaluation follows the
-    gradient of ReLU, those of softer and harder softplus, and then Square, which needs none: what counts is who stands
-    in the end.
+    The ablation of the paper: the gradient of ReLU is replaced by that of a softplus, sigmoid(alpha x). The evaluation
+    follows the gradient of ReLU, then surrogate gradients of softer and harder softplus, and then Square, which needs
+    no gradient; only examples that are robust to all of them count.
     """
     threat, smooth = Linf(eps), SmoothBackward(alpha)
     recipe, pgd = fashion_smooth(eps, "relu"), WhiteBox(PGD(threat, 50, threat.eps / 4, patience=0))
@@ -68,14 +68,15 @@ def imagenet_resnet_smooth(
 
     The paper's recipe (its Figure, decoded: 69.7 % clean and 42.3 % under PGD-200 with SiLU, 68.8 and 33.0 with ReLU):
     one step of eps from a random start, crafted in inference mode, SGD with momentum 0.9, batch 256, rate 0.1 divided
-    by 10 at epochs 30, 60 and 90, weight decay 1e-4 on matrices only. Larger batches want the rate x batch / 256,
+    by 10 at epochs 30, 60 and 90, weight decay 1e-4 on matrices only. Larger batches need the rate x batch / 256,
     warmed up from 0.1 (`WarmUp(.., start=0.1)`). Scaled by `--depth` (50, 101, 152), `--model.groups 32
     --model.group-width 4` and `--data.size`.
 
-    What the released code has and the paper does not is off: label smoothing (`--method.objective.label-smoothing
-    0.1`), clean starts of a fifth of the batches (`--method.attack.start.clean 0.2`) and `--optimizer.nesterov`.
-    Pictures are evaluated as there: the shorter side has 32 pixels more than `--data.size`. Needs `pip install
-    'sparring[imagenet]'` and the pictures in `folder`/train and `folder`/val.
+    Options of the released code that the paper does not have are off: label smoothing
+    (`--method.objective.label-smoothing 0.1`), clean starts of a fifth of the batches
+    (`--method.attack.start.clean 0.2`) and `--optimizer.nesterov`. Pictures are evaluated as in that code: the shorter
+    side has 32 pixels more than `--data.size`. Needs `pip install 'sparring[imagenet]'` and the pictures in
+    `folder`/train and `folder`/val.
     """
     threat = Linf(eps)
     return Recipe(
@@ -101,7 +102,7 @@ def imagenet_efficientnet_smooth(
     `imagenet_resnet_smooth` with the width, depth, resolution and dropout of the `variant`, b0 to b7, l1, or
     l1-enhanced, which is L1 with a weight average (0.9999). Stochastic depth (survival 0.8), padding and the cut in
     evaluation are those of the released code (cihangxie/SmoothAdversarialTraining, EfficientNet). Its checkpoints have
-    65.2 % (B0) to 80.7 % (L1) clean accuracy, L1-Enhanced 82.2 %, and 58.6 % robust in the paper.
+    65.2 % (B0) to 80.7 % (L1) clean accuracy; L1-Enhanced has 82.2 %, and 58.6 % robust accuracy in the paper.
     """
     width, depth, pixels, dropout = size_of(variant)
     return replace(
@@ -125,6 +126,6 @@ def _one_step(threat: Linf, start: RandomStart | MixedStart = RandomStart()) -> 
 
 
 def _pgd_200(threat: Linf, examples: int) -> Evaluation:
-    """PGD-200 with steps of eps / 4, 1/255 at 4/255."""
+    """Return an evaluation by PGD-10, PGD-50 and PGD-200 with steps of eps / 4, which is 1/255 at 4/255."""
     pgd = {f"pgd-{steps}": WhiteBox(PGD(threat, steps, threat.eps / 4, patience=0)) for steps in (10, 50, 200)}
     return Evaluation(pgd, examples)

@@ -15,7 +15,11 @@ SCALES = ("smoke", "cpu", "gpu")
 
 
 def entries() -> dict[str, str]:
-    """The names of all studies, each with the first line of its docstring, read off the source text."""
+    """List all studies without importing them.
+
+    Returns:
+        The name of each study with the first line of its docstring, read from the source text.
+    """
     found = {}
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -25,7 +29,17 @@ def entries() -> dict[str, str]:
 
 
 def find(name: str) -> "Callable[[str], Study]":
-    """The function that makes a study for a scale. Raises `UserError` with the nearest names if there is none."""
+    """Return the function that builds a study.
+
+    Args:
+        name: Name of the study.
+
+    Returns:
+        A function from a scale (see `SCALES`) to the study.
+
+    Raises:
+        UserError: If there is no such study; the message gives the nearest names.
+    """
     known = entries()
     if name not in known:
         raise UserError(f"no study {name!r}: {nearest(name, known)}")

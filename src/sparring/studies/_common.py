@@ -1,4 +1,4 @@
-"""What the studies share: small worlds to train in, and an evaluation that several attacks have to leave standing."""
+"""Shared parts of the studies: sizes by scale, a small recipe, and an evaluation by several attacks."""
 
 from dataclasses import dataclass, replace
 
@@ -19,7 +19,7 @@ from ..training.engine import Method
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Where a study takes place: how many images, epochs and seeds, by its scale."""
+    """Size of a study at one scale: number of training images, test images and seeds."""
 
     train: int
     test: int
@@ -27,13 +27,17 @@ class World:
 
 
 def worlds(scale: str, known: dict[str, World]) -> World:
+    """Return the size of a study at a scale. Raises `UserError` for an unknown scale."""
     if scale not in known:
         raise UserError(f"a study has no scale {scale!r}: {', '.join(known)}")
     return known[scale]
 
 
 def evaluation(threat: Linf, steps: int = 20, strong: int = 30, targets: int = 3) -> Evaluation:
-    """FGSM, PGD, and APGD towards the likeliest other classes on the DLR loss; what any of them fools is fooled."""
+    """Return an evaluation by FGSM, PGD, and APGD towards the likeliest other classes on the DLR loss.
+
+    An example counts as robust only if every attack fails.
+    """
     return Evaluation(
         {
             "fgsm": WhiteBox(FGSM(threat)),
@@ -44,7 +48,7 @@ def evaluation(threat: Linf, steps: int = 20, strong: int = 30, targets: int = 3
 
 
 def base(scale: str, world: World, threat: Linf, epochs: int) -> Recipe:
-    """PGD-AT of a small net with batch norm, as in Bag of Tricks but for the size: SGD, the rate in three pieces."""
+    """Return PGD-AT of a small network with batch norm, as in Bag of Tricks but smaller: SGD, rate in three pieces."""
     recipe = replace(
         quickstart(threat.eps),
         data=Subset(FashionMNIST(), world.train, world.test),

@@ -47,7 +47,7 @@ _TASKS = {
     "inverted digits": "digits+inverted",
 }
 _OUTSIDE = ("other classes", "digits")
-_SMALL = {  # of digits alone, none of them named as one above
+_SMALL = {  # tasks made from digits alone, with specs that differ from those above
     "rotated": "digits+rotated",
     "inverted": "digits+inverted+rotated",
     "other classes": "digits+classes=5-9",
@@ -67,7 +67,7 @@ _VARIED, _WIDE, _JUDGE = f"eps 0 to {_MOST:g}", f"{_CENTRE}, twice as wide", "ep
 
 
 def study(scale: str) -> Study:
-    """Fisher information, linear transfer and inversion of nets trained at several eps in L2."""
+    """Compare Fisher information, linear transfer and inversion of networks trained at several eps in L2."""
     world = worlds(scale, _WORLDS)
     return Study(
         name="information",
@@ -144,7 +144,7 @@ def _looks(scale: str) -> tuple[Measurement, ...]:
 
 
 def _together(scale: str) -> JointMeasurement:
-    """Other ways of inverting the net in the middle, each of as many steps."""
+    """Return the joint analysis: other ways of inverting the network with the middle eps, each of as many steps."""
     smoke = scale == "smoke"
     ways: dict[str, Any] = {
         "plain": {},
@@ -167,21 +167,22 @@ def _remarks(scale: str, world: World) -> tuple[str, ...]:
         f"{_EPOCHS[scale]} epochs. The evaluation is at eps {_AT:g} for all: PGD-20, and APGD towards three targets. "
         f"The net has four convolutions, the first of {_WIDTH[scale]} channels, and batch norm; its features are "
         f"{98 * _WIDTH[scale]} numbers, an image 784.",
-        "Intervals of what is no accuracy are over trainings; images are the same for all, so another set of images "
-        "would move the numbers more than they say. Of some thirty claims, one or two would be decided by chance.",
+        "Intervals of numbers that are not accuracies are over trainings; all use the same images, so another set of "
+        "images would change the numbers by more than the intervals. Of some thirty claims, one or two would be "
+        "decided by chance.",
         "Traces are means over images, in float32 and eval mode: of the weights over 150 training images and over as "
         "many test images, exact over classes; of the representation by random directions. *Relative* and *scale-free* "
         "figures do not change when a weight, or the features, are scaled. Effective information is that of a linear "
-        "channel and Gaussian images, of eight test images, with the noise on the weights that to second order costs "
+        "channel and Gaussian images, for eight test images, with the noise on the weights that to second order costs "
         "0.1 nats.",
         "Transfer: a linear head is fitted to 400 images of another task (the penalty chosen on a quarter of them), "
-        "twice, and tested on 300; digits are scikit-learn's, stretched from 8x8. The distance of a task from the own "
-        "is Task2Vec's, in the net with eps 0.",
+        "twice, and tested on 300; digits are scikit-learn's, stretched from 8x8. The distance of a task from the "
+        "net's own task is Task2Vec's, in the net with eps 0.",
         "Inversion: 48 images, 400 steps of normalised gradients from grey with noise; similarity is the median SSIM. "
-        "*Agreement*: a deeper natural net takes the rebuilt image for the same class. Ways of inverting are those of "
-        f"the net with eps {_MIDDLE:g}; *annealed* goes through eps {_MOST:g}, {_MIDDLE:g} and 0.75, in as many steps "
-        "together, and is told what all three see; *two nets* (eps 0.75 and 1.5) take twice the passes; *two layers* "
-        "are told more than one. A prior knows what images are like, not this net.",
+        "*Agreement*: a deeper natural net predicts the same class for the rebuilt image. Ways of inverting use the "
+        f"net with eps {_MIDDLE:g}; *annealed* goes through eps {_MOST:g}, {_MIDDLE:g} and 0.75, in as many steps in "
+        "total, and uses the representations of all three; *two nets* (eps 0.75 and 1.5) take twice the passes; *two "
+        "layers* give more information than one. A prior describes images in general, not this net.",
         "The setting was tried on one other seed, and much the same images: a net whose features were a hidden layer "
         "of 64 numbers was hardly inverted at any eps (similarity 0.1 to 0.2).",
     )
@@ -191,7 +192,7 @@ def _remarks(scale: str, world: World) -> tuple[str, ...]:
 
 
 def _numbers(runs: Runs) -> dict[tuple[str, str], Array]:
-    """`[S]` each, of every training, of what goes with eps, and of the ways to invert."""
+    """Return numbers `[S]` of every training, rank correlations with eps, and similarities of the ways to invert."""
     seeds, found = seeds_of(runs), of_each(runs, lambda arm, seed: _of_run(runs, arm, seed))
     for owner, of in (("Rank correlation with eps", _with_eps), ("Similarity by way", _by_way)):
         facts = [of(runs, seed, seeds) for seed in range(seeds)]
@@ -234,12 +235,12 @@ def _of_run(runs: Runs, arm: str, seed: int) -> dict[str, float]:
 
 
 def _with_most(moved: Mapping[str, Any], task: str) -> float:
-    """Accuracy on a task with the most shots, the mean over draws of them."""
+    """Return the accuracy on a task with the largest number of shots, averaged over draws."""
     return float(np.mean([by_shots[-1] for by_shots in moved["accuracy by seed"][task]]))
 
 
 def _joined(run: RunFolder, seed: int) -> Any:
-    """What subject at all runs of a seed, from one of them."""
+    """Return the joint analysis of all runs of a seed, found from the folder of one of them."""
     return read_json(run.path.parent.parent / f"together-{seed}.json")
 
 
@@ -252,7 +253,10 @@ def _by_task(moved: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _with_eps(runs: Runs, seed: int, seeds: int) -> dict[str, float]:
-    """Spearman's, of the five nets that differ in nothing but eps; and of gain with distance, over tasks."""
+    """Return Spearman's correlation with eps of each number, over the five networks that differ only in eps.
+
+    Adds the correlation, over tasks, of the gain of the middle eps with the distance of the task.
+    """
     del seeds
     line = [_of_run(runs, arm, seed) for arm in _LINE]
     eps = (0.0, *_EPS)
@@ -264,7 +268,7 @@ def _with_eps(runs: Runs, seed: int, seeds: int) -> dict[str, float]:
 
 
 def _ranked(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's correlation; 0 where one of them is the same throughout."""
+    """Return Spearman's correlation, or 0 if one of the sequences is constant."""
     from scipy.stats import spearmanr
 
     return 0.0 if min(len(set(a)), len(set(b))) < 2 else float(spearmanr(a, b).statistic)
@@ -274,9 +278,10 @@ _FARTHER = "gain of the middle eps with the distance of the task"
 
 
 def _by_way(runs: Runs, seed: int, seeds: int) -> dict[str, float]:
-    """The median similarity of each way to invert, and at the best eps of each image, and of all.
+    """Return the median similarity of each way to invert, at the best eps of each image, and at the best eps of all.
 
-    Which eps that is, the nets of the other seeds say: the best of five is the best of noise, too.
+    The best eps is chosen on the networks of the other seeds, because choosing the best of five on the same networks
+    would select noise.
     """
     ways = _joined(runs[_LINE[0], seed], seed)["ways"]
     found = {name: float(np.median(way["ssim"])) for name, way in ways.items()}
@@ -295,13 +300,13 @@ _BEST, _BEST_OF_ALL = "best eps of each image", "best eps of all images"
 
 
 def _similarities(runs: Runs, seed: int) -> Array:
-    """`[eps, images]`."""
+    """Return the similarities `[eps, images]` of a seed."""
     name = f"{INSIDE}: ssim"
     return np.stack([runs[arm, seed].read_images("inversion", name)[name] for arm in _LINE])
 
 
 def _draw(runs: Runs, folder: Path) -> None:
-    """Figures against eps, and pictures of the first seed."""
+    """Draw the numbers against eps, and the inversions of the first seed."""
     seeds, eps = seeds_of(runs), (0.0, *_EPS)
     facts = [[_of_run(runs, arm, seed) for arm in _LINE] for seed in range(seeds)]
     panels: dict[str, dict[str, Array]] = {"log of the trace, less that at eps 0": {}, "accuracy": {}, "similarity": {}}
@@ -335,12 +340,12 @@ _SHOWN = 4
 
 
 def _fall(name: str, line: tuple[str, ...] = _LINE) -> Callable[[Cells], Array]:
-    """By how much a number falls from the first to the last."""
+    """Return the decrease of a number from the first arm to the last."""
     return lambda cells: cells(line[0], name, RUN) - cells(line[-1], name, RUN)
 
 
 def _least_fall(name: str) -> Callable[[Cells], Array]:
-    """The least by which it falls from one eps to the next."""
+    """Return the smallest decrease of a number from one eps to the next."""
 
     def least(cells: Cells) -> Array:
         each = [cells(arm, name, RUN) for arm in _LINE]
@@ -354,14 +359,14 @@ def _gain(name: str, arm: str = _CENTRE, other: str = _LINE[0]) -> Callable[[Cel
 
 
 def _way(name: str, nets: tuple[str, ...] = (_CENTRE,)) -> Callable[[Cells], Array]:
-    """Less the best of the nets by itself."""
+    """Return the similarity of a way to invert less the best of the networks alone."""
     return lambda cells: (
         cells("Similarity by way", name, RUN) - np.max([cells(arm, _SSIM, RUN) for arm in nets], axis=0)
     )
 
 
 def _both(cells: Cells) -> Array:
-    """The share of the effective information that is lost, and the similarity that is won: the lesser of the two."""
+    """Return the smaller of the lost share of the effective information and the gained similarity."""
     first, middle = (cells(arm, _EFFECTIVE, RUN) for arm in (_LINE[0], _CENTRE))
     more = cells(_CENTRE, _SSIM, RUN) - cells(_LINE[0], _SSIM, RUN)
     return np.minimum((first - middle) / np.maximum(first, 1e-9), more)
@@ -378,7 +383,7 @@ _FALLING = {
 _CLAIMS = (
     *(
         Claim(
-            f"Adversarial training lowers the Fisher information {what}.",
+            f"Adversarial training reduces the Fisher information {what}.",
             f"{name} at eps 0, less that at eps {_MOST:g}, is above 0",
             _fall(name),
             unit="(log)",
@@ -387,15 +392,15 @@ _CLAIMS = (
     ),
     *(
         Claim(
-            f"It falls with every step of eps: {name.removeprefix('log trace, ')}.",
-            "the least fall from one eps to the next is above 0",
+            f"It decreases with every step of eps: {name.removeprefix('log trace, ')}.",
+            "the smallest decrease from one eps to the next is above 0",
             _least_fall(name),
             unit="(log)",
         )
         for name in ("log trace, weights", "log trace, prediction", "log trace, representation")
     ),
     Claim(
-        "It lowers the effective information.",
+        "It reduces the effective information.",
         f"that at eps 0, less that at eps {_MOST:g}, is above 0",
         _fall(_EFFECTIVE),
         unit="(nats)",
@@ -427,27 +432,27 @@ _CLAIMS = (
     *(
         Claim(
             f"They are out of distribution, too: {where}.",
-            "the same for images of others",
+            "the same difference, for images of other tasks, is above 0",
             _gain(f"{_SSIM}, {where}"),
         )
         for where in _OUTSIDE
     ),
     Claim(
-        "What is rebuilt is taken for the same by another net.",
+        "Another net predicts the same class for rebuilt images.",
         f"agreement at eps {_MIDDLE:g}, less that at eps 0, is above 0",
         _gain(_AGREES),
     ),
     Claim(
         "A net may keep less and be easier to invert.",
-        f"the lesser of the share of the effective information that eps {_MIDDLE:g} loses, and the similarity that it "
+        f"the smaller of the share of the effective information that eps {_MIDDLE:g} loses, and the similarity that it "
         "gains, is above 0",
         _both,
-        unit="(the lesser of two shares)",
+        unit="(the smaller of two shares)",
     ),
     Claim(
         "Each image has an eps of its own.",
-        "median similarity at the best eps of each image, less that at the best eps of all images, is above 0 (which "
-        "these are, nets of the other seeds say)",
+        "median similarity at the best eps of each image, less that at the best eps of all images, is above 0 (both "
+        "chosen on nets of the other seeds)",
         lambda cells: cells("Similarity by way", _BEST, RUN) - cells("Similarity by way", _BEST_OF_ALL, RUN),
     ),
     Claim(

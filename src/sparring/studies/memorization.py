@@ -34,15 +34,15 @@ from .study import RUN, WORST, Arm, Measurement, Runs, Study, of_each, seeds_of
 _WORLDS = {"smoke": World(60, 40, 1), "cpu": World(400, 360, 3), "gpu": World(5000, 360, 5)}
 _DIGITS = {"smoke": 200, "cpu": 360, "gpu": 1200}
 _FIT = {"smoke": 3, "cpu": 75, "gpu": 150}  # epochs with digits
-_LONG = {"smoke": 4, "cpu": 36, "gpu": 100}  # and with clothes
-_LOOK = {"smoke": (20, 10, 1), "cpu": (360, 40, 10), "gpu": (1000, 500, 10)}  # images, close ones, steps
+_LONG = {"smoke": 4, "cpu": 36, "gpu": 100}  # epochs with Fashion-MNIST
+_LOOK = {"smoke": (20, 10, 1), "cpu": (360, 40, 10), "gpu": (1000, 500, 10)}  # images, those for Jacobians, steps
 _NOISE = 0.2
-_AWAY = 0.1  # how far weights are moved where stability is judged
-_TAU = 0.5  # a rank correlation that explains
+_AWAY = 0.1  # length by which weights are moved to measure stability
+_TAU = 0.5  # rank correlation above which a measure explains the gap
 
 
 def study(scale: str) -> Study:
-    """Random labels, stability, measures, robust overfitting and its cures, hard examples."""
+    """Study random labels, stability, complexity measures, robust overfitting and its cures, and hard examples."""
     world = worlds(scale, _WORLDS)
     digits, clothes = _Digits(scale, world), _Clothes(scale, world)
     examples, close, steps = _LOOK[scale]
@@ -56,21 +56,21 @@ def study(scale: str) -> Study:
         seeds=world.seeds,
         remarks=(
             f"*Digits* arms: {_DIGITS[scale]} digits, no weight decay, {_FIT[scale]} epochs, the rate divided by 10 "
-            "after each third; Linf 3/32, and where it is said 1/16. The latter is 0.15 of the least distance between "
-            "digits of unlike classes, as 8/255 is on CIFAR-10.",
+            "after each third; Linf 3/32, or 1/16 where noted. The latter is 0.15 of the smallest distance between "
+            "digits of different classes, as 8/255 is on CIFAR-10.",
             f"The others: {world.train} images of Fashion-MNIST, Linf {_Clothes.eps:g}, no weight decay, "
             f"{_LONG[scale]} epochs, the rate divided by 10 at a third and at three quarters; {100 * _NOISE:g} % of "
-            "the labels are drawn anew (a tenth of these by chance as they were) unless an arm says otherwise. "
-            "Held-out and test labels are true, and the held-out images choose the best epoch.",
-            "The setting was subject for on other seeds, but on the same images: without noise, robust overfitting was "
-            "a point or two here. A first version of this study let the rate fall at a half, when the net had "
-            "memorised already; there best less last was -2, 15 and 9 points by seed, as the best epoch was one of "
-            "many that jump. Temporal ensembling was tried with two weights (30, the paper's, and 100, which destroyed "
-            "training) and three beginnings: after the net began to memorise it came too late; it begins before the "
-            "rate falls, as in the paper. SWA, AWP and label smoothing were not tuned.",
-            f"Stability is judged where the weights moved by {_AWAY:g} along the gradient, up or down, whichever is "
+            "the labels are drawn anew (a tenth of these keep their label by chance) unless the name of an arm says "
+            "otherwise. Held-out and test labels are true, and the held-out images choose the best epoch.",
+            "The setting was searched for on other seeds, but on the same images: without noise, robust overfitting "
+            "was a point or two here. A first version of this study divided the rate at a half, when the net had "
+            "already memorized labels; there best less last was -2, 15 and 9 points by seed, because the accuracy "
+            "jumped between epochs. Temporal ensembling was tried with two weights (30, the paper's, and 100, which "
+            "destroyed training) and three starting epochs: after the net began to memorize it came too late; it "
+            "starts before the rate is divided, as in the paper. SWA, AWP and label smoothing were not tuned.",
+            f"Stability is measured with the weights moved by {_AWAY:g} along the gradient, up or down, whichever is "
             "worse. Rank correlations are Kendall's. Training accuracies are of all training examples, under the PGD "
-            "by which they are remembered; the gap is under that of the analysis.",
+            "of the example history; the gap is under the PGD of the analysis.",
             "Easy, hard and random examples are 80 % of the training set, by the adversarial losses of the PGD-AT net "
             "of the same seed. With noise, the hardest are mostly those with wrong labels: their share is in the "
             "table.",
@@ -87,7 +87,7 @@ def study(scale: str) -> Study:
 
 
 class _Digits:
-    """Can a net learn labels by heart? A large net on few digits."""
+    """Recipes that test whether a network can memorize labels: a large network on few digits."""
 
     def __init__(self, scale: str, world: World) -> None:
         self.scale, self.test = scale, world.test
@@ -121,7 +121,7 @@ class _Digits:
 
 
 class _Clothes:
-    """What memorization does to robustness: a net that can learn a few hundred noisy labels by heart."""
+    """Recipes for the effect of memorization on robustness: a network that can memorize a few hundred noisy labels."""
 
     eps = 0.05
 
@@ -194,7 +194,7 @@ def _base(threat: Linf, data: Source, held_out: float, smoke: bool) -> Recipe:
 
 
 def _numbers(runs: Runs) -> dict[tuple[str, str], Array]:
-    """`[S]` each: of every training, of pairs of trainings, and of all together."""
+    """Return numbers `[S]` of every training, of pairs of trainings, and of groups of them."""
     seeds = seeds_of(runs)
     seen: dict[tuple[str, int], Any] = {key: run.read_analysis("memorization") for key, run in runs.items()}
     found = of_each(runs, lambda arm, seed: _of_run(seen[arm, seed]))
@@ -222,7 +222,7 @@ def _of_run(seen: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _cosine(seen: Mapping[str, Any], loss: str) -> float:
-    """Between the gradients of a loss before and after the weights moved, the less of up and down."""
+    """Return the cosine between the gradients of a loss before and after the move, the smaller of up and down."""
     stable = seen["stability"]
     where = stable["lengths"].index(_AWAY)
     ways = [stable["losses"][loss][f"weights moved by length x ({way})"] for way in DIRECTIONS.values()]
@@ -230,23 +230,23 @@ def _cosine(seen: Mapping[str, Any], loss: str) -> float:
 
 
 def _tau(runs: Runs, one: tuple[str, int], other: tuple[str, int]) -> float:
-    """Of the difficulties that two runs remember of the same examples."""
+    """Return Kendall's tau of the difficulties that two runs recorded for the same examples."""
     a, b = (runs[key].read_memory().difficulty for key in (one, other))
     return _kendall(a, b)
 
 
 def _measured(runs: list[Any]) -> list[str]:
-    """Measures that are defined for all runs."""
+    """Return the names of the measures that are defined for all runs."""
     return [name for name in runs[0]["measures"] if all(isinstance(run["measures"][name], float) for run in runs)]
 
 
 def _explained(runs: list[Any], name: str) -> float:
-    """Kendall's tau of a measure and the robust generalisation gap."""
+    """Return Kendall's tau of a measure and the robust generalisation gap."""
     return _kendall([run["measures"][name] for run in runs], [run["robust generalisation gap"] for run in runs])
 
 
 def _kendall(a: Any, b: Any) -> float:
-    """0 where one of the two is the same throughout."""
+    """Return Kendall's tau, or 0 if one of the sequences is constant."""
     from scipy.stats import kendalltau
 
     tau = float(kendalltau(a, b).statistic)
@@ -254,7 +254,7 @@ def _kendall(a: Any, b: Any) -> float:
 
 
 _PAIRS = (("PGD-AT, true labels", "TRADES, true labels", 1), ("PGD-AT", "TRADES", 0))
-"""Two trainings on the same examples, and by how much their seeds differ: noise depends on the seed."""
+"""Two trainings on the same examples, and the difference of their seeds: 0 with label noise, which depends on it."""
 
 _CURES = ("SWA", "AWP", "Label smoothing 0.3")
 _NOISY = (
@@ -275,17 +275,17 @@ def _run(cells: Cells, arm: str, name: str) -> Array:
 
 
 def _fit(cells: Cells, *arms: str) -> Array:
-    """The least clean training accuracy."""
+    """Return the lowest clean training accuracy of the arms."""
     return np.min([_run(cells, f"Digits, {arm}", "train accuracy, clean") for arm in arms], axis=0)
 
 
 def _fall(cells: Cells, arm: str) -> Array:
-    """Best less last."""
+    """Return the robust accuracy of the best epoch less that of the last."""
     return cells(arm, WORST, "best") - cells(arm, WORST, "last")
 
 
 def _steadier(cells: Cells, arm: str) -> Array:
-    """By how much more the gradient of TRADES keeps its direction than that of PGD-AT, at the weights of an arm."""
+    """Return the cosine of the gradient of TRADES less that of PGD-AT after a move, at the weights of an arm."""
     return _run(cells, arm, "cosine, TRADES") - _run(cells, arm, "cosine, PGD-AT")
 
 
@@ -317,13 +317,13 @@ _CLAIMS = (
     ),
     Claim(
         "Both fit true labels.",
-        "the lesser training accuracy (clean, digits), less 95 %, is above 0",
+        "the lower of their training accuracies (clean, digits), less 95 %, is above 0",
         lambda cells: _fit(cells, "PGD-AT", "TRADES") - 0.95,
     ),
     Claim(
         "On random labels, the gradients of PGD-AT are small.",
         "the mean length of the gradient in training of TRADES, less that of PGD-AT (digits; each of its own loss, and "
-        "TRADES' holds six times a divergence), is above 0",
+        "that of TRADES contains six times a divergence), is above 0",
         lambda cells: (
             _run(cells, "Digits, TRADES, random labels", "length of the gradient")
             - _run(cells, "Digits, PGD-AT, random labels", "length of the gradient")
@@ -338,8 +338,8 @@ _CLAIMS = (
         unit="(cosine)",
     ),
     Claim(
-        "It is at the weights of PGD-AT, too.",
-        "the same, for the net that PGD-AT trained on random labels (digits), is above 0",
+        "It is more stable at the weights of PGD-AT, too.",
+        "the same difference, for the net that PGD-AT trained on random labels (digits), is above 0",
         lambda cells: _steadier(cells, "Digits, PGD-AT, random labels"),
         unit="(cosine)",
     ),
@@ -393,18 +393,18 @@ _CLAIMS = (
     ),
     Claim(
         "Hard examples are hard for every net.",
-        "the rank correlation of the losses that PGD-AT and TRADES, of different seeds on true labels, remember, less "
-        f"{_TAU:g}, is above 0",
+        "the rank correlation of the losses that PGD-AT and TRADES, with different seeds on true labels, recorded, "
+        f"less {_TAU:g}, is above 0",
         lambda cells: _run(cells, "PGD-AT, true labels", "tau with TRADES, true labels") - _TAU,
         unit="(tau)",
     ),
     Claim(
-        "Without the hardest examples, robust overfitting is less.",
+        "Without the hardest examples, robust overfitting is smaller.",
         "best less last on a random 80 %, less that on the easy 80 %, is above 0",
         lambda cells: _fall(cells, "The random 80 %") - _fall(cells, "The easy 80 %"),
     ),
     Claim(
-        "Without the easiest, it is worse.",
+        "Without the easiest examples, robust overfitting is larger.",
         "best less last on the hard 80 %, less that on a random 80 %, is above 0",
         lambda cells: _fall(cells, "The hard 80 %") - _fall(cells, "The random 80 %"),
     ),

@@ -28,11 +28,11 @@ _PASSES = {"smoke": 3, "cpu": 48, "gpu": 96}  # epochs x passes a step
 _SMALL, _LARGE = Linf(0.1), Linf(0.3)
 
 COLLAPSE = 0.3
-"""FGSM leaves so much more standing than PGD: catastrophic overfitting."""
+"""Accuracy under FGSM less that under PGD above which a training counts as catastrophic overfitting."""
 
 
 def study(scale: str) -> Study:
-    """Single-step, multi-step and multi-stage training, each with as many passes."""
+    """Compare single-step, multi-step and multi-stage training with the same number of passes each."""
     world = worlds(scale, _WORLDS)
     small, large = (_Bench(scale, world, threat) for threat in (_SMALL, _LARGE))
     return Study(
@@ -51,17 +51,17 @@ def study(scale: str) -> Study:
             f"All trainings have about {_PASSES[scale]} passes per training image; numbers of epochs are whole.",
             f"The small eps is {_SMALL.eps:g}, and its accuracies are at that eps.",
             "The passes of the guarded training leave out what the guard and its rescues add.",
-            "The setting was subject for on seeds that the study does not use, until FGSM-RS collapsed and the others "
+            "The setting was searched for on seeds that the study does not use, until FGSM-RS collapsed and the others "
             "trained: at eps 0.2 it collapsed on some seeds only, and at a rate of 0.2 without clipping multi-step "
             "training learned nothing. The rate goes up to 0.1 and back (Free-AT: 0.04), gradients are clipped at 1. "
             "GradAlign has the weight 0.6, found at eps 0.2, where 0.2 collapsed and 2 learned nothing.",
-            "Order, lengths and weights of the stages are ours: the paper's abstract does not say them.",
+            "Order, lengths and weights of the stages are ours: the paper's abstract does not state them.",
         ),
     )
 
 
 class _Bench:
-    """Makes recipes that differ in the method and in the epochs that it can afford."""
+    """Builds recipes that differ in the method and in the number of epochs that the budget of passes allows."""
 
     def __init__(self, scale: str, world: World, threat: Linf) -> None:
         self.scale, self.world, self.threat = scale, world, threat
@@ -78,7 +78,10 @@ class _Bench:
         return replace(recipe, method=steps, lr=Cyclic(peak, top=0.4), update=GradientStep(max_norm=1.0))
 
     def staged(self, order: str = "bsm", slots: float = 1.0, reading: Reading = "pure") -> Recipe:
-        """A period is an epoch times `slots`, less the stages that are left out; training ends with one."""
+        """Return a recipe with stages. A period is an epoch times `slots`, less omitted stages.
+
+        Training ends with a period.
+        """
         stages = {"b": 1, "s": 4, "m": 1}
         period = slots * sum(stages[letter] for letter in order) / 6
         return self.train(moat(self.threat, stages, order, period, None, 7, self.threat.eps / 4, reading))
@@ -117,13 +120,13 @@ def _staged(bench: _Bench) -> dict[str, Recipe]:
 
 
 def _gap(cells: Cells, arm: str) -> Array:
-    """How much more FGSM leaves standing than PGD."""
+    """Return the accuracy under FGSM less that under PGD."""
     pgd = next(under for _, _, under in cells.values if under.startswith("pgd"))
     return cells(arm, "fgsm") - cells(arm, pgd)
 
 
 def _ahead(cells: Cells, *others: str) -> Array:
-    """MOAT less the best of the others, in each replica."""
+    """Return the robust accuracy of MOAT less that of the best of the others, in each replica."""
     return cells("MOAT", WORST) - np.max([cells(arm, WORST) for arm in others], axis=0)
 
 

@@ -1,4 +1,4 @@
-"""Carries a study out: every training in a folder of its own, side by side where there are cores for it."""
+"""Runs a study: every training in a folder of its own, in parallel where there are enough cores."""
 
 import itertools
 import multiprocessing
@@ -37,7 +37,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One training, its evaluation, and what looks at it."""
+    """One training, its evaluation, and the analyses of its run."""
 
     arm: str
     seed: int
@@ -56,7 +56,7 @@ class Job:
         return run.recipe() is not None and run.finished() and run.evaluated() and seen
 
     def do(self, device: str) -> str:
-        """Trains, evaluates and looks at what is missing, and says in words what it came to."""
+        """Train, evaluate and analyze as far as this is missing, and return the accuracies as text."""
         recipe: Recipe = recipe_from_plain(self.recipe)
         run = RunFolder(self.path)
         if run.recipe() is None or not run.finished():
@@ -73,7 +73,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """What looks at all trainings of a seed."""
+    """The joint analysis of all trainings of a seed."""
 
     joint: JointMeasurement
     folder: Path
@@ -102,10 +102,10 @@ def run_study(
     overwrite: bool = False,
     log: Log = lambda text: None,
 ) -> Findings:
-    """Trains and evaluates what is not there yet, and writes what it came to: see `writing.write`.
+    """Train and evaluate what is missing, and write the results: see `writing.write`.
 
-    Trainings that are finished stay as they are, interrupted ones go on. `workers` trainings run side by side, each on
-    its share of the cores: on a CPU as many as there are cores, else one. Raises `UserError` for a folder that holds
+    Finished trainings are kept, interrupted ones continue. `workers` is the number of trainings in parallel, each on
+    its share of the cores: by default the number of cores on a CPU, else 1. Raises `UserError` for a folder that holds
     trainings of other recipes.
     """
     folder, where = Path(folder), device_of(device)
@@ -145,7 +145,7 @@ def _studied(
 
 
 def _clear(runs: Sequence[RunFolder]) -> None:
-    """Nothing is deleted before it is known that all of them can be."""
+    """Delete runs, after checking that all of them can be deleted."""
     ours = [run for run in runs if run.path.exists() and not run.foreign()]
     for run in ours:
         run.clearable()
@@ -166,7 +166,7 @@ def _jobs(study: Study, folder: Path) -> list[Job]:
 
 
 def _joined(study: Study, folder: Path, jobs: list[Job], changed: set[int]) -> list[Joined]:
-    """What is to be subject at together: anew where a training of the seed is not yet done."""
+    """Return the joint analyses to do; those of a seed with a training that is not done are repeated."""
     if study.joint is None:
         return []
     for seed in changed:
@@ -178,19 +178,19 @@ def _joined(study: Study, folder: Path, jobs: list[Job], changed: set[int]) -> l
 
 
 def _admit(jobs: list[Job]) -> None:
-    """A training of another recipe is not taken for one of this study."""
+    """Refuse to take the training of another recipe for one of this study."""
     for job in jobs:
         known = RunFolder(job.path).recipe()
         if known is not None and known != job.recipe:
             changed = "; ".join(differences(known, job.recipe)[:3])
             raise UserError(
                 f"{job.path} holds a training of another recipe ({changed}): --overwrite the trainings of this folder, "
-                "or choose another one with --out"
+                "or choose another folder with --out"
             )
 
 
 def _carry_out(phases: Sequence[Sequence[Work]], workers: int, device: str, log: Log) -> None:
-    """One phase after the other; what failed is said when the others of its phase are done."""
+    """Run one phase after the other; failures are reported once the other jobs of the phase are done."""
     failed: list[str] = []
     done, all_of_them = itertools.count(1), sum(map(len, phases))
 
@@ -202,7 +202,7 @@ def _carry_out(phases: Sequence[Sequence[Work]], workers: int, device: str, log:
         log(f"{next(done)}/{all_of_them} {job}: {describe}")
 
     for phase in phases:
-        if not failed or not any(isinstance(work, Joined) for work in phase):  # these need all that came before
+        if not failed or not any(isinstance(work, Joined) for work in phase):  # joint work needs all trainings
             _each(phase, workers, device, tell)
     if failed:
         raise UserError(
@@ -212,7 +212,7 @@ def _carry_out(phases: Sequence[Sequence[Work]], workers: int, device: str, log:
 
 
 def _each(jobs: Sequence[Work], workers: int, device: str, tell: Callable[[Work, Callable[[], str]], None]) -> None:
-    """Calls `tell` with each outcome, in the order in which they come."""
+    """Call `tell` with the outcome of each job, in the order of completion."""
     if workers == 1 or not jobs:
         for job in jobs:
             tell(job, partial(_do, job, device))
@@ -226,18 +226,19 @@ def _each(jobs: Sequence[Work], workers: int, device: str, tell: Callable[[Work,
                 tell(futures[future], future.result)
         except BrokenProcessPool:
             raise UserError(
-                "a process that trained died, perhaps for want of memory: give fewer --workers; the command goes on"
+                "a training process died, perhaps because memory ran out: repeat the command with fewer --workers, and "
+                "it continues"
             ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in set(multiprocessing.active_children()) - others:
-                child.terminate()  # a training saves what it has
+                child.terminate()  # a training saves its state
             raise
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM is taken for Ctrl-C, so that no process is left behind. Outside the main thread it cannot be."""
+    """Handle SIGTERM like Ctrl-C, so that no process is left behind; has no effect outside the main thread."""
 
     def interrupt(number: int, frame: types.FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -255,11 +256,11 @@ def _terminable() -> Iterator[None]:
 
 _IN_HAND = threading.Lock()
 """Held while a process works."""
-_PATIENCE = 60.0  # seconds in which a training saves
+_PATIENCE = 60.0  # seconds that a training has to save its state
 
 
 def _settle(threads: int) -> None:
-    """What a process does before its first training. In a session of its own, Ctrl-C does not reach it twice."""
+    """Set up a worker process. It gets a session of its own, so that Ctrl-C does not reach it twice."""
     if hasattr(os, "setsid"):
         os.setsid()
     threading.Thread(target=_follow, daemon=True).start()
@@ -268,7 +269,7 @@ def _settle(threads: int) -> None:
 
 
 def _follow() -> None:
-    """Ends this process after its parent, which cannot say so when it is killed; a training saves what it has."""
+    """End this process when its parent has ended, even if the parent was killed; a training first saves its state."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -285,4 +286,4 @@ def _do(job: Work, device: str) -> str:
     except UserError as error:
         raise UserError(f"{job}: {error}") from None
     except Interrupted:
-        raise KeyboardInterrupt from None  # what a process can hand on
+        raise KeyboardInterrupt from None  # an exception that can be passed between processes

@@ -1,4 +1,4 @@
-"""Self-supervised adversarial training, read by nearest neighbours (https://arxiv.org/abs/1911.06470)."""
+"""Self-supervised adversarial training with kNN heads (https://arxiv.org/abs/1911.06470)."""
 
 import math
 from collections.abc import Callable
@@ -36,7 +36,7 @@ from ._common import World, worlds
 from .study import RUN, WORST, Arm, Measurement, Runs, Study, of_each, seeds_of
 
 _WORLDS = {"smoke": World(160, 40, 1), "cpu": World(1000, 150, 3), "gpu": World(20000, 1000, 5)}
-_EPOCHS = {"smoke": (2, 1, 1), "cpu": (16, 10, 10), "gpu": (100, 40, 10)}  # without labels, with, and hardening
+_EPOCHS = {"smoke": (2, 1, 1), "cpu": (16, 10, 10), "gpu": (100, 40, 10)}  # without labels, with labels, SAT
 _NET: dict[str, dict[str, Any]] = {
     "smoke": {"width": 4, "dim": 8, "depth": 1, "k": 3},
     "cpu": {"width": 8, "dim": 64, "depth": 1, "k": 15},
@@ -55,7 +55,7 @@ _RELEASED = "AMDIM + SAT, as released"
 
 
 def study(scale: str) -> Study:
-    """Supervised, self-supervised, and self-supervised adversarial training of one encoder."""
+    """Compare supervised, self-supervised, and self-supervised adversarial training of one encoder."""
     world = worlds(scale, _WORLDS)
     bench = _Bench(scale, world)
     without, labelled, hard = _EPOCHS[scale]
@@ -70,28 +70,29 @@ def study(scale: str) -> Study:
         apart=(_HALF,),
         remarks=(
             f"{world.train} images of Fashion-MNIST, of which {_SHARE:.0%} are held out; Linf {_EPS:g} in training and "
-            f"evaluation, and {_EPS / 2:g} where it says {_HALF}. The encoder is AMDIM's with width "
-            f"{_NET[scale]['width']} in all arms: read by a linear layer with labels, and without them by the "
+            f"evaluation, and {_EPS / 2:g} for *{_HALF}*. The encoder is AMDIM's with width {_NET[scale]['width']} in "
+            "all arms, with a linear head for training with labels, and without labels a kNN head of the "
             f"{_NET[scale]['k']} nearest neighbours among the training images.",
             f"{without} epochs without labels (instance discrimination, of one view, twice as many), {labelled} with "
             f"labels; self-supervised adversarial training (SAT) is {hard} epochs of fine-tuning without augmentation, "
-            "of PGD-3 on the contrast of an image with its clean self, without labels. *As released* follows guides by "
-            "labels and contrasts only who is fooled.",
-            "SAT begins with the best epoch of the training before, which held-out labels chose; what it gains and "
-            "loses is measured against that epoch, and information against the last one.",
-            "*worst*: nearest neighbours have to stand under PGD and, in turn, under APGD on the cross-entropy of soft "
-            "votes and towards three targets, PGD on soft votes, on guides, by a linear probe, and on the features by "
-            "distance and cosine; a linear layer under PGD, APGD on cross-entropy and towards three targets, and PGD "
-            "on the distance of the features. The same number of steps each.",
-            "*defended* is the defence success rate: of the images that are right, the share that stays so. Passes for "
-            "a point of it are those of SAT, or of the whole training with labels, over what it gained on the arm that "
-            "it began with, or on Supervised; a gain below a point counts as one. Encoding the bank is counted in it, "
-            "and not in the passes of the first table.",
-            "What was read *by neighbours*, *by a probe* or *by its own head* is from the analysis: fewer images and "
-            "steps, seven attacks on neighbours (one of them by the probe) and three on the others. The second figure "
+            "with PGD-3 on the contrast of an image with its clean version, without labels. *As released* follows "
+            "guides by labels and contrasts only images that the attack fools.",
+            "SAT begins with the best epoch of the training before, which held-out labels chose; its gain and loss are "
+            "measured against that epoch, and information against the last one.",
+            "*worst*: a kNN head has to be robust to PGD and, in turn, to APGD on the cross-entropy of soft votes and "
+            "towards three targets, PGD on soft votes, on guides, by a linear probe, and on the features by distance "
+            "and cosine; a linear head to PGD, APGD on cross-entropy and towards three targets, and PGD on the "
+            "distance of the features. The same number of steps each.",
+            "*defended* is the defence success rate: the share of correctly classified images that are robust. Passes "
+            "for a point of it are those of SAT, or of the whole training with labels, divided by the gain over the "
+            "arm that it began with, or over Supervised; a gain below a point counts as one. They include encoding the "
+            "bank, which the passes of the first table do not.",
+            "Accuracies *by neighbours*, *by a probe* or *by its own head* are from the analysis: fewer images and "
+            "steps, seven attacks on kNN heads (one of them by the probe) and three on the others. The second figure "
             "is of held-out images under the PGD that selects, after each epoch.",
-            "The setting was tried on one other seed and much the same images: eps, at which the supervised net kept a "
-            "twentieth, and numbers of epochs by what they cost; rates, views and temperatures were not searched for.",
+            "The setting was tried on one other seed and much the same images: eps, at which a twentieth of the images "
+            "of the supervised net stayed robust, and numbers of epochs by their cost; rates, views and temperatures "
+            "were not searched for.",
         ),
         measurements=(Measurement("representation", study_representation, _LOOK[scale]),),
         numbers=_numbers,
@@ -103,7 +104,7 @@ _SHARE = 0.2
 
 
 class _Bench:
-    """Makes recipes that differ in what they learn from."""
+    """Builds recipes that differ in the training signal."""
 
     def __init__(self, scale: str, world: World) -> None:
         smoke = scale == "smoke"
@@ -194,7 +195,7 @@ class _Bench:
 
 
 def _numbers(runs: Runs) -> dict[tuple[str, str], Array]:
-    """`[S]` each, of every training."""
+    """Return numbers `[S]` of every training."""
     return of_each(runs, lambda arm, seed: _of_run(runs, arm, seed))
 
 
@@ -222,7 +223,7 @@ _READ = {"nearest neighbours": "by neighbours", "linear probe": "by a probe", "i
 
 
 def _read(readings: dict[str, Any]) -> dict[str, float]:
-    """What the analysis came to, on fewer images and with fewer steps than the evaluation."""
+    """Return accuracies of each head from the analysis, which has fewer images and steps than the evaluation."""
     return {
         f"{name}: {what}": each[what]["accuracy"]
         for ending, name in _READ.items()
@@ -261,7 +262,7 @@ def _million_passes(run: RunFolder) -> float:
 
 
 def _draw(runs: Runs, folder: Path) -> None:
-    """Accuracy against what is defended on the held-out images, after each epoch of SAT."""
+    """Plot accuracy against the defended share of the held-out images, after each epoch of SAT."""
     seeds = seeds_of(runs)
     curves, points = {}, {}
     for arm in _BEFORE:
@@ -284,7 +285,7 @@ def _held_out(run: RunFolder) -> tuple[Array, Array]:
 
 
 def _rate(cells: Cells, arm: str, under: str = WORST, which: str = "last") -> Array:
-    """The defence success rate."""
+    """Return the defence success rate."""
     return cells(arm, under, which) / np.maximum(cells(arm, "clean", which), 1e-9)
 
 
@@ -293,7 +294,7 @@ def _more(arm: str, other: str, under: str = WORST) -> Callable[[Cells], Array]:
 
 
 def _hardened(name: str) -> Callable[[Cells], Array]:
-    """By how much the gain is above its bound and the loss of accuracy below its own, the lesser of the two."""
+    """Return a statistic: the smaller of the gain less its lower bound and the upper bound less the loss."""
 
     def margin(cells: Cells) -> Array:
         gain = _rate(cells, f"{name} + SAT") - _rate(cells, name, which="best")
@@ -306,7 +307,7 @@ def _hardened(name: str) -> Callable[[Cells], Array]:
 _CLAIMS = (
     *(
         Claim(
-            f"{name} and nearest neighbours defend more than the supervised net.",
+            f"{name} with a kNN head defends more than the supervised net.",
             "defence success rate (worst), less that of Supervised, is above 0",
             _more(name, "Supervised"),
         )
@@ -314,14 +315,14 @@ _CLAIMS = (
     ),
     *(
         Claim(
-            f"{name} does at half the eps, too.",
-            f"the same at {_EPS / 2:g}",
+            f"{name} with a kNN head does at half the eps, too.",
+            f"the same difference at eps {_EPS / 2:g} is above 0",
             _more(name, "Supervised", _HALF),
         )
         for name in _SSL
     ),
     Claim(
-        "It is the representation, not the reading: neighbours do not defend the supervised features.",
+        "It is the representation, not the head: neighbours do not defend the supervised features.",
         "10 points, plus the rate of Supervised's own head, less that of its features read by neighbours (both by the "
         "analysis), is above 0",
         lambda cells: (
@@ -338,7 +339,7 @@ _CLAIMS = (
     *(
         Claim(
             f"Self-supervised adversarial training hardens {name} at a small price.",
-            f"the lesser of its gain in the rate (worst), less {_GAIN:.0%}, and of {_LOSS:.0%}, less its loss of "
+            f"the smaller of its gain in the rate (worst), less {_GAIN:.0%}, and of {_LOSS:.0%}, less its loss of "
             "accuracy, is above 0",
             _hardened(name),
         )
@@ -366,13 +367,13 @@ _CLAIMS = (
         unit="(thousand passes)",
     ),
     Claim(
-        "It is with its pre-training, too.",
-        "the same, with the passes of AMDIM's pre-training added, is above 0",
+        "It is cheap with its pre-training, too.",
+        "the same difference, with the passes of AMDIM's pre-training added, is above 0",
         lambda cells: cells("Supervised, AT", _PRICE, RUN) - cells("AMDIM + SAT", _WHOLE, RUN),
         unit="(thousand passes)",
     ),
     Claim(
-        "More of an image is kept under attack after it.",
+        "After it, the features keep more of an image under attack.",
         "the information bound of AMDIM + SAT, less that of AMDIM, is above 0",
         lambda cells: (
             cells("AMDIM + SAT", "information kept, nats", RUN) - cells("AMDIM", "information kept, nats", RUN)

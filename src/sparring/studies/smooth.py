@@ -41,7 +41,7 @@ _MORE = {"CELU, a = 2": "celu:2", "ELU, a = 2": "elu:2", "LeakyReLU": "leaky_rel
 
 
 def study(scale: str) -> Study:
-    """Activations, the two places of a smooth gradient, controls and scaling."""
+    """Compare activations, smooth gradients in the attack and in the update, controls and model sizes."""
     bench = _Bench(scale, worlds(scale, _WORLDS))
     return Study(
         name="smooth",
@@ -55,18 +55,18 @@ def study(scale: str) -> Study:
         remarks=(
             "All train by PGD-1: one step of eps from a random start. Nothing was tuned for one activation, but the "
             f"rate of all, {_RATE:g}, was chosen on seeds that the study does not use: at 0.1, Softplus learned "
-            f"nothing. Weight decay is {_DECAY:g}, for these trainings are short.",
+            f"nothing. Weight decay is {_DECAY:g}, because these trainings are short.",
             "The net has no hidden linear layer. The first version had one without batch norm: half of its "
             "units died with ReLU, and with a smooth attacker nearly all (51, 23 and 12 % robust).",
-            "Nets with ReLU are also attacked by PGD-20 along the gradients of softplus with alpha 1, 10 and 100; the "
-            "others, in the same place, by PGD-20 from three other starts.",
+            "Nets with ReLU are also attacked by PGD-20 along the surrogate gradients of softplus with alpha 1, 10 and "
+            "100; the others, instead, by PGD-20 from three other starts.",
             f"Wide is twice the width, deep twice the convolutions before each stride. Epochs: {bench.epochs}.",
         ),
     )
 
 
 class _Bench:
-    """Makes recipes that differ in the net, the gradients and the length."""
+    """Builds recipes that differ in the network, the gradients and the number of epochs."""
 
     def __init__(self, scale: str, world: World) -> None:
         self.scale, self.world, self.threat = scale, world, Linf(0.1)
@@ -81,7 +81,7 @@ class _Bench:
         strong: bool = False,
         **size: int,
     ) -> Recipe:
-        """`times` as many epochs as usual; `size` is of the net."""
+        """Return a recipe with `times` as many epochs as usual; `size` are options of the network."""
         recipe = base(self.scale, self.world, self.threat, times * self.epochs)
         width = {"smoke": 2, "cpu": 8, "gpu": 64}[self.scale]
         options: dict[str, Scalar] = {
@@ -105,7 +105,7 @@ class _Bench:
         return {"wide": self.train(activation, width=wide), "deep": self.train(activation, depth=2)}
 
     def surgery(self, attacker: bool, update: bool, strong: bool = False) -> Recipe:
-        """A net with ReLU, and the gradient of a softplus in one place or in both."""
+        """Return a recipe for a ReLU network with the gradient of a softplus in the attack, the update or both."""
         recipe, smooth = self.train(strong=strong), SmoothBackward(10.0)
         inner: ModelMode = ComposedMode((eval_mode, smooth)) if attacker else eval_mode
         assert isinstance(recipe.method, Method)
@@ -124,7 +124,7 @@ class _Bench:
         return Evaluation(found | (self.strong() if strong else {}))
 
     def strong(self) -> dict[str, Adversary | Cascade]:
-        """More steps, AutoAttack, and larger eps."""
+        """Return stronger adversaries: more steps, AutoAttack, and larger eps."""
         more = {"smoke": 4}.get(self.scale, 200)
         found: dict[str, Adversary | Cascade] = {f"pgd-{more}": WhiteBox(replace(self.pgd, steps=more))}
         if self.scale != "smoke":
@@ -158,7 +158,7 @@ def _least(cells: Cells, arms: tuple[str, ...], other: str = "ReLU") -> Array:
 
 
 def _more_steps(cells: Cells) -> Array:
-    """The most points by which many steps of PGD or AutoAttack leave less than PGD-20 does."""
+    """Return the largest drop of accuracy from PGD-20 to PGD with many steps or AutoAttack."""
     names = {under for _, _, under in cells.values}
     known = [name for name in names if name.startswith("pgd-") or name == "autoattack"]
     first = min(known, key=lambda name: int(name.removeprefix("pgd-")) if name != "autoattack" else 10**6)
@@ -182,11 +182,11 @@ _CLAIMS = (
     ),
     Claim(
         "Each of the six smooth activations is more robust than ReLU.",
-        "the least of their robust accuracies (worst), less that of ReLU, is above 0",
+        "the lowest of their robust accuracies (worst), less that of ReLU, is above 0",
         lambda cells: _least(cells, tuple(_SMOOTH)),
     ),
     Claim(
-        "Where it is not smooth, ELU loses what CELU keeps (a = 2).",
+        "With a = 2, ELU, which is not smooth, is less robust than CELU, which is smooth.",
         "robust accuracy (worst) of CELU, less that of ELU, is above 0",
         lambda cells: _less(cells, "CELU, a = 2", "ELU, a = 2"),
     ),
@@ -222,17 +222,17 @@ _CLAIMS = (
     ),
     Claim(
         "At each size SiLU is more robust than ReLU.",
-        "the lesser of its gains in robust accuracy (worst) over ReLU, wide and deep, is above 0",
+        "the smaller of its gains in robust accuracy (worst) over ReLU, wide and deep, is above 0",
         lambda cells: np.minimum(*(_less(cells, f"SiLU, {size}", f"ReLU, {size}") for size in ("wide", "deep"))),
     ),
     Claim(
         "Robustness falls to zero as eps grows.",
-        f"a point, less the most that stands of {_NAMED} under PGD at {_TIMES[-1]} eps, is above 0",
+        f"1 point, less the highest accuracy of {_NAMED} under PGD at {_TIMES[-1]} eps, is above 0",
         lambda cells: 0.01 - np.max([cells(arm, f"eps x {_TIMES[-1]}") for arm in _STRONG], axis=0),
     ),
     Claim(
         "More steps and AutoAttack find little more.",
-        f"5 points, less the most by which PGD-200 or AutoAttack leave fewer of {_NAMED} than PGD-20, is above 0",
+        f"5 points, less the largest drop in accuracy of {_NAMED} from PGD-20 to PGD-200 or AutoAttack, is above 0",
         lambda cells: 0.05 - _more_steps(cells),
     ),
 )

@@ -1,4 +1,4 @@
-"""A study: trainings x seeds, what they came to, and what that says about the claims of a paper."""
+"""A study: arms x seeds, the results of the runs, and their verdicts on the claims of a paper."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -19,9 +19,9 @@ from ..training.cost import cost
 
 WEIGHTS = ("best", "last")
 WORST = "worst"
-"""Stands under every adversary of the evaluation that is not set apart."""
+"""Name of the accuracy that counts an example only if it is robust to every adversary that is not set apart."""
 RUN = "run"
-"""In place of which weights, for numbers that are of a training and no accuracy on the test images."""
+"""Stands in for the kind of weights, for numbers of a training that are not accuracies on the test images."""
 
 Runs: TypeAlias = Mapping[tuple[str, int], RunFolder]  # by arm and seed
 
@@ -33,7 +33,7 @@ class Arm:
     name: str
     recipe: Recipe
     after: bool = False
-    """It is trained when all arms without this are done, whose folders its recipe may name."""
+    """True to train this arm only after all other arms, so that its recipe may name their folders."""
 
     @property
     def folder(self) -> str:
@@ -44,8 +44,9 @@ class Arm:
 
 
 class Measurement(NamedTuple):
-    """An analysis of every run: `look(run, device, how)` writes the `kind` of analysis to its folder, and `how` it was
-    done.
+    """An analysis of every run: `look(run, device, how)` writes its results and settings to the run's folder.
+
+    `kind` names the analysis, and `how` are its settings.
     """
 
     kind: str
@@ -53,13 +54,14 @@ class Measurement(NamedTuple):
     how: Mapping[str, Any]
 
     def done(self, run: RunFolder) -> bool:
-        """In this way: somebody may have analysed the run in another."""
+        """Return True if the run was analyzed with these settings; it may also have been analyzed with others."""
         return _done_so(run.analysis(self.kind, "json"), self.how)
 
 
 class JointMeasurement(NamedTuple):
-    """An analysis of all runs of a seed, by their arms: `look(runs, path, device, how)` writes to the path, last and at
-    once, how it was done.
+    """An analysis of all runs of a seed, by arm: `look(runs, path, device, how)` writes the path.
+
+    The file is written last and in one step, with the settings `how`.
     """
 
     look: Callable[[Mapping[str, RunFolder], Path, str, Mapping[str, Any]], None]
@@ -78,13 +80,26 @@ def _done_so(path: Path, how: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """Trainings that are compared on the same test images, with the same seeds, and the claims that they decide.
+    """Trainings that are compared on the same test images and with the same seeds, and the claims that they decide.
 
-    `baseline` is the arm that the table gives differences to. All arms are evaluated alike, but for adversaries that
-    are set `apart`: these do not count as the worst, and an arm may go without them. After each training and its
-    evaluation, `measurements` look at the run, and when all are there `joint` at those of each seed; in the end
-    `numbers` gives, of all runs, further numbers `[S]` by arm and name, which claims may ask for, and `draw` puts
-    further figures into its folder.
+    Args:
+        name: Name on the command line.
+        title: Title of the tables.
+        source: Link to the paper.
+        baseline: Name of the arm that differences are given to.
+        arms: The trainings to compare.
+        claims: The claims to decide.
+        seeds: Number of seeds per arm.
+        remarks: Notes below the tables.
+        apart: Names of adversaries that do not count as the worst and that an arm may go without. Apart from these, all
+            arms have the same evaluation.
+        measurements: Analyses of each run, after its training and evaluation.
+        joint: An analysis of all runs of a seed, after all of them.
+        numbers: Function of all runs that returns further numbers `[S]` by arm and name, for claims to use.
+        draw: Function that writes further figures of all runs to the folder of the study.
+
+    Raises:
+        UserError: If names clash or are unknown, there is no seed, or the arms have different evaluations.
     """
 
     name: str
@@ -115,12 +130,15 @@ class Study:
                 raise UserError(f"{name!r} is set apart, but no arm is evaluated by it: {nearest(name, known)}")
         alike = {tuple(n for n in arm.recipe.evaluation.adversaries if n not in self.apart) for arm in self.arms}
         if len(alike) > 1:
-            raise UserError(f"arms of a study are evaluated by different adversaries, none of them apart: {alike}")
+            raise UserError(
+                f"the arms of a study are evaluated by different adversaries, none of them apart: {alike}; list those "
+                "that differ in `apart`"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What an arm came to. Accuracies and differences are (value, low, high), 0 to 1, by (weights, adversary)."""
+    """Results of an arm. Accuracies and differences are (value, low, high), 0 to 1, by (weights, adversary)."""
 
     arm: str
     passes_a_step: float
@@ -128,26 +146,28 @@ class Row:
     """Forward-backward passes of the whole training, in millions of images."""
     accuracy: Mapping[tuple[str, str], tuple[float, float, float]]
     difference: Mapping[tuple[str, str], tuple[float, float, float]]
-    """To the baseline, paired."""
+    """Paired difference to the baseline."""
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
+    """Results of a study: the table, the verdicts, the flags of every example, further numbers, and training curves."""
+
     study: Study
     adversaries: tuple[str, ...]
     rows: tuple[Row, ...]
     verdicts: tuple[Verdict, ...]
     flags: Mapping[Cell, Array]
     numbers: Mapping[tuple[str, str], Array]
-    """`[S]`, by arm (or by what is about several arms) and name."""
+    """Further numbers `[S]`, by arm (or the name of a group of arms) and name."""
     estimates: Mapping[tuple[str, str], tuple[float, float, float]]
-    """The same, (mean, low, high)."""
+    """The further numbers as (mean, low, high)."""
     curves: Mapping[str, tuple[Array, Array]]
-    """Of each arm: passes so far, and held-out robust accuracy, the mean over the seeds, after each epoch."""
+    """For each arm, passes so far and robust accuracy on the held-out set, averaged over seeds, after each epoch."""
 
 
 def aggregate(study: Study, runs: Runs) -> Findings:
-    """What the runs, each by its arm and seed, say together."""
+    """Combine the runs, given by arm and seed, into the results of the study."""
     flags = _flags(study, runs)
     given = {} if study.numbers is None else _numbers(study.numbers, runs)
     cells = {(owner, RUN, name): each for (owner, name), each in given.items()}
@@ -178,9 +198,7 @@ def aggregate(study: Study, runs: Runs) -> Findings:
 
 def _numbers(numbers: Callable[[Runs], Mapping[tuple[str, str], Array]], runs: Runs) -> Mapping[tuple[str, str], Array]:
     folder = next(iter(runs.values())).path.parent
-    with reading(
-        folder, "an analysis of a run is of another version, or damaged: delete it, and give the command again"
-    ):
+    with reading(folder, "an analysis of a run is damaged or from another version: delete it and repeat the command"):
         return numbers(runs)
 
 
@@ -198,7 +216,7 @@ def _estimate(seen: Cells, replicas: Resampled, statistic: Statistic) -> tuple[f
 
 
 def _flags(study: Study, runs: Runs) -> dict[Cell, Array]:
-    """Right or not, `[S, N]`, of each arm, for both weights, under each of its adversaries and the worst of them."""
+    """Return which examples are classified correctly, `[S, N]`, by arm, weights and adversary (and the worst case)."""
     found: dict[Cell, list[Array]] = {}
     for arm in study.arms:
         for seed in range(study.seeds):
@@ -212,7 +230,7 @@ def _flags(study: Study, runs: Runs) -> dict[Cell, Array]:
 
 
 def of_each(runs: Runs, facts: Callable[[str, int], Mapping[str, float]]) -> dict[tuple[str, str], Array]:
-    """Numbers of every training, `[S]` by arm and name, from those of one: `facts(arm, seed)`."""
+    """Return numbers of every training, `[S]` by arm and name; `facts(arm, seed)` gives those of one training."""
     seeds = range(seeds_of(runs))
     found: dict[tuple[str, str], Array] = {}
     for arm in dict.fromkeys(arm for arm, _ in runs):
@@ -231,6 +249,6 @@ def _history(run: RunFolder) -> tuple[Array, Array]:
 
 
 def _passes(arm: Arm, steps: Array) -> float:
-    """Forward-backward passes per example and step, as the run was: an epoch is as long as its first one."""
+    """Return forward-backward passes per example and step, for the epoch length that the run had."""
     recipe = arm.recipe
     return cost(recipe.method, recipe.update, recipe.epochs, int(steps[0])).both

@@ -1,4 +1,4 @@
-"""What a study leaves behind: tables, verdicts, a figure, and the results of every example."""
+"""Writes the results of a study: tables, verdicts, a figure, and the results of every example."""
 
 import csv
 import io
@@ -20,15 +20,16 @@ Estimate = tuple[float, float, float]
 def write(
     findings: Findings, folder: Path, scale: str, environment: dict[str, Any], precision: dict[str, list[str]]
 ) -> None:
-    """Writes `study.json`, `table.csv`, `table.md` with the verdicts, `figure.svg`, `figure.png` and `examples.npz`.
+    """Write `study.json`, `table.csv`, `table.md` with the verdicts, `figure.svg`, `figure.png` and `examples.npz`.
 
-    `environment` is where the trainings were, as their run folders say, and `precision` what attacks computed in.
+    `environment` describes where the trainings ran, from their run folders, and `precision` the precision of the
+    attacks.
     """
     where = {"environment": environment, "precision": precision}
     write_json(folder / "study.json", {**_plain(findings, scale), **where})
     write_bytes(folder / "table.csv", _csv(findings).encode())
-    said = [f"Precision of attacks: {_in_words(precision)}.", "", f"Environment: {_said(environment)}", ""]
-    write_bytes(folder / "table.md", "\n".join([*_markdown(findings, scale), *said]).encode())
+    footer = [f"Precision of attacks: {_in_words(precision)}.", "", f"Environment: {_environment(environment)}", ""]
+    write_bytes(folder / "table.md", "\n".join([*_markdown(findings, scale), *footer]).encode())
     with replacing(folder / "examples.npz") as file:
         np.savez_compressed(file, **{"/".join(cell): flags for cell, flags in findings.flags.items()})  # type: ignore[arg-type]
     rows = [
@@ -40,7 +41,7 @@ def write(
 
 
 def precision_of(runs: Iterable[RunFolder]) -> dict[str, list[str]]:
-    """What attacks computed in, in training and in evaluation: in words, one unless runs differ."""
+    """Return the precision of attacks in training and in evaluation, as text: one entry each unless runs differ."""
     found: dict[str, dict[str, None]] = {"training": {}, "evaluation": {}}
     for run in runs:
         begun, evaluated = run.backend() or {}, run.evaluation().get("how") or {}
@@ -54,7 +55,7 @@ _NOT_RECORDED = "not recorded"
 
 def _in_words(precision: dict[str, list[str]]) -> str:
     parts = "; ".join(f"in {when} {' or '.join(words)}" for when, words in precision.items())
-    return f"{parts} (in L2, L1 and for smallest distances fp32). What is found counts in fp32"
+    return f"{parts} (in L2, L1 and for minimum-norm attacks fp32). Adversarial examples are verified in fp32"
 
 
 def _plain(findings: Findings, scale: str) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def _markdown(findings: Findings, scale: str) -> list[str]:
         "",
         f"`sparring study {study.name} --scale {scale}`: {len(findings.rows)} trainings x {study.seeds} seeds, "
         f"{examples} test images, the last weights. Accuracy in per cent with 95 % intervals (bootstrap over seeds and "
-        "images, paired for differences). *worst* counts an image only if it stands under every attack"
+        "images, paired for differences). *worst* counts an image only if it is robust to every attack"
         f"{_apart(study)}. A pass is forward and backward.",
         "",
         _row(head),
@@ -153,7 +154,7 @@ def _markdown(findings: Findings, scale: str) -> list[str]:
         *_numbers(findings),
         "## Claims",
         "",
-        _row(["claim", "number", "found: points of accuracy, or as said", "verdict at this scale"]),
+        _row(["claim", "number", "found: points of accuracy unless noted", "verdict at this scale"]),
         _row(["---", "---", "---:", "---"]),
         *(
             _row(
@@ -173,7 +174,7 @@ def _markdown(findings: Findings, scale: str) -> list[str]:
 
 
 def _numbers(findings: Findings) -> list[str]:
-    """Tables of what is no accuracy on the test images: of each training, and of what is about all of them."""
+    """Return tables of numbers that are not accuracies on the test images: for trainings, and for groups of them."""
     estimates = findings.estimates
     arms = [row.arm for row in findings.rows]
     groups = [name for name in dict.fromkeys(owner for owner, _ in estimates) if name not in arms]
@@ -240,6 +241,6 @@ def _row(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _said(environment: dict[str, Any]) -> str:
+def _environment(environment: dict[str, Any]) -> str:
     wanted = {key: environment[key] for key in ("started", "commit", "platform", "device", "threads")}
     return ", ".join(f"{key} {value}" for key, value in {**wanted, **environment["versions"]}.items())

@@ -1,6 +1,7 @@
-"""The derivative of what a net gives for an image by the image: products with it, its norm, its spectrum.
+"""The Jacobian of a network's output with respect to the image: products with it, its norm and its spectrum.
 
-For a batch at once: a net in eval mode treats images independently, so the derivative of the sum is that of each.
+Computed for a batch at once: a network in eval mode treats images independently, so the gradient of the sum over the
+batch holds the gradient of each image.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,21 +16,21 @@ from ...core.rng import Rng, normal, uniform
 from ...core.types import Forward, each
 
 EXACT = 64
-"""Up to so many outputs, the norm is computed and not estimated."""
+"""Largest number of outputs for which the norm is computed exactly rather than estimated."""
 
 
 def refuse_coupling(model: nn.Module) -> None:
-    """Raises `UserError` for a model that does not treat each image by itself."""
+    """Raise `UserError` for a model that does not treat the images of a batch independently."""
     if layer := mode_matters(model):
         raise UserError(
-            f"the model is in training mode, where {layer} mixes images or draws at random: figures of single images "
+            f"the model is in training mode, where {layer} mixes images or draws at random: per-image figures "
             "need model.eval()"
         )
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise UserError(
                 f"{name or 'the model'} is a batch norm without running statistics, which mixes the images of a batch "
-                "in eval mode, too: figures of single images need track_running_stats=True"
+                "in eval mode, too: per-image figures need track_running_stats=True"
             )
 
 
@@ -37,10 +38,11 @@ _NO_GRADIENT = "no gradient reaches the image: the model detaches it, or runs un
 
 
 class Jacobian:
-    """J `[k, d]` of each image of `x` `[B, ...]` with d pixels, where `forward(x)` is k numbers an image.
+    """The Jacobian J `[k, d]` at each image of `x` `[B, ...]` with d pixels; `forward(x)` gives k numbers per image.
 
-    One forward pass, kept: a product with Jᵀ is a backward pass, one with J the backward pass of that, which is linear
-    in what comes in. Measured against forward-mode differentiation it takes two thirds of the time.
+    The graph of one forward pass is kept. A product with Jᵀ is a backward pass; a product with J is the backward pass
+    of that backward pass, which is linear in its incoming gradient. In measurements this takes two thirds of the time
+    of forward-mode differentiation.
     """
 
     def __init__(self, forward: Forward, x: Tensor) -> None:
@@ -64,17 +66,17 @@ class Jacobian:
         return self.x[0].numel()
 
     def transposed(self, u: Tensor) -> Tensor:
-        """Jᵀ u, `[B, k]` to `[B, d]`."""
+        """Return Jᵀ u: `[B, k]` to `[B, d]`."""
         (found,) = torch.autograd.grad(self.out, self.x, u, retain_graph=True)
         return found.flatten(1)
 
     def times(self, v: Tensor) -> Tensor:
-        """J v, `[B, d]` to `[B, k]`."""
+        """Return J v: `[B, d]` to `[B, k]`."""
         (found,) = torch.autograd.grad(self._back, self._in, v.view_as(self.x), retain_graph=True)
         return found
 
     def rows(self) -> Iterator[Tensor]:
-        """The k rows, `[B, d]` each."""
+        """Yield the k rows of J, each `[B, d]`."""
         for i in range(self.outputs):
             unit = torch.zeros_like(self.out)
             unit[:, i] = 1
@@ -82,7 +84,10 @@ class Jacobian:
 
 
 def squared_norm(jacobian: Jacobian, rng: Rng, probes: int = 16) -> Tensor:
-    """|J|_F² `[B]`: exact for few outputs, else Hutchinson's estimate, the mean of |Jᵀ v|² for v of random signs."""
+    """Return |J|_F² `[B]`, exactly for up to `EXACT` outputs, else by Hutchinson's estimator.
+
+    The estimate is the mean of |Jᵀ v|² over `probes` vectors v of random signs.
+    """
     if jacobian.outputs <= EXACT:
         return torch.stack([row.square().sum(1) for row in jacobian.rows()]).sum(0)
     found = [
@@ -92,7 +97,7 @@ def squared_norm(jacobian: Jacobian, rng: Rng, probes: int = 16) -> Tensor:
 
 
 def power_iteration(apply: Callable[[Tensor], Tensor], start: Tensor, steps: int = 20) -> Tensor:
-    """The largest eigenvalue `[B]` of symmetric positive maps `[B, n]` to `[B, n]`, by power iteration: from below."""
+    """Return the largest eigenvalue `[B]` of symmetric positive maps `[B, n]` to `[B, n]`, approximated from below."""
     v = _unit(start)
     value = start.new_zeros(len(start))
     for _ in range(steps):
@@ -103,12 +108,13 @@ def power_iteration(apply: Callable[[Tensor], Tensor], start: Tensor, steps: int
 
 
 def spectrum(jacobian: Jacobian, rng: Rng, count: int = 50) -> tuple[Tensor, Tensor]:
-    """The `count` largest eigenvalues of J Jᵀ, falling, `[B, count]`, and its effective rank `[B]`: by Lanczos.
+    """Return the `count` largest eigenvalues of J Jᵀ, `[B, count]` in descending order, and its effective rank `[B]`.
 
-    With full orthogonalisation, and a new beginning where the space is exhausted, so that eigenvalues that occur twice
-    are found twice. After 3 `count` + 20 steps the largest are right; after as many as J has rows or columns, if these
-    are fewer, all are. The effective rank is e to the entropy of the shares of the trace, of all eigenvalues: by the
-    quadrature that belongs to the first start (https://doi.org/10.1137/16M1104974), with one random vector an image.
+    Uses the Lanczos method with full orthogonalization, restarted with a new vector where the Krylov space is
+    exhausted, so that eigenvalues of multiplicity two are found twice. The largest are accurate after 3 `count` + 20
+    steps; if J has fewer rows or columns than that, after as many steps all are. The effective rank is e to the entropy
+    of the eigenvalues' shares of the trace. It covers all eigenvalues, by the quadrature that belongs to the first
+    starting vector (https://doi.org/10.1137/16M1104974), with one random vector per image.
     """
     wide = jacobian.outputs <= jacobian.inputs
     size = jacobian.outputs if wide else jacobian.inputs
@@ -118,8 +124,8 @@ def spectrum(jacobian: Jacobian, rng: Rng, count: int = 50) -> tuple[Tensor, Ten
         return jacobian.times(jacobian.transposed(v)) if wide else jacobian.transposed(jacobian.times(v))
 
     steps = min(3 * count + 20, size)
-    diagonal, beside = _tridiagonal(apply, like, rng, steps)
-    matrix = torch.diag_embed(diagonal) + sum(torch.diag_embed(beside[:, :-1], offset) for offset in (-1, 1))
+    diagonal, off_diagonal = _tridiagonal(apply, like, rng, steps)
+    matrix = torch.diag_embed(diagonal) + sum(torch.diag_embed(off_diagonal[:, :-1], offset) for offset in (-1, 1))
     values, vectors = torch.linalg.eigh(matrix.double())
     values = values.clamp_min(0)
     shares = vectors[:, 0].square() * size if steps < size else torch.ones_like(values)
@@ -127,9 +133,9 @@ def spectrum(jacobian: Jacobian, rng: Rng, count: int = 50) -> tuple[Tensor, Ten
 
 
 def _tridiagonal(apply: Callable[[Tensor], Tensor], like: Tensor, rng: Rng, steps: int) -> tuple[Tensor, Tensor]:
-    """Diagonal and what is beside it, `[B, steps]` each, of a symmetric map of `[B, n]` in a basis of Lanczos."""
+    """Return the diagonal and off-diagonal, `[B, steps]` each, of a symmetric map of `[B, n]` in a Lanczos basis."""
     basis = like.new_zeros(len(like), steps, like.shape[1])
-    diagonal, beside = like.new_zeros(len(like), steps), like.new_zeros(len(like), steps)
+    diagonal, off_diagonal = like.new_zeros(len(like), steps), like.new_zeros(len(like), steps)
     v, scale = _unit(normal(like, rng)), like.new_zeros(len(like))
     for i in range(steps):
         basis[:, i] = v
@@ -139,16 +145,16 @@ def _tridiagonal(apply: Callable[[Tensor], Tensor], like: Tensor, rng: Rng, step
         w = _apart(w, basis)
         length = w.norm(dim=1)
         ended = length <= _EXHAUSTED * scale
-        beside[:, i] = torch.where(ended, 0.0, length)
+        off_diagonal[:, i] = torch.where(ended, 0.0, length)
         v = _unit(torch.where(each(ended, w), _apart(normal(like, rng), basis), w))
-    return diagonal, beside
+    return diagonal, off_diagonal
 
 
 _EXHAUSTED = 1e-5
 
 
 def _apart(w: Tensor, basis: Tensor) -> Tensor:
-    """What is orthogonal to the basis `[B, m, n]`; twice, as once is not enough in floating point."""
+    """Project onto the orthogonal complement of the basis `[B, m, n]`; twice, because of rounding errors."""
     for _ in range(2):
         w = w - torch.einsum("bmn,bm->bn", basis, torch.einsum("bmn,bn->bm", basis, w))
     return w
@@ -159,7 +165,10 @@ def _unit(v: Tensor) -> Tensor:
 
 
 def effective_count(values: Tensor, times: Tensor) -> Tensor:
-    """E to the entropy of the shares that eigenvalues `[B, m]`, each so many `times`, have of their sum; 0 for 0."""
+    """Return e to the entropy of the eigenvalues' shares of their sum, or 0 if the sum is 0.
+
+    `values` `[B, m]` are the eigenvalues and `times` `[B, m]` their multiplicities.
+    """
     trace = (times * values).sum(1)
     some = torch.where(trace > 0, trace, 1.0)
     mean_log = torch.special.xlogy(times * values, values).sum(1) / some

@@ -1,7 +1,7 @@
-"""How much a net tells: of its task by its weights, and of an image by its prediction and its representation.
+"""Fisher information in a network: its weights about the task, its prediction and its representation about the image.
 
-Adversarial training is said to lower all of it (https://arxiv.org/abs/2007.11259). Figures depend on scales, so beside
-each raw one stands one that does not.
+Adversarial training is reported to reduce all of these (https://arxiv.org/abs/2007.11259). The values depend on the
+scale of weights and features, so each raw value comes with a scale-free one.
 """
 
 import math
@@ -27,8 +27,8 @@ from .jacobian import Jacobian, power_iteration, refuse_coupling, spectrum, squa
 
 MEANINGS = {
     "weights: trace": "trace of the Fisher information of the weights, exact over classes, nats",
-    "weights on test images: trace": "the same on images that were not trained on",
-    "weights: relative": "the same for relative changes, Σ F w²: no scale of a weight changes it",
+    "weights on test images: trace": "the same trace on images that were not used for training",
+    "weights: relative": "the trace for relative changes of the weights, Σ F w²: invariant to the scale of the weights",
     "prediction: trace": "trace of the Fisher information of the prediction about the image, nats per pixel unit²",
     "prediction: largest": "its largest eigenvalue",
     "prediction: scale-free": "the trace, times the mean variance of a pixel",
@@ -38,7 +38,7 @@ MEANINGS = {
     "representation: scale-free": "|J|² times the mean variance of a pixel, over that of a feature",
     "representation: effective rank": "e to the entropy of the shares of the eigenvalues of J Jᵀ",
     "effective information": "nats about an image that the representation keeps when its weights are as noisy as the "
-    "task tolerates, for a Gaussian image and a linear net around it",
+    "task tolerates, for a Gaussian image and a network linearised at the image",
     "effective information, by volume": "the same by the formula of the paper, without the constant H(x): only where "
     "J has as many independent rows as an image has pixels",
 }
@@ -46,10 +46,17 @@ MEANINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Information:
-    """What was found: `values[name]` for each image, named as in `MEANINGS`, groups of weights after a colon.
+    """The Fisher information of a network's weights, prediction and representation.
 
-    `estimates` are the trace of the weights by three estimators, on the same images; `eigenvalues` `[N, m]` those of
-    J Jᵀ; `sizes` how many weights there are in each group.
+    Args:
+        layer: Name of the layer whose output is the representation.
+        values: One value per image for each measure, named as in `MEANINGS`, with the group of weights after a colon.
+        estimates: The trace of the weights by three estimators, on the same images.
+        eigenvalues: The largest eigenvalues of J Jᵀ for each test image, `[N, m]`.
+        sizes: Number of weights in each group.
+        tolerated: Change of the predictions, in nats, that the noise on the weights may cause to second order.
+        rise: Mean change of the predictions, in nats, that the noise of the effective information causes: measured, not
+            from the second-order expansion. None if the effective information was not computed.
     """
 
     layer: str
@@ -59,10 +66,9 @@ class Information:
     sizes: Mapping[str, int]
     tolerated: float
     rise: float | None
-    """By how many nats the noise of the effective information changes predictions: measured, not expanded."""
 
     def plain(self) -> dict[str, Any]:
-        """Mean and median of each figure with 95 % bootstrap intervals over images."""
+        """Return the mean and median of each measure with 95 % bootstrap intervals over images."""
         figures = {
             name: {
                 "mean": estimate(each, np.mean),
@@ -107,12 +113,28 @@ def measure_information(
     batch_size: int = 128,
     seed: int = 0,
 ) -> Information:
-    """Looks at the weights on images of `training`, and at what is said of those of `test`; in float32.
+    """Measure the Fisher information of the weights, the prediction and the representation, in float32.
 
-    `layer` is the representation. The effective information is of the first `jacobian_examples` test images, where it
-    costs a Jacobian by the weights each; none with 0. The covariance of pixels is that of `pixels_of`, or of
-    `training`. Raises `UserError` for a model in training mode, a batch norm that mixes images, and a layer that is not
-    there.
+    Args:
+        model: The network, in eval mode.
+        training: Training images, on which the information of the weights is measured.
+        test: Test images, on which the information of predictions and representation is measured.
+        layer: Name of the layer whose output is the representation.
+        jacobian_examples: Number of test images, the first ones, for the effective information, which costs a Jacobian
+            with respect to the weights per image; 0 leaves it out.
+        probes: Number of random vectors for the trace of a representation that is too large for an exact one.
+        count: Number of the largest eigenvalues of J Jᵀ to compute.
+        tolerated: Change of the predictions, in nats, that the noise on the weights may cause to second order.
+        pixels_of: Images whose pixels give the covariance for the effective information; `training` by default.
+        batch_size: Number of images per batch.
+        seed: Seed of the random numbers.
+
+    Returns:
+        The measures per image, with the eigenvalues and the sizes of the groups of weights.
+
+    Raises:
+        UserError: If the model is in training mode, a batch norm mixes images, the layer does not exist, or a number is
+            out of range.
     """
     for name, number, least in (
         ("probes", probes, 1),
@@ -122,12 +144,12 @@ def measure_information(
         if number < least:
             raise UserError(f"{name} = {number} is below {least}")
     if tolerated <= 0:
-        raise UserError(f"tolerated = {tolerated:g} is not above 0: with no noise, everything is kept")
+        raise UserError(f"tolerated = {tolerated:g} is not above 0: without noise, all information is kept")
     refuse_coupling(model)
     read = Layers(model, (layer,))
     raw, relative = weights.exact(model, training, batch_size)
     drawn, _ = weights.sampled(model, training, 1, batch_size, seed)
-    together = len(training) // -(-len(training) // 32)  # so that hardly any image is left out
+    together = len(training) // -(-len(training) // 32)  # near 32, and hardly any image is left out
     batches = weights.from_batches(model, training, together, draws=4, seed=seed)
     values = {f"weights: trace: {kind}": _array(each) for kind, each in raw.items()}
     values |= {f"weights: relative: {kind}": _array(each) for kind, each in relative.items()}
@@ -167,7 +189,7 @@ def _array(values: Tensor) -> Array:
 def _about_images(
     model: nn.Module, read: Layers, test: TensorData, probes: int, count: int, batch_size: int, seed: int
 ) -> tuple[dict[str, Array], Array]:
-    """What predictions and the representation tell of each image, and the eigenvalues of J Jᵀ."""
+    """Return the measures of predictions and representation for each image, and the eigenvalues of J Jᵀ."""
     found: dict[str, list[Tensor]] = {}
     values, outputs = [], []
     with full_precision():
@@ -190,12 +212,12 @@ def _about_images(
 
 
 def _spread(x: Tensor) -> float:
-    """The mean variance of a coordinate."""
+    """Return the mean variance of a coordinate."""
     return float(x.flatten(1).double().var(0, correction=0).mean())
 
 
 def _of_prediction(jacobian: Jacobian, rng: PerExample) -> dict[str, Tensor]:
-    """Trace and largest eigenvalue of Jᵀ (diag p - p pᵀ) J, J the derivative of the logits: `[B]` each."""
+    """Return trace and largest eigenvalue, `[B]` each, of Jᵀ (diag p - p pᵀ) J, J the Jacobian of the logits."""
     p = jacobian.out.detach().softmax(1)
 
     def weighed(u: Tensor) -> Tensor:
@@ -216,9 +238,10 @@ def _of_prediction(jacobian: Jacobian, rng: PerExample) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Effective:
-    """In nats, for each image. `by_volume` lacks the constant H(x), and is none where J has too few rows.
+    """The effective information for each image, in nats.
 
-    `rise` is the mean KL divergence of predictions with the noise from those without, on the images of the weights.
+    `by_volume` lacks the constant H(x) and is None where J has too few rows. `rise` is the mean KL divergence between
+    the predictions with and without the noise, on the images that the weights are measured on.
     """
 
     gaussian: Array
@@ -238,25 +261,43 @@ def effective_information(
     batch_size: int = 128,
     seed: int = 0,
 ) -> Effective:
-    """What a representation keeps of an image when its weights are as noisy as the task tolerates.
+    """Measure how much a representation keeps of an image when its weights are as noisy as the task tolerates.
 
-    The noise n on the weights before `layer` is N(0, S), S = b (F + b / w²)⁻¹, weight by weight: what costs least in
-    1/2 tr(F S) + b KL(N(0, S), N(0, w²)), with F the diagonal of the Fisher information on `training`, and b = 2 x
-    `tolerated` / number of weights, so that to second order predictions change by at most `tolerated` nats; `rise` is
-    by how much they do, as a second order is not all. No weight has noise larger than itself, and no scale of a weight
-    or of the representation changes anything.
+    The noise on the weights before `layer` is N(0, S), with S = b (F + b / w²)⁻¹ for each weight. It minimises
+    1/2 tr(F S) + b KL(N(0, S), N(0, w²)), with F the diagonal of the Fisher information on `training` and
+    b = 2 x `tolerated` / number of weights. To second order, predictions then change by at most `tolerated` nats;
+    `rise` is their measured change, because the second order is an approximation. The noise of a weight is never
+    larger than the weight, and no scale of a weight or of the representation changes the result.
 
     Around an image, the representation is then N(f(x), M), M = J_w S J_wᵀ, and its Fisher information about the image
-    is F_z = Jᵀ M⁺ J (https://arxiv.org/abs/1905.12213).
+    is F_z = Jᵀ M⁺ J.
 
-    `gaussian`: 1/2 log det(1 + C F_z), C the covariance of the pixels of `pixels_of` (or `training`): the mutual
-    information of a linear channel with that noise and a Gaussian image, exact for those and else a linearisation at
-    each image. `by_volume`: the formula of the paper, H(x) - 1/2 log((2 pi e)^d / |F_z|), without H(x), which is the
-    same for all nets. It takes small noise and a Jacobian of rank d, the number of pixels; elsewhere |F_z| is 0, and it
-    is not defined.
+    `gaussian` is 1/2 log det(1 + C F_z), C the covariance of the pixels: the mutual information of a linear channel
+    with that noise and a Gaussian image. It is exact in that case and otherwise a linearisation at each image.
+    `by_volume` is the formula of the paper, H(x) - 1/2 log((2 pi e)^d / |F_z|), without H(x), which is the same for all
+    networks. It needs small noise and a Jacobian of rank d, the number of pixels; otherwise |F_z| is 0 and it is not
+    defined.
 
-    Raises `UserError` for a representation that no weights lie before, and one whose Jacobian by the weights would take
-    more than `MOST` backward passes an image; within that, it is made in blocks of rows that stay in `weights.BUDGET`.
+    Args:
+        model: The network, in eval mode.
+        training: Images on which the Fisher information of the weights is measured.
+        test: Images whose effective information is computed.
+        layer: Name of the layer whose output is the representation.
+        tolerated: Change of the predictions, in nats, that the noise may cause to second order.
+        pixels_of: Images whose pixels give the covariance C; `training` by default.
+        batch_size: Number of images per batch for the information of the weights.
+        seed: Seed of the noise with which `rise` is measured.
+
+    Returns:
+        `gaussian` and `by_volume` for each test image, and `rise`, in nats.
+
+    Raises:
+        UserError: If no weights lie before the layer, or the Jacobian with respect to the weights takes more than
+            `MOST` backward passes per image. Within that limit it is computed in blocks of rows that fit into
+            `weights.BUDGET`.
+
+    References:
+        Information of the representation about the image: https://arxiv.org/abs/1905.12213.
     """
     refuse_coupling(model)
     read = Layers(model, (layer,))
@@ -285,7 +326,7 @@ def effective_information(
 def _rise(
     model: nn.Module, data: TensorData, parameters: list[nn.Parameter], noise: list[Tensor], seed: int, draws: int = 8
 ) -> float:
-    """The mean KL divergence over images and draws of the noise; the weights are put back."""
+    """Return the mean KL divergence over images and draws of the noise; the weights are restored."""
     x, rng = pixels(data.x), make_rng(seed, parameters[0].device)
     clean, before = model(x).log_softmax(1), [p.clone() for p in parameters]
     found = []
@@ -301,14 +342,14 @@ def _rise(
 
 
 def _before(model: nn.Module, read: Layers, x: Tensor) -> dict[str, nn.Parameter]:
-    """The parameters that the representation depends on."""
+    """Return the parameters that the representation depends on."""
     named = dict(model.named_parameters())
     with torch.enable_grad():
         z = read.first(x).sum()
         grads = torch.autograd.grad(z, list(named.values()), allow_unused=True) if z.requires_grad else ()
     found = {name: p for (name, p), g in zip(named.items(), grads, strict=False) if g is not None}
     if not found:
-        raise UserError(f"no weights lie before the layer {read.names[0]!r}: their noise cannot reach it")
+        raise UserError(f"no weights lie before the layer {read.names[0]!r}, so no weight noise can reach it")
     return found
 
 
@@ -316,7 +357,7 @@ MOST = 20_000
 
 
 def _block(outputs: int, parameters: list[nn.Parameter]) -> int:
-    """Rows at a time: two blocks in float64."""
+    """Return the number of rows to compute at a time, such that two blocks in float64 fit into the budget."""
     return max(1, min(outputs, weights.BUDGET // (16 * sum(p.numel() for p in parameters))))
 
 
@@ -336,7 +377,7 @@ def _check_cost(read: Layers, x: Tensor, named: dict[str, nn.Parameter]) -> None
 def _jacobian_and_noise(
     read: Layers, image: Tensor, parameters: list[nn.Parameter], noise: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """J by the image `[k, d]` and the covariance M `[k, k]` that the noise on the weights gives; float64."""
+    """Return J with respect to the image `[k, d]`, and the covariance M `[k, k]` from the weight noise; in float64."""
     image = image.detach().requires_grad_()
     with torch.enable_grad():
         z = read.first(image).flatten()
@@ -363,7 +404,7 @@ def _jacobian_and_noise(
 
 
 def _rows(z: Tensor, inputs: list[Tensor], units: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of `units` `[R, k]` times z by each input, `[R, ...]`."""
+    """Return the gradients of `units` `[R, k]` times z with respect to each input, `[R, ...]`."""
     zeros = [torch.zeros_like(each) for each in inputs]
 
     def once(unit: Tensor) -> list[Tensor]:
@@ -374,20 +415,23 @@ def _rows(z: Tensor, inputs: list[Tensor], units: Tensor) -> tuple[Tensor, ...]:
 
 
 def _whitened(jacobian: Tensor, m: Tensor) -> Tensor:
-    """A `[r, d]` with Aᵀ A = Jᵀ M⁺ J: directions in which there is neither noise nor signal are left out.
+    """Return A `[r, d]` with Aᵀ A = Jᵀ M⁺ J, without the directions that have neither noise nor signal.
 
-    Where there is no noise there is no signal either: a unit that is off has both derivatives 0.
+    Where there is no noise there is no signal either: an inactive unit has both derivatives 0.
     """
     scale, directions = torch.linalg.eigh(m)
     kept = scale > _RELATIVE * scale[-1:].clamp_min(1e-300)
     return (directions[:, kept].T @ jacobian) / scale[kept].sqrt()[:, None]
 
 
-_RELATIVE = 1e-10  # of the largest: products are in float64, what is multiplied is right to 1e-7
+_RELATIVE = 1e-10  # relative to the largest: products are in float64, their factors are accurate to 1e-7
 
 
 def channel(whitened: Tensor, centred: Tensor) -> float:
-    """1/2 log det(1 + A C Aᵀ) in nats: of a linear channel A `[r, d]` with unit noise, C = Xᵀ X / N of `[N, d]`."""
+    """Return the mutual information 1/2 log det(1 + A C Aᵀ), in nats, of a linear channel A `[r, d]` with unit noise.
+
+    C = Xᵀ X / N is the covariance of the centred images X `[N, d]`.
+    """
     if not len(whitened):
         return 0.0
     signal = whitened @ centred.double().T
@@ -396,7 +440,7 @@ def channel(whitened: Tensor, centred: Tensor) -> float:
 
 
 def _by_volume(whitened: Tensor) -> float | None:
-    """-1/2 log((2 pi e)^d / |Aᵀ A|), or nothing where its determinant is 0."""
+    """Return -1/2 log((2 pi e)^d / |Aᵀ A|), or None where the determinant is 0."""
     d = whitened.shape[1]
     if len(whitened) < d:
         return None

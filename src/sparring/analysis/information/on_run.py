@@ -1,4 +1,4 @@
-"""How much the net of a run tells."""
+"""The information analysis of a run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,9 +13,10 @@ from .plot import plot_information
 
 
 def analyze_information(subject: AnalyzedRun, *, examples: int, **how: Any) -> Information:
-    """The weights on the first `examples` training images, the rest on the test images; `how` as the analysis.
+    """Measure the information of the weights on the first `examples` training images, the rest on the test images.
 
-    The covariance of pixels is of up to 2,000 training images.
+    `how` are further arguments of `measure_information`. The covariance of pixels is that of up to 2,000 training
+    images.
     """
     training = subject.training.data
     few, many = (training[: min(count, len(training))] for count in (examples, _PIXELS))
@@ -28,7 +29,7 @@ _PIXELS = 2000
 def write_information(
     run: RunFolder, found: Sequence[tuple[str, Information]], how: Mapping[str, Any], draw: bool = True
 ) -> None:
-    """`analysis-information.npz`, `.png` of all runs and, last, `.json` of the first."""
+    """Write `analysis-information.npz`, `.png` (of all runs) and, last, `.json`; data files are of the first run."""
     first = found[0][1]
     with replacing(run.analysis("information", "npz")) as file:
         np.savez_compressed(file, **first.arrays())  # type: ignore[arg-type]
@@ -39,7 +40,7 @@ def write_information(
 
 
 def study_information(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
-    """What a study does after each training, with the last weights; chance is of the seed of the run. No picture."""
+    """Run the analysis of a study after each training: on the last weights, with the seed of the run and no picture."""
     subject, _ = open_last(run, how["examples"], device)
     write_information(
         run, [(run.path.name, analyze_information(subject, seed=subject.recipe.seed, **how))], how, draw=False

@@ -1,4 +1,4 @@
-"""How much nets tell, what transfers, and what can be rebuilt. No torch."""
+"""Plots of the information, transfer and inversion analyses. No torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ _BARS = (
 
 
 def plot_information(runs: Sequence[tuple[str, Array, Mapping[str, Array]]], path: Path) -> None:
-    """Left the singular values of J, means over images, right traces on a logarithmic axis; of each run.
+    """Plot the mean singular values of J (left) and the traces on a logarithmic axis (right) of each run.
 
     `runs` are (name, singular values `[N, m]`, values of each image by name).
     """
@@ -37,8 +37,9 @@ def plot_information(runs: Sequence[tuple[str, Array, Mapping[str, Array]]], pat
 
 
 def plot_transfers(runs: Sequence[tuple[str, Mapping[str, Array], Sequence[int]]], path: Path) -> None:
-    """For each task, accuracy `[seeds, shots]` over the number of images that were fitted to: of each run the mean, and
-    from the least to the greatest of the seeds.
+    """Plot, for each task, accuracy `[seeds, shots]` over the number of images that were fitted to.
+
+    The line of a run is the mean over seeds, the band goes from the smallest to the largest.
     """
     tasks = list(runs[0][1])
     figure = new_figure(4.2 * len(tasks), 3.4)
@@ -54,9 +55,9 @@ def plot_transfers(runs: Sequence[tuple[str, Mapping[str, Array], Sequence[int]]
 
 
 def plot_inversions(rows: Sequence[tuple[str, Array, Sequence[tuple[str, Array]]]], path: Path) -> None:
-    """Originals in the first column, then what each net gives; a row for each image, one block after the other.
+    """Plot originals in the first column, then the inversions of each network; one row per image, one block per source.
 
-    `rows` are (where the images are from, originals `[P, C, H, W]`, (net, images) for each net).
+    `rows` are (source of the images, originals `[P, C, H, W]`, (network, images) for each network).
     """
     count = sum(len(originals) for _, originals, _ in rows)
     columns = 1 + len(rows[0][2])
@@ -74,7 +75,7 @@ def plot_inversions(rows: Sequence[tuple[str, Array, Sequence[tuple[str, Array]]
 
 
 def plot_features(runs: Sequence[tuple[str, Array, Array]], path: Path) -> None:
-    """A row for each run: features raised `[F, C, H, W]`, and then ways between images `[N, S, C, H, W]`."""
+    """Plot a row for each run: images of maximised features `[F, C, H, W]`, then interpolations `[N, S, C, H, W]`."""
     wide = len(runs[0][1]) + sum(len(way) for way in runs[0][2])
     figure = new_figure(1.0 * wide + 0.5, 1.2 * len(runs) + 0.3)
     grid = figure.subplots(len(runs), wide, squeeze=False)
@@ -91,7 +92,7 @@ def plot_features(runs: Sequence[tuple[str, Array, Array]], path: Path) -> None:
 
 
 def plot_against_eps(eps: Sequence[float], panels: Mapping[str, Mapping[str, Array]], path: Path) -> None:
-    """A panel for each kind of number, a line for each of them: means over seeds `[S, eps]`, seeds as dots."""
+    """Plot one panel for each kind of number, one line for each entry: means over seeds `[S, eps]`, seeds as dots."""
     figure = new_figure(5.2 * len(panels), 3.8)
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     places = np.arange(len(eps))

@@ -1,7 +1,7 @@
-"""The Fisher information of the weights about the task: how fast predictions change with them.
+"""The Fisher information of the weights about the task: how fast predictions change with the weights.
 
-F = E over images, and over labels drawn from the prediction itself, of g gᵀ with g the gradient of log p(y|x). Its
-trace is exact over classes, or estimated with labels drawn, or from gradients of whole batches.
+F is the expectation, over images and over labels drawn from the prediction itself, of g gᵀ with g the gradient of log
+p(y|x). Its trace is computed exactly over classes, or estimated from drawn labels, or from gradients of whole batches.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -20,16 +20,16 @@ from ...core.types import Classifier, TensorData, pixels
 from .jacobian import refuse_coupling
 
 BUDGET = 2**28
-"""Bytes that the gradients of single images may take at a time."""
+"""Largest number of bytes that per-image gradients may take at a time."""
 ALL = "all"
 
 Traces = Mapping[str, Tensor]  # by group of parameters
 
 
 def groups(model: nn.Module) -> dict[str, str]:
-    """Of each parameter by name: head, convolutions, linear layers, or norms and biases.
+    """Return the group of each parameter by name: head, convolutions, linear layers, or norms and biases.
 
-    Without a `Classifier`, the head is the linear layer that was made last.
+    In a model that is no `Classifier`, the head is the linear layer that was created last.
     """
     last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1:]
     head = "head." if isinstance(model, Classifier) else f"{last[0]}." if last else "\n"
@@ -41,7 +41,7 @@ def groups(model: nn.Module) -> dict[str, str]:
 
 
 def sizes(model: nn.Module) -> dict[str, int]:
-    """How many numbers there are in each group, and in all."""
+    """Return how many parameters there are in each group and in total."""
     kinds, found = groups(model), {ALL: 0}
     for name, p in model.named_parameters():
         for kind in (ALL, kinds[name]):
@@ -50,10 +50,11 @@ def sizes(model: nn.Module) -> dict[str, int]:
 
 
 def exact(model: nn.Module, data: TensorData, batch_size: int = 128) -> tuple[Traces, Traces]:
-    """Tr F of each image, `[N]`, by group: Σ over classes of p |g|². And the same relative to the weights, Σ p (g w)².
+    """Return tr F of each image, `[N]`, by group, and the same trace for relative changes of the weights.
 
-    The second does not change when a weight is scaled and what follows it divides it out. One backward pass a class and
-    image. Raises `UserError` for models that do not treat images independently.
+    The trace is Σ over classes of p |g|². The relative one, Σ p (g w)², does not change when a weight is scaled and a
+    later layer undoes the scale. Costs one backward pass per class and image. Raises `UserError` for models that do not
+    treat images independently.
     """
 
     def measured(x: Tensor) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
@@ -67,8 +68,8 @@ def exact(model: nn.Module, data: TensorData, batch_size: int = 128) -> tuple[Tr
 def sampled(
     model: nn.Module, data: TensorData, draws: int = 1, batch_size: int = 128, seed: int = 0
 ) -> tuple[Traces, Traces]:
-    """The same with labels drawn from the prediction, so many for each image: one backward pass each."""
-    rng = make_rng(seed)  # on the CPU, the same everywhere
+    """Estimate the traces of `exact` with `draws` labels per image from the prediction: one backward pass per draw."""
+    rng = make_rng(seed)  # on the CPU, so that draws are the same on every device
 
     def measured(x: Tensor) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         p = _probabilities(model, x)
@@ -82,15 +83,18 @@ def sampled(
 def from_batches(
     model: nn.Module, data: TensorData, batch_size: int = 32, draws: int = 1, seed: int = 0
 ) -> dict[str, Tensor]:
-    """B |gradient of the mean over B images of the cross-entropy with labels drawn|²: unbiased for tr F.
+    """Estimate tr F from batches, without bias, by B |gradient of the mean cross-entropy over B images|².
 
-    `[batches, draws]`. For labels drawn from the prediction, gradients have mean 0, so those of a batch add like
-    independent errors. One backward pass a batch, and no gradient of a single image. A last batch that is not full is
-    left out.
+    The labels are drawn from the prediction, so per-image gradients have mean 0, and those of a batch add up like
+    independent errors. Returns `[batches, draws]` by group. Costs one backward pass per batch and draw, and no
+    per-image gradient. A last batch that is not full is left out.
     """
     refuse_coupling(model)
     if not 1 <= batch_size <= len(data) or draws < 1:
-        raise UserError(f"{len(data)} images are no batch of {batch_size}, by which the trace is estimated")
+        raise UserError(
+            f"the trace cannot be estimated with batch_size = {batch_size} and draws = {draws}: take a batch_size of 1 "
+            f"to {len(data)}, the number of images, and at least one draw"
+        )
     rng, kinds = make_rng(seed), groups(model)
     found: dict[str, list[Tensor]] = {}
     with full_precision(), thawed(model):
@@ -117,7 +121,7 @@ def from_batches(
 
 @contextmanager
 def thawed(model: nn.Module) -> Generator[None]:
-    """Gradients for all parameters, those that were frozen too: the information is about every weight."""
+    """Enable gradients for all parameters, frozen ones included, because the information is about every weight."""
     frozen = [p for p in model.parameters() if not p.requires_grad]
     for p in frozen:
         p.requires_grad_(True)
@@ -129,7 +133,7 @@ def thawed(model: nn.Module) -> Generator[None]:
 
 
 def diagonal(model: nn.Module, data: TensorData, batch_size: int = 128) -> dict[str, Tensor]:
-    """The diagonal of F by the name of the parameter, exact over classes, the mean over images."""
+    """Return the diagonal of F by parameter name, exact over classes, averaged over images."""
     total: dict[str, Tensor] = {}
 
     def add(x: Tensor) -> None:
@@ -179,10 +183,10 @@ def _probabilities(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def by_itself(use: Callable[[Tensor], Any], model: nn.Module, data: TensorData, batch_size: int) -> None:
-    """Calls `use` with images, so many at a time that their gradients stay within `BUDGET`; fewer where memory ends."""
+    """Call `use` with batches of images whose gradients fit into `BUDGET`; batches are halved when memory runs out."""
     refuse_coupling(model)
     if not len(data):
-        raise UserError("there are no images to look at")
+        raise UserError("the data set has no images")
     one = 4 * sum(p.numel() for p in model.parameters())
     size, start = max(1, min(batch_size, BUDGET // max(1, one))), 0
     with full_precision():
@@ -198,10 +202,10 @@ def by_itself(use: Callable[[Tensor], Any], model: nn.Module, data: TensorData, 
 
 
 def gradients(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """The gradient of log p(y|x) of each image, `[B, ...]` by the name of the parameter.
+    """Return the gradient of log p(y|x) of each image, `[B, ...]` by parameter name.
 
-    All at once, 2.6 times as fast as one by one (a small CNN, 2 cores); what cannot be mapped over images, a gradient
-    written by hand for example, is differentiated one by one.
+    The images are vectorized over, which is 2.6 times as fast as one by one (a small CNN, 2 cores). An operation that
+    cannot be vectorized, for example a hand-written gradient, is differentiated one image at a time.
     """
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     buffers = dict(model.named_buffers())

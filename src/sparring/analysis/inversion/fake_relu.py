@@ -1,4 +1,4 @@
-"""The last ReLU before a representation that is inverted lets gradients through ("fake ReLU"), where there is one."""
+"""The "fake ReLU" of inversion: the last ReLU before the inverted representation passes gradients through."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from ...models.swap import hidden_activations
 
 @contextmanager
 def passing(model: nn.Module, few: Tensor, layers: tuple[str, ...]) -> Generator[None]:
-    """Where the gradient of the last ReLU before the layers is that of the identity; nothing changes without one."""
+    """Give the last ReLU before the layers the gradient of the identity; change nothing if there is no such ReLU."""
     name = last_relu(model, few, layers)
     if name is None:
         yield
@@ -23,10 +23,10 @@ def passing(model: nn.Module, few: Tensor, layers: tuple[str, ...]) -> Generator
 
 
 def last_relu(model: nn.Module, few: Tensor, layers: tuple[str, ...]) -> str | None:
-    """The `nn.ReLU` that the output of the last of the layers comes from with no weights in between, if there is one.
+    """Return the name of the `nn.ReLU` that feeds the last of the layers with no weights in between, or None.
 
-    Of the last alone: the others would have their gradients changed on the way, too. So would a module that runs at
-    several places, which is left as it is.
+    Only the ReLU before the last layer qualifies: one before another layer would change the gradients of later layers,
+    too. So would a module that runs at several places, which is therefore left unchanged.
     """
     name, runs = _candidate(model, few, layers)
     return name if runs == 1 else None
@@ -34,7 +34,7 @@ def last_relu(model: nn.Module, few: Tensor, layers: tuple[str, ...]) -> str | N
 
 @torch.no_grad()
 def _candidate(model: nn.Module, few: Tensor, layers: tuple[str, ...]) -> tuple[str | None, int]:
-    """The same, and how often it runs."""
+    """Return the name of the last ReLU before the layers, and how often that module runs in a forward pass."""
     order = as_run(model, few, nn.Module)
     own = ["body" if each == FEATURES and isinstance(model, Classifier) else each for each in layers]
     last = max((place for place, name in enumerate(order) if name in own), default=-1)
@@ -48,7 +48,7 @@ def _candidate(model: nn.Module, few: Tensor, layers: tuple[str, ...]) -> tuple[
 
 
 def not_passing(model: nn.Module, few: Tensor, layers: tuple[str, ...]) -> str | None:
-    """Why a net that has ReLUs is inverted with the gradients of all of them, if it is; one without loses nothing."""
+    """Return the reason why no ReLU passes gradients through in a network that has ReLUs; None if there is none."""
     name, runs = _candidate(model, few, layers)
     if runs == 1:
         return None
@@ -56,9 +56,9 @@ def not_passing(model: nn.Module, few: Tensor, layers: tuple[str, ...]) -> str |
     if name is not None:
         why = f"the module {name!r} runs at {runs} places: give each place a ReLU of its own"
     elif functions:
-        why = f"{functions[0]} is no module: make one of it"
+        why = f"{functions[0]} is no module: use an nn.ReLU module instead"
     elif any(type(module) is nn.ReLU for module in model.modules()):
-        why = "weights come after the last ReLU: choose a layer that ends on one, or say fake_relu=False"
+        why = "weights come after the last ReLU: choose a layer that ends on a ReLU, or pass fake_relu=False"
     else:
         return None
     layer = layers[-1] if len(layers) == 1 else "the last of the layers"

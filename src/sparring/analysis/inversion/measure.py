@@ -1,7 +1,7 @@
-"""Images rebuilt from what a net makes of them, by searching for one that it takes for the same.
+"""Inversion of a network: search for an image with the same representation as a given one.
 
-Robust nets are said to be easier to invert, though they keep less information (https://arxiv.org/abs/2007.11259). The
-search is that of the attacks, on another loss.
+Robust networks are reported to be easier to invert, although they keep less information
+(https://arxiv.org/abs/2007.11259). The optimization is that of the attacks, on another loss.
 """
 
 import math
@@ -34,20 +34,20 @@ MEANINGS = {
     "residual": "|f(x') - f(x)| / |f(x)| at the end, the mean over layers and nets",
     "psnr": "peak signal-to-noise ratio of x' against x, dB",
     "ssim": "structural similarity of x' and x",
-    "agreement": "whether another net takes x' for what it takes x",
+    "agreement": "1 if another network predicts the same class for x' and x, else 0",
 }
 NOISE = 1 / 20
 
 
 def whole_cube(shape: Sequence[int]) -> L2:
-    """A ball that holds all images of a shape, around any: what limits an inversion is [0, 1] alone."""
+    """Return an L2 ball that holds all images of a shape around any centre, so that only [0, 1] limits an inversion."""
     return L2(math.sqrt(math.prod(shape)))
 
 
 def descent(shape: Sequence[int], steps: int = 400, step_size: float = 0.5, rounds: int = 6) -> CoarseToFine:
-    """Normalised L2 steps of the attacks, in rounds of shorter and shorter ones, the last of 0.005.
+    """Return the default search: normalised L2 gradient steps in rounds of decreasing step size, the last of 0.005.
 
-    As many `steps` as can be divided by the number of rounds.
+    Runs the largest multiple of the number of rounds that does not exceed `steps`.
     """
     rounds = min(rounds, steps)
     each = steps // rounds
@@ -56,11 +56,20 @@ def descent(shape: Sequence[int], steps: int = 400, step_size: float = 0.5, roun
 
 @dataclass(frozen=True, slots=True)
 class Inverter:
-    """How a net is inverted: `layers` whose outputs are matched, by `search` (left out, `descent` of `steps`).
+    """Settings of an inversion: the layers to match and the search to use.
 
-    The last ReLU before the representation passes gradients through (`fake_relu`); a warning says where no ReLU can do
-    so, as in pre-activation nets, and where it is a function or runs at several places. `smooth` weighs the total
-    variation of the image, a prior that knows nothing of the net.
+    A warning is given where no ReLU can pass gradients through, as in pre-activation networks, or where the last ReLU
+    is a function or runs at several places.
+
+    Args:
+        layers: Names of the layers whose outputs are matched.
+        search: The attack that searches for the image; None for `descent` with `steps`.
+        steps: Number of steps of the default search, at least 1.
+        fake_relu: True to let the last ReLU before the representation pass gradients through.
+        smooth: Weight of the total variation of the image, a prior that is independent of the network; 0 for none.
+
+    Raises:
+        UserError: If `steps` is below 1 or `smooth` is negative.
     """
 
     layers: tuple[str, ...] = (FEATURES,)
@@ -71,14 +80,14 @@ class Inverter:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise UserError(f"an inversion takes at least one step, not {self.steps}")
+            raise UserError(f"steps = {self.steps} must be at least 1")
         if self.smooth < 0:
-            raise UserError(f"smooth = {self.smooth:g} is below 0: it would make images rough")
+            raise UserError(f"smooth = {self.smooth:g} is below 0: it would reward rough images")
 
     def matched(
         self, models: Sequence[nn.Module], targets: Sequence[tuple[Tensor, ...]], start: Tensor, rng: PerExample
     ) -> Tensor:
-        """Images `[B, ...]` whose layers come near the `targets` of each model, searched for from `start`."""
+        """Search from `start` for images `[B, ...]` whose layers come near the `targets` of each model."""
         reads = [Layers(model, self.layers) for model in models]
         losses = [FeatureMatch(read.__call__, target) for read, target in zip(reads, targets, strict=True)]
         return self.raised(models, losses, start, rng)
@@ -86,7 +95,7 @@ class Inverter:
     def raised(
         self, models: Sequence[nn.Module], losses: Sequence[PerExampleLoss], start: Tensor, rng: PerExample
     ) -> Tensor:
-        """The same for any losses of these models; the total variation is taken off their sum."""
+        """Search from `start` for images that maximise the sum of losses of these models, less the total variation."""
         search = self.search or descent(start.shape[1:], self.steps)
         parts = (*losses, *([TotalVariation(self.smooth)] if self.smooth else []))
         loss = parts[0] if len(parts) == 1 else SumLoss(parts)
@@ -100,18 +109,18 @@ class Inverter:
             return search(loss, start, rng)
 
     def notes(self, models: Sequence[nn.Module], few: Tensor) -> tuple[str, ...]:
-        """Of which models the last ReLU stays as it is, though it should pass gradients through, and why."""
+        """Return, for models whose last ReLU does not pass gradients through although it should, the reasons why."""
         found = [not_passing(model, few, self.layers) for model in models] if self.fake_relu else []
         return tuple(dict.fromkeys(note for note in found if note is not None))
 
 
 def beginning(like: Tensor, rng: PerExample) -> Tensor:
-    """Grey with noise, 0.5 + N(0, 1/20²), clipped to [0, 1]: where an inversion starts."""
+    """Return the start of an inversion: grey with noise, 0.5 + N(0, 1/20²), clipped to [0, 1]."""
     return (0.5 + NOISE * normal(like, rng)).clamp(0, 1)
 
 
 def seen(models: Sequence[nn.Module], layers: tuple[str, ...], x: Tensor) -> list[tuple[Tensor, ...]]:
-    """What the layers of each model make of images: the targets of an inversion."""
+    """Return the outputs of the layers of each model for images: the targets of an inversion."""
     with torch.no_grad():
         return [Layers(model, layers)(x) for model in models]
 
@@ -126,10 +135,21 @@ def invert(
     batch_size: int = 64,
     seed: int = 0,
 ) -> Tensor:
-    """Images that the models (one, or several jointly) take for the images `x` `[N, C, H, W]`, in float32.
+    """Search for images that have the same representation in the models as given images, in float32.
 
-    The search begins at `start`, or at grey with noise. Raises `UserError` for models in training mode, images that
-    they do not take, and layers that they do not have.
+    Args:
+        models: One model or several, which are inverted jointly; in eval mode.
+        x: Images `[N, C, H, W]` whose representation is matched.
+        how: Settings of the inversion.
+        start: Images at which the search begins, of the shape of `x`; grey with noise by default.
+        batch_size: Number of images per batch.
+        seed: Seed of the noise and of the search.
+
+    Returns:
+        The images found, `[N, C, H, W]`.
+
+    Raises:
+        UserError: If a model is in training mode, cannot take the images, or does not have the layers.
     """
     nets = [models] if isinstance(models, nn.Module) else list(models)
     for model in nets:
@@ -148,9 +168,26 @@ def invert(
 def annealed(
     models: Sequence[nn.Module], x: Tensor, how: Inverter = Inverter(), *, batch_size: int = 64, seed: int = 0
 ) -> Tensor:
-    """One net after the other, each from where the one before ended: from the most robust one to the least."""
+    """Invert one model after the other, each from the result of the one before: from the most to the least robust.
+
+    Args:
+        models: The models in the order in which they are inverted; in eval mode.
+        x: Images `[N, C, H, W]` whose representation is matched.
+        how: Settings of each inversion.
+        batch_size: Number of images per batch.
+        seed: Seed of the noise and of the searches.
+
+    Returns:
+        The images `[N, C, H, W]` found with the last model.
+
+    Raises:
+        UserError: If the search is one that cannot start from an image: `ParametrizedSearch` by "network".
+    """
     if isinstance(how.search, ParametrizedSearch) and how.search.by == "network":
-        raise UserError("what a net paints begins with noise, and cannot go on from another net: anneal another search")
+        raise UserError(
+            'a search by "network" begins with noise and cannot continue from the image of another model: use another '
+            "search for annealing"
+        )
     found = None
     for model in models:
         found = invert(model, x, how, start=found, batch_size=batch_size, seed=seed)
@@ -162,7 +199,19 @@ def annealed(
 def interpolated(
     model: nn.Module, a: Tensor, b: Tensor, shares: Sequence[float], how: Inverter = Inverter(), *, seed: int = 0
 ) -> Tensor:
-    """Images `[N, S, ...]` whose layers lie between those of `a` and of `b`, at each share of the way."""
+    """Search for images whose layers lie between those of two images.
+
+    Args:
+        model: The model, in eval mode.
+        a: Images `[N, C, H, W]` at share 0.
+        b: Images `[N, C, H, W]` at share 1.
+        shares: Shares of the way from the representation of `a` to that of `b`, S of them.
+        how: Settings of the inversion.
+        seed: Seed of the noise and of the search.
+
+    Returns:
+        The images found, `[N, S, C, H, W]`.
+    """
     refuse_coupling(model)
     check_taken(model, a)
     ((*one,), (*other,)) = seen([model], how.layers, a)[0], seen([model], how.layers, b)[0]
@@ -179,14 +228,30 @@ def interpolated(
 def visualised(
     model: nn.Module, coordinates: Tensor, start: Tensor, how: Inverter = Inverter(), *, seed: int = 0
 ) -> Tensor:
-    """Images, from `start` `[N, ...]`, that raise one number each of the first of the layers, numbers `[N]`."""
+    """Search for images that maximise one number each of the output of the first of the layers.
+
+    Args:
+        model: The model, in eval mode.
+        coordinates: Index `[N]` of the number to maximise for each image, in the flattened output of the layer.
+        start: Images `[N, C, H, W]` at which the search begins.
+        how: Settings of the inversion.
+        seed: Seed of the search.
+
+    Returns:
+        The images found, `[N, C, H, W]`.
+
+    Raises:
+        UserError: If an index is out of the range of the layer's output.
+    """
     refuse_coupling(model)
     check_taken(model, start)
     read = Layers(model, how.layers)
     with torch.no_grad():
         many = read.first(start[:1]).numel()
     if not bool(((coordinates >= 0) & (coordinates < many)).all()):
-        raise UserError(f"the layer {how.layers[0]!r} gives numbers 0 to {many - 1}, not {coordinates.tolist()}")
+        raise UserError(
+            f"coordinates = {coordinates.tolist()} must lie between 0 and {many - 1} for the layer {how.layers[0]!r}"
+        )
     rng = PerExample(seed, torch.arange(len(start), device=start.device))
     with full_precision():
         return how.raised([model], [FeatureUnit(read.first, coordinates)], start, rng)
@@ -194,9 +259,13 @@ def visualised(
 
 @dataclass(frozen=True, slots=True)
 class Inversion:
-    """What came of it: `values[name]` `[N]`, named as in `MEANINGS`; the originals, and the images `[N, C, H, W]`.
+    """The images found by an inversion and measures of how near they come to the originals.
 
-    `notes` say of which nets the last ReLU did not pass gradients through, and why.
+    Args:
+        values: One value per image, `[N]`, for each measure, named as in `MEANINGS`.
+        originals: The images `[N, C, H, W]` whose representation was matched.
+        images: The images found, `[N, C, H, W]`.
+        notes: For models whose last ReLU did not pass gradients through, the reasons why.
     """
 
     values: Mapping[str, Array]
@@ -205,7 +274,7 @@ class Inversion:
     notes: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
-        """Median and mean with 95 % bootstrap intervals over images, and the quartiles."""
+        """Return median and mean with 95 % bootstrap intervals over images, and the quartiles, of each measure."""
         return {
             name: {
                 "median": estimate(each, np.median),
@@ -228,10 +297,20 @@ def measure_inversion(
     batch_size: int = 64,
     seed: int = 0,
 ) -> Inversion:
-    """Inverts the models on the images of `data` and measures how near that comes; several jointly, or one after the
-    other with `annealing`.
+    """Invert models on the images of a data set and measure how near the result comes.
 
-    `judge`, a net that took no part, says whether it takes both for the same class.
+    Args:
+        models: One model or several, which are inverted jointly; put into eval mode meanwhile.
+        data: The images to invert.
+        how: Settings of the inversion.
+        judge: Another model, which takes no part in the inversion; measures whether it predicts the same class for both
+            images. None leaves this out.
+        annealing: True to invert several models one after the other instead of jointly.
+        batch_size: Number of images per batch.
+        seed: Seed of the noise and of the search.
+
+    Returns:
+        The images found and the measures. With `annealing`, residuals are those of the last model.
     """
     nets = [models] if isinstance(models, nn.Module) else list(models)
     x = pixels(data.x)
@@ -266,7 +345,7 @@ def _measured(
 
 
 def searches(shape: Sequence[int], steps: int) -> dict[str, Attack]:
-    """The ways to search, by the names that the shell knows them by."""
+    """Return the searches by the names that the command line uses."""
     return {
         "descent": descent(shape, steps),
         "adam": ParametrizedSearch("pixels", steps),

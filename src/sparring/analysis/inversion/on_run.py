@@ -1,4 +1,4 @@
-"""Images rebuilt from the nets of runs."""
+"""The inversion analysis of runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ INSIDE = "its own test images"
 
 @dataclass(frozen=True, slots=True)
 class InversionAnalysis:
-    """Inversions by where the images are from; and for people: numbers of features raised, and ways between images."""
+    """Inversions by source of the images, with pictures: images of maximised features, and interpolations."""
 
     found: Mapping[str, Inversion]
     features: Array | None
@@ -37,7 +37,7 @@ class InversionAnalysis:
         return {"images": images, **({"notes": notes} if notes else {})}
 
     def arrays(self) -> dict[str, Array]:
-        """Figures of each image, and the images, in bytes."""
+        """Return the measures of each image, and the images as bytes."""
         found = {f"{where}: {name}": values for where, one in self.found.items() for name, values in one.values.items()}
         both = (("originals", "originals"), ("rebuilt", "images"))
         return found | {
@@ -48,7 +48,7 @@ class InversionAnalysis:
 
 
 def how_to_invert(subject: AnalyzedRun, search: str, steps: int, layers: Sequence[str], smooth: float) -> Inverter:
-    """What the shell's words mean."""
+    """Return the settings that the options of the command line stand for."""
     shape = subject.training.data.shape
     return Inverter(tuple(layers), search=searches(shape, steps)[search], smooth=smooth)
 
@@ -65,9 +65,10 @@ def analyze_inversion(
     batch_size: int = 64,
     seed: int = 0,
 ) -> InversionAnalysis:
-    """Inverts the net on the first test images of its own task, and of others `elsewhere`.
+    """Invert the model on the first test images of its own task, and of the tasks `elsewhere`.
 
-    With `features`, so many numbers of the first layer are raised from grey, and two pairs of images joined.
+    With `features`, that many numbers of the first layer are maximised, starting from grey, and two pairs of images
+    interpolated.
     """
     raised, between = _for_people(subject, how, features, seed) if features else (None, None)
     places = {INSIDE: subject.test[:examples]}
@@ -78,12 +79,15 @@ def analyze_inversion(
 
 
 def _for_people(subject: AnalyzedRun, how: Inverter, features: int, seed: int) -> tuple[Array, Array]:
-    """Features chosen by chance, and the way from one image to another in five steps, twice."""
+    """Return images of randomly chosen features, and interpolations of two pairs of images in five steps."""
     x = pixels(subject.test.x[:4])
     with torch.no_grad():
         many = Layers(subject.model, how.layers).first(x[:1]).numel()
     if features > many or len(x) < 4:
-        raise UserError(f"{features} of {many} features are to be raised, and two pairs of {len(x)} images joined")
+        raise UserError(
+            f"features = {features} needs a layer of at least as many numbers and 4 test images; the layer has {many} "
+            f"numbers, and there are {len(x)} images"
+        )
     chosen = torch.randperm(many, generator=make_rng(seed))[:features].to(x.device)
     like = x[:1].expand(len(chosen), -1, -1, -1)
     start = beginning(like, PerExample(seed, torch.arange(len(chosen), device=x.device)))
@@ -96,7 +100,7 @@ def _for_people(subject: AnalyzedRun, how: Inverter, features: int, seed: int) -
 def write_inversion(
     run: RunFolder, found: Sequence[tuple[str, InversionAnalysis]], how: Mapping[str, Any], pictures: int = 8
 ) -> None:
-    """`analysis-inversion.npz`, `.png`, with features `analysis-inversion-features.png`, and, last, `.json`."""
+    """Write `analysis-inversion.npz`, `.png`, with features `analysis-inversion-features.png`, and, last, `.json`."""
     first = found[0][1]
     with replacing(run.analysis("inversion", "npz")) as file:
         np.savez_compressed(file, **first.arrays())  # type: ignore[arg-type]
@@ -114,14 +118,14 @@ def write_inversion(
 
 
 def judge_of(path: Path, weights: str, subject: AnalyzedRun) -> torch.nn.Module:
-    """The net of another run, where the images are."""
+    """Return the model of another run, on the device of the images."""
     return open_run(path, weights, 1, str(subject.test.y.device)).model
 
 
 def study_inversion(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
-    """What a study does after each training, with the last weights: the plain inversion, here and `elsewhere`.
+    """Run the analysis of a study after each training: the default inversion of the last weights, here and `elsewhere`.
 
-    It starts at noise of the seed of the run, and draws no picture.
+    The noise is from the seed of the run; no picture is drawn.
     """
     subject, _ = open_last(run, how["examples"], device)
     plain = how_to_invert(subject, "descent", how["steps"], how["layers"], 0.0)
@@ -130,12 +134,12 @@ def study_inversion(run: RunFolder, device: str, how: Mapping[str, Any]) -> None
 
 
 def study_inversion_jointly(runs: Mapping[str, RunFolder], path: Path, device: str, how: Mapping[str, Any]) -> None:
-    """What a study does when the trainings of a seed are there, with their last weights.
+    """Run the analysis of a study once all trainings of a seed are done, on their last weights.
 
-    Inverts the net `middle` in other ways than the plain one, by the names of `ways`: another `search`, other fields of
-    the `Inverter`, or several `nets`, jointly or `annealing` from the first to the last (whose steps together are as
-    many). And asks the net `judge` whether it takes what was rebuilt plainly, of every run, for what it takes the
-    original. Writes `path` and, beside it, images to .npz.
+    Inverts the model `middle` in several ways, by the names of `ways`: another `search`, other fields of the
+    `Inverter`, or several `nets`, jointly or `annealing` from the first to the last (with as many steps in total). Also
+    measures, for the default inversion of every run, how often the model `judge` predicts the same class for the
+    rebuilt image and the original. Writes `path`, and the images to an .npz of the same name.
     """
     nets = {arm: open_last(run, how["examples"], device)[0] for arm, run in runs.items()}
     middle = nets[how["middle"]]

@@ -1,4 +1,4 @@
-"""How alike two images are."""
+"""Measures of the similarity of two images."""
 
 import torch
 import torch.nn.functional as F
@@ -10,20 +10,40 @@ WINDOW, SIGMA = 11, 1.5
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, `[B]`, of images `[B, C, H, W]` in [0, 1]: -10 log10 of the mean squared error.
+    """Return the peak signal-to-noise ratio in dB: -10 log10 of the mean squared error.
 
-    100 at most, which equal images have.
+    It is at most 100, the value for equal images.
+
+    Args:
+        a: Images `[B, C, H, W]` in [0, 1].
+        b: Images to compare with, of the same shape.
+
+    Returns:
+        The ratio `[B]` of each pair, in dB.
     """
     return -10 * (a - b).double().square().flatten(1).mean(1).clamp_min(1e-10).log10()
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity `[B]` of images `[B, C, H, W]` in [0, 1] (https://doi.org/10.1109/TIP.2003.819861).
+    """Return the structural similarity of pairs of images.
 
-    With a Gaussian window of 11x11 pixels and deviation 1.5, K 0.01 and 0.03, covariances divided by N, where the
-    window fits, the mean over places and channels: as scikit-image with gaussian_weights=True, sigma=1.5,
-    use_sample_covariance=False, data_range=1. Raises `UserError` for images smaller than the window that fits: 3x3.
-    Smaller images than 11x11 have the largest odd window that fits.
+    The window is Gaussian, of 11x11 pixels and standard deviation 1.5; K is 0.01 and 0.03, and covariances are divided
+    by N. The result is the mean over channels and over all places where the window fits: as in scikit-image with
+    gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1. Images smaller than 11x11 use the
+    largest odd window that fits.
+
+    Args:
+        a: Images `[B, C, H, W]` in [0, 1].
+        b: Images to compare with, of the same shape.
+
+    Returns:
+        The similarity `[B]` of each pair, 1 for equal images.
+
+    Raises:
+        UserError: If the shapes differ, or the images are smaller than 3x3, the smallest window.
+
+    References:
+        SSIM: https://doi.org/10.1109/TIP.2003.819861.
     """
     least = min(a.shape[2:])
     size = min(WINDOW, least - 1 + least % 2)

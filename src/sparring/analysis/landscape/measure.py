@@ -1,4 +1,4 @@
-"""The loss around images: how it bends on the way of an attack, how fast its gradient turns, and pictures of it."""
+"""The loss around images: its curvature along the path of an attack, how fast its gradient turns, and surfaces."""
 
 import copy
 import itertools
@@ -22,13 +22,13 @@ from ...records.results import Array
 from ...records.statistics import interval
 
 DISTANCES = (1.0, 0.1, 0.01)
-"""At which the gradient is compared with that at the image, in eps."""
+"""Distances, in eps, at which the gradient is compared with the gradient at the image."""
 MEANINGS = {
     "loss": "cross-entropy at the image, nats",
     "loss under attack": "cross-entropy where PGD ends",
     "gradient": "L2 length of the gradient at the image, nats per unit of L2",
     "curvature": "mean second derivative of the loss along the straight line from the image to where PGD ends",
-    "curvature / gradient": "the same, for a gradient of length 1",
+    "curvature / gradient": "the curvature over the length of the gradient at the image",
     "nonlinearity": "by how much the loss at the end of the attack differs from the line along the gradient, nats",
     **{f"lipschitz at {d:g} eps": f"largest change of the gradient over distance, {d:g} eps away" for d in DISTANCES},
 }
@@ -36,10 +36,14 @@ MEANINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Landscape:
-    """What was found: `values[name]` `[N]` for each image, named as in `MEANINGS`; and surfaces of a few images.
+    """Measures of the loss around images, and loss surfaces of a few images.
 
-    `surfaces` `[P, G, G]` is the loss of the first P images at `x + a u + b v`, a along the rows and b along the
-    columns, both on `grid` `[G]` in eps; u is the steepest direction in the norm of the threat, v one by chance.
+    Args:
+        threat: The threat, as text.
+        values: One value per image, `[N]`, for each measure, named as in `MEANINGS`.
+        surfaces: Loss `[P, G, G]` of the first P images at `x + a u + b v`, with a along the rows and b along the
+            columns; u is the steepest direction in the norm of the threat, v a random one.
+        grid: Values `[G]` of a and b, in eps.
     """
 
     threat: str
@@ -48,9 +52,9 @@ class Landscape:
     grid: Array
 
     def plain(self) -> dict[str, Any]:
-        """Median and mean of each figure, with 95 % bootstrap intervals over images, and its largest.
+        """Return median and mean of each measure, with 95 % bootstrap intervals over images, and the maximum.
 
-        Where a ratio has a small denominator on some images, the mean says little.
+        Where a ratio has a small denominator on some images, the mean is unreliable.
         """
         summary = {
             name: {
@@ -68,7 +72,15 @@ class Landscape:
 
 
 def estimate(values: Array, statistic: Callable[..., Any]) -> dict[str, float]:
-    """A statistic with its interval over images."""
+    """Return a statistic with its 95 % bootstrap interval over images.
+
+    Args:
+        values: One value per image, `[N]`.
+        statistic: Function of the values, such as `np.mean`, that takes `axis`.
+
+    Returns:
+        The statistic as "value", and the ends of its interval as "low" and "high".
+    """
     low, high = interval(values, statistic)
     return {"value": float(statistic(values)), "low": low, "high": high}
 
@@ -86,17 +98,35 @@ def measure_landscape(
     batch_size: int = 128,
     seed: int = 0,
 ) -> Landscape:
-    """Looks at the cross-entropy around the images of `data`, in eval mode and in float64, so that differences count.
+    """Measure the cross-entropy around images, in eval mode and in float64, so that small differences count.
 
-    PGD with `steps` says where the attack goes. The curvature along its way is exact, kinks included: the change of the
-    slope along the line, over its length. The Lipschitz constant of the gradient is bounded from below, by the largest
-    quotient among `points` random directions and that of the attack, at three distances: where the loss has kinks it
-    grows without bound as the distance falls. Directions are normal, of the length given in the norm of the threat.
-    Points may leave [0, 1].
+    The path of the attack is the line to the point where PGD ends. The curvature along it is exact, kinks included: the
+    change of the slope along the line, over its length. The Lipschitz constant of the gradient is bounded from below by
+    the largest quotient among `points` random directions and that of the attack, at three distances; where the loss has
+    kinks, it grows without bound as the distance decreases. Directions are normally distributed, scaled to the distance
+    in the norm of the threat. Points may leave [0, 1].
+
+    Args:
+        model: The model; a copy in float64 is measured.
+        data: The images.
+        threat: Norm and eps of the attack and of the distances.
+        steps: Number of steps of PGD, each of eps / 4.
+        points: Number of random directions per image, at least 1.
+        pictures: Number of images, the first ones, whose loss surface is computed.
+        resolution: Number of grid points per axis of a surface, from -2 to 2 eps; at least 2.
+        batch_size: Number of images per batch, at least 1.
+        seed: Seed of the attack and of the directions.
+
+    Returns:
+        The measures per image and the surfaces.
+
+    Raises:
+        UserError: If `points`, `resolution` or `batch_size` is too small.
     """
     if points < 1 or resolution < 2 or batch_size < 1:
         raise UserError(
-            f"a landscape needs a direction, a grid of two and batches of one, not {points}, {resolution}, {batch_size}"
+            f"points = {points}, resolution = {resolution}, batch_size = {batch_size}: points and batch_size must be "
+            "at least 1, resolution at least 2"
         )
     wide = copy.deepcopy(model).double()
     found: dict[str, list[Tensor]] = {name: [] for name in MEANINGS}
@@ -117,7 +147,7 @@ def measure_landscape(
 def _measured(
     loss: PerExampleLoss, x: Tensor, z: Tensor, threat: Threat, rng: PerExample, points: int
 ) -> dict[str, Tensor]:
-    """What `MEANINGS` says, `[B]` each."""
+    """Return the measures of `MEANINGS`, `[B]` each."""
     here, there, delta = value_and_grad(loss, x), value_and_grad(loss, z), z - x
     length = _length(delta).clamp_min(1e-12)
     gradient, along = _length(here.grad), _inner(there.grad - here.grad, delta)
@@ -138,13 +168,13 @@ def _measured(
 
 
 def _quotient(loss: PerExampleLoss, x: Tensor, grad: Tensor, direction: Tensor, size: float, threat: Threat) -> Tensor:
-    """By how much the gradient changes, over the L2 distance, a step of `size` (in the norm of the threat) away."""
+    """Return the change of the gradient over the L2 distance, for a step of `size` in the norm of the threat."""
     step = direction * each(size / threat.norm(direction).clamp_min(1e-12), x)
     return _length(value_and_grad(loss, x + step).grad - grad) / _length(step).clamp_min(1e-12)
 
 
 def _surfaces(model: nn.Module, data: TensorData, threat: Threat, grid: Tensor, seed: int) -> Tensor:
-    """`[P, G, G]`, a line of the grid for all images at a time."""
+    """Return loss surfaces `[P, G, G]`, computed one grid line for all images at a time."""
     x, y = pixels(data.x).double(), data.y
     steepest = threat.ascent(value_and_grad(CE(model.__call__, y), x).grad)
     chance = threat.ascent(normal(x, PerExample(seed, torch.arange(len(x), device=x.device))))

@@ -1,4 +1,4 @@
-"""Loss surfaces. No torch."""
+"""Plots of loss surfaces. No torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +10,10 @@ from ...report.figures import new_figure, save
 
 
 def plot_landscape(surfaces: Sequence[tuple[str, Array]], grid: Array, threat: str, path: Path) -> None:
-    """A row for each model by name, a column for each image: the loss over (steepest, random) directions.
+    """Plot the loss over (steepest, random) directions: a row for each named model, a column for each image.
 
-    `surfaces` are names and `[P, G, G]` in nats, of the same images; `grid` `[G]` is in eps. A column has one scale.
+    `surfaces` are names and losses `[P, G, G]` in nats, of the same images; `grid` `[G]` is in eps. The surfaces of a
+    column share one scale.
     """
     count = len(surfaces[0][1])
     figure = new_figure(3.2 * count + 0.4, 3.0 * len(surfaces) + 0.4)

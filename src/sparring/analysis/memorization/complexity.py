@@ -1,7 +1,8 @@
-"""Complexity measures: numbers of a net that are said to explain how well its robustness generalises.
+"""Complexity measures: numbers of a network that are proposed to explain how well its robustness generalises.
 
-Each is a function with its formula and source. W are the weights of two dimensions or more, a convolution as the matrix
-`[out, in x height x width]` of its kernel; biases and batch norm are not counted. z are logits.
+Each measure is a function with its formula and source. W are the weights of two dimensions or more; a convolution
+counts as the matrix `[out, in x height x width]` of its kernel; biases and batch norm are not counted. z are the
+logits.
 """
 
 import copy
@@ -28,7 +29,7 @@ from ...core.types import Classifier, Forward, LossOutput, PerExampleLoss, Tenso
 
 
 class NotDefined(UserError):  # noqa: N818
-    """A measure has no meaning for this net."""
+    """Raised when a measure is not defined for a network."""
 
 
 def _weights(model: nn.Module) -> list[nn.Parameter]:
@@ -39,26 +40,29 @@ def _weights(model: nn.Module) -> list[nn.Parameter]:
 
 
 def matrices(model: nn.Module) -> list[Tensor]:
-    """The W."""
+    """Return the weights W as matrices."""
     return [p.detach().flatten(1) for p in _weights(model)]
 
 
 def weight_norm(model: nn.Module) -> float:
-    """Σ |W|_F² (https://arxiv.org/abs/1503.00036)."""
+    """Return Σ |W|_F² (https://arxiv.org/abs/1503.00036)."""
     return sum(float(w.square().sum()) for w in matrices(model))
 
 
 def distance(model: nn.Module, initial: nn.Module) -> float:
-    """Σ |W - W₀|_F² from the weights before training (https://arxiv.org/abs/1901.01672)."""
+    """Return Σ |W - W₀|_F², with W₀ the weights before training (https://arxiv.org/abs/1901.01672)."""
     return sum(float((w - w0).square().sum()) for w, w0 in zip(matrices(model), matrices(initial), strict=True))
 
 
 def log_spectral(model: nn.Module) -> float:
-    """log(Π |W|₂² x Σ |W|_F² / |W|₂²), the spectral complexity without the margin (https://arxiv.org/abs/1707.09564)."""
+    """Return the logarithm of the spectral complexity without the margin, log(Π |W|₂² x Σ |W|_F² / |W|₂²).
+
+    Source: https://arxiv.org/abs/1707.09564.
+    """
     found = matrices(model)
     sigmas = [float(torch.linalg.matrix_norm(w.double(), 2)) for w in found]
     if min(sigmas) == 0:
-        raise NotDefined("not defined for a net with a weight that is 0 throughout")
+        raise NotDefined("not defined for a network with a weight matrix of zeros")
     ratios = [float(w.square().sum()) / s**2 for w, s in zip(found, sigmas, strict=True)]
     return 2 * sum(map(math.log, sigmas)) + math.log(sum(ratios))
 
@@ -74,21 +78,23 @@ _PATHS = frozenset(
 
 
 class _PathsOnly(TorchDispatchMode):
-    """Refuses operations through which no product of weights passes unchanged."""
+    """Refuses operations for which the output is not a sum over paths of products of weights."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         if name not in _PATHS:
-            raise NotDefined(f"not defined for a net with the operation {name}: paths go through ReLU and linear maps")
+            raise NotDefined(
+                f"not defined for a network with the operation {name}: paths go through ReLU and linear maps only"
+            )
         return func(*args, **(kwargs or {}))
 
 
 def path_norm(model: nn.Module, shape: tuple[int, int, int]) -> float:
-    """sqrt(Σ over paths of Π w²): squared weights run on an image of ones, their outputs summed, without normalisation
-    and batch norm (https://arxiv.org/abs/1706.08947).
+    """Return sqrt(Σ over paths of Π w²), the sum of the outputs for an image of ones with squared weights.
 
-    Biases count as paths that begin there. Raises `NotDefined` for nets with anything but linear maps, ReLU and
-    pooling, attention for example.
+    Normalisation and batch norm are left out, and biases count as paths that begin at them. Raises `NotDefined` for
+    networks with operations other than linear maps, ReLU and pooling, for example attention. Source:
+    https://arxiv.org/abs/1706.08947.
     """
     squared = copy.deepcopy(model).double().eval()
     if isinstance(squared, Classifier):
@@ -110,7 +116,10 @@ def path_norm(model: nn.Module, shape: tuple[int, int, int]) -> float:
 
 
 def margin(model: nn.Module, x: Tensor, y: Tensor, quantile: float = 0.1) -> float:
-    """The 10th percentile of z_y - max z_j, j ≠ y, at `x` `[B, ...]`, adversarial examples here."""
+    """Return the `quantile`, by default the 10th percentile, of z_y - max z_j, j ≠ y, at `x` `[B, ...]`.
+
+    The caller passes adversarial examples as `x`.
+    """
     with torch.no_grad():
         return float(torch.quantile(-Margin(model, y)(x).value.double(), quantile))
 
@@ -124,11 +133,11 @@ def thickness(
     alpha: float = 0.0,
     beta: float = 0.75,
 ) -> float:
-    """E[ |x_r - x_s| x share of the segment where alpha < p_i - p_j < beta ]: how thick the boundary is.
+    """Return the boundary thickness, E[ |x_r - x_s| x share of the segment where alpha < p_i - p_j < beta ].
 
-    x_r are the images, of predicted class i; x_s is where PGD in an L2 ball of `eps` ends, of class j. Images whose
-    class does not change are left out (https://arxiv.org/abs/2007.05086, alpha 0, beta 0.75). Raises `NotDefined` if
-    none changes.
+    x_r are the images, of predicted class i; x_s are the points where PGD in an L2 ball of `eps` ends, of predicted
+    class j. Images whose predicted class does not change are left out (https://arxiv.org/abs/2007.05086, alpha 0, beta
+    0.75). Raises `NotDefined` if no class changes.
     """
     with torch.no_grad():
         i = model(x).argmax(1)
@@ -138,7 +147,7 @@ def thickness(
         j = model(z).argmax(1)
         changed = (i != j).nonzero()[:, 0]
         if not len(changed):
-            raise NotDefined(f"not defined where no image changes its class within an L2 ball of {eps:g}")
+            raise NotDefined(f"not defined if no image changes its class within an L2 ball of {eps:g}")
         x, z, i, j = x[changed], z[changed], i[changed], j[changed]
         within = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         points = (torch.arange(_POINTS, device=x.device, dtype=x.dtype) + 0.5) / _POINTS
@@ -154,7 +163,7 @@ _POINTS = 128
 
 @dataclass(frozen=True, slots=True)
 class _Quotient:
-    """|z(x) - z(x')|₁ / |x - x'| in the norm of a threat."""
+    """The loss |z(x) - z(x')|₁ / |x - x'|, in the norm of a threat."""
 
     logits: Forward
     origin: Tensor
@@ -170,8 +179,9 @@ class _Quotient:
 
 
 def lipschitz(model: nn.Module, x: Tensor, threat: Threat, rng: PerExample, steps: int = 10) -> float:
-    """Mean over images of max |z(x) - z(x')|₁ / |x - x'| within the threat, sought by PGD
-    (https://arxiv.org/abs/2003.02460).
+    """Return the mean over images of max |z(x) - z(x')|₁ / |x - x'| within the threat, maximised by PGD.
+
+    Source: https://arxiv.org/abs/2003.02460.
     """
     with torch.no_grad():
         loss = _Quotient(model.__call__, x, model(x), threat)
@@ -181,8 +191,10 @@ def lipschitz(model: nn.Module, x: Tensor, threat: Threat, rng: PerExample, step
 
 
 def sharpness(model: nn.Module, x: Tensor, y: Tensor, gamma: float = 0.01, steps: int = 5) -> float:
-    """Max L(w + v) - L(w) over |v| <= gamma |w|, layer by layer, where L is the mean cross-entropy at `x`, adversarial
-    examples here (https://arxiv.org/abs/2004.05884). Sought by gradient steps; `x` stays as it is.
+    """Return max L(w + v) - L(w) over |v| <= gamma |w| in each layer, approximated by gradient steps.
+
+    L is the mean cross-entropy at `x`, which does not change with the weights; the caller passes adversarial examples
+    (https://arxiv.org/abs/2004.05884).
     """
     moved = copy.deepcopy(model)
     weights = _weights(moved.requires_grad_(True))
@@ -203,12 +215,15 @@ def sharpness(model: nn.Module, x: Tensor, y: Tensor, gamma: float = 0.01, steps
 
 
 def input_gradient(model: nn.Module, x: Tensor, y: Tensor, p: float = 2.0) -> float:
-    """The mean of |∇ₓ CE| in the norm `p`, at the images (https://arxiv.org/abs/1802.08760)."""
+    """Return the mean of |∇ₓ CE| at the images, in the norm `p` (https://arxiv.org/abs/1802.08760)."""
     return float(value_and_grad(CE(model.__call__, y), x).grad.flatten(1).norm(p=p, dim=1).mean())
 
 
 def curvature(model: nn.Module, x: Tensor, y: Tensor, h: float = 0.01) -> float:
-    """The mean of |∇CE(x + h g) - ∇CE(x)| / h, g the gradient at x, of length 1 (https://arxiv.org/abs/1811.09716)."""
+    """Return the mean of |∇CE(x + h g) - ∇CE(x)| / h, with g the normalised gradient at x.
+
+    Source: https://arxiv.org/abs/1811.09716.
+    """
     loss = CE(model.__call__, y)
     here = value_and_grad(loss, x).grad
     g = here / each(here.flatten(1).norm(dim=1).clamp_min(1e-20), x)
@@ -226,10 +241,20 @@ def measure_complexity(
     thick: float | None = None,
     seed: int = 0,
 ) -> Mapping[str, float | str]:
-    """All measures by name, on training images (all at once), in eval mode and float64.
+    """Compute all complexity measures on training images, all at once, in eval mode and float64.
 
-    One that has no meaning says why instead of a number. Boundaries are sought within an L2 ball of `thick`, if left
-    out of a tenth of the square root of the dimensions.
+    Args:
+        model: The trained model.
+        initial: The model before training.
+        data: Training images.
+        threat: The threat of the adversarial examples.
+        steps: Number of steps of PGD.
+        thick: Radius of the L2 ball for the boundary thickness; by default a tenth of the square root of the number of
+            dimensions.
+        seed: Seed of the random numbers.
+
+    Returns:
+        Each measure by name; for a measure that is not defined for the model, the reason instead of a number.
     """
     wide, first = (copy.deepcopy(net).double() for net in (model, initial))
     x, y = pixels(data.x).double(), data.y
@@ -267,7 +292,7 @@ def measure_complexity(
 
 
 def _positive(gamma: float) -> float:
-    """Who is right by a negative margin is wrong, and its square would hide that."""
+    """Return the margin; refuse one that is not positive, because its square would hide misclassified examples."""
     if gamma <= 0:
         raise NotDefined("not defined for a margin that is not above 0")
     return gamma

@@ -1,4 +1,4 @@
-"""What a run has learned by heart."""
+"""The memorization analysis of a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,12 +25,12 @@ from .stability import LENGTHS, Stability, losses, measure_stability
 
 @dataclass(frozen=True, slots=True)
 class Memorization:
-    """What a net has learned by heart, how stable its losses are, and how complex it is.
+    """Measurements of what a network memorized, of the stability of its losses, and of its complexity.
 
-    `accuracy` is by (part, under): "train" with the labels that were trained on, "test"; "clean", "robust". `fitted` is
-    the accuracy, clean and robust, on training examples whose label was changed, with the label given and the true one;
-    empty if none was. `loss` `[N]` is the adversarial loss of each of the training examples subject at, whose numbers
-    are `rows`.
+    `accuracy` is by (part, under): part "train", with the labels that were trained on, or "test"; under "clean" or
+    "robust". `fitted` is the accuracy, clean and robust, on training examples whose label was changed, with the given
+    label and with the true one; empty if none was changed. `loss` `[N]` is the adversarial loss of each training
+    example analyzed, and `rows` are the numbers of these examples.
     """
 
     threat: str
@@ -47,7 +47,7 @@ class Memorization:
 
     @property
     def gap(self) -> float:
-        """How much more of the training set than of the test set stands under attack."""
+        """Robust accuracy on the training set less that on the test set."""
         return self.accuracy["train", "robust"].value - self.accuracy["test", "robust"].value
 
     def plain(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Memorization:
         }
 
     def phases(self) -> dict[str, float | None]:
-        """The mean length of the gradient in each third of training."""
+        """Return the mean length of the gradient in each third of training."""
         last = max((epoch for epoch, _ in self.gradients), default=0.0)
         thirds = [
             [g for epoch, g in self.gradients if k * last / 3 < epoch <= (k + 1) * last / 3] for k in range(len(PHASES))
@@ -104,9 +104,9 @@ def analyze_memorization(
     batch_size: int = 128,
     seed: int = 0,
 ) -> Memorization:
-    """Looks at the first `examples` training images, and at the test images of `subject`, with PGD of `steps`.
+    """Analyze a run on its first `examples` training images and on its test images, with PGD of `steps`.
 
-    The first `jacobian_examples` of the training images are for stability and complexity, which are slow.
+    Stability and complexity, which are slow, use the first `jacobian_examples` training images.
     """
     training, model, recipe = subject.training, subject.model, subject.recipe
     few = training.data[: min(examples, len(training))]
@@ -137,7 +137,7 @@ def analyze_memorization(
 
 
 def _fitted(subject: AnalyzedRun, pgd: PGD, examples: int, batch_size: int, seed: int) -> dict[str, Accuracy]:
-    """The accuracy on the first `examples` of those with wrong labels."""
+    """Return the accuracy on the first `examples` training images with wrong labels."""
     training = subject.training
     rows = training.wrong.nonzero()[:, 0][:examples]
     if not len(rows):
@@ -152,7 +152,7 @@ def _fitted(subject: AnalyzedRun, pgd: PGD, examples: int, batch_size: int, seed
 
 
 def write_memorization(run: RunFolder, found: Sequence[tuple[str, Memorization]], how: Mapping[str, Any]) -> None:
-    """`analysis-memorization.npz`, `.png` and, last, `.json`: the picture of all runs, the figures of the first."""
+    """Write `analysis-memorization.npz`, `.png` (of all runs) and, last, `.json`; data files are of the first run."""
     first = found[0][1]
     with replacing(run.analysis("memorization", "npz")) as file:
         np.savez_compressed(file, **first.arrays())  # type: ignore[arg-type]
@@ -173,7 +173,7 @@ def write_memorization(run: RunFolder, found: Sequence[tuple[str, Memorization]]
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Kendall's tau of the adversarial losses of the same examples in two nets, with 95 % over examples."""
+    """Kendall's tau of the adversarial losses of the same examples in two networks, with a 95 % interval."""
 
     tau: float
     low: float
@@ -182,7 +182,7 @@ class Agreement:
 
 
 def agreement(one: Array, other: Array) -> Agreement:
-    """Whether two nets find the same examples hard: losses `[N]` each."""
+    """Measure whether two networks find the same examples hard, from losses `[N]` of each."""
     from scipy.stats import kendalltau
 
     def tau(rows: Array, axis: int = -1) -> Array:
@@ -195,12 +195,12 @@ def agreement(one: Array, other: Array) -> Agreement:
 
 
 def difficulties(one: Memorization, other: Memorization) -> tuple[Array, Array]:
-    """How hard the same training examples are to two runs: as remembered, or else at their weights."""
+    """Return how hard the same training examples are for two runs: as recorded in training, else at their weights."""
     a, b = one.memory, other.memory
     return (one.loss, other.loss) if a is None or b is None else (a.difficulty, b.difficulty)
 
 
 def study_memorization(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
-    """What a study does after each training: the last weights, the threat of the evaluation, the rest as `how` says."""
+    """Run the analysis of a study after each training, with the last weights and the threat of the evaluation."""
     subject, threat = open_last(run, how["examples"], device)
     write_memorization(run, [(run.path.name, analyze_memorization(subject, threat, **how))], how)

@@ -1,4 +1,4 @@
-"""What a net memorised, and how stable its losses are. No torch."""
+"""Plots of memorization and of the stability of losses. No torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +11,10 @@ from ...report.figures import finish, new_figure, save
 
 
 class Memorized(NamedTuple):
-    """Of a run: change and cosine of the gradient by (loss, direction) over `lengths`, `gradients` as (epoch, length),
-    and, if it was remembered, (epochs, robust training accuracy).
+    """Measurements of a run: change and cosine of the gradient by (loss, direction) over `lengths`, and curves.
+
+    `gradients` are (epoch, length of the gradient); `accuracy` is (epochs, robust training accuracy), or None if the
+    run recorded no example history.
     """
 
     name: str
@@ -27,7 +29,7 @@ _COLOURS = {"clean": "tab:blue", "PGD-AT": "tab:red", "TRADES": "tab:green"}
 
 
 def plot_memorization(runs: Sequence[Memorized], path: Path) -> None:
-    """A row for each run: robust training accuracy, length of the gradient, and its stability, change and cosine."""
+    """Plot a row for each run: robust training accuracy, length of the gradient, and its change and cosine."""
     figure = new_figure(15, 3.2 * len(runs))
     grid = figure.subplots(len(runs), 4, squeeze=False)
     for run, (accuracy, gradient, change, cosine) in zip(runs, grid, strict=True):

@@ -1,4 +1,4 @@
-"""How stable the gradient of a training loss is when the weights move: what decides whether training converges."""
+"""Stability of the gradient of a training loss when the weights move, which decides whether training converges."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -24,11 +24,20 @@ from ...training.engine import Method
 
 LENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3)
 DIRECTIONS = {"up": "+ gradient / |gradient|", "down": "- gradient / |gradient|"}
-"""Which way the weights are moved. https://arxiv.org/abs/2106.01606 may mean either; a step of training is "down"."""
+"""Directions of the move. https://arxiv.org/abs/2106.01606 may mean either; a step of training is "down"."""
 
 
 def losses(threat: Threat, steps: int = 10, beta: float = 6.0) -> dict[str, Method]:
-    """Those that the paper compares: clean cross-entropy, PGD-AT, and TRADES, each with the attack of its training."""
+    """Return the training methods that the paper compares: clean cross-entropy, PGD-AT and TRADES.
+
+    Args:
+        threat: The threat of the attacks.
+        steps: Number of steps of PGD, each of eps / 4.
+        beta: Weight of the divergence in TRADES.
+
+    Returns:
+        Each method by name, with the attack of its training.
+    """
     return {
         "clean": Method(Benign(), CrossEntropy()),
         "PGD-AT": Method(PGD(threat, steps, threat.eps / 4), CrossEntropy()),
@@ -38,12 +47,15 @@ def losses(threat: Threat, steps: int = 10, beta: float = 6.0) -> dict[str, Meth
 
 @dataclass(frozen=True, slots=True)
 class Stability:
-    """Of each loss J by name: `value` J(θ), `norm` |∇J(θ)|, and, by (loss, direction), over `lengths` `[K]`
+    """Stability of the gradient of each loss J when the weights θ move by λ d, d = ∇J(θ) / |∇J(θ)|.
 
-    `change`  |∇J(θ ± λ d) - ∇J(θ)|, and
-    `cosine`  that between the two gradients,
-
-    where d is ∇J(θ) / |∇J(θ)| and λ, the L2 length of the move, is in `lengths`. `weights` is |θ|.
+    Args:
+        lengths: L2 lengths λ of the move, `[K]`.
+        weights: |θ|.
+        value: J(θ) by the name of the loss.
+        norm: |∇J(θ)| by the name of the loss.
+        change: |∇J(θ ± λ d) - ∇J(θ)| by (loss, direction), `[K]`.
+        cosine: Cosine between these two gradients by (loss, direction), `[K]`.
     """
 
     lengths: Array
@@ -84,13 +96,28 @@ def measure_stability(
     batch_size: int = 128,
     seed: int = 0,
 ) -> Stability:
-    """Moves the weights along the gradient of each method's loss, averaged over `data`, and back.
+    """Measure how the gradient of each method's loss changes when the weights move along it and against it.
 
-    The model is in eval mode and in float64. Adversarial examples are crafted anew at the moved weights, from the same
-    random numbers; schedules stand at their beginning, and what a method remembers, it has seen at these weights alone.
+    The loss is averaged over `data`, with a copy of the model in eval mode and in float64. Adversarial examples are
+    crafted anew at the moved weights, from the same random numbers. Schedules are evaluated at the start of training,
+    and the memory of a method holds only these weights.
+
+    Args:
+        model: The model.
+        data: The images on which losses are averaged.
+        methods: Training methods by name, as from `losses`.
+        lengths: L2 lengths of the move, all above 0.
+        batch_size: Number of images per batch.
+        seed: Seed of the attacks.
+
+    Returns:
+        Change and cosine of the gradients by (loss, direction), over `lengths`.
+
+    Raises:
+        UserError: If there are no lengths, or one is not above 0.
     """
     if not lengths or min(lengths) <= 0:
-        raise UserError(f"weights are moved by lengths above 0, not by {list(lengths)}")
+        raise UserError(f"lengths = {list(lengths)} must hold at least one number, and all must be above 0")
     wide = copy.deepcopy(model).double()
     value, norm = {}, {}
     change: dict[tuple[str, str], Array] = {}
@@ -114,7 +141,7 @@ def measure_stability(
 
 
 def gradient(method: Method, model: nn.Module, data: TensorData, batch_size: int, seed: int) -> tuple[float, Tensor]:
-    """The loss of a method, and its gradient by the weights as one vector, averaged over `data`; both at `model`."""
+    """Return the loss of a method and its gradient with respect to the weights as one vector, averaged over `data`."""
     model.zero_grad(set_to_none=True)
     value, dtype = 0.0, next(model.parameters()).dtype
     for index in torch.arange(len(data), device=data.y.device).split(batch_size):
@@ -128,25 +155,26 @@ def gradient(method: Method, model: nn.Module, data: TensorData, batch_size: int
 
 
 def _loss(method: Method, model: nn.Module, batch: Batch, memory: nn.Module, rng: PerExample) -> Tensor:
-    """What the update lowers, at the points that the attack finds."""
+    """Return the loss that the update minimises, at the points that the attack finds."""
 
-    def look() -> Context:
+    def context() -> Context:
         return Context(ForwardCache(model), batch, memory, progress)
 
     progress = Progress(0, 1, 1)
     with frozen(model):
         with torch.no_grad():
-            method.objective.observe(look())
-        x_adv = at(method.attack, progress)(method.objective.inner(look()), batch.x, rng)
-    return torch.stack(list(method.objective.outer(look(), x_adv).values())).sum()
+            method.objective.observe(context())
+        x_adv = at(method.attack, progress)(method.objective.inner(context()), batch.x, rng)
+    return torch.stack(list(method.objective.outer(context(), x_adv).values())).sum()
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """Theorem 1 of https://arxiv.org/abs/2106.01606 at two weights: `jump` <= `clean` + 2 eps K.
+    """Theorem 1 of https://arxiv.org/abs/2106.01606 for two weights: `jump` <= `clean` + 2 eps K.
 
-    `jump` is the change of the adversarial gradient, `clean` that of the clean gradient, and K bounds how fast the
-    gradient by the weights changes with the image. The last term stays when the two weights become one.
+    `jump` is the change of the adversarial gradient, `clean` the change of the clean gradient, and K bounds how fast
+    the gradient with respect to the weights changes with the image. The last term remains when the two weights
+    coincide.
     """
 
     jump: float
@@ -169,11 +197,25 @@ def bound(
     points: int = 20,
     seed: int = 0,
 ) -> Bound:
-    """Both sides of the bound for two models of one architecture, on small data.
+    """Compute both sides of the bound on the change of the adversarial gradient for two models, on small data.
 
-    K is the largest quotient |∇CE(x') - ∇CE(x)| / |x' - x|, in the norm of the threat, that is found at `points` random
-    points around each image, half of them as far as they can be, for both weights: a lower bound of the real one. What
-    the attacks find is not among them.
+    K is the largest quotient |∇CE(x') - ∇CE(x)| / |x' - x|, in the norm of the threat, at random points around each
+    image, for both weights: a lower bound of the true K. Points that the attacks find are not among them.
+
+    Args:
+        model: The first model.
+        other: The second model, of the same architecture.
+        data: The images, in one batch.
+        threat: The threat.
+        steps: Number of steps of PGD.
+        points: Number of random points per image, half of them at the largest distance.
+        seed: Seed of the attacks and of the points.
+
+    Returns:
+        Both sides of the inequality: `jump` on the left, `most` on the right.
+
+    References:
+        Theorem 1: https://arxiv.org/abs/2106.01606.
     """
     methods, quotients = losses(threat, steps), [0.0]
     clean: list[Tensor] = []

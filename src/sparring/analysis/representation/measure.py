@@ -1,4 +1,4 @@
-"""What a representation is worth: what can be read of it, clean and under attack, and what it keeps of an image."""
+"""Measures of a representation: accuracy of heads on it, clean and under attack, and how much it keeps of an image."""
 
 import math
 from collections.abc import Mapping
@@ -30,12 +30,17 @@ TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One way to read a representation: accuracy on clean images, and on those same images under attack."""
+    """Accuracy of one head on a representation, on clean images and on the same images under attack.
+
+    Args:
+        clean: Clean accuracy.
+        robust: Robust accuracy.
+        defense_success_rate: The share of the correctly classified clean images that are robust.
+    """
 
     clean: Accuracy
     robust: Accuracy
     defense_success_rate: Accuracy
-    """The defence success rate: of the images that are right, the share that stays so."""
 
     def plain(self) -> dict[str, Any]:
         return {
@@ -47,9 +52,15 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class MutualInformation:
-    """A lower bound in nats on the mutual information of the features of images and of their adversarial versions.
+    """A lower bound, in nats, on the mutual information of the features of images and of their adversarial versions.
 
-    It can never be above `ceiling`, the logarithm of the number of images, however much there is to know.
+    Args:
+        value: The bound.
+        low: Lower end of its 95 % bootstrap interval over pairs.
+        high: Upper end of that interval.
+        ceiling: Logarithm of the number of images that the bound is computed on, which the bound cannot exceed, however
+            large the information is.
+        temperature: Temperature of the critic, the one that is best for the first half of the pairs.
     """
 
     value: float
@@ -64,10 +75,14 @@ class MutualInformation:
 
 @dataclass(frozen=True, slots=True)
 class Representation:
-    """What was found: readings by name, information, and how the features of the bank lie.
+    """Measures of a representation.
 
-    `spread` is 1 if their directions are all around and 0 if all are alike; `rank` is effective: e to the entropy of
-    the shares of the variance.
+    Args:
+        threat: The threat, as text.
+        readings: Accuracies by the name of the head.
+        information: Bound on the mutual information of clean and adversarial features.
+        spread: 1 if the directions of the bank's features are spread all around, 0 if they are all alike.
+        rank: Effective rank of the bank's features: e to the entropy of the shares of the variance.
     """
 
     threat: str
@@ -101,11 +116,29 @@ def measure_representation(
     batch_size: int = 128,
     seed: int = 0,
 ) -> Representation:
-    """Reads the features of `model` by what the images of `bank` and their labels say, whatever head it has.
+    """Measure how well heads on the features of a model classify, and how much the features keep under attack.
 
-    Read by `k` nearest neighbours with one vote each, by 200 weighted ones (or the whole bank), by a linear probe, and
-    by the head that the model has, if that is no bank itself; each is attacked by several attacks of `steps`, and what
-    any of them fools is fooled. Raises `UserError` for models that do not say what their features are.
+    The heads are `k` nearest neighbours with one vote each, 200 weighted neighbours (or the whole bank), a linear
+    probe, and the model's own head unless that is a kNN head. Each head is attacked by several attacks of `steps`; an
+    example counts as broken if any of them succeeds.
+
+    Args:
+        model: The model, whose features are measured whatever head it has.
+        bank: Labelled images on which the heads are fitted.
+        test: Test images.
+        threat: The threat.
+        k: Number of neighbours with one vote each.
+        steps: Number of steps of each attack.
+        restarts: Number of restarts of the attacks on the kNN heads.
+        softness: Temperatures of the soft votes that the attacks on the kNN heads use.
+        batch_size: Number of images per batch.
+        seed: Seed of the attacks.
+
+    Returns:
+        The accuracies of each head, the bound on the information, and spread and rank of the features of the bank.
+
+    Raises:
+        UserError: If the model does not declare its features.
     """
     model = as_classifier(model)
     with eval_mode(model):
@@ -143,7 +176,7 @@ def _heads(model: Classifier, features: Tensor, y: Tensor, classes: int, k: int)
 
 
 def _worst(head: nn.Module, attacks: KNNAttackSuite, classes: int) -> Cascade:
-    """On another head, as many steps without a bank."""
+    """Return the attacks on a head: the given suite on a kNN head, else attacks with as many steps and no bank."""
     if isinstance(head, KNN):
         return attacks
     threat, steps = attacks.threat, attacks.steps
@@ -159,7 +192,7 @@ def _worst(head: nn.Module, attacks: KNNAttackSuite, classes: int) -> Cascade:
 def _driven_away(
     model: nn.Module, test: TensorData, threat: Threat, steps: int, batch_size: int, seed: int
 ) -> TensorData:
-    """The images moved until their features are as far from where they were as the attack gets them, by no label."""
+    """Return images moved, without labels, so that their features are as far from the originals as possible."""
     attack, moved = FeatureAttack(PGD(threat, steps, threat.eps / 4)), []
     for start in range(0, len(test), batch_size):
         part = test[start : start + batch_size]
@@ -169,15 +202,25 @@ def _driven_away(
 
 
 def mutual_information(a: Tensor, b: Tensor) -> MutualInformation:
-    """InfoNCE's bound for pairs of features `[N, F]`, with a critic of cosine / temperature.
+    """Compute InfoNCE's bound on the mutual information of pairs of features, with the critic cosine / temperature.
 
-    Each half of the pairs is measured at the temperature that is best for the other, so that the choice is not in the
-    bound; the ceiling is that of a half.
+    Each half of the pairs is measured at the temperature that is best for the other half, so that choosing it does not
+    bias the bound. The ceiling is that of a half.
+
+    Args:
+        a: Features `[N, F]`.
+        b: Features `[N, F]`; row i is paired with row i of `a`.
+
+    Returns:
+        The bound in nats, with its interval and ceiling.
+
+    Raises:
+        UserError: If there are fewer than 4 pairs.
     """
     half = len(a) // 2
     if half < 2:
         raise UserError(
-            f"the information between pairs is bounded in two halves of two pairs or more, not {len(a)} in all"
+            f"the bound on the information needs at least 4 pairs, two for each half, and there are {len(a)}"
         )
     scores = [_cosines(a[part], b[part]) for part in (slice(0, half), slice(half, 2 * half))]
     best = [max(TEMPERATURES, key=lambda by: float(information_bound(s / by).mean())) for s in scores]
@@ -192,7 +235,14 @@ def _cosines(a: Tensor, b: Tensor) -> Tensor:
 
 
 def effective_rank(features: Tensor) -> float:
-    """E to the entropy of the shares that the principal directions have of the variance of `[N, F]`; 0 without any."""
+    """Compute e to the entropy of the shares that the principal directions have of the variance.
+
+    Args:
+        features: Features `[N, F]`.
+
+    Returns:
+        The effective rank; 0 if the features have no variance.
+    """
     z = features.double()
     values = torch.linalg.svdvals(z - z.mean(0)).square()
     return float(effective_count(values[None], torch.ones_like(values)[None]))

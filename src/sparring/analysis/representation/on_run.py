@@ -1,4 +1,4 @@
-"""What the features of a run are worth."""
+"""The representation analysis of a run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,14 +15,17 @@ from .plot import plot_representation
 
 
 def analyze_representation(subject: AnalyzedRun, threat: Threat, *, bank: int = 5000, **how: Any) -> Representation:
-    """What the features of a run are worth, read by `bank` of its training images; `how` as the analysis."""
+    """Measure the representation of a run with heads fitted on `bank` of its training images.
+
+    `how` are further arguments of `measure_representation`.
+    """
     data = subject.training.data
     rows = torch.randperm(len(data), generator=make_rng(0))[:bank].sort().values.to(data.y.device)
     return measure_representation(subject.model, data[rows], subject.test, threat, **how)
 
 
 def write_representation(run: RunFolder, found: Sequence[tuple[str, Representation]], how: Mapping[str, Any]) -> None:
-    """`analysis-representation.png` of all runs and, last, `.json` of the first."""
+    """Write `analysis-representation.png` of all runs and, last, `.json` of the first."""
     drawn = [
         (
             name,
@@ -38,7 +41,7 @@ def write_representation(run: RunFolder, found: Sequence[tuple[str, Representati
 
 
 def study_representation(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
-    """What a study does after each training: as for memorization."""
+    """Run the analysis of a study after each training, with the last weights and the threat of the evaluation."""
     rest: dict[str, Any] = {key: each for key, each in how.items() if key != "examples"}
     rest["softness"] = tuple(how["softness"])
     subject, threat = open_last(run, how["examples"], device)

@@ -1,4 +1,4 @@
-"""What can be read of representations, and how accuracy is traded for robustness. No torch."""
+"""Plots of the accuracy of heads on representations, and of the trade-off with robustness. No torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ _COLOURS = ("tab:blue", "tab:red", "tab:green")
 
 
 def plot_representation(runs: Sequence[tuple[str, Mapping[str, Sequence[Estimate]]]], path: Path) -> None:
-    """A column for each run, and for each of its readings three bars: clean, robust, and the share that is defended."""
+    """Plot a panel for each run with three bars for each head: clean, robust, and defended share."""
     figure = new_figure(5 * len(runs), 3.6)
     grid = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
     for (name, readings), axes in zip(runs, grid, strict=True):
@@ -32,7 +32,7 @@ def plot_representation(runs: Sequence[tuple[str, Mapping[str, Sequence[Estimate
 def plot_tradeoff(
     curves: Mapping[str, tuple[Array, Array]], points: Mapping[str, tuple[float, float]], path: Path
 ) -> None:
-    """Accuracy against the share that is defended: curves over epochs, the first a dot, and points with a name."""
+    """Plot accuracy against the defended share: curves over epochs, the first epoch a dot, and named points."""
     figure = new_figure(6.5, 4.6)
     axes = figure.subplots()
     for name, (clean, defense_success_rate) in curves.items():

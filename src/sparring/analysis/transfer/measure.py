@@ -1,6 +1,7 @@
-"""What a representation is worth for another task: fitted anew at its end, or further and further in.
+"""Transfer of a representation to another task: a new head alone, or more and more layers fitted with it.
 
-Robust nets are said to transfer better, the more so the farther the task (https://arxiv.org/abs/2007.11259).
+Robust networks are reported to transfer better, and the more so the farther the task
+(https://arxiv.org/abs/2007.11259).
 """
 
 import copy
@@ -28,12 +29,23 @@ Mode: TypeAlias = Literal["head", "norms", "block", "all"]
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """What of a net is fitted to another task, and how.
+    """Settings of fitting a network to another task.
 
-    Always a new `head`: multinomial logistic regression on standardised features, the penalty chosen on a part held
-    out. With `norms`, batch norm takes the statistics of the task before, and then, from that head on, its factors are
-    fitted too, and statistics follow; with `block` also the last block; with `all` everything. By SGD with Nesterov's
-    momentum over `epochs`, the rate falling from `lr` by half a cosine.
+    Every mode fits a new head: multinomial logistic regression on standardised features, its penalty chosen on a
+    validation set. The other modes first give batch norm the statistics of the new task; starting from that head, they
+    then train further parameters, and the statistics follow. Training uses SGD with Nesterov's momentum, the learning
+    rate decreasing from `lr` by half a cosine.
+
+    Args:
+        mode: "head" for the head alone; "norms" to train also the factors of batch norm; "block" to train also the last
+            block; "all" to train everything.
+        epochs: Number of epochs, at least 1.
+        lr: Learning rate at the start, above 0.
+        batch_size: Number of images per batch, at least 2.
+        weight_decay: Weight decay of SGD.
+
+    Raises:
+        UserError: If a value is out of range, or the mode is unknown.
     """
 
     mode: Mode = "head"
@@ -46,14 +58,20 @@ class Tuning:
         need_one_of("mode", self.mode, get_args(Mode))
         if self.epochs < 1 or self.batch_size < 2 or self.lr <= 0:
             raise UserError(
-                f"tuning takes an epoch at least, batches of two and a rate above 0, not {self.epochs}, "
-                f"{self.batch_size} and {self.lr:g}"
+                f"epochs = {self.epochs}, batch_size = {self.batch_size}, lr = {self.lr:g}: epochs must be at least 1, "
+                "batch_size at least 2 and lr above 0"
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Transferred:
-    """The tuned net, its accuracy on the test images of the task, and the penalty of its head."""
+    """A network fitted to a task.
+
+    Args:
+        model: The tuned network.
+        accuracy: Its accuracy on the test images of the task.
+        penalty: The penalty chosen for its head.
+    """
 
     model: Classifier
     accuracy: Accuracy
@@ -64,10 +82,21 @@ class Transferred:
 def measure_transfer(
     model: nn.Module, train: TensorData, test: TensorData, how: Tuning = Tuning(), seed: int = 0
 ) -> Transferred:
-    """Fits a copy of `model` to the task of `train` and tests it on `test`; `model` stays as it is.
+    """Fit a copy of a model to a task and test it; the model itself does not change.
 
-    Raises `UserError` for models that do not say what their features are, classes without an image to train on, images
-    of another size than the model takes, and a mode that the model has no layers for.
+    Args:
+        model: The model whose representation is transferred.
+        train: Training images of the task.
+        test: Test images of the task.
+        how: Settings of the fit.
+        seed: Seed of the validation split and of the order of images.
+
+    Returns:
+        The tuned network, its test accuracy and the penalty of its head.
+
+    Raises:
+        UserError: If the model does not declare its features, a class has no training image, the images have another
+            size than the model takes, or the model has no layers for the mode.
     """
     source = as_classifier(model)
     check_task(source, train)
@@ -84,7 +113,7 @@ def measure_transfer(
 
 
 def check_task(model: nn.Module, train: TensorData) -> None:
-    """Raises `UserError` for a task that the model cannot be fitted to."""
+    """Raise `UserError` for a task that the model cannot be fitted to."""
     count = torch.bincount(train.y, minlength=len(train.classes))
     missing = [train.classes[i] for i in (count == 0).nonzero()[:, 0].tolist()]
     if missing:
@@ -103,18 +132,27 @@ def _features(model: Classifier, data: TensorData) -> Tensor:
 
 
 def shots(data: TensorData, count: int, seed: int) -> TensorData:
-    """So many images drawn at random, as alike in number for each class as can be: at least one of each.
+    """Draw images at random, with numbers per class that are as equal as possible.
 
-    Raises `UserError` where there are not so many, or too few for all classes.
+    Args:
+        data: The images to draw from.
+        count: Number of images to draw: at least one per class, at most all.
+        seed: Seed of the draw.
+
+    Returns:
+        The drawn images, in the order of `data`.
+
+    Raises:
+        UserError: If `count` is larger than the number of images or smaller than the number of classes.
     """
     classes = len(data.classes)
     if not classes <= count <= len(data):
         raise UserError(
-            f"{count} images of {classes} classes are asked for: take {classes} to {len(data)}, at least one of each"
+            f"count = {count} images of {classes} classes: take {classes} to {len(data)}, at least one of each class"
         )
     rng = make_rng(mixed_seed("shots", seed))
     order = torch.randperm(len(data), generator=rng)
-    place = torch.empty(len(data), dtype=torch.long)  # of each image, how many of its class come before
+    place = torch.empty(len(data), dtype=torch.long)  # number of images of the same class that come before
     y = data.y.cpu()[order]
     for c in range(classes):
         own = (y == c).nonzero()[:, 0]
@@ -123,13 +161,13 @@ def shots(data: TensorData, count: int, seed: int) -> TensorData:
     return data[order[first].sort().values.to(data.y.device)]
 
 
-# -- further in
+# -- training more than the head
 
 
 def last_block(model: Classifier, x: Tensor) -> nn.Module:
-    """The last module of the body that runs with weights of two dimensions or more, with the block around it.
+    """Return the last module of the body that runs with weights of two dimensions or more, or the block around it.
 
-    A residual unit of a residual net; the last layer of a body that is one sequence.
+    That is a residual unit of a residual network, and the last layer of a body that is one sequence.
     """
     names = [
         name
@@ -145,10 +183,10 @@ def last_block(model: Classifier, x: Tensor) -> nn.Module:
 
 @torch.no_grad()
 def _settle(model: Classifier, train: TensorData, how: Tuning) -> None:
-    """Gives batch norm the statistics of the task, the means over its batches."""
+    """Set the running statistics of batch norm to those of the task, averaged over its batches."""
     norms = _norms(model)
     if how.mode == "norms" and not norms:
-        raise UserError("the net has no batch norm, which mode norms would fit: take head, block or all")
+        raise UserError("mode = 'norms' trains batch norm, which this model does not have: take head, block or all")
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -182,7 +220,7 @@ class _Scaled(nn.Module):
 
 
 def _scaled(head: nn.Linear, features: Tensor) -> nn.Sequential:
-    """The same head on features of mean 0 and variance 1, so that one learning rate fits nets of any scale."""
+    """Return the same head on features of mean 0 and mean variance 1, so that one learning rate suits any scale."""
     scaled, layer = _Scaled(features), copy.deepcopy(head)
     with torch.no_grad():
         layer.bias.add_(head.weight @ scaled.mean)
@@ -210,7 +248,7 @@ def _tune(model: Classifier, train: TensorData, how: Tuning, seed: int) -> None:
     rng = make_rng(mixed_seed("tune", seed))
     for _ in range(how.epochs):
         for rows in torch.randperm(len(train), generator=rng).split(how.batch_size):
-            if len(rows) < 2:  # a batch norm cannot learn from one
+            if len(rows) < 2:  # batch norm has no variance in a batch of one
                 falling.step()
                 continue
             part = train[rows.to(train.y.device)]
@@ -222,15 +260,26 @@ def _tune(model: Classifier, train: TensorData, how: Tuning, seed: int) -> None:
     model.eval()
 
 
-# -- how far tasks are apart
+# -- distances between tasks
 
 
 @gated
 def task_embedding(model: nn.Module, train: TensorData, seed: int = 0) -> Tensor:
-    """Task2Vec (https://arxiv.org/abs/1902.03545): the diagonal Fisher information of the body, fitted to the task.
+    """Compute the Task2Vec embedding of a task: the diagonal Fisher information of the body with a head for the task.
 
-    `model` is the same for all tasks; its head is fitted to `train`, and the information of each filter's weights is
-    averaged: one number a filter. Exact over classes and by single images, so it does not change with a batch size.
+    The head is fitted to `train`, and the information is averaged over the weights of each filter. It is exact over
+    classes and computed per image, so it does not depend on a batch size.
+
+    Args:
+        model: The model, which must be the same for all tasks that are compared.
+        train: Training images of the task.
+        seed: Seed of the validation split with which the head is fitted.
+
+    Returns:
+        One number per filter, in one vector, in float64.
+
+    References:
+        Task2Vec: https://arxiv.org/abs/1902.03545.
     """
     source = as_classifier(model)
     check_task(source, train)
@@ -243,6 +292,17 @@ def task_embedding(model: nn.Module, train: TensorData, seed: int = 0) -> Tensor
 
 
 def task_distance(a: Tensor, b: Tensor) -> float:
-    """1 - the cosine of a / (a + b) and b / (a + b): 0 for the same task, at most 1; the paper's symmetric distance."""
+    """Compute the symmetric distance of two tasks: 1 - the cosine of a / (a + b) and b / (a + b).
+
+    Args:
+        a: Embedding of one task, as from `task_embedding`.
+        b: Embedding of the other task.
+
+    Returns:
+        The distance: 0 for the same task, at most 1.
+
+    References:
+        Task2Vec: https://arxiv.org/abs/1902.03545.
+    """
     both = (a + b).clamp_min(1e-300)
     return 1 - float(F.cosine_similarity(a / both, b / both, dim=0))

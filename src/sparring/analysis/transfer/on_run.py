@@ -1,4 +1,4 @@
-"""What the features of runs are worth for other tasks."""
+"""The transfer analysis of runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,10 +23,9 @@ SHOTS = (100, 400, 1600)
 
 @dataclass(frozen=True, slots=True)
 class TransferAnalysis:
-    """Accuracy on test images by task: `[seeds, shots]`; and how far each task is from that of the run,
-    by Task2Vec.
+    """Accuracy on test images by task, `[seeds, shots]`, and the Task2Vec distance of each task from that of the run.
 
-    `own` is the accuracy on the test images that the run was trained for.
+    `own` is the accuracy on the test images of the task that the run was trained for.
     """
 
     own: float
@@ -44,7 +43,7 @@ class TransferAnalysis:
 
 
 def task_for(subject: AnalyzedRun, spec: str, resize: bool, images: int | None) -> tuple[TensorData, TensorData]:
-    """Training and test images of what `spec` names, on the device of a run: the first `images` of the latter.
+    """Return training images and the first `images` test images of the data set `spec`, on the device of a run.
 
     Raises `UserError` for images of another size than those of the run, unless they may be resized.
     """
@@ -54,8 +53,8 @@ def task_for(subject: AnalyzedRun, spec: str, resize: bool, images: int | None) 
         if not resize:
             there, here = ("x".join(map(str, shape)) for shape in (train.shape, own))
             raise UserError(
-                f"{spec} has images of {there}, and the run was trained on {here}: give --resize to have them "
-                "stretched, and their channels changed"
+                f"{spec} has images of {there}, and the run was trained on {here}: give --resize to stretch the images "
+                "and change their channels"
             )
         train, test = Resized(source, *own).load()
     where = subject.test.y.device
@@ -74,13 +73,16 @@ def analyze_transfer(
     distance_examples: int = 200,
     seed: int = 0,
 ) -> TransferAnalysis:
-    """Fits the net to each task with so many of its images, drawn anew for each seed, and tests it.
+    """Fit the network to each task with each number of its images, drawn anew for each seed, and test it.
 
-    Distances are by the net of the run itself, on `distance_examples` images of each task; with 0 they are not
-    measured. The same images are drawn for every run.
+    Distances use the network of the run, on `distance_examples` images of each task; 0 leaves them out. The same images
+    are drawn for every run.
     """
     if seeds < 1 or not counts or not tasks:
-        raise UserError(f"a transfer is to a task at least, with some shots and a seed, not {tasks}, {counts}, {seeds}")
+        raise UserError(
+            f"tasks = {tasks}, counts = {counts}, seeds = {seeds}: give at least one task, one number of images and "
+            "one seed"
+        )
     model = subject.model
     own = evaluate(model, subject.test, {}).table()["clean"].value
     accuracy, distance = {}, {}
@@ -109,7 +111,7 @@ def _embedded(subject: AnalyzedRun, train: TensorData, many: int) -> torch.Tenso
 def write_transfers(
     run: RunFolder, found: Sequence[tuple[str, TransferAnalysis]], how: Mapping[str, Any], draw: bool = True
 ) -> None:
-    """`analysis-transfer.png` of all runs and, last, `.json` of the first."""
+    """Write `analysis-transfer.png` of all runs and, last, `.json` of the first."""
     if draw:
         drawn = [(name, each.accuracy, each.shots) for name, each in found]
         plot_transfers(drawn, run.analysis("transfer", "png"))
@@ -117,7 +119,7 @@ def write_transfers(
 
 
 def study_transfer(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
-    """What a study does after each training, with the last weights; chance is of the seed of the run. No picture."""
+    """Run the analysis of a study after each training: on the last weights, with the seed of the run and no picture."""
     subject, _ = open_last(run, how["images"], device)
     given: dict[str, Any] = {key: each for key, each in how.items() if key not in ("tasks", "mode")}
     seed = subject.recipe.seed * how["seeds"]
