@@ -1,4 +1,4 @@
-"""Temporary changes to a model: its mode, its batch norm statistics, its gradients. Each is undone, even on an exception."""
+"""Temporary changes to a model: its mode, batch norm statistics, gradients. Each is undone, even after an exception."""
 
 from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext

@@ -110,7 +110,7 @@ def exponential(like: Tensor, rng: Rng) -> Tensor:
         rng: Source of the random numbers.
 
     Returns:
-        Numbers above 0 with mean 1, `[B, ...]`.
+        Numbers of at least 0 with mean 1, `[B, ...]`.
     """
     if isinstance(rng, torch.Generator):
         return torch.empty_like(like).exponential_(generator=rng)

@@ -83,13 +83,13 @@ class Cosine:
 class Linear:
     """Linear interpolation between points.
 
-    From 0.1 at epoch 100 to 0 at epoch 105 is `Linear(((100, 0.1), (105, 0.0)))`. The linear decay of the code of Pang et
-    al. is `PiecewiseConstant(((0, 0.1), (100, Linear(((100, 0.01), (105, 0.0))))))`. A step counts at its end, as in that
-    code: the last step before a point has the value of the point.
+    From 0.1 at epoch 100 to 0 at epoch 105 is `Linear(((100, 0.1), (105, 0.0)))`. The linear decay of the code of Pang
+    et al. is `PiecewiseConstant(((0, 0.1), (100, Linear(((100, 0.01), (105, 0.0))))))`. A step counts at its end, as in
+    that code: the last step before a point has the value of the point.
 
     Args:
-        points: Pairs (epoch, value), at least one, in the order of the epochs. Before the first and after the last point,
-            the value is that of the point.
+        points: Pairs (epoch, value), at least one, in the order of the epochs. Before the first and after the last
+            point, the value is that of the point.
 
     Raises:
         UserError: If there is no point, or the epochs do not increase.
@@ -120,8 +120,8 @@ class Linear:
 class Triangle:
     """A value that rises from `low` to `peak` and falls again, repeatedly for the whole training.
 
-    The period does not depend on the length of training; `Cyclic` rises and falls once per training. A step counts at its
-    end. The defaults, 18 epochs and 1e-5, are from the code of Pang et al., who use them with Adam.
+    The period does not depend on the length of training; `Cyclic` rises and falls once per training. A step counts at
+    its end. The defaults, 18 epochs and 1e-5, are from the code of Pang et al., who use them with Adam.
 
     Args:
         peak: The largest value.
@@ -153,10 +153,10 @@ class Triangle:
 class WarmUp:
     """A linear warm-up before another schedule.
 
-    The value rises from `start` to that of `then` over the first `epochs`, and follows `then` afterwards. It is taken at the
-    end of each step, so that the first step is not lost. The code of Pang et al. uses (t + 1) / 15 of the rate after t
-    epochs: that is `ahead=1`, and `capped=False`, as (t + 1) / 15 is above 1 in the last of the 15. Smooth AT warms up from
-    0.1: `start=0.1`.
+    The value rises from `start` to that of `then` over the first `epochs`, and follows `then` afterwards. It is taken
+    at the end of each step, so that the first step is not lost. The code of Pang et al. uses (t + 1) / 15 of the rate
+    after t epochs: that is `ahead=1`, and `capped=False`, as (t + 1) / 15 is above 1 in the last of the 15. Smooth AT
+    warms up from 0.1: `start=0.1`.
 
     Args:
         then: The schedule after the warm-up.
@@ -198,9 +198,9 @@ def _risen(progress: Progress, epochs: float, ahead: float, capped: bool) -> flo
 class Ramp:
     """A weight that is 0 at first and rises exponentially to `peak`.
 
-    It is 0 before epoch `start`, `peak` after epoch `end`, and peak x exp(-5 (1 - t)²) between them, with t from 0 to 1.
-    Epochs are counted from 1, as in the papers that use it: the first epoch has the number 1, and all steps of an epoch
-    have the same value.
+    It is 0 before epoch `start`, `peak` after epoch `end`, and peak x exp(-5 (1 - t)²) between them, with t from 0 to
+    1. Epochs are counted from 1, as in the papers that use it: the first epoch has the number 1, and all steps of an
+    epoch have the same value.
 
     Args:
         peak: The final value.
@@ -237,8 +237,8 @@ class Cycle(Generic[T_co]):
     """A list of stages that is repeated for the whole training.
 
     Without `epochs`, each stage lasts the given number of steps. These are whole numbers, so no stage drifts. With
-    `epochs`, a period lasts that many epochs, whatever the number of steps, and the numbers of the stages are their shares
-    of it. Training then ends with a full period, and so with the last stage: an incomplete period comes first.
+    `epochs`, a period lasts that many epochs, whatever the number of steps, and the numbers of the stages are their
+    shares of it. Training then ends with a full period, and so with the last stage: an incomplete period comes first.
 
     Args:
         stages: Pairs (number of steps or shares, value).
@@ -276,8 +276,8 @@ class Cycle(Generic[T_co]):
 class PiecewiseConstant(Generic[T_co]):
     """A sequence of values, each used from a given epoch on.
 
-    For example `PiecewiseConstant(((0, PGD(..)), (60, PGD(.., patience=1))))`. A value may itself be a schedule, which is
-    given the epochs of the whole training.
+    For example `PiecewiseConstant(((0, PGD(..)), (60, PGD(.., patience=1))))`. A value may itself be a schedule, which
+    is given the epochs of the whole training.
 
     Args:
         phases: Pairs (epoch, value); the first epoch is 0, and the epochs increase.
@@ -303,8 +303,8 @@ class PiecewiseConstant(Generic[T_co]):
 class EpsWarmUp:
     """An attack whose eps rises linearly at the beginning of training.
 
-    A step size that was given to the attack stays as it is; one that the attack derives from eps rises too. Pang et al. use
-    10 to 20 epochs.
+    A step size that was given to the attack stays as it is; one that the attack derives from eps rises too. Pang et al.
+    use 10 to 20 epochs.
 
     Args:
         attack: The attack, with its final eps.
