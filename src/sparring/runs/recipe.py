@@ -147,7 +147,7 @@ class Recipe:
         return self.model(num_classes=len(data.classes), shape=data.shape, **of_data)
 
     def initial_model(self, data: LabelledData, folder: Path) -> nn.Module:
-        """Build the model before its first step, from the seed or from another run. This seeds torch's own generator."""
+        """Build the model before its first step, from the seed or from another run. Seeds torch's own generator."""
         torch.manual_seed(self.seed)
         model = self.build_model(data)
         return started(model, beside(self.init_from, folder, self.seed)) if self.init_from else model
