@@ -64,7 +64,7 @@ def open_file(path: Path) -> IO[bytes]:
 
 
 def read_bytes(path: Path, most: float = math.inf) -> bytes:
-    """Return the content of a regular file. Raises `ValueError` if it has more than `most` bytes or is no regular file."""
+    """Return the content of a regular file of at most `most` bytes. Raises `ValueError` for any other file."""
     with open_file(path) as file:
         if os.fstat(file.fileno()).st_size > most:
             raise ValueError(f"it has more than {most:,} bytes")

@@ -21,7 +21,7 @@ def children(value: object) -> list[Any]:
 
 
 def walk(value: object, within: Callable[[Any], bool] = lambda value: True) -> Iterator[Any]:
-    """Yield the value and all values in it, depth first and in order; a value is entered only if `within` returns True."""
+    """Yield the value and all values in it, depth first and in order; a value is entered if `within` returns True."""
     yield value
     if within(value):
         for child in children(value):
