@@ -22,7 +22,7 @@ commands:
   train RECIPE [--out DIR]       train a recipe, or continue an unfinished run
   evaluate TARGET                clean and robust accuracy, per attack, with intervals
   audit TARGET                   is the robustness real, or are gradients masked?
-  analyze RUN KIND               analyse the loss, the features or the memory of a trained model
+  analyze RUN KIND               analyse a trained model: loss landscape, memorization, features
   compare A B                    paired comparison of two evaluations of the same images
   study NAME                     re-examine the claims of a paper
   bench                          measure how fast this machine attacks and trains

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from .common import print_json, say
 
 _BENCH = """\
-Measures how fast this machine attacks and trains: PGD-10 on a PreActResNet-18, and a training step with it. The default
-(bf16 where the processor has it) is compared with plain eager float32, in turns in one process. The highest speed of
-convolutions and matrix products on this machine is measured, too. Each time is shown with the accuracy under the
-attack, so that only attacks of equal strength are compared."""
+Measures how fast this machine attacks and trains: PGD-10 on a PreActResNet-18, and a training step with it. The
+default settings (bf16 where the processor has it) are compared with plain eager float32, in turns in one process. The
+highest speed of convolutions and matrix products on this machine is measured, too. Each time is shown with the
+accuracy under the attack, so that only attacks of equal strength are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)

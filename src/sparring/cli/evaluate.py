@@ -57,7 +57,7 @@ class _Options:
     """Number format of the attacks: auto is bf16 where the processor has it. Adversarial examples are verified in
     fp32."""
     compile: Literal["auto", "on", "off", "max-autotune"] = "auto"
-    """Compile the model that attacks run on: auto compiles on a GPU."""
+    """Compile the attacked model: auto compiles on a GPU."""
     json: bool = False
     """Print one JSON object on standard output instead of a table."""
 

@@ -77,13 +77,11 @@ class _TrainOptions:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the attacks: auto is bf16 where the processor has it. The weights are updated in fp32."""
     compile: Literal["auto", "on", "off", "max-autotune"] = "auto"
-    """Compile the model that attacks run on: auto compiles on a GPU, and for long runs of normalised networks on a
-    CPU."""
+    """Compile the attacked model: auto compiles on a GPU, and for long runs of normalised networks on a CPU."""
     profile: bool = False
     """Write profile.json (for a Chrome tracing viewer) and profile.txt (time by stage and operation)."""
     record_history: bool = False
-    """Record loss and correctness of every training example after each epoch, under the attack that selects the best
-    epoch."""
+    """Record loss and correctness of every training example after each epoch, under the selection attack."""
     json: bool = False
     """Print one JSON object on standard output instead of sentences."""
 

@@ -50,8 +50,8 @@ def _first_line(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     lines, kind = str(error).strip().splitlines(), type(error)
-    said = lines[0][:200] if lines else kind.__name__
-    return said if kind is ValueError or not lines else f"{kind.__name__}: {said}"
+    message = lines[0][:200] if lines else kind.__name__
+    return message if kind is ValueError or not lines else f"{kind.__name__}: {message}"
 
 
 def open_file(path: Path) -> IO[bytes]:
