@@ -254,7 +254,7 @@ class Cycle(Generic[T_co]):
     def __post_init__(self) -> None:
         lengths = [length for length, _ in self.stages]
         if not lengths or any(not isinstance(length, int) or length < 1 for length in lengths):
-            raise UserError(f"the stages of a cycle last {lengths} steps: give each a whole number of at least 1")
+            raise UserError(f"the stages of a cycle last whole steps, at least one each, not {lengths}")
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise UserError(f"epochs = {self.epochs:g} of a period is not above 0")
 
@@ -291,9 +291,7 @@ class PiecewiseConstant(Generic[T_co]):
     def __post_init__(self) -> None:
         begins = [begin for begin, _ in self.phases]
         if not begins or begins[0] != 0 or begins != sorted(set(begins)):
-            raise UserError(
-                f"phases begin at epochs {begins}: the first must begin at 0, and each later than the one before"
-            )
+            raise UserError(f"phases begin at epoch 0 and each later than the one before, not at {begins}")
 
     def at(self, progress: Progress) -> T_co:
         return at([value for begin, value in self.phases if begin <= progress.epoch][-1], progress)

@@ -35,7 +35,7 @@ def run(target: str, options: Options) -> int:
     if print_if_json(runs, found, options):
         return 0
     _show(found)
-    say("medians, and medians of paired differences, with 95 % intervals over images; another training varies by more")
+    say("medians, also of paired differences, with 95 % intervals over images; another training would differ by more")
     say_files(runs, "landscape")
     return 0
 
