@@ -53,8 +53,7 @@ def run(target: str, options: Options) -> int:
         Path(run).resolve() for run in (target, *options.compare_with)
     ]:
         raise UserError(
-            f"--reference-run {options.reference_run} is inverted itself, and a judge takes no part in it: "
-            "name another run"
+            f"{options.reference_run} is inverted itself: a judge takes no part in it, so name another --reference-run"
         )
     runs = open_runs(target, options)
     first = next(iter(runs.values()))
