@@ -79,7 +79,7 @@ def test_an_evaluation_shows_how_far_it_is(captured, terminal):
         show("last", EvaluationProgress("pgd", "pgd", 10, 10, np.array([True, False]), 0.0, stage_done=True))
     assert ("best" in text.getvalue()) == terminal, "lines come at the end of an attack, or after a while"
     assert "last" in text.getvalue()
-    assert "1 of 2 standing" in text.getvalue()
+    assert "1 of 2 robust" in text.getvalue()
     assert ("1:01 left in all" in text.getvalue()) == terminal
 
 
