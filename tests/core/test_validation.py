@@ -78,7 +78,7 @@ class Softmax(nn.Module):
 
 
 def test_a_model_that_gives_probabilities_is_refused():
-    with pytest.raises(UserError, match="gives probabilities, and attacks need logits: take the final softmax away"):
+    with pytest.raises(UserError, match="gives probabilities, and attacks need logits: remove the final softmax"):
         perturb(Softmax(), X, Y, ATTACK)
 
 

@@ -678,7 +678,7 @@ def test_a_full_standard_output_is_a_sentence(args):
         process = command(*args, stdout=full)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert err.splitlines()[-1].startswith("sparring: what was to be written: No space left on device")
+    assert err.splitlines()[-1].startswith("sparring: the output: No space left on device")
     assert "Traceback" not in err and "Exception ignored" not in err
 
 

@@ -191,7 +191,7 @@ def test_normalisation_can_be_given():
     model, x = toy_net().eval(), torch.rand(3, 1, 4, 4)
     assert torch.allclose(normalized(model, [0.5], [0.25])(x), model((x - 0.5) / 0.25))
     for std in ([0.25, 0.25], [0.0], [float("nan")]):
-        with pytest.raises(UserError, match="mean and std have as many numbers"):
+        with pytest.raises(UserError, match="mean and std need as many numbers"):
             normalized(model, [0.5], std)
 
 

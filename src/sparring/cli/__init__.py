@@ -1,4 +1,4 @@
-"""The shell. Nothing heavy is imported before a command needs it."""
+"""The command line. A command imports heavy modules only when it needs them."""
 
 import contextlib
 import errno
@@ -17,18 +17,18 @@ usage: sparring COMMAND ...
 Train image classifiers against an adversary, and measure how robust they are.
 
 commands:
-  list                           the recipes, a line each
-  show RECIPE                    what a recipe is, in full
-  train RECIPE [--out DIR]       train it; on an unfinished run, go on
+  list                           list the recipes
+  show RECIPE                    show a recipe with all its fields
+  train RECIPE [--out DIR]       train a recipe, or continue an unfinished run
   evaluate TARGET                clean and robust accuracy, per attack, with intervals
   audit TARGET                   is the robustness real, or are gradients masked?
-  analyze RUN KIND               why: the loss around images
-  compare A B                    two evaluations of the same images, paired
-  study NAME                     what a paper claims, re-examined
-  bench                          how fast this machine attacks and trains
+  analyze RUN KIND               analyse a trained model: loss landscape, memorization, features
+  compare A B                    paired comparison of two evaluations of the same images
+  study NAME                     re-examine the claims of a paper
+  bench                          measure how fast this machine attacks and trains
 
 A TARGET is a run folder, a file of weights, or module:function for a model of your own. Each command takes --help;
-those that report figures take --json and then print one object on standard output.
+those that report figures also take --json, and then print one JSON object on standard output.
 
   sparring train quickstart
   sparring evaluate runs/quickstart --autoattack standard
@@ -57,16 +57,16 @@ def main() -> None:
 
 
 def run(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit code.
+    """Carry out a command line and return the exit code.
 
-    What the user can mend is said in a sentence: mistakes, and what the disk or the terminal refuses.
+    Errors that the user can correct are reported in one sentence: mistakes, and refusals by the disk or the terminal.
     """
     warnings.showwarning = lambda message, *_: say(f"sparring: warning: {message}", sys.stderr)
     try:
         try:
             return _carried_out(argv)
         finally:
-            if sys.stdout is not None:  # closed by whoever called
+            if sys.stdout is not None:  # None if the caller has closed it
                 sys.stdout.flush()
     except UserError as error:
         return _failed(str(error))
@@ -105,19 +105,19 @@ _REMEDIES = {
     errno.EDQUOT: "make room, and give the same command again",
     errno.EFBIG: "make room, and give the same command again",
     errno.EROFS: "name a folder that can be written",
-    errno.EACCES: "name a folder that can be written, or change who may",
+    errno.EACCES: "name a folder that can be written, or change its permissions",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 
 def _refused(error: OSError) -> str:
-    what = str(error.filename)[:200] if error.filename is not None else "what was to be written"
-    remedy = _REMEDIES.get(error.errno or 0, "mend that, and give the same command again")
+    what = str(error.filename)[:200] if error.filename is not None else "the output"
+    remedy = _REMEDIES.get(error.errno or 0, "correct that, and give the same command again")
     return f"{what}: {error.strerror or error}: {remedy}"
 
 
 def _hush() -> None:
-    """Drops what a stream holds and cannot write: the interpreter would complain of it at its end."""
+    """Discard buffered output that a stream cannot write, since the interpreter would report it at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -127,7 +127,7 @@ def _hush() -> None:
 
 
 def _interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind it: some modules take it for a failure of their own while they are imported."""
+    """Return True if Ctrl-C caused the error: some modules report it as a failure of their own while being imported."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""`sparring audit`."""
+"""The command `sparring audit`."""
 
 import sys
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _AUDIT = """\
 usage: sparring audit TARGET [--threat THREAT] [--examples N] [--surrogate RUN_OR_WEIGHTS] [--device NAME] [--json] ...
 
-Looks for signs that robustness comes from masked gradients: each check with its figure, its threshold and its source, a
+Checks for signs that robustness comes from masked gradients. Each check reports its figure, threshold and source, a
 verdict, and what to do next. TARGET is as for `sparring evaluate`: a run folder (its best weights), a file of weights,
 or module:function with --data. Exit status: 0 if no check fails, 1 if one does, 2 for a mistake in the command.
 
@@ -28,19 +28,21 @@ or module:function with --data. Exit status: 0 if no check fails, 1 if one does,
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     threat: str | None = None
-    """Where the model is said to be robust: linf:8/255, l2:0.5 or l1:12. Left out, the threat of the recipe."""
+    """Threat against which the model claims to be robust: linf:8/255, l2:0.5 or l1:12. By default the threat of the
+    recipe."""
     examples: int | None = 200
-    """How many test images to look at, the first ones."""
+    """Number of images, taken from the beginning of the test set."""
     surrogate: str | None = None
-    """A run or weights whose attacks are transferred; left out, a small net learns the model's answers."""
+    """A run or weights whose adversarial examples are transferred; by default a small network that is trained on the
+    outputs of the model."""
     recipe: str | None = None
-    """The recipe that weights belong to, if they do not say."""
+    """The recipe of a file of weights, if the file does not contain it."""
     steps: int = 50
-    """Steps of the attacks that are compared."""
+    """Number of steps of the attacks that are compared."""
     queries: int = 1000
-    """Queries of the attack without gradients."""
+    """Number of queries of the attack without gradients."""
     seed: int = 0
-    """Decides all random numbers."""
+    """Seed of all random numbers."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     json: bool = False
@@ -78,7 +80,7 @@ def audit(args: list[str]) -> int:
         surrogate=surrogate,
         budget=Budget(options.steps, options.queries),
         seed=options.seed,
-        on_check=lambda name: None if options.json else say(f"looking at {name}", sys.stderr),
+        on_check=lambda name: None if options.json else say(f"checking {name}", sys.stderr),
     )
     if options.json:
         print_json({"target": target, "passed": passed(found), "checks": [finding.plain() for finding in found]})
@@ -94,7 +96,7 @@ def audit(args: list[str]) -> int:
 
 
 def _surrogate(path: str, data: "TensorData") -> "nn.Module":
-    """The net of another run, seen to give logits for these images."""
+    """Load the model of another run or file, and check that it gives logits for these images."""
     import torch
 
     from ..core.types import pixels
@@ -117,7 +119,7 @@ def _subject(target: str, options: _Options, args: list[str]) -> "tuple[nn.Modul
     given = threat(options.threat) if options.threat else None
     if isinstance(options, _ForeignOptions):
         if given is None:
-            raise UserError("nothing says where the model is robust: name it, as --threat linf:8/255")
+            raise UserError("nothing says where the model is robust: name its threat, as --threat linf:8/255")
         return *foreign(target, options), given
     from ..recipes import find
     from ..runs.load import load_model, recipe_of

@@ -1,4 +1,4 @@
-"""`sparring bench`."""
+"""The command `sparring bench`."""
 
 import sys
 from dataclasses import dataclass
@@ -6,21 +6,22 @@ from dataclasses import dataclass
 from .common import print_json, say
 
 _BENCH = """\
-How fast this machine attacks and trains: PGD-10 on a PreActResNet-18, and a training step with it, as they come (bf16
-where the processor has it) beside plain eager float32, in turns in one process; and the most that convolutions and
-matrix products reach here. Beside each time stands the accuracy under what was done, so that like is compared."""
+Measures how fast this machine attacks and trains: PGD-10 on a PreActResNet-18, and a training step with it. The
+default settings (bf16 where the processor has it) are compared with plain eager float32, in turns in one process. The
+highest speed of convolutions and matrix products on this machine is measured, too. Each time is shown with the
+accuracy under the attack, so that only attacks of equal strength are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     width: int = 16
-    """Channels of the first layer; 64 is the usual network."""
+    """Number of channels of the first layer; 64 is the usual network."""
     batch: int = 128
-    """Images at once."""
+    """Number of images in a batch."""
     rounds: int = 5
-    """How often each side is timed."""
+    """Number of times that each side is timed."""
     compiled: bool = False
-    """Compile too: half a minute more, two seconds the next time."""
+    """Time compiled models, too: takes half a minute more, two seconds the next time."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     json: bool = False

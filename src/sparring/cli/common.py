@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""Helpers shared by all commands."""
 
 import json
 import shutil
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 def argument(args: list[str], what: str, usage: str) -> tuple[str, list[str]]:
-    """The one positional argument, which comes first, and the rest."""
+    """Return the positional argument, which must come first, and the remaining arguments."""
     if args and args[0] in ("-h", "--help"):
         say(usage)
         raise SystemExit(0)
     if not args or args[0].startswith("-"):
-        raise UserError(f"{what} is missing, and it comes first\n{usage}")
+        raise UserError(f"{what} is missing: give it as the first argument\n{usage}")
     return args[0], args[1:]
 
 
 def ourselves() -> str:
-    """How this program was called, so that a printed command can be given as it is."""
+    """Return the name by which this program was called, so that a printed command can be run as it is."""
     called = Path(sys.argv[0])
     found = shutil.which("sparring")
     elsewhere = called.name == "sparring" and not (found and called.resolve() == Path(found).resolve())
@@ -34,14 +34,14 @@ def ourselves() -> str:
 
 
 def value_of(flag: str, args: list[str]) -> str | None:
-    """What follows a flag, as `--flag value` or `--flag=value`; needed before the flags can be parsed."""
+    """Return the value of a flag, given as `--flag value` or `--flag=value`; used before the flags are parsed."""
     after = [b for a, b in pairwise(args) if a == flag]
     joined = [a.removeprefix(flag + "=") for a in args if a.startswith(flag + "=")]
     return next(iter(after + joined), None)
 
 
 def threat_for(recipe: "Recipe", given: str | None) -> "Threat":
-    """The threat that a flag names, or else that of the recipe's evaluation. Raises `UserError` if there is none."""
+    """Return the threat of a flag, or else of the recipe's evaluation. Raises `UserError` if there is none."""
     from ..attacks.threats import threat
     from ..evaluation import threat_of
 
@@ -52,7 +52,7 @@ def threat_for(recipe: "Recipe", given: str | None) -> "Threat":
 
 
 def check_options(options: object) -> None:
-    """Raises `UserError` for a number of images, or a seed, that cannot be; left out, each is in order."""
+    """Raise `UserError` for a number of images below 1 or an invalid seed; options that are left out are valid."""
     for name in ("examples", "images", "pictures"):
         count = getattr(options, name, None)
         if count is not None and count < 1:
@@ -61,7 +61,7 @@ def check_options(options: object) -> None:
 
 
 def only(args: list[str], usage: str, *known: str) -> None:
-    """Help if it is asked for; an error for a flag that is not known."""
+    """Print the help if it is asked for; raise `UserError` for an unknown flag."""
     if "-h" in args or "--help" in args:
         say(usage)
         raise SystemExit(0)

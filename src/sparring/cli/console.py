@@ -1,4 +1,4 @@
-"""Progress for people: a live bar on a terminal, plain lines elsewhere. All of it goes to standard error."""
+"""Progress output: a live bar on a terminal, plain lines elsewhere. All of it is written to standard error."""
 
 import math
 import time
@@ -19,23 +19,23 @@ from ..training.hooks import TrainingProgress
 QUIET_SECONDS = 15.0  # between plain lines within an epoch
 
 
-class Told(NamedTuple):
-    """What training reports to: after each step, and in sentences."""
+class TrainingOutput(NamedTuple):
+    """Functions that training calls with its progress after each step, and with lines of text."""
 
     show: Callable[[TrainingProgress], None]
     say: Callable[[str], None]
 
 
 @contextmanager
-def training() -> Iterator[Told]:
-    """Shows the course of training."""
+def training() -> Iterator[TrainingOutput]:
+    """Show the progress of training."""
     console = Console(stderr=True)
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, highlight=False)
 
     if not console.is_terminal:
-        yield Told(_welcoming(_Lines(console).show, console), _heard(say))
+        yield TrainingOutput(_announcing(_Lines(console).show, console), _unless_closed(say))
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
     with Progress(*columns, console=console) as bar:
@@ -48,13 +48,13 @@ def training() -> Iterator[Told]:
             total = at.epochs * at.steps_per_epoch
             bar.update(task, completed=at.step, total=total, description=_position(news), detail=_detail(news))
 
-        yield Told(_welcoming(show, console), _heard(say))
+        yield TrainingOutput(_announcing(show, console), _unless_closed(say))
 
 
-def _welcoming(show: Callable[[TrainingProgress], None], console: Console) -> Callable[[TrainingProgress], None]:
-    """`show`, which first says so if training goes on from a checkpoint, and which nobody has to listen to.
+def _announcing(show: Callable[[TrainingProgress], None], console: Console) -> Callable[[TrainingProgress], None]:
+    """Wrap `show`: announce first if training continues from a checkpoint, and stay silent once the output is closed.
 
-    When the reader of a pipe has gone, rich raises `SystemExit`; training goes on all the same.
+    If the reader of a pipe has gone, rich raises `SystemExit`; training must continue all the same.
     """
     fresh, heard = True, True
 
@@ -73,7 +73,7 @@ def _welcoming(show: Callable[[TrainingProgress], None], console: Console) -> Ca
     return tell
 
 
-def _heard(say: Callable[[str], None]) -> Callable[[str], None]:
+def _unless_closed(say: Callable[[str], None]) -> Callable[[str], None]:
     def tell(text: str) -> None:
         with suppress(BrokenPipeError, SystemExit):
             say(text)
@@ -82,7 +82,7 @@ def _heard(say: Callable[[str], None]) -> Callable[[str], None]:
 
 
 class _Lines:
-    """A line per epoch, and one every few seconds in long epochs."""
+    """Prints a line per epoch, and one every few seconds in long epochs."""
 
     def __init__(self, console: Console) -> None:
         self.console, self.last = console, time.monotonic()
@@ -127,7 +127,7 @@ def _held_out(news: TrainingProgress) -> str:
 
 @contextmanager
 def evaluating() -> Iterator[Callable[[str, EvaluationProgress], None]]:
-    """Shows how far an evaluation is: the attack under way, what stands, and the time left."""
+    """Show the progress of an evaluation: the present attack, the number of robust examples, and the time left."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _EvaluationLines(console).show
@@ -136,39 +136,39 @@ def evaluating() -> Iterator[Callable[[str, EvaluationProgress], None]]:
     with Progress(*columns, console=console) as bar:
         tasks: dict[str, TaskID] = {}
 
-        def show(which: str, doing: EvaluationProgress) -> None:
-            what = f"{which}: {doing.stage}"
+        def show(which: str, news: EvaluationProgress) -> None:
+            what = f"{which}: {news.stage}"
             if what not in tasks:
-                tasks[what] = bar.add_task(what, total=doing.todo, detail="")
-            total = max(1, doing.todo)
-            bar.update(tasks[what], completed=total if doing.stage_done else doing.done, total=total)
-            bar.update(tasks[what], detail=_standing(doing))
+                tasks[what] = bar.add_task(what, total=news.todo, detail="")
+            total = max(1, news.todo)
+            bar.update(tasks[what], completed=total if news.stage_done else news.done, total=total)
+            bar.update(tasks[what], detail=_standing(news))
 
         yield show
 
 
 class _EvaluationLines:
-    """A line at the end of each attack, and one every few seconds in between."""
+    """Prints a line at the end of each attack, and one every few seconds in between."""
 
     def __init__(self, console: Console) -> None:
         self.console, self.last = console, time.monotonic()
 
-    def show(self, which: str, doing: EvaluationProgress) -> None:
+    def show(self, which: str, news: EvaluationProgress) -> None:
         now = time.monotonic()
-        if doing.stage_done or now - self.last > QUIET_SECONDS:
+        if news.stage_done or now - self.last > QUIET_SECONDS:
             self.last = now
-            line = f"{which}: {doing.stage}  {doing.done}/{doing.todo} attacked  {_standing(doing)}"
+            line = f"{which}: {news.stage}  {news.done}/{news.todo} attacked  {_standing(news)}"
             self.console.print(line, soft_wrap=True, highlight=False)
 
 
-def _standing(doing: EvaluationProgress) -> str:
-    unknown = doing.stage_done or math.isnan(doing.seconds_left)
-    left = "" if unknown else f"  {duration(doing.seconds_left)} left in all"
-    return f"{int(doing.flags.sum())} of {len(doing.flags)} robust{left}"
+def _standing(news: EvaluationProgress) -> str:
+    unknown = news.stage_done or math.isnan(news.seconds_left)
+    left = "" if unknown else f"  {duration(news.seconds_left)} left in all"
+    return f"{int(news.flags.sum())} of {len(news.flags)} robust{left}"
 
 
 def accuracy_table(tables: Mapping[str, Mapping[str, Accuracy]]) -> Table:
-    """Rows are attacks, columns are weights; a cell is a share with its 95 % interval."""
+    """Build a table with a row per attack and a column per model; a cell is an accuracy with its 95 % interval."""
     count = next(each.examples for column in tables.values() for each in column.values())
     table = Table(caption=f"accuracy on {count:,} images with its 95 % Wilson interval", caption_justify="left")
     table.add_column("attack")
@@ -180,7 +180,7 @@ def accuracy_table(tables: Mapping[str, Mapping[str, Accuracy]]) -> Table:
 
 
 def remarks(which: str, evaluated: EvaluationResult) -> list[str]:
-    """What a table does not show, of the last adversary: what broke how many, the worst classes, what to know."""
+    """Return remarks on the last adversary: number of examples broken by each attack, worst classes, notes."""
     name, middle = list(evaluated.robust)[-1], evaluated.median_distance()
     broken = evaluated.broken_by(name)
     parts = dict.fromkeys(("clean", *(n.rpartition("/")[2] for n in evaluated.robust)))
@@ -192,15 +192,15 @@ def remarks(which: str, evaluated: EvaluationResult) -> list[str]:
         *(
             []
             if middle is None
-            else [f"{which}: half of the examples that are right at first fall below eps {middle:.4g}"]
+            else [f"{which}: half of the correctly classified examples are broken at an eps below {middle:.4g}"]
         ),
         *(f"{which}: note: {note}" for note in evaluated.notes),
     ]
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
-    """An audit, a check a row."""
-    table = Table(caption="what stands behind a robust accuracy", caption_justify="left")
+    """Build the table of an audit, with a row per check."""
+    table = Table(caption="checks of a robust accuracy", caption_justify="left")
     for column in ("check", "verdict", "found", "threshold"):
         table.add_column(column)
     colours = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
@@ -211,7 +211,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
 
 
 def timing_table(timings: Sequence[Timing], ceilings: Mapping[str, float]) -> Table:
-    """A side a row: seconds, how many times as fast as the first of its work, share of the ceiling of convolutions."""
+    """Build a table with a row per side: seconds, speed-up over the first side of the same work, and GFLOP/s."""
     table = Table(caption=", ".join(f"{name} {value:,.0f} GFLOP/s" for name, value in ceilings.items()))
     for column in ("work", "side", "median s", "least", "most", "times", "GFLOP/s", "robust"):
         table.add_column(column, justify="left" if column in ("work", "side") else "right")

@@ -1,4 +1,4 @@
-"""`sparring evaluate` and `sparring compare`."""
+"""The commands `sparring evaluate` and `sparring compare`."""
 
 import sys
 from collections.abc import Mapping
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 _EVALUATE = """\
 usage: sparring evaluate TARGET [--autoattack VERSION] [--min-norm] [--threat THREAT] [--out DIR] [--json] ...
 
-Accuracy on test images, clean and under each attack, with 95 % Wilson intervals. TARGET is
+Measures the accuracy on test images, clean and under each attack, with 95 % Wilson intervals. TARGET is
 
-  a run folder        its best and its last weights; what was found is written there
-  a file of weights   written by sparring, or with --recipe RECIPE to say which model and data they belong to, or with
+  a run folder        its best and its last weights are evaluated, and the results written to the folder
+  a file of weights   written by sparring, or with --recipe RECIPE that names its model and data, or with
                       --model ARCHITECTURE and --data DATA (RobustBench's names are read)
   module:function     a model of your own, with --data DATA; this runs the code of that module
 
-Without attacks of a recipe, AutoAttack runs at --threat. An evaluation that was killed goes on where it was, if it has
-a folder to write to. `sparring evaluate TARGET --help` shows all flags.
+If there is no recipe with attacks, AutoAttack runs at --threat. An evaluation that was killed is resumed, if it has a
+folder to write to. `sparring evaluate TARGET --help` shows all flags.
 
   sparring evaluate runs/quickstart --autoattack standard --min-norm
   sparring evaluate mymodels:build --data npz:test.npz --threat linf:8/255 --out runs/mine"""
@@ -37,26 +37,27 @@ a folder to write to. `sparring evaluate TARGET --help` shows all flags.
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     recipe: str | None = None
-    """The recipe whose model, data and attacks to use, for weights that do not say."""
+    """The recipe whose model, data and attacks to use, for weights that do not contain it."""
     autoattack: Literal["standard", "plus", "rand"] | None = None
     """Add this version of AutoAttack to the attacks of the recipe; rand is for randomised models."""
     min_norm: bool = False
-    """Look for the smallest eps of each example: robustness-curve.png and hardest-examples.png (needs a folder)."""
+    """Add minimum-norm attacks, for robustness-curve.png and hardest-examples.png (needs a folder)."""
     threat: str | None = None
-    """Where AutoAttack and the curve look: linf:8/255, l2:0.5 or l1:12. Left out, the threat of the recipe; alone, it
-    adds AutoAttack there."""
+    """Threat of AutoAttack and of the minimum-norm attacks: linf:8/255, l2:0.5 or l1:12. By default the threat of the
+    recipe. Given alone, it adds AutoAttack."""
     keep_images: bool = False
     """Keep all adversarial images with the per-example results."""
     out: str | None = None
-    """Where to write what was found; for a run, its own folder."""
+    """Folder for the results; those of a run are written to its own folder."""
     overwrite: bool = False
-    """Replace what the folder holds, though it is of more images."""
+    """Replace the results in the folder, even if they are on more images."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What attacks compute in: auto is bf16 where the processor has it. What they find counts in fp32."""
+    """Number format of the attacks: auto is bf16 where the processor has it. Adversarial examples are verified in
+    fp32."""
     compile: Literal["auto", "on", "off", "max-autotune"] = "auto"
-    """Compile what attacks run on: auto does on a GPU."""
+    """Compile the attacked model: auto compiles on a GPU."""
     json: bool = False
     """Print one JSON object on standard output instead of a table."""
 
@@ -68,15 +69,15 @@ class ForeignOptions:
     model: str | None = None
     """The architecture of a file of weights: preact_resnet18, or wide_resnet:depth=34,width=10."""
     mean: tuple[float, ...] | None = None
-    """For a model that expects normalised images: the mean of each channel; it is put in front of the model."""
+    """Mean of each channel, for a model that expects normalised images; the normalisation is added to the model."""
     std: tuple[float, ...] | None = None
-    """The standard deviation of each channel."""
+    """Standard deviation of each channel."""
     examples: int | None = None
-    """Only so many of the images, the first ones."""
+    """Number of images, taken from the beginning of the test set; by default all."""
     batch_size: int = 256
-    """Images at once."""
+    """Number of images in a batch."""
     seed: int = 0
-    """Decides all random numbers."""
+    """Seed of all random numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,7 @@ _Found = tuple[_Options, "dict[str, EvaluationResult]", "Mapping[str, object]", 
 
 
 def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
-    """A run folder, or weights whose recipe is known."""
+    """Evaluate a run folder, or weights whose recipe is known."""
     from ..acceleration import AcceleratedCopy
     from ..records.run_folder import RunFolder
     from ..runs.load import evaluate_run, evaluate_weights
@@ -147,7 +148,7 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
         "on_progress": on_progress,
     }
     if path.is_dir() and options.out:
-        raise UserError(f"what is found of a run is written to its folder, {path}: leave --out away")
+        raise UserError(f"the results of a run are written to its folder, {path}: leave out --out")
     if path.is_dir():
         found = evaluate_run(RunFolder(path), recipe, **common)  # type: ignore[arg-type]
     else:
@@ -157,21 +158,21 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
 
 
 def _chosen(path: Path, args: list[str]) -> "tuple[_Options, Recipe]":
-    """The recipe that the run, the weights or --recipe name, with what the flags change of data and evaluation."""
+    """Return the recipe of the run, of the weights or of --recipe, with data and evaluation changed by the flags."""
     from ..recipes import find
     from ..runs.load import recipe_of
     from .flags import parse
 
     named = value_of("--recipe", args)
     recipe = find(named)() if named else recipe_of(path)
-    what = "Accuracy on the test set, clean and under each attack. The flags change what the recipe says."
+    what = "Measures accuracy on the test set, clean and under each attack. Flags change fields of the recipe."
     fields = ("data", "evaluation", "seed")
     options, recipe, _ = parse(_Options, recipe, {}, args, f"sparring evaluate {path}", what, fields)
     return options, recipe
 
 
 def _with_more(evaluation: "Evaluation", options: _Options) -> "Evaluation":
-    """What the recipe evaluates, and what the flags add."""
+    """Return the evaluation of the recipe, with the attacks that the flags add."""
     if options.autoattack is None and not options.min_norm:
         if options.threat is None:
             return evaluation
@@ -197,12 +198,15 @@ def _threat(options: _Options, evaluation: "Evaluation | None") -> "Threat":
 
     found = threat(options.threat) if options.threat else threat_of(dict(evaluation.adversaries) if evaluation else {})
     if found is None:
-        raise UserError("nothing says how far an attack may go: name it, as --threat linf:8/255")
+        raise UserError("no recipe or flag gives the threat of the attacks: name one, as --threat linf:8/255")
     return found
 
 
 def is_foreign(target: str, args: list[str]) -> bool:
-    """A model of the user's, or weights that --data and --model describe. Raises `UserError` for a file of code."""
+    """Return True for a model of the user, or for weights described by --data and --model.
+
+    Raises `UserError` for a file of Python code.
+    """
     path = Path(target)
     if path.suffix == ".py":
         raise UserError(
@@ -220,7 +224,7 @@ def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Fou
     from ..runs.recipe import Evaluation
     from .flags import parse
 
-    what = "Accuracy of a model of your own, clean and under AutoAttack."
+    what = "Measures the accuracy of a model of your own, clean and under AutoAttack."
     options, _, _ = parse(_ForeignOptions, None, {}, args, f"sparring evaluate {target}", what)
     check_options(options)
     threat = _threat(options, None)
@@ -246,7 +250,7 @@ def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Fou
 
 
 def foreign(target: str, options: ForeignOptions) -> "tuple[nn.Module, TensorData]":
-    """The model that a target names, and its test images."""
+    """Return the model that a target names, and its test images."""
     from ..data import load_test
     from ..runs.foreign import fitting, imported_model, named_model, normalized
 
@@ -255,7 +259,7 @@ def foreign(target: str, options: ForeignOptions) -> "tuple[nn.Module, TensorDat
     else:
         model = imported_model(target)
     if (options.mean is None) != (options.std is None):
-        raise UserError("--mean and --std come together")
+        raise UserError("only one of --mean and --std is given: give both or neither")
     if options.mean is not None and options.std is not None:
         model = normalized(model, options.mean, options.std)
     return model, fitting(model, options.data)
@@ -264,9 +268,9 @@ def foreign(target: str, options: ForeignOptions) -> "tuple[nn.Module, TensorDat
 _COMPARE = """\
 usage: sparring compare A B [--attack NAME] [--json]
 
-Two evaluations of the same images, paired: which images only one of the models gets right, the difference with its 95 %
-interval, and McNemar's exact test. A and B are run folders that were evaluated (their best weights), or the .npz files
-of per-example results that an evaluation writes."""
+Compares two evaluations of the same images, paired: the number of images that only one of the models gets right, the
+difference in accuracy with its 95 % interval, and McNemar's exact test. A and B are run folders that were evaluated
+(their best weights), or the .npz files of per-example results that an evaluation writes."""
 
 
 def compare(args: list[str]) -> int:
@@ -284,7 +288,7 @@ def compare(args: list[str]) -> int:
         return 0
     for name, pair in pairs.items():
         if a.about.get(name) != b.about.get(name):
-            say(f"note: {name} was not the same in both: {a.about.get(name)} and {b.about.get(name)}", sys.stderr)
+            say(f"note: {name} differs in the two: {a.about.get(name)} and {b.about.get(name)}", sys.stderr)
         left, right = a.table()[name], b.table()[name]
         say(f"{name}: {left} against {right}; difference {pair}")
         say(f"  only {first} is right on {pair.only_first} images, only {second} on {pair.only_second}")
@@ -294,7 +298,7 @@ def compare(args: list[str]) -> int:
 @dataclass(frozen=True, kw_only=True)
 class _CompareOptions:
     attack: str | None = None
-    """Compare under this attack alone; left out, under all that both have."""
+    """Compare under this attack only; by default under all attacks that both evaluations have."""
     json: bool = False
     """Print one JSON object on standard output instead of sentences."""
 
@@ -307,6 +311,6 @@ def _read(target: str) -> "EvaluationResult":
         found = [RunFolder(path).flags(which) for which in ("best", "weights", "model")]
         known = next((each for each in found if each.exists()), None)
         if known is None:
-            raise UserError(f"{path} holds no evaluation: give sparring evaluate {path} first")
+            raise UserError(f"{path} holds no evaluation: run sparring evaluate {path} first")
         path = known
     return read_evaluated(path)

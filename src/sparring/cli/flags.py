@@ -1,7 +1,8 @@
-"""A value as command-line flags: each scalar inside it becomes `--path.to.field`, with its present value as default.
+"""Turns a value into command-line flags: each scalar in it becomes `--path.to.field`, with its value as the default.
 
-Structure (which attack, which objective) is chosen in Python; the shell varies the numbers. tyro parses and
-prints the help; here a value is turned into the dataclass that tyro wants, and what was parsed is put back.
+Structure (which attack, which objective) is chosen in Python; the command line changes the numbers. tyro parses the
+flags and prints the help; this module makes the dataclass that tyro needs from a value, and puts the parsed numbers
+back.
 """
 
 import dataclasses
@@ -38,10 +39,10 @@ def parse(
     description: str,
     fields: Container[str] | None = None,
 ) -> tuple[Options, T, dict[str, Any]]:
-    """Reads `args` as flags for the fields of `options`, for `fields` of `value` (all) and for the `extra` scalars.
+    """Parse `args` as flags for the fields of `options`, for `fields` of `value` (None: all) and for `extra` scalars.
 
-    Returns the options, and the value and the extras with what the flags changed. Prints help or an error and exits
-    as command-line programs do.
+    Returns the options, the changed value and the changed extras. Prints help or an error and exits as command-line
+    programs do.
     """
     parts = {**{name: (each, type(each)) for name, each in extra.items()}, **_parts(value)}
     parts = {name: part for name, part in parts.items() if fields is None or name in fields}
@@ -55,7 +56,7 @@ def _field(name: str) -> str:
 
 
 def _parts(value: Any) -> dict[str, tuple[Any, Any]]:
-    """The named parts of a value, each with its type hint."""
+    """Return the named parts of a value, each with its type hint."""
     if isinstance(value, Build):
         hints = get_type_hints(value.function)
         defaults = {n: p.default for n, p in inspect.signature(value.function).parameters.items()}
@@ -72,7 +73,7 @@ def _parts(value: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def _mirror(name: str, parts: Mapping[str, tuple[Any, Any]], doc: str, bases: tuple[type, ...] = ()) -> Any:
-    """A dataclass with a field for each scalar and, nested, for each value that has some."""
+    """Make a dataclass with a field for each scalar of a value, and a nested dataclass for each part with scalars."""
     fields: list[Any] = []
     for part, (value, hint) in parts.items():
         kind = _scalar(value, hint)
@@ -87,7 +88,7 @@ def _mirror(name: str, parts: Mapping[str, tuple[Any, Any]], doc: str, bases: tu
 
 
 def _summary(value: Any) -> str:
-    """The first sentence of what the value is, for the help."""
+    """Return the first sentence of the documentation of a value, for the help."""
     thing = value.function if isinstance(value, Build) else type(value)
     ours = (thing.__module__ or "").startswith(__name__.partition(".")[0])
     first = inspect.cleandoc(thing.__doc__ or "").split("\n")[0]
@@ -95,7 +96,7 @@ def _summary(value: Any) -> str:
 
 
 def _scalar(value: Any, hint: Any) -> Any:
-    """The type to parse a scalar as, or None for what is no scalar."""
+    """Return the type to parse a scalar as, or None if the value is no scalar."""
     if isinstance(value, bool):
         return bool
     if isinstance(value, tuple) and value and all(isinstance(v, float | int) for v in value):
@@ -120,7 +121,7 @@ def _from_hint(hint: Any, value: Any) -> Any:
 
 
 def _restore(value: T, parsed: Any) -> T:
-    """`value` with what differs in `parsed`; the same object if nothing does."""
+    """Return `value` with the parts that differ in `parsed`; the same object if none differs."""
     if not dataclasses.is_dataclass(parsed):
         return parsed
     changed = {}
@@ -143,7 +144,7 @@ def _replaced(value: Any, changed: dict[str, Any]) -> Any:
 
 
 def parameters(function: Callable[..., Any]) -> dict[str, Any]:
-    """The parameters of a recipe function with their defaults."""
+    """Return the parameters of a recipe function with their defaults."""
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.default is inspect.Parameter.empty:

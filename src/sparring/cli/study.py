@@ -1,4 +1,4 @@
-"""`sparring study`."""
+"""The command `sparring study`."""
 
 import shlex
 import sys
@@ -11,26 +11,26 @@ from .common import argument, ourselves, print_json, say
 _STUDY = """\
 usage: sparring study NAME [--scale smoke|cpu|gpu] [--out DIR] [--workers N] [--overwrite] [--json]
 
-Re-examines what a paper claims: trainings x seeds, all evaluated alike, and a verdict on each claim by a stated rule.
-Writes table.md, table.csv, figure.svg, figure.png, study.json and the results of every example to its folder. A study
-that was interrupted goes on; trainings that are finished are not done again."""
+Re-examines the claims of a paper: trainings x seeds, all evaluated in the same way, and a verdict on each claim by a
+stated rule. Writes table.md, table.csv, figure.svg, figure.png, study.json and the results of every example to its
+folder. A study that was interrupted is resumed; finished trainings are not repeated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     scale: Literal["smoke", "cpu", "gpu"] = "cpu"
-    """smoke takes a minute and decides nothing; cpu is for two cores and 20 minutes; gpu is meant for one data-centre
-    GPU and as long, and was not tried."""
+    """smoke takes a minute and decides no claim; cpu is for two cores and 20 minutes; gpu is meant for one data-centre
+    GPU and the same time, and was not tried."""
     out: str | None = None
-    """Its folder; results/NAME-SCALE if left out."""
+    """Folder of the study; by default results/NAME-SCALE."""
     seeds: int | None = None
-    """Another number of seeds than the study has."""
+    """Number of seeds; by default that of the study."""
     workers: int | None = None
-    """Trainings side by side, each on its share of the cores; on a CPU, one a core if left out."""
+    """Number of trainings at a time, each on its share of the cores; by default on a CPU one per core."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     overwrite: bool = False
-    """Delete the trainings that the folder holds."""
+    """Delete the trainings in the folder and start anew."""
     json: bool = False
     """Print study.json on standard output instead of sentences."""
 
@@ -44,7 +44,7 @@ def study(args: list[str]) -> int:
 
     usage = _STUDY + "\n\n" + "\n".join(f"  {name:10} {summary}" for name, summary in entries().items())
     name, rest = argument(args, "NAME", usage)
-    make = find(name)  # an unknown name is said before anything heavy is imported
+    make = find(name)  # report an unknown name before anything heavy is imported
     import tyro
 
     options = tyro.cli(_Options, args=rest, prog=f"sparring study {name}", description=usage)

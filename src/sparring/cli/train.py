@@ -1,4 +1,4 @@
-"""`sparring list`, `show` and `train`."""
+"""The commands `sparring list`, `show` and `train`."""
 
 import shlex
 import sys
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def list_recipes(args: list[str]) -> int:
-    only(args, "usage: sparring list [--json]\n\nThe recipes, a line each.", "--json")
+    only(args, "usage: sparring list [--json]\n\nLists the recipes, one per line.", "--json")
     from ..recipes import entries
 
     found = entries()
@@ -26,7 +26,7 @@ def list_recipes(args: list[str]) -> int:
 
 
 def show(args: list[str]) -> int:
-    usage = "usage: sparring show RECIPE [--json]\n\nWhat a recipe is, in full. --json prints what a run writes down."
+    usage = "usage: sparring show RECIPE [--json]\n\nShows a recipe in full; --json prints it as a run saves it."
     name, rest = argument(args, "RECIPE", usage)
     only(rest, usage, "--json")
     from ..recipes import entries, find
@@ -44,44 +44,44 @@ def show(args: list[str]) -> int:
 
         found = cost(recipe.method, recipe.update, recipe.epochs, _USUAL)
         say(
-            f"\ncost: {found.forward:.3g} forward and {found.backward:.3g} backward passes an example and step, "
+            f"\ncost: {found.forward:.3g} forward and {found.backward:.3g} backward passes per example and step, "
             f"averaged over {recipe.epochs} epochs\nevery field: sparring train {name} --help"
         )
     return 0
 
 
 _USUAL = 390
-"""Steps of an epoch of CIFAR-10, where no data are loaded that would tell."""
+"""Number of steps in an epoch of CIFAR-10, assumed because `show` loads no data."""
 
 _TRAIN = """\
 usage: sparring train RECIPE [--out DIR] [--overwrite] [--device NAME] [--json] [--field.path VALUE ...]
 
-Trains a recipe. On a folder that holds an unfinished run of it, goes on from the newest checkpoint.
+Trains a recipe. If the folder holds an unfinished run of it, training continues from the newest checkpoint.
 `sparring train RECIPE --help` shows every field of the recipe; `sparring list` shows the recipes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _TrainOptions:
     out: str | None = None
-    """The run folder; runs/RECIPE if left out."""
+    """Run folder; by default runs/RECIPE."""
     overwrite: bool = False
-    """Delete the run that the folder holds and start anew."""
+    """Delete the run in the folder and start anew."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     save_seconds: float = 300.0
-    """A checkpoint at least this often, besides one after each epoch."""
+    """Seconds between checkpoints, at most; there is also one after each epoch."""
     save_steps: int | None = None
-    """A checkpoint after every so many steps."""
+    """Number of steps between checkpoints, at most."""
     tensorboard: bool = False
     """Write TensorBoard events too (needs sparring[tensorboard])."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What attacks compute in: auto is bf16 where the processor has it. The weights are updated in fp32."""
+    """Number format of the attacks: auto is bf16 where the processor has it. The weights are updated in fp32."""
     compile: Literal["auto", "on", "off", "max-autotune"] = "auto"
-    """Compile what attacks run on: auto does on a GPU, and for long runs of normalised nets on a CPU."""
+    """Compile the attacked model: auto compiles on a GPU, and for long runs of normalised networks on a CPU."""
     profile: bool = False
     """Write profile.json (for a Chrome tracing viewer) and profile.txt (time by stage and operation)."""
     record_history: bool = False
-    """Remember loss and correctness of every training example after each epoch, by the attack that selects."""
+    """Record loss and correctness of every training example after each epoch, under the selection attack."""
     json: bool = False
     """Print one JSON object on standard output instead of sentences."""
 
@@ -98,7 +98,7 @@ def train(args: list[str]) -> int:
     out = options.out or f"runs/{name}"
     saving = Saving(options.save_seconds, options.save_steps)
     try:
-        with console.training() as told:
+        with console.training() as output:
             run = fit(
                 recipe,
                 out,
@@ -109,8 +109,8 @@ def train(args: list[str]) -> int:
                 precision=options.precision,
                 compile=options.compile,
                 profile=options.profile,
-                on_progress=told.show,
-                log=told.say,
+                on_progress=output.show,
+                log=output.say,
             )
     except Interrupted as stop:
         again = shlex.join([ourselves(), "train", *(a for a in args if a != "--overwrite")])
@@ -121,14 +121,14 @@ def train(args: list[str]) -> int:
 
 
 def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe]":
-    """The recipe that the flags ask for.
+    """Return the recipe that the flags ask for.
 
-    A parameter of the recipe's function, such as --eps, decides several fields; so the flags of the fields are read
-    again over what the parameters give.
+    A parameter of the recipe's function, such as --eps, decides several fields; therefore the flags of the fields are
+    applied again to the recipe that these parameters give.
     """
     from ..recipes import entries, find
 
-    make, text = find(name), entries()[name].text  # an unknown name is said before anything heavy is imported
+    make, text = find(name), entries()[name].text  # report an unknown name before anything heavy is imported
     from .flags import parameters, parse
 
     given = parameters(make)

@@ -1,1 +1,1 @@
-"""What every room shares: types, errors, random numbers, names on disk, modes of a model, checks, schedules."""
+"""The shared basis of all packages: types, errors, random numbers, names on disk, model modes, checks and schedules."""

@@ -1,4 +1,4 @@
-"""The gate for models and tensors: what a user hands in is checked here once, and is afterwards as it was before."""
+"""Checks of the models and tensors that a user hands in. They are made once, and leave what they check as it was."""
 
 import threading
 import weakref
@@ -23,15 +23,15 @@ T = TypeVar("T")
 _LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
 _GUARD = threading.Lock()
 FEW = 8
-"""Images on which a model is tried."""
+"""Number of images on which a model is checked."""
 
 
 @contextmanager
 def alone(*models: nn.Module) -> Iterator[None]:
-    """Keeps other threads from these models, and takes gradients inside whatever the caller has switched off.
+    """Keep other threads from using these models, and enable gradients even if the caller has disabled them.
 
-    An attack changes the mode of a model for a while, and whether its weights want gradients: two at once would undo
-    each other's changes.
+    An attack temporarily changes the mode of a model and whether its weights require gradients: two attacks at once
+    would undo each other's changes.
     """
     for model in models:
         check_model(model)
@@ -49,9 +49,7 @@ def _lock(model: nn.Module) -> threading.RLock:
 
 
 def gated(function: Callable[P, T]) -> Callable[P, T]:
-    """Lets an analysis through the gate: the models among its arguments are its own meanwhile, and take its
-    `TensorData`.
-    """
+    """Make an analysis check its models and its `TensorData`, and have the models to itself while it runs."""
 
     @wraps(function)
     def through(*args: P.args, **options: P.kwargs) -> T:
@@ -68,7 +66,7 @@ def gated(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def check_model(model: object) -> None:
-    """A model is an `nn.Module` whose weights are there, and whose mode can be switched."""
+    """Raise `UserError` unless the model is an `nn.Module` whose weights exist and may be used with gradients."""
     if isinstance(model, type):
         raise UserError(f"the model is the class {model.__name__}: call it to make one, as {model.__name__}(..)")
     if not isinstance(model, nn.Module):
@@ -84,13 +82,13 @@ def check_model(model: object) -> None:
 
 
 def answer(model: nn.Module, x: Tensor) -> Tensor:
-    """What the model gives for a few images, in its present mode, without gradients.
+    """Return the output of the model for a few images, in its present mode, without gradients.
 
-    Raises `UserError` for images that it does not take, and for a forward that changes them.
+    Raises `UserError` if the model does not accept the images, or if its forward changes them.
     """
     few = x[:FEW].detach().clone()
     kept = few.clone()
-    drawn = torch.random.fork_rng(devices=[x.device] if x.is_cuda else [])  # a randomised model draws as without it
+    drawn = torch.random.fork_rng(devices=[x.device] if x.is_cuda else [])  # the check must not change later draws
     try:
         with drawn, torch.no_grad():
             out: Tensor = model(few)
@@ -98,8 +96,8 @@ def answer(model: nn.Module, x: Tensor) -> Tensor:
         raise UserError(_not_taken(x, error)) from error
     if not torch.equal(few, kept):
         raise UserError(
-            "the forward of the model changes the images that it is given, in place: attacks would lose those they "
-            "began with. Let it work on new tensors, as x = x - mean instead of x.sub_(mean)"
+            "the forward of the model changes the images that it is given, in place: attacks would lose the originals. "
+            "Let it work on new tensors, as x = x - mean instead of x.sub_(mean)"
         )
     return out
 
@@ -114,7 +112,7 @@ def _not_taken(x: Tensor, error: Exception) -> str:
 
 
 def check_taken(model: nn.Module, x: Tensor) -> Tensor:
-    """`x` are images, in the type of the weights and where these are, and the model takes them: its `answer`."""
+    """Check that the model accepts the images `x`, of the type and device of its weights; return its `answer`."""
     check_images(x)
     weights = next((p for p in model.parameters() if p.is_floating_point()), None)
     if weights is not None and (x.dtype != weights.dtype or x.device != weights.device):
@@ -127,14 +125,14 @@ def check_taken(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def as_taken(model: nn.Module, x: Tensor) -> Tensor:
-    """Images of a data set, bytes or floats, in the type of the weights and where these are."""
+    """Convert images of a data set, bytes or floats, to the type and device of the weights."""
     weights = next((p for p in model.parameters() if p.is_floating_point()), None)
     return pixels(x) if weights is None else pixels(x).to(weights)
 
 
 @contextmanager
 def switched_to_eval(model: nn.Module) -> Iterator[None]:
-    """`eval_mode`, with a sentence for a model that has no modes, as those that torch has exported."""
+    """Apply `eval_mode`; raise `UserError` for a model without modes, such as one that torch has exported."""
     view = eval_mode(model)
     try:
         view.__enter__()
@@ -149,7 +147,7 @@ def switched_to_eval(model: nn.Module) -> Iterator[None]:
 
 
 def check_examples(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Labelled images that the model takes, and logits that have a class for each label; in eval mode."""
+    """Check that the model accepts the images, and that its logits in eval mode have a class for each label."""
     logits = check_taken(model, x)
     check_tensor(y, "labels")
     if len(x) != len(y):

@@ -1,4 +1,4 @@
-"""How a model is looked at for a while. Every view undoes itself, also after an exception."""
+"""Temporary changes to a model: its mode, batch norm statistics, gradients. Each is undone, even after an exception."""
 
 from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -25,18 +25,41 @@ def _mode(model: nn.Module, training: bool) -> Generator[None]:
 
 
 def eval_mode(model: nn.Module) -> AbstractContextManager[None]:
-    """Inference mode. Afterwards each module has its own mode back: layers you froze stay frozen."""
+    """Puts a model into inference mode.
+
+    Args:
+        model: The model.
+
+    Returns:
+        A context manager. On exit each module gets its own mode back, so layers that were frozen stay frozen.
+    """
     return _mode(model, False)
 
 
 def train_mode(model: nn.Module) -> AbstractContextManager[None]:
-    """Training mode for the whole model, layers you had put in eval mode too."""
+    """Puts the whole model into training mode, including layers that were put into eval mode.
+
+    Args:
+        model: The model.
+
+    Returns:
+        A context manager. On exit each module gets its own mode back.
+    """
     return _mode(model, True)
 
 
 @contextmanager
 def statistics_kept(model: nn.Module) -> Generator[None]:
-    """Batch norm that is in training mode normalises by the batch, and its running statistics stay as they are."""
+    """Keeps the running statistics of batch norm as they are.
+
+    Batch norm layers that are in training mode still normalise by the batch.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing. On exit the layers track their statistics again.
+    """
     moving = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     for m in moving:
         m.track_running_stats = False
@@ -49,20 +72,41 @@ def statistics_kept(model: nn.Module) -> Generator[None]:
 
 @contextmanager
 def batch_statistics(model: nn.Module) -> Generator[None]:
-    """Training mode, but for the running statistics of batch norm, which stay as they are."""
+    """Puts a model into training mode, but keeps the running statistics of batch norm as they are.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing. On exit each module gets its own mode back.
+    """
     with train_mode(model), statistics_kept(model):
         yield
 
 
 def unchanged(model: nn.Module) -> AbstractContextManager[None]:
-    """The model in whatever mode its owner has left it."""
+    """Leaves a model in its present mode.
+
+    Args:
+        model: The model.
+
+    Returns:
+        A context manager that does nothing.
+    """
     del model
     return nullcontext()
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Generator[None]:
-    """No gradient for the parameters: an attack differentiates with respect to its input only."""
+    """Turns off the gradients of all parameters, since an attack differentiates with respect to its input only.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing. On exit the parameters that required gradients require them again.
+    """
     wanted = [p for p in model.parameters() if p.requires_grad]
     for p in wanted:
         p.requires_grad_(False)
@@ -75,7 +119,11 @@ def frozen(model: nn.Module) -> Generator[None]:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ComposedMode:
-    """Several views at once, the first outermost: `ComposedMode((eval_mode, SmoothBackward()))`."""
+    """Several model modes at once, as in `ComposedMode((eval_mode, SmoothBackward()))`.
+
+    Args:
+        views: The modes; the first is entered first and left last.
+    """
 
     views: tuple[ModelMode, ...]
 
@@ -91,13 +139,26 @@ class ComposedMode:
 
 
 def named(view: ModelMode) -> str:
-    """A view in words that are the same in every process."""
+    """Writes a model mode as text that is the same in every process.
+
+    Args:
+        view: The mode.
+
+    Returns:
+        The name of a function, or the `repr` of any other value.
+    """
     return getattr(view, "__name__", None) or repr(view)
 
 
 @contextmanager
 def full_precision() -> Generator[None]:
-    """Convolutions and products in float32 are computed so, whatever the user allows: TF32, or bf16 on a CPU."""
+    """Computes float32 convolutions and matrix products in full float32 precision.
+
+    This holds even if the user allows faster formats: TF32, or bf16 on a CPU.
+
+    Yields:
+        Nothing. On exit the settings of torch are restored.
+    """
     backends: Any = torch.backends
     places = (
         backends.cudnn.conv,
@@ -118,9 +179,16 @@ def full_precision() -> Generator[None]:
 
 
 def mode_matters(model: nn.Module) -> str | None:
-    """The name of a layer that is in training mode and acts differently there, if there is one.
+    """Finds a layer that is in training mode and behaves differently there than in eval mode.
 
-    Batch norm and anything called drop-something are known; a function that reads `training` is not seen.
+    It knows batch norm, dropout and any layer whose class name contains "drop". A function that reads `training` by
+    itself is not detected.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Name and class of the first such layer, or None if there is none.
     """
     for name, module in model.named_modules():
         acts = isinstance(module, _BatchNorm | _DropoutNd) or "drop" in type(module).__name__.lower()

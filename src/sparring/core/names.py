@@ -1,7 +1,7 @@
-"""Public names that may stand in a recipe on disk, by the module that holds them. Needs no torch.
+"""Public names that a recipe on disk may contain, by the module that defines them. Needs no torch.
 
-Files come from other people: a name that is not listed is neither written nor read. On disk a name stands alone, so a
-class may move to another module and old files still name it; each name is listed once.
+Files come from other people: a name that is not listed is neither written nor read. Files contain the bare name, so a
+class may move to another module and old files can still be read; each name is listed once.
 """
 
 from collections.abc import Mapping
@@ -9,11 +9,12 @@ from collections.abc import Mapping
 FORMAT = 2
 """Version of the format of recipes, and so of run folders, weights files and states of evaluations.
 
-Format 1 named modules too ("attacks.gradient:PGD"). A change of names or fields that old files hold raises the number.
+Format 1 contained module names too ("attacks.gradient:PGD"). If names or fields change that old files contain, the
+number must be increased.
 """
 
 WRITTEN_BY = {1: "0.1"}
-"""Versions of sparring that wrote, and read, former formats."""
+"""Versions of sparring that wrote and read older formats."""
 
 VALUES: Mapping[str, tuple[str, ...]] = {
     "training.example_history": ("ExampleHistory",),
@@ -89,4 +90,4 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "attacks.losses": ("DLR", "Margin", "TargetedCE", "TargetedDLR", "CE"),
     "core.modes": ("batch_statistics", "eval_mode", "frozen", "statistics_kept", "train_mode", "unchanged"),
 }
-"""Point losses and views, written as `{"$name": name}` and handed over as they are."""
+"""Losses of attacks and model modes, written as `{"$name": name}` and used without a call."""

@@ -2,7 +2,7 @@ from .errors import UserError
 
 
 def parse_number(value: float | str) -> float:
-    """A number as users write it: `0.1`, `"0.1"`, `"8/255"`. Raises `UserError` for anything else."""
+    """Parse a number as users write it: `0.1`, `"0.1"`, `"8/255"`. Raises `UserError` for anything else."""
     try:
         above, _, below = str(value).partition("/")
         return float(above) / float(below or 1)

@@ -1,7 +1,7 @@
-"""Everything that is read from disk comes through here: bounded in size and depth, of the type that was expected.
+"""Reads all files: their size, depth and types are checked.
 
-Files come from other people, other versions and crashed machines. Whatever is wrong with one becomes one `UserError`
-that names it. Needs no torch.
+Files come from other people, other versions and crashed machines. Any fault of a file becomes one `UserError` that
+names the file. Needs no torch.
 """
 
 import collections.abc
@@ -25,13 +25,13 @@ from .errors import UserError
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
-LARGEST_JSON = 256 * 2**20  # bytes; a long run writes some hundred bytes a step
+LARGEST_JSON = 256 * 2**20  # bytes; a long run writes some hundred bytes per step
 DEEPEST_JSON = 64
 
 
 @contextlib.contextmanager
 def reading(path: Path, remedy: str) -> Iterator[None]:
-    """Whatever is raised inside while `path` is read becomes one `UserError` that names it and says the remedy.
+    """Turn any exception while `path` is read into one `UserError` that names the file and the remedy.
 
     The readers of JSON, zip, npz, safetensors, tar and pictures raise errors without a common type.
     """
@@ -50,12 +50,12 @@ def _first_line(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     lines, kind = str(error).strip().splitlines(), type(error)
-    said = lines[0][:200] if lines else kind.__name__
-    return said if kind is ValueError or not lines else f"{kind.__name__}: {said}"
+    message = lines[0][:200] if lines else kind.__name__
+    return message if kind is ValueError or not lines else f"{kind.__name__}: {message}"
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """A regular file, opened to be read: a pipe or a device, which may never end, is refused."""
+    """Open a regular file for reading; a pipe or a device, which may never end, is refused."""
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
@@ -64,7 +64,7 @@ def open_file(path: Path) -> IO[bytes]:
 
 
 def read_bytes(path: Path, most: float = math.inf) -> bytes:
-    """The content of a regular file of at most `most` bytes. Raises `ValueError` for another."""
+    """Return the content of a regular file of at most `most` bytes. Raises `ValueError` for any other file."""
     with open_file(path) as file:
         if os.fstat(file.fileno()).st_size > most:
             raise ValueError(f"it has more than {most:,} bytes")
@@ -72,7 +72,7 @@ def read_bytes(path: Path, most: float = math.inf) -> bytes:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON that is nested at most 64 deep. Raises `ValueError` otherwise."""
+    """Parse JSON. Raises `ValueError` if it is nested more than 64 levels deep."""
     value = json.loads(text)
     if _deeper(value, DEEPEST_JSON):
         raise ValueError(f"it is nested more than {DEEPEST_JSON} deep")
@@ -90,7 +90,7 @@ REMEDY = "restore it, or start a new run in another folder"
 
 
 def read_json(path: Path, remedy: str = REMEDY, hint: Any = dict[str, Any]) -> dict[str, Any]:
-    """The JSON object in a file, of the type `hint`. Raises `UserError` for anything else."""
+    """Read a JSON object of the type `hint` from a file. Raises `UserError` for anything else."""
     with reading(path, remedy):
         value: dict[str, Any] = parse_json(read_bytes(path, LARGEST_JSON))
         conform(value, hint, "it")
@@ -98,11 +98,11 @@ def read_json(path: Path, remedy: str = REMEDY, hint: Any = dict[str, Any]) -> d
 
 
 def conform(value: object, hint: Any, where: str) -> None:
-    """Raises `ValueError`, which says `where`, if a value is not of a type, all its parts included.
+    """Raise `ValueError`, with `where` in its message, if a value or a part of it is not of a type.
 
-    Lists, tuples, mappings and `TypedDict` are looked into; these may hold more than they name. An int will do for a
-    float, but neither a bool for an int nor a fraction for it. An instance of a class will do for it, and for a
-    protocol whatever has its methods.
+    Lists, tuples, mappings and `TypedDict` are checked with their parts; a `TypedDict` may have more keys than its type
+    names. An int is accepted as a float, but a bool is not accepted as an int, nor a fraction. An instance of a class
+    matches the class; a protocol is matched by any object with its methods.
     """
     origin, arguments, fits = typing.get_origin(hint), typing.get_args(hint), True
     if origin in (typing.Union, types.UnionType):
@@ -131,7 +131,7 @@ _FROM_JSON = (int, float, str, list, tuple, dict, type(None))
 
 
 def _is_a(value: object, kind: Any) -> bool:
-    """Whether a value is of a type without parts; anything is of one that says nothing, as a variable."""
+    """Return True if a value is of a type without parts; a type that cannot be checked, as a variable, accepts all."""
     if kind is float or kind is int:
         return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
     if kind in (typing.Any, collections.abc.Callable):
@@ -175,16 +175,16 @@ def _unlike(value: object, hint: Any, where: str) -> str:
 
 
 def read_arrays(path: Path, remedy: str, *needed: str) -> dict[str, Array]:
-    """The arrays of an .npz file, `needed` among them. Raises `UserError` for one that is damaged or lacks some.
+    """Read the arrays of an .npz file. Raises `UserError` if it is damaged or lacks one of `needed`.
 
-    What an archive says that it unpacks to is compared with the memory of this machine before it is unpacked.
+    The unpacked size that the archive states is compared with the memory of this machine before it is unpacked.
     """
     with reading(path, remedy), open_file(path) as file:
         return load_arrays(file, *needed)
 
 
 def load_arrays(file: IO[bytes], *needed: str) -> dict[str, Array]:
-    """The same of an open file. Raises whatever the readers of zip files and arrays raise."""
+    """Read the arrays of an open .npz file. Raises any exception of the readers of zip files and arrays."""
     with zipfile.ZipFile(file) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > memory_of_machine():
@@ -196,15 +196,15 @@ def load_arrays(file: IO[bytes], *needed: str) -> dict[str, Array]:
             raise ValueError(f"it lacks {', '.join(missing)}; it holds {', '.join(held.files) or 'nothing'}")
         found = {name: held[name] for name in held.files}
         strange = [name for name, each in found.items() if not isinstance(each, np.ndarray)]
-        if strange:  # numpy gives what it does not know as bytes
+        if strange:  # numpy returns members that are no arrays as bytes
             raise ValueError(f"{', '.join(strange)} is no array: write it with numpy.savez")
         return found
 
 
 def check_arrays(arrays: Mapping[str, Array], count: int, kinds: Mapping[str, str]) -> None:
-    """Raises `ValueError` for an array that is not `[count]`, or not of its kind of number, or type (numpy's words).
+    """Raise `ValueError` for an array that is not `[count]`, or not of its kind or type of number (numpy's names).
 
-    `kinds` names arrays, or groups of them: `margin` is also for `margin/clean`.
+    `kinds` names arrays or groups of arrays: `margin` applies to `margin/clean`, too.
     """
     for name, values in arrays.items():
         kind = kinds.get(name.partition("/")[0])
@@ -213,7 +213,7 @@ def check_arrays(arrays: Mapping[str, Array], count: int, kinds: Mapping[str, st
 
 
 def gunzip(content: bytes, most: int) -> bytes:
-    """What gzip packed, if it is at most `most` bytes. Raises `ValueError` otherwise."""
+    """Unpack gzip data. Raises `ValueError` if it unpacks to more than `most` bytes or ends too early."""
     unpacker = zlib.decompressobj(wbits=31)
     found = unpacker.decompress(content, most + 1)
     if len(found) > most:
@@ -224,7 +224,7 @@ def gunzip(content: bytes, most: int) -> bytes:
 
 
 def memory_of_machine() -> float:
-    """Bytes of memory, infinite where the system does not say."""
+    """Return the bytes of memory of this machine, infinite if the system does not tell."""
     try:
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf

@@ -1,8 +1,9 @@
-"""Chance, of a batch or of each example by itself.
+"""Random numbers, drawn for a batch or for each example separately.
 
-Training draws from a `torch.Generator`, which is saved with the state. Evaluation draws from `PerExample`, where every
-example has a stream of its own: then batch size, order, sharding and resuming change no result. Attacks and threats do
-not ask which: they call `uniform`, `normal` and `exponential`, and hand on `some(rng, rows)` with some of the examples.
+Training draws from a `torch.Generator`, which is saved with the training state. Evaluation draws from `PerExample`,
+where every example has its own stream, so that batch size, order, sharding and resuming do not change a result.
+Attacks and threats work with both: they call `uniform`, `normal` and `exponential`, and pass on `some(rng, rows)` for
+a part of the examples.
 """
 
 import hashlib
@@ -14,10 +15,17 @@ from torch import Tensor
 
 
 class PerExample:
-    """A stream of random numbers for each example, from a seed and the example's own `index` `[B]` (int64).
+    """A separate stream of random numbers for each example.
 
-    It is counter-based (the mixing function of splitmix64, https://doi.org/10.1145/2660193.2660195): a number depends
-    on the seed, the index, how often this example has drawn, and the place in the draw; on nothing else.
+    The generator is counter-based (the mixing function of splitmix64): a number depends on the seed, the index of the
+    example, how often this example has drawn, and the position in the draw, and on nothing else.
+
+    Args:
+        seed: Seed of all streams.
+        index: Index of each example, `[B]` (int64), which selects its stream.
+
+    References:
+        splitmix64: https://doi.org/10.1145/2660193.2660195.
     """
 
     def __init__(self, seed: int, index: Tensor) -> None:
@@ -29,13 +37,13 @@ class PerExample:
         return len(self._rows)
 
     def __getitem__(self, rows: Tensor) -> "PerExample":
-        """The streams of some examples; what is drawn from them is drawn here too."""
+        """Return the streams of some examples; drawing from them advances the original streams too."""
         some = object.__new__(PerExample)
         some._keys, some._counts, some._rows = self._keys, self._counts, self._rows[rows]
         return some
 
     def uniform(self, size: int) -> Tensor:
-        """Numbers in [0, 1) with 53 random bits, `[B, size]`, float64."""
+        """Return numbers in [0, 1) with 53 random bits, `[B, size]`, float64."""
         counts = self._counts[self._rows]
         self._counts[self._rows] += 1
         place = torch.arange(size, device=counts.device) * _STRIDE
@@ -47,19 +55,47 @@ Rng: TypeAlias = torch.Generator | PerExample
 
 
 def some(rng: Rng, rows: Tensor) -> Rng:
-    """What the examples `rows` draw from."""
+    """Selects the random numbers of some examples.
+
+    Args:
+        rng: Random numbers of a batch.
+        rows: Rows of the examples, as an index or a mask.
+
+    Returns:
+        The streams of these examples; a `torch.Generator` is returned as it is.
+    """
     return rng[rows] if isinstance(rng, PerExample) else rng
 
 
 def uniform(like: Tensor, rng: Rng, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Uniform numbers in [low, high) of the shape, type and device of `like` `[B, ...]`."""
+    """Draws uniform numbers.
+
+    Args:
+        like: Tensor `[B, ...]` that gives the shape, type and device.
+        rng: Source of the random numbers.
+        low: Lower bound, included.
+        high: Upper bound, excluded.
+
+    Returns:
+        Numbers in [low, high), `[B, ...]`.
+    """
     if isinstance(rng, torch.Generator):
         return torch.empty_like(like).uniform_(low, high, generator=rng)
     return _shaped(low + (high - low) * rng.uniform(_size(like)), like)
 
 
 def normal(like: Tensor, rng: Rng) -> Tensor:
-    """Standard normal numbers; for single examples by Box and Muller, in double precision."""
+    """Draws standard normal numbers.
+
+    With `PerExample` they are made by the Box-Muller method in double precision.
+
+    Args:
+        like: Tensor `[B, ...]` that gives the shape, type and device.
+        rng: Source of the random numbers.
+
+    Returns:
+        Numbers of mean 0 and variance 1, `[B, ...]`.
+    """
     if isinstance(rng, torch.Generator):
         return torch.empty_like(like).normal_(generator=rng)
     radius = (-2 * torch.log1p(-rng.uniform(_size(like)))).sqrt()
@@ -67,25 +103,58 @@ def normal(like: Tensor, rng: Rng) -> Tensor:
 
 
 def exponential(like: Tensor, rng: Rng) -> Tensor:
-    """Exponential numbers of mean 1."""
+    """Draws exponential numbers of mean 1.
+
+    Args:
+        like: Tensor `[B, ...]` that gives the shape, type and device.
+        rng: Source of the random numbers.
+
+    Returns:
+        Numbers of at least 0 with mean 1, `[B, ...]`.
+    """
     if isinstance(rng, torch.Generator):
         return torch.empty_like(like).exponential_(generator=rng)
     return _shaped(-torch.log1p(-rng.uniform(_size(like))), like)
 
 
 def make_rng(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Makes a torch generator from a seed.
+
+    Args:
+        seed: The seed.
+        device: Device of the tensors that the generator will fill.
+
+    Returns:
+        The seeded generator.
+    """
     return torch.Generator(device).manual_seed(seed)
 
 
 def mixed_seed(*parts: int | str) -> int:
-    """One seed out of several things. Torch's CPU generator reads 32 bits of a seed, so shifting would lose some."""
+    """Makes one seed from several numbers and words.
+
+    The parts are hashed, because torch's CPU generator reads only 32 bits of a seed: shifting would lose some.
+
+    Args:
+        *parts: Numbers and words that decide the seed.
+
+    Returns:
+        A seed of 32 bits.
+    """
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
 
 
 def seed_of_step(step: int) -> int:
-    """For what an objective draws: the same however often it is asked in a step, another for another seed of torch.
+    """Makes the seed for the random numbers that an objective draws in one training step.
 
-    That seed is part of torch's generator, and saved with it.
+    It is the same however often it is asked for in a step, and differs for another seed of torch. That seed is part of
+    torch's generator, and saved with it.
+
+    Args:
+        step: Number of the training step.
+
+    Returns:
+        A seed of 32 bits.
     """
     return mixed_seed(torch.initial_seed(), step)
 
@@ -94,14 +163,14 @@ _STRIDE = -0x61C8864680B583EB  # 2^64 divided by the golden ratio, as a signed n
 
 
 def _mixed(z: Tensor) -> Tensor:
-    """The finalizer of splitmix64 on int64, whose products wrap around."""
+    """Apply the finalizer of splitmix64 to int64 numbers, whose products wrap around."""
     z = (z ^ _shifted(z, 30)) * -0x40A7B892E31B1A47
     z = (z ^ _shifted(z, 27)) * -0x6B2FB644ECCEEE15
     return z ^ _shifted(z, 31)
 
 
 def _shifted(z: Tensor, by: int) -> Tensor:
-    """To the right with zeros coming in: torch shifts in the sign."""
+    """Shift to the right and fill with zeros; torch's own shift fills with the sign bit."""
     return (z >> by) & ((1 << (64 - by)) - 1)
 
 

@@ -1,6 +1,6 @@
-"""Values that change during training, as data: they print, compare and serialise.
+"""Values that change during training, as data that can be printed, compared and serialised.
 
-Each is a function of `Progress` alone, so a resumed run follows the same values.
+Each schedule is a function of `Progress` alone, so a resumed run follows the same values.
 """
 
 import math
@@ -13,7 +13,13 @@ from .types import Attack, Progress, Schedule, T_co, at
 
 @dataclass(frozen=True, slots=True)
 class MultiStep:
-    """`peak`, times `factor` at each milestone (in epochs)."""
+    """A value that is multiplied by `factor` at each milestone.
+
+    Args:
+        peak: The value at the beginning.
+        milestones: Epochs at which the value changes.
+        factor: Factor of each change.
+    """
 
     peak: float
     milestones: tuple[float, ...] = ()
@@ -25,10 +31,21 @@ class MultiStep:
 
 @dataclass(frozen=True, slots=True)
 class Cyclic:
-    """Linear from 0 up to `peak` at the share `top` of training, and linear back to 0.
+    """A value that rises linearly from 0 to `peak` and falls linearly back to 0, once per training.
 
-    `top` is 0.5 in fast adversarial training (https://arxiv.org/abs/2001.03994) and 0.4 in the code of
-    https://arxiv.org/abs/2002.11569. The step rises half a step early, so that no step has rate 0.
+    The value is taken at the middle of each step, so that no step has rate 0.
+
+    Args:
+        peak: The largest value.
+        top: Share of training after which the peak is reached, in (0, 1): 0.5 in fast adversarial training, 0.4 in
+            the code of the paper on robust overfitting.
+
+    Raises:
+        UserError: If `top` is not in (0, 1).
+
+    References:
+        Fast adversarial training: https://arxiv.org/abs/2001.03994.
+        Robust overfitting: https://arxiv.org/abs/2002.11569.
     """
 
     peak: float
@@ -36,7 +53,7 @@ class Cyclic:
 
     def __post_init__(self) -> None:
         if not 0 < self.top < 1:
-            raise UserError(f"the top of a cycle lies within training, 0 < top < 1, not at {self.top:g}")
+            raise UserError(f"top = {self.top:g} is not in (0, 1): it is the share of training before the peak")
 
     def at(self, progress: Progress) -> float:
         done = progress.done + 0.5 / (progress.steps_per_epoch * progress.epochs)
@@ -45,7 +62,15 @@ class Cyclic:
 
 @dataclass(frozen=True, slots=True)
 class Cosine:
-    """Half a cosine from `peak` to `final` (https://arxiv.org/abs/1608.03983, without restarts)."""
+    """A value that falls along half a cosine.
+
+    Args:
+        peak: The value at the beginning.
+        final: The value at the end.
+
+    References:
+        SGDR, here without restarts: https://arxiv.org/abs/1608.03983.
+    """
 
     peak: float
     final: float = 0.0
@@ -56,11 +81,21 @@ class Cosine:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """Straight lines between `points`, pairs of an epoch and a value; before the first and after the last, its value.
+    """Linear interpolation between points.
 
-    From 0.1 at epoch 100 to 0 at epoch 105 is `Linear(((100, 0.1), (105, 0.0)))`, the linear decay of the code of
-    https://arxiv.org/abs/2010.00467 is `PiecewiseConstant(((0, 0.1), (100, Linear(((100, 0.01), (105, 0.0))))))`. A
-    step counts at its end, as in that code: the last step before a point has its value.
+    From 0.1 at epoch 100 to 0 at epoch 105 is `Linear(((100, 0.1), (105, 0.0)))`. The linear decay of the code of Pang
+    et al. is `PiecewiseConstant(((0, 0.1), (100, Linear(((100, 0.01), (105, 0.0))))))`. A step counts at its end, as in
+    that code: the last step before a point has the value of the point.
+
+    Args:
+        points: Pairs (epoch, value), at least one, in the order of the epochs. Before the first and after the last
+            point, the value is that of the point.
+
+    Raises:
+        UserError: If there is no point, or the epochs do not increase.
+
+    References:
+        Pang et al.: https://arxiv.org/abs/2010.00467.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -69,7 +104,7 @@ class Linear:
         epochs = [epoch for epoch, _ in self.points]
         if not epochs or epochs != sorted(set(epochs)):
             raise UserError(
-                f"the points of a line are at least one, each at a later epoch than the last, not at {epochs}"
+                f"the points of a line are at epochs {epochs}: give at least one, each at a later epoch than the last"
             )
 
     def at(self, progress: Progress) -> float:
@@ -83,11 +118,22 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Triangle:
-    """Up from `low` to `peak` in `half` epochs and down again in as many, for ever, whatever the length of training.
+    """A value that rises from `low` to `peak` and falls again, repeatedly for the whole training.
 
-    The triangular policy of https://arxiv.org/abs/1506.01186; 18 epochs and 1e-5 are of the code of
-    https://arxiv.org/abs/2010.00467, there with Adam. `Cyclic` rises and falls once in a training. A step counts at its
-    end.
+    The period does not depend on the length of training; `Cyclic` rises and falls once per training. A step counts at
+    its end. The defaults, 18 epochs and 1e-5, are from the code of Pang et al., who use them with Adam.
+
+    Args:
+        peak: The largest value.
+        half: Epochs of each rise and of each fall.
+        low: The smallest value.
+
+    Raises:
+        UserError: If `half` is not above 0.
+
+    References:
+        Triangular policy: https://arxiv.org/abs/1506.01186.
+        Pang et al.: https://arxiv.org/abs/2010.00467.
     """
 
     peak: float
@@ -105,11 +151,22 @@ class Triangle:
 
 @dataclass(frozen=True, slots=True)
 class WarmUp:
-    """Rises linearly over the first `epochs` from `start` to what `then` prescribes, and follows it from there.
+    """A linear warm-up before another schedule.
 
-    The rate is that at the end of a step, so that the first is not lost. `ahead` epochs count as done at the beginning:
-    the code of https://arxiv.org/abs/2010.00467 has (t + 1) / 15 of the rate after t epochs, which is `ahead=1`, and
-    `capped=False`, as (t + 1) / 15 is above 1 in the last of the 15. Smooth AT warms from 0.1: `start=0.1`.
+    The value rises from `start` to that of `then` over the first `epochs`, and follows `then` afterwards. It is taken
+    at the end of each step, so that the first step is not lost. The code of Pang et al. uses (t + 1) / 15 of the rate
+    after t epochs: that is `ahead=1`, and `capped=False`, as (t + 1) / 15 is above 1 in the last of the 15. Smooth AT
+    warms up from 0.1: `start=0.1`.
+
+    Args:
+        then: The schedule after the warm-up.
+        epochs: Length of the warm-up.
+        start: The value at the beginning.
+        ahead: Epochs of the warm-up that count as done at the beginning.
+        capped: Limit the share of the warm-up that is done to 1.
+
+    References:
+        Pang et al.: https://arxiv.org/abs/2010.00467.
     """
 
     then: MultiStep | Cyclic | Cosine | Linear | Triangle
@@ -124,12 +181,12 @@ class WarmUp:
 
 
 def _ended(progress: Progress) -> float:
-    """The epoch at the end of the step to come."""
+    """Return the epoch at the end of the coming step."""
     return (progress.step + 1) / progress.steps_per_epoch
 
 
 def _risen(progress: Progress, epochs: float, ahead: float, capped: bool) -> float:
-    """The share of a warm-up that is done, 1 after it; not `capped`, it may be above 1 before its end."""
+    """Return the share of a warm-up that is done: 1 after its end; above 1 before its end only if not `capped`."""
     now = _ended(progress)
     if epochs <= 0 or now >= epochs:
         return 1.0
@@ -139,10 +196,22 @@ def _risen(progress: Progress, epochs: float, ahead: float, capped: bool) -> flo
 
 @dataclass(frozen=True, slots=True)
 class Ramp:
-    """0 before epoch `start`, `peak` after epoch `end`, between them peak x exp(-5 (1 - t)²), t from 0 to 1.
+    """A weight that is 0 at first and rises exponentially to `peak`.
 
-    The ramp-up of https://arxiv.org/abs/1610.02242. Epochs are counted from 1, as in the papers that use it: the first
-    has the number 1, and all steps of an epoch have the same value.
+    It is 0 before epoch `start`, `peak` after epoch `end`, and peak x exp(-5 (1 - t)²) between them, with t from 0 to
+    1. Epochs are counted from 1, as in the papers that use it: the first epoch has the number 1, and all steps of an
+    epoch have the same value.
+
+    Args:
+        peak: The final value.
+        start: Number of the epoch at which the value begins to rise.
+        end: Number of the epoch from which the value is `peak`.
+
+    Raises:
+        UserError: If `start` is after `end`.
+
+    References:
+        Temporal ensembling: https://arxiv.org/abs/1610.02242.
     """
 
     peak: float
@@ -151,7 +220,7 @@ class Ramp:
 
     def __post_init__(self) -> None:
         if not self.start <= self.end:
-            raise UserError(f"a ramp ends at epoch {self.end:g} and begins after that, at {self.start:g}")
+            raise UserError(f"a ramp ends at epoch {self.end:g}, before it begins at {self.start:g}: exchange the two")
 
     def at(self, progress: Progress) -> float:
         number = int(progress.epoch) + 1
@@ -165,10 +234,18 @@ class Ramp:
 
 @dataclass(frozen=True, slots=True)
 class Cycle(Generic[T_co]):
-    """Repeats a list of (number of steps, value) for ever. Steps are whole numbers, so no stage drifts.
+    """A list of stages that is repeated for the whole training.
 
-    With `epochs` a period lasts so many epochs, however many steps that is, and the numbers are its shares. Training
-    ends with a period, and so with the last stage; what is no whole number of periods is cut off at the beginning.
+    Without `epochs`, each stage lasts the given number of steps. These are whole numbers, so no stage drifts. With
+    `epochs`, a period lasts that many epochs, whatever the number of steps, and the numbers of the stages are their
+    shares of it. Training then ends with a full period, and so with the last stage: an incomplete period comes first.
+
+    Args:
+        stages: Pairs (number of steps or shares, value).
+        epochs: Length of a period in epochs; None for the sum of the numbers of steps.
+
+    Raises:
+        UserError: If a stage does not last at least one whole step, or `epochs` is not above 0.
     """
 
     stages: tuple[tuple[int, T_co], ...]
@@ -197,9 +274,16 @@ class Cycle(Generic[T_co]):
 
 @dataclass(frozen=True, slots=True)
 class PiecewiseConstant(Generic[T_co]):
-    """One value after the other, each from an epoch on: `PiecewiseConstant(((0, PGD(..)), (60, PGD(.., patience=1))))`.
+    """A sequence of values, each used from a given epoch on.
 
-    A value may be a schedule itself, which sees the epochs of the whole training.
+    For example `PiecewiseConstant(((0, PGD(..)), (60, PGD(.., patience=1))))`. A value may itself be a schedule, which
+    is given the epochs of the whole training.
+
+    Args:
+        phases: Pairs (epoch, value); the first epoch is 0, and the epochs increase.
+
+    Raises:
+        UserError: If the first phase does not begin at epoch 0, or the epochs do not increase.
     """
 
     phases: tuple[tuple[float, T_co | Schedule[T_co]], ...]
@@ -215,10 +299,22 @@ class PiecewiseConstant(Generic[T_co]):
 
 @dataclass(frozen=True, slots=True)
 class EpsWarmUp:
-    """An attack whose eps rises linearly over the first `epochs` (https://arxiv.org/abs/2010.00467: 10 to 20).
+    """An attack whose eps rises linearly at the beginning of training.
 
-    A step size that the attack was given stays as it is; one that it takes from eps rises too. `ahead` and `capped` are
-    as in `WarmUp`.
+    A step size that was given to the attack stays as it is; one that the attack derives from eps rises too. Pang et al.
+    use 10 to 20 epochs.
+
+    Args:
+        attack: The attack, with its final eps.
+        epochs: Length of the warm-up.
+        ahead: Epochs of the warm-up that count as done at the beginning, as in `WarmUp`.
+        capped: Limit the share of the warm-up that is done to 1, as in `WarmUp`.
+
+    Raises:
+        UserError: If the attack has no threat whose eps could rise.
+
+    References:
+        Pang et al.: https://arxiv.org/abs/2010.00467.
     """
 
     attack: Attack

@@ -1,8 +1,8 @@
-"""Recipes on disk. A value is written as what it is: a class of ours and its fields, as plain JSON.
+"""Recipes on disk: a value is written as plain JSON, with the name of its class and its fields.
 
 `{"$": "PGD", "steps": 10, ..}` is a value, `{"$call": "resnet18", ..}` a call to be made later, `{"$name":
-"eval_mode"}` a function or class. Names of the vocabulary alone are written and read, and what is read has the types
-that its fields and options are annotated with.
+"eval_mode"}` a function or class. Only names that `names.py` lists are written and read, and fields and options that
+are read must have the types of their annotations.
 """
 
 import dataclasses
@@ -25,9 +25,16 @@ ROOT = __name__.partition(".")[0]
 
 @dataclasses.dataclass(frozen=True, slots=True, init=False, repr=False)
 class Build(Generic[T_co]):
-    """A call to be made later, as data: `Build(preact_resnet18, width=0.25)`.
+    """A function call to be made later, as data.
 
-    Raises `UserError` for an option that the function does not take.
+    For example `Build(preact_resnet18, width=0.25)`.
+
+    Args:
+        function: The function to call.
+        **options: Keyword arguments of the call.
+
+    Raises:
+        UserError: If the function does not take one of the options.
     """
 
     function: Callable[..., T_co]
@@ -45,7 +52,7 @@ class Build(Generic[T_co]):
         return self.function(**{**rest, **self.options})
 
     def takes(self, name: str) -> bool:
-        """Whether the function has a parameter of this name, or takes whatever it is given."""
+        """Return True if the function has a parameter of this name, or accepts any keyword argument."""
         known = inspect.signature(self.function).parameters
         return name in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
 
@@ -54,7 +61,17 @@ class Build(Generic[T_co]):
 
 
 def to_plain(value: object) -> Any:
-    """Nested dicts, lists and scalars. Raises `UserError` for what has no place in a recipe."""
+    """Converts a value to nested dicts, lists and scalars.
+
+    Args:
+        value: A scalar, tuple or mapping, or a value, call or function that a recipe may hold.
+
+    Returns:
+        The value as plain data, from which `from_plain` makes it again.
+
+    Raises:
+        UserError: If the value has no place in a recipe.
+    """
     if isinstance(value, str | int | float | bool | None):
         return value
     if isinstance(value, tuple):
@@ -72,7 +89,18 @@ def to_plain(value: object) -> Any:
 
 
 def from_plain(plain: Any, where: str = "recipe") -> Any:
-    """The value again. Raises `UserError`, which says `where`, for names, fields and types that are not ours."""
+    """Makes a value from the plain data that `to_plain` writes.
+
+    Args:
+        plain: Nested dicts, lists and scalars.
+        where: Name of the data, for messages.
+
+    Returns:
+        The value; lists become tuples.
+
+    Raises:
+        UserError: If a name, a field or a type is not one that a recipe may hold; the message contains `where`.
+    """
     if isinstance(plain, list):
         return tuple(from_plain(v, f"{where}[{number}]") for number, v in enumerate(plain))
     if not isinstance(plain, dict):
@@ -108,7 +136,17 @@ _DAMAGED = "the recipe is of another version, or damaged"
 
 
 def check_types(called: Any, given: Mapping[str, Any], where: str, remedy: str) -> None:
-    """Raises `UserError`, with the remedy, for arguments that are not of the types that the class or function says."""
+    """Checks that arguments have the types that a class or function is annotated with.
+
+    Args:
+        called: The class or function.
+        given: The arguments by name.
+        where: Name of the data, for messages.
+        remedy: What the user should do, the end of the message.
+
+    Raises:
+        UserError: If an argument is of another type.
+    """
     hints = _hints(called)
     for name, value in given.items():
         try:
@@ -140,7 +178,16 @@ def _find(name: object, known: Mapping[str, tuple[str, ...]]) -> Any:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Where two plain values differ, as `method.attack.steps: 10 -> 20`."""
+    """Lists the differences of two plain values, as in `method.attack.steps: 10 -> 20`.
+
+    Args:
+        old: The first value.
+        new: The second value.
+        path: Path of both values within a larger one.
+
+    Returns:
+        One line per difference; empty if the values are equal.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         keys = dict.fromkeys([*old, *new])
         return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}".lstrip("."))]

@@ -1,4 +1,4 @@
-"""The nouns every room shares. Imports torch and nothing of ours that needs it."""
+"""Types that all packages share. Imports torch, and none of our modules that needs more than these types."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,10 +18,13 @@ T_co = TypeVar("T_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`x` `[B, C, H, W]` in [0, 1] (the model normalises), `y` `[B]` class numbers, `index` `[B]`.
+    """A batch of training images.
 
-    `index` is the position in the training set: memory per example is keyed on it. A batch with `views` = 2 holds each
-    image twice: one view of all images, then the other.
+    Args:
+        x: Images `[B, C, H, W]` in [0, 1]; the model normalises them.
+        y: Class numbers `[B]`.
+        index: Positions of the images in the training set, `[B]`; memory per example is keyed on it.
+        views: Number of views of each image: a batch with 2 holds one view of all images, then the other.
     """
 
     x: Tensor
@@ -32,7 +35,13 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class TensorData:
-    """Labelled images: `x` `[N, C, H, W]`, bytes or floats in [0, 1], `y` int64 `[N]` in 0 .. `len(classes)` - 1."""
+    """Labelled images in memory.
+
+    Args:
+        x: Images `[N, C, H, W]`, as bytes or as floats in [0, 1].
+        y: Class numbers `[N]` (int64) in 0 .. `len(classes)` - 1.
+        classes: Names of the classes.
+    """
 
     x: Tensor
     y: Tensor
@@ -60,14 +69,15 @@ class TensorData:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
+        """Channels, height and width of an image."""
         channels, height, width = self.x.shape[1:]
         return channels, height, width
 
 
 class LabelledData(Protocol):
-    """Labelled images in memory (`TensorData`), or in files, where those that are asked for by their rows become
-    `TensorData`.
+    """Labelled images, in memory (`TensorData`) or in files.
+
+    Images in files become `TensorData` when they are asked for by their rows.
     """
 
     @property
@@ -81,31 +91,52 @@ class LabelledData(Protocol):
     def to(self, device: torch.device | str) -> "LabelledData": ...
 
     def part(self, rows: Tensor) -> "LabelledData":
-        """Some of them, still in files if they are there."""
+        """Return some of the images; images in files stay in files."""
         ...
 
     def relabelled(self, y: Tensor) -> "LabelledData":
-        """The same images with other labels `[N]`."""
+        """Return the same images with other labels `[N]`."""
         ...
 
     def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple[TensorData, Tensor]]:
-        """One batch after the other for training, with the rows that it holds. `seed` decides what is cut out."""
+        """Yield the training batches, each with its rows; `seed` decides the crops of images in files."""
         ...
 
 
 def pixels(x: Tensor) -> Tensor:
-    """float32 in [0, 1]; bytes are divided by 255."""
+    """Converts images to float32 in [0, 1].
+
+    Args:
+        x: Images as bytes, which are divided by 255, or as floats.
+
+    Returns:
+        The images as float32, of the same shape.
+    """
     return x.float().div_(255) if x.dtype == torch.uint8 else x.float()
 
 
 def each(values: Tensor, like: Tensor) -> Tensor:
-    """One number per example, shaped to broadcast against `like` `[B, ...]`."""
+    """Reshapes one number per example so that it broadcasts against images.
+
+    Args:
+        values: Numbers `[B]`.
+        like: Tensor `[B, ...]` to broadcast against.
+
+    Returns:
+        The numbers, `[B, 1, ..]`, with as many dimensions as `like`.
+    """
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where training stands. Every schedule is a function of this and of nothing else."""
+    """The position in a training. Every schedule is a function of this value alone.
+
+    Args:
+        step: Number of steps done.
+        steps_per_epoch: Steps of an epoch.
+        epochs: Epochs of the whole training.
+    """
 
     step: int
     steps_per_epoch: int
@@ -117,19 +148,27 @@ class Progress:
 
     @property
     def done(self) -> float:
-        """The share of training that lies behind, 0 to 1."""
+        """Share of the training that is done, 0 to 1."""
         return self.step / (self.steps_per_epoch * self.epochs)
 
 
 @runtime_checkable
 class Schedule(Protocol[T_co]):
-    """A value that changes during training: a float or a whole attack."""
+    """A value that changes during training: a number, an attack, or an update."""
 
     def at(self, progress: Progress) -> T_co: ...
 
 
 def at(value: "T | Schedule[T]", progress: Progress) -> T:
-    """What `value` is now, whether or not it changes; a schedule of schedules is followed to its value."""
+    """Evaluates a value that may be a schedule.
+
+    Args:
+        value: The value; a schedule of schedules is followed until a plain value is reached.
+        progress: The position in the training.
+
+    Returns:
+        The value at this position; a value that is no schedule is returned as it is.
+    """
     while isinstance(value, Schedule):
         value = value.at(progress)
     return value
@@ -137,10 +176,10 @@ def at(value: "T | Schedule[T]", progress: Progress) -> T:
 
 @runtime_checkable
 class Threat(Protocol):
-    """A set around `x`, inside [0, 1]: where an adversary may go.
+    """A set of allowed images around `x`, inside [0, 1].
 
-    `sample` and `project` land in it; `ascent` turns a gradient into the steepest step of unit length
-    in the norm of the set. All work on `[B, ...]` and treat examples independently.
+    `sample` and `project` return points of the set; `ascent` turns a gradient into the steepest step of unit length in
+    the norm of the set. All work on `[B, ...]` and treat examples independently.
     """
 
     @property
@@ -149,28 +188,35 @@ class Threat(Protocol):
     def project(self, z: Tensor, x: Tensor) -> Tensor: ...
     def ascent(self, grad: Tensor) -> Tensor: ...
     def norm(self, delta: Tensor) -> Tensor:
-        """The size of each perturbation, `[B]`, in the norm of the set."""
+        """Return the size of each perturbation, `[B]`, in the norm of the set."""
         ...
 
 
 class LossOutput(NamedTuple):
-    """What an attack learns at its points: `value` `[B]` to raise and, if the loss can tell, `fooled` `[B]`."""
+    """Output of a per-example loss.
+
+    `value` `[B]` is the loss, which the attack maximises. `fooled` `[B]` (bool) is True where the model is fooled; it
+    is None if the loss cannot tell.
+    """
 
     value: Tensor
     fooled: Tensor | None = None
 
 
 class PerExampleLoss(Protocol):
-    """A per-example function to raise. `loss[rows]` is the same function for some of the examples."""
+    """A per-example loss that an attack maximises.
+
+    `loss[rows]` is the same loss for some of the examples.
+    """
 
     def __call__(self, x: Tensor) -> LossOutput: ...
     def __getitem__(self, rows: Tensor) -> "PerExampleLoss": ...
 
 
 class Attack(Protocol):
-    """Raises a per-example loss over a set around `x`. Knows neither the model nor the labels.
+    """Maximises a per-example loss over a set around `x`. It knows neither the model nor the labels.
 
-    Returns a detached tensor and leaves `x`, the model and its gradients as they were.
+    It returns a detached tensor and leaves `x`, the model and its gradients as they were.
     """
 
     def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor: ...
@@ -184,7 +230,13 @@ Update: TypeAlias = Callable[[nn.Module, torch.optim.Optimizer, Closure], Terms]
 
 
 class Classifier(nn.Module):
-    """Normalisation, a body that gives features `[B, F]`, and a head that reads them."""
+    """A model made of normalisation, a body that gives features, and a head that gives logits.
+
+    Args:
+        body: Maps normalised images `[B, C, H, W]` to features `[B, F]`.
+        head: Maps features to logits `[B, classes]`.
+        normalize: Normalises images in [0, 1]; None for no normalisation.
+    """
 
     def __init__(self, body: nn.Module, head: nn.Module, normalize: nn.Module | None = None) -> None:
         super().__init__()
@@ -198,50 +250,79 @@ class Classifier(nn.Module):
         return self.head(self.features(x))
 
     def is_bare(self) -> bool:
-        """Whether its logits are its head on its features: no subclass, method or hook makes them something else."""
+        """Return True if the logits are the head applied to the features: no subclass, method or hook changes them."""
         exchanged = {"forward", "features"} & vars(self).keys() or type(self).forward is not Classifier.forward
         hooked = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
         return not exchanged and not hooked
 
 
 class Pointwise(nn.Module):
-    """Treats every number by itself, as activations do. Whoever traces a model need not look inside."""
+    """A module that acts on every number separately, as activations do.
+
+    Code that traces a model need not descend into it.
+
+    Args:
+        *args: Passed on to `torch.nn.Module`.
+        **kwargs: Passed on to `torch.nn.Module`.
+    """
 
 
 class Reference(nn.Module):
-    """Only reads its buffers, which may be as large as a training set: what attacks search on shares them."""
+    """A module that only reads its buffers.
+
+    The buffers may be as large as a training set, so accelerated copies of a model share them.
+
+    Args:
+        *args: Passed on to `torch.nn.Module`.
+        **kwargs: Passed on to `torch.nn.Module`.
+    """
 
 
 @runtime_checkable
 class Refreshable(Protocol):
-    """A module that stores what the model makes of its training set, and is stale once the weights have changed."""
+    """A module that stores outputs of the model on its training set.
+
+    They are out of date once the weights have changed.
+    """
 
     def refresh(self, model: nn.Module, data: "LabelledData") -> None:
-        """Computes it anew, with the model in eval mode."""
+        """Compute the stored values again, with the model in eval mode."""
         ...
 
     def metrics(self) -> Mapping[str, float]:
-        """Numbers to be logged after each refresh."""
+        """Return numbers to be logged after each refresh."""
         ...
 
     def alarm(self) -> str | None:
-        """A sentence if what is stored shows that training has failed."""
+        """Return a sentence if the stored values show that training has failed."""
         ...
 
     def describe(self) -> str:
-        """One line for the user, before training."""
+        """Return one line for the user, shown before training."""
         ...
 
 
 def refreshable(model: nn.Module) -> list[Refreshable]:
-    """The modules of a model that have to be refreshed."""
+    """Finds the modules of a model that have to be refreshed.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The modules, in the order of `model.modules()`.
+    """
     return [module for module in model.modules() if isinstance(module, Refreshable)]
 
 
 class Encoder(nn.Module):
-    """A body that gives more than its features: `encoder(x)` is `[B, F]`, `encoder(x, parts=True)` a tuple.
+    """A body that can return more than its features.
 
-    The features come first in it, and then what objectives read besides: feature maps, or a projection.
+    `encoder(x)` gives the features `[B, F]`; `encoder(x, parts=True)` gives a tuple of the features and other outputs
+    that objectives use, such as feature maps or a projection.
+
+    Args:
+        *args: Passed on to `torch.nn.Module`.
+        **kwargs: Passed on to `torch.nn.Module`.
     """
 
     in_parts = True
@@ -249,11 +330,13 @@ class Encoder(nn.Module):
 
 @dataclass(slots=True)
 class ForwardCache:
-    """A model seen through one phase of one step.
+    """A model during one phase of a training step, with its latest outputs remembered.
 
-    It runs the model once per distinct tensor, so that terms which are added share their forward pass
-    and batch norm meets every input once. Any `nn.Module` that returns logits will do; only
-    `features` needs a `Classifier`.
+    It runs the model once per distinct tensor, so that the terms of a loss share a forward pass and batch norm sees
+    every input once. Any `nn.Module` that returns logits will do; only `features` needs a `Classifier`.
+
+    Args:
+        model: The model.
     """
 
     model: nn.Module
@@ -269,7 +352,7 @@ class ForwardCache:
         return self._once(lambda z: (model.features(z),), x)[0]
 
     def parts(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The features, and what else the body of the model gives (`Encoder`)."""
+        """Return the features and the other outputs of the body of the model (`Encoder`)."""
         model = self._classifier()
         if not getattr(model.body, "in_parts", False):
             return (self.features(x),)
@@ -278,13 +361,13 @@ class ForwardCache:
     def _classifier(self) -> Classifier:
         if not isinstance(self.model, Classifier):
             raise UserError(
-                f"features are asked of a {type(self.model).__name__}, which does not say what they are: "
+                f"features are asked of a {type(self.model).__name__}, which does not define them: "
                 "wrap it as sparring.Classifier(body, head)"
             )
         return self.model
 
     def _once(self, forward: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, least: int = 1) -> tuple[Tensor, ...]:
-        """The remembered output, unless a gradient is wanted now that was not recorded then, or `least` parts are."""
+        """Return the remembered output, unless a gradient is needed that was not recorded, or `least` parts are."""
         for known, version, out in self._seen:
             fits = len(out) >= least and (out[0].requires_grad or not self._wants_grad(x))
             if known is x and version == x._version and fits:
@@ -299,7 +382,14 @@ class ForwardCache:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Everything an objective may look at."""
+    """Everything that an objective may use.
+
+    Args:
+        lens: The model, with its latest outputs remembered.
+        batch: The batch of training images.
+        memory: The module that `Objective.init` has returned.
+        progress: The position in the training.
+    """
 
     lens: ForwardCache
     batch: Batch
@@ -307,66 +397,69 @@ class Context:
     progress: Progress
 
     def remembering(self, memory: nn.Module) -> "Context":
-        """The same for a part of an objective, which has its own memory."""
+        """Return the context for a part of an objective, which has its own memory."""
         return Context(self.lens, self.batch, memory, self.progress)
 
 
 class AttackBackend(Protocol):
-    """Gives what attacks search on in place of a model: the model itself, or what answers alike and sooner."""
+    """Provides the model that attacks run on: the model itself, or an accelerated copy with the same outputs."""
 
     def __call__(self, model: nn.Module, few: Tensor, kind: str | None = None) -> AbstractContextManager[nn.Module]:
-        """As the model is now, in its present mode. Something else than the model is proved on `few` images.
+        """Give the model in its present state and mode; a copy is checked against the model on `few` images.
 
-        If `kind` is given, that is taken without a proof, unless the model was changed.
+        A copy of the given `kind` is used without this check, unless the model was changed.
         """
         ...
 
     def kind(self, model: nn.Module) -> str | None:
-        """What was taken the last time for a model, in a word to be saved; None if there is no choice."""
+        """Return the kind used last for a model, as a word to be saved, or None if there is no choice."""
         ...
 
     def in_float32(self) -> "AttackBackend":
-        """The same with the rounding of float32, for attacks that look for a boundary."""
+        """Return the backend that computes in float32, for attacks that search for a decision boundary."""
         ...
 
     def batches_in_flight(self, device: torch.device) -> int:
-        """From how many batches an evaluation should fill one while examples leave: more than 1 where sizes matter."""
+        """Return the number of batches an attack holds at once, so that rows of finished examples can be refilled.
+
+        It is more than 1 where the batch size matters.
+        """
         ...
 
     def describe(self, device: torch.device) -> str:
-        """In words, as far as it decides a result."""
+        """Describe the backend in words, as far as it affects results."""
         ...
 
     def notes(self, model: nn.Module) -> tuple[str, ...]:
-        """What a user should know of how this model is searched on."""
+        """Return remarks for the user on how this model is attacked."""
         ...
 
 
 class Objective:
-    """One method: what the attack raises and what the optimiser lowers.
+    """A training method: the loss that the attack maximises and the loss that the optimiser minimises.
 
-    A subclass is a frozen dataclass of hyperparameters. What it remembers between batches lives in the
-    module that `init` returns, as buffers: saved, loaded and moved with the rest of the state.
-    `observe` is the only place that may change it.
+    A subclass is a frozen dataclass of hyperparameters. Its state between batches is kept in the module that `init`
+    returns, as buffers, so it is saved, loaded and moved with the rest of the training state. Only `observe` may change
+    it.
     """
 
     needs_views: ClassVar[int] = 1
-    """Views of each image that a batch must hold."""
+    """Number of views of each image that a batch must hold."""
     needs_knn: ClassVar[bool] = False
-    """Whether the model must have a kNN head."""
+    """True if the model must have a kNN head."""
 
     def init(self, data: LabelledData) -> nn.Module:
-        """What this method remembers: a label bank, a teacher, a feature bank. By default nothing."""
+        """Return the memory of this method: a label bank, a teacher or a feature bank. By default it is empty."""
         del data
         return nn.Module()
 
     def observe(self, ctx: Context) -> None:
-        """Once per batch, before the attack, without gradients."""
+        """Update the memory; called once per batch, before the attack, without gradients."""
 
     def inner(self, ctx: Context) -> PerExampleLoss:
-        """What the attack raises."""
+        """Return the loss that the attack maximises."""
         raise NotImplementedError
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
-        """Named scalar terms; their sum is what the optimiser lowers, and each is logged under its name."""
+        """Return named scalar terms: the optimiser minimises their sum, and each is logged under its name."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What is refused before it can mislead. Each check says what was given, what is allowed and what to do."""
+"""Checks of input that would otherwise mislead. Each message says what was given, what is allowed and what to do."""
 
 from typing import NoReturn
 
@@ -11,7 +11,7 @@ from .types import Classifier, TensorData
 
 
 def check_tensor(x: object, what: str) -> None:
-    """`x` is an ordinary tensor: dense, and made where gradients could be recorded."""
+    """Raise `UserError` unless `x` is an ordinary dense tensor, made where gradients could be recorded."""
     if isinstance(x, np.ndarray):
         raise UserError(f"{what} are a numpy array: pass torch.from_numpy(..)")
     if not isinstance(x, Tensor):
@@ -23,7 +23,7 @@ def check_tensor(x: object, what: str) -> None:
 
 
 def check_images(x: Tensor, what: str = "images", bytes_too: bool = False) -> None:
-    """`x` `[N, C, H, W]` is floating and everywhere in [0, 1]; or, where a data set may be, bytes."""
+    """Raise `UserError` unless `x` `[N, C, H, W]` is floating point in [0, 1], or bytes if `bytes_too`."""
     check_tensor(x, what)
     x = x.detach()
     if x.ndim != 4 or len(x) == 0:
@@ -46,7 +46,7 @@ def check_images(x: Tensor, what: str = "images", bytes_too: bool = False) -> No
 
 
 def check_attack(attack: object) -> None:
-    """Raises `UserError` for what is no attack but, say, its class or its name."""
+    """Raise `UserError` if the value is no attack, but for example its class or its name."""
     if isinstance(attack, type):
         raise UserError(f"{attack.__name__} is a class: wanted is an attack with its set, as PGD(Linf('8/255'))")
     if not callable(attack):
@@ -54,7 +54,7 @@ def check_attack(attack: object) -> None:
 
 
 def as_classifier(model: nn.Module) -> Classifier:
-    """The model, which says what its features are."""
+    """Return the model if it is a `Classifier`, which has features; raise `UserError` otherwise."""
     if not isinstance(model, Classifier):
         raise UserError(
             f"a {type(model).__name__} does not say what its features are: wrap it as sparring.Classifier(body, head)"
@@ -63,13 +63,13 @@ def as_classifier(model: nn.Module) -> Classifier:
 
 
 def _shortest(number: Tensor) -> str:
-    """As few digits as tell it from its neighbours: one just above 1 is not called 1."""
+    """Write a number with as few digits as distinguish it from its neighbours: one just above 1 is not shown as 1."""
     known = number.cpu() if number.dtype != torch.bfloat16 else number.cpu().float()
     return str(known.numpy()).removesuffix(".0")
 
 
 def check_labels(y: Tensor, num_classes: int, what: str = "labels") -> None:
-    """`y` `[N]` holds integers in 0 .. `num_classes` - 1, and there are at least two classes."""
+    """Raise `UserError` unless `y` `[N]` holds integers in 0 .. `num_classes` - 1, with at least two classes."""
     check_tensor(y, what)
     if num_classes < 2:
         raise UserError(f"{what}: {num_classes} class is nothing to classify, at least 2 are needed")
@@ -92,9 +92,10 @@ def check_data(data: TensorData, what: str) -> None:
 def check_logits(
     out: Tensor, count: int, num_classes: int | None = None, highest: int | None = None, later: bool = False
 ) -> None:
-    """`out` is `[count, C]`, C fits the labels, and (unless that is checked `later`) it is no probability distribution.
+    """Raise `UserError` unless `out` is `[count, C]` with a class for each label, and no probabilities.
 
-    Probabilities saturate: the gradient of a loss on them vanishes and attacks report robustness that is not there.
+    Probabilities saturate: the gradient of a loss on them vanishes, and attacks report robustness that does not exist.
+    With `later`, the caller checks for probabilities itself.
     """
     if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != count:
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -112,10 +113,13 @@ def check_logits(
 
 
 def probable(out: Tensor) -> Tensor:
-    """Which rows could be probabilities: numbers in [0, 1] that sum to 1. Logits can be, by chance, a few at a time."""
+    """Return a mask of the rows that could be probabilities: numbers in [0, 1] that sum to 1.
+
+    A few rows of logits may look like probabilities by chance.
+    """
     values = out.detach().float()
     return ((values >= 0) & (values <= 1)).all(1) & ((values.sum(1) - 1).abs() < 1e-4)
 
 
 def refuse_probabilities() -> NoReturn:
-    raise UserError("the model gives probabilities, and attacks need logits: take the final softmax away")
+    raise UserError("the model gives probabilities, and attacks need logits: remove the final softmax")

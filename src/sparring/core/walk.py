@@ -1,4 +1,4 @@
-"""Values made of values: attacks in schedules in methods in recipes."""
+"""Iteration over nested values, such as attacks in schedules in methods in recipes."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def children(value: object) -> list[Any]:
-    """The values that a dataclass, a mapping, a tuple or a list holds; of classes, models and tensors none."""
+    """Return the values in a dataclass, mapping, tuple or list; classes, models and tensors have none."""
     if isinstance(value, type | nn.Module | Tensor):
         return []
     if isinstance(value, Mapping):
@@ -21,7 +21,7 @@ def children(value: object) -> list[Any]:
 
 
 def walk(value: object, within: Callable[[Any], bool] = lambda value: True) -> Iterator[Any]:
-    """The value and all that it holds, depth first, in order. What is `within` decides where to go on."""
+    """Yield the value and all values in it, depth first and in order; a value is entered if `within` returns True."""
     yield value
     if within(value):
         for child in children(value):

@@ -1,4 +1,4 @@
-"""Losses that look at all images of a batch together, as batch norm does in training mode, or a joint contrast."""
+"""Losses that depend on all images of a batch together, because of batch norm in training mode or a joint contrast."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from .types import LossOutput, PerExampleLoss
 
 @dataclass(frozen=True, slots=True)
 class WholeBatch:
-    """A loss that serves the whole batch only, since its value for an image depends on the images beside it.
+    """A loss that is defined for the whole batch only, since its value for an image depends on the other images.
 
-    Raises `UserError` when it is asked for some of the rows. `why` ends the sentence "takes some rows out of a batch".
+    Raises `UserError` if some of the rows are selected. `why` continues the sentence "takes some rows out of a batch".
     """
 
     loss: Callable[[Tensor], LossOutput]
@@ -31,7 +31,7 @@ class WholeBatch:
 
 
 def by_batch(model: nn.Module) -> str | None:
-    """The name of a batch norm that goes by the batch in the present mode of the model, if there is one."""
+    """Return the name of a batch norm layer that uses batch statistics in the present mode of the model, or None."""
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
             return f"{name or 'itself'} ({type(module).__name__})"
@@ -39,7 +39,7 @@ def by_batch(model: nn.Module) -> str | None:
 
 
 def served(loss: PerExampleLoss, model: nn.Module) -> PerExampleLoss:
-    """`loss`, as a loss of the whole batch if batch norm of `model` goes by the batch."""
+    """Return `loss`, as a loss of the whole batch if a batch norm layer of `model` uses batch statistics."""
     layer = by_batch(model)
     if layer is None:
         return loss

@@ -1,4 +1,4 @@
-"""Files written at once: after a crash they hold the old content or the new, never a part. Needs no torch."""
+"""Writes files atomically: after a crash they hold the old content or the new, never a part. Needs no torch."""
 
 import contextlib
 import json
@@ -9,22 +9,22 @@ from typing import IO, Any
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replaces a file by JSON."""
+    """Replace a file by JSON."""
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces a file by `content`."""
+    """Replace a file by `content`."""
     with replacing(path) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file that takes the place of `path` once it is whole and on the disk."""
+    """Open a file that replaces `path` once it is complete and on the disk."""
     temporary = path.with_name(f".{path.name}.writing")
     try:
-        temporary.unlink(missing_ok=True)  # what a kill left, or a link that somebody else laid
+        temporary.unlink(missing_ok=True)  # left by a killed process, or a link made by somebody else
         with temporary.open("xb") as file:
             yield file
             file.flush()
@@ -32,15 +32,15 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         temporary.replace(path)
     except BaseException as error:
         if isinstance(error, OSError) and error.errno and error.filename is None:
-            error.filename = str(path)  # a full disk does not say for which file
-        with contextlib.suppress(OSError):  # the first error is the one to tell of
+            error.filename = str(path)  # the error of a full disk does not name the file
+        with contextlib.suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """A rename lasts only once its folder is on the disk."""
+    """Write a folder to the disk, because a rename is only permanent once its folder is written."""
     with contextlib.suppress(OSError):  # some systems cannot open folders
         handle = os.open(folder, os.O_RDONLY)
         try:

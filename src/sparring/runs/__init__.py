@@ -1,1 +1,1 @@
-"""A recipe, trained in a folder, loaded and evaluated."""
+"""Runs: training a recipe in a folder, loading the trained models and evaluating them."""

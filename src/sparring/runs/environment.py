@@ -1,4 +1,4 @@
-"""Where a run happens, and with what."""
+"""The device of a run, and a record of the environment it was started in."""
 
 import os
 import platform
@@ -15,17 +15,17 @@ from ..core.errors import UserError
 
 
 def device_of(name: str) -> torch.device:
-    """`auto` is the GPU if there is one. Raises `UserError` for a device that is not here."""
+    """Return the device of a name; `auto` is the GPU if there is one. Raises `UserError` if it is not available."""
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
-        torch.empty(0, device=device).cpu()  # "meta" holds nothing that could be read
+        torch.empty(0, device=device).cpu()  # fails on "meta", whose tensors hold no data
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} is not available here: use auto, cpu or cuda") from error
     return device
 
 
 def session(seed: int, device: torch.device) -> dict[str, Any]:
-    """What a run folder records of each start: versions, commit, device, threads, seed, command."""
+    """Return the record of a start for the run folder: versions, commit, device, threads, seed, command."""
     own = {name: version(name) for name in ("numpy", "sparring")}
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -41,7 +41,7 @@ def session(seed: int, device: torch.device) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of this package if it runs from a checkout, with a + if files differ from it."""
+    """Return the commit of this package if it runs from a checkout, with a + if files were changed."""
     here = ["git", "-C", str(Path(__file__).parent)]
     try:
         tracked = subprocess.run([*here, "ls-files", "--error-unmatch", __file__], capture_output=True, check=False)

@@ -1,4 +1,4 @@
-"""Features of a run: hooks around the training steps, in the order in which they act.
+"""Features of a run, as hooks around the training steps, in the order in which they act.
 
 A new feature is a hook in a file of its own and one line in `FEATURES`.
 """
@@ -33,7 +33,7 @@ from .weights import RunWeights
 
 @dataclass(slots=True)
 class RunContext:
-    """What features may use."""
+    """Everything that features may use."""
 
     run: RunFolder
     recipe: Recipe
@@ -57,12 +57,12 @@ class RunContext:
 
 
 def build_hooks(context: RunContext) -> tuple[Hook, ...]:
-    """The hooks of all features that the recipe asks for."""
+    """Build the hooks of all features that the recipe asks for."""
     return tuple(hook for make in FEATURES if (hook := make(context)) is not None)
 
 
 def validation(recipe: Recipe, held_out: TensorData | None, backend: AcceleratedCopy) -> ValidationHook:
-    """The hook that selects the best epoch, which other features look at."""
+    """Build the hook that selects the best epoch; other features use its results."""
     return ValidationHook(recipe.selection, recipe.seed, held_out, backend)
 
 
@@ -96,12 +96,12 @@ FEATURES: tuple[Callable[[RunContext], Hook | None], ...] = (
     _metrics,
     _example_history,
     _guard,
-    _checkpoints,  # last, so that a checkpoint holds what the others noted
+    _checkpoints,  # last, so that a checkpoint contains the state that the other hooks have changed
 )
 
 
 def _monitor(recipe: Recipe, train: LabelledData, backend: AcceleratedCopy) -> OverfittingMonitor | None:
-    """The guard of the recipe, with the training images that it examines, the same throughout."""
+    """Build the monitor of the recipe's guard, with a fixed set of training images."""
     if recipe.guard is None:
         return None
     rows = torch.randperm(len(train), generator=make_rng(1))[: recipe.guard.examples].to(train.y.device)

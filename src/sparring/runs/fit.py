@@ -1,4 +1,4 @@
-"""A run: a recipe trained in a folder, interrupted and resumed as need be."""
+"""Trains a recipe in a run folder, and resumes it after an interruption."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -44,16 +44,33 @@ def fit(
     on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
     log: Callable[[str], None] = lambda text: None,
 ) -> RunFolder:
-    """Trains `recipe` in `folder`, going on from the newest checkpoint if there is one.
+    """Trains a recipe in a folder, continuing from the newest checkpoint if there is one.
 
-    A run that was killed at any moment and goes on ends with the same bits as one that was not (on the CPU, with the
-    same number of threads). `precision` and `compile` are those of the attack (see `AcceleratedCopy`); a run keeps what
-    it was begun with. What a step costs is measured on two steps that are undone, and given in a line to `log`; with
-    `profile`, `profile.json` and `profile.txt` say what takes how long. SIGINT and SIGTERM save after the present step
-    and raise `Interrupted`.
+    A run that was killed at any moment and is continued ends with the same bits as an uninterrupted one (on the CPU,
+    with the same number of threads). The cost of a step is measured on two steps, which are undone, and is reported in
+    a line to `log`. SIGINT and SIGTERM save after the present step and raise `Interrupted`. Nothing is overwritten
+    before all other checks have passed.
 
-    Raises `UserError` for a folder that holds a finished run, another recipe or other files; for bad data; for a
-    loss or weights that are not finite; for a full disk. Nothing is overwritten before all else is in order.
+    Args:
+        recipe: The recipe.
+        folder: The run folder, created if it does not exist.
+        device: Device to train on: `auto` (the GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+        overwrite: Delete the run that the folder holds, and start anew.
+        saving: How often checkpoints are written, besides the end of each epoch.
+        tensorboard: Write TensorBoard events, too.
+        precision: Precision of the attack (see `AcceleratedCopy`); a resumed run keeps the one it was begun with.
+        compile: Compilation of the attack (see `AcceleratedCopy`); a resumed run keeps the one it was begun with.
+        profile: Write `profile.json` and `profile.txt`, with the time of each operation.
+        on_progress: Called after each step and each epoch.
+        log: Called with lines of text for the user.
+
+    Returns:
+        The run folder, which holds the finished run.
+
+    Raises:
+        UserError: If the folder holds a finished run, another recipe or other files; if the data are invalid; if a loss
+            or a weight is not finite; if the disk is full.
+        Interrupted: If SIGINT or SIGTERM asks the training to stop; everything is saved then.
     """
     run, where = RunFolder(folder), device_of(device)
     _check_folder(run, recipe, overwrite)
@@ -94,7 +111,7 @@ def fit(
 def _train(
     context: RunContext, batches: Batches, cost: StepProfile, notes: Sequence[str], device: torch.device
 ) -> None:
-    """Says what is to come, trains, and writes the last weights and the status."""
+    """Log what the run will do, train, and write the last weights and the status."""
     recipe, run, state, backend = context.recipe, context.run, context.state, context.backend
     hooks = build_hooks(context)
     lines = [
@@ -119,7 +136,7 @@ def _train(
 
 
 def _begin_or_resume(run: RunFolder, recipe: Recipe, state: State, training: Training, overwrite: bool) -> None:
-    """Loads the newest checkpoint, or begins the run folder anew if there is none."""
+    """Load the newest checkpoint, or begin the run folder anew if there is none."""
     checkpoints = Checkpoints(run.checkpoints)
     if not _check_folder(run, recipe, overwrite) or not checkpoints.paths():
         run.clear()
@@ -131,9 +148,9 @@ def _begin_or_resume(run: RunFolder, recipe: Recipe, state: State, training: Tra
 
 
 def _load_data(recipe: Recipe, folder: Path, device: torch.device) -> tuple[Training, TensorData | None]:
-    """What is trained on and what selects "best", if anything does, on the device.
+    """Return the training data and the held-out images, if any, on the device.
 
-    The test images are checked, and then left alone.
+    The test images are checked, but not used.
     """
     train, test = recipe.data.load()
     for data, name in ((train, "training"), (test, "test")):
@@ -145,11 +162,11 @@ def _load_data(recipe: Recipe, folder: Path, device: torch.device) -> tuple[Trai
 
 
 def _check_folder(run: RunFolder, recipe: Recipe, overwrite: bool) -> bool:
-    """Whether the folder holds a run to go on with; if it can be used at all."""
+    """Check that the folder can be used, and return True if it holds a run to resume."""
     if run.foreign():
         raise UserError(f"{run.path} holds files that are not of a run: choose another folder")
     if overwrite:
-        run.clearable()  # what stands in the way is better known before
+        run.clearable()  # report what prevents overwriting before any work is done
     plain, known = recipe.plain(), run.recipe()
     if known is None or overwrite:
         return False
@@ -167,7 +184,7 @@ def _check_folder(run: RunFolder, recipe: Recipe, overwrite: bool) -> bool:
 
 @torch.no_grad()
 def _initial_state(recipe: Recipe, train: LabelledData, run: RunFolder, device: torch.device, overwrite: bool) -> State:
-    """The state before the first step, with a model that was seen to give logits for these data."""
+    """Return the state before the first step, with a model that was checked to give logits for these data."""
     if not overwrite and Checkpoints(run.checkpoints).paths():
         recipe = replace(recipe, init_from="")  # the checkpoint has the weights
     model = recipe.initial_model(train, run.path).to(device).train()
@@ -184,7 +201,7 @@ def _initial_state(recipe: Recipe, train: LabelledData, run: RunFolder, device: 
 
 
 def _begun_with(run: RunFolder, precision: Precision, compile: Compile) -> AcceleratedCopy:
-    """What the run was begun with, if that is what is asked for: other rounding would not be the same run."""
+    """Return the backend that the run was begun with; raise `UserError` if another rounding is asked for."""
     begun = run.backend() or {}
     for name, asked in (("precision", precision), ("compile", compile)):
         if asked not in ("auto", begun[name]):
@@ -202,7 +219,7 @@ def _emulated(backend: AcceleratedCopy, device: torch.device) -> Iterator[str]:
 
 @contextmanager
 def _explained(run: RunFolder, state: State) -> Iterator[None]:
-    """What stops a run, with what is left of it and what to do."""
+    """Turn errors that stop a run into a `UserError` that says which checkpoint is left and what to do."""
     try:
         yield
     except NotFinite as error:
@@ -231,7 +248,10 @@ def _best_so_far(run: RunFolder) -> str:
 
 @contextmanager
 def _learning_curve(run: RunFolder) -> Iterator[None]:
-    """The learning curve, however training ends. That it cannot be drawn must not hide why training ended."""
+    """Draw the learning curve when training ends, for whatever reason.
+
+    A failure to draw it is only a warning: it must not hide why training ended.
+    """
     try:
         yield
     finally:
@@ -242,7 +262,7 @@ def _learning_curve(run: RunFolder) -> Iterator[None]:
 
 
 def _board(run: RunFolder, wanted: bool, step: int) -> AbstractContextManager[Any]:
-    """TensorBoard's writer from `step` on, without what was written after it; or None if it is not wanted."""
+    """Return TensorBoard's writer, with events after `step` discarded, or a context with None if it is not wanted."""
     if not wanted:
         return nullcontext()
     try:

@@ -1,4 +1,4 @@
-"""Models and images that no recipe of ours names: your own function, or weights with the name of an architecture."""
+"""Models that no recipe of ours describes: a function of the user, or weights with the name of an architecture."""
 
 import ast
 import contextlib
@@ -29,10 +29,10 @@ _ARCHITECTURES: dict[str, Callable[..., Classifier]] = {
 
 
 def imported_model(spec: str) -> nn.Module:
-    """The model that `module:function` returns. This runs code that the user names, from the present folder too.
+    """Return the model that `module:function` gives. This runs the user's code, also from the present folder.
 
-    Raises `UserError` if there is no such function, if it needs arguments or raises something, or if it returns no
-    `nn.Module`; what the code of the user raised is its cause.
+    Raises `UserError` if there is no such function, if it needs arguments or raises an exception (which is then the
+    cause), or if it returns no `nn.Module`.
     """
     with _present_folder():
         found = _found(spec)
@@ -45,13 +45,13 @@ def imported_model(spec: str) -> nn.Module:
 
 @contextlib.contextmanager
 def _present_folder() -> Iterator[None]:
-    """Modules are found in the present folder, too."""
+    """Let modules be imported from the present folder, too."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):  # what was imported may have removed it
+        with contextlib.suppress(ValueError):  # the imported code may have removed it
             sys.path.remove(here)
 
 
@@ -81,7 +81,7 @@ def _called(function: Callable[..., object], spec: str) -> object:
 
 
 def _raised(error: BaseException) -> str:
-    """A clause that names the error and, unless it does so itself, the line of code that raised it."""
+    """Return a clause that names the error and the line of code that raised it, unless the error does so itself."""
     *_, last = traceback.extract_tb(error.__traceback__)
     known = isinstance(error, SyntaxError) or last.filename == __file__
     return f"raised {_line(error)}" + ("" if known else f" in line {last.lineno} of {Path(last.filename).name}")
@@ -92,9 +92,9 @@ def _line(error: BaseException) -> str:
 
 
 def named_model(spec: str, weights: Path, like: TensorData) -> nn.Module:
-    """Weights in an architecture of ours: `preact_resnet18`, or with options `wide_resnet:depth=34,width=10`.
+    """Load weights into an architecture of ours: `preact_resnet18`, or with options `wide_resnet:depth=34,width=10`.
 
-    Our own names and RobustBench's are read. Raises `UserError` for names and options that are not known, and for
+    Our own parameter names and RobustBench's are read. Raises `UserError` for unknown names and options, and for
     weights that do not fit.
     """
     name, _, options = spec.partition(":")
@@ -104,11 +104,11 @@ def named_model(spec: str, weights: Path, like: TensorData) -> nn.Module:
     tensors, _ = read_weights(weights)
     classes = _classes(tensors) or len(like.classes)
     blank = Normalize([0.0] * like.shape[0], [1.0] * like.shape[0]) if "normalize.mean" in tensors else None
-    try:  # by keyword: the builders do not agree in the order of their parameters
+    try:  # by keyword: the builders have their parameters in different orders
         model = _ARCHITECTURES[name](num_classes=classes, shape=like.shape, normalize=blank, **given)
     except UserError:
         raise
-    except Exception as error:  # whatever torch raises for options that make no sense
+    except Exception as error:  # torch raises errors of many types for invalid options
         raise UserError(f"{spec} cannot be built ({_line(error)}): change its options") from error
     if set(tensors) == set(model.state_dict()):
         return fill(model, tensors, f"{weights} is of another architecture than {spec}")
@@ -116,7 +116,7 @@ def named_model(spec: str, weights: Path, like: TensorData) -> nn.Module:
 
 
 def _classes(tensors: dict[str, torch.Tensor]) -> int | None:
-    """How many classes the last layer has."""
+    """Return the number of classes of the last layer, or None if there is no known last layer."""
     last = ("linear.weight", "fc.weight", "head.weight")
     sizes = [t.shape[0] for name, t in tensors.items() if t.ndim and name.endswith(last)]
     return sizes[-1] if sizes else None
@@ -125,26 +125,26 @@ def _classes(tensors: dict[str, torch.Tensor]) -> int | None:
 def _value(text: str) -> object:
     try:
         return ast.literal_eval(text)
-    except Exception:  # it is no literal, so it is a word
+    except Exception:  # not a literal, so it is a word
         return text
 
 
 def normalized(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """A model that expects normalised images, as one that takes pixels in [0, 1]."""
+    """Turn a model that expects normalised images into one that takes pixels in [0, 1]."""
     if len(mean) != len(std) or not all(s > 0 for s in std):
-        raise UserError(f"mean and std have as many numbers, and those of std are above 0: not {mean} and {std}")
+        raise UserError(f"mean and std need as many numbers each, and those of std above 0: not {mean} and {std}")
     return nn.Sequential(Normalize(mean, std), model)
 
 
 @torch.no_grad()
 def fitting(model: nn.Module, spec: str) -> TensorData:
-    """The test images of `spec`, with as many classes as the model has: a test set need not hold them all."""
+    """Return the test images of `spec`, with as many classes as the model has: a test set may lack some of them."""
     test = load_test(spec)
     few = pixels(test.x[:2]).to(next((p.device for p in model.parameters()), torch.device("cpu")))
     with eval_mode(model):
         try:
             out = model(few)
-        except Exception as error:  # it is code of the user
+        except Exception as error:  # the user's code may raise anything
             raise UserError(f"the model cannot take images of shape {test.shape} ({_line(error)})") from error
     if isinstance(out, torch.Tensor) and out.ndim == 2 and out.shape[1] > len(test.classes):
         return TensorData(test.x, test.y, tuple(str(k) for k in range(out.shape[1])))

@@ -1,4 +1,4 @@
-"""The training loop under a guard: on an alarm, training goes back to a healthy checkpoint, and on or not."""
+"""The training loop under a guard, which on an alarm stops, or goes back to a healthy checkpoint and continues."""
 
 from ..data import Batches
 from ..training.engine import Loop, State
@@ -7,14 +7,14 @@ from .features import RunContext
 
 
 def train(loop: Loop, context: RunContext, batches: Batches) -> str | None:
-    """Runs the loop to its end, or until the guard stops it. Returns why it was stopped, if it was."""
+    """Run the loop to its end, or until the guard stops it. Returns the reason if the guard stopped it, else None."""
     method, state, monitor = context.recipe.method, context.state, context.monitor
     if monitor is None:
         loop.run(method, state, batches)
         return None
     kept = monitor.kept(state)
     context.checkpoints.pinned = kept.healthy
-    context.run.set_guard(kept.events)  # a kill may have come before it was written
+    context.run.set_guard(kept.events)  # the process may have been killed before it wrote them
     if kept.stopped is not None:
         return kept.stopped
     while state.step < loop.epochs * len(batches):
@@ -31,7 +31,7 @@ def train(loop: Loop, context: RunContext, batches: Batches) -> str | None:
 
 
 def _go_back(context: RunContext, monitor: OverfittingMonitor) -> bool:
-    """Whether training went back; without a healthy checkpoint it stays where it is."""
+    """Go back to the last healthy checkpoint and return True; without one, training stays where it is."""
     state, kept = context.state, monitor.kept(context.state)
     gone_back = kept.healthy is not None and context.checkpoints.go_back(state, kept.healthy)
     if gone_back:

@@ -1,4 +1,4 @@
-"""What a run came to: its models loaded and measured."""
+"""Loads the models of runs and evaluates them."""
 
 import errno
 import os
@@ -24,14 +24,24 @@ from ..training.checkpoint import fill, read_weights
 from .environment import device_of
 from .recipe import Evaluation, Recipe, recipe_from_plain
 
-OnProgress = Callable[[str, EvaluationProgress], None]  # which weights, how far
+OnProgress = Callable[[str, EvaluationProgress], None]  # name of the weights, state of their evaluation
 
 
 def load_model(path: Path | str, recipe: Recipe | None = None) -> nn.Module:
-    """A trained model in eval mode, on the CPU. Of a run folder, it is the best.
+    """Loads a trained model in eval mode, on the CPU.
 
-    Weights written by `fit` say themselves what they are. For others, RobustBench's for example, `recipe` says which
-    model they belong to; its training set is loaded, for the model takes classes and shape from it.
+    Weights written by `fit` contain their recipe. For others, such as RobustBench's, `recipe` describes the model they
+    belong to; its training set is loaded, because the model takes classes and image shape from it.
+
+    Args:
+        path: A file of weights, or a run folder, whose best weights are loaded.
+        recipe: The recipe of the model; None for the one that the weights name.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        UserError: If the file cannot be read, names no recipe, or does not fit the model.
     """
     with reading(Path(path), "it is of another version, or damaged; or --recipe names another model"):
         return _loaded(RunFolder(path).weights("best") if Path(path).is_dir() else Path(path), recipe)
@@ -48,7 +58,17 @@ def _loaded(path: Path, recipe: Recipe | None) -> nn.Module:
 
 
 def recipe_of(path: Path) -> Recipe:
-    """The recipe of a run folder, or the one that a weights file names. Raises `UserError` if there is none."""
+    """Reads the recipe of a run folder or of a file of weights.
+
+    Args:
+        path: The run folder or file.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        UserError: If there is none, or it is of another format.
+    """
     plain = RunFolder(path).recipe() if path.is_dir() else read_weights(path)[1].get("recipe")
     if plain is None:
         what = "is no run folder" if path.is_dir() else "does not say which model it belongs to: name one with --recipe"
@@ -66,11 +86,26 @@ def evaluate_run(
     backend: AttackBackend | None = None,
     on_progress: OnProgress = lambda which, news: None,
 ) -> dict[str, EvaluationResult]:
-    """Evaluates the best and the last weights of a run on its test set, as `recipe` says, and writes what was found.
+    """Evaluates the best and the last weights of a run on its test set, and writes the results to its folder.
 
-    Per-example results go to `evaluation-best.npz` and `evaluation-last.npz`, tables and how they came about to
-    `evaluation.json`, beside figures. An evaluation that was killed goes on where it was. A result on more images is
-    replaced only to `overwrite` it; without that, it is a `UserError`.
+    Per-example results go to `evaluation-best.npz` and `evaluation-last.npz`, tables and the settings of the evaluation
+    to `evaluation.json`, and figures are drawn. An evaluation that was killed is resumed.
+
+    Args:
+        run: The run folder.
+        recipe: The recipe, whose data, evaluation and seed are used.
+        device: Device to evaluate on: `auto` (the GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+        overwrite: Replace a result on more images.
+        keep_images: Keep all adversarial images with the per-example results.
+        backend: Backend of the attacks; None for `AcceleratedCopy()`.
+        on_progress: Called with the name of the weights and the state of their evaluation.
+
+    Returns:
+        The results for "best" and "last".
+
+    Raises:
+        UserError: If the run is not finished, if the folder cannot be written, or if it holds a result on more images
+            and `overwrite` is off.
     """
     with _writable(run):
         if not run.finished():
@@ -100,7 +135,24 @@ def evaluate_weights(
     backend: AttackBackend | None = None,
     on_progress: OnProgress = lambda which, news: None,
 ) -> EvaluationResult:
-    """Evaluates a file of weights on the test set of `recipe`, as that says. Without `out`, nothing is written."""
+    """Evaluates a file of weights on the test set of a recipe.
+
+    Args:
+        path: The file of weights.
+        recipe: The recipe, whose data, evaluation and seed are used.
+        device: Device to evaluate on: `auto` (the GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+        out: Folder for the results; None to write nothing.
+        overwrite: Replace a result on more images in `out`.
+        keep_images: Keep all adversarial images with the per-example results.
+        backend: Backend of the attacks; None for `AcceleratedCopy()`.
+        on_progress: Called with the name "weights" and the state of the evaluation.
+
+    Returns:
+        The result.
+
+    Raises:
+        UserError: If `out` cannot be written, or holds a result on more images and `overwrite` is off.
+    """
     test = _test_images(recipe, device)
     how = {"weights": str(path), **{key: recipe.plain()[key] for key in ("data", "evaluation", "seed")}}
     loaders = {"weights": partial(_on, test, path, recipe)}
@@ -131,10 +183,28 @@ def evaluate_models(
     backend: AttackBackend | None = None,
     on_progress: OnProgress = lambda which, news: None,
 ) -> dict[str, EvaluationResult]:
-    """Evaluates models, which are loaded by name one after the other, and writes what was found to `out`.
+    """Evaluates models, loading them one after the other, and writes the results to a folder.
 
-    While it runs, its state is kept there, and removed in the end. Raises `UserError` where another process works, and
-    for a result there on more images, unless it is to `overwrite` it.
+    The state of the evaluation is kept in the folder while it runs, and removed at the end.
+
+    Args:
+        loaders: Functions that load the models, by name; one that occurs twice is evaluated once.
+        test: Labelled test images.
+        evaluation: The attacks, the number of images and the batch size.
+        seed: Seed of all random numbers.
+        out: Folder for the results; None to write nothing.
+        how: Settings to be recorded with the results.
+        overwrite: Replace a result on more images in `out`.
+        keep_images: Keep all adversarial images with the per-example results.
+        backend: Backend of the attacks; None for `AcceleratedCopy()`.
+        on_progress: Called with the name of the model and the state of its evaluation.
+
+    Returns:
+        The results by name.
+
+    Raises:
+        UserError: If another process works in `out`, if it cannot be written, or if it holds a result on more images
+            and `overwrite` is off.
     """
     with nullcontext() if out is None else _writable(out):
         if out is not None:
@@ -207,7 +277,7 @@ def _write(
 
 
 def _admit(out: RunFolder, test: LabelledData, evaluation: Evaluation, overwrite: bool) -> None:
-    """A result on more images is worth more than the one that would take its place."""
+    """Raise `UserError` for a folder that holds a result on more images, which is worth more than its replacement."""
     held, count = 0 if overwrite else out.evaluated_images(), min(len(test), evaluation.examples or len(test))
     if held > count:
         raise UserError(
@@ -217,7 +287,7 @@ def _admit(out: RunFolder, test: LabelledData, evaluation: Evaluation, overwrite
 
 
 def _writable(out: RunFolder) -> AbstractContextManager[None]:
-    """The lock of a folder. What cannot be written is better known before than after."""
+    """Return the lock of a folder, after checking that it can be written: better before an evaluation than after."""
     try:
         out.path.mkdir(parents=True, exist_ok=True)
         if not os.access(out.path, os.W_OK):
@@ -234,12 +304,12 @@ def _on(test: LabelledData, path: Path, recipe: Recipe) -> nn.Module:
 
 
 def _test_images(recipe: Recipe, device: str) -> LabelledData:
-    where = device_of(device)  # a device that is not here is said before anything is loaded
+    where = device_of(device)  # report a missing device before anything is loaded
     return recipe.data.load()[1].to(where)
 
 
 def _like(about: dict[str, object], recipe: Recipe) -> LabelledData:
-    """Data of the classes and the shape that a model was made for: what its weights say, or else its training set."""
+    """Return data of the classes and shape that a model was made for, from its weights or else its training set."""
     classes, shape = about.get("classes"), about.get("shape")
     if isinstance(classes, list) and isinstance(shape, list):
         return TensorData(torch.zeros(1, *shape), torch.zeros(1, dtype=torch.long), tuple(map(str, classes)))

@@ -1,4 +1,4 @@
-"""A recipe: everything that decides a run, as one typed value."""
+"""The recipe: everything that decides a run, as one typed value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -31,7 +31,16 @@ from ..training.updates import AWP, GradientStep
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What `sparring evaluate` does: each adversary on the first `examples` test images (all, if left out)."""
+    """The attacks of an evaluation, and the test images that they are run on.
+
+    Args:
+        adversaries: The attacks by name.
+        examples: Number of test images, taken from the beginning; None for all.
+        batch_size: Number of images at a time.
+
+    Raises:
+        UserError: If a number is below 1, or a name is not allowed.
+    """
 
     adversaries: Mapping[str, Adversary | Cascade]
     examples: int | None = None
@@ -39,21 +48,49 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or (self.examples is not None and self.examples < 1):
-            raise UserError(f"an evaluation needs at least one example, not {self.examples} by {self.batch_size}")
+            raise UserError(
+                f"an evaluation needs at least one example, in batches of at least 1: not {self.examples} in batches "
+                f"of {self.batch_size}"
+            )
         for name in self.adversaries:
             check_name(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Everything that decides a run. Vary it with `dataclasses.replace`; train it with `sparring.fit`.
+    """Everything that decides a run; change it with `dataclasses.replace`, train it with `sparring.fit`.
 
-    "best" is the epoch of the highest accuracy under `selection` on the share `held_out` of the training set; the test
-    set selects nothing. With `held_out` 0 all images train, and the last epoch counts as the best. Batches are full
-    unless `drop_last` is off; models normalise by the training set unless `normalize` is off. What is trained on is the
-    rest, altered by `alterations`; what the model is like on its examples is recorded if there is an `example_history`.
-    Training begins with the best weights of the run `init_from`, a folder or the name of one beside the own, with
-    {seed} in it if need be; of another kind of head, the body alone is taken.
+    The best epoch is the one of the highest accuracy under `selection` on the held-out images; the test set selects
+    nothing.
+
+    Args:
+        data: Source of the training and test images.
+        model: Call that builds the model.
+        method: The training method: the attack, the loss and the model modes.
+        epochs: Number of epochs.
+        lr: Learning rate.
+        selection: Attack under which the best epoch is selected.
+        evaluation: Attacks and test images of `sparring evaluate`.
+        batch_size: Number of images in a batch.
+        views: Number of views of each image in a batch, each augmented separately.
+        augment: Augmentations of the training images, applied in order.
+        init_from: Run whose best weights training starts from: a folder, or the name of one next to the folder of this
+            run, where {seed} stands for the seed. If it has another kind of head, only the body is used. Empty to start
+            from random weights.
+        alterations: Changes of the training images or labels, applied to what is not held out.
+        optimizer: The optimiser.
+        update: The update of the weights in each step.
+        averaging: Averaging of the weights; None for none.
+        held_out: Share of the training set that selects the best epoch. With 0, all images are trained on and the last
+            epoch counts as the best.
+        drop_last: Use full batches only; otherwise the remaining images of an epoch are a smaller batch.
+        normalize: Normalise by the statistics of the training set.
+        guard: Monitor of overfitting during training; None for none.
+        example_history: Records the state of the model on each training example; None to record nothing.
+        seed: Seed of all random numbers.
+
+    Raises:
+        UserError: If a field has a wrong type or value, or if fields do not fit together.
     """
 
     data: Source
@@ -101,22 +138,22 @@ class Recipe:
         need_seed(self.seed)
 
     def build_model(self, data: LabelledData) -> nn.Module:
-        """The model for the classes and the shape of `data`, normalising by the statistics of `data` if at all.
+        """Build the model for the classes and image shape of `data`, normalising by the statistics of `data` if at all.
 
-        A function that takes no `normalize` has a normalisation of its own: then no image of `data` is read.
+        A function without a parameter `normalize` has its own normalisation: then no image of `data` is read.
         """
         takes = self.model.takes("normalize")
         of_data = {"normalize": Normalize.of(data) if self.normalize else None} if takes else {}
         return self.model(num_classes=len(data.classes), shape=data.shape, **of_data)
 
     def initial_model(self, data: LabelledData, folder: Path) -> nn.Module:
-        """The same before its first step in `folder`, from the seed or another run. Torch's own generator is set."""
+        """Build the model before its first step, from the seed or from another run. Seeds torch's own generator."""
         torch.manual_seed(self.seed)
         model = self.build_model(data)
         return started(model, beside(self.init_from, folder, self.seed)) if self.init_from else model
 
     def split(self, train: LabelledData, folder: Path, device: torch.device) -> tuple[Training, TensorData | None]:
-        """What is trained on in `folder`, and what is held out, if anything is, on the device."""
+        """Return the training data of a run in `folder` and the held-out images, if any, on the device."""
         rest, held = hold_out(train, self.held_out) if self.held_out else (train, None)
         training = altered(rest.to(device), self.alterations, self.seed, lambda name: self._history(name, folder))
         return training, None if held is None else held.to(device)
@@ -124,12 +161,12 @@ class Recipe:
     def _history(self, name: str, folder: Path) -> Memory:
         path = Path(beside(name, folder, self.seed))
         if not path.is_dir():
-            raise UserError(f"there is no run {str(path)!r} to choose examples by, neither here nor beside this run")
+            raise UserError(f"there is no run {str(path)!r} to choose examples by, neither here nor next to this run")
         return RunFolder(path).read_memory()
 
     @property
     def selected(self) -> str:
-        """By what the best epoch is chosen, in words."""
+        """Description of how the best epoch is selected."""
         return f"best on {self.held_out:g} of the training images" if self.held_out else "last epoch, nothing held out"
 
     def plain(self) -> dict[str, Any]:
@@ -137,7 +174,16 @@ class Recipe:
 
 
 def beside(name: str, folder: Path, seed: int) -> str:
-    """The folder of another run: a mere name is one beside `folder`, if there is; {seed} in it is filled in."""
+    """Finds the folder of another run by its name.
+
+    Args:
+        name: A path, or the name of a folder next to `folder`; {seed} in it is replaced by the seed.
+        folder: The folder of this run.
+        seed: The seed of this run.
+
+    Returns:
+        The folder of that name next to `folder` if there is one, or else `name` as a path.
+    """
     name = name.replace("{seed}", str(seed))
     near = folder.parent / name
     return str(near) if Path(name).name == name and near.is_dir() else name
@@ -147,7 +193,17 @@ _AS_FIELD = "give a value of that type, as the recipes of sparring.recipes.small
 
 
 def recipe_from_plain(plain: Mapping[str, Any]) -> Recipe:
-    """The recipe of a run folder or of a weights file. Raises `UserError` if it is not ours, or of another format."""
+    """Makes a recipe from the plain data of a run folder or of a file of weights.
+
+    Args:
+        plain: The plain data, as `Recipe.plain` writes it.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        UserError: If it is not a recipe of this package, or of another format.
+    """
     values = dict(plain)
     number = values.pop("format", 1 if str(values.get("$", "")).endswith(":Recipe") else FORMAT)
     if number != FORMAT:

@@ -1,4 +1,4 @@
-"""Weights files of a run."""
+"""The weights files of a run."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from .recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class RunWeights:
-    """Writes the weights of a run, with the recipe, the classes and the shape that they belong to."""
+    """Writes the weights of a run, together with the recipe, the classes and the image shape of its model."""
 
     run: RunFolder
     recipe: Recipe
@@ -31,19 +31,19 @@ class RunWeights:
         self.write("best", state)
 
     def write_best_if_due(self, state: State) -> None:
-        """Writes the best weights if the present step is the best one."""
+        """Write the best weights if the present step is the best one."""
         if state.best.get("step") == state.step:
             self.write_best(state)
 
     def reconcile_best(self, state: State) -> None:
-        """Makes the file of the best weights agree with a state from which training goes on."""
+        """Make the file of the best weights consistent with a state from which training continues."""
         if state.best.get("step") == state.step:  # the process may have died before it wrote them
             self.write_best(state)
         else:
             self.forget_later_best(state)
 
     def forget_later_best(self, state: State) -> None:
-        """Deletes best weights of a later step: after going back, that step need not come again."""
+        """Delete best weights of a later step: after going back, training may not reach that step again."""
         path = self.run.weights("best")
         if path.exists() and read_weights(path)[1].get("step", math.inf) > state.step:
             path.unlink()

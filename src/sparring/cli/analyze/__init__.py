@@ -1,4 +1,4 @@
-"""`sparring analyze`: one module a kind."""
+"""`sparring analyze`, with one module per kind of analysis."""
 
 import importlib
 from pathlib import Path

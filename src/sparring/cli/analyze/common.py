@@ -1,4 +1,4 @@
-"""What the kinds of analysis share on the command line."""
+"""Options and output shared by all kinds of analysis."""
 
 import sys
 import textwrap
@@ -14,18 +14,19 @@ if TYPE_CHECKING:
     from ...core.types import Threat
 
 KINDS = {
-    "landscape": "how the loss bends around test images: curvature on the way of an attack, the Lipschitz constant of "
+    "landscape": "the loss around test images: curvature along the path of an attack, the Lipschitz constant of "
     "the gradient, and loss surfaces over (steepest, random) directions",
-    "memorization": "what was learned by heart: the robust generalisation gap, labels that were changed, how stable "
-    "the gradient of three training losses is when the weights move, complexity measures, hard examples",
-    "representation": "what its features are worth: read by nearest neighbours, by a linear probe and by the head of "
-    "the run, clean and under the worst of several attacks; what they keep of an image that is attacked",
-    "information": "how much it tells: Fisher information of the weights about the task, of the prediction and of the "
-    "representation about the image; effective information, singular values",
-    "transfer": "what its features are worth for other tasks, by the number of images they are fitted to, and how far "
-    "these tasks are from its own",
-    "inversion": "images rebuilt from its features: how near they come to the originals, on its own images and on "
-    "others; features raised, and ways between images",
+    "memorization": "memorization of training examples: the robust generalisation gap, fit of changed labels, "
+    "stability of the gradient of three training losses when the weights move, complexity measures, hard examples",
+    "representation": "quality of the features: accuracy of nearest neighbours, of a linear probe and of the head of "
+    "the run, clean and under the worst of several attacks; information about an image that the features keep under "
+    "attack",
+    "information": "Fisher information of the weights about the task, of the prediction and of the representation "
+    "about the image; effective information, singular values",
+    "transfer": "accuracy of the features on other tasks, by the number of images fitted to, and the distance of these "
+    "tasks from the task of the run",
+    "inversion": "images reconstructed from the features: their similarity to the originals, for test images of the "
+    "run and for other data sets; maximised features, and paths between images",
 }
 
 
@@ -38,11 +39,11 @@ def _usage() -> str:
 _HEAD = """\
 usage: sparring analyze RUN KIND [--compare-with RUN ...] [--examples N] [--weights best|last] [--json] ...
 
-Looks into a run. KIND is
+Analyses a trained run. KIND is
 """
 _TAIL = """\
-Figures go to analysis-KIND.json of the run folder, those of every image to .npz, the picture to .png.
-`sparring analyze RUN KIND --help` has the flags of a kind.
+Results are written to analysis-KIND.json of the run folder, those of every image to .npz, the picture to .png.
+`sparring analyze RUN KIND --help` shows the flags of a kind.
 
   sparring analyze runs/relu landscape
   sparring analyze runs/pgd memorization --weights last --compare-with runs/trades
@@ -56,14 +57,14 @@ USAGE = _usage()
 @dataclass(frozen=True, kw_only=True)
 class Common:
     compare_with: tuple[str, ...] = ()
-    """Other runs, analysed alike and drawn in the same picture."""
+    """Other runs, analysed in the same way and drawn in the same picture."""
     examples: int = 200
-    """How many images to look at, the first ones."""
+    """Number of images, taken from the beginning of the test set."""
     weights: Literal["best", "last"] = "best"
     batch_size: int = 128
-    """Images at a time; fewer need less memory."""
+    """Number of images at a time; fewer need less memory."""
     seed: int = 0
-    """Decides all random numbers."""
+    """Seed of all random numbers."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     json: bool = False
@@ -73,9 +74,9 @@ class Common:
 @dataclass(frozen=True, kw_only=True)
 class Attacked(Common):
     threat: str | None = None
-    """Where the attack goes: linf:8/255, l2:0.5 or l1:12. Left out, the threat of the recipe."""
+    """Threat of the attack: linf:8/255, l2:0.5 or l1:12. By default the threat of the recipe."""
     steps: int = 20
-    """Steps of the attack."""
+    """Number of steps of the attack."""
 
 
 Options = TypeVar("Options", bound=Common)
@@ -93,7 +94,7 @@ def options_for(kind: type[Options], target: str, name: str, args: list[str]) ->
 
 
 def open_runs(target: str, options: Common) -> "dict[str, AnalyzedRun]":
-    """The runs by their names, as short as they are unequal. Raises `UserError` for other test images."""
+    """Open the runs, keyed by the shortest distinct names. Raises `UserError` if their test images differ."""
     from ...analysis.runs import open_run
 
     names = [target, *options.compare_with]
@@ -102,15 +103,15 @@ def open_runs(target: str, options: Common) -> "dict[str, AnalyzedRun]":
     found: dict[str, AnalyzedRun] = {}
     for label, name in zip(labels, names, strict=True):
         if not options.json:
-            say(f"looking at {name}", sys.stderr)
+            say(f"opening {name}", sys.stderr)
         found[label] = open_run(Path(name), options.weights, options.examples, options.device)
     if len({tuple(run.test.y.tolist()) for run in found.values()}) > 1:
-        raise UserError(f"{' and '.join(names)} are of other test images: look at each by itself")
+        raise UserError(f"{' and '.join(names)} have different test images: analyse each by itself")
     return found
 
 
 def attacked(target: str, options: Attacked) -> "tuple[dict[str, AnalyzedRun], Threat]":
-    """The same, and the threat that they have in common. Raises `UserError` for runs that have different ones."""
+    """Open the runs and return them with their common threat. Raises `UserError` if their threats differ."""
     found = open_runs(target, options)
     threats = [threat_for(run.recipe, options.threat) for run in found.values()]
     if len({repr(threat) for threat in threats}) > 1:
@@ -121,23 +122,23 @@ def attacked(target: str, options: Attacked) -> "tuple[dict[str, AnalyzedRun], T
 
 
 def how(options: Common) -> dict[str, Any]:
-    """What decides the figures."""
+    """Return the options that affect the results."""
     return {
         key: value for key, value in asdict(options).items() if key not in ("compare_with", "device", "json", "threat")
     }
 
 
-def told(
+def print_if_json(
     runs: "dict[str, AnalyzedRun]", found: dict[str, Any], options: Common, more: dict[str, Any] | None = None
 ) -> bool:
-    """Prints everything as JSON if that is asked for, and says whether it did."""
+    """Print all results as JSON if that is asked for; return True if so."""
     if options.json:
         plain = [{"run": str(runs[name].run.path), **each.plain()} for name, each in found.items()]
         print_json({"runs": plain, **(more or {}), "how": how(options)})
     return options.json
 
 
-def files(runs: "dict[str, AnalyzedRun]", kind: str) -> None:
-    """Says where it was written."""
+def say_files(runs: "dict[str, AnalyzedRun]", kind: str) -> None:
+    """Print the paths of the files that were written."""
     folder = next(iter(runs.values())).run
     say(f"{folder.analysis(kind, 'json')}, {folder.analysis(kind, 'png')}")

@@ -1,10 +1,10 @@
-"""`sparring analyze RUN information`."""
+"""The command `sparring analyze RUN information`."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..common import say
-from .common import Common, files, how, open_runs, told
+from .common import Common, how, open_runs, print_if_json, say_files
 
 if TYPE_CHECKING:
     from ...analysis import Information
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Options(Common):
     layer: str = "features"
-    """The representation: features, what the head reads, or a module of the net by name."""
+    """The representation: features (the input of the head), or a module of the model by name."""
     jacobian_examples: int = 20
-    """On how many of the test images the effective information is measured, which takes a Jacobian by the weights; 0
+    """Number of test images for the effective information, which needs a Jacobian with respect to the weights; 0
     leaves it out."""
     probes: int = 16
-    """Random directions by which |J|² is estimated, for representations of more than 64 numbers."""
+    """Number of random directions that estimate |J|², for representations of more than 64 numbers."""
     count: int = 50
-    """How many singular values."""
+    """Number of singular values."""
     tolerated: float = 0.1
-    """By how many nats the noise on the weights may raise the loss: what counts as effective."""
+    """Increase of the loss, in nats, that noise on the weights may cause; it defines the effective information."""
 
 
 def run(target: str, options: Options) -> int:
@@ -33,11 +33,11 @@ def run(target: str, options: Options) -> int:
     given = {key: getattr(options, key) for key in names}
     found = {name: analyze_information(run, **given) for name, run in runs.items()}
     write_information(next(iter(runs.values())).run, list(found.items()), how(options))
-    if told(runs, found, options):
+    if print_if_json(runs, found, options):
         return 0
     _show(found)
-    say("means over images with 95 % bootstrap intervals over them; another training would differ by more")
-    files(runs, "information")
+    say("means over images with 95 % bootstrap intervals over images; another training would differ by more")
+    say_files(runs, "information")
     return 0
 
 
@@ -51,18 +51,18 @@ def _show(found: "dict[str, Information]") -> None:
         table.add_row(figure, *(_cell(one["figures"].get(figure)) for one in plain))
     for name in plain[0]["trace of the weights by estimator"]:
         estimates = [one["trace of the weights by estimator"][name] for one in plain]
-        table.add_row(f"weights: trace, {name}", *(_said(each) for each in estimates))
+        table.add_row(f"weights: trace, {name}", *(_interval(each) for each in estimates))
     if plain[0]["rise"] is not None:
-        told_of = [f"{one['rise']:.4g}" for one in plain]
-        table.add_row(f"that noise, to cost {plain[0]['tolerated']:g} nats, costs", *told_of)
+        rises = [f"{one['rise']:.4g}" for one in plain]
+        table.add_row(f"loss increase by noise that should cost {plain[0]['tolerated']:g} nats", *rises)
     rich_print(table)
     meanings = {figure.rpartition(": all")[0] or figure: one["meaning"] for figure, one in plain[0]["figures"].items()}
     say("\n".join(f"{figure}: {meaning}" for figure, meaning in meanings.items() if figure.count(":") < 2))
 
 
 def _cell(figure: "dict[str, dict[str, float]] | None") -> str:
-    return "" if figure is None else _said(figure["mean"])
+    return "" if figure is None else _interval(figure["mean"])
 
 
-def _said(estimate: "dict[str, float]") -> str:
+def _interval(estimate: "dict[str, float]") -> str:
     return f"{estimate['value']:.4g} [{estimate['low']:.4g}, {estimate['high']:.4g}]"

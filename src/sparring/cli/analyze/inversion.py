@@ -1,4 +1,4 @@
-"""`sparring analyze RUN inversion`."""
+"""The command `sparring analyze RUN inversion`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ...core.errors import UserError
 from ..common import say
-from .common import Common, files, how, open_runs, told
+from .common import Common, how, open_runs, print_if_json, say_files
 
 if TYPE_CHECKING:
     from ...analysis.inversion.on_run import InversionAnalysis
@@ -15,25 +15,28 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Options(Common):
     examples: int = 64
-    """How many images to rebuild, the first test images."""
+    """Number of images to reconstruct, taken from the beginning of the test set."""
     layers: tuple[str, ...] = ("features",)
-    """What is matched: features, what the head reads, or modules of the net by name."""
+    """Layers to match: features (the input of the head), or modules of the model by name."""
     search: Literal["descent", "adam", "fourier", "network"] = "descent"
-    """The attacks' own steps of normalised gradients; Adam on pixels; on Fourier coefficients; a net that paints."""
+    """descent: normalised gradient steps, as in attacks; or Adam on pixels (adam), on Fourier coefficients (fourier),
+    or on the weights of a network that generates the image (network)."""
     steps: int = 400
+    """Number of steps of the search."""
     smooth: float = 0.0
-    """Weight of the total variation, a prior that knows nothing of the net."""
+    """Weight of the total variation, a prior that does not depend on the model."""
     on: tuple[str, ...] = ()
-    """Images of other data sets, too, as --to of transfer names them."""
+    """Other data sets whose images are inverted too, named as for --to of transfer."""
     resize: bool = False
-    """Stretch these to the size that the run was trained on, and change their channels."""
+    """Stretch these images to the size that the run was trained on, and convert their channels."""
     reference_run: str | None = None
-    """Another run, whose net (--weights, too) says whether it takes the rebuilt image for the same class."""
+    """Another run, whose model (best or last, by --weights) judges if a reconstruction is of the same class as the
+    original."""
     features: int = 0
-    """So many features are raised from grey, and two pairs of images joined, into a picture of their own; takes four
-    images."""
+    """Number of features to maximise, starting from grey, drawn in a separate picture with the paths between two pairs
+    of images; needs at least four images."""
     pictures: int = 8
-    """How many images the picture shows."""
+    """Number of images in the picture."""
     batch_size: int = 64
 
 
@@ -49,7 +52,9 @@ def run(target: str, options: Options) -> int:
     if options.reference_run is not None and Path(options.reference_run).resolve() in [
         Path(run).resolve() for run in (target, *options.compare_with)
     ]:
-        raise UserError(f"{options.reference_run} is inverted itself: a judge takes no part in it")
+        raise UserError(
+            f"{options.reference_run} is inverted itself: a judge takes no part in it, so name another --reference-run"
+        )
     runs = open_runs(target, options)
     first = next(iter(runs.values()))
     judge = None if options.reference_run is None else judge_of(Path(options.reference_run), options.weights, first)
@@ -65,10 +70,10 @@ def run(target: str, options: Options) -> int:
         for name, run in runs.items()
     }
     write_inversion(first.run, list(found.items()), how(options), options.pictures)
-    if told(runs, found, options):
+    if print_if_json(runs, found, options):
         return 0
     _show(found)
-    files(runs, "inversion")
+    say_files(runs, "inversion")
     if options.features:
         say(str(first.run.analysis("inversion-features", "png")))
     return 0
@@ -85,7 +90,7 @@ def _show(found: "dict[str, InversionAnalysis]") -> None:
     for where, figures in next(iter(plain.values())).items():
         for figure in figures:
             kind = "mean" if figure == "agreement" else "median"
-            cells = [_said(each[where][figure][kind]) for each in plain.values()]
+            cells = [_interval(each[where][figure][kind]) for each in plain.values()]
             table.add_row(where if figure == next(iter(figures)) else "", figure, *cells)
     rich_print(table)
     shown = {name for figures in next(iter(plain.values())).values() for name in figures}
@@ -94,5 +99,5 @@ def _show(found: "dict[str, InversionAnalysis]") -> None:
     say(f"medians over images{means} with 95 % bootstrap intervals over them")
 
 
-def _said(estimate: "dict[str, float]") -> str:
+def _interval(estimate: "dict[str, float]") -> str:
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

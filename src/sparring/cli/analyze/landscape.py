@@ -1,10 +1,10 @@
-"""`sparring analyze RUN landscape`."""
+"""The command `sparring analyze RUN landscape`."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..common import say
-from .common import Attacked, attacked, files, how, told
+from .common import Attacked, attacked, how, print_if_json, say_files
 
 if TYPE_CHECKING:
     from ...analysis import Landscape
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Options(Attacked):
     points: int = 10
-    """Random directions by which the Lipschitz constant is bounded from below."""
+    """Number of random directions that bound the Lipschitz constant from below."""
 
 
 def run(target: str, options: Options) -> int:
@@ -32,11 +32,11 @@ def run(target: str, options: Options) -> int:
         np.savez_compressed(file, **first.arrays())  # type: ignore[arg-type]
     surfaces = [(name, each.surfaces) for name, each in found.items()]
     plot_landscape(surfaces, first.grid, first.threat, folder.analysis("landscape", "png"))
-    if told(runs, found, options):
+    if print_if_json(runs, found, options):
         return 0
     _show(found)
-    say("medians, and of differences by image, with 95 % intervals over images; another training would differ by more")
-    files(runs, "landscape")
+    say("medians, also of paired differences, with 95 % intervals over images; another training would differ by more")
+    say_files(runs, "landscape")
     return 0
 
 
@@ -52,13 +52,13 @@ def _show(found: "dict[str, Landscape]") -> None:
     table = Table("", *found, *paired)
     plain = [one.plain()["figures"] for one in each]
     for figure in plain[0]:
-        cells = [_said(one[figure]["median"]) for one in plain]
+        cells = [_interval(one[figure]["median"]) for one in plain]
         if paired:
-            cells.append(_said(estimate(each[1].values[figure] - each[0].values[figure], np.median)))
+            cells.append(_interval(estimate(each[1].values[figure] - each[0].values[figure], np.median)))
         table.add_row(figure, *cells)
     rich_print(table)
     say("\n".join(f"{figure}: {one['meaning']}" for figure, one in plain[0].items()))
 
 
-def _said(estimate: dict[str, float]) -> str:
+def _interval(estimate: dict[str, float]) -> str:
     return f"{estimate['value']:.4g} [{estimate['low']:.4g}, {estimate['high']:.4g}]"

@@ -1,11 +1,11 @@
-"""`sparring analyze RUN memorization`."""
+"""The command `sparring analyze RUN memorization`."""
 
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from ...core.errors import UserError
 from ..common import say
-from .common import Attacked, attacked, files, how, told
+from .common import Attacked, attacked, how, print_if_json, say_files
 
 if TYPE_CHECKING:
     from ...analysis.memorization.on_run import Memorization
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Options(Attacked):
     examples: int = 300
-    """How many images of the training set and of the test set to look at, the first ones."""
+    """Number of images, taken from the beginning of the training set and of the test set."""
     jacobian_examples: int = 100
-    """On how many of the training images stability and complexity are measured, all at once."""
+    """Number of training images for stability and complexity, measured in one batch."""
     steps: int = 10
-    """Steps of the attack."""
+    """Number of steps of the attack."""
 
 
 def run(target: str, options: Options) -> int:
@@ -36,15 +36,15 @@ def run(target: str, options: Options) -> int:
     one, *rest = found.values()
     alike = {name: agreement(*difficulties(one, each)) for name, each in zip(list(found)[1:], rest, strict=True)}
     plain = [asdict(each) for each in alike.values()]
-    if told(runs, found, options, {"agreement": plain[0] if len(plain) == 1 else plain or None}):
+    if print_if_json(runs, found, options, {"agreement": plain[0] if len(plain) == 1 else plain or None}):
         return 0
     _show(found)
     for name, each in alike.items():
         say(
-            f"does {name} find the same examples hard? Kendall's tau of the adversarial losses of {each.examples} "
+            f"agreement with {name} on hard examples: Kendall's tau of the adversarial losses of {each.examples} "
             f"training examples is {each.tau:.3f} [{each.low:.3f}, {each.high:.3f}]"
         )
-    files(runs, "memorization")
+    say_files(runs, "memorization")
     return 0
 
 
@@ -63,7 +63,7 @@ def _show(found: "dict[str, Memorization]") -> None:
 
 
 def _cells(found: "Memorization") -> dict[str, str]:
-    """What there is to say of a run, in the same order for all."""
+    """Return the rows of the table for one run, in the same order for all runs."""
     fitted = {name: str(found.fitted[name]) if name in found.fitted else "" for name in _FITTED}
     steady = {
         f"{loss}: cosine of the gradient after moving by {found.stability.lengths[i]:g}, {way}": f"{values[i]:.3f}"
@@ -75,7 +75,7 @@ def _cells(found: "Memorization") -> dict[str, str]:
         **{f"{part}, {under}": str(accuracy) for (part, under), accuracy in found.accuracy.items()},
         "robust generalisation gap": f"{100 * found.gap:.1f} points",
         "labels that were changed": f"{100 * found.wrong:.1f} %",
-        **{f"there, {name}": cell for name, cell in fitted.items()},
+        **{f"changed labels, {name}": cell for name, cell in fitted.items()},
         **{
             f"gradient in the {phase} of training": "" if length is None else f"{length:.4g}"
             for phase, length in found.phases().items()

@@ -1,10 +1,10 @@
-"""`sparring analyze RUN representation`."""
+"""The command `sparring analyze RUN representation`."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..common import say
-from .common import Attacked, attacked, files, how, told
+from .common import Attacked, attacked, how, print_if_json, say_files
 
 if TYPE_CHECKING:
     from ...analysis import Representation
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Options(Attacked):
     bank: int = 5000
-    """How many training images are read by, drawn at random."""
+    """Number of training images for the nearest neighbours and the linear probe, drawn at random."""
     k: int = 75
-    """Nearest neighbours that vote, one vote each."""
+    """Number of nearest neighbours that vote, one vote each."""
     restarts: int = 2
-    """Of the attacks on soft votes."""
+    """Number of restarts of the attacks on soft votes."""
 
 
 def run(target: str, options: Options) -> int:
@@ -27,11 +27,11 @@ def run(target: str, options: Options) -> int:
     given = {key: getattr(options, key) for key in ("bank", "k", "steps", "restarts", "batch_size", "seed")}
     found = {name: analyze_representation(run, threat, **given) for name, run in runs.items()}
     write_representation(next(iter(runs.values())).run, list(found.items()), how(options))
-    if told(runs, found, options):
+    if print_if_json(runs, found, options):
         return 0
     _show(found)
-    say("defended: of the images that are right, the share that stays so under the worst of the attacks")
-    files(runs, "representation")
+    say("defended: share of the correctly classified images that stay so under the worst of the attacks")
+    say_files(runs, "representation")
     return 0
 
 
@@ -39,13 +39,14 @@ def _show(found: "dict[str, Representation]") -> None:
     from rich import print as rich_print
     from rich.table import Table
 
-    table = Table("", "read by", "clean", "robust", "defended")
+    table = Table("", "classifier", "clean", "robust", "defended")
     for name, each in found.items():
         for reading, r in each.readings.items():
             table.add_row(name, reading, str(r.clean), str(r.robust), str(r.defense_success_rate))
     rich_print(table)
     for name, each in found.items():
         say(
-            f"{name}: {each.threat}; information between the features of an image and of its adversarial version, from "
-            f"below: {each.information}; spread of the features {each.spread:.2f}, effective rank {each.rank:.1f}"
+            f"{name}: {each.threat}; lower bound of the mutual information between the features of an image and of its "
+            f"adversarial example: {each.information}; spread of the features {each.spread:.2f}, effective rank "
+            f"{each.rank:.1f}"
         )

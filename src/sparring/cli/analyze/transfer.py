@@ -1,11 +1,11 @@
-"""`sparring analyze RUN transfer`."""
+"""The command `sparring analyze RUN transfer`."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ...core.errors import UserError
 from ..common import say
-from .common import Common, files, how, open_runs, told
+from .common import Common, how, open_runs, print_if_json, say_files
 
 if TYPE_CHECKING:
     from ...analysis.transfer.on_run import TransferAnalysis
@@ -14,25 +14,26 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Options(Common):
     to: tuple[str, ...] = ()
-    """The tasks: digits, fashion_mnist, cifar10:DIR, folder:DIR, npz:FILE, ..; +rotated, +inverted and +classes=0-4
-    change one."""
+    """The tasks: digits, fashion_mnist, cifar10:DIR, folder:DIR, npz:FILE, ..; they are changed by +rotated, +inverted
+    and +classes=0-4."""
     resize: bool = False
-    """Stretch images of another size, and change their channels, to what the run was trained on."""
+    """Convert images of another size or number of channels to those that the run was trained on."""
     mode: Literal["head", "norms", "block", "all"] = "head"
-    """What is fitted: a new head; batch norm too; the last block too; everything."""
+    """Parts to fit: a new head; batch norm too; the last block too; everything."""
     shots: tuple[int, ...] = (100, 400, 1600)
-    """How many images of the task to fit to."""
+    """Numbers of images of the task to fit to."""
     seeds: int = 3
-    """How often, with other images."""
+    """Number of repetitions, each with other images."""
     images: int = 1000
-    """How many test images of a task, the first ones."""
+    """Number of test images of a task, taken from the beginning."""
     distance_examples: int = 200
-    """On how many images of each task its distance is measured, at least one a class; 0: it is not."""
+    """Number of images of each task for its distance, at least one per class; with 0 it is not measured."""
     epochs: int = 20
-    """Of fitting, where more than a head is fitted."""
+    """Epochs of fitting, if more than a head is fitted."""
     lr: float = 0.01
+    """Initial learning rate of fitting, if more than a head is fitted."""
     batch_size: int = 64
-    """Of fitting."""
+    """Batch size of fitting."""
 
 
 def run(target: str, options: Options) -> int:
@@ -52,10 +53,10 @@ def run(target: str, options: Options) -> int:
         name: analyze_transfer(run, options.to, counts=options.shots, how=tuning, **names) for name, run in runs.items()
     }
     write_transfers(next(iter(runs.values())).run, list(found.items()), how(options))
-    if told(runs, found, options):
+    if print_if_json(runs, found, options):
         return 0
     _show(found, len(next(iter(runs.values())).test))
-    files(runs, "transfer")
+    say_files(runs, "transfer")
     return 0
 
 
@@ -76,8 +77,9 @@ def _show(found: "dict[str, TransferAnalysis]", own: int) -> None:
             table.add_row("", "distance", *(f"{one.distance[task]:.3f}" for one in found.values()))
     rich_print(table)
     say(
-        "test accuracy, means over draws of the images fitted to; gains on the first run, in points, with 95 % over "
-        f"these draws (Student's t): another training would differ by more. Its own task is tested on {own} images"
+        "test accuracy, mean over draws of the images fitted to; gains over the first run, in points, with 95 % "
+        "intervals over these draws (Student's t): another training would differ by more. The own task of the run is "
+        f"tested on {own} images"
     )
 
 
