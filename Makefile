@@ -39,11 +39,12 @@ mutants: $(VENV)/.dev ## single changes of the core, drawn by SEED, that tests s
 structure: $(VENV)/.dev ## rooms, imports between them, the shape of the code
 	$(BIN)/python tools/structure.py
 
-check: $(VENV)/.dev ## format, lint, types, rooms
+check: $(VENV)/.dev ## format, lint, types, rooms, public docstrings
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/docstrings.py
 
 format: $(VENV)/.dev ## mend what can be mended
 	$(BIN)/ruff check --fix .

@@ -19,7 +19,7 @@ import torch
 from scipy.stats import t as student
 from torch import nn
 
-from sparring import PGD, Linf, Loop, Method, State, UserError, WhiteBox, evaluate
+from sparring import PGD, Linf, Method, State, TrainingLoop, UserError, WhiteBox, evaluate
 from sparring.acceleration import AcceleratedCopy, prefer_channels_last, tune_process
 from sparring.core.modes import unchanged
 from sparring.core.schedules import MultiStep
@@ -49,7 +49,7 @@ def trained(seed: int, view: Any, images: int, test: int, epochs: int, device: t
     attack = PGD(THREAT, 5, THREAT.eps / 3)
     method = Method(attack, CrossEntropy(), outer_mode=view)
     state = State.start(method, model, SGD(weight_decay=1e-3).build(model), train, seed)
-    loop = Loop(epochs, MultiStep(0.05, (0.6 * epochs, 0.9 * epochs)), backend=AcceleratedCopy("auto", "off"))
+    loop = TrainingLoop(epochs, MultiStep(0.05, (0.6 * epochs, 0.9 * epochs)), backend=AcceleratedCopy("auto", "off"))
     began = time.perf_counter()
     loop.run(method, state, Batches(train, 64, seed=seed))
     seconds = time.perf_counter() - began

@@ -9,7 +9,7 @@ from torch import nn
 from sparring import AutoAttack, Linf, audit, evaluate
 from sparring.core.types import pixels
 from sparring.data import Digits
-from sparring.evaluation import Budget, MinimumNorm
+from sparring.evaluation import AuditBudget, MinimumNorm
 
 train, test = Digits().load()
 torch.manual_seed(0)
@@ -28,5 +28,5 @@ print("broken by", {str(name) for name in found.broken_by("autoattack")})
 print(f"half of the examples fall at eps {float(torch.from_numpy(found.distance).median()):.3f}")
 
 # what stands behind these figures
-for finding in audit(model, few, threat, budget=Budget(steps=20, queries=200, surrogate_steps=50)):
+for finding in audit(model, few, threat, budget=AuditBudget(steps=20, queries=200, surrogate_steps=50)):
     print(f"{finding.verdict:5} {finding.name}: {finding.meaning}")

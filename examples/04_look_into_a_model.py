@@ -6,12 +6,12 @@ python examples/04_look_into_a_model.py
 import torch
 
 from sparring import L2, PGD, Batch, Benign, CrossEntropy, Method, Progress, State, train_step
-from sparring.analysis import Inverter, invert, measure_information, measure_transfer, psnr, shots, ssim
+from sparring.analysis import Inverter, invert, measure_information, measure_transfer_learning, psnr, shots, ssim
 from sparring.core.types import pixels
-from sparring.data import Classes, Digits, Rotated
+from sparring.data import ClassSubset, Digits, Rotated
 from sparring.models import small_cnn
 
-train, test = Classes(Digits(), (0, 1, 2, 3, 4)).load()
+train, test = ClassSubset(Digits(), (0, 1, 2, 3, 4)).load()
 x, y = pixels(train.x), train.y
 turned, turned_test = Rotated(Digits()).load()
 
@@ -31,7 +31,7 @@ for name, attack in (("natural", Benign()), ("robust, L2 0.5", PGD(L2(0.5), step
         right = float((model(pixels(test.x)).argmax(1) == test.y).float().mean())
     told = measure_information(model, train[:100], few, jacobian_examples=4).plain()["figures"]
     rebuilt = invert(model, pixels(few.x), Inverter(steps=200))
-    moved = measure_transfer(model, shots(turned, 100, seed=0), turned_test)
+    moved = measure_transfer_learning(model, shots(turned, 100, seed=0), turned_test)
     print(f"{name}: accuracy {100 * right:.1f} %; all digits, turned, from 100 of them: {moved.accuracy}")
     for figure in (
         "weights: relative: all",

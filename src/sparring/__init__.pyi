@@ -75,9 +75,9 @@ from .training import SGD as SGD
 from .training import SWA as SWA
 from .training import Adam as Adam
 from .training import AdamW as AdamW
-from .training import GradientStep as GradientStep
 from .training import Guard as Guard
-from .training import Loop as Loop
 from .training import Method as Method
+from .training import OptimizerStep as OptimizerStep
 from .training import State as State
+from .training import TrainingLoop as TrainingLoop
 from .training import train_step as train_step

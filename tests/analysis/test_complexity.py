@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sparring import L2, Linf, TensorData, UserError
-from sparring.analysis import measure_complexity
+from sparring.analysis import complexity_measures
 from sparring.analysis.memorization.complexity import (
     NotDefined,
     curvature,
@@ -125,7 +125,7 @@ class Attending(nn.Module):
 def test_where_the_path_norm_has_no_meaning_there_is_no_number(net, operation):
     with pytest.raises(NotDefined, match=operation):
         path_norm(net, (1, 2, 2))
-    found = measure_complexity(net, copy.deepcopy(net), TensorData(X.float(), Y, ("a", "b", "c")), Linf(0.1), steps=2)
+    found = complexity_measures(net, copy.deepcopy(net), TensorData(X.float(), Y, ("a", "b", "c")), Linf(0.1), steps=2)
     assert str(found["log path norm"]).startswith("not defined for a network with the operation")
     assert isinstance(found["weight norm"], float)
 
@@ -207,7 +207,7 @@ def test_all_measures_of_a_net_at_once():
     first = copy.deepcopy(net)
     with torch.no_grad():
         first.head.weight += 1.0
-    found = measure_complexity(net, first, data, Linf(0.1), steps=2)
+    found = complexity_measures(net, first, data, Linf(0.1), steps=2)
     assert found["distance from initialisation"] == pytest.approx(first.head.weight.numel())
     assert found["log path norm"] == pytest.approx(math.log(path_norm(net, (1, 8, 8))))
     gamma = found["adversarial margin"]
@@ -217,7 +217,7 @@ def test_all_measures_of_a_net_at_once():
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
     assert net.training
     assert all(p.requires_grad for p in net.parameters())
-    assert found == measure_complexity(net, first, data, Linf(0.1), steps=2)
+    assert found == complexity_measures(net, first, data, Linf(0.1), steps=2)
     with pytest.raises(UserError, match="no weights of two dimensions"):
         matrices(nn.BatchNorm1d(3))
 
@@ -226,7 +226,7 @@ def test_measures_by_the_margin_of_a_net_that_is_right():
     """Logits far apart: every margin is positive."""
     net = linear(20 * torch.eye(4)[:3])
     x = 0.2 + 0.6 * torch.eye(4)[:3].view(3, 1, 2, 2)
-    found = measure_complexity(net, net, TensorData(x, torch.arange(3), ("a", "b", "c")), Linf(0.05), steps=5)
+    found = complexity_measures(net, net, TensorData(x, torch.arange(3), ("a", "b", "c")), Linf(0.05), steps=5)
     gamma = found["adversarial margin"]
     assert gamma == pytest.approx(20 * (0.6 - 0.1), rel=1e-2)
     assert found["1 / margin²"] == pytest.approx(1 / gamma**2)
@@ -241,10 +241,10 @@ def test_frozen_and_unused_weights_are_no_reason_to_fail():
     net.body[0].requires_grad_(False)
     net.unused = nn.Linear(2, 2)
     data = TensorData(torch.rand(4, 1, 8, 8), torch.arange(4) % 3, ("a", "b", "c"))
-    assert isinstance(measure_complexity(net, net, data, Linf(0.1), steps=1)["weight sharpness"], float)
+    assert isinstance(complexity_measures(net, net, data, Linf(0.1), steps=1)["weight sharpness"], float)
     with torch.no_grad():
         for p in net.parameters():
             p.zero_()
-    found = measure_complexity(net, net, data, Linf(0.1), steps=1)
+    found = complexity_measures(net, net, data, Linf(0.1), steps=1)
     assert found["log path norm"] == "not defined where the sum over paths is 0"
     assert "a weight matrix of zeros" in found["log spectral complexity"]

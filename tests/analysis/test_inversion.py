@@ -11,7 +11,16 @@ from conftest import toy_data, toy_net
 from torch import nn
 
 from sparring import L2, PGD, Classifier, Linf, TensorData, UserError, fit, make_rng
-from sparring.analysis import Inverter, annealed, interpolated, invert, measure_inversion, psnr, ssim, visualised
+from sparring.analysis import (
+    Inverter,
+    interpolate,
+    invert,
+    invert_annealed,
+    measure_inversion,
+    psnr,
+    ssim,
+    visualize_features,
+)
 from sparring.analysis.inversion.fake_relu import last_relu, not_passing
 from sparring.analysis.inversion.measure import MEANINGS, beginning, descent, searches
 from sparring.analysis.inversion.on_run import InversionAnalysis
@@ -82,7 +91,7 @@ def test_several_nets_are_matched_together_or_one_after_the_other():
     assert float((both - X).abs().max()) < 0.05
     alone = invert(halves[1], X, how)
     assert float((alone - X).abs().max()) > 0.3
-    after = annealed(halves, X, how)
+    after = invert_annealed(halves, X, how)
     assert float(psnr(after, X).min()) > float(psnr(alone, X).max())
     data = TensorData(X, torch.zeros(6, dtype=torch.long), ("a", "b"))
     measured = measure_inversion(halves, data, how, annealing=True).values
@@ -184,18 +193,18 @@ def test_nothing_is_said_where_the_last_relu_is_exchanged_or_none_is_there():
 def test_features_are_raised_and_images_joined():
     net = mixing()
     start = torch.full_like(X[:3], 0.5)
-    raised = visualised(net, torch.tensor([0, 5, 9]), start, Inverter(steps=200))
+    raised = visualize_features(net, torch.tensor([0, 5, 9]), start, Inverter(steps=200))
     weight = net.body[1].weight.detach()
     best = (weight[[0, 5, 9]] > 0).float().view(3, 1, 4, 4)  # the corner of [0, 1] where a linear number is largest
     reached = (raised.flatten(1) * weight[[0, 5, 9]]).sum(1) / (best.flatten(1) * weight[[0, 5, 9]]).sum(1)
     assert float(reached.min()) > 0.95
-    between = interpolated(net, X[:2], X[2:4], (0.0, 0.5, 1.0), Inverter(steps=600))
+    between = interpolate(net, X[:2], X[2:4], (0.0, 0.5, 1.0), Inverter(steps=600))
     assert between.shape == (2, 3, 1, 4, 4)
     middle = (X[:2] + X[2:4]) / 2
     for i, image in enumerate((X[:2], middle, X[2:4])):
         assert float((between[:, i] - image).abs().max()) < 0.05
     with pytest.raises(UserError, match=r"coordinates = \[16\] must lie between 0 and 15"):
-        visualised(net, torch.tensor([16]), start[:1])
+        visualize_features(net, torch.tensor([16]), start[:1])
 
 
 @pytest.mark.parametrize("by", ["pixels", "fourier", "network"])
@@ -293,7 +302,7 @@ def test_what_cannot_be_inverted_is_refused():
     with pytest.raises(UserError, match="steps = 0 must be at least 1"):
         Inverter(steps=0)
     with pytest.raises(UserError, match="cannot continue from the image of another model"):
-        annealed([net, net], X, Inverter(search=ParametrizedSearch("network", 2)))
+        invert_annealed([net, net], X, Inverter(search=ParametrizedSearch("network", 2)))
     with pytest.raises(UserError, match="by = 'oil'"):
         ParametrizedSearch("oil")
     with pytest.raises(UserError, match="steps = 0 is no whole number"):

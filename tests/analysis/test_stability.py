@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from sparring import L2, TRADES, Benign, CrossEntropy, Linf, Method, Sum, TemporalEnsembling, TensorData, UserError
-from sparring.analysis import bound, losses, measure_stability
+from sparring.analysis import measure_gradient_stability, robustness_bound, standard_methods
 from sparring.analysis.memorization.stability import DIRECTIONS, gradient
 from sparring.attacks import PGD, GaussianStart
 from sparring.core.types import Objective
@@ -41,7 +41,7 @@ class Squared(Objective):
 def test_of_a_quadratic_everything_is_known():
     """∇J(θ) = θ: a move by λ along the gradient changes it by λ, and does not turn it."""
     model = net()
-    found = measure_stability(model, DATA, {"squared": Method(Benign(), Squared())}, lengths=(0.01, 0.5, 20.0))
+    found = measure_gradient_stability(model, DATA, {"squared": Method(Benign(), Squared())}, lengths=(0.01, 0.5, 20.0))
     length = parameters_to_vector(model.parameters()).norm().item()
     assert found.weights == pytest.approx(length)
     assert found.norm["squared"] == pytest.approx(length)
@@ -54,27 +54,29 @@ def test_of_a_quadratic_everything_is_known():
 
 def test_the_gradient_is_that_of_the_training_loss_at_points_that_are_crafted_anew():
     model = net().double().eval()
-    value, found = gradient(losses(BALL)["clean"], model, DATA, 4, 0)  # in batches of 4, 4 and 2
+    value, found = gradient(standard_methods(BALL)["clean"], model, DATA, 4, 0)  # in batches of 4, 4 and 2
     loss = F.cross_entropy(model(DATA.x.double()), DATA.y)
     grads = torch.autograd.grad(loss, list(model.parameters()))
     torch.testing.assert_close(found, parameters_to_vector(grads))
     assert value == pytest.approx(loss.item())
     assert all(p.grad is None for p in model.parameters())
     for name in ("PGD-AT", "TRADES"):
-        one, same, other = (gradient(losses(BALL, steps=1)[name], model, DATA, 10, seed)[1] for seed in (0, 0, 1))
+        one, same, other = (
+            gradient(standard_methods(BALL, steps=1)[name], model, DATA, 10, seed)[1] for seed in (0, 0, 1)
+        )
         assert torch.equal(one, same)
         assert not torch.equal(one, other)
     moved = copy.deepcopy(model)
     with torch.no_grad():
         for p in moved.parameters():
             p.neg_()
-    assert not torch.equal(gradient(losses(BALL)["PGD-AT"], moved, DATA, 10, 0)[1], found)
+    assert not torch.equal(gradient(standard_methods(BALL)["PGD-AT"], moved, DATA, 10, 0)[1], found)
 
 
 def test_change_and_cosine_are_those_of_the_definition():
     model = net()
-    methods = losses(BALL, steps=3)
-    found = measure_stability(model, DATA, methods, lengths=(0.3,), seed=5)
+    methods = standard_methods(BALL, steps=3)
+    found = measure_gradient_stability(model, DATA, methods, lengths=(0.3,), seed=5)
     wide = copy.deepcopy(model).double().eval()
     _, here = gradient(methods["TRADES"], wide, DATA, 128, 5)
     with torch.no_grad():
@@ -95,14 +97,16 @@ def test_change_and_cosine_are_those_of_the_definition():
         "weights moved by length x (- gradient / |gradient|)",
     }
     with pytest.raises(UserError, match="all must be above 0"):
-        measure_stability(model, DATA, methods, lengths=(0.0,))
+        measure_gradient_stability(model, DATA, methods, lengths=(0.0,))
 
 
 def test_any_method_can_be_looked_at():
     added = Sum((TRADES(), TemporalEnsembling(3.0, on="clean")))
     model = small_cnn(3, (1, 2, 2), width=2, batch_norm=True)
     before = copy.deepcopy(model.state_dict())
-    found = measure_stability(model, DATA, {"TE": Method(PGD(BALL, 2, start=GaussianStart()), added)}, lengths=(0.1,))
+    found = measure_gradient_stability(
+        model, DATA, {"TE": Method(PGD(BALL, 2, start=GaussianStart()), added)}, lengths=(0.1,)
+    )
     assert np.isfinite(found.change["TE", "up"]).all()
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
@@ -117,7 +121,7 @@ def test_theorem_1_holds_on_a_small_net_and_its_last_term_stays(threat):
         with torch.no_grad():
             for p in other.parameters():
                 p.add_(scale * torch.randn_like(p))
-        found = bound(model, other, DATA, threat, points=40)
+        found = robustness_bound(model, other, DATA, threat, points=40)
         assert found.jump <= found.most * (1 + 1e-9)
         assert found.clean <= 40 * scale
         assert 2 * found.eps * found.lipschitz > 0.01
@@ -130,5 +134,5 @@ def test_the_constant_of_theorem_1_is_known_for_a_linear_model():
     with torch.no_grad():
         model[1].weight.zero_()  # p = 1/3 whatever the image
     one = replace(DATA, x=DATA.x[:1], y=DATA.y[:1])
-    found = bound(model, model, one, L2(0.2), points=5)
+    found = robustness_bound(model, model, one, L2(0.2), points=5)
     assert found.lipschitz == pytest.approx(float(np.linalg.norm([2 / 3, 1 / 3, 1 / 3])), rel=1e-6)

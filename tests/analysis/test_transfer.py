@@ -11,11 +11,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from sparring import Classifier, TensorData, UserError, fit, make_rng
-from sparring.analysis import Tuning, measure_transfer, shots, task_distance, task_embedding
+from sparring.analysis import FineTuning, measure_transfer_learning, shots, task_distance, task_embedding
 from sparring.analysis.transfer.measure import last_block
 from sparring.cli import run as shell
 from sparring.core.serialization import Build
-from sparring.data import Classes, Digits, Resized
+from sparring.data import ClassSubset, Digits, Resized
 from sparring.models import amdim, linear_probe, preact_resnet18, resnet18, small_cnn, validated_probe
 
 
@@ -62,7 +62,7 @@ def test_the_penalty_is_the_one_that_is_best_on_a_part_held_out():
 def test_modes_move_what_they_say(mode):
     model, data = normed(), toy_data(60)
     before = {name: each.clone() for name, each in model.state_dict().items()}
-    found = measure_transfer(model, data, data, Tuning(mode, epochs=15, batch_size=16))
+    found = measure_transfer_learning(model, data, data, FineTuning(mode, epochs=15, batch_size=16))
     assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
     assert all(p.requires_grad for p in model.parameters()) and not model.training
     moved = {n for n, each in found.model.body.state_dict().items() if not torch.equal(each, before[f"body.{n}"])}
@@ -72,7 +72,7 @@ def test_modes_move_what_they_say(mode):
     norms = {n for n in before if n.startswith("body.") and n.removeprefix("body.") not in weights}
     assert moved - weights == (set() if mode == "head" else {n.removeprefix("body.") for n in norms})
     assert found.accuracy.value > 0.8 and not found.model.training
-    again = measure_transfer(model, data, data, Tuning(mode, epochs=15, batch_size=16))
+    again = measure_transfer_learning(model, data, data, FineTuning(mode, epochs=15, batch_size=16))
     assert again.accuracy == found.accuracy
     assert all(torch.equal(p, q) for p, q in zip(again.model.parameters(), found.model.parameters(), strict=True))
 
@@ -102,7 +102,7 @@ def test_a_tuned_net_beats_its_head_where_features_say_too_little():
     torch.manual_seed(0)
     model = small_cnn(2, (1, 4, 4), width=4, batch_norm=True).eval()
     head, block, whole = (
-        measure_transfer(model, data, data, Tuning(mode, epochs=40, batch_size=20)).accuracy
+        measure_transfer_learning(model, data, data, FineTuning(mode, epochs=40, batch_size=20)).accuracy
         for mode in ("head", "block", "all")
     )
     assert head.value < 0.75 < 0.95 < min(block.value, whole.value)
@@ -130,19 +130,19 @@ def test_tasks_that_cannot_be_fitted_are_refused():
     model, data = normed(), toy_data(30)
     missing = TensorData(data.x, data.y % 2, data.classes)
     with pytest.raises(UserError, match=r"no image to train on of 1 of its 3 classes \(c\): take more"):
-        measure_transfer(model, missing, data)
+        measure_transfer_learning(model, missing, data)
     large = TensorData(torch.rand(6, 1, 9, 9), torch.arange(6) % 2, ("a", "b"))
     with pytest.raises(UserError, match="does not take images of 1x9x9"):
-        measure_transfer(model, large, large)
+        measure_transfer_learning(model, large, large)
     with pytest.raises(UserError, match="does not say what its features are"):
-        measure_transfer(toy_net().eval(), data, data)
+        measure_transfer_learning(toy_net().eval(), data, data)
     bare = small_cnn(3, (1, 4, 4), width=2).eval()
     with pytest.raises(UserError, match="trains batch norm, which this model does not have"):
-        measure_transfer(bare, data, data, Tuning("norms"))
+        measure_transfer_learning(bare, data, data, FineTuning("norms"))
     with pytest.raises(UserError, match="mode = 'body' is not one of head, norms, block, all"):
-        Tuning("body")
+        FineTuning("body")
     with pytest.raises(UserError, match="epochs must be at least 1"):
-        Tuning(epochs=0)
+        FineTuning(epochs=0)
 
 
 # -- distances
@@ -152,8 +152,8 @@ def test_tasks_are_near_to_themselves_and_far_from_others():
     torch.manual_seed(0)
     model = small_cnn(10, (1, 8, 8), width=4, batch_norm=True).eval()
     train, _ = Digits().load()
-    some, others = (shots(Classes(Digits(), part).load()[0], 60, 0) for part in ((0, 1, 2), (7, 8, 9)))
-    more = shots(Classes(Digits(), (0, 1, 2)).load()[0], 60, 1)
+    some, others = (shots(ClassSubset(Digits(), part).load()[0], 60, 0) for part in ((0, 1, 2), (7, 8, 9)))
+    more = shots(ClassSubset(Digits(), (0, 1, 2)).load()[0], 60, 1)
     a, b, c = (task_embedding(model, task) for task in (some, more, others))
     assert a.shape == (4 + 4 + 8 + 8 + 16,)  # a number for each filter and each unit
     assert task_distance(a, a) == pytest.approx(0, abs=1e-9)

@@ -31,7 +31,7 @@ from sparring.core.serialization import from_plain, to_plain
 from sparring.core.types import pixels
 from sparring.evaluation import threat_of
 from sparring.testing import check_attack
-from sparring.training import GradientStep
+from sparring.training import OptimizerStep
 from sparring.training.cost import cost
 
 THREATS = [Linf(0.2), L2(0.8), L1(3.0)]
@@ -118,7 +118,7 @@ def test_steps_shrink_with_eps_also_where_their_size_was_given():
 def test_it_is_a_value_that_costs_what_the_attack_costs(tiny, tmp_path):
     attack = RandomEps(PGD(L2(0.5), 2), "example", alpha=2.0)
     assert from_plain(to_plain(attack)) == attack and threat_of(attack) == L2(0.5)
-    assert cost(Method(attack, CrossEntropy()), GradientStep(), 1, 10).both == 3
+    assert cost(Method(attack, CrossEntropy()), OptimizerStep(), 1, 10).both == 3
     recipe = replace(tiny, epochs=1, method=Method(attack, CrossEntropy()))
     runs = [fit(recipe, tmp_path / name, device="cpu") for name in "ab"]
     assert runs[0].weights("last").read_bytes() == runs[1].weights("last").read_bytes()

@@ -31,7 +31,7 @@ from sparring import (
     perturb,
 )
 from sparring.acceleration import AcceleratedCopy
-from sparring.analysis import measure_landscape, measure_stability
+from sparring.analysis import measure_gradient_stability, measure_landscape
 from sparring.attacks import NFGSM
 from sparring.core.modes import full_precision
 from sparring.core.types import Batch, TensorData, pixels
@@ -197,7 +197,10 @@ WRONG = {  # what is handed in, and what is said of it
         lambda: measure_landscape(toy_net(), TensorData(torch.rand(24, 1, 5, 5), Y, DATA.classes), Linf(0.1)),
         r"does not take images of 1x5x5",
     ),
-    "stability of a class": (lambda: measure_stability(nn.Flatten, DATA, {}), r"the model is the class Flatten"),
+    "stability of a class": (
+        lambda: measure_gradient_stability(nn.Flatten, DATA, {}),
+        r"the model is the class Flatten",
+    ),
     "a first step on images of another size": (lambda: stepped(toy_net(), torch.rand(24, 1, 5, 5)), r"of 1x5x5"),
     "a first step on float64 images": (lambda: stepped(toy_net(), X.double()), r"images are torch.float64"),
     "a first step of a model that changes its images": (

@@ -12,10 +12,10 @@ from sparring import UserError
 from sparring.data import (
     NPZ,
     STL10,
-    Classes,
+    ClassSubset,
     Digits,
     ImageFolder,
-    Negative,
+    InvertedImages,
     Resized,
     Rotated,
     load_test,
@@ -56,28 +56,28 @@ def test_images_are_turned_and_inverted(tmp_path):
     turned = Rotated(source).load()[0].x
     assert torch.equal(turned[:, :, 0, 0], x[:, :, 0, 5])  # what was on the right is on top
     assert torch.equal(Rotated(Rotated(source), 3).load()[1].x, x[:6])
-    assert torch.equal(Negative(source).load()[0].x, 255 - x)
+    assert torch.equal(InvertedImages(source).load()[0].x, 255 - x)
     source, x = own(tmp_path, floats=True)
-    assert torch.allclose(Negative(source).load()[0].x, 1 - x.float())
+    assert torch.allclose(InvertedImages(source).load()[0].x, 1 - x.float())
 
 
 def test_classes_are_chosen_and_numbered_anew(tmp_path):
     source, x = own(tmp_path)
-    train, test = Classes(source, (2, 0)).load()
+    train, test = ClassSubset(source, (2, 0)).load()
     assert train.classes == ("2", "0") and train.y.tolist() == [1, 0] * 4
     assert torch.equal(train.x, x[torch.tensor([0, 2, 3, 5, 6, 8, 9, 11])]) and len(test) == 4
     for chosen in ((1,), (1, 1), ()):
         with pytest.raises(UserError, match="at least two classes are chosen, none twice"):
-            Classes(source, chosen)
+            ClassSubset(source, chosen)
     with pytest.raises(UserError, match=r"classes \(0, 3\) are chosen of those numbered 0 to 2"):
-        Classes(source, (0, 3)).load()
+        ClassSubset(source, (0, 3)).load()
 
 
 def test_names_say_what_is_done(tmp_path):
     assert source_of("digits") == Digits()
-    assert source_of("digits+rotated+inverted") == Negative(Rotated(Digits()))
-    assert source_of("digits+classes=0-2,7") == Classes(Digits(), (0, 1, 2, 7))
-    assert source_of("folder:a+b+inverted") == Negative(ImageFolder("a+b"))
+    assert source_of("digits+rotated+inverted") == InvertedImages(Rotated(Digits()))
+    assert source_of("digits+classes=0-2,7") == ClassSubset(Digits(), (0, 1, 2, 7))
+    assert source_of("folder:a+b+inverted") == InvertedImages(ImageFolder("a+b"))
     source, x = own(tmp_path)
     named = f"npz:{source.path}"
     assert source_of(named) == source

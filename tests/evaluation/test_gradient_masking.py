@@ -11,13 +11,13 @@ from sparring import PGD, CrossEntropy, GaussianStart, Linf, Method, TensorData,
 from sparring.core.rng import make_rng
 from sparring.core.types import Batch, Progress, pixels
 from sparring.data import Digits
-from sparring.evaluation import Budget
+from sparring.evaluation import AuditBudget
 from sparring.models import small_cnn
 from sparring.records.results import passed
 from sparring.training import State, train_step
 
 THREAT = Linf(0.1)
-FEW = Budget(steps=15, queries=200, samples=10, surrogate_steps=60)
+FEW = AuditBudget(steps=15, queries=200, samples=10, surrogate_steps=60)
 
 
 @pytest.fixture(scope="module")

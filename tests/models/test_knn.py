@@ -14,7 +14,7 @@ from sparring.acceleration import AcceleratedCopy, OriginalModel
 from sparring.attacks import Margin
 from sparring.core.rng import make_rng
 from sparring.core.types import Classifier
-from sparring.evaluation import Budget, FeatureAttack, KNNAttackSuite, KNNVoteAttack, PGDkNN, ProbeTransfer
+from sparring.evaluation import AuditBudget, FeatureAttack, KNNAttackSuite, KNNVoteAttack, PGDkNN, ProbeTransfer
 from sparring.models import KNN, amdim, contrastive_encoder, encode_bank, knn_head, linear_probe
 from sparring.models.guided import GuideLoss
 from sparring.testing import check_model
@@ -239,7 +239,9 @@ def test_autoattack_and_the_audit_apply_unchanged(reader):
     assert right > 15 and found.table()["aa"].correct < right
     assert "apgd-ce" in " ".join(map(str, found.broken_by("aa")))
     assert not [
-        f for f in audit(model, few, BALL, budget=Budget(5, 20, 5, 5)) if f.name == "output" and f.verdict == "fail"
+        f
+        for f in audit(model, few, BALL, budget=AuditBudget(5, 20, 5, 5))
+        if f.name == "output" and f.verdict == "fail"
     ]
     z = perturb(model, few.x.float() / 255, few.y, PGD(BALL, 3))
     assert float((z - few.x.float() / 255).abs().max()) <= 0.1 + 1e-6

@@ -13,9 +13,9 @@ from sparring import (
     Context,
     CrossEntropy,
     GaussianStart,
-    GradientStep,
     Linf,
     Method,
+    OptimizerStep,
     Progress,
     State,
     Sum,
@@ -66,7 +66,7 @@ def one_step(objective, attack, model, backend=OriginalModel()):  # noqa: B008
     state.notes["search"] = backend.kind(model)  # what the step before took
     index = torch.arange(12)
     batch = Batch(pixels(data.x[index]), data.y[index], index)
-    return train_step(Method(attack, objective), state, batch, Progress(1, 5, 1), GradientStep(), backend)
+    return train_step(Method(attack, objective), state, batch, Progress(1, 5, 1), OptimizerStep(), backend)
 
 
 # forwards, backwards: what the theory asks for
@@ -287,7 +287,7 @@ def test_grad_align_is_nothing_for_a_linear_model_and_straightens_a_bent_one():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     first = number(term.outer(context(model), ctx.batch.x)["misalignment"])
     for step in range(60):
-        GradientStep()(model, optimizer, lambda step=step: term.outer(context(model, step), ctx.batch.x))
+        OptimizerStep()(model, optimizer, lambda step=step: term.outer(context(model, step), ctx.batch.x))
     assert number(term.outer(context(model), ctx.batch.x)["misalignment"]) < 0.5 * first
 
 

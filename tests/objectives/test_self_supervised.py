@@ -43,7 +43,7 @@ from sparring.recipes.selfsup import cifar10_amdim_sat_released, digits_amdim, d
 from sparring.runs.load import evaluate_run, load_model
 from sparring.runs.recipe import Evaluation
 from sparring.testing import check_objective
-from sparring.training import GradientStep, Interrupted, Loop
+from sparring.training import Interrupted, OptimizerStep, TrainingLoop
 from sparring.training.cost import cost
 
 BALL = Linf(0.1)
@@ -115,9 +115,9 @@ def test_clean_and_adversarial_are_contrasted_in_the_mode_of_training():
 
 def test_two_views_are_one_forward_pass_and_no_pass_of_an_attack_that_is_not_there():
     method = Method(Benign(), Contrastive(NTXent(), between="views"))
-    found = cost(method, GradientStep(), 1, 10)
+    found = cost(method, OptimizerStep(), 1, 10)
     assert (found.forward, found.backward) == (1, 1)
-    between = cost(Method(SHORT, Contrastive()), GradientStep(), 1, 10)
+    between = cost(Method(SHORT, Contrastive()), OptimizerStep(), 1, 10)
     assert (between.forward, between.backward) == (2 + 1 + 2, 2 + 2), "two steps, the keys, clean and adversarial"
 
 
@@ -198,7 +198,7 @@ def test_votes_and_guides_train_and_refuse_a_model_without_neighbours(objective)
     state = State.start(method, other, torch.optim.SGD(other.parameters(), 0.05), data)
     with pytest.raises(UserError, match="another head"):
         train_step(method, state, batch, Progress(1, 10, 1))
-    assert cost(method, GradientStep(), 1, 10).backward == 4
+    assert cost(method, OptimizerStep(), 1, 10).backward == 4
 
 
 def test_only_those_who_are_fooled_are_contrasted():
@@ -389,7 +389,7 @@ def test_recipes_for_clothes_take_a_step(name):
     batches = Batches(data, 12, recipe.augment, 0, recipe.views)
     state = State.start(recipe.method, model, recipe.optimizer.build(model), data)
     before = [p.clone() for p in model.body.parameters()]
-    Loop(1, 1e-3).run(recipe.method, state, batches, until=1)
+    TrainingLoop(1, 1e-3).run(recipe.method, state, batches, until=1)
     assert any(not torch.equal(a, b) for a, b in zip(before, model.body.parameters(), strict=True))
 
 

@@ -10,7 +10,7 @@ import torch
 from conftest import toy_data, toy_net
 from helpers import bits, stop_at
 
-import sparring.objectives.bank as banks
+import sparring.objectives.example_bank as banks
 from sparring import (
     PGD,
     TRADES,
@@ -35,8 +35,8 @@ from sparring.core.schedules import Ramp
 from sparring.core.types import ForwardCache, pixels
 from sparring.data import NPZ, Batches
 from sparring.objectives import BatchNormStatistics, Staged
-from sparring.objectives.bank import Bank, chosen
-from sparring.training import GradientStep, Interrupted
+from sparring.objectives.example_bank import Bank, chosen
+from sparring.training import Interrupted, OptimizerStep
 from sparring.training.cost import cost
 
 BALL = Linf(8 / 255)
@@ -71,7 +71,9 @@ def test_the_bank_is_what_a_loop_in_numpy_keeps(sizes, resumed):
         x = pixels(data.x[index])
         if epoch >= 2:  # where the ramp begins, the bank does
             kept[index] = 0.9 * kept[index] + 0.1 * predictions(state.model, x)
-        train_step(method, state, Batch(x, data.y[index], index), Progress(step, 3, 3), GradientStep(), OriginalModel())
+        train_step(
+            method, state, Batch(x, data.y[index], index), Progress(step, 3, 3), OptimizerStep(), OriginalModel()
+        )
         found = state.memory[1].rows.numpy()
         np.testing.assert_allclose(found, kept, atol=1e-6)
         if resumed and step == 4:
@@ -160,9 +162,9 @@ def test_the_attack_raises_the_term_too():
 def test_it_costs_a_clean_pass_once_it_has_begun():
     attack = PGD(BALL, steps=10)
     term = TemporalEnsembling(Ramp(30.0, 6, 8))
-    before = cost(Method(attack, CrossEntropy()), GradientStep(), 10, 5)
-    after = cost(Method(attack, Sum((CrossEntropy(), replace(term, weight=30.0)))), GradientStep(), 10, 5)
-    half = cost(Method(attack, Sum((CrossEntropy(), term))), GradientStep(), 10, 5)
+    before = cost(Method(attack, CrossEntropy()), OptimizerStep(), 10, 5)
+    after = cost(Method(attack, Sum((CrossEntropy(), replace(term, weight=30.0)))), OptimizerStep(), 10, 5)
+    half = cost(Method(attack, Sum((CrossEntropy(), term))), OptimizerStep(), 10, 5)
     assert (before.forward, after.forward, half.forward) == (11, 12, 11.5)
     assert before.backward == after.backward == half.backward == 11
 

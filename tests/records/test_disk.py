@@ -25,7 +25,7 @@ from sparring import PGD, Linf, RunFolder, TensorData, UserError, WhiteBox, fit,
 from sparring.attacks import FGSM
 from sparring.cli import run as shell
 from sparring.cli.analyze.common import KINDS
-from sparring.core.names import CALLS, FORMAT, NAMES, VALUES
+from sparring.core.public_names import CALLS, FORMAT, NAMES, VALUES
 from sparring.core.serialization import Build, from_plain, to_plain
 from sparring.core.writing import replacing, write_bytes
 from sparring.evaluation.journal import Part, PartStore

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest
 
 from sparring import RunFolder, UserError
-from sparring.records import Accuracy, EvaluationResult, Paired
+from sparring.records import Accuracy, EvaluationResult, PairedComparison
 from sparring.records.run_folder import read_evaluated, write_bytes, write_evaluated
 
 
@@ -175,11 +175,11 @@ def test_a_damaged_evaluation_gets_a_sentence(tmp_path, content):
 
 def test_mcnemars_test_is_the_exact_one():
     """7 against 1 discordant pairs: twice the lower tail of a fair coin, 2 (1 + 8) / 256."""
-    pair = Paired(7, 1, 100)
+    pair = PairedComparison(7, 1, 100)
     assert pair.p == pytest.approx(18 / 256)
     assert pair.difference == pytest.approx(0.06)
-    assert Paired(0, 0, 10).p == 1.0
-    assert Paired(3, 3, 10).p == 1.0
+    assert PairedComparison(0, 0, 10).p == 1.0
+    assert PairedComparison(3, 3, 10).p == 1.0
     assert "+6.00 points" in str(pair)
 
 
@@ -188,15 +188,15 @@ def test_the_interval_of_a_paired_difference_covers_as_often_as_it_says():
     hits = 0
     for _ in range(1000):
         split = rng.multinomial(200, [0.1, 0.05, 0.85])
-        low, high = Paired(int(split[0]), int(split[1]), 200).interval
+        low, high = PairedComparison(int(split[0]), int(split[1]), 200).interval
         hits += low <= 0.05 <= high
     assert 930 <= hits <= 980
 
 
 def test_two_evaluations_are_paired_example_by_example():
     a, b = evaluated(**CASCADE), evaluated(**{**CASCADE, "aa": [0, 1, 1, 1, 0, 0]})
-    assert a.paired(b, "aa") == Paired(1, 2, 6)
-    assert a.paired(b, "aa", "pgd") == Paired(1, 3, 6)
+    assert a.paired(b, "aa") == PairedComparison(1, 2, 6)
+    assert a.paired(b, "aa", "pgd") == PairedComparison(1, 3, 6)
     with pytest.raises(UserError, match="the same images in the same order"):
         a.paired(replace(b, label=np.array([1, 0, 0, 1, 1, 1])), "aa")
     with pytest.raises(UserError, match="the same images in the same order"):

@@ -10,7 +10,7 @@ from sparring import TensorData, UserError
 from sparring.core.types import pixels
 from sparring.data import load_test
 from sparring.models import Normalize, preact_resnet18, small_cnn
-from sparring.runs.foreign import _ARCHITECTURES, _value, fitting, imported_model, named_model, normalized
+from sparring.runs.external_models import _ARCHITECTURES, _value, fitting, imported_model, named_model, normalized
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 import sparring as sp
-from sparring import AWP, FGSM, PGD, Benign, CrossEntropy, GaussianStart, GradientStep, Linf, Method, RandomStart
+from sparring import AWP, FGSM, PGD, Benign, CrossEntropy, GaussianStart, Linf, Method, OptimizerStep, RandomStart
 from sparring.core.schedules import PiecewiseConstant
 from sparring.recipes import find
 from sparring.training.cost import cost
@@ -15,14 +15,14 @@ RS = FGSM(BALL, 1.25 * BALL.eps, RandomStart())
 @pytest.mark.parametrize(
     ("method", "update", "forward", "backward"),
     [
-        (Method(Benign(), CrossEntropy()), GradientStep(), 1, 1),
-        (Method(RS, CrossEntropy()), GradientStep(), 2, 2),
-        (Method(PGD(BALL, 7), CrossEntropy()), GradientStep(), 8, 8),
-        (Method(PGD(BALL, 7, patience=0), CrossEntropy()), GradientStep(), 8, 8),  # at most
-        (Method(PGD(BALL, 10, start=GaussianStart()), sp.TRADES()), GradientStep(), 13, 12),
+        (Method(Benign(), CrossEntropy()), OptimizerStep(), 1, 1),
+        (Method(RS, CrossEntropy()), OptimizerStep(), 2, 2),
+        (Method(PGD(BALL, 7), CrossEntropy()), OptimizerStep(), 8, 8),
+        (Method(PGD(BALL, 7, patience=0), CrossEntropy()), OptimizerStep(), 8, 8),  # at most
+        (Method(PGD(BALL, 10, start=GaussianStart()), sp.TRADES()), OptimizerStep(), 13, 12),
         (Method(PGD(BALL, 10), CrossEntropy()), AWP(), 12, 12),
-        (Method(PGD(BALL, 10), CrossEntropy()), PiecewiseConstant(((0, GradientStep()), (5, AWP()))), 11.5, 11.5),
-        (sp.training.Free(BALL, 8), GradientStep(), 8, 8),
+        (Method(PGD(BALL, 10), CrossEntropy()), PiecewiseConstant(((0, OptimizerStep()), (5, AWP()))), 11.5, 11.5),
+        (sp.training.Free(BALL, 8), OptimizerStep(), 8, 8),
     ],
     ids=lambda v: repr(v)[:60],
 )
@@ -54,12 +54,12 @@ def test_clean_images_in_every_stage_cost_one_more_pass_where_the_attack_moved_t
 @pytest.mark.slow
 def test_a_long_training_is_sampled():
     method = Method(sp.core.schedules.Cycle(((1, Benign()), (3, RS))), CrossEntropy())
-    assert cost(method, GradientStep(), epochs=200, steps_per_epoch=500).both == pytest.approx(1.75, abs=0.02)
+    assert cost(method, OptimizerStep(), epochs=200, steps_per_epoch=500).both == pytest.approx(1.75, abs=0.02)
 
 
 @pytest.mark.parametrize("threat", [sp.L1(20.0), sp.L2(5.0), Linf(1.0)], ids=repr)
 def test_large_sets_have_a_cost_too(threat):
-    found = cost(Method(PGD(threat, 3), CrossEntropy()), GradientStep(), epochs=2, steps_per_epoch=3)
+    found = cost(Method(PGD(threat, 3), CrossEntropy()), OptimizerStep(), epochs=2, steps_per_epoch=3)
     assert found.both == 4
 
 
@@ -68,4 +68,4 @@ def test_an_objective_that_reads_features_has_a_cost():
         def outer(self, ctx, x_adv):
             return {"f": ctx.lens.features(x_adv).square().mean()}
 
-    assert cost(Method(RS, FeatureAttack()), GradientStep(), epochs=1, steps_per_epoch=3).both == 2
+    assert cost(Method(RS, FeatureAttack()), OptimizerStep(), epochs=1, steps_per_epoch=3).both == 2

@@ -14,11 +14,11 @@ from sparring import (
     Benign,
     CrossEntropy,
     Linf,
-    Loop,
     Method,
     Objective,
     Progress,
     State,
+    TrainingLoop,
     UserError,
     make_rng,
     train_mode,
@@ -39,7 +39,7 @@ def begin(method=MADRY, model=None, lr=0.1, **optimizer):
 
 
 def run(state, method=MADRY, epochs=2, lr=0.1, **rest):
-    Loop(epochs, lr, **rest).run(method, state, Batches(toy_data(), 20))
+    TrainingLoop(epochs, lr, **rest).run(method, state, Batches(toy_data(), 20))
     return state
 
 

@@ -11,12 +11,12 @@ from sparring import (
     Batch,
     Build,
     CrossEntropy,
-    GradientStep,
     Linf,
-    Loop,
+    OptimizerStep,
     OriginalModel,
     Progress,
     State,
+    TrainingLoop,
     UserError,
     fit,
 )
@@ -34,7 +34,7 @@ def test_it_is_the_formula_of_its_paper():
     for step in range(2):
         rows = torch.arange(20 * step, 20 * step + 20)
         x, y = pixels(data.x[rows]), data.y[rows]
-        method.step(state, Batch(x, y, rows), Progress(step + 1, 3, 1), GradientStep(), OriginalModel())
+        method.step(state, Batch(x, y, rows), Progress(step + 1, 3, 1), OptimizerStep(), OriginalModel())
         for _ in range(3):
             z = (x + delta).clamp(0, 1).requires_grad_()
             optimizer.zero_grad()
@@ -53,7 +53,7 @@ def test_a_replay_is_one_forward_and_one_backward_pass():
     seen = count(model)
     rows = torch.arange(12)
     method.step(
-        state, Batch(pixels(data.x[rows]), data.y[rows], rows), Progress(1, 3, 1), GradientStep(), OriginalModel()
+        state, Batch(pixels(data.x[rows]), data.y[rows], rows), Progress(1, 3, 1), OptimizerStep(), OriginalModel()
     )
     assert (seen.forwards, seen.backwards) == (8, 8)
 
@@ -66,7 +66,7 @@ def test_the_perturbation_survives_a_saved_state():
         return State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1), data)
 
     def go(state, epochs):
-        Loop(epochs, 0.1).run(method, state, Batches(data, 20))
+        TrainingLoop(epochs, 0.1).run(method, state, Batches(data, 20))
         return state
 
     whole, half, other = go(begin(0), 4), go(begin(0), 2), begin(1)

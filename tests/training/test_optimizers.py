@@ -3,7 +3,7 @@ import torch
 from conftest import toy_net
 from torch import nn
 
-from sparring import SGD, AdamW, GradientStep
+from sparring import SGD, AdamW, OptimizerStep
 
 
 def test_weight_decay_spares_norms_and_biases_if_told_so():
@@ -27,7 +27,7 @@ def test_options_reach_torch():
 def test_a_gradient_is_clipped_to_its_length_before_the_step(limit):
     layer = nn.Linear(3, 1, bias=False)
     before = layer.weight.detach().clone()
-    update = GradientStep(max_norm=limit)
+    update = OptimizerStep(max_norm=limit)
     terms = update(layer, torch.optim.SGD(layer.parameters(), lr=1.0), lambda: {"a": 3 * layer.weight.sum()})
     moved = float((layer.weight - before).norm().detach())
     assert moved == pytest.approx(27**0.5 if limit is None else limit, rel=1e-4)
@@ -36,7 +36,7 @@ def test_a_gradient_is_clipped_to_its_length_before_the_step(limit):
 
 def test_the_terms_of_an_update_are_added_up():
     layer = nn.Linear(1, 1, bias=False)
-    GradientStep()(
+    OptimizerStep()(
         layer,
         torch.optim.SGD(layer.parameters(), lr=0.0),
         lambda: {"a": layer.weight.sum(), "b": 2 * layer.weight.sum()},

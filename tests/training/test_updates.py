@@ -16,12 +16,12 @@ from sparring import (
     SWA,
     Adam,
     CrossEntropy,
-    GradientStep,
     Linf,
-    Loop,
     Method,
+    OptimizerStep,
     Progress,
     State,
+    TrainingLoop,
     UserError,
     fit,
 )
@@ -100,7 +100,7 @@ def test_a_model_without_matrices_has_nothing_to_perturb():
 
 @pytest.mark.slow
 def test_an_update_may_change_with_the_epoch(tiny, tmp_path):
-    later = replace(tiny, update=PiecewiseConstant(((0, GradientStep()), (2, AWP(0.05)))))
+    later = replace(tiny, update=PiecewiseConstant(((0, OptimizerStep()), (2, AWP(0.05)))))
     a, b = fit(tiny, tmp_path / "a"), fit(later, tmp_path / "b")
     rows = [[r["terms"]["ce"] for r in run.metrics() if "terms" in r] for run in (a, b)]
     per_epoch = len(rows[0]) // 3
@@ -123,7 +123,7 @@ def trained(averaging, epochs=5):
     method, model, data = Method(PGD(Linf(0.05), steps=1), CrossEntropy()), toy_net().train(), toy_data()
     state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1), data)
     log = Epochs()
-    Loop(epochs, 0.1, averaging=averaging, hooks=(log,)).run(method, state, Batches(data, 20))
+    TrainingLoop(epochs, 0.1, averaging=averaging, hooks=(log,)).run(method, state, Batches(data, 20))
     return log, data
 
 
@@ -161,7 +161,7 @@ def test_the_images_that_swa_looks_at_move_nothing_that_training_draws_from():
     for averaging in (None, SWA(start=0)):
         method, model, data = Method(PGD(Linf(0.05), steps=1), CrossEntropy()), toy_net().train(), toy_data()
         state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1), data)
-        Loop(4, 0.1, averaging=averaging).run(method, state, Batches(data, 20))
+        TrainingLoop(4, 0.1, averaging=averaging).run(method, state, Batches(data, 20))
         states.append(state.model.state_dict())
     assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
 
@@ -177,7 +177,7 @@ def test_a_central_gradient_is_the_decayed_one_without_its_mean(what, least):
     for group in optimizer.param_groups:
         group["lr"] = 0.5
     for _ in range(3):
-        GradientStep()(model, optimizer, lambda: {"ce": F.cross_entropy(model(x), y)})
+        OptimizerStep()(model, optimizer, lambda: {"ce": F.cross_entropy(model(x), y)})
         grads = torch.autograd.grad(F.cross_entropy(theirs(x), y), list(theirs.parameters()))
         for p, g, v in zip(theirs.parameters(), grads, velocity, strict=True):
             g = g + 0.1 * p.detach()

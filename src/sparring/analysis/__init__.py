@@ -1,11 +1,19 @@
 """Measurements that help to explain why a model is as robust as it is."""
 
 from .information.measure import Information, effective_information, measure_information
-from .inversion.measure import Inversion, Inverter, annealed, interpolated, invert, measure_inversion, visualised
+from .inversion.measure import (
+    Inversion,
+    Inverter,
+    interpolate,
+    invert,
+    invert_annealed,
+    measure_inversion,
+    visualize_features,
+)
 from .inversion.similarity import psnr, ssim
-from .landscape.measure import Landscape, estimate, measure_landscape
-from .memorization.complexity import measure_complexity
-from .memorization.stability import Stability, bound, losses, measure_stability
+from .landscape.measure import LossLandscape, estimate, measure_landscape
+from .memorization.complexity import complexity_measures
+from .memorization.stability import Stability, measure_gradient_stability, robustness_bound, standard_methods
 from .representation.measure import (
     MutualInformation,
     Reading,
@@ -14,44 +22,52 @@ from .representation.measure import (
     measure_representation,
     mutual_information,
 )
-from .transfer.measure import Mode, Transferred, Tuning, measure_transfer, shots, task_distance, task_embedding
+from .transfer.measure import (
+    FineTuning,
+    Mode,
+    TransferResult,
+    measure_transfer_learning,
+    shots,
+    task_distance,
+    task_embedding,
+)
 
 PHASES = ("first third", "second third", "last third")
 """Parts of training in each of which the length of the gradient is averaged."""
 
 __all__ = [
     "PHASES",
+    "FineTuning",
     "Information",
     "Inversion",
     "Inverter",
-    "Landscape",
+    "LossLandscape",
     "Mode",
     "MutualInformation",
     "Reading",
     "Representation",
     "Stability",
-    "Transferred",
-    "Tuning",
-    "annealed",
-    "bound",
+    "TransferResult",
+    "complexity_measures",
     "effective_information",
     "effective_rank",
     "estimate",
-    "interpolated",
+    "interpolate",
     "invert",
-    "losses",
-    "measure_complexity",
+    "invert_annealed",
+    "measure_gradient_stability",
     "measure_information",
     "measure_inversion",
     "measure_landscape",
     "measure_representation",
-    "measure_stability",
-    "measure_transfer",
+    "measure_transfer_learning",
     "mutual_information",
     "psnr",
+    "robustness_bound",
     "shots",
     "ssim",
+    "standard_methods",
     "task_distance",
     "task_embedding",
-    "visualised",
+    "visualize_features",
 ]

@@ -7,9 +7,9 @@ import torch
 
 from ..core.errors import UserError
 from ..core.types import TensorData, Threat
-from ..data import Training
+from ..data import TrainingSet
 from ..evaluation import threat_of
-from ..objectives.bank import fingerprint
+from ..objectives.example_bank import fingerprint
 from ..records.run_folder import RunFolder
 from ..runs.environment import device_of
 from ..runs.load import load_model, recipe_of
@@ -23,7 +23,7 @@ class AnalyzedRun:
     run: RunFolder
     recipe: Recipe
     model: torch.nn.Module
-    training: Training
+    training: TrainingSet
     test: TensorData
 
     def check_alike(self, other: "AnalyzedRun") -> None:

@@ -5,7 +5,7 @@ from .compose import CoarseToFine, Restarts, Split, Worst
 from .fab import FAB
 from .image_prior import ParametrizedSearch
 from .losses import CE, DLR, EOT, FeatureMatch, KLDivergence, Margin, SquaredDistance, SumLoss, TargetedCE, TargetedDLR
-from .minimum_norm import CWL2, DDN, Closest, MinimumNormAttack
+from .minimum_norm import CWL2, DDN, MinimumNormAttack, NearestAdversarial
 from .pgd import FGSM, PGD, Benign, CleanStart, GaussianStart, MixedStart, RandomStart, SphereStart, Start
 from .random_eps import RandomEps
 from .single_step import NFGSM, MultiGrad, ZeroGrad
@@ -27,7 +27,6 @@ __all__ = [
     "PGD",
     "Benign",
     "CleanStart",
-    "Closest",
     "CoarseToFine",
     "FeatureMatch",
     "GaussianStart",
@@ -37,6 +36,7 @@ __all__ = [
     "MinimumNormAttack",
     "MixedStart",
     "MultiGrad",
+    "NearestAdversarial",
     "ParametrizedSearch",
     "RandomEps",
     "RandomStart",

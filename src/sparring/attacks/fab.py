@@ -10,7 +10,7 @@ from ..core.rng import Rng
 from ..core.types import PerExampleLoss, Threat, each
 from .gradients import values_and_grads
 from .losses import Boundaries, Microbatched, named
-from .minimum_norm import Closest
+from .minimum_norm import NearestAdversarial
 from .pgd import CleanStart, Start
 from .threats import L1, L2, Linf
 
@@ -74,14 +74,14 @@ class FAB:
             return self.threat.project(found.points, x)
         return found.points.where(each(found.norm <= self.threat.eps, x), x)
 
-    def closest(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Closest:
+    def closest(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> NearestAdversarial:
         """Return the nearest fooling point of each example, at any distance."""
         return self._search(loss, x.detach(), rng, leave_at=0.0)
 
-    def _search(self, loss: PerExampleLoss, x: Tensor, rng: Rng, leave_at: float) -> Closest:
+    def _search(self, loss: PerExampleLoss, x: Tensor, rng: Rng, leave_at: float) -> NearestAdversarial:
         if not hasattr(loss, "differences"):
             raise UserError(f"FAB needs a loss that gives its decision boundaries: use Margin, not {named(loss)}")
-        found, rows = Closest.none(x), torch.arange(len(x), device=x.device)
+        found, rows = NearestAdversarial.none(x), torch.arange(len(x), device=x.device)
         near, z = x, self.start(self.threat, x, rng)
         bounds: Boundaries = loss  # type: ignore[assignment]
         for _ in range(self.steps):
@@ -118,7 +118,7 @@ class FAB:
         return ((z + self.eta * from_z) * (1 - alpha) + (x + self.eta * from_x) * alpha).clamp_(0, 1)
 
     @torch.no_grad()
-    def _searched(self, loss: PerExampleLoss, x: Tensor, found: Closest) -> Closest:
+    def _searched(self, loss: PerExampleLoss, x: Tensor, found: NearestAdversarial) -> NearestAdversarial:
         """Search the line from each example to its nearest fooling point, as if the loss were linear along it."""
         rows = found.norm.isfinite().nonzero()[:, 0]
         if not len(rows) or not self.final_search:

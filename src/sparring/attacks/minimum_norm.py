@@ -15,7 +15,7 @@ from .losses import named
 from .threats import L2
 
 
-class Closest(NamedTuple):
+class NearestAdversarial(NamedTuple):
     """Nearest fooling point found for each example, and its distance.
 
     An example without a fooling point has the example itself as its point and inf as its distance.
@@ -27,7 +27,7 @@ class Closest(NamedTuple):
     """Distances `[B]`, in pixel units and the norm of the attack."""
 
     @classmethod
-    def none(cls, x: Tensor) -> "Closest":
+    def none(cls, x: Tensor) -> "NearestAdversarial":
         """Return the state before any fooling point is found."""
         return cls(x.clone(), torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device))
 
@@ -40,10 +40,10 @@ class Closest(NamedTuple):
 class MinimumNormAttack(Protocol):
     """Attack that searches the nearest fooling point inside [0, 1], at any distance.
 
-    `closest(loss, x, rng)` returns a `Closest` for examples `x` `[B, C, H, W]`.
+    `closest(loss, x, rng)` returns a `NearestAdversarial` for examples `x` `[B, C, H, W]`.
     """
 
-    def closest(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Closest: ...
+    def closest(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> NearestAdversarial: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +75,10 @@ class DDN:
         if not 0 < self.gamma < 1 or self.first_radius <= 0:
             raise UserError(f"DDN needs gamma in (0, 1) and first_radius above 0, unlike {self!r}")
 
-    def closest(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Closest:
+    def closest(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> NearestAdversarial:
         del rng
         x = x.detach()
-        found, rows = Closest.none(x), torch.arange(len(x), device=x.device)
+        found, rows = NearestAdversarial.none(x), torch.arange(len(x), device=x.device)
         ball = L2(math.sqrt(x[0].numel()))
         delta = torch.zeros_like(x)
         radius = torch.full((len(x),), self.first_radius, dtype=x.dtype, device=x.device)
@@ -126,10 +126,10 @@ class CWL2:
         if self.lr <= 0 or self.first_c <= 0:
             raise UserError(f"CWL2 needs lr and first_c above 0, unlike {self!r}")
 
-    def closest(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Closest:
+    def closest(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> NearestAdversarial:
         del rng
         x = x.detach()
-        found = Closest.none(x)
+        found = NearestAdversarial.none(x)
         c = torch.full((len(x),), self.first_c, dtype=x.dtype, device=x.device)
         low, high = torch.zeros_like(c), torch.full_like(c, math.inf)
         for _ in range(self.searches):
@@ -139,7 +139,7 @@ class CWL2:
             c = torch.where(high.isinf(), c * 10, (low + high) / 2)
         return found
 
-    def _descend(self, loss: PerExampleLoss, x: Tensor, c: Tensor, found: Closest) -> Tensor:
+    def _descend(self, loss: PerExampleLoss, x: Tensor, c: Tensor, found: NearestAdversarial) -> Tensor:
         """Minimise once for the constants `c`, and return True where an example was fooled at any step."""
         ever, rows = torch.zeros_like(c, dtype=torch.bool), torch.arange(len(x), device=x.device)
         hidden = torch.atanh((2 * x - 1) * (1 - 1e-6)).requires_grad_()

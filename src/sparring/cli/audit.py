@@ -68,7 +68,7 @@ def audit(args: list[str]) -> int:
     check_options(options)
     device = device_of(options.device)
     model, test, threat = _subject(target, options, rest)
-    from ..evaluation import Budget
+    from ..evaluation import AuditBudget
     from ..evaluation import audit as run_audit
 
     data = test[: options.examples].to(device)
@@ -78,7 +78,7 @@ def audit(args: list[str]) -> int:
         data,
         threat,
         surrogate=surrogate,
-        budget=Budget(options.steps, options.queries),
+        budget=AuditBudget(options.steps, options.queries),
         seed=options.seed,
         on_check=lambda name: None if options.json else say(f"checking {name}", sys.stderr),
     )

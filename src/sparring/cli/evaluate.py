@@ -252,7 +252,7 @@ def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Fou
 def foreign(target: str, options: ForeignOptions) -> "tuple[nn.Module, TensorData]":
     """Return the model that a target names, and its test images."""
     from ..data import load_test
-    from ..runs.foreign import fitting, imported_model, named_model, normalized
+    from ..runs.external_models import fitting, imported_model, named_model, normalized
 
     if options.model is not None:
         model = named_model(options.model, Path(target), load_test(options.data))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from .errors import UserError, nearest
-from .names import CALLS, NAMES, VALUES
+from .public_names import CALLS, NAMES, VALUES
 from .reading import conform
 
 T_co = TypeVar("T_co", covariant=True)

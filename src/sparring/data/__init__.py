@@ -1,10 +1,10 @@
 """Data sets as values, and batches of them on the device."""
 
-from .adapt import Classes, Negative, Resized, Rotated
+from .adapt import ClassSubset, InvertedImages, Resized, Rotated
+from .alterations import Alteration, DifficultySubset, LabelNoise, PixelNoise, TrainingSet, altered
 from .augment import Augment, Crop, Cutout, Flip, Grey, Jitter, ResizedCrop
 from .batches import Batches, hold_out
 from .named import load_test, source_of
-from .relabel import Alteration, DifficultySubset, LabelNoise, PixelNoise, Training, altered
 from .sources import (
     CIFAR10,
     CIFAR100,
@@ -32,7 +32,7 @@ __all__ = [
     "Alteration",
     "Augment",
     "Batches",
-    "Classes",
+    "ClassSubset",
     "Crop",
     "Cutout",
     "DifficultySubset",
@@ -42,16 +42,16 @@ __all__ = [
     "Grey",
     "ImageFolder",
     "ImageStream",
+    "InvertedImages",
     "Jitter",
     "LabelNoise",
-    "Negative",
     "PixelNoise",
     "Resized",
     "ResizedCrop",
     "Rotated",
     "Source",
     "Subset",
-    "Training",
+    "TrainingSet",
     "altered",
     "hold_out",
     "load_test",

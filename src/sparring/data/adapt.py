@@ -83,7 +83,7 @@ class Rotated:
 
 
 @dataclass(frozen=True, slots=True)
-class Negative:
+class InvertedImages:
     """Images of another source as negatives: black becomes white.
 
     Args:
@@ -97,7 +97,7 @@ class Negative:
 
 
 @dataclass(frozen=True, slots=True)
-class Classes:
+class ClassSubset:
     """Images of some classes of another source, with the classes renumbered.
 
     Args:

@@ -54,8 +54,8 @@ def source_of(spec: str) -> sources.Source:
 def _changed(source: sources.Source, change: str) -> sources.Source:
     word, _, value = change.partition("=")
     if word == "classes":
-        return adapt.Classes(source, _numbers(value))
-    return adapt.Rotated(source) if word == "rotated" else adapt.Negative(source)
+        return adapt.ClassSubset(source, _numbers(value))
+    return adapt.Rotated(source) if word == "rotated" else adapt.InvertedImages(source)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """Evaluation of robust accuracy: adversaries, AutoAttack, kNN attacks and the audit for masked gradients."""
 
 from .accuracy import evaluate
-from .adversaries import Adversary, MultiTargeted, SurrogateGradient, WhiteBox, check_name, perturb, threat_of
-from .audit_context import Budget
+from .adversaries import Adversary, MultiTargeted, SurrogateGradient, WhiteBox, check_adversary_name, perturb, threat_of
+from .audit_context import AuditBudget
 from .auto_attack import AutoAttack, Ensemble, autoattack
 from .gradient_masking import audit
 from .minimum_norm import MinimumNorm
@@ -11,8 +11,8 @@ from .runner import Cascade, EvaluationProgress
 
 __all__ = [
     "Adversary",
+    "AuditBudget",
     "AutoAttack",
-    "Budget",
     "Cascade",
     "Ensemble",
     "EvaluationProgress",
@@ -27,7 +27,7 @@ __all__ = [
     "WhiteBox",
     "audit",
     "autoattack",
-    "check_name",
+    "check_adversary_name",
     "evaluate",
     "perturb",
     "threat_of",

@@ -258,7 +258,7 @@ def perturb(
         return checked_points(found, x, getattr(attack, "reach", None) or bound(attack))
 
 
-def check_name(name: str) -> None:
+def check_adversary_name(name: str) -> None:
     """Check that an adversary can have this name in a result.
 
     Args:

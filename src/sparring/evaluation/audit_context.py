@@ -21,7 +21,7 @@ BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class AuditBudget:
     """The computing budget of an audit.
 
     Args:
@@ -45,7 +45,7 @@ class AuditContext:
     x: Tensor
     y: Tensor
     threat: Threat
-    budget: Budget
+    budget: AuditBudget
     seed: int
     blocked: str = ""
     """The reason why no gradient reaches the image; empty if one does."""

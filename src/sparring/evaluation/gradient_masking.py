@@ -17,7 +17,7 @@ from ..core.types import TensorData, Threat, pixels
 from ..core.validation import check_data
 from ..records.results import Finding
 from .audit_checks import CHECKS, optimisation_inside, output, train_mode, transfer
-from .audit_context import AuditContext, Budget
+from .audit_context import AuditBudget, AuditContext
 from .verifier import MutationCheck, Verifier
 
 
@@ -27,7 +27,7 @@ def audit(
     threat: Threat,
     *,
     surrogate: nn.Module | None = None,
-    budget: Budget = Budget(),  # noqa: B008
+    budget: AuditBudget = AuditBudget(),  # noqa: B008
     seed: int = 0,
     on_check: Callable[[str], None] = lambda name: None,
 ) -> list[Finding]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..core.names import FORMAT
+from ..core.public_names import FORMAT
 from ..core.reading import Array, check_arrays, load_arrays, read_bytes, read_json, reading
 from ..core.serialization import differences
 from ..core.writing import replacing, write_json

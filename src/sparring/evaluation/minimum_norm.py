@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..attacks import DDN, FAB, Closest, MinimumNormAttack
+from ..attacks import DDN, FAB, MinimumNormAttack, NearestAdversarial
 from ..attacks.losses import Margin, microbatched
 from ..attacks.threats import L1, L2, Linf
 from ..core.errors import UserError
@@ -50,7 +50,7 @@ class MinimumNorm(Dividing):
         return cls(threat, (fab, DDN(2 * steps)) if isinstance(threat, L2) else (fab,))
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
-        found = Closest.none(x)
+        found = NearestAdversarial.none(x)
         rows = torch.arange(len(x), device=x.device)
         with eval_mode(model), frozen(model):
             for attack in self.attacks:

@@ -16,7 +16,16 @@ from ..core.errors import UserError
 from ..core.rng import PerExample, mixed_seed
 from ..core.types import AttackBackend, TensorData, Threat, pixels
 from ..records.results import Array
-from .adversaries import Adversary, Divides, SurrogateGradient, as_adversary, check_name, the_one, threat_of, threats_of
+from .adversaries import (
+    Adversary,
+    Divides,
+    SurrogateGradient,
+    as_adversary,
+    check_adversary_name,
+    the_one,
+    threat_of,
+    threats_of,
+)
 from .adversaries import bound as bound_of
 from .cost import BACKWARD, passes
 from .journal import Part, PartStore
@@ -92,7 +101,7 @@ class AttackPlan:
 
     @classmethod
     def of(cls, name: str, adversary: Adversary | Cascade, classes: int) -> "AttackPlan":
-        check_name(name)
+        check_adversary_name(name)
         nearest = adversary if isinstance(adversary, MinimumNorm) else None
         stages: Mapping[str, Adversary]
         if isinstance(adversary, Cascade):

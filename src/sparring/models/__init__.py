@@ -2,7 +2,7 @@
 
 from .activations import SmoothReLU, activation
 from .classifier import Normalize
-from .encoders import AMDIM, Projected, amdim, contrastive_encoder
+from .encoders import AMDIM, ProjectionEncoder, amdim, contrastive_encoder
 from .imagenet import efficientnet, imagenet_resnet
 from .knn import KNN, encode, encode_bank, knn_head
 from .layers import FEATURES, Layers, as_run, layers_of
@@ -10,7 +10,7 @@ from .probe import linear_probe, validated_probe
 from .resnet import preact_resnet18, resnet18
 from .robustbench import load_robustbench
 from .small_cnn import small_cnn
-from .surgery import SmoothBackward, straight_through
+from .surrogate_gradients import SmoothBackward, straight_through
 from .swap import swap_activation
 from .wide_resnet import wide_resnet
 
@@ -20,7 +20,7 @@ __all__ = [
     "KNN",
     "Layers",
     "Normalize",
-    "Projected",
+    "ProjectionEncoder",
     "SmoothBackward",
     "SmoothReLU",
     "activation",

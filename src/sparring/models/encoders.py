@@ -24,7 +24,7 @@ _BODIES: dict[str, Callable[..., Classifier]] = {
 }
 
 
-class Projected(Encoder):
+class ProjectionEncoder(Encoder):
     """A body with a projection `[B, P]` of its features `[B, F]`, through one hidden layer.
 
     Contrastive losses use the projection, the head reads the features. `encoder(x)` gives the features, and
@@ -94,7 +94,7 @@ def contrastive_encoder(
     assert isinstance(head, nn.Linear)
     features = head.in_features
     projected = nn.Sequential(made.body, nn.Linear(features, projection))
-    encoder = projected if read == "projection" else Projected(made.body, features, projection)
+    encoder = projected if read == "projection" else ProjectionEncoder(made.body, features, projection)
     return Classifier(encoder, KNN(num_classes, k, vote), normalize)
 
 

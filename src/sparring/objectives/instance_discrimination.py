@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from ..core.errors import UserError
 from ..core.rng import make_rng, seed_of_step
 from ..core.types import Context, LabelledData, Objective, PerExampleLoss, Terms
-from .bank import Bank
 from .contrastive import projected
 from .contrastive_losses import FeatureContrast
+from .example_bank import Bank
 
 
 @dataclass(frozen=True, slots=True)

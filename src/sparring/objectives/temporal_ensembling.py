@@ -8,7 +8,7 @@ from ..core.errors import UserError
 from ..core.modes import eval_mode
 from ..core.schedules import Ramp
 from ..core.types import Context, LabelledData, PerExampleLoss, Schedule, Terms, at
-from .bank import Bank, Place
+from .example_bank import Bank, Place
 from .regularizers import Regularizer
 
 

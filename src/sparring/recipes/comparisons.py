@@ -18,7 +18,7 @@ from ..runs.recipe import Recipe
 from ..training.averaging import SWA
 from ..training.engine import Method
 from ..training.optimizers import SGD
-from ..training.updates import AWP, GradientStep
+from ..training.updates import AWP, OptimizerStep
 from ._common import Craft, crafted
 from .cifar10 import cifar10_rn18_pgd
 
@@ -82,7 +82,7 @@ def cifar10_prn18_trades_awp(eps: float = 8 / 255, beta: float = 6.0, gamma: flo
     return replace(
         _long(eps),
         method=Method(PGD(threat, steps=10, step_size=threat.eps / 4, start=GaussianStart()), TRADES(beta)),
-        update=PiecewiseConstant(((0, GradientStep()), (10, AWP(gamma)))),
+        update=PiecewiseConstant(((0, OptimizerStep()), (10, AWP(gamma)))),
     )
 
 

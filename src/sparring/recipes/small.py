@@ -13,7 +13,7 @@ from ..objectives.trades import TRADES
 from ..runs.recipe import Recipe
 from ..training.engine import Method
 from ..training.optimizers import SGD
-from ..training.updates import GradientStep
+from ..training.updates import OptimizerStep
 from ._common import pgd_50_10, select_by_pgd
 
 
@@ -47,7 +47,7 @@ def fashion_pgd(eps: float = 0.1) -> Recipe:
         epochs=8,
         lr=Cyclic(0.05, top=0.3),
         optimizer=SGD(nesterov=True),
-        update=GradientStep(max_norm=1.0),  # without clipping, TRADES diverges in the second epoch
+        update=OptimizerStep(max_norm=1.0),  # without clipping, TRADES diverges in the second epoch
         selection=select_by_pgd(threat, steps=20),
         evaluation=pgd_50_10(threat, examples=1000),
     )

@@ -1,11 +1,11 @@
 """The run folder, the results of evaluations, and their statistics. Needs no torch."""
 
-from .results import Accuracy, EvaluationResult, Paired
+from .results import Accuracy, EvaluationResult, PairedComparison
 from .run_folder import RunFolder
 
 __all__ = [
     "Accuracy",
     "EvaluationResult",
-    "Paired",
+    "PairedComparison",
     "RunFolder",
 ]

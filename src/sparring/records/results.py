@@ -73,7 +73,7 @@ class Examples:
 
 
 @dataclass(frozen=True, slots=True)
-class Paired:
+class PairedComparison:
     """A paired comparison of two models on the same examples.
 
     Args:
@@ -240,7 +240,7 @@ class EvaluationResult:
         }
         return dict(sorted(found.items(), key=lambda item: item[1].value))
 
-    def paired(self, other: "EvaluationResult", name: str, other_name: str | None = None) -> Paired:
+    def paired(self, other: "EvaluationResult", name: str, other_name: str | None = None) -> PairedComparison:
         """Compare the model with another one on the same images. Raises `UserError` if the images differ."""
         same = np.array_equal(self.label, other.label)
         if self.index is not None and other.index is not None:
@@ -250,7 +250,7 @@ class EvaluationResult:
         if not same:
             raise UserError("a paired comparison needs both models evaluated on the same images in the same order")
         a, b = self._flags(name), other._flags(other_name or name)
-        return Paired(int((a & ~b).sum()), int((b & ~a).sum()), len(a))
+        return PairedComparison(int((a & ~b).sum()), int((b & ~a).sum()), len(a))
 
     def _flags(self, name: str) -> Array:
         if name not in self.robust:

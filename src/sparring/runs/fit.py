@@ -15,18 +15,18 @@ from ..core.modes import eval_mode
 from ..core.serialization import differences
 from ..core.types import LabelledData, Progress, TensorData, pixels, refreshable
 from ..core.validation import check_data, check_logits
-from ..data import Batches, Training
-from ..objectives.bank import Bank
+from ..data import Batches, TrainingSet
+from ..objectives.example_bank import Bank
 from ..records.run_folder import RunFolder
 from ..report.figures import plot_learning_curve
 from ..training.checkpoint import Checkpoints, read_weights
-from ..training.engine import Loop, NotFinite, State
+from ..training.engine import NotFinite, State, TrainingLoop
 from ..training.hooks import Saving, TrainingProgress, stopping
 from ..training.profiling import StepProfile, measure
 from .environment import device_of, session
-from .features import RunContext, build_hooks, validation
 from .guarded import train as train_guarded
 from .recipe import Recipe
+from .run_hooks import RunContext, build_hooks, validation
 from .weights import RunWeights
 
 
@@ -124,7 +124,7 @@ def _train(
     context.log("\n".join(lines))
     run.add_session(session(recipe.seed, device))
     context.weights.reconcile_best(state)
-    loop = Loop(recipe.epochs, recipe.lr, recipe.update, recipe.averaging, hooks, backend)
+    loop = TrainingLoop(recipe.epochs, recipe.lr, recipe.update, recipe.averaging, hooks, backend)
     stopped = train_guarded(loop, context, batches)
     if stopped is not None:
         for hook in hooks:
@@ -135,7 +135,7 @@ def _train(
     run.set_status(status if stopped is None else {**status, "stopped": stopped})
 
 
-def _begin_or_resume(run: RunFolder, recipe: Recipe, state: State, training: Training, overwrite: bool) -> None:
+def _begin_or_resume(run: RunFolder, recipe: Recipe, state: State, training: TrainingSet, overwrite: bool) -> None:
     """Load the newest checkpoint, or begin the run folder anew if there is none."""
     checkpoints = Checkpoints(run.checkpoints)
     if not _check_folder(run, recipe, overwrite) or not checkpoints.paths():
@@ -147,7 +147,7 @@ def _begin_or_resume(run: RunFolder, recipe: Recipe, state: State, training: Tra
     run.rewind(state.step)
 
 
-def _load_data(recipe: Recipe, folder: Path, device: torch.device) -> tuple[Training, TensorData | None]:
+def _load_data(recipe: Recipe, folder: Path, device: torch.device) -> tuple[TrainingSet, TensorData | None]:
     """Return the training data and the held-out images, if any, on the device.
 
     The test images are checked, but not used.

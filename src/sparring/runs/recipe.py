@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from ..core.errors import UserError, need_seed, need_whole
-from ..core.names import FORMAT, WRITTEN_BY
+from ..core.public_names import FORMAT, WRITTEN_BY
 from ..core.schedules import Ramp
 from ..core.serialization import Build, check_types, from_plain, to_plain
 from ..core.types import Attack, LabelledData, Schedule, TensorData, Update
 from ..core.walk import walk
-from ..data import Alteration, Augment, Source, Training, altered, hold_out
-from ..evaluation import Adversary, Cascade, check_name
+from ..data import Alteration, Augment, Source, TrainingSet, altered, hold_out
+from ..evaluation import Adversary, Cascade, check_adversary_name
 from ..models import Normalize
 from ..records.results import Memory
 from ..records.run_folder import RunFolder
@@ -26,7 +26,7 @@ from ..training.example_history import ExampleHistory
 from ..training.free import Free
 from ..training.guard import Guard
 from ..training.optimizers import SGD, Adam, AdamW
-from ..training.updates import AWP, GradientStep
+from ..training.updates import AWP, OptimizerStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Evaluation:
                 f"of {self.batch_size}"
             )
         for name in self.adversaries:
-            check_name(name)
+            check_adversary_name(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ class Recipe:
     init_from: str = ""
     alterations: tuple[Alteration, ...] = ()
     optimizer: SGD | Adam | AdamW = field(default_factory=SGD)
-    update: GradientStep | AWP | Schedule[Update] = field(default_factory=GradientStep)
+    update: OptimizerStep | AWP | Schedule[Update] = field(default_factory=OptimizerStep)
     averaging: EMA | SWA | None = None
     held_out: float = 0.02
     drop_last: bool = True
@@ -152,7 +152,7 @@ class Recipe:
         model = self.build_model(data)
         return started(model, beside(self.init_from, folder, self.seed)) if self.init_from else model
 
-    def split(self, train: LabelledData, folder: Path, device: torch.device) -> tuple[Training, TensorData | None]:
+    def split(self, train: LabelledData, folder: Path, device: torch.device) -> tuple[TrainingSet, TensorData | None]:
         """Return the training data of a run in `folder` and the held-out images, if any, on the device."""
         rest, held = hold_out(train, self.held_out) if self.held_out else (train, None)
         training = altered(rest.to(device), self.alterations, self.seed, lambda name: self._history(name, folder))

@@ -19,7 +19,7 @@ from ..core.reading import read_json
 from ..core.schedules import Cyclic
 from ..core.serialization import Build
 from ..core.types import Attack
-from ..data import Classes, Digits, FashionMNIST, Subset
+from ..data import ClassSubset, Digits, FashionMNIST, Subset
 from ..evaluation import Adversary, MultiTargeted, WhiteBox
 from ..models import small_cnn
 from ..objectives.cross_entropy import CrossEntropy
@@ -87,7 +87,7 @@ def study(scale: str) -> Study:
 
 def _arms(scale: str, world: World) -> tuple[Arm, ...]:
     smoke, width = scale == "smoke", _WIDTH[scale]
-    source = Digits() if smoke else Classes(FashionMNIST(), _CLASSES)
+    source = Digits() if smoke else ClassSubset(FashionMNIST(), _CLASSES)
     threat, steps = L2(_AT), 2 if smoke else 3
     strong: dict[str, Adversary] = {
         "pgd-20": WhiteBox(PGD(threat, 2 if smoke else 20, threat.eps / 4, patience=0)),

@@ -19,7 +19,7 @@ from ..training.cost import cost
 from ..training.engine import Method
 from ..training.free import Free
 from ..training.guard import Guard
-from ..training.updates import GradientStep
+from ..training.updates import OptimizerStep
 from ._common import World, base, worlds
 from .study import WORST, Arm, Study
 
@@ -75,7 +75,7 @@ class _Bench:
         each = cost(steps, draft.update, 12, self.epoch).both
         epochs = max(1, round(_PASSES[self.scale] / each))
         recipe = base(self.scale, self.world, self.threat, epochs)
-        return replace(recipe, method=steps, lr=Cyclic(peak, top=0.4), update=GradientStep(max_norm=1.0))
+        return replace(recipe, method=steps, lr=Cyclic(peak, top=0.4), update=OptimizerStep(max_norm=1.0))
 
     def staged(self, order: str = "bsm", slots: float = 1.0, reading: Reading = "pure") -> Recipe:
         """Return a recipe with stages. A period is an epoch times `slots`, less omitted stages.

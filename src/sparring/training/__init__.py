@@ -1,13 +1,13 @@
 """The training step, the training loop, and the hooks that run around the steps."""
 
 from .averaging import EMA, SWA
-from .engine import Loop, Method, State, train_step
+from .engine import Method, State, TrainingLoop, train_step
 from .example_history import ExampleHistory
 from .free import Free
 from .guard import Guard
 from .hooks import Interrupted, Saving, TrainingProgress
 from .optimizers import SGD, Adam, AdamW
-from .updates import AWP, GradientStep
+from .updates import AWP, OptimizerStep
 
 __all__ = [
     "AWP",
@@ -18,13 +18,13 @@ __all__ = [
     "AdamW",
     "ExampleHistory",
     "Free",
-    "GradientStep",
     "Guard",
     "Interrupted",
-    "Loop",
     "Method",
+    "OptimizerStep",
     "Saving",
     "State",
+    "TrainingLoop",
     "TrainingProgress",
     "train_step",
 ]

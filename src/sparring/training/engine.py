@@ -35,7 +35,7 @@ from ..core.types import (
 from ..core.validation import check_attack
 from ..core.whole_batch import served
 from .averaging import Averaging
-from .updates import GradientStep
+from .updates import OptimizerStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +213,7 @@ def train_step(
     state: State,
     batch: Batch,
     progress: Progress,
-    update: Update = GradientStep(),  # noqa: B008
+    update: Update = OptimizerStep(),  # noqa: B008
     backend: AttackBackend | None = None,
 ) -> Terms:
     """Take one training step: maximise the inner loss over `x`, then take a step on the outer loss over the weights.
@@ -268,7 +268,7 @@ def _step(
 
 
 @dataclass(frozen=True, slots=True)
-class Loop:
+class TrainingLoop:
     """Training loop of `epochs` epochs, which continues from the step of the state.
 
     Schedules are evaluated before each step. `run` raises `NotFinite` right after the step that made a term NaN or
@@ -285,7 +285,7 @@ class Loop:
 
     epochs: int
     lr: float | Schedule[float]
-    update: Update | Schedule[Update] = field(default_factory=GradientStep)
+    update: Update | Schedule[Update] = field(default_factory=OptimizerStep)
     averaging: Averaging | None = None
     hooks: Sequence[Hook] = ()
     backend: AttackBackend = field(default_factory=AcceleratedCopy)

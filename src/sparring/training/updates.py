@@ -15,7 +15,7 @@ _TINY = 1e-20
 
 
 @dataclass(frozen=True, slots=True)
-class GradientStep:
+class OptimizerStep:
     """One step of the optimiser along the gradient of the loss.
 
     Args:
@@ -42,12 +42,12 @@ class AWP:
     times its own norm, layer by layer. The gradient is computed at the perturbed weights and the optimiser takes its
     step there, weight decay and momentum included; then the perturbation is subtracted. The pass that computes the
     perturbation does not change the statistics of batch norm. AWP costs one evaluation of the closure more than
-    `GradientStep`.
+    `OptimizerStep`.
 
     Args:
         gamma: norm of the perturbation relative to the norm of the weight, above 0. The paper takes 0.01 for AT, and
             0.005 for TRADES, which it begins after 10 epochs:
-            `PiecewiseConstant(((0, GradientStep()), (10, AWP(0.005))))`.
+            `PiecewiseConstant(((0, OptimizerStep()), (10, AWP(0.005))))`.
         max_norm: L2 norm to which the gradient of the step is clipped; None does not clip.
 
     Raises:
@@ -62,20 +62,20 @@ class AWP:
 
     def __post_init__(self) -> None:
         if self.gamma <= 0:
-            raise UserError(f"gamma = {self.gamma:g} is not above 0; for no perturbation use GradientStep()")
+            raise UserError(f"gamma = {self.gamma:g} is not above 0; for no perturbation use OptimizerStep()")
 
     def __call__(self, model: nn.Module, optimizer: torch.optim.Optimizer, closure: Closure) -> Terms:
         weights = [p for n, p in model.named_parameters() if p.ndim > 1 and n.endswith("weight") and p.requires_grad]
         if not weights:
             raise UserError(
                 f"weight perturbation needs weights of two dimensions or more, and {type(model).__name__} trains "
-                "none: use GradientStep()"
+                "none: use OptimizerStep()"
             )
         with statistics_kept(model):
             total = torch.stack(list(closure().values())).sum()
             grads = torch.autograd.grad(total, weights, allow_unused=True)
         with _moved(weights, grads, self.gamma):
-            return GradientStep(self.max_norm)(model, optimizer, closure)
+            return OptimizerStep(self.max_norm)(model, optimizer, closure)
 
 
 @contextmanager

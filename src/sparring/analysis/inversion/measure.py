@@ -165,7 +165,7 @@ def invert(
 
 
 @gated
-def annealed(
+def invert_annealed(
     models: Sequence[nn.Module], x: Tensor, how: Inverter = Inverter(), *, batch_size: int = 64, seed: int = 0
 ) -> Tensor:
     """Invert one model after the other, each from the result of the one before: from the most to the least robust.
@@ -196,7 +196,7 @@ def annealed(
 
 
 @gated
-def interpolated(
+def interpolate(
     model: nn.Module, a: Tensor, b: Tensor, shares: Sequence[float], how: Inverter = Inverter(), *, seed: int = 0
 ) -> Tensor:
     """Search for images whose layers lie between those of two images.
@@ -225,7 +225,7 @@ def interpolated(
 
 
 @gated
-def visualised(
+def visualize_features(
     model: nn.Module, coordinates: Tensor, start: Tensor, how: Inverter = Inverter(), *, seed: int = 0
 ) -> Tensor:
     """Search for images that maximise one number each of the output of the first of the layers.
@@ -317,7 +317,7 @@ def measure_inversion(
     with ExitStack() as views:
         for net in nets:
             views.enter_context(eval_mode(net))
-        make = annealed if annealing else invert
+        make = invert_annealed if annealing else invert
         found = make(nets, x, how, batch_size=batch_size, seed=seed)
         measured = _measured(nets[-1:] if annealing else nets, how.layers, x, found, batch_size)
         notes = how.notes(nets, x[:1])

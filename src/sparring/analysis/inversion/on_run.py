@@ -18,7 +18,7 @@ from ...records.run_folder import RunFolder
 from ..information.plot import plot_features, plot_inversions
 from ..runs import AnalyzedRun, open_last, open_run
 from ..transfer.on_run import task_for
-from .measure import Inversion, Inverter, beginning, interpolated, measure_inversion, searches, visualised
+from .measure import Inversion, Inverter, beginning, interpolate, measure_inversion, searches, visualize_features
 
 INSIDE = "its own test images"
 
@@ -91,9 +91,9 @@ def _for_people(subject: AnalyzedRun, how: Inverter, features: int, seed: int) -
     chosen = torch.randperm(many, generator=make_rng(seed))[:features].to(x.device)
     like = x[:1].expand(len(chosen), -1, -1, -1)
     start = beginning(like, PerExample(seed, torch.arange(len(chosen), device=x.device)))
-    raised = visualised(subject.model, chosen, start, how, seed=seed)
+    raised = visualize_features(subject.model, chosen, start, how, seed=seed)
     half = len(x) // 2
-    between = interpolated(subject.model, x[:half], x[half : 2 * half], np.linspace(0, 1, 5).tolist(), how, seed=seed)
+    between = interpolate(subject.model, x[:half], x[half : 2 * half], np.linspace(0, 1, 5).tolist(), how, seed=seed)
     return raised.cpu().numpy(), between.cpu().numpy()
 
 

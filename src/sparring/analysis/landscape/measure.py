@@ -35,7 +35,7 @@ MEANINGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Landscape:
+class LossLandscape:
     """Measures of the loss around images, and loss surfaces of a few images.
 
     Args:
@@ -97,7 +97,7 @@ def measure_landscape(
     resolution: int = 31,
     batch_size: int = 128,
     seed: int = 0,
-) -> Landscape:
+) -> LossLandscape:
     """Measure the cross-entropy around images, in eval mode and in float64, so that small differences count.
 
     The path of the attack is the line to the point where PGD ends. The curvature along it is exact, kinks included: the
@@ -141,7 +141,7 @@ def measure_landscape(
         few = data[: min(pictures, len(data))]
         surfaces = _surfaces(wide, few, threat, grid, seed)
     arrays = {name: torch.cat(parts).numpy() for name, parts in found.items()}
-    return Landscape(repr(threat), arrays, surfaces.cpu().numpy(), grid.cpu().numpy())
+    return LossLandscape(repr(threat), arrays, surfaces.cpu().numpy(), grid.cpu().numpy())
 
 
 def _measured(

@@ -231,7 +231,7 @@ def curvature(model: nn.Module, x: Tensor, y: Tensor, h: float = 0.01) -> float:
 
 
 @gated
-def measure_complexity(
+def complexity_measures(
     model: nn.Module,
     initial: nn.Module,
     data: TensorData,

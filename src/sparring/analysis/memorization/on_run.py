@@ -18,9 +18,9 @@ from ...records.statistics import interval
 from ...training.example_history import remembering
 from .. import PHASES
 from ..runs import AnalyzedRun, open_last
-from .complexity import measure_complexity
+from .complexity import complexity_measures
 from .plot import Memorized, plot_memorization
-from .stability import LENGTHS, Stability, losses, measure_stability
+from .stability import LENGTHS, Stability, measure_gradient_stability, standard_methods
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +125,10 @@ def analyze_memorization(
         accuracy=accuracy,
         wrong=float(training.wrong.float().mean()),
         fitted=_fitted(subject, pgd, examples, batch_size, seed),
-        stability=measure_stability(
-            model, fewer, losses(threat, steps), lengths=lengths, batch_size=batch_size, seed=seed
+        stability=measure_gradient_stability(
+            model, fewer, standard_methods(threat, steps), lengths=lengths, batch_size=batch_size, seed=seed
         ),
-        measures=measure_complexity(model, initial, fewer, threat, steps=steps, seed=seed),
+        measures=complexity_measures(model, initial, fewer, threat, steps=steps, seed=seed),
         loss=seen["adversarial_loss"],
         rows=training.rows[: len(few)].cpu().numpy(),
         memory=run.read_memory() if run.remembers() else None,

@@ -27,7 +27,7 @@ DIRECTIONS = {"up": "+ gradient / |gradient|", "down": "- gradient / |gradient|"
 """Directions of the move. https://arxiv.org/abs/2106.01606 may mean either; a step of training is "down"."""
 
 
-def losses(threat: Threat, steps: int = 10, beta: float = 6.0) -> dict[str, Method]:
+def standard_methods(threat: Threat, steps: int = 10, beta: float = 6.0) -> dict[str, Method]:
     """Return the training methods that the paper compares: clean cross-entropy, PGD-AT and TRADES.
 
     Args:
@@ -87,7 +87,7 @@ class Stability:
 
 
 @gated
-def measure_stability(
+def measure_gradient_stability(
     model: nn.Module,
     data: TensorData,
     methods: Mapping[str, Method],
@@ -187,7 +187,7 @@ class Bound:
         return self.clean + 2 * self.eps * self.lipschitz
 
 
-def bound(
+def robustness_bound(
     model: nn.Module,
     other: nn.Module,
     data: TensorData,
@@ -217,7 +217,7 @@ def bound(
     References:
         Theorem 1: https://arxiv.org/abs/2106.01606.
     """
-    methods, quotients = losses(threat, steps), [0.0]
+    methods, quotients = standard_methods(threat, steps), [0.0]
     clean: list[Tensor] = []
     adversarial: list[Tensor] = []
     for net in (model, other):

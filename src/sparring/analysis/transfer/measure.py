@@ -28,7 +28,7 @@ Mode: TypeAlias = Literal["head", "norms", "block", "all"]
 
 
 @dataclass(frozen=True, slots=True)
-class Tuning:
+class FineTuning:
     """Settings of fitting a network to another task.
 
     Every mode fits a new head: multinomial logistic regression on standardised features, its penalty chosen on a
@@ -64,7 +64,7 @@ class Tuning:
 
 
 @dataclass(frozen=True, slots=True)
-class Transferred:
+class TransferResult:
     """A network fitted to a task.
 
     Args:
@@ -79,9 +79,9 @@ class Transferred:
 
 
 @gated
-def measure_transfer(
-    model: nn.Module, train: TensorData, test: TensorData, how: Tuning = Tuning(), seed: int = 0
-) -> Transferred:
+def measure_transfer_learning(
+    model: nn.Module, train: TensorData, test: TensorData, how: FineTuning = FineTuning(), seed: int = 0
+) -> TransferResult:
     """Fit a copy of a model to a task and test it; the model itself does not change.
 
     Args:
@@ -109,7 +109,7 @@ def measure_transfer(
     if how.mode != "head":
         tuned.head = _scaled(head, features)
         _tune(tuned, train, how, seed)
-    return Transferred(tuned, evaluate(tuned, test, {}).table()["clean"], penalty)
+    return TransferResult(tuned, evaluate(tuned, test, {}).table()["clean"], penalty)
 
 
 def check_task(model: nn.Module, train: TensorData) -> None:
@@ -182,7 +182,7 @@ def last_block(model: Classifier, x: Tensor) -> nn.Module:
 
 
 @torch.no_grad()
-def _settle(model: Classifier, train: TensorData, how: Tuning) -> None:
+def _settle(model: Classifier, train: TensorData, how: FineTuning) -> None:
     """Set the running statistics of batch norm to those of the task, averaged over its batches."""
     norms = _norms(model)
     if how.mode == "norms" and not norms:
@@ -228,7 +228,7 @@ def _scaled(head: nn.Linear, features: Tensor) -> nn.Sequential:
     return nn.Sequential(scaled, layer)
 
 
-def _tune(model: Classifier, train: TensorData, how: Tuning, seed: int) -> None:
+def _tune(model: Classifier, train: TensorData, how: FineTuning, seed: int) -> None:
     norms = _norms(model)
     for p in model.parameters():
         p.requires_grad_(how.mode == "all")

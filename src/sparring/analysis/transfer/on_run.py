@@ -16,7 +16,7 @@ from ...records.results import Array
 from ...records.run_folder import RunFolder
 from ..information.plot import plot_transfers
 from ..runs import AnalyzedRun, open_last
-from .measure import Tuning, measure_transfer, shots, task_distance, task_embedding
+from .measure import FineTuning, measure_transfer_learning, shots, task_distance, task_embedding
 
 SHOTS = (100, 400, 1600)
 
@@ -61,7 +61,7 @@ def task_for(subject: AnalyzedRun, spec: str, resize: bool, images: int | None) 
     return train[:].to(where), test[:images].to(where)
 
 
-def analyze_transfer(
+def analyze_transfer_learning(
     subject: AnalyzedRun,
     tasks: Sequence[str],
     *,
@@ -69,7 +69,7 @@ def analyze_transfer(
     counts: Sequence[int] = SHOTS,
     seeds: int = 3,
     images: int | None = 1000,
-    how: Tuning = Tuning(),  # noqa: B008
+    how: FineTuning = FineTuning(),  # noqa: B008
     distance_examples: int = 200,
     seed: int = 0,
 ) -> TransferAnalysis:
@@ -92,7 +92,7 @@ def analyze_transfer(
         accuracy[task] = np.array(
             [
                 [
-                    measure_transfer(model, shots(train, count, seed + i), test, how, seed + i).accuracy.value
+                    measure_transfer_learning(model, shots(train, count, seed + i), test, how, seed + i).accuracy.value
                     for count in counts
                 ]
                 for i in range(seeds)
@@ -123,5 +123,7 @@ def study_transfer(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
     subject, _ = open_last(run, how["images"], device)
     given: dict[str, Any] = {key: each for key, each in how.items() if key not in ("tasks", "mode")}
     seed = subject.recipe.seed * how["seeds"]
-    found = analyze_transfer(subject, how["tasks"], how=replace(Tuning(), mode=how["mode"]), seed=seed, **given)
+    found = analyze_transfer_learning(
+        subject, how["tasks"], how=replace(FineTuning(), mode=how["mode"]), seed=seed, **given
+    )
     write_transfers(run, [(run.path.name, found)], how, draw=False)

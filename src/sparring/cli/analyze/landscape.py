@@ -7,7 +7,7 @@ from ..common import say
 from .common import Attacked, attacked, how, print_if_json, say_files
 
 if TYPE_CHECKING:
-    from ...analysis import Landscape
+    from ...analysis import LossLandscape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ def run(target: str, options: Options) -> int:
     return 0
 
 
-def _show(found: "dict[str, Landscape]") -> None:
+def _show(found: "dict[str, LossLandscape]") -> None:
     import numpy as np
     from rich import print as rich_print
     from rich.table import Table

@@ -37,8 +37,8 @@ class Options(Common):
 
 
 def run(target: str, options: Options) -> int:
-    from ...analysis import Tuning
-    from ...analysis.transfer.on_run import analyze_transfer, write_transfers
+    from ...analysis import FineTuning
+    from ...analysis.transfer.on_run import analyze_transfer_learning, write_transfers
 
     if not options.to:
         raise UserError("no task is named: give --to digits, or --to fashion_mnist+classes=5-9 for some classes")
@@ -48,9 +48,10 @@ def run(target: str, options: Options) -> int:
         )
     runs = open_runs(target, options)
     names = {key: getattr(options, key) for key in ("resize", "seeds", "images", "distance_examples", "seed")}
-    tuning = Tuning(options.mode, options.epochs, options.lr, options.batch_size)
+    tuning = FineTuning(options.mode, options.epochs, options.lr, options.batch_size)
     found = {
-        name: analyze_transfer(run, options.to, counts=options.shots, how=tuning, **names) for name, run in runs.items()
+        name: analyze_transfer_learning(run, options.to, counts=options.shots, how=tuning, **names)
+        for name, run in runs.items()
     }
     write_transfers(next(iter(runs.values())).run, list(found.items()), how(options))
     if print_if_json(runs, found, options):

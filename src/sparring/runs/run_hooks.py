@@ -1,6 +1,6 @@
 """Features of a run, as hooks around the training steps, in the order in which they act.
 
-A new feature is a hook in a file of its own and one line in `FEATURES`.
+A new feature is a hook in a file of its own and one line in `HOOKS`.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,7 @@ class RunContext:
 
 def build_hooks(context: RunContext) -> tuple[Hook, ...]:
     """Build the hooks of all features that the recipe asks for."""
-    return tuple(hook for make in FEATURES if (hook := make(context)) is not None)
+    return tuple(hook for make in HOOKS if (hook := make(context)) is not None)
 
 
 def validation(recipe: Recipe, held_out: TensorData | None, backend: AcceleratedCopy) -> ValidationHook:
@@ -90,7 +90,7 @@ def _checkpoints(c: RunContext) -> Hook:
     return CheckpointHook(c.checkpoints, c.saving, c.stop, c.weights.write_best)
 
 
-FEATURES: tuple[Callable[[RunContext], Hook | None], ...] = (
+HOOKS: tuple[Callable[[RunContext], Hook | None], ...] = (
     _refresh,
     lambda c: c.validation,
     _metrics,

@@ -28,7 +28,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "attacks.square": ("Square",),
     "attacks.random_eps": ("RandomEps",),
     "training.averaging": ("EMA", "SWA"),
-    "data.adapt": ("Classes", "Negative", "Resized", "Rotated"),
+    "data.adapt": ("ClassSubset", "InvertedImages", "Resized", "Rotated"),
     "data.augment": ("Crop", "Cutout", "Flip", "Grey", "Jitter", "ResizedCrop"),
     "data.relabel": ("DifficultySubset", "LabelNoise", "PixelNoise"),
     "data.sources": (
@@ -72,7 +72,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
         "WarmUp",
     ),
     "attacks.threats": ("L1", "L2", "Linf"),
-    "training.updates": ("GradientStep", "AWP"),
+    "training.updates": ("OptimizerStep", "AWP"),
     "core.modes": ("ComposedMode",),
 }
 """Dataclasses, written as `{"$": name, ..}` with their fields."""

@@ -20,7 +20,7 @@ _CHUNK = 1024  # images whose pixels are permuted at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
+class TrainingSet:
     """A training set with the origin of its examples and their true labels.
 
     Args:
@@ -58,7 +58,7 @@ class History(Protocol):
 class Alteration(Protocol):
     """Change of labels or images, or choice of a subset; it draws from `rng`, a generator on the CPU."""
 
-    def __call__(self, training: Training, rng: torch.Generator) -> Training: ...
+    def __call__(self, training: TrainingSet, rng: torch.Generator) -> TrainingSet: ...
 
 
 def _no_history(name: str) -> History:
@@ -67,7 +67,7 @@ def _no_history(name: str) -> History:
 
 def altered(
     data: LabelledData, alterations: Sequence[Alteration], seed: int, read: Callable[[str], History] = _no_history
-) -> Training:
+) -> TrainingSet:
     """Apply alterations to a training set, one after the other, each with a random generator of its own.
 
     Args:
@@ -82,7 +82,7 @@ def altered(
     Raises:
         UserError: when an alteration does not fit the data, or needs a run that `read` does not find.
     """
-    training = Training(data, torch.arange(len(data), device=data.y.device), data.y)
+    training = TrainingSet(data, torch.arange(len(data), device=data.y.device), data.y)
     for number, alteration in enumerate(alterations):
         rng = make_rng(mixed_seed(seed, "alteration", number))
         if isinstance(alteration, DifficultySubset):
@@ -117,7 +117,7 @@ class LabelNoise:
         if not 0 <= self.rate <= 1:
             raise UserError(f"a noise rate of {self.rate:g} is not in [0, 1]")
 
-    def __call__(self, training: Training, rng: torch.Generator) -> Training:
+    def __call__(self, training: TrainingSet, rng: torch.Generator) -> TrainingSet:
         y, classes = training.data.y.cpu(), len(training.data.classes)
         drawn = torch.rand(len(y), generator=rng) < self.rate
         if self.including:
@@ -151,7 +151,7 @@ class PixelNoise:
         if not 0 <= self.rate <= 1:
             raise UserError(f"a noise rate of {self.rate:g} is not in [0, 1]")
 
-    def __call__(self, training: Training, rng: torch.Generator) -> Training:
+    def __call__(self, training: TrainingSet, rng: torch.Generator) -> TrainingSet:
         data = training.data
         if not isinstance(data, TensorData):
             raise UserError(
@@ -213,10 +213,10 @@ class DifficultySubset:
                 f'{self.which} examples need a run with an example history: name its folder, by=("runs/..",)'
             )
 
-    def __call__(self, training: Training, rng: torch.Generator) -> Training:
+    def __call__(self, training: TrainingSet, rng: torch.Generator) -> TrainingSet:
         return self.choose(training, rng, {name: _no_history(name) for name in self.by})
 
-    def choose(self, training: Training, rng: torch.Generator, histories: Mapping[str, History]) -> Training:
+    def choose(self, training: TrainingSet, rng: torch.Generator, histories: Mapping[str, History]) -> TrainingSet:
         """Return the subset of `training`, by the histories of the runs by name."""
         count = round(self.share * len(training))
         if count < 1:
@@ -226,10 +226,10 @@ class DifficultySubset:
             hard = torch.from_numpy(_difficulty(training, histories))[order]
             order = order[hard.argsort(descending=self.which == "hard", stable=True)]
         chosen = order[:count].sort().values.to(training.rows.device)
-        return Training(training.data.part(chosen), training.rows[chosen], training.true[chosen])
+        return TrainingSet(training.data.part(chosen), training.rows[chosen], training.true[chosen])
 
 
-def _difficulty(training: Training, histories: Mapping[str, History]) -> "np.ndarray[Any, Any]":
+def _difficulty(training: TrainingSet, histories: Mapping[str, History]) -> "np.ndarray[Any, Any]":
     """Mean adversarial loss over the histories, `[N]`."""
     for name, history in histories.items():
         if not np.array_equal(history.y, training.data.y.cpu().numpy()):
