@@ -91,7 +91,7 @@ def test_show_prints_a_recipe_in_full(capsys):
         (["train", "quickstart", "--model.activation", "rleu"], "did you mean relu"),
         (["train", "quickstart", "--optimizer.momentum", "0"], "Nesterov momentum needs a momentum above 0"),
         (["train", "quickstart", "--lr.top", "1"], "top = 1 is not in (0, 1)"),
-        (["train", "quickstart", "--save-steps", "0"], "after 1 step or more"),
+        (["train", "quickstart", "--save-steps", "0"], "steps at least 1"),
         (["train", "quickstart", "--evaluation.batch-size", "0"], "needs at least one example"),
         (["train", "quickstart", "--method.attack.steps", "0"], "steps = 0 is no whole number from 1 on"),
         (["train", "fashion_pgd", "--data.folder", "/nowhere"], "there is no train-images-idx3-ubyte.gz in /nowhere"),

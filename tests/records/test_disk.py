@@ -262,7 +262,7 @@ NO_RECIPE = {
     ),
     # data as they are, and not where they are from
     *("data.batches:Batches", "data.looks:CentralSquare", "data.looks:RandomWindow", "data.pictures:Pictures"),
-    "data.relabel:Training",
+    "data.alterations:TrainingSet",
 }
 
 

@@ -30,7 +30,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "training.averaging": ("EMA", "SWA"),
     "data.adapt": ("ClassSubset", "InvertedImages", "Resized", "Rotated"),
     "data.augment": ("Crop", "Cutout", "Flip", "Grey", "Jitter", "ResizedCrop"),
-    "data.relabel": ("DifficultySubset", "LabelNoise", "PixelNoise"),
+    "data.alterations": ("DifficultySubset", "LabelNoise", "PixelNoise"),
     "data.sources": (
         *("CIFAR10", "CIFAR100", "Digits", "FashionMNIST", "Subset", "ImageFolder", "ImageStream", "KMNIST", "MNIST"),
         *("NPZ", "STL10", "SVHN"),
@@ -42,7 +42,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "evaluation.neighbours": ("ProbeTransfer", "FeatureAttack", "PGDkNN", "KNNVoteAttack", "KNNAttackSuite"),
     "training.free": ("Free",),
     "training.guard": ("Guard",),
-    "models.surgery": ("SmoothBackward",),
+    "models.surrogate_gradients": ("SmoothBackward",),
     "objectives.acl": ("ACL",),
     "objectives.regularizers": ("Staged", "Sum"),
     "objectives.consistency": ("Consistency",),

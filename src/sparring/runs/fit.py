@@ -26,8 +26,7 @@ from ..training.profiling import StepProfile, measure
 from .environment import device_of, session
 from .guarded import train as train_guarded
 from .recipe import Recipe
-from .run_hooks import RunContext, build_hooks, validation
-from .weights import RunWeights
+from .run_hooks import RunContext, build_hooks
 
 
 def fit(
@@ -84,33 +83,37 @@ def fit(
         trace = run.path if profile else None
         cost = measure(recipe.method, state, batches, recipe.epochs, recipe.update, backend, trace)
         notes = backend.notes(state.model)
-        if fresh and compile == "auto" and worth_compiling(state.model, where, cost.seconds_left * cost.in_attack):
-            backend = AcceleratedCopy(backend.precision, "on")
+        if fresh and compile == "auto":
+            backend = _compiled_if_worth_it(backend, state, where, cost)
         run.set_backend({"precision": backend.precision, "compile": backend.compile})
         with stopping() as stop, _board(run, tensorboard, state.step) as board, _learning_curve(run):
             context = RunContext(
                 run=run,
                 recipe=recipe,
                 train=training.data,
+                held_out=held_out,
                 state=state,
                 backend=backend,
-                checkpoints=Checkpoints(run.checkpoints),
-                weights=RunWeights(run, recipe, training.data),
-                steps_per_epoch=len(batches),
+                batches=batches,
                 saving=saving,
                 stop=stop,
                 board=board,
                 on_progress=on_progress,
                 log=log,
-                validation=validation(recipe, held_out, backend),
             )
-            _train(context, batches, cost, notes, where)
+            _train(context, cost, notes, where)
     return run
 
 
-def _train(
-    context: RunContext, batches: Batches, cost: StepProfile, notes: Sequence[str], device: torch.device
-) -> None:
+def _compiled_if_worth_it(
+    backend: AcceleratedCopy, state: State, device: torch.device, cost: StepProfile
+) -> AcceleratedCopy:
+    """The backend with a compiled copy, if the attacks to come take long enough to repay compiling."""
+    worth = worth_compiling(state.model, device, cost.seconds_left * cost.in_attack)
+    return AcceleratedCopy(backend.precision, "on") if worth else backend
+
+
+def _train(context: RunContext, cost: StepProfile, notes: Sequence[str], device: torch.device) -> None:
     """Log what the run will do, train, and write the last weights and the status."""
     recipe, run, state, backend = context.recipe, context.run, context.state, context.backend
     hooks = build_hooks(context)
@@ -125,10 +128,10 @@ def _train(
     run.add_session(session(recipe.seed, device))
     context.weights.reconcile_best(state)
     loop = TrainingLoop(recipe.epochs, recipe.lr, recipe.update, recipe.averaging, hooks, backend)
-    stopped = train_guarded(loop, context, batches)
+    stopped = train_guarded(loop, context)
     if stopped is not None:
         for hook in hooks:
-            hook.on_stop(state, Progress(state.step, len(batches), recipe.epochs))
+            hook.on_stop(state, Progress(state.step, len(context.batches), recipe.epochs))
         context.weights.reconcile_best(state)
     context.weights.write("last", state)
     status = {"finished": True, "step": state.step, "best": state.best, "selected": recipe.selected}

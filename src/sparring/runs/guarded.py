@@ -1,14 +1,13 @@
 """The training loop under a guard, which on an alarm stops, or goes back to a healthy checkpoint and continues."""
 
-from ..data import Batches
 from ..training.engine import State, TrainingLoop
 from ..training.guard import Alarm, OverfittingMonitor
 from .run_hooks import RunContext
 
 
-def train(loop: TrainingLoop, context: RunContext, batches: Batches) -> str | None:
+def train(loop: TrainingLoop, context: RunContext) -> str | None:
     """Run the loop to its end, or until the guard stops it. Returns the reason if the guard stopped it, else None."""
-    method, state, monitor = context.recipe.method, context.state, context.monitor
+    method, state, monitor, batches = context.recipe.method, context.state, context.monitor, context.batches
     if monitor is None:
         loop.run(method, state, batches)
         return None

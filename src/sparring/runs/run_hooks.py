@@ -12,6 +12,7 @@ import torch
 from ..acceleration import AcceleratedCopy
 from ..core.rng import make_rng
 from ..core.types import LabelledData, TensorData, refreshable
+from ..data import Batches
 from ..records.run_folder import RunFolder
 from ..training.checkpoint import Checkpoints
 from ..training.engine import Hook, State
@@ -38,32 +39,33 @@ class RunContext:
     run: RunFolder
     recipe: Recipe
     train: LabelledData
+    held_out: TensorData | None
     state: State
     backend: AcceleratedCopy
-    checkpoints: Checkpoints
-    weights: RunWeights
-    steps_per_epoch: int
+    batches: Batches
     saving: Saving
     stop: Stop
     board: Any
     """TensorBoard's writer, or None."""
     on_progress: Callable[[TrainingProgress], None]
     log: Callable[[str], None]
-    validation: ValidationHook
+    checkpoints: Checkpoints = field(init=False)
+    weights: RunWeights = field(init=False)
+    validation: ValidationHook = field(init=False)
+    """Selects the best epoch; other hooks read its result."""
     monitor: OverfittingMonitor | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.monitor = _monitor(self.recipe, self.train, self.backend)
+        recipe = self.recipe
+        self.checkpoints = Checkpoints(self.run.checkpoints)
+        self.weights = RunWeights(self.run, recipe, self.train)
+        self.validation = ValidationHook(recipe.selection, recipe.seed, self.held_out, self.backend)
+        self.monitor = _monitor(recipe, self.train, self.backend)
 
 
 def build_hooks(context: RunContext) -> tuple[Hook, ...]:
     """Build the hooks of all features that the recipe asks for."""
     return tuple(hook for make in HOOKS if (hook := make(context)) is not None)
-
-
-def validation(recipe: Recipe, held_out: TensorData | None, backend: AcceleratedCopy) -> ValidationHook:
-    """Build the hook that selects the best epoch; other features use its results."""
-    return ValidationHook(recipe.selection, recipe.seed, held_out, backend)
 
 
 def _refresh(c: RunContext) -> Hook | None:
@@ -83,7 +85,7 @@ def _guard(c: RunContext) -> Hook | None:
     if c.monitor is None:
         return None
     images = c.recipe.batch_size * c.recipe.views
-    return GuardHook(c.monitor, c.run, c.checkpoints, c.validation, c.log, images, c.steps_per_epoch)
+    return GuardHook(c.monitor, c.run, c.checkpoints, c.validation, c.log, images, len(c.batches))
 
 
 def _checkpoints(c: RunContext) -> Hook:
