@@ -83,9 +83,7 @@ def fit(
         trace = run.path if profile else None
         cost = measure(recipe.method, state, batches, recipe.epochs, recipe.update, backend, trace)
         notes = backend.notes(state.model)
-        if fresh and compile == "auto":
-            backend = _compiled_if_worth_it(backend, state, where, cost)
-        run.set_backend({"precision": backend.precision, "compile": backend.compile})
+        backend = _settled_backend(run, backend, state, cost, may_compile=fresh and compile == "auto")
         with stopping() as stop, _board(run, tensorboard, state.step) as board, _learning_curve(run):
             context = RunContext(
                 run=run,
@@ -105,12 +103,15 @@ def fit(
     return run
 
 
-def _compiled_if_worth_it(
-    backend: AcceleratedCopy, state: State, device: torch.device, cost: StepProfile
+def _settled_backend(
+    run: RunFolder, backend: AcceleratedCopy, state: State, cost: StepProfile, *, may_compile: bool
 ) -> AcceleratedCopy:
-    """The backend with a compiled copy, if the attacks to come take long enough to repay compiling."""
-    worth = worth_compiling(state.model, device, cost.seconds_left * cost.in_attack)
-    return AcceleratedCopy(backend.precision, "on") if worth else backend
+    """Compile the copy if the attacks to come take long enough to repay that, and record the choice in the run."""
+    device, seconds = state.rng.device, cost.seconds_left * cost.in_attack
+    if may_compile and worth_compiling(state.model, device, seconds):
+        backend = AcceleratedCopy(backend.precision, "on")
+    run.set_backend({"precision": backend.precision, "compile": backend.compile})
+    return backend
 
 
 def _train(context: RunContext, cost: StepProfile, notes: Sequence[str], device: torch.device) -> None:
