@@ -139,7 +139,7 @@ def shattering(case: AuditContext) -> Finding:
 
 
 def replace_eps(threat: Threat, eps: float) -> Threat:
-    """The same ball with another radius; other fields, such as the share of L1, keep their values."""
+    """Replace the radius of a ball; other fields, such as the share of L1, keep their values."""
     return replace(threat, eps=eps)  # type: ignore[type-var]
 
 

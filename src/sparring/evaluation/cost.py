@@ -1,4 +1,4 @@
-"""How many passes through the model an adversary takes at most: the estimate of the time left is based on it."""
+"""Largest number of passes that an adversary takes through the model, for the estimate of the time left."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

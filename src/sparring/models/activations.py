@@ -78,7 +78,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 class _Kind(NamedTuple):
-    """How to make an activation, and the default of its parameter if it has one."""
+    """Builder of an activation, and the default of its parameter if it has one."""
 
     make: Callable[..., nn.Module]
     parameter: float | None = None

@@ -32,7 +32,7 @@ _HEADS = ("linear.", "fc.")
 
 
 def our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under the names that our `Classifier` uses."""
+    """Rename tensors to the names that our `Classifier` uses."""
     return {ours: tensor for name, tensor in state.items() if (ours := _ours(_OUTER.sub("", name))) is not None}
 
 

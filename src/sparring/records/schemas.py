@@ -23,7 +23,7 @@ class Row(TypedDict):
 
 
 class Status(TypedDict):
-    """How a run ended."""
+    """Outcome of a run."""
 
     finished: bool
     step: int
