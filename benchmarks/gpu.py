@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparring.acceleration import AcceleratedCopy, OriginalModel, tune_process
-from sparring.bench import ATTACK, attack, ceilings, gflop_of_forward, in_turns, robust, step, subject
+from sparring.bench import ATTACK, attack, ceilings, gflop_of_forward, in_turns, standing, step, subject
 
 Call = Callable[[], None]
 Make = Callable[[nn.Module, Tensor, Tensor], Call]
@@ -176,7 +176,7 @@ def measured(args: argparse.Namespace, batch: int, device: torch.device, most: f
             "images_per_second": batch / middle,
             "share_of_bf16_product": None if most is None else gflop * batch / middle / most,
             "peak_mib": peak(device, calls[name]),
-            "robust": robust(nets[name], points, y),
+            "robust": standing(nets[name], points, y),
         }
         print(
             f"batch {batch}: {name}: {json.dumps({k: v for k, v in rows[name].items() if k != 'seconds'})}", flush=True

@@ -11,12 +11,13 @@ import json
 
 import torch
 
-from sparring import PGD, CrossEntropy, Linf, Method, Progress, State, engine, train_step
+from sparring import PGD, CrossEntropy, Linf, Method, Progress, State, train_step
 from sparring.acceleration import AcceleratedCopy, prefer_channels_last, tune_process
 from sparring.acceleration.fingerprint import Fingerprint
 from sparring.attacks import FGSM
 from sparring.bench import in_turns, subject
 from sparring.core.types import Batch
+from sparring.training import engine
 
 CPU = torch.device("cpu")
 EVERY = {"at every use": 1, "at every 16th": engine.PROVED_EVERY, "never": 2**60}

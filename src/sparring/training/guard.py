@@ -217,9 +217,8 @@ class OverfittingMonitor:
     def examined(self, model: nn.Module, state: State) -> Health:
         return examine(model, self.data, self.guard, self.backend, mixed_seed(self.seed, state.step))
 
-    def look(self, state: State, progress: Progress) -> tuple[Health, str | None]:
+    def look(self, state: State) -> tuple[Health, str | None]:
         """Return the health of the model and an event to report, if any; raise `Alarm` if the guard must act."""
-        del progress
         health, kept = self.examined(state.model, state), GuardState.of(state)
         why, before = self.guard.alarm(health, kept.best), kept.alarmed
         kept.alarmed = why is not None

@@ -158,7 +158,7 @@ class GuardHook(Hook):
             self._report(state, self.monitor.overfitting(state, health, self.validation.latest["robust"]))
 
     def _check(self, state: State, progress: Progress) -> Health:
-        health, event = self.monitor.look(state, progress)
+        health, event = self.monitor.look(state)
         self.checkpoints.pinned = self.monitor.kept(state).healthy
         self.run.add_metrics({"step": progress.step, "epoch": progress.epoch, "guard": plain(health)})
         self._report(state, event)
