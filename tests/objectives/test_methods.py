@@ -38,7 +38,7 @@ CHANGES = {
     "alp": method(Sum((CrossEntropy(clean=0.5), sp.LogitPairing()))),
     "consistency": {
         **method(Sum((CrossEntropy(), sp.objectives.Consistency()))),
-        "views": 2,
+        "views_per_image": 2,
         "augment": (Flip(),),
     },
     "awp": {"update": sp.AWP(0.01)},

@@ -36,8 +36,9 @@ from sparring.data.augment import grey
 from sparring.models import KNN, amdim, contrastive_encoder, encode_bank
 from sparring.models.encoders import AMDIM
 from sparring.objectives import ACL, CrossEntropy, InstanceDiscrimination, RoCL
-from sparring.objectives.contrastive import Contrastive, InfoNCE, Multiscale, NTXent, projected
+from sparring.objectives.contrastive import ContrastiveAT, ContrastivePretraining, KNNContrastiveAT
 from sparring.objectives.contrastive_losses import info_nce
+from sparring.objectives.contrasts import InfoNCE, Multiscale, NTXent, projected
 from sparring.recipes import find
 from sparring.recipes.selfsup import cifar10_amdim_sat_released, digits_amdim, digits_amdim_sat, fashion_npid
 from sparring.runs.load import evaluate_run, load_model
@@ -87,13 +88,13 @@ def context(objective, model, data, rows, step=0):
 @pytest.mark.parametrize(
     "objective",
     [
-        Contrastive(),
-        Contrastive(InfoNCE(0.5, both=False)),
-        Contrastive(NTXent()),
-        Contrastive(raises="distance"),
-        Contrastive(raises="cosine"),
+        ContrastiveAT(),
+        ContrastiveAT(InfoNCE(0.5, both=False)),
+        ContrastiveAT(NTXent()),
+        ContrastiveAT(maximizes="distance"),
+        ContrastiveAT(maximizes="cosine"),
         InstanceDiscrimination(negatives=16),
-        Sum((CrossEntropy(), Contrastive(NTXent()))),
+        Sum((CrossEntropy(), ContrastiveAT(NTXent()))),
     ],
     ids=repr,
 )
@@ -106,18 +107,18 @@ def test_clean_and_adversarial_are_contrasted_in_the_mode_of_training():
     model, data = world(projects=True)
     model.train()
     rows = torch.arange(8)
-    ctx = context(Contrastive(InfoNCE(0.3)), model, data, rows)
+    ctx = context(ContrastiveAT(InfoNCE(0.3)), model, data, rows)
     x_adv = (ctx.batch.x + 0.05).clamp(0, 1)
-    term = Contrastive(InfoNCE(0.3)).outer(ctx, x_adv)["contrast"]
+    term = ContrastiveAT(InfoNCE(0.3)).outer(ctx, x_adv)["contrast"]
     wanted = info_nce(model.body(ctx.batch.x, parts=True)[1], model.body(x_adv, parts=True)[1], 0.3).mean()
     assert torch.allclose(term, wanted)
 
 
 def test_two_views_are_one_forward_pass_and_no_pass_of_an_attack_that_is_not_there():
-    method = Method(Benign(), Contrastive(NTXent(), between="views"))
+    method = Method(Benign(), ContrastivePretraining(NTXent()))
     found = cost(method, OptimizerStep(), 1, 10)
     assert (found.forward, found.backward) == (1, 1)
-    between = cost(Method(SHORT, Contrastive()), OptimizerStep(), 1, 10)
+    between = cost(Method(SHORT, ContrastiveAT()), OptimizerStep(), 1, 10)
     assert (between.forward, between.backward) == (2 + 1 + 2, 2 + 2), "two steps, the keys, clean and adversarial"
 
 
@@ -126,7 +127,7 @@ def test_no_label_changes_what_is_learned_without_labels():
     for shift in (0, 1):
         model, data = world()
         other = replace(data, y=(data.y + shift) % 3)
-        method = Method(SHORT, Contrastive(Multiscale(), raises="contrast"))
+        method = Method(SHORT, ContrastiveAT(Multiscale(), maximizes="contrast"))
         state = State.start(method, model.train(), torch.optim.SGD(model.parameters(), 0.1), other)
         for step in range(3):
             rows = torch.arange(10) + 10 * step
@@ -137,48 +138,45 @@ def test_no_label_changes_what_is_learned_without_labels():
 
 
 @pytest.mark.parametrize(
-    ("how", "words"),
+    ("make", "words"),
     [
-        ({"raises": "guides"}, "labels = 'all'"),
-        ({"raises": "guides", "labels": "bank"}, "labels = 'all'"),
-        ({"raises": "vote"}, "labels = 'bank'"),
-        ({"only_fooled": True}, "labels = 'bank'"),
-        ({"only_fooled": True, "labels": "all", "between": "views"}, "set between = 'adversarial'"),
-        ({"refresh": 0}, "at least 1"),
-        ({"raises": "distnace"}, "not one of"),
-        ({"between": "view"}, "not one of"),
-        ({"labels": "some"}, "not one of"),
+        (lambda: KNNContrastiveAT(labels="bank"), "labels = 'all'"),
+        (lambda: KNNContrastiveAT(refresh=0), "at least 1"),
+        (lambda: KNNContrastiveAT(labels="some"), "not one of"),
+        (lambda: KNNContrastiveAT(maximizes="distance"), "not one of"),
+        (lambda: ContrastiveAT(maximizes="distnace"), "not one of"),
+        (lambda: ContrastiveAT(maximizes="vote"), "not one of"),
     ],
 )
-def test_labels_that_are_not_allowed_are_refused_with_what_to_say(how, words):
+def test_labels_that_are_not_allowed_are_refused_with_what_to_say(make, words):
     with pytest.raises(UserError, match=words):
-        Contrastive(**how)
+        make()
 
 
 def test_a_batch_of_one_and_views_that_are_not_there_are_refused():
     model, data = world()
-    objective = Contrastive(NTXent(), between="views")
+    objective = ContrastivePretraining(NTXent())
     ctx = context(objective, model, data, torch.arange(4))
-    with pytest.raises(UserError, match="views = 2"):
+    with pytest.raises(UserError, match="views_per_image = 2"):
         objective.outer(ctx, ctx.batch.x)
-    one = context(Contrastive(Multiscale()), model, data, torch.arange(1))
+    one = context(ContrastiveAT(Multiscale()), model, data, torch.arange(1))
     with pytest.raises(UserError, match="larger batches"):
-        Contrastive(Multiscale()).outer(one, one.batch.x)
+        ContrastiveAT(Multiscale()).outer(one, one.batch.x)
 
 
 def test_a_multiscale_contrast_of_a_body_without_maps_says_what_to_do():
     model, data = world(projects=True)
-    ctx = context(Contrastive(Multiscale()), model, data, torch.arange(4))
+    ctx = context(ContrastiveAT(Multiscale()), model, data, torch.arange(4))
     with pytest.raises(UserError, match="amdim"):
-        Contrastive(Multiscale()).outer(ctx, ctx.batch.x)
+        ContrastiveAT(Multiscale()).outer(ctx, ctx.batch.x)
 
 
 @pytest.mark.parametrize(
     "objective",
     [
-        Contrastive(Multiscale(), raises="guides", labels="all", only_fooled=True, guides=10, refresh=2),
-        Contrastive(raises="vote", labels="bank", refresh=2),
-        Contrastive(labels="bank", only_fooled=True, refresh=2),
+        KNNContrastiveAT(Multiscale(), guides=10, refresh=2),
+        KNNContrastiveAT(maximizes="vote", labels="bank", only_fooled=False, refresh=2),
+        KNNContrastiveAT(maximizes="contrast", labels="bank", refresh=2),
     ],
     ids=["released", "vote", "fooled by its own vote"],
 )
@@ -204,7 +202,7 @@ def test_votes_and_guides_train_and_refuse_a_model_without_neighbours(objective)
 def test_only_those_who_are_fooled_are_contrasted():
     model, data = world()
     model.eval()
-    objective = Contrastive(Multiscale(both=False), labels="all", only_fooled=True)
+    objective = KNNContrastiveAT(Multiscale(both=False), "contrast")
     rows = torch.arange(12)
     ctx = context(objective, model, data, rows)
     x_adv = torch.rand(ctx.batch.x.shape, generator=make_rng(0))
@@ -297,10 +295,10 @@ def test_an_interrupted_run_without_labels_goes_on_bit_for_bit(without, tmp_path
     recipe = without
     if kind == "instances":
         objective, model = InstanceDiscrimination(negatives=32), Build(contrastive_encoder, width=4, projection=8, k=3)
-        recipe = replace(without, method=Method(Benign(), objective), model=model, views=1)
+        recipe = replace(without, method=Method(Benign(), objective), model=model, views_per_image=1)
     if kind == "released":
-        objective = Contrastive(Multiscale(), raises="guides", labels="all", only_fooled=True, guides=20, refresh=3)
-        recipe = replace(without, method=Method(SHORT, objective), views=1, augment=())
+        objective = KNNContrastiveAT(Multiscale(), guides=20, refresh=3)
+        recipe = replace(without, method=Method(SHORT, objective), views_per_image=1, augment=())
     whole = fit(recipe, tmp_path / "whole")
     with pytest.raises(Interrupted):
         fit(recipe, tmp_path / "half", on_progress=stop_at(5))
@@ -386,7 +384,7 @@ def test_recipes_for_clothes_take_a_step(name):
     encode_bank(model, data)
     from sparring.data import Batches
 
-    batches = Batches(data, 12, recipe.augment, 0, recipe.views)
+    batches = Batches(data, 12, recipe.augment, 0, recipe.views_per_image)
     state = State.start(recipe.method, model, recipe.optimizer.build(model), data)
     before = [p.clone() for p in model.body.parameters()]
     TrainingLoop(1, 1e-3).run(recipe.method, state, batches, until=1)
@@ -463,7 +461,7 @@ def test_acl_moves_both_views_at_once_and_lowers_the_mean_of_two_contrasts():
 @pytest.mark.parametrize("objective", [RoCL(), ACL()])
 def test_a_joint_contrast_wants_two_views_and_the_whole_batch(objective):
     model, data = world(projects=True)
-    with pytest.raises(UserError, match="--views 2"):
+    with pytest.raises(UserError, match="--views-per-image 2"):
         objective.inner(context(objective, model, data, torch.arange(4)))
     ctx = two_views(model, data)
     raised = objective.inner(ctx)

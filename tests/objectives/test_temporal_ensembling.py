@@ -116,9 +116,9 @@ def test_term_and_inner_loss_are_the_formula_and_the_two_weights_differ_by_the_n
     q = predictions(model, ctx.batch.x)  # after one look, the average is what was seen
     apart = ((p - q) ** 2).sum(1)
     assert apart.min() > 0
-    np.testing.assert_allclose(ALWAYS.raised(ctx)(far).value.detach(), 3 * apart, rtol=1e-4)
+    np.testing.assert_allclose(ALWAYS.inner_term(ctx)(far).value.detach(), 3 * apart, rtol=1e-4)
     np.testing.assert_allclose(
-        ALWAYS.raised(ctx)[torch.tensor([3, 1])](far[[3, 1]]).value.detach(), 3 * apart[[3, 1]], rtol=1e-4
+        ALWAYS.inner_term(ctx)[torch.tensor([3, 1])](far[[3, 1]]).value.detach(), 3 * apart[[3, 1]], rtol=1e-4
     )
     np.testing.assert_allclose(ALWAYS.outer(ctx, far)["ensemble"].item(), 3 * apart.mean(), rtol=1e-4)
     released = replace(ALWAYS, per_class=True, weight=3.0 * classes)
@@ -139,7 +139,7 @@ def test_with_trades_the_update_draws_the_clean_prediction_and_the_attack_the_ad
     far = (ctx.batch.x + 0.1).clamp(0, 1)
     q = ctx.memory[ctx.batch.index].numpy()
     q /= q.sum(1, keepdims=True)
-    for x, found in ((far, term.raised(ctx)(far).value.mean()), (ctx.batch.x, term.outer(ctx, far)["ensemble"])):
+    for x, found in ((far, term.inner_term(ctx)(far).value.mean()), (ctx.batch.x, term.outer(ctx, far)["ensemble"])):
         np.testing.assert_allclose(found.item(), 3 * ((predictions(model, x) - q) ** 2).sum(1).mean(), rtol=1e-4)
 
 
@@ -151,7 +151,7 @@ def test_the_attack_raises_the_term_too():
     method.observe(ctx)
     x = (ctx.batch.x + 0.1).clamp(0, 1)
     both, alone = method.inner(ctx)(x), CrossEntropy().inner(ctx)(x)
-    term = ALWAYS.raised(ctx.remembering(ctx.memory[1]))(x)
+    term = ALWAYS.inner_term(ctx.remembering(ctx.memory[1]))(x)
     torch.testing.assert_close(both.value, alone.value + term.value)
     assert torch.equal(both.fooled, alone.fooled)
     later = Sum((CrossEntropy(), TemporalEnsembling(Ramp(3.0, 2, 3))))

@@ -34,7 +34,7 @@ class FeatureAttack:
 
     Args:
         attack: The attack.
-        raises: The loss that the attack maximises: the squared `distance` to the clean features, their `cosine`
+        maximizes: The loss that the attack maximises: the squared `distance` to the clean features, their `cosine`
             distance, or `contrast`, InfoNCE among the images of the batch. The contrast depends on the other images in
             the batch; for a single image, it is the cosine.
         temperature: Temperature of the contrast.
@@ -44,19 +44,19 @@ class FeatureAttack:
     """
 
     attack: Attack
-    raises: Literal["distance", "cosine", "contrast"] = "distance"
+    maximizes: Literal["distance", "cosine", "contrast"] = "distance"
     temperature: float = 0.2
 
     def __post_init__(self) -> None:
-        need_one_of("raises", self.raises, ("distance", "cosine", "contrast"))
+        need_one_of("maximizes", self.maximizes, ("distance", "cosine", "contrast"))
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         def loss(lens: ForwardCache) -> PerExampleLoss:
             with torch.no_grad():
                 clean = lens.features(x)
-            if self.raises == "contrast" and len(x) > 1:
+            if self.maximizes == "contrast" and len(x) > 1:
                 return FeatureContrast(lens.features, clean, torch.arange(len(x), device=x.device), self.temperature)
-            return FeatureDistance(lens.features, clean, self.raises != "distance")
+            return FeatureDistance(lens.features, clean, self.maximizes != "distance")
 
         return _climbed(model, x, y, rng, self.attack, loss)
 

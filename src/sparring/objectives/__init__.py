@@ -3,7 +3,8 @@
 from .acl import ACL
 from .batch_norm_statistics import BatchNormStatistics
 from .consistency import Consistency
-from .contrastive import Contrastive, InfoNCE, Multiscale, NTXent
+from .contrastive import ContrastiveAT, ContrastivePretraining, KNNContrastiveAT
+from .contrasts import InfoNCE, Multiscale, NTXent
 from .cross_entropy import CrossEntropy
 from .grad_align import GradAlign
 from .instance_discrimination import InstanceDiscrimination
@@ -21,11 +22,13 @@ __all__ = [
     "TRADES",
     "BatchNormStatistics",
     "Consistency",
-    "Contrastive",
+    "ContrastiveAT",
+    "ContrastivePretraining",
     "CrossEntropy",
     "GradAlign",
     "InfoNCE",
     "InstanceDiscrimination",
+    "KNNContrastiveAT",
     "LogitPairing",
     "MixUp",
     "Multiscale",

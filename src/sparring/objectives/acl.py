@@ -5,8 +5,8 @@ from torch import Tensor
 
 from ..core.types import Context, LossOutput, Objective, PerExampleLoss, Terms
 from ..core.whole_batch import WholeBatch
-from .contrastive import JOINT, need_temperature, need_two_views, projected
 from .contrastive_losses import nt_xent
+from .contrasts import JOINT, need_temperature, need_two_views, projected
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class ACL(Objective):
     """Adversarial contrastive learning, dual stream, without labels.
 
     The attack maximises NT-Xent of the two views and perturbs both at once. The training loss is the mean of NT-Xent of
-    the clean views and NT-Xent of the attacked views. Batches hold two views (`views=2` of the recipe).
+    the clean views and NT-Xent of the attacked views. Batches hold two views (`views_per_image=2` of the recipe).
 
     In the released code clean and attacked views have separate weights and statistics of batch norm; here they share
     them, and each stream has its own forward pass.

@@ -15,7 +15,7 @@ class Consistency(Regularizer):
     """Consistency regularizer: pulls the adversarial predictions of two augmentations of an image together.
 
     The term is `weight` x the Jensen-Shannon divergence of the two predictions. It needs batches that hold every image
-    twice (`views=2` of the recipe), and is added to a method: `Sum((CrossEntropy(), Consistency()))`.
+    twice (`views_per_image=2` of the recipe), and is added to a method: `Sum((CrossEntropy(), Consistency()))`.
 
     Args:
         weight: Weight of the divergence.
@@ -38,7 +38,7 @@ class Consistency(Regularizer):
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         if ctx.batch.views == 1:
-            raise UserError("consistency needs every image twice in a batch: set views = 2 (--views 2)")
+            raise UserError("consistency needs every image twice: set views_per_image = 2 (--views-per-image 2)")
         log_p, log_q = (ctx.lens.logits(x_adv) / self.temperature).log_softmax(1).chunk(2)
         middle = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, device=log_p.device))
         apart = [F.kl_div(middle, log, reduction="batchmean", log_target=True) for log in (log_p, log_q)]

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from ..core.errors import UserError
 from ..core.rng import make_rng, seed_of_step
 from ..core.types import Context, LabelledData, Objective, PerExampleLoss, Terms
-from .contrastive import projected
 from .contrastive_losses import FeatureContrast
+from .contrasts import projected
 from .example_bank import Bank
 
 
@@ -60,7 +60,9 @@ class InstanceDiscrimination(Objective):
         if ctx.progress.step == 0 or index.device.type == "cpu":
             memory.known().check(index)
         if ctx.batch.views == 2:
-            raise UserError("instance discrimination needs each image once in a batch: set views = 1 (--views 1)")
+            raise UserError(
+                "instance discrimination needs each image once: set views_per_image = 1 (--views-per-image 1)"
+            )
         self._remember(memory)
         memory.index, memory.seen = index.clone(), F.normalize(z, dim=1)
 

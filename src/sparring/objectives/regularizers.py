@@ -12,11 +12,11 @@ from ..core.types import Context, LabelledData, Objective, PerExampleLoss, Progr
 class Regularizer(Objective):
     """Part of an objective that is added to a method, and cannot be trained with alone.
 
-    It defines no complete loss for the attack. A subclass gives `outer`, and `raised` if the attack is to maximise a
-    term in addition to the method's own loss.
+    It defines no complete loss for the attack. A subclass gives `outer`, and `inner_term` if the attack is to maximise
+    a term in addition to the method's own loss.
     """
 
-    def raised(self, ctx: Context) -> PerExampleLoss | None:
+    def inner_term(self, ctx: Context) -> PerExampleLoss | None:
         """Loss that the attack maximises in addition; by default None: the term acts on the update only."""
         del ctx
         return None
@@ -55,9 +55,11 @@ class Sum(Objective):
             part.observe(own)
 
     def inner(self, ctx: Context) -> PerExampleLoss:
-        both = [part.raised(own) if isinstance(part, Regularizer) else part.inner(own) for part, own in self._each(ctx)]
-        raised = [loss for loss in both if loss is not None]
-        return raised[0] if len(raised) == 1 else SumLoss(tuple(raised))
+        both = [
+            part.inner_term(own) if isinstance(part, Regularizer) else part.inner(own) for part, own in self._each(ctx)
+        ]
+        losses = [loss for loss in both if loss is not None]
+        return losses[0] if len(losses) == 1 else SumLoss(tuple(losses))
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         named = [item for part, own in self._each(ctx) for item in part.outer(own, x_adv).items()]

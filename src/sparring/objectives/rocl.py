@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ..core.types import Context, LossOutput, Objective, PerExampleLoss, Terms
 from ..core.whole_batch import WholeBatch
-from .contrastive import JOINT, need_temperature, need_two_views, projected
 from .contrastive_losses import LazyLoss, nt_xent
+from .contrasts import JOINT, need_temperature, need_two_views, projected
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +15,8 @@ class RoCL(Objective):
     """Robust contrastive learning: two views and an attacked one, without labels.
 
     The attack moves the first view away from the second: it maximises NT-Xent of the two. The training loss is NT-Xent
-    of all three plus `weight` x NT-Xent of the attacked and the second view. Batches hold two views (`views=2` of the
-    recipe).
+    of all three plus `weight` x NT-Xent of the attacked and the second view. Batches hold two views
+    (`views_per_image=2` of the recipe).
 
     In the released code no gradient flows through the views that an image is compared with, and the added term has a
     forward pass of its own, so also its own mean and variance of batch norm; here the whole loss is differentiated, in

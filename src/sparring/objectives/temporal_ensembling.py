@@ -69,7 +69,7 @@ class TemporalEnsembling(Regularizer):
         mean = (same @ p.double() / same.sum(1, keepdim=True)).float()
         bank[index] = self.decay * bank[index] + (1 - self.decay) * mean
 
-    def raised(self, ctx: Context) -> PerExampleLoss | None:
+    def inner_term(self, ctx: Context) -> PerExampleLoss | None:
         weight = self._weight(ctx)
         return SquaredDistance(ctx.lens.logits, self._target(ctx), weight) if weight else None
 

@@ -8,7 +8,6 @@ from ..core.schedules import Cosine, MultiStep
 from ..core.types import Objective
 from ..data import Augment
 from ..evaluation import KNNAttackSuite, PGDkNN, WhiteBox
-from ..objectives.contrastive import Contrast, Contrastive, InfoNCE, Labels, Raised
 from ..runs.recipe import Evaluation, Recipe
 from ..training.engine import Method
 from ..training.optimizers import Adam
@@ -46,7 +45,7 @@ def pretrained(
         method=Method(Benign(), objective),
         epochs=epochs,
         lr=Cosine(lr),
-        views=views,
+        views_per_image=views,
         augment=augment,
         optimizer=Adam(weight_decay=1e-5),
         selection=Benign(),
@@ -57,14 +56,10 @@ def hardened(
     pretraining: Recipe,
     start: str,
     attack: PGD,
-    loss: Contrast = InfoNCE(),  # noqa: B008
+    objective: Objective,
     *,
     epochs: int,
     lr: float,
-    raises: Raised = "contrast",
-    labels: Labels = "none",
-    only_fooled: bool = False,
-    guides: int = 300,
 ) -> Recipe:
     """Return self-supervised adversarial training that starts from the run `start` of `pretraining`.
 
@@ -72,14 +67,13 @@ def hardened(
     """
     threat = attack.threat
     assert isinstance(threat, Linf)
-    objective = Contrastive(loss, raises=raises, labels=labels, only_fooled=only_fooled, guides=guides)
     return replace(
         pretraining,
         method=Method(attack, objective),
         epochs=epochs,
         lr=MultiStep(lr),
         batch_size=100,
-        views=1,
+        views_per_image=1,
         augment=(),
         optimizer=Adam(betas=(0.8, 0.999), weight_decay=1e-5),
         init_from=start,

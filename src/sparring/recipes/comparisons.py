@@ -108,7 +108,7 @@ def cifar10_prn18_consistency(eps: float = 8 / 255, weight: float = 1.0) -> Reci
     base = _long(eps)
     assert isinstance(base.method, Method)
     objective = Sum((CrossEntropy(), Consistency(weight)))
-    return replace(base, method=replace(base.method, objective=objective), batch_size=64, views=2)
+    return replace(base, method=replace(base.method, objective=objective), batch_size=64, views_per_image=2)
 
 
 def cifar10_rn18_alp(

@@ -10,7 +10,8 @@ from ..core.serialization import Build
 from ..data import Crop, FashionMNIST, Flip, Grey, Jitter, ResizedCrop
 from ..models import amdim, contrastive_encoder
 from ..objectives.acl import ACL
-from ..objectives.contrastive import Contrastive, InfoNCE, Multiscale, NTXent, Raised
+from ..objectives.contrastive import ContrastiveAT, ContrastivePretraining, KNNContrastiveAT
+from ..objectives.contrasts import InfoNCE, Multiscale, NTXent
 from ..objectives.instance_discrimination import InstanceDiscrimination
 from ..objectives.rocl import RoCL
 from ..runs.recipe import Recipe
@@ -20,6 +21,8 @@ from ._common import select_by_pgd
 from ._selfsup import as_released, hardened, pretrained, worst_on_neighbours
 from .cifar10 import cifar10_rn18_pgd
 from .small import quickstart
+
+Maximized = Literal["contrast", "distance", "cosine"]
 
 _DIGITS = (Crop(1), ResizedCrop((0.5, 1.0)), Jitter(saturation=0.0))
 _CLOTHES = (Crop(2, "reflect"), Flip(), ResizedCrop((0.4, 1.0)), Jitter(saturation=0.0))
@@ -31,18 +34,18 @@ def digits_amdim(eps: float = 0.1) -> Recipe:
     The starting point of self-supervised adversarial training at Linf `eps`: next, `sparring train digits_amdim_sat`.
     """
     base = replace(quickstart(eps), model=Build(amdim, width=16, dim=64, depth=1, k=15), batch_size=128)
-    objective = Contrastive(Multiscale(regularise=0.05), between="views")
+    objective = ContrastivePretraining(Multiscale(regularise=0.05))
     recipe = pretrained(base, objective, epochs=30, lr=1e-3, augment=_DIGITS)
     return replace(recipe, evaluation=worst_on_neighbours(Linf(eps), steps=20, restarts=2))
 
 
-def digits_amdim_sat(eps: float = 0.1, start: str = "digits_amdim", raises: Raised = "contrast") -> Recipe:
+def digits_amdim_sat(eps: float = 0.1, start: str = "digits_amdim", maximizes: Maximized = "contrast") -> Recipe:
     """Self-supervised adversarial training of that encoder, without labels, Linf 0.1: half a minute.
 
     It starts from the run `digits_amdim` in the same parent folder as its own.
     """
     attack = PGD(Linf(eps), steps=5, step_size=eps / 3)
-    return hardened(digits_amdim(eps), start, attack, Multiscale(), epochs=10, lr=5e-4, raises=raises)
+    return hardened(digits_amdim(eps), start, attack, ContrastiveAT(Multiscale(), maximizes), epochs=10, lr=5e-4)
 
 
 def fashion_amdim(eps: float = 0.05, width: int = 16) -> Recipe:
@@ -50,12 +53,12 @@ def fashion_amdim(eps: float = 0.05, width: int = 16) -> Recipe:
 
     The starting point of self-supervised adversarial training at Linf `eps`: next, `sparring train fashion_sat`.
     """
-    return _fashion(eps, Contrastive(Multiscale(regularise=0.05), between="views"), width)
+    return _fashion(eps, ContrastivePretraining(Multiscale(regularise=0.05)), width)
 
 
 def fashion_simclr(eps: float = 0.05, width: int = 16) -> Recipe:
     """SimCLR (https://arxiv.org/abs/2002.05709) with a small CNN on Fashion-MNIST, read by 75 nearest neighbours."""
-    recipe = _fashion(eps, Contrastive(NTXent(0.2), between="views"), width)
+    recipe = _fashion(eps, ContrastivePretraining(NTXent(0.2)), width)
     return replace(recipe, model=Build(contrastive_encoder, width=width))
 
 
@@ -65,14 +68,16 @@ def fashion_npid(eps: float = 0.05, width: int = 16) -> Recipe:
     The kNN head reads the projection that the loss contrasts: 128 numbers, linear in the features.
     """
     recipe = _fashion(eps, InstanceDiscrimination(), width)
-    return replace(recipe, model=Build(contrastive_encoder, width=width, projection=128, read="projection"), views=1)
+    return replace(
+        recipe, model=Build(contrastive_encoder, width=width, projection=128, read="projection"), views_per_image=1
+    )
 
 
 def fashion_sat(
     eps: float = 0.05,
     start: str = "fashion_amdim",
     train: Literal["amdim", "simclr", "npid"] = "amdim",
-    raises: Raised = "contrast",
+    maximizes: Maximized = "contrast",
 ) -> Recipe:
     """Self-supervised adversarial training on Fashion-MNIST, without labels, Linf 0.05: hundreds of updates.
 
@@ -80,9 +85,8 @@ def fashion_sat(
     """
     before = {"amdim": fashion_amdim, "simclr": fashion_simclr, "npid": fashion_npid}[train](eps)
     attack = PGD(Linf(eps), steps=5, step_size=eps / 3)
-    return hardened(
-        before, start, attack, Multiscale() if train == "amdim" else InfoNCE(), epochs=1, lr=5e-4, raises=raises
-    )
+    loss = Multiscale() if train == "amdim" else InfoNCE()
+    return hardened(before, start, attack, ContrastiveAT(loss, maximizes), epochs=1, lr=5e-4)
 
 
 def fashion_sat_released(eps: float = 0.05, start: str = "fashion_amdim") -> Recipe:
@@ -118,7 +122,7 @@ def cifar10_amdim(eps: float = 2 / 255) -> Recipe:
     layers were not released, has 84.5 % with nearest neighbours (its notebook).
     """
     augment = (Flip(), Crop(4, "reflect", p=0.8), Jitter(), Grey(0.25))
-    objective = Contrastive(Multiscale(regularise=0.05), between="views")
+    objective = ContrastivePretraining(Multiscale(regularise=0.05))
     return replace(
         pretrained(cifar10_rn18_pgd(eps), objective, epochs=300, lr=2e-4, augment=augment),
         model=Build(amdim, published=True),
@@ -142,13 +146,11 @@ def cifar10_amdim_sat_released(eps: float = 2 / 255, start: str = "cifar10_amdim
 
 
 def _released(before: Recipe, start: str, eps: float, unit: float, lr: float) -> Recipe:
-    attack = as_released(Linf(eps), unit)
-    return hardened(
-        before, start, attack, Multiscale(), epochs=1, lr=lr, raises="guides", labels="all", only_fooled=True
-    )
+    objective = KNNContrastiveAT(Multiscale(), maximizes="guides", labels="all", only_fooled=True)
+    return hardened(before, start, as_released(Linf(eps), unit), objective, epochs=1, lr=lr)
 
 
-def _fashion(eps: float, objective: Contrastive | InstanceDiscrimination, width: int) -> Recipe:
+def _fashion(eps: float, objective: ContrastivePretraining | InstanceDiscrimination, width: int) -> Recipe:
     model = Build(amdim, width=width, dim=64, depth=1)
     base = replace(quickstart(eps), data=FashionMNIST(), model=model, batch_size=200, held_out=0.02)
     recipe = pretrained(base, objective, epochs=8, lr=1e-3, augment=_CLOTHES)

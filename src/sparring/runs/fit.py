@@ -77,7 +77,9 @@ def fit(
     backend = AcceleratedCopy.resolved(where, precision, compile) if fresh else _begun_with(run, precision, compile)
     training, held_out = _load_data(recipe, run.path, where)
     state = _initial_state(recipe, training.data, run, where, overwrite)
-    batches = Batches(training.data, recipe.batch_size, recipe.augment, recipe.seed, recipe.views, recipe.drop_last)
+    batches = Batches(
+        training.data, recipe.batch_size, recipe.augment, recipe.seed, recipe.views_per_image, recipe.drop_last
+    )
     with run.locked(), _explained(run, state):
         _begin_or_resume(run, recipe, state, training, overwrite)
         trace = run.path if profile else None

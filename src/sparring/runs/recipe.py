@@ -72,7 +72,7 @@ class Recipe:
         selection: Attack under which the best epoch is selected.
         evaluation: Attacks and test images of `sparring evaluate`.
         batch_size: Number of images in a batch.
-        views: Number of views of each image in a batch, each augmented separately.
+        views_per_image: Number of views of each image in a batch, each augmented separately.
         augment: Augmentations of the training images, applied in order.
         init_from: Run whose best weights training starts from: a folder, or the name of one next to the folder of this
             run, where {seed} stands for the seed. If it has another kind of head, only the body is used. Empty to start
@@ -101,7 +101,7 @@ class Recipe:
     selection: Attack
     evaluation: Evaluation
     batch_size: int = 128
-    views: int = 1
+    views_per_image: int = 1
     augment: tuple[Augment, ...] = ()
     init_from: str = ""
     alterations: tuple[Alteration, ...] = ()
@@ -122,7 +122,7 @@ class Recipe:
                 f"{type(self.method).__name__} has no attack that a rescue could take the place of: let the guard "
                 "report or stop"
             )
-        for name in ("epochs", "batch_size", "views"):
+        for name in ("epochs", "batch_size", "views_per_image"):
             need_whole(name, getattr(self, name))
         for ramp in (each for each in walk(self.method) if isinstance(each, Ramp)):
             if ramp.start > self.epochs:

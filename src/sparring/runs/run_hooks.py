@@ -84,7 +84,7 @@ def _example_history(c: RunContext) -> Hook | None:
 def _guard(c: RunContext) -> Hook | None:
     if c.monitor is None:
         return None
-    images = c.recipe.batch_size * c.recipe.views
+    images = c.recipe.batch_size * c.recipe.views_per_image
     return GuardHook(c.monitor, c.run, c.checkpoints, c.validation, c.log, images, len(c.batches))
 
 

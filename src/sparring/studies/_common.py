@@ -18,7 +18,7 @@ from ..training.engine import Method
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class Sizes:
     """Size of a study at one scale: number of training images, test images and seeds."""
 
     train: int
@@ -26,7 +26,7 @@ class World:
     seeds: int
 
 
-def worlds(scale: str, known: dict[str, World]) -> World:
+def sizes_of(scale: str, known: dict[str, Sizes]) -> Sizes:
     """Return the size of a study at a scale. Raises `UserError` for an unknown scale."""
     if scale not in known:
         raise UserError(f"a study has no scale {scale!r}: {', '.join(known)}")
@@ -47,11 +47,11 @@ def evaluation(threat: Linf, steps: int = 20, strong: int = 30, targets: int = 3
     )
 
 
-def base(scale: str, world: World, threat: Linf, epochs: int) -> Recipe:
+def base(scale: str, sizes: Sizes, threat: Linf, epochs: int) -> Recipe:
     """Return PGD-AT of a small network with batch norm, as in Bag of Tricks but smaller: SGD, rate in three pieces."""
     recipe = replace(
         quickstart(threat.eps),
-        data=Subset(FashionMNIST(), world.train, world.test),
+        data=Subset(FashionMNIST(), sizes.train, sizes.test),
         method=Method(PGD(threat, steps=5, step_size=threat.eps / 3), CrossEntropy()),
         epochs=epochs,
         lr=MultiStep(0.1, (round(10 / 11 * epochs, 2), round(21 / 22 * epochs, 2))),
@@ -64,7 +64,7 @@ def base(scale: str, world: World, threat: Linf, epochs: int) -> Recipe:
         tiny = evaluation(threat, steps=2, strong=3, targets=1)
         return replace(
             recipe,
-            data=Subset(Digits(), world.train, world.test),
+            data=Subset(Digits(), sizes.train, sizes.test),
             model=Build(small_cnn, width=2, batch_norm=True),
             method=Method(PGD(threat, steps=2, step_size=threat.eps / 2), CrossEntropy()),
             selection=PGD(threat, steps=1),

@@ -29,10 +29,10 @@ from ..records.run_folder import RunFolder
 from ..records.statistics import Cells, Claim
 from ..runs.recipe import Evaluation, Recipe
 from ..training.engine import Method
-from ._common import World, worlds
+from ._common import Sizes, sizes_of
 from .study import RUN, Arm, JointMeasurement, Measurement, Runs, Study, of_each, seeds_of
 
-_WORLDS = {"smoke": World(120, 40, 1), "cpu": World(2500, 300, 3), "gpu": World(27000, 2000, 5)}
+_SIZES = {"smoke": Sizes(120, 40, 1), "cpu": Sizes(2500, 300, 3), "gpu": Sizes(27000, 2000, 5)}
 _EPOCHS = {"smoke": 2, "cpu": 12, "gpu": 40}
 _WIDTH = {"smoke": 2, "cpu": 8, "gpu": 16}
 _EPS = (0.3, 0.75, 1.5, 3.0)
@@ -68,16 +68,16 @@ _VARIED, _WIDE, _JUDGE = f"eps 0 to {_MOST:g}", f"{_CENTRE}, twice as wide", "ep
 
 def study(scale: str) -> Study:
     """Compare Fisher information, linear transfer and inversion of networks trained at several eps in L2."""
-    world = worlds(scale, _WORLDS)
+    sizes = sizes_of(scale, _SIZES)
     return Study(
         name="information",
         title="Information, transfer and inversion",
         source="https://arxiv.org/abs/2007.11259",
         baseline=_LINE[0],
-        arms=_arms(scale, world),
+        arms=_arms(scale, sizes),
         claims=_CLAIMS,
-        seeds=world.seeds,
-        remarks=_remarks(scale, world),
+        seeds=sizes.seeds,
+        remarks=_remarks(scale, sizes),
         measurements=_looks(scale),
         joint=_together(scale),
         numbers=_numbers,
@@ -85,7 +85,7 @@ def study(scale: str) -> Study:
     )
 
 
-def _arms(scale: str, world: World) -> tuple[Arm, ...]:
+def _arms(scale: str, sizes: Sizes) -> tuple[Arm, ...]:
     smoke, width = scale == "smoke", _WIDTH[scale]
     source = Digits() if smoke else ClassSubset(FashionMNIST(), _CLASSES)
     threat, steps = L2(_AT), 2 if smoke else 3
@@ -95,7 +95,7 @@ def _arms(scale: str, world: World) -> tuple[Arm, ...]:
     }
     base = replace(
         quickstart(),
-        data=Subset(source, world.train, world.test),
+        data=Subset(source, sizes.train, sizes.test),
         epochs=_EPOCHS[scale],
         lr=Cyclic(0.1, top=0.3),
         batch_size=32 if smoke else 64,
@@ -161,9 +161,9 @@ def _together(scale: str) -> JointMeasurement:
     return JointMeasurement(study_inversion_jointly, {**fields, "layers": ["features"], "ways": ways})
 
 
-def _remarks(scale: str, world: World) -> tuple[str, ...]:
+def _remarks(scale: str, sizes: Sizes) -> tuple[str, ...]:
     return (
-        f"{world.train} images of five classes of Fashion-MNIST (T-shirt to Coat), a tenth held out; PGD-3 in L2, "
+        f"{sizes.train} images of five classes of Fashion-MNIST (T-shirt to Coat), a tenth held out; PGD-3 in L2, "
         f"{_EPOCHS[scale]} epochs. The evaluation is at eps {_AT:g} for all: PGD-20, and APGD towards three targets. "
         f"The net has four convolutions, the first of {_WIDTH[scale]} channels, and batch norm; its features are "
         f"{98 * _WIDTH[scale]} numbers, an image 784.",

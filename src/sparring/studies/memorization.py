@@ -28,10 +28,10 @@ from ..training.engine import Method
 from ..training.example_history import remembering
 from ..training.optimizers import SGD
 from ..training.updates import AWP
-from ._common import World, evaluation, worlds
+from ._common import Sizes, evaluation, sizes_of
 from .study import RUN, WORST, Arm, Measurement, Runs, Study, of_each, seeds_of
 
-_WORLDS = {"smoke": World(60, 40, 1), "cpu": World(400, 360, 3), "gpu": World(5000, 360, 5)}
+_SIZES = {"smoke": Sizes(60, 40, 1), "cpu": Sizes(400, 360, 3), "gpu": Sizes(5000, 360, 5)}
 _DIGITS = {"smoke": 200, "cpu": 360, "gpu": 1200}
 _FIT = {"smoke": 3, "cpu": 75, "gpu": 150}  # epochs with digits
 _LONG = {"smoke": 4, "cpu": 36, "gpu": 100}  # epochs with Fashion-MNIST
@@ -43,8 +43,8 @@ _TAU = 0.5  # rank correlation above which a measure explains the gap
 
 def study(scale: str) -> Study:
     """Study random labels, stability, complexity measures, robust overfitting and its cures, and hard examples."""
-    world = worlds(scale, _WORLDS)
-    digits, clothes = _Digits(scale, world), _Clothes(scale, world)
+    sizes = sizes_of(scale, _SIZES)
+    digits, clothes = _Digits(scale, sizes), _Clothes(scale, sizes)
     examples, close, steps = _LOOK[scale]
     return Study(
         name="memorization",
@@ -53,12 +53,12 @@ def study(scale: str) -> Study:
         baseline="PGD-AT",
         arms=(*clothes.arms(), *digits.arms()),
         claims=_CLAIMS,
-        seeds=world.seeds,
+        seeds=sizes.seeds,
         remarks=(
             f"*Digits* arms: {_DIGITS[scale]} digits, no weight decay, {_FIT[scale]} epochs, the rate divided by 10 "
             "after each third; Linf 3/32, or 1/16 where noted. The latter is 0.15 of the smallest distance between "
             "digits of different classes, as 8/255 is on CIFAR-10.",
-            f"The others: {world.train} images of Fashion-MNIST, Linf {_Clothes.eps:g}, no weight decay, "
+            f"The others: {sizes.train} images of Fashion-MNIST, Linf {_Clothes.eps:g}, no weight decay, "
             f"{_LONG[scale]} epochs, the rate divided by 10 at a third and at three quarters; {100 * _NOISE:g} % of "
             "the labels are drawn anew (a tenth of these keep their label by chance) unless the name of an arm says "
             "otherwise. Held-out and test labels are true, and the held-out images choose the best epoch.",
@@ -89,8 +89,8 @@ def study(scale: str) -> Study:
 class _Digits:
     """Recipes that test whether a network can memorize labels: a large network on few digits."""
 
-    def __init__(self, scale: str, world: World) -> None:
-        self.scale, self.test = scale, world.test
+    def __init__(self, scale: str, sizes: Sizes) -> None:
+        self.scale, self.test = scale, sizes.test
 
     def train(self, objective: Objective, rate: float = 0.0, eps: float = 3 / 32) -> Recipe:
         count, smoke, epochs = _DIGITS[self.scale], self.scale == "smoke", _FIT[self.scale]
@@ -125,13 +125,13 @@ class _Clothes:
 
     eps = 0.05
 
-    def __init__(self, scale: str, world: World) -> None:
-        self.scale, self.world, self.threat, self.epochs = scale, world, Linf(self.eps), _LONG[scale]
+    def __init__(self, scale: str, sizes: Sizes) -> None:
+        self.scale, self.sizes, self.threat, self.epochs = scale, sizes, Linf(self.eps), _LONG[scale]
 
     def train(self, objective: Objective, noise: float = _NOISE, *more: Alteration) -> Recipe:
         smoke, third = self.scale == "smoke", 1 / 3
         source: Source = Digits() if smoke else FashionMNIST()
-        data = Subset(source, round(self.world.train / (1 - third)), self.world.test)
+        data = Subset(source, round(self.sizes.train / (1 - third)), self.sizes.test)
         inner = objective.parts[0] if isinstance(objective, Sum) else objective
         start = GaussianStart() if isinstance(inner, TRADES) else RandomStart()
         recipe = _base(self.threat, data, held_out=third, smoke=smoke)

@@ -20,10 +20,10 @@ from ..training.engine import Method
 from ..training.free import Free
 from ..training.guard import Guard
 from ..training.updates import OptimizerStep
-from ._common import World, base, worlds
+from ._common import Sizes, base, sizes_of
 from .study import WORST, Arm, Study
 
-_WORLDS = {"smoke": World(200, 60, 1), "cpu": World(5000, 400, 3), "gpu": World(20000, 2000, 5)}
+_SIZES = {"smoke": Sizes(200, 60, 1), "cpu": Sizes(5000, 400, 3), "gpu": Sizes(20000, 2000, 5)}
 _PASSES = {"smoke": 3, "cpu": 48, "gpu": 96}  # epochs x passes a step
 _SMALL, _LARGE = Linf(0.1), Linf(0.3)
 
@@ -33,8 +33,8 @@ COLLAPSE = 0.3
 
 def study(scale: str) -> Study:
     """Compare single-step, multi-step and multi-stage training with the same number of passes each."""
-    world = worlds(scale, _WORLDS)
-    small, large = (_Bench(scale, world, threat) for threat in (_SMALL, _LARGE))
+    sizes = sizes_of(scale, _SIZES)
+    small, large = (_Bench(scale, sizes, threat) for threat in (_SMALL, _LARGE))
     return Study(
         name="moat",
         title=f"Multi-stage training at equal passes, eps {_LARGE.eps:g}",
@@ -46,7 +46,7 @@ def study(scale: str) -> Study:
             Arm("FGSM-RS, small eps", small.train(_rs(_SMALL))),
         ),
         claims=_CLAIMS,
-        seeds=world.seeds,
+        seeds=sizes.seeds,
         remarks=(
             f"All trainings have about {_PASSES[scale]} passes per training image; numbers of epochs are whole.",
             f"The small eps is {_SMALL.eps:g}, and its accuracies are at that eps.",
@@ -63,18 +63,18 @@ def study(scale: str) -> Study:
 class _Bench:
     """Builds recipes that differ in the method and in the number of epochs that the budget of passes allows."""
 
-    def __init__(self, scale: str, world: World, threat: Linf) -> None:
-        self.scale, self.world, self.threat = scale, world, threat
-        start = base(scale, world, threat, 1)
-        self.epoch = int(world.train * (1 - start.held_out) / start.batch_size)
+    def __init__(self, scale: str, sizes: Sizes, threat: Linf) -> None:
+        self.scale, self.sizes, self.threat = scale, sizes, threat
+        start = base(scale, sizes, threat, 1)
+        self.epoch = int(sizes.train * (1 - start.held_out) / start.batch_size)
 
     def train(self, method: Attack | Method | Free, peak: float = 0.1) -> Recipe:
         steps = method if isinstance(method, Method | Free) else Method(method, CrossEntropy())
-        draft = base(self.scale, self.world, self.threat, 1)
+        draft = base(self.scale, self.sizes, self.threat, 1)
         # the longest period is four epochs
         each = cost(steps, draft.update, 12, self.epoch).both
         epochs = max(1, round(_PASSES[self.scale] / each))
-        recipe = base(self.scale, self.world, self.threat, epochs)
+        recipe = base(self.scale, self.sizes, self.threat, epochs)
         return replace(recipe, method=steps, lr=Cyclic(peak, top=0.4), update=OptimizerStep(max_norm=1.0))
 
     def staged(self, order: str = "bsm", slots: float = 1.0, reading: Reading = "pure") -> Recipe:

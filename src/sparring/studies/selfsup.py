@@ -19,7 +19,8 @@ from ..core.types import Attack, Objective
 from ..data import Crop, Digits, FashionMNIST, Flip, Jitter, ResizedCrop, Subset
 from ..evaluation import Cascade, Ensemble, FeatureAttack, KNNAttackSuite, MultiTargeted, WhiteBox
 from ..models import amdim
-from ..objectives.contrastive import Contrast, Contrastive, InfoNCE, Labels, Multiscale, NTXent, Raised
+from ..objectives.contrastive import ContrastiveAT, ContrastivePretraining, KNNContrastiveAT
+from ..objectives.contrasts import Contrast, InfoNCE, Multiscale, NTXent
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.instance_discrimination import InstanceDiscrimination
 from ..objectives.logit_pairing import LogitPairing
@@ -32,10 +33,10 @@ from ..records.statistics import Cells, Claim
 from ..runs.recipe import Evaluation, Recipe, recipe_from_plain
 from ..training.cost import cost
 from ..training.engine import Method
-from ._common import World, worlds
+from ._common import Sizes, sizes_of
 from .study import RUN, WORST, Arm, Measurement, Runs, Study, of_each, seeds_of
 
-_WORLDS = {"smoke": World(160, 40, 1), "cpu": World(1000, 150, 3), "gpu": World(20000, 1000, 5)}
+_SIZES = {"smoke": Sizes(160, 40, 1), "cpu": Sizes(1000, 150, 3), "gpu": Sizes(20000, 1000, 5)}
 _EPOCHS = {"smoke": (2, 1, 1), "cpu": (16, 10, 10), "gpu": (100, 40, 10)}  # without labels, with labels, SAT
 _NET: dict[str, dict[str, Any]] = {
     "smoke": {"width": 4, "dim": 8, "depth": 1, "k": 3},
@@ -56,8 +57,8 @@ _RELEASED = "AMDIM + SAT, as released"
 
 def study(scale: str) -> Study:
     """Compare supervised, self-supervised, and self-supervised adversarial training of one encoder."""
-    world = worlds(scale, _WORLDS)
-    bench = _Bench(scale, world)
+    sizes = sizes_of(scale, _SIZES)
+    bench = _Bench(scale, sizes)
     without, labelled, hard = _EPOCHS[scale]
     return Study(
         name="selfsup",
@@ -66,10 +67,10 @@ def study(scale: str) -> Study:
         baseline="Supervised",
         arms=bench.arms(),
         claims=_CLAIMS,
-        seeds=world.seeds,
+        seeds=sizes.seeds,
         apart=(_HALF,),
         remarks=(
-            f"{world.train} images of Fashion-MNIST, of which {_SHARE:.0%} are held out; Linf {_EPS:g} in training and "
+            f"{sizes.train} images of Fashion-MNIST, of which {_SHARE:.0%} are held out; Linf {_EPS:g} in training and "
             f"evaluation, and {_EPS / 2:g} for *{_HALF}*. The encoder is AMDIM's with width {_NET[scale]['width']} in "
             "all arms, with a linear head for training with labels, and without labels a kNN head of the "
             f"{_NET[scale]['k']} nearest neighbours among the training images.",
@@ -106,12 +107,12 @@ _SHARE = 0.2
 class _Bench:
     """Builds recipes that differ in the training signal."""
 
-    def __init__(self, scale: str, world: World) -> None:
+    def __init__(self, scale: str, sizes: Sizes) -> None:
         smoke = scale == "smoke"
         self.scale, self.threat, self.steps = scale, Linf(_EPS), _STEPS[scale]
         self.without, self.labelled, self.hard = _EPOCHS[scale]
         self.pgd = PGD(self.threat, steps=3, step_size=_EPS / 2)
-        source = Subset(Digits() if smoke else FashionMNIST(), world.train, world.test)
+        source = Subset(Digits() if smoke else FashionMNIST(), sizes.train, sizes.test)
         self.base = replace(
             quickstart(_EPS),
             data=source,
@@ -142,31 +143,23 @@ class _Bench:
         recipe = pretrained(self.base, objective, epochs, 1e-3, self.views, views)
         return replace(recipe, evaluation=self._evaluation(self._on_neighbours))
 
-    def sat(
-        self,
-        before: Recipe,
-        start: str,
-        loss: Contrast,
-        raises: Raised = "contrast",
-        labels: Labels = "none",
-        only_fooled: bool = False,
-    ) -> Recipe:
-        how: dict[str, Any] = {"raises": raises, "labels": labels, "only_fooled": only_fooled, "guides": 60}
-        recipe = hardened(before, start, self.pgd, loss, epochs=self.hard, lr=5e-4, **how)
+    def sat(self, before: Recipe, start: str, objective: Objective) -> Recipe:
+        recipe = hardened(before, start, self.pgd, objective, epochs=self.hard, lr=5e-4)
         return replace(recipe, batch_size=self.base.batch_size, selection=self.base.selection)
 
     def arms(self) -> tuple[Arm, ...]:
         mixed = CrossEntropy(clean=0.5)
         before = {
-            "AMDIM": self.without_labels(Contrastive(Multiscale(regularise=0.05), between="views")),
-            "SimCLR": self.without_labels(Contrastive(NTXent(0.2), between="views")),
+            "AMDIM": self.without_labels(ContrastivePretraining(Multiscale(regularise=0.05))),
+            "SimCLR": self.without_labels(ContrastivePretraining(NTXent(0.2))),
             "NPID": self.without_labels(InstanceDiscrimination(temperature=0.1, negatives=1024), views=1),
         }
+        contrasts: dict[str, Contrast] = {"AMDIM": Multiscale(), "SimCLR": InfoNCE(), "NPID": InfoNCE()}
         after = {
-            name: self.sat(recipe, f"{name.lower()}-{{seed}}", Multiscale() if name == "AMDIM" else InfoNCE())
+            name: self.sat(recipe, f"{name.lower()}-{{seed}}", ContrastiveAT(contrasts[name]))
             for name, recipe in before.items()
         }
-        released = self.sat(before["AMDIM"], "amdim-{seed}", Multiscale(), "guides", "all", True)
+        released = self.sat(before["AMDIM"], "amdim-{seed}", KNNContrastiveAT(Multiscale(), guides=60))
         return (
             Arm("Supervised", self.supervised(Benign(), CrossEntropy())),
             Arm("Supervised, AT", self.supervised(self.pgd, CrossEntropy())),
@@ -251,12 +244,12 @@ def _defended(run: RunFolder, under: str | None = None, which: str = "last") -> 
 def _million_passes(run: RunFolder) -> float:
     recipe = recipe_from_plain(run.recipe() or {})
     rows = [row["step"] for row in run.metrics() if "held_out" in row]
-    steps, size = rows[-1], recipe.batch_size * recipe.views
+    steps, size = rows[-1], recipe.batch_size * recipe.views_per_image
     each = cost(recipe.method, recipe.update, recipe.epochs, rows[0]).both
     objective = recipe.method.objective
     data = recipe.data
     encode = 0.0
-    if isinstance(objective, Contrastive) and objective.reads and isinstance(data, Subset):  # forward passes alone
+    if isinstance(objective, KNNContrastiveAT) and isinstance(data, Subset):  # forward passes alone
         encode = math.ceil(steps / objective.refresh) * round((1 - recipe.held_out) * data.train) / 2
     return (each * steps * size + encode) / 1e6
 

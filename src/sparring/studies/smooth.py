@@ -19,10 +19,10 @@ from ..records.statistics import Cells, Claim
 from ..runs.recipe import Evaluation, Recipe
 from ..training.engine import Method
 from ..training.optimizers import SGD
-from ._common import World, base, evaluation, worlds
+from ._common import Sizes, base, evaluation, sizes_of
 from .study import WORST, Arm, Study
 
-_WORLDS = {"smoke": World(200, 40, 1), "cpu": World(5000, 250, 3), "gpu": World(20000, 2000, 5)}
+_SIZES = {"smoke": Sizes(200, 40, 1), "cpu": Sizes(5000, 250, 3), "gpu": Sizes(20000, 2000, 5)}
 _EPOCHS = {"smoke": 1, "cpu": 9, "gpu": 30}
 _QUERIES = {"smoke": 10, "cpu": 200, "gpu": 1000}
 _DECAY, _RATE = 1e-3, 0.05
@@ -42,7 +42,7 @@ _MORE = {"CELU, a = 2": "celu:2", "ELU, a = 2": "elu:2", "LeakyReLU": "leaky_rel
 
 def study(scale: str) -> Study:
     """Compare activations, smooth gradients in the attack and in the update, controls and model sizes."""
-    bench = _Bench(scale, worlds(scale, _WORLDS))
+    bench = _Bench(scale, sizes_of(scale, _SIZES))
     return Study(
         name="smooth",
         title="Smooth adversarial training",
@@ -50,7 +50,7 @@ def study(scale: str) -> Study:
         baseline="ReLU",
         arms=tuple(Arm(name, recipe) for name, recipe in _arms(bench).items()),
         claims=_CLAIMS,
-        seeds=bench.world.seeds,
+        seeds=bench.sizes.seeds,
         apart=tuple(bench.strong()),
         remarks=(
             "All train by PGD-1: one step of eps from a random start. Nothing was tuned for one activation, but the "
@@ -68,8 +68,8 @@ def study(scale: str) -> Study:
 class _Bench:
     """Builds recipes that differ in the network, the gradients and the number of epochs."""
 
-    def __init__(self, scale: str, world: World) -> None:
-        self.scale, self.world, self.threat = scale, world, Linf(0.1)
+    def __init__(self, scale: str, sizes: Sizes) -> None:
+        self.scale, self.sizes, self.threat = scale, sizes, Linf(0.1)
         self.epochs = _EPOCHS[scale]
         self.pgd = PGD(self.threat, 2 if scale == "smoke" else 20, self.threat.eps / 4, patience=0)
 
@@ -82,7 +82,7 @@ class _Bench:
         **size: int,
     ) -> Recipe:
         """Return a recipe with `times` as many epochs as usual; `size` are options of the network."""
-        recipe = base(self.scale, self.world, self.threat, times * self.epochs)
+        recipe = base(self.scale, self.sizes, self.threat, times * self.epochs)
         width = {"smoke": 2, "cpu": 8, "gpu": 64}[self.scale]
         options: dict[str, Scalar] = {
             "width": width,

@@ -178,7 +178,7 @@ def aggregate(study: Study, runs: Runs) -> Findings:
         history = [_history(runs[arm.name, seed]) for seed in range(study.seeds)]
         steps, held_out = history[0][0], np.mean([h[1] for h in history], axis=0)
         each = _passes(arm, steps)
-        curves[arm.name] = (each * steps * arm.recipe.batch_size * arm.recipe.views / 1e6, held_out)
+        curves[arm.name] = (each * steps * arm.recipe.batch_size * arm.recipe.views_per_image / 1e6, held_out)
         accuracy, difference = {}, {}
         for which, under in ((which, under) for name, which, under in flags if name == arm.name):
             own = partial(_accuracy, arm=arm.name, which=which, under=under)

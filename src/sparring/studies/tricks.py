@@ -16,10 +16,10 @@ from ..records.statistics import Cells, Claim
 from ..runs.recipe import Recipe
 from ..training.engine import Method
 from ..training.optimizers import SGD, AdamW
-from ._common import World, base, worlds
+from ._common import Sizes, base, sizes_of
 from .study import WORST, Arm, Study
 
-_WORLDS = {"smoke": World(300, 60, 1), "cpu": World(4000, 400, 3), "gpu": World(20000, 2000, 5)}
+_SIZES = {"smoke": Sizes(300, 60, 1), "cpu": Sizes(4000, 400, 3), "gpu": Sizes(20000, 2000, 5)}
 _EPOCHS = {"smoke": 2, "cpu": 14, "gpu": 22}
 
 # The effect of weight decay depends on rate x decay x steps, and these trainings are 50 times shorter than the paper's.
@@ -29,8 +29,8 @@ _DECAY = 2e-3
 
 def study(scale: str) -> Study:
     """Compare each trick of the paper, alone, with the baseline."""
-    world, epochs, threat = worlds(scale, _WORLDS), _EPOCHS[scale], Linf(0.1)
-    recipe = base(scale, world, threat, epochs)
+    sizes, epochs, threat = sizes_of(scale, _SIZES), _EPOCHS[scale], Linf(0.1)
+    recipe = base(scale, sizes, threat, epochs)
     baseline = replace(recipe, optimizer=SGD(weight_decay=_DECAY))
     return Study(
         name="tricks",
@@ -39,7 +39,7 @@ def study(scale: str) -> Study:
         baseline="baseline",
         arms=tuple(Arm(name, each) for name, each in _arms(baseline, epochs).items()),
         claims=_CLAIMS,
-        seeds=world.seeds,
+        seeds=sizes.seeds,
         remarks=(
             f"Weight decay of the baseline is {_DECAY:g}, the best of six on another seed; x 0.2 and x 0.4 are the "
             "ratios of the paper's 1e-4 and 2e-4 to its 5e-4.",

@@ -90,9 +90,9 @@ class Inverter:
         """Search from `start` for images `[B, ...]` whose layers come near the `targets` of each model."""
         reads = [Layers(model, self.layers) for model in models]
         losses = [FeatureMatch(read.__call__, target) for read, target in zip(reads, targets, strict=True)]
-        return self.raised(models, losses, start, rng)
+        return self.maximize(models, losses, start, rng)
 
-    def raised(
+    def maximize(
         self, models: Sequence[nn.Module], losses: Sequence[PerExampleLoss], start: Tensor, rng: PerExample
     ) -> Tensor:
         """Search from `start` for images that maximise the sum of losses of these models, less the total variation."""
@@ -254,7 +254,7 @@ def visualize_features(
         )
     rng = PerExample(seed, torch.arange(len(start), device=start.device))
     with full_precision():
-        return how.raised([model], [FeatureUnit(read.first, coordinates)], start, rng)
+        return how.maximize([model], [FeatureUnit(read.first, coordinates)], start, rng)
 
 
 @dataclass(frozen=True, slots=True)

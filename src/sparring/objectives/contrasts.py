@@ -1,0 +1,163 @@
+"""Contrasts: losses between two views of the same images, with other images as negatives, as values for objectives."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UserError
+from ..core.rng import make_rng
+from ..core.types import Batch, ForwardCache, PerExampleLoss
+from .contrastive_losses import FeatureContrast, Parts, ScaleContrast, Scales, info_nce, nt_xent
+
+
+class Contrast(Protocol):
+    """A contrastive loss between two views of the same images, with other images as negatives."""
+
+    def pairs(self, a: Parts, b: Parts, chance: int) -> Tensor:
+        """Loss `[B]` of two views of each image, given as parts.
+
+        Which of the parts it uses is up to the contrast; `chance` seeds its draws.
+        """
+        ...
+
+    def point(self, lens: ForwardCache, known: Parts, own: Tensor, chance: int) -> PerExampleLoss:
+        """Loss of each image by itself, against `known` views of which `own` `[B]` gives the one of the same image.
+
+        The direction is from the image to the known views; for maps at several scales, both directions. `chance` seeds
+        its draws.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class InfoNCE:
+    """InfoNCE of projections, or of features if the model has no projection.
+
+    Scores are cosine / `temperature`.
+
+    Args:
+        temperature: Temperature of the scores.
+        both: Whether the loss is the mean of both directions, or only the one from the first view to the second.
+
+    Raises:
+        UserError: If `temperature` is not above 0.
+
+    References:
+        InfoNCE: https://arxiv.org/abs/1807.03748.
+    """
+
+    temperature: float = 0.2
+    both: bool = True
+
+    def __post_init__(self) -> None:
+        need_temperature(self.temperature)
+
+    def pairs(self, a: Parts, b: Parts, chance: int) -> Tensor:
+        del chance
+        return info_nce(projected(a), projected(b), self.temperature, self.both)
+
+    def point(self, lens: ForwardCache, known: Parts, own: Tensor, chance: int) -> PerExampleLoss:
+        del chance
+        return FeatureContrast(lambda x: projected(lens.parts(x)), projected(known), own, self.temperature)
+
+
+@dataclass(frozen=True, slots=True)
+class NTXent:
+    """NT-Xent, the loss of SimCLR: InfoNCE, also with other images of the own view as negatives.
+
+    Args:
+        temperature: Temperature of the scores.
+
+    Raises:
+        UserError: If `temperature` is not above 0.
+
+    References:
+        SimCLR: https://arxiv.org/abs/2002.05709.
+    """
+
+    temperature: float = 0.5
+
+    def __post_init__(self) -> None:
+        need_temperature(self.temperature)
+
+    def pairs(self, a: Parts, b: Parts, chance: int) -> Tensor:
+        del chance
+        return nt_xent(projected(a), projected(b), temperature=self.temperature)
+
+    def point(self, lens: ForwardCache, known: Parts, own: Tensor, chance: int) -> PerExampleLoss:
+        return InfoNCE(self.temperature).point(lens, known, own, chance)
+
+
+@dataclass(frozen=True, slots=True)
+class Multiscale:
+    """Contrast of the maps of an AMDIM encoder at three pairs of scales.
+
+    Args:
+        clip: Bound of the soft clipping of scores.
+        regularise: Weight of the mean squared raw score, which is added in pre-training: 0.05 as published. The
+            released code of self-supervised adversarial training leaves it out.
+        both: Whether the loss is the mean of both directions, or only the one from the first view to the second.
+
+    Raises:
+        UserError: In training, if the model has no feature maps.
+
+    References:
+        AMDIM: https://arxiv.org/abs/1906.00910.
+        Self-supervised adversarial training: https://arxiv.org/abs/1911.06470.
+    """
+
+    clip: float = 20.0
+    regularise: float = 0.0
+    both: bool = True
+
+    def pairs(self, a: Parts, b: Parts, chance: int) -> Tensor:
+        scales = self._scales(a, chance)
+        loss = scales.pairs(a, b, self.both)
+        if self.regularise:
+            loss = loss + self.regularise * scales.size(a, b)
+        return loss
+
+    def point(self, lens: ForwardCache, known: Parts, own: Tensor, chance: int) -> PerExampleLoss:
+        return ScaleContrast(lens.parts, known, own, self._scales(known, chance))
+
+    def _scales(self, parts: Parts, chance: int) -> Scales:
+        if len(parts) != 3 or parts[-1].ndim != 4:
+            raise UserError(
+                "a multiscale contrast needs an encoder with feature maps: build the model with sparring.models.amdim, "
+                "or take InfoNCE() or NTXent() for other bodies"
+            )
+        count = parts[1].shape[2] * parts[1].shape[3]
+        places = torch.randint(count, (len(parts[0]),), generator=make_rng(chance))
+        return Scales(places.to(parts[0].device), self.clip)
+
+
+def projected(parts: Parts) -> Tensor:
+    """Vector `[B, P]` of each image that is contrasted: the projection, or the features if there is none."""
+    return parts[-1] if parts[-1].ndim == 2 else parts[0]
+
+
+def need_temperature(value: float) -> None:
+    """Raise `UserError` for a temperature that is not above 0."""
+    if not value > 0:
+        raise UserError(f"temperature = {value:g} is not above 0")
+
+
+def need_two_views(batch: Batch) -> None:
+    """Raise `UserError` for a batch that holds each image once."""
+    if batch.views == 1:
+        raise UserError(
+            "two views of each image are needed, but the batch holds each image once: set views_per_image = 2 "
+            "(--views-per-image 2)"
+        )
+
+
+def halves(parts: Parts) -> tuple[Parts, Parts]:
+    """Parts of the first views of a batch, and of the second views."""
+    half = len(parts[0]) // 2
+    return tuple(part[:half] for part in parts), tuple(part[half:] for part in parts)
+
+
+JOINT = "whose images are compared with each other: "
+"""Reason why an attack may not take rows out of a batch: it maximises the contrast of all its images jointly."""
