@@ -11,10 +11,6 @@ FAST   := attacks/test_losses attacks/test_own_threat attacks/test_threats cli/t
           core/test_modes core/test_rng core/test_schedules core/test_types core/test_validation models/test_models \
           recipes/test_recipes records/test_results records/test_statistics report/test_figures \
           training/test_checkpoint training/test_optimizers test_lowest
-QUICK  := attacks core data evaluation models objectives/test_contrastive_losses.py objectives/test_objectives.py \
-          recipes records/test_results.py records/test_statistics.py report training/test_averaging.py \
-          training/test_checkpoint.py training/test_cost.py training/test_engine.py training/test_free.py \
-          training/test_optimizers.py training/test_updates.py cli/test_console.py cli/test_flags.py test_lowest.py
 PIP    := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-fast fuzz mutants structure check format test-latest test-lowest clean
@@ -27,7 +23,7 @@ test: $(VENV)/.dev ## all tests, two processes of one thread each
 	$(BIN)/python -m pytest -n 2
 
 test-fast: $(VENV)/.dev ## most tests, without trainings: under a minute
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(QUICK:%=tests/%)
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 fuzz: $(VENV)/.dev ## the fuzzers at length: copies of models, weights files, JSON, arrays, data files
 	$(BIN)/python -m pytest -n 2 tests/acceleration/test_fuzz_copies.py tests/records/test_fuzz_files.py tests/data/test_data_faults.py \

@@ -12,6 +12,8 @@ from conftest import toy_data, toy_net
 from sparring.core.types import pixels
 from sparring.recipes import entries
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))

@@ -22,6 +22,8 @@ from sparring.models import small_cnn
 from sparring.recipes import entries, find
 from sparring.records import EvaluationResult, RunFolder
 
+pytestmark = pytest.mark.slow
+
 LONG = {
     "train": ("sparring.runs.fit.fit",),
     "evaluate": ("sparring.runs.load.evaluate_run", "sparring.runs.load.evaluate_models"),

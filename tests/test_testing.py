@@ -10,6 +10,8 @@ from torch import nn
 from sparring import PGD, CrossEntropy, Linf, Objective
 from sparring.testing import check_attack, check_model, check_objective, check_threat
 
+pytestmark = pytest.mark.slow
+
 
 def broken(what):
     return pytest.raises(AssertionError, match=f"it should hold that .*{what}")

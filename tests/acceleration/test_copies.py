@@ -49,6 +49,8 @@ from sparring.evaluation import MinimumNorm, MultiTargeted, evaluate
 from sparring.models import SmoothBackward, preact_resnet18, resnet18, small_cnn, wide_resnet
 from sparring.training import train_step
 
+pytestmark = pytest.mark.slow
+
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 
 

@@ -12,6 +12,8 @@ from sparring.acceleration import AcceleratedCopy, prefer_channels_last
 from sparring.acceleration.convolution import FrozenConv, unsafe_in_channels_last, worth
 from sparring.core.modes import eval_mode, frozen
 
+pytestmark = pytest.mark.slow
+
 
 def geometry(draw: random.Random):
     """A convolution of any geometry, its input in either order in memory, and whether a ReLU follows."""

@@ -39,6 +39,8 @@ from sparring.evaluation import MultiTargeted, evaluate
 from sparring.models import SmoothBackward
 from sparring.training import train_step
 
+pytestmark = pytest.mark.slow
+
 EPS = Linf(0.12)
 ATTACKS = {
     "pgd": WhiteBox(PGD(EPS, 5)),

@@ -28,6 +28,8 @@ from sparring.analysis.memorization.complexity import (
 from sparring.core.rng import PerExample
 from sparring.models import resnet18, small_cnn
 
+pytestmark = pytest.mark.slow
+
 
 def linear(w, bias=None):
     """Logits W x."""

@@ -30,6 +30,8 @@ from sparring.core.serialization import Build
 from sparring.core.types import pixels
 from sparring.models import Layers, amdim, layers_of, preact_resnet18, small_cnn
 
+pytestmark = pytest.mark.slow
+
 X = torch.rand(40, 1, 4, 4, generator=make_rng(3))
 DATA = TensorData(X, torch.arange(40) % 3, ("a", "b", "c"))
 

@@ -31,6 +31,8 @@ from sparring.core.rng import PerExample
 from sparring.core.serialization import Build
 from sparring.models import Layers, amdim, as_run, preact_resnet18, resnet18, small_cnn, straight_through
 
+pytestmark = pytest.mark.slow
+
 X = torch.rand(6, 1, 4, 4, generator=make_rng(3))
 
 

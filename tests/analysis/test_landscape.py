@@ -17,6 +17,8 @@ from sparring.core.serialization import Build
 from sparring.models import small_cnn
 from sparring.records.statistics import interval
 
+pytestmark = pytest.mark.slow
+
 GREY = TensorData(torch.full((6, 1, 4, 4), 0.5), torch.tensor([0, 1, 0, 1, 0, 1]), ("a", "b"))
 
 

@@ -20,6 +20,8 @@ from sparring.recipes.memorization import digits_random_labels, fashion_kept
 from sparring.records import RunFolder
 from sparring.training import ExampleHistory
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

@@ -17,6 +17,8 @@ from sparring.attacks import PGD, GaussianStart
 from sparring.core.types import Objective
 from sparring.models import small_cnn
 
+pytestmark = pytest.mark.slow
+
 DATA = TensorData(
     torch.rand(10, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.arange(10) % 3, ("a", "b", "c")
 )

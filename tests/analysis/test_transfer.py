@@ -18,6 +18,8 @@ from sparring.core.serialization import Build
 from sparring.data import ClassSubset, Digits, Resized
 from sparring.models import amdim, linear_probe, preact_resnet18, resnet18, small_cnn, validated_probe
 
+pytestmark = pytest.mark.slow
+
 
 def normed(classes: int = 3) -> Classifier:
     torch.manual_seed(0)

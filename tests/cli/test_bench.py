@@ -10,6 +10,8 @@ from sparring.bench import ATTACK, bench, ceilings, gflop_of_forward, in_turns
 from sparring.cli import run
 from sparring.models import preact_resnet18
 
+pytestmark = pytest.mark.slow
+
 
 def test_sides_take_turns_and_are_timed_as_often():
     seen = []

@@ -12,6 +12,8 @@ import pytest
 from sparring.cli import run
 from sparring.records.run_folder import read_evaluated
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "--epochs",
     "2",

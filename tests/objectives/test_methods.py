@@ -24,6 +24,8 @@ from sparring.data import Flip
 from sparring.models import small_cnn
 from sparring.training import Interrupted
 
+pytestmark = pytest.mark.slow
+
 BALL = Linf(0.1)
 SHORT = PGD(BALL, steps=2, step_size=0.05)
 RS = FGSM(BALL, 0.125, RandomStart())

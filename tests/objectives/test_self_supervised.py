@@ -47,6 +47,8 @@ from sparring.testing import check_objective
 from sparring.training import Interrupted, OptimizerStep, TrainingLoop
 from sparring.training.cost import cost
 
+pytestmark = pytest.mark.slow
+
 BALL = Linf(0.1)
 SHORT = PGD(BALL, steps=2, step_size=0.05)
 

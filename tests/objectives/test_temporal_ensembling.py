@@ -39,6 +39,8 @@ from sparring.objectives.example_bank import Bank, chosen
 from sparring.training import Interrupted, OptimizerStep
 from sparring.training.cost import cost
 
+pytestmark = pytest.mark.slow
+
 BALL = Linf(8 / 255)
 ALWAYS = TemporalEnsembling(weight=3.0)
 

@@ -37,6 +37,8 @@ from sparring.runs.recipe import Evaluation, recipe_from_plain
 from sparring.training.checkpoint import Checkpoints, read_weights, save_weights
 from sparring.training.hooks import Interrupted, stopping
 
+pytestmark = pytest.mark.slow
+
 PRECIOUS = b"years of work"
 
 

@@ -18,6 +18,8 @@ from sparring.runs.load import evaluate_run
 from sparring.runs.recipe import recipe_from_plain
 from sparring.training.checkpoint import read_weights
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 30.0
 """Far more than a file takes, on a machine that does other things besides."""
 

@@ -26,6 +26,8 @@ from sparring.runs.load import evaluate_run, evaluate_weights, recipe_of
 from sparring.training import Guard, Interrupted, Saving
 from sparring.training.checkpoint import read_weights, save_weights
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_run_leaves_everything_that_it_promises(tiny, tmp_path):
     run = fit(tiny, tmp_path / "r")

@@ -12,6 +12,8 @@ from sparring.data import load_test
 from sparring.models import Normalize, preact_resnet18, small_cnn
 from sparring.runs.external_models import _ARCHITECTURES, _value, fitting, imported_model, named_model, normalized
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):

@@ -6,10 +6,13 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from helpers import bits, demanding
 
 from sparring import fit
 from sparring.records.run_folder import write_json
+
+pytestmark = pytest.mark.slow
 
 KILLS = 20
 

@@ -21,6 +21,8 @@ from sparring.studies.study import Arm, JointMeasurement, Measurement, Study
 from sparring.studies.writing import precision_of
 from sparring.training import ExampleHistory
 
+pytestmark = pytest.mark.slow
+
 SCALES = ("smoke", "cpu", "gpu")
 
 

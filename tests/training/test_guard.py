@@ -31,6 +31,8 @@ from sparring.training import Saving
 from sparring.training.checkpoint import read_weights
 from sparring.training.guard import Health, OverfittingMonitor, examine
 
+pytestmark = pytest.mark.slow
+
 BALL = Linf(0.1)
 
 

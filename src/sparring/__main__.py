@@ -1,0 +1,6 @@
+"""`python -m sparring`: the command `sparring`."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()
