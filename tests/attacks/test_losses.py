@@ -5,6 +5,7 @@ from conftest import toy_net
 from sparring import CE, DLR, Margin, UserError, make_rng
 from sparring.attacks import EOT, KLDivergence, SumLoss, TargetedCE, TargetedDLR
 from sparring.attacks.gradients import value_and_grad, values_and_grads
+from sparring.core.types import LossOutput
 
 LOGITS = torch.tensor([[3.0, 1.0, 0.5, -1.0], [0.0, 2.0, 1.0, 5.0], [1.0, 1.5, 2.0, 2.5]])
 Y = torch.tensor([0, 1, 3])
@@ -121,3 +122,16 @@ def test_the_slopes_of_the_margin_are_those_of_each_class():
 def test_a_model_that_detaches_the_image_is_said_to():
     with pytest.raises(UserError, match="no gradient reaches the image: the model detaches it"):
         value_and_grad(CE(lambda x: toy_net().eval()(x.detach()).detach(), Y % 3), torch.rand(3, 1, 4, 4))
+
+
+def test_a_sum_takes_who_is_fooled_from_the_first_part_that_knows():
+    class Unknowing:
+        def __call__(self, x):
+            return LossOutput(x.flatten(1).sum(1))
+
+    model, x = toy_net(classes=4).eval(), torch.rand(3, 1, 4, 4, generator=make_rng(0))
+    fooled = model(x).argmax(1) != Y
+    both = SumLoss((Unknowing(), CE(model, Y)))(x)
+    assert torch.equal(both.fooled, fooled)
+    assert torch.allclose(both.value, x.flatten(1).sum(1) + CE(model, Y)(x).value)
+    assert SumLoss((Unknowing(), Unknowing()))(x).fooled is None

@@ -10,9 +10,10 @@ from scipy.optimize import linprog, minimize
 
 from sparring import APGD, CE, FAB, L1, L2, CleanStart, Linf, Margin, Square, UserError, make_rng
 from sparring.attacks import CWL2, DDN, KLDivergence, SphereStart
-from sparring.attacks.apgd import checkpoints
+from sparring.attacks.apgd import _Sparse, checkpoints
 from sparring.attacks.fab import to_hyperplane
-from sparring.attacks.square import _Stripes
+from sparring.attacks.gradients import ValueAndGrad
+from sparring.attacks.square import _Pyramids, _Stripes
 from sparring.core.rng import PerExample
 
 THREATS = [Linf(0.1), L2(0.4), L1(0.4)]
@@ -126,6 +127,18 @@ def test_in_l1_the_last_steps_are_in_the_ball_and_few_pixels_change():
     z = APGD(threat, 50, to_the_end=True)(CE(model, y), x, make_rng(0))
     assert threat.norm(z - x).max() <= 0.4 * (1 + 1e-5)
     assert ((z - x).abs() > 1e-3).flatten(1).sum(1).max() <= 3
+
+
+def test_in_l1_a_step_moves_the_steepest_share_of_the_pixels_by_the_length_of_the_step():
+    ball, x = L1(2.0), torch.full((2, 1, 4, 4), 0.5)
+    grad = torch.randn(2, 1, 4, 4, generator=make_rng(0))
+    path = _Sparse.begin(ball, x, x, ValueAndGrad(value=torch.zeros(2), fooled=None, grad=grad))
+    path.share, path.size = torch.tensor([0.25, 0.5]), torch.full((2, 1, 1, 1), 0.5)
+    step = path.move() - x
+    for i, moved in enumerate((4, 8)):
+        top = grad[i].flatten().abs().argsort(descending=True)[:moved]
+        assert set(step[i].flatten().nonzero()[:, 0].tolist()) == set(top.tolist())
+        assert torch.allclose(step[i].flatten()[top], 0.5 / moved * grad[i].flatten()[top].sign(), atol=1e-6)
 
 
 # -- FAB and its projection
@@ -278,6 +291,13 @@ def test_square_climbs_in_every_norm_and_more_queries_help(threat, last_place):
     assert (many >= few - 1e-6).float().mean() > 0.9
     assert many.mean() > few.mean()
     assert many.mean() > loss(x).value.mean()
+
+
+def test_square_begins_at_25_pyramids_in_the_middle_of_the_image():
+    x = torch.full((200, 1, 28, 28), 0.5)
+    moved = (_Pyramids(Square(L2(0.8))).start(x, PerExample(0, torch.arange(200))) != x).any(0)[0]
+    border = [False] + [True] * 25 + [False] * 2  # five of five pixels, and the other three on both sides
+    assert moved.any(1).tolist() == moved.any(0).tolist() == border
 
 
 def test_in_linf_every_pixel_goes_all_the_way():

@@ -72,3 +72,10 @@ def test_samples_of_a_threat_lie_in_it_and_belong_to_their_examples(threat):
 
 def test_seeds_are_mixed_from_numbers_and_names():
     assert len({mixed_seed(0, 1), mixed_seed(1, 0), mixed_seed(0, "a"), mixed_seed(0, "b")}) == 4
+
+
+def test_the_numbers_of_a_seed_are_those_of_every_version():
+    """A changed stream would change every seeded result without a word."""
+    drawn = uniform(torch.empty(2, 3, dtype=torch.float64), PerExample(7, torch.tensor([0, 41])))
+    golden = [[0.1634849709, 0.0636702128, 0.8734776431], [0.7900731486, 0.0660245684, 0.2292471450]]
+    assert torch.allclose(drawn, torch.tensor(golden, dtype=torch.float64), rtol=0, atol=1e-7)

@@ -13,6 +13,7 @@ from sparring.core.schedules import (
     Linear,
     MultiStep,
     PiecewiseConstant,
+    Ramp,
     Triangle,
     WarmUp,
 )
@@ -156,3 +157,10 @@ def test_schedules_of_schedules_survive_the_disk():
         WarmUp(Triangle(0.1), 3, 0.1, 1.0),
     ):
         assert from_plain(json.loads(json.dumps(to_plain(value)))) == value
+
+
+def test_a_ramp_is_the_curve_of_its_paper():
+    ramp = Ramp(30.0, start=3, end=7)
+    found = [ramp.at(Progress(step, 1, 10)) for step in range(8)]
+    wanted = [30 * math.exp(-5 * (1 - share) ** 2) for share in (0, 0.25, 0.5, 0.75)]
+    assert found == pytest.approx([0, 0, *wanted, 30, 30])

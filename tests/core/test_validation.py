@@ -24,6 +24,7 @@ def test_good_input_passes():
         (X * 255, r"outside \[0, 1\]: pass raw pixels \(bytes / 255\)"),
         (X - 0.5, r"span \[-0"),
         (X.where(X > 0.5, torch.nan), "NaN or infinite"),
+        (X.to_sparse(), "sparse_coo: wanted is a dense tensor"),
         (X[:0], "N > 0"),
         (X[0], "wanted is"),
         ((X * 255).byte(), r"uint8: wanted is floating point"),

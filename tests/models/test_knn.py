@@ -15,6 +15,7 @@ from sparring.attacks import Margin
 from sparring.core.rng import make_rng
 from sparring.core.types import Classifier
 from sparring.evaluation import AuditBudget, FeatureAttack, KNNAttackSuite, KNNVoteAttack, PGDkNN, ProbeTransfer
+from sparring.evaluation.neighbours import _probe
 from sparring.models import KNN, amdim, contrastive_encoder, encode_bank, knn_head, linear_probe
 from sparring.models.guided import GuideLoss
 from sparring.testing import check_model
@@ -257,7 +258,7 @@ ATTACKS = [
 ]
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: f"{type(a).__name__}-{getattr(a, 'raises', '')}")
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: f"{type(a).__name__}-{getattr(a, 'maximizes', '')}")
 def test_every_attack_on_a_representation_breaks_some_and_stays_in_the_ball(reader, attack):
     model, data = reader
     few = data[200:]
@@ -286,6 +287,16 @@ def test_attacks_on_neighbours_refuse_a_model_without_them():
     for attack in (KNNVoteAttack(PGD(BALL)), PGDkNN(PGD(BALL)), ProbeTransfer(PGD(BALL))):
         with pytest.raises(UserError, match="nearest neighbours"):
             attack(model, data.x[:2].float() / 255, data.y[:2], make_rng(0))
+
+
+def test_the_probe_of_a_bank_is_fitted_once_until_the_bank_or_the_penalty_changes():
+    head, _z, _y = bank(k=3)
+    first = _probe(head, 0.01)
+    assert _probe(head, 0.01) is first
+    assert _probe(head, 0.02) is not first
+    again = _probe(head, 0.01)
+    head.rows.mul_(1.0)
+    assert _probe(head, 0.01) is not again
 
 
 def test_guides_are_those_of_the_loop():

@@ -14,16 +14,16 @@ from sparring.records.run_folder import write_json
 
 pytestmark = pytest.mark.slow
 
-KILLS = 20
+KILLS = 10
 
 
-def test_a_run_that_was_killed_20_times_ends_with_the_same_bits(tiny, tmp_path):
+def test_a_run_that_was_killed_10_times_ends_with_the_same_bits(tiny, tmp_path):
     """One process imports everything once and forks the trainings.
 
     Every other one is killed at a random moment after its start, the others at one after their first step. A
     checkpoint follows every step, so many kills hit the middle of a write.
     """
-    recipe = replace(demanding(tiny), model=tiny.model, epochs=20, batch_size=100)
+    recipe = replace(demanding(tiny), model=tiny.model, epochs=10, batch_size=100)
     whole = fit(recipe, tmp_path / "whole")
     write_json(tmp_path / "recipe.json", recipe.plain())
     script = f"""

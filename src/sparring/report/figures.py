@@ -1,6 +1,6 @@
 """Figures of a run, drawn from the files of its folder. Imports no torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,7 @@ def plot_learning_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     epochs = [row for row in rows if "held_out" in row]
     if not steps and not epochs:
         return
-    figure = new_figure(9, 3.4)
-    left, right = figure.subplots(1, 2)
+    figure, ((left, right),) = panels(9, 3.4, columns=2)
     for name in dict.fromkeys(name for row in steps for name in row["terms"]):
         known = [(row["epoch"], row["terms"][name]) for row in steps if name in row["terms"]]
         left.plot(*zip(*known, strict=True), label=name, linewidth=1)
@@ -41,24 +40,30 @@ def plot_learning_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def plot_adversarial_examples(examples: Examples, classes: Sequence[str], path: Path) -> None:
     """Plot one column per example: clean, perturbation (scaled to be visible, with the scale as label), adversarial."""
-    count = len(examples.label)
     delta = examples.adversarial - examples.clean
     largest = float(np.abs(delta).max()) or 1.0
-    figure = new_figure(1.4 * max(3, count) + 0.6, 5.2)
-    grid = figure.subplots(3, count, squeeze=False)
-    rows = (examples.clean, 0.5 + delta / (2 * largest), examples.adversarial)
-    titles = (examples.clean_prediction, None, examples.adversarial_prediction)
-    for axes_row, images, predicted in zip(grid, rows, titles, strict=True):
-        for i, axes in enumerate(axes_row):
-            picture(axes, images[i])
-            if predicted is not None:
-                right = predicted[i] == examples.label[i]
-                axes.set_title(_name(classes, int(predicted[i])), fontsize=8, color="black" if right else "crimson")
-            elif examples.norm is not None and np.isfinite(examples.norm[i]):
-                axes.set_title(f"eps {examples.norm[i]:.3g}", fontsize=8)
-    for axes, label in zip(grid[:, 0], ("clean", f"perturbation\n(largest {largest:.3g})", "adversarial"), strict=True):
-        axes.set_ylabel(label, fontsize=9)
-    save(figure, path)
+    norms = np.full(len(delta), np.nan) if examples.norm is None else examples.norm
+    plot_images(
+        [
+            ("clean", examples.clean, _predicted(examples.clean_prediction, examples, classes)),
+            (
+                f"perturbation\n(largest {largest:.3g})",
+                0.5 + delta / (2 * largest),
+                [(f"eps {norm:.3g}" if np.isfinite(norm) else "", "black") for norm in norms],
+            ),
+            ("adversarial", examples.adversarial, _predicted(examples.adversarial_prediction, examples, classes)),
+        ],
+        path,
+        inches=1.4,
+    )
+
+
+def _predicted(predicted: Array, examples: Examples, classes: Sequence[str]) -> list[tuple[str, str]]:
+    """Name and colour of each predicted class; a number outside the classes means that the logits were not finite."""
+    return [
+        (classes[each] if 0 <= each < len(classes) else "no class", "black" if each == label else "crimson")
+        for each, label in zip(map(int, predicted), examples.label, strict=True)
+    ]
 
 
 def plot_robustness_curve(
@@ -92,26 +97,60 @@ def plot_robustness_curve(
     save(figure, path)
 
 
-def _name(classes: Sequence[str], number: int) -> str:
-    """The name of a predicted class; a number outside the classes means that the logits were not finite."""
-    return classes[number] if 0 <= number < len(classes) else "no class"
+def plot_images(
+    rows: Sequence[tuple[str, Iterable[Array], Sequence[tuple[str, str]]]], path: Path, *, inches: float
+) -> None:
+    """Plot rows of images `[C, H, W]` in [0, 1], each with a label and with a title and its colour above each image.
+
+    `inches` is the width of an image. All are drawn on one pair of axes: a pair each is some twenty times as slow.
+    """
+    columns, space = max(3, *(len(list(images)) for _, images, _ in rows)), 0.22
+    figure = new_figure(inches * (1.05 * columns + 0.5), inches * (1 + space) * len(rows), constrained=False)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for row, (label, images, titles) in enumerate(rows):
+        top = row * (1 + space) + 0.85 * space
+        axes.text(-0.1, top + 0.5, label, rotation=90, ha="right", va="center", fontsize=6.5 * inches)
+        for column, image in enumerate(images):
+            left = 1.05 * column
+            shown = np.clip(image.transpose(1, 2, 0), 0, 1)
+            high, wide = (side / max(shown.shape[:2]) for side in shown.shape[:2])
+            shown = shown[:, :, 0] if shown.shape[2] == 1 else shown
+            axes.imshow(shown, cmap="gray", vmin=0, vmax=1, extent=(left, left + wide, top + high, top))
+            if column < len(titles):
+                text, colour = titles[column]
+                axes.text(left + 0.5, top - 0.03, text, ha="center", fontsize=5.7 * inches, color=colour)
+    axes.set(xlim=(-0.5, 1.05 * columns), ylim=(len(rows) * (1 + space), 0))
+    save(figure, path)
 
 
-def picture(axes: "Axes", image: Array) -> None:
-    """Draw one image `[C, H, W]` in [0, 1]."""
-    shown = np.clip(image.transpose(1, 2, 0), 0, 1)
-    axes.imshow(shown[:, :, 0] if shown.shape[2] == 1 else shown, cmap="gray", vmin=0, vmax=1)
-    axes.set(xticks=[], yticks=[])
-
-
-def new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float, *, constrained: bool = True) -> "Figure":
     """An empty figure; width and height are in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained" if constrained else None)
     FigureCanvasAgg(figure)  # instead of pyplot, which needs a window system and global state
     return figure
+
+
+def panels(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple["Figure", Any]:
+    """An empty figure with a grid `[rows, columns]` of axes; width and height are in inches.
+
+    The margins are fixed: a layout that fits them to the labels draws everything twice.
+    """
+    figure = new_figure(width, height, constrained=False)
+    left, right, top, bottom, apart, below = 0.7, 0.15, 0.35, 0.5, 0.95, 0.85  # inches
+    wide, high = width - left - right - apart * (columns - 1), height - top - bottom - below * (rows - 1)
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - right / width,
+        top=1 - top / height,
+        bottom=bottom / height,
+        wspace=apart * columns / wide,
+        hspace=below * rows / high,
+    )
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def finish(axes: "Axes") -> None:

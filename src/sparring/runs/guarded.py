@@ -1,7 +1,7 @@
 """The training loop under a guard, which on an alarm stops, or goes back to a healthy checkpoint and continues."""
 
 from ..training.engine import State, TrainingLoop
-from ..training.guard import Alarm, OverfittingMonitor
+from ..training.guard import Alarm, GuardState, OverfittingMonitor
 from .run_hooks import RunContext
 
 
@@ -11,7 +11,7 @@ def train(loop: TrainingLoop, context: RunContext) -> str | None:
     if monitor is None:
         loop.run(method, state, batches)
         return None
-    kept = monitor.kept(state)
+    kept = GuardState.of(state)
     context.checkpoints.pinned = kept.healthy
     context.run.set_guard(kept.events)  # the process may have been killed before it wrote them
     if kept.stopped is not None:
@@ -24,14 +24,14 @@ def train(loop: TrainingLoop, context: RunContext) -> str | None:
             gone_back = _go_back(context, monitor)
             if monitor.guard.action == "stop":
                 _record(context, monitor, monitor.stopped(state, alarm, gone_back))
-                return monitor.kept(state).stopped
+                return GuardState.of(state).stopped
             _record(context, monitor, monitor.rescued(state, alarm, len(batches), gone_back))
     return None
 
 
 def _go_back(context: RunContext, monitor: OverfittingMonitor) -> bool:
     """Go back to the last healthy checkpoint and return True; without one, training stays where it is."""
-    state, kept = context.state, monitor.kept(context.state)
+    state, kept = context.state, GuardState.of(context.state)
     gone_back = kept.healthy is not None and context.checkpoints.go_back(state, kept.healthy)
     if gone_back:
         context.run.rewind(state.step)
@@ -44,5 +44,5 @@ def _record(context: RunContext, monitor: OverfittingMonitor, event: str) -> Non
     state: State = context.state
     context.checkpoints.save(state)
     context.weights.write_best_if_due(state)
-    context.run.set_guard(monitor.kept(state).events)
+    context.run.set_guard(GuardState.of(state).events)
     context.log(event)

@@ -201,9 +201,10 @@ def _carry_out(phases: Sequence[Sequence[Work]], workers: int, device: str, log:
             failed.append(describe := f"failed: {error}")
         log(f"{next(done)}/{all_of_them} {job}: {describe}")
 
-    for phase in phases:
-        if not failed or not any(isinstance(work, Joined) for work in phase):  # joint work needs all trainings
-            _each(phase, workers, device, tell)
+    with _processes(workers if all_of_them else 1) as pool:
+        for phase in phases:
+            if not failed or not any(isinstance(work, Joined) for work in phase):  # joint work needs all trainings
+                _each(phase, pool, device, tell)
     if failed:
         raise UserError(
             f"{len(failed)} of {all_of_them} trainings failed, the others are done. The first: "
@@ -211,19 +212,33 @@ def _carry_out(phases: Sequence[Sequence[Work]], workers: int, device: str, log:
         )
 
 
-def _each(jobs: Sequence[Work], workers: int, device: str, tell: Callable[[Work, Callable[[], str]], None]) -> None:
-    """Call `tell` with the outcome of each job, in the order of completion."""
-    if workers == 1 or not jobs:
+def _each(
+    jobs: Sequence[Work],
+    pool: ProcessPoolExecutor | None,
+    device: str,
+    tell: Callable[[Work, Callable[[], str]], None],
+) -> None:
+    """Call `tell` with the outcome of each job, in the order of completion. Without a pool, this process does them."""
+    if pool is None:
         for job in jobs:
             tell(job, partial(_do, job, device))
+        return
+    futures: dict[Future[str], Work] = {pool.submit(_do, job, device): job for job in jobs}
+    for future in as_completed(futures):
+        tell(futures[future], future.result)
+
+
+@contextmanager
+def _processes(workers: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes for all phases of a study, or None for one worker. An exception ends them once they have saved."""
+    if workers == 1:
+        yield None
         return
     threads, others = max(1, usable_cores() // workers), set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of torch
     with ProcessPoolExecutor(workers, context, initializer=_settle, initargs=(threads,)) as pool, _terminable():
-        futures: dict[Future[str], Work] = {pool.submit(_do, job, device): job for job in jobs}
         try:
-            for future in as_completed(futures):
-                tell(futures[future], future.result)
+            yield pool
         except BrokenProcessPool:
             raise UserError(
                 "a training process died, perhaps because memory ran out: repeat the command with fewer --workers, and "

@@ -205,9 +205,6 @@ class OverfittingMonitor:
     backend: AttackBackend
     seed: int
 
-    def kept(self, state: State) -> GuardState:
-        return GuardState.of(state)
-
     def keep_events(self, state: State, events: list[dict[str, Any]]) -> None:
         """Restore the events that a state from an earlier checkpoint lacks."""
         kept = GuardState.of(state)

@@ -18,7 +18,7 @@ from ..records.run_folder import RunFolder
 from .checkpoint import Checkpoints
 from .engine import Hook, State
 from .example_history import ExampleHistory
-from .guard import Health, OverfittingMonitor, plain
+from .guard import GuardState, Health, OverfittingMonitor, plain
 
 LOG_EVERY = 10  # steps between two rows of metrics
 
@@ -159,14 +159,14 @@ class GuardHook(Hook):
 
     def _check(self, state: State, progress: Progress) -> Health:
         health, event = self.monitor.look(state)
-        self.checkpoints.pinned = self.monitor.kept(state).healthy
+        self.checkpoints.pinned = GuardState.of(state).healthy
         self.run.add_metrics({"step": progress.step, "epoch": progress.epoch, "guard": plain(health)})
         self._report(state, event)
         return health
 
     def _report(self, state: State, event: str | None) -> None:
         if event is not None:
-            self.run.set_guard(self.monitor.kept(state).events)
+            self.run.set_guard(GuardState.of(state).events)
             self.log(event)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ...records.results import Array
-from ...report.figures import finish, new_figure, picture, save
+from ...report.figures import finish, new_figure, plot_images, save
 
 _BARS = (
     ("weights: trace: all", "weights: trace"),
@@ -59,36 +59,25 @@ def plot_inversions(rows: Sequence[tuple[str, Array, Sequence[tuple[str, Array]]
 
     `rows` are (source of the images, originals `[P, C, H, W]`, (network, images) for each network).
     """
-    count = sum(len(originals) for _, originals, _ in rows)
-    columns = 1 + len(rows[0][2])
-    figure = new_figure(1.1 * columns + 0.5, 1.1 * count + 0.5)
-    grid, first = figure.subplots(count, columns, squeeze=False), 0
-    for where, originals, nets in rows:
-        for i in range(len(originals)):
-            for axes, image in zip(grid[first + i], [originals[i], *(images[i] for _, images in nets)], strict=True):
-                picture(axes, image)
-        grid[first, 0].set_ylabel(where, fontsize=7)
-        first += len(originals)
-    for axes, name in zip(grid[0], ["original", *(name for name, _ in rows[0][2])], strict=True):
-        axes.set_title(name, fontsize=7)
-    save(figure, path)
+    names = [(name, "black") for name in ("original", *(name for name, _ in rows[0][2]))]
+    lines = [
+        (where if i == 0 else "", [original, *(images[i] for _, images in nets)], names if block == i == 0 else [])
+        for block, (where, originals, nets) in enumerate(rows)
+        for i, original in enumerate(originals)
+    ]
+    plot_images(lines, path, inches=1.1)
 
 
 def plot_features(runs: Sequence[tuple[str, Array, Array]], path: Path) -> None:
     """Plot a row for each run: images of maximised features `[F, C, H, W]`, then interpolations `[N, S, C, H, W]`."""
-    wide = len(runs[0][1]) + sum(len(way) for way in runs[0][2])
-    figure = new_figure(1.0 * wide + 0.5, 1.2 * len(runs) + 0.3)
-    grid = figure.subplots(len(runs), wide, squeeze=False)
-    for (name, raised, between), line in zip(runs, grid, strict=True):
-        images = [*raised, *(image for way in between for image in way)]
-        for axes, image in zip(line, images, strict=True):
-            picture(axes, image)
-        line[0].set_ylabel(name, fontsize=8)
-    for i in range(len(runs[0][1])):
-        grid[0, i].set_title(f"feature {i + 1}", fontsize=7)
+    titles = [(f"feature {i + 1}", "black") for i in range(len(runs[0][1]))]
     for i, way in enumerate(runs[0][2]):
-        grid[0, len(runs[0][1]) + i * len(way)].set_title(f"way {i + 1}", fontsize=7)
-    save(figure, path)
+        titles += [(f"way {i + 1}", "black"), *[("", "black")] * (len(way) - 1)]
+    lines = [
+        (name, [*maximised, *(image for way in between for image in way)], titles if run == 0 else [])
+        for run, (name, maximised, between) in enumerate(runs)
+    ]
+    plot_images(lines, path, inches=1.0)
 
 
 def plot_against_eps(eps: Sequence[float], panels: Mapping[str, Mapping[str, Array]], path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...records.results import Array
-from ...report.figures import finish, new_figure, save
+from ...report.figures import finish, panels, save
 
 
 class Memorized(NamedTuple):
@@ -30,8 +30,7 @@ _COLOURS = {"clean": "tab:blue", "PGD-AT": "tab:red", "TRADES": "tab:green"}
 
 def plot_memorization(runs: Sequence[Memorized], path: Path) -> None:
     """Plot a row for each run: robust training accuracy, length of the gradient, and its change and cosine."""
-    figure = new_figure(15, 3.2 * len(runs))
-    grid = figure.subplots(len(runs), 4, squeeze=False)
+    figure, grid = panels(15, 3.2 * len(runs), len(runs), 4)
     for run, (accuracy, gradient, change, cosine) in zip(runs, grid, strict=True):
         if run.accuracy is not None:
             accuracy.plot(run.accuracy[0], 100 * run.accuracy[1], marker="o", markersize=2, linewidth=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ...records.results import Array
-from ...report.figures import finish, new_figure, save
+from ...report.figures import finish, new_figure, panels, save
 
 Estimate = tuple[float, float, float]
 _KINDS = ("clean", "robust", "defended")
@@ -15,8 +15,7 @@ _COLOURS = ("tab:blue", "tab:red", "tab:green")
 
 def plot_representation(runs: Sequence[tuple[str, Mapping[str, Sequence[Estimate]]]], path: Path) -> None:
     """Plot a panel for each run with three bars for each head: clean, robust, and defended share."""
-    figure = new_figure(5 * len(runs), 3.6)
-    grid = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
+    figure, (grid,) = panels(5 * len(runs), 3.6, columns=len(runs))
     for (name, readings), axes in zip(runs, grid, strict=True):
         for i, (kind, colour) in enumerate(zip(_KINDS, _COLOURS, strict=True)):
             value, low, high = 100 * np.array([bars[i] for bars in readings.values()]).T
