@@ -20,10 +20,10 @@ demo: $(VENV)/.run ## train a small robust classifier and evaluate it
 	$(BIN)/sparring evaluate runs/demo
 
 test: $(VENV)/.dev ## all tests, two processes of one thread each
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(VENV)/.dev ## most tests, without trainings: under a minute
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 fuzz: $(VENV)/.dev ## the fuzzers at length: copies of models, weights files, JSON, arrays, data files
 	$(BIN)/python -m pytest -n 2 tests/acceleration/test_fuzz_copies.py tests/records/test_fuzz_files.py tests/data/test_data_faults.py \
@@ -50,7 +50,7 @@ test-latest: ## the tests with the newest torch, torchvision and timm
 	$(PYTHON) -m venv $(LATEST)
 	$(LATEST)/bin/python $(PIP) --upgrade torch torchvision timm
 	$(LATEST)/bin/python $(PIP) --editable '.[dev]'
-	$(LATEST)/bin/python -m pytest -n 2
+	$(LATEST)/bin/python -m pytest -n 2 --dist worksteal
 
 # Warnings are no errors here: old releases warn of what they depend on, whose versions nothing bounds.
 test-lowest: ## the fast tests with every lower bound of pyproject.toml
