@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import toy_data, toy_net
+from conftest import toy_data
 from helpers import bits, demanding, stop_at
 
 from sparring import EMA, Linf, RunFolder, State, UserError, fit, load_model
@@ -464,11 +464,6 @@ def test_a_folder_that_cannot_be_written_is_said_to_be_before_the_work(tiny, tmp
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(UserError, match=r"cannot be written \(Permission denied\): evaluate .*best\.safetensors"):
         evaluate_run(run, tiny, on_progress=lambda *_: pytest.fail("the work has begun"))
-
-
-def test_a_network_of_ones_own_gets_a_sentence_not_a_traceback(tiny, tmp_path):
-    with pytest.raises(UserError, match=r"is not of this package, .* train it in a loop of your own"):
-        fit(replace(tiny, model=Build(toy_net)), tmp_path)
 
 
 def test_best_weights_of_a_future_that_is_gone_are_forgotten(tiny, tmp_path):

@@ -1,8 +1,9 @@
 """Recipes on disk: a value is written as plain JSON, with the name of its class and its fields.
 
 `{"$": "PGD", "steps": 10, ..}` is a value, `{"$call": "resnet18", ..}` a call to be made later, `{"$name":
-"eval_mode"}` a function or class. Only names that `names.py` lists are written and read, and fields and options that
-are read must have the types of their annotations.
+"eval_mode"}` a function or class. Of this package only names that `public_names.py` lists are written and read; those
+of other packages are `{"$": "package.module:Name", "$source": "<hash>", ..}`, and are imported if the user trusts their
+module (`foreign.py`). Fields and options that are read must have the types of their annotations.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeAlias, TypeVar
 
+from . import foreign
 from .errors import UserError, nearest
 from .public_names import CALLS, NAMES, VALUES
 from .reading import conform
@@ -77,15 +79,18 @@ def to_plain(value: object) -> Any:
     if isinstance(value, tuple):
         return [to_plain(v) for v in value]
     if isinstance(value, Build):
-        return {"$call": _name(value.function, CALLS), **{k: to_plain(v) for k, v in value.options.items()}}
+        return _named("$call", value.function, CALLS) | {k: to_plain(v) for k, v in value.options.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"$": _name(type(value), VALUES), **fields}
+        stored = [f.name for f in dataclasses.fields(value) if f.metadata.get("on_disk", True)]
+        return _named("$", type(value), VALUES) | {name: to_plain(getattr(value, name)) for name in stored}
     if isinstance(value, Mapping):
         return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, type | types.FunctionType):
-        return {"$name": _name(value, NAMES)}
-    raise UserError(f"{value!r} has no place in a recipe: it is no number, string, tuple, or value of this package")
+        return _named("$name", value, NAMES)
+    raise UserError(
+        f"{value!r} has no place in a recipe: a recipe holds numbers, strings, tuples, frozen dataclasses, and "
+        "functions and classes by their names. Make it a frozen dataclass whose fields are of these kinds"
+    )
 
 
 def from_plain(plain: Any, where: str = "recipe") -> Any:
@@ -105,25 +110,29 @@ def from_plain(plain: Any, where: str = "recipe") -> Any:
         return tuple(from_plain(v, f"{where}[{number}]") for number, v in enumerate(plain))
     if not isinstance(plain, dict):
         return plain
+    source = plain.get("$source")
     if "$name" in plain:
-        return _find(plain["$name"], NAMES)
-    fields = {k: from_plain(v, f"{where}.{k}") for k, v in plain.items() if k not in ("$", "$call")}
+        return _find(plain["$name"], NAMES, source, where)
+    fields = {k: from_plain(v, f"{where}.{k}") for k, v in plain.items() if k not in ("$", "$call", "$source")}
     if "$call" in plain:
-        build = Build(_find(plain["$call"], CALLS), **fields)
+        build = Build(_find(plain["$call"], CALLS, source, where), **fields)
         check_types(build.function, fields, where, _DAMAGED)
         return build
-    return _value(plain["$"], fields, where) if "$" in plain else fields
+    return _value(_find(plain["$"], VALUES, source, where), fields, where) if "$" in plain else fields
 
 
-def _value(name: str, fields: Mapping[str, Any], where: str) -> Any:
-    kind = _find(name, VALUES)
+def _value(kind: Any, fields: Mapping[str, Any], where: str) -> Any:
+    name = kind.__name__
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise UserError(f"{where} names {name} as a value with fields, but it is no dataclass")
+    made: Callable[..., Any] = kind
     known = {field.name for field in dataclasses.fields(kind)}
     for field in fields:
         if field not in known:
             raise UserError(f"{name} has no field {field!r}: the recipe is of another version, or misspelt")
     check_types(kind, fields, where, _DAMAGED)
     try:
-        return kind(**fields)
+        return made(**fields)
     except UserError:
         raise
     except TypeError as error:  # a field without default is missing
@@ -150,27 +159,33 @@ def check_types(called: Any, given: Mapping[str, Any], where: str, remedy: str) 
     hints = _hints(called)
     for name, value in given.items():
         try:
-            conform(value, hints[name], f"{where}.{name}")
+            conform(value, hints.get(name, Any), f"{where}.{name}")
         except ValueError as error:
             raise UserError(f"{error}: {remedy}") from None
 
 
 @functools.cache
 def _hints(called: Any) -> dict[str, Any]:
-    return typing.get_type_hints(called)
+    try:
+        return typing.get_type_hints(called)
+    except Exception:
+        if foreign.is_foreign(called):  # its annotations may need imports that are for type checkers alone
+            return {}
+        raise
 
 
-def _name(thing: Any, known: Mapping[str, tuple[str, ...]]) -> str:
-    package, _, module = getattr(thing, "__module__", "").partition(".")
-    if package != ROOT or thing.__qualname__ not in known.get(module, ()):
-        raise UserError(
-            f"{package}.{module}:{thing.__qualname__} is not of this package, or has no place in a recipe on disk: "
-            "train it in a loop of your own, with sparring.train_step"
-        )
-    return str(thing.__qualname__)
+def _named(key: str, thing: Any, known: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Return the name of a class or function under `key`, and the hash of its source if it is of another package."""
+    if foreign.is_foreign(thing):
+        return {key: foreign.name_of(thing), "$source": foreign.source_of(thing)}
+    if thing.__qualname__ not in known.get(thing.__module__.partition(".")[2], ()):
+        raise UserError(f"{thing.__module__}:{thing.__qualname__} has no place in a recipe on disk")
+    return {key: str(thing.__qualname__)}
 
 
-def _find(name: object, known: Mapping[str, tuple[str, ...]]) -> Any:
+def _find(name: object, known: Mapping[str, tuple[str, ...]], source: object, where: str) -> Any:
+    if isinstance(name, str) and ":" in name:
+        return foreign.find(name, source, where)
     for module, names in known.items():
         if name in names:
             return getattr(importlib.import_module(f"{ROOT}.{module}"), str(name))
