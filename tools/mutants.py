@@ -3,8 +3,8 @@
     python tools/mutants.py --count 25 --seed 1 [--rooms attacks objectives] [--out report.json]
 
 A sample of all changes is drawn by `--seed`. Each is written into a copy of the package. The tests of its file run
-against the copy until the first failure, and if they pass, those of its room and then the fast tests of all rooms. A
-change that no test catches is printed with its line: either a test is missing, or the change means nothing, which
+against the copy until the first failure, and if they pass, those of its room, the fast tests of all rooms and those of
+whole runs. A change that no test catches is printed with its line: either a test is missing, or the change means nothing, which
 somebody has to judge.
 """
 
@@ -106,10 +106,10 @@ def _strings_and_hints(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def tests_of(path: Path) -> list[list[str]]:
-    """The tests for a change of a file, in the order in which they run: of its name, of its room, and all fast ones."""
+    """The tests for a change of a file, in order: of its name, of its room, all fast ones, and those of whole runs."""
     room = ROOT / "tests" / path.relative_to(ROOT / "src" / "sparring").parts[0]
     own = room / f"test_{path.stem}.py"
-    return [*([[str(own)]] if own.exists() else []), [str(room)], ["-m", "not slow"]]
+    return [*([[str(own)]] if own.exists() else []), [str(room)], ["-m", "not slow"], ["tests/runs"]]
 
 
 def caught(change: Mutant, seconds: float) -> str:
