@@ -4,8 +4,8 @@
 
 A sample of all changes is drawn by `--seed`. Each is written into a copy of the package. The tests of its file run
 against the copy until the first failure, and if they pass, those of its room, the fast tests of all rooms and those of
-whole runs. A change that no test catches is printed with its line: either a test is missing, or the change means nothing, which
-somebody has to judge.
+whole runs. A change that no test catches is printed with its line: either a test is missing, or the change means
+nothing, which somebody has to judge.
 """
 
 import argparse
