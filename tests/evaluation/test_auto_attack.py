@@ -38,6 +38,7 @@ from sparring.attacks import NFGSM, Benign, MultiGrad, RandomEps
 from sparring.core.types import pixels
 from sparring.evaluation import MinimumNorm, MultiTargeted
 from sparring.evaluation.cost import passes
+from sparring.evaluation.verifier import random_share
 
 
 @dataclass(frozen=True)
@@ -773,3 +774,13 @@ def test_what_square_alone_finds_is_told(net):
 
     found = evaluate(Rounded(), toy_data(), {"quick": Quick(Linf(0.15))})
     assert any("Square, which needs no gradients, breaks" in note for note in found.notes)
+
+
+def test_the_share_of_random_answers_does_not_depend_on_the_scale_of_the_logits():
+    first = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    second = first.clone()
+    second[0, 1] = 3e-4  # the first answer differs by more than 1e-4 of its length, the second by less
+    second[1, 0] = 3e-5
+    for scale in (1.0, 1e-3, 1e4):
+        assert random_share(scale * first, scale * second) == pytest.approx(1 / 3)
+    assert random_share(torch.zeros(2, 3), torch.zeros(2, 3)) == 0.0
