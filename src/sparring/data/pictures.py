@@ -136,8 +136,8 @@ class Pictures:
             _Windows(self, seed),
             batch_sampler=[rows.tolist() for rows in batches],
             num_workers=workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_heed_parent_only,
+            collate_fn=as_it_is,
+            worker_init_fn=heed_parent_only,
             pin_memory=torch.device(self.device).type == "cuda",
             generator=make_rng(0),  # else it would draw from torch's own generator, and change what training draws
             **ahead,
@@ -177,7 +177,7 @@ class _Windows(Dataset[Any]):
         return np.zeros(pictures.shape, np.uint8), row
 
 
-def _heed_parent_only(worker: int) -> None:
+def heed_parent_only(worker: int) -> None:
     """Ignore SIGINT and SIGTERM to the process group, so that the process that trains can finish its step."""
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -192,7 +192,7 @@ def _end_when_parent_says(parent: int) -> None:
     os._exit(0)
 
 
-def _as_it_is(batch: Any) -> Any:
+def as_it_is(batch: Any) -> Any:
     return batch
 
 
