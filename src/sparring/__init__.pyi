@@ -32,6 +32,7 @@ from .attacks import Restarts as Restarts
 from .attacks import Square as Square
 from .attacks import Worst as Worst
 from .core.errors import UserError as UserError
+from .core.foreign import trust as trust
 from .core.modes import eval_mode as eval_mode
 from .core.modes import frozen as frozen
 from .core.modes import train_mode as train_mode
@@ -64,9 +65,9 @@ from .objectives import Sum as Sum
 from .objectives import TemporalEnsembling as TemporalEnsembling
 from .records import EvaluationResult as EvaluationResult
 from .records import RunFolder as RunFolder
-from .runs.fit import fit as fit
 from .runs.load import evaluate_run as evaluate_run
 from .runs.load import load_model as load_model
+from .runs.own import fit as fit
 from .runs.recipe import Evaluation as Evaluation
 from .runs.recipe import Recipe as Recipe
 from .training import AWP as AWP

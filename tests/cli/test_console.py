@@ -9,6 +9,7 @@ from sparring import Progress
 from sparring.cli import console
 from sparring.evaluation import EvaluationProgress
 from sparring.records import Accuracy
+from sparring.runs import progress
 from sparring.training import TrainingProgress
 
 
@@ -24,6 +25,7 @@ def captured(monkeypatch):
         text = io.StringIO()
         made = Console(file=text, force_terminal=terminal, width=200)
         monkeypatch.setattr(console, "Console", lambda stderr: made)
+        monkeypatch.setattr(progress, "Console", lambda stderr: made)
         return text
 
     return open_as
@@ -31,7 +33,7 @@ def captured(monkeypatch):
 
 def test_plain_lines_come_once_an_epoch(captured):
     text = captured(False)
-    with console.training() as (show, _):
+    with progress.training() as (show, _):
         for step in range(1, 11):
             show(news(step))
         show(news(10, {"clean": 0.9, "robust": 0.5}, best=True))
@@ -43,8 +45,8 @@ def test_plain_lines_come_once_an_epoch(captured):
 
 def test_long_epochs_show_a_sign_of_life(captured, monkeypatch):
     text = captured(False)
-    monkeypatch.setattr(console, "QUIET_SECONDS", -1.0)
-    with console.training() as (show, _):
+    monkeypatch.setattr(progress, "QUIET_SECONDS", -1.0)
+    with progress.training() as (show, _):
         show(news(1))
         show(news(2))
     assert text.getvalue().count("images/s") == 2
@@ -52,7 +54,7 @@ def test_long_epochs_show_a_sign_of_life(captured, monkeypatch):
 
 def test_a_terminal_shows_a_live_bar_and_keeps_the_epochs(captured):
     text = captured(True)
-    with console.training() as (show, _):
+    with progress.training() as (show, _):
         show(news(10))
         show(news(10, {"clean": 0.9, "robust": 0.5}))
         show(news(11, left=float("inf")))
@@ -65,7 +67,7 @@ def test_a_terminal_shows_a_live_bar_and_keeps_the_epochs(captured):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_resumed_run_says_so_first(captured, terminal):
     text = captured(terminal)
-    with console.training() as (show, _):
+    with progress.training() as (show, _):
         show(news(8))
         show(news(9))
     assert text.getvalue().count("going on after step 7") == 1
@@ -108,8 +110,8 @@ def test_training_goes_on_when_nobody_listens_any_more(captured, monkeypatch):
         calls.append(news)
         raise SystemExit(1)
 
-    monkeypatch.setattr(console._Lines, "show", gone)
-    with console.training() as (show, _):
+    monkeypatch.setattr(progress._Lines, "show", gone)
+    with progress.training() as (show, _):
         show(news(1))
         show(news(2))
     assert len(calls) == 1

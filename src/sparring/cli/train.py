@@ -91,14 +91,14 @@ def train(args: list[str]) -> int:
     options, recipe = _chosen(name, rest)
     from ..acceleration import tune_process
     from ..runs.fit import fit
+    from ..runs.progress import training
     from ..training.hooks import Interrupted, Saving
-    from . import console
 
     tune_process()
     out = options.out or f"runs/{name}"
     saving = Saving(options.save_seconds, options.save_steps)
     try:
-        with console.training() as output:
+        with training() as output:
             run = fit(
                 recipe,
                 out,
@@ -147,15 +147,6 @@ def _report_training(run: "RunFolder", as_json: bool) -> None:
     if as_json:
         print_json({"run": str(run.path), **status})
         return
-    best = status["best"]
     if events := run.guard():
         say(f"guard: {len(events)} {'event' if len(events) == 1 else 'events'} in {run.path / 'guard.json'}")
-    found = "last epoch counts, as nothing was held out"
-    if "robust" in best:
-        accuracy = f"{100 * best['clean']:.1f} % clean, {100 * best['robust']:.1f} % robust"
-        found = f"best after step {best['step']}, held-out accuracy {accuracy}"
-    say(
-        f"{run.path}: trained {status['step']} steps; {found}\n"
-        f"learning curve: {run.learning_curve}\n"
-        f"next: {shlex.join([ourselves(), 'evaluate', str(run.path)])}"
-    )
+    say(f"{run}\nlearning curve: {run.learning_curve}\nnext: {shlex.join([ourselves(), 'evaluate', str(run.path)])}")

@@ -28,6 +28,8 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "attacks.square": ("Square",),
     "attacks.random_eps": ("RandomEps",),
     "training.averaging": ("EMA", "SWA"),
+    "data.given": ("GivenData",),
+    "runs.given": ("GivenModel",),
     "data.adapt": ("ClassSubset", "InvertedImages", "Resized", "Rotated"),
     "data.augment": ("Crop", "Cutout", "Flip", "Grey", "Jitter", "ResizedCrop"),
     "data.alterations": ("DifficultySubset", "LabelNoise", "PixelNoise"),

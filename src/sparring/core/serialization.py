@@ -51,7 +51,9 @@ class Build(Generic[T_co]):
         object.__setattr__(self, "options", options)
 
     def __call__(self, **rest: object) -> T_co:
-        return self.function(**{**rest, **self.options})
+        """Make the call; arguments that the function does not take are left out."""
+        taken = {name: value for name, value in rest.items() if self.takes(name)}
+        return self.function(**{**taken, **self.options})
 
     def takes(self, name: str) -> bool:
         """Return True if the function has a parameter of this name, or accepts any keyword argument."""

@@ -3,11 +3,12 @@
 from .accuracy import evaluate
 from .adversaries import Adversary, MultiTargeted, SurrogateGradient, WhiteBox, check_adversary_name, perturb, threat_of
 from .audit_context import AuditBudget
-from .auto_attack import AutoAttack, Ensemble, autoattack
+from .auto_attack import AutoAttack, Ensemble
 from .gradient_masking import audit
 from .minimum_norm import MinimumNorm
 from .neighbours import FeatureAttack, KNNAttackSuite, KNNVoteAttack, PGDkNN, ProbeTransfer
 from .runner import Cascade, EvaluationProgress
+from .standard import autoattack
 
 __all__ = [
     "Adversary",

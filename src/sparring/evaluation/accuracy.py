@@ -2,8 +2,9 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,21 +13,25 @@ from ..acceleration import AcceleratedCopy
 from ..core.errors import UserError, need_seed, need_whole
 from ..core.gate import FEW, alone, answer, check_model, switched_to_eval
 from ..core.modes import frozen, full_precision
-from ..core.types import Attack, AttackBackend, TensorData, pixels
+from ..core.types import Attack, AttackBackend, TensorData, Threat, pixels
 from ..core.validation import check_data, refuse_probabilities
+from ..data.given import labelled_data
 from ..records.results import Array, EvaluationResult, Examples
-from .adversaries import Adversary, as_adversary, checked_index
+from .adversaries import Adversary, checked_index
 from .journal import PartStore, fingerprint
 from .minimum_norm import MinimumNorm
+from .named import adversaries_of, within_of
 from .runner import CLEAN, PICTURES, AttackPlan, AttackRecord, Cascade, EvaluationContext, OnProgress, Run, needs_fine
 from .verifier import MutationCheck, Verdict, Verifier, flat_gradients, oddities
 
 
 def evaluate(
     model: nn.Module,
-    data: TensorData,
-    adversaries: Mapping[str, Adversary | Cascade | Attack],
+    data: Any,
+    adversaries: Mapping[str, Adversary | Cascade | Attack] | Adversary | Cascade | Attack | str | Sequence[str],
     *,
+    eps: float | str | None = None,
+    threat: Threat | str | None = None,
     batch_size: int = 256,
     seed: int = 0,
     index: Tensor | None = None,
@@ -51,9 +56,13 @@ def evaluate(
 
     Args:
         model: Any module that maps images `[B, C, H, W]` in [0, 1] to logits `[B, K]`.
-        data: Images `[N, C, H, W]` in [0, 1] (or bytes) with labels `[N]` and the names of the classes.
-        adversaries: Adversaries, cascades or attacks by their names in the result. A bare attack sees the model: it is
-            taken as `WhiteBox(attack)`.
+        data: Images in [0, 1] (or bytes) with labels: `(images, labels)` as arrays or tensors, a `Dataset` or
+            `DataLoader`, or labelled data of this package. All of them are brought into memory.
+        adversaries: Adversaries, cascades or attacks by their names in the result, or a single one. A bare attack sees
+            the model: it is taken as `WhiteBox(attack)`. With `eps` or `threat` also a name, or several: `autoattack`,
+            `pgd`, `fgsm`, `apgd`, `square`, `min-norm`, ...
+        eps: Radius in Linf of attacks that are given by name, for pixels in [0, 1], as 0.03 or "8/255".
+        threat: The set of attacks that are given by name, if it is not Linf: `L2(0.5)` or "l2:0.5".
         batch_size: Number of images that the model sees at once. Compiled and on a GPU, an attack holds four batches,
             so that rows of finished examples can be refilled.
         seed: Seed of the random numbers.
@@ -72,12 +81,13 @@ def evaluate(
             adversary can have, an attack that gives NaN, or a `state` of another evaluation.
     """
     check_model(model)
+    data = labelled_data(data, "evaluation")[:]
     check_data(data, "evaluation")
     need_whole("batch_size", batch_size)
     need_seed(seed)
     data = TensorData(data.x.detach(), data.y, data.classes)
     index = checked_index(index, len(data), data.x.device)
-    known: dict[str, Adversary | Cascade] = {name: as_adversary(each) for name, each in adversaries.items()}
+    known = adversaries_of(adversaries, within_of(eps, threat))
     chains = [AttackPlan.of(name, adversary, len(data.classes)) for name, adversary in known.items()]
     if sum(chain.nearest is not None for chain in chains) > 1:
         raise UserError(

@@ -158,7 +158,7 @@ def passed(findings: Iterable[Finding]) -> bool:
     return all(finding.verdict != "fail" for finding in findings)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class EvaluationResult:
     """The result of an evaluation: for each example and adversary, whether the model is still right.
 
@@ -195,6 +195,14 @@ class EvaluationResult:
     about: Mapping[str, str] = field(default_factory=dict)
     examples: Examples | None = None
     hardest: Examples | None = None
+
+    def __repr__(self) -> str:
+        """Return a line per adversary, with 95 % intervals, and the notes."""
+        table = self.table()
+        width = max(map(len, table))
+        lines = (f"{name:{width}}  {accuracy}" for name, accuracy in table.items())
+        title = f"accuracy on {len(self.label):,} images, with 95 % intervals"
+        return "\n".join([title, *lines, *(f"note: {note}" for note in self.notes)])
 
     def table(self) -> dict[str, Accuracy]:
         """The accuracy on clean images, and under each adversary and stage, by name."""

@@ -46,6 +46,22 @@ class RunFolder:
         self.hardest_examples = self.path / "hardest-examples.png"
         self.robustness_curve = self.path / "robustness-curve.png"
 
+    def __repr__(self) -> str:
+        """Return what came out of the training, in a line."""
+        if not self.finished():
+            return f"{self.path}: {'an unfinished run' if self.recipe() is not None else 'no run yet'}"
+        return f"{self.path}: {self.outcome()}"
+
+    def outcome(self) -> str:
+        """Return a sentence on a finished training: its steps, the best epoch, and the held-out accuracy there."""
+        status = self.status()
+        best, stopped = status["best"], status.get("stopped")
+        found = "last epoch counts, as nothing was held out"
+        if "robust" in best:
+            accuracy = f"{100 * best['clean']:.1f} % clean, {100 * best['robust']:.1f} % robust"
+            found = f"best after step {best['step']:.0f}, held-out accuracy {accuracy}"
+        return f"trained {status['step']} steps; {found}{f'; stopped: {stopped}' if stopped else ''}"
+
     def weights(self, which: str) -> Path:
         """The file of the weights; `which` is `best` or `last`."""
         return self.path / f"{which}.safetensors"

@@ -159,7 +159,7 @@ def _load_data(recipe: Recipe, folder: Path, device: torch.device) -> tuple[Trai
     The test images are checked, but not used.
     """
     train, test = recipe.data.load()
-    for data, name in ((train, "training"), (test, "test")):
+    for data, name in ((train, "training"), *(((test, "test"),) if len(test) else ())):
         few = data if isinstance(data, TensorData) else data[:8]  # files are checked when they are read
         check_data(few, name)
     if train.shape != test.shape:
@@ -196,9 +196,16 @@ def _initial_state(recipe: Recipe, train: LabelledData, run: RunFolder, device: 
     model = recipe.initial_model(train, run.path).to(device).train()
     for module in refreshable(model):
         module.refresh(model, train)
+    few = pixels(train[:8].x)
     with eval_mode(model):
-        few = pixels(train[:8].x)
-        check_logits(model(few), len(few), len(train.classes))
+        try:
+            logits = model(few)
+        except Exception as error:  # the user's code may raise anything
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"the model cannot take images of shape {train.shape} ({type(error).__name__}: {reason})"
+            ) from error
+    check_logits(logits, len(few), len(train.classes))
     prefer_channels_last(model, few)
     state = State.start(recipe.method, model, recipe.optimizer.build(model), train, recipe.seed)
     if recipe.averaging is not None:

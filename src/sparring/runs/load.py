@@ -305,7 +305,13 @@ def _on(test: LabelledData, path: Path, recipe: Recipe) -> nn.Module:
 
 def _test_images(recipe: Recipe, device: str) -> LabelledData:
     where = device_of(device)  # report a missing device before anything is loaded
-    return recipe.data.load()[1].to(where)
+    test = recipe.data.load()[1]
+    if not len(test):
+        raise UserError(
+            "no test data were given to sparring.fit: evaluate the model with sparring.evaluate(model, data, ..), or "
+            "give fit a pair (training data, test data)"
+        )
+    return test.to(where)
 
 
 def _like(about: dict[str, object], recipe: Recipe) -> LabelledData:

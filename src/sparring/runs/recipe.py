@@ -27,6 +27,7 @@ from ..training.free import Free
 from ..training.guard import Guard
 from ..training.optimizers import SGD, Adam, AdamW
 from ..training.updates import AWP, OptimizerStep
+from .given import GivenModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Recipe:
 
     Args:
         data: Source of the training and test images.
-        model: Call that builds the model.
+        model: Call that builds the model; or a model that was given as an object.
         method: The training method: the attack, the loss and the model modes.
         epochs: Number of epochs.
         lr: Learning rate.
@@ -84,7 +85,8 @@ class Recipe:
         held_out: Share of the training set that selects the best epoch. With 0, all images are trained on and the last
             epoch counts as the best.
         drop_last: Use full batches only; otherwise the remaining images of an epoch are a smaller batch.
-        normalize: Normalise by the statistics of the training set.
+        normalize: Normalise by the statistics of the training set, if the function that builds the model takes them; or
+            by a mean and a standard deviation for each channel, which any model gets.
         guard: Monitor of overfitting during training; None for none.
         example_history: Records the state of the model on each training example; None to record nothing.
         seed: Seed of all random numbers.
@@ -94,7 +96,7 @@ class Recipe:
     """
 
     data: Source
-    model: Build[nn.Module]
+    model: Build[nn.Module] | GivenModel
     method: Method | Free
     epochs: int
     lr: float | Schedule[float]
@@ -110,7 +112,7 @@ class Recipe:
     averaging: EMA | SWA | None = None
     held_out: float = 0.02
     drop_last: bool = True
-    normalize: bool = True
+    normalize: bool | tuple[tuple[float, ...], tuple[float, ...]] = True
     guard: Guard | None = None
     example_history: ExampleHistory | None = None
     seed: int = 0
@@ -142,9 +144,19 @@ class Recipe:
 
         A function without a parameter `normalize` has its own normalisation: then no image of `data` is read.
         """
-        takes = self.model.takes("normalize")
-        of_data = {"normalize": Normalize.of(data) if self.normalize else None} if takes else {}
-        return self.model(num_classes=len(data.classes), shape=data.shape, **of_data)
+        layer = Normalize(*self.normalize) if isinstance(self.normalize, tuple) else None
+        of_data = {}
+        if self.model.takes("normalize"):
+            of_data["normalize"] = (layer or Normalize.of(data)) if self.normalize else None
+        model = self.model(num_classes=len(data.classes), shape=data.shape, **of_data)
+        if not isinstance(model, nn.Module):
+            raise UserError(f"{self.model!r:.60} gives a {type(model).__name__}: wanted is a torch.nn.Module")
+        return nn.Sequential(layer, model) if self.wraps_model and layer is not None else model
+
+    @property
+    def wraps_model(self) -> bool:
+        """True if `build_model` puts a normalisation in front of the model."""
+        return isinstance(self.normalize, tuple) and not self.model.takes("normalize")
 
     def initial_model(self, data: LabelledData, folder: Path) -> nn.Module:
         """Build the model before its first step, from the seed or from another run. Seeds torch's own generator."""

@@ -8,6 +8,7 @@ from ..attacks import PGD
 from ..attacks.threats import Linf
 from ..core.modes import batch_statistics, train_mode
 from ..core.schedules import EpsWarmUp, MultiStep, PiecewiseConstant, WarmUp
+from ..core.serialization import Build
 from ..core.types import ModelMode
 from ..objectives.batch_norm_statistics import BatchNormStatistics
 from ..objectives.cross_entropy import CrossEntropy
@@ -74,6 +75,7 @@ def _arms(baseline: Recipe, epochs: int) -> dict[str, Recipe]:
 
     def activated(name: str) -> Recipe:
         build = baseline.model
+        assert isinstance(build, Build)
         return replace(baseline, model=type(build)(build.function, **{**build.options, "activation": name}))
 
     return {

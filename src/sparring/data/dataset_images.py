@@ -1,0 +1,141 @@
+"""Images of a map-style `Dataset` of PyTorch, read when they are needed."""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from ..core.errors import UserError
+from ..core.rng import make_rng, mixed_seed
+from ..core.types import TensorData
+from .arrays import channels_first
+from .pictures import AHEAD, as_it_is, heed_parent_only
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetImages:
+    """Images of a map-style `Dataset`, read when they are needed, with its own transforms and its own collation.
+
+    Every item is read with random numbers that depend on the seed, the item and the view alone, so that a run that
+    was interrupted sees the same augmentations.
+
+    Args:
+        dataset: The data set, whose items are (image, label), or dicts that hold both.
+        rows: Rows of the data set that belong to these data, `[N]`.
+        y: Class numbers `[N]`.
+        classes: Names of the classes.
+        shape: Channels, height and width.
+        workers: Number of processes that read items; 0 to read in this process.
+        collate: Makes a batch `(images, labels)` of a list of items.
+        device: Device of the batches.
+    """
+
+    dataset: Any
+    rows: Tensor
+    y: Tensor
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    workers: int = 0
+    collate: Callable[[list[Any]], Any] = default_collate
+    device: str | torch.device = "cpu"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to(self, device: torch.device | str) -> "DatasetImages":
+        return replace(self, device=device, y=self.y.to(device))
+
+    def part(self, rows: Tensor) -> "DatasetImages":
+        return replace(self, rows=self.rows[rows.cpu()], y=self.y[rows.to(self.y.device)])
+
+    def relabelled(self, y: Tensor) -> "DatasetImages":
+        return replace(self, y=y.to(self.device))
+
+    def __getitem__(self, rows: Tensor | slice) -> TensorData:
+        """Return some of the images in memory; an augmentation of the data set draws the same numbers every time."""
+        places = torch.arange(len(self))[rows if isinstance(rows, slice) else rows.cpu()]
+        found = [part.x for part, _ in self.read(places.split(256), 0)] if len(places) else []
+        x = torch.cat(found) if found else torch.zeros(0, *self.shape, device=self.device)
+        return TensorData(x, self.y[places.to(self.y.device)], self.classes)
+
+    def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple[TensorData, Tensor]]:
+        ahead: dict[str, Any] = {"prefetch_factor": AHEAD} if self.workers else {}
+        loader = DataLoader(
+            _Items(self.dataset, self.rows, self.collate, seed),
+            batch_sampler=[rows.tolist() for rows in batches],
+            num_workers=self.workers,
+            collate_fn=as_it_is,
+            worker_init_fn=heed_parent_only,
+            pin_memory=torch.device(self.device).type == "cuda",
+            generator=make_rng(0),  # else it would draw from torch's own generator, and change what training draws
+            **ahead,
+        )
+        for x, rows in loader:
+            there = rows.to(self.device)
+            yield TensorData(x.to(self.device, non_blocking=True), self.y[there], self.classes), there
+
+
+class _Items(Dataset[Any]):
+    """Data set of a worker: a batch at a time, each item with random numbers of its own."""
+
+    def __init__(self, dataset: Any, rows: Tensor, collate: Callable[[list[Any]], Any], seed: int) -> None:
+        self.dataset, self.rows, self.collate, self.seed = dataset, rows, collate, seed
+
+    def __getitems__(self, places: list[int]) -> tuple[Tensor, Tensor]:
+        seen: dict[int, int] = {}  # a row occurs once for each view
+        items = []
+        with own_random_state():
+            for place in places:
+                seen[place] = seen.get(place, -1) + 1
+                seed = mixed_seed(self.seed, place, seen[place])
+                random.seed(seed)
+                np.random.seed(seed % 2**32)  # noqa: NPY002
+                torch.manual_seed(seed)
+                items.append(image_and_label(self.dataset[int(self.rows[place])]))
+            x, y = self.collate(items)
+        if not torch.equal(torch.as_tensor(y), torch.tensor([label for _, label in items])):
+            raise UserError(
+                "the loader's collate_fn changes the labels: take that out of it, and mix images and labels by an "
+                "objective such as sparring.objectives.MixUp"
+            )
+        return x, torch.tensor(places)
+
+
+@contextmanager
+def own_random_state() -> Iterator[None]:
+    """Restore the global random generators of Python, numpy and torch afterwards: transforms draw from these."""
+    ours, theirs = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        yield
+    random.setstate(ours)
+    np.random.set_state(theirs)  # noqa: NPY002
+
+
+def image_and_label(item: Any) -> tuple[Tensor, int]:
+    """Return image `[C, H, W]` and label of an item."""
+    if isinstance(item, Mapping):
+        images = [item[name] for name in ("image", "img", "pixel_values", "x") if name in item]
+        labels = [item[name] for name in ("label", "labels", "fine_label", "y") if name in item]
+        item = (*images[:1], *labels[:1])
+    if not isinstance(item, tuple | list) or len(item) < 2:
+        raise UserError(f"an item of the data set is {item!r:.60}: wanted is (image, label)")
+    label = item[1]
+    number = label.item() if isinstance(label, Tensor | np.generic) and np.ndim(label) == 0 else label
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise UserError(f"a label of the data set is {label!r:.60}: wanted is a class number, 0, 1, 2, ...")
+    return _image(item[0]), number
+
+
+def _image(image: Any) -> Tensor:
+    if isinstance(image, Tensor):
+        return image[None] if image.ndim == 2 else image
+    array = np.array(image)  # PIL's images, too
+    if array.dtype.kind not in "buif" or array.ndim not in (2, 3):
+        raise UserError(f"an image of the data set is {image!r:.60}: wanted are pixels [C, H, W], or a picture")
+    return torch.from_numpy(channels_first(array[None], "the data set").copy())[0]

@@ -1,0 +1,81 @@
+"""A model that was handed over as an object, as the model of a recipe."""
+
+import copy
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ..core import foreign
+from ..core.errors import UserError
+from ..core.serialization import Build
+
+
+@dataclass(frozen=True, slots=True)
+class GivenModel:
+    """A model that was handed over as an object, so that a file can only describe it.
+
+    Calling it gives a copy, with the weights that the object has then.
+
+    Args:
+        kind: Its class and number of weights, for people.
+        fingerprint: Hash of the names, shapes and types of its weights and buffers.
+        module: The model; None where a recipe was read from a file.
+    """
+
+    kind: str
+    fingerprint: str
+    module: nn.Module | None = field(default=None, repr=False, compare=False, metadata={"on_disk": False})
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "GivenModel":
+        """Describe a model."""
+        tensors = module.state_dict()
+        parts = [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items()]
+        count = sum(p.numel() for p in module.parameters())
+        found = hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
+        return cls(f"{type(module).__name__} with {count:,} weights", found, module)
+
+    def takes(self, name: str) -> bool:
+        """Return False: no option can be passed to an object."""
+        del name
+        return False
+
+    def __call__(self, **options: object) -> nn.Module:
+        del options
+        if self.module is None:
+            raise UserError(
+                f"the model of this run was handed to sparring.fit as an object ({self.kind}), which no file holds: "
+                "hand it over again, as model="
+            )
+        return copy.deepcopy(self.module).cpu()
+
+
+def as_model(model: nn.Module | Callable[..., nn.Module] | Build[nn.Module]) -> Build[nn.Module] | GivenModel:
+    """Makes the model of a recipe.
+
+    Args:
+        model: A model; or a function or class that makes one, which may take `num_classes`, `shape` and `normalize`.
+
+    Returns:
+        The call to be made, by name, if the function can be imported by its name; else the model as an object.
+
+    Raises:
+        UserError: If it is neither a model nor a function that makes one.
+    """
+    if isinstance(model, Build | GivenModel):
+        return model
+    if isinstance(model, nn.Module):
+        return GivenModel.of(model)
+    if not callable(model):
+        raise UserError(f"the model is a {type(model).__name__}: give a torch.nn.Module, or a function that makes one")
+    try:
+        foreign.name_of(model)
+    except (UserError, AttributeError):  # a lambda, a local function or a partial
+        made: Any = model()
+        if not isinstance(made, nn.Module):
+            raise UserError(f"{model!r:.60} gives a {type(made).__name__}: wanted is a torch.nn.Module") from None
+        return GivenModel.of(made)
+    return Build(model)

@@ -1,0 +1,99 @@
+"""Training methods by their names in the field."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..attacks import PGD, Benign, GaussianStart
+from ..attacks.single_step import NFGSM, MultiGrad, ZeroGrad
+from ..attacks.threats import L1, L2, Linf
+from ..core.errors import UserError, nearest
+from ..objectives.cross_entropy import CrossEntropy
+from ..objectives.grad_align import GradAlign
+from ..objectives.logit_pairing import LogitPairing
+from ..objectives.mart import MART
+from ..objectives.regularizers import Sum
+from ..objectives.trades import TRADES
+from ..training.engine import Method
+from ..training.free import Free
+from ..training.updates import AWP
+
+Fields = Mapping[str, Any]
+Make = Callable[[Linf | L2 | L1, int], Fields]
+
+
+def _pgd(threat: Linf | L2 | L1, steps: int) -> PGD:
+    return PGD(threat, steps, threat.eps / 4 if steps > 1 else 1.25 * threat.eps)
+
+
+def _near(threat: Linf | L2 | L1, steps: int) -> PGD:
+    """PGD that starts next to the image, as losses of a divergence need: its gradient is 0 at the image itself."""
+    return PGD(threat, steps, threat.eps / 4, GaussianStart())
+
+
+METHODS: dict[str, tuple[str, Make]] = {
+    "standard": ("no adversary", lambda threat, steps: {"method": Method(Benign(), CrossEntropy())}),
+    "pgd": ("PGD-AT (Madry)", lambda threat, steps: {"method": Method(_pgd(threat, steps), CrossEntropy())}),
+    "trades": ("TRADES, beta 6", lambda threat, steps: {"method": Method(_near(threat, steps), TRADES(6.0))}),
+    "mart": ("MART, weight 5", lambda threat, steps: {"method": Method(_near(threat, steps), MART(5.0))}),
+    "alp": (
+        "adversarial logit pairing, weight 0.5",
+        lambda threat, steps: {
+            "method": Method(_pgd(threat, steps), Sum((CrossEntropy(clean=0.5), LogitPairing(0.5))))
+        },
+    ),
+    "awp": (
+        "PGD-AT with adversarial weight perturbation, gamma 0.01",
+        lambda threat, steps: {"method": Method(_pgd(threat, steps), CrossEntropy()), "update": AWP(0.01)},
+    ),
+    "trades-awp": (
+        "TRADES with adversarial weight perturbation, gamma 0.005",
+        lambda threat, steps: {"method": Method(_near(threat, steps), TRADES(6.0)), "update": AWP(0.005)},
+    ),
+    "fgsm-rs": (
+        "FGSM from a random start, step 1.25 eps",
+        lambda threat, steps: {"method": Method(_pgd(threat, 1), CrossEntropy())},
+    ),
+    "n-fgsm": ("N-FGSM", lambda threat, steps: {"method": Method(NFGSM(_linf(threat, "n-fgsm")), CrossEntropy())}),
+    "zero-grad": (
+        "ZeroGrad",
+        lambda threat, steps: {"method": Method(ZeroGrad(_linf(threat, "zero-grad")), CrossEntropy())},
+    ),
+    "multi-grad": (
+        "MultiGrad",
+        lambda threat, steps: {"method": Method(MultiGrad(_linf(threat, "multi-grad")), CrossEntropy())},
+    ),
+    "grad-align": (
+        "FGSM from a random start with GradAlign, weight 0.2",
+        lambda threat, steps: {
+            "method": Method(_pgd(threat, 1), Sum((CrossEntropy(), GradAlign(_linf(threat, "grad-align")))))
+        },
+    ),
+    "free": ("free adversarial training, 8 replays", lambda threat, steps: {"method": Free(threat, 8)}),
+}
+"""Name of each method: what it is, and the fields of a recipe that it decides, for a threat and a number of steps."""
+
+
+def method_named(name: str, threat: Linf | L2 | L1, steps: int = 10) -> Fields:
+    """Gives the fields of a recipe that a method decides.
+
+    Args:
+        name: Name of the method, such as `pgd`, `trades` or `mart`.
+        threat: The set of its attack.
+        steps: Number of steps of its attack, where it has a choice.
+
+    Returns:
+        The fields by name: `method`, and `update` where the method has one of its own.
+
+    Raises:
+        UserError: If there is no such method, or it is not defined for this threat.
+    """
+    known = name.lower().replace("_", "-")
+    if known not in METHODS:
+        raise UserError(f"no method {name!r}: {nearest(known, METHODS)}")
+    return METHODS[known][1](threat, steps)
+
+
+def _linf(threat: Linf | L2 | L1, name: str) -> Linf:
+    if not isinstance(threat, Linf):
+        raise UserError(f"{name} is defined for Linf, not for {type(threat).__name__}: take pgd or trades")
+    return threat
