@@ -1,0 +1,268 @@
+"""A model, data and a method of the user's own: the same run as a recipe's."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from conftest import toy_data
+from helpers import bits, stop_at
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import sparring
+from sparring import L2, MART, PGD, TRADES, Build, CrossEntropy, Linf, Method, RunFolder, UserError, fit
+from sparring.core import foreign
+from sparring.core.serialization import from_plain, to_plain
+from sparring.models import Normalize, small_cnn
+from sparring.runs.given import GivenModel, as_model
+from sparring.runs.load import evaluate_run, load_model
+from sparring.runs.methods import METHODS, method_named
+from sparring.runs.own import recipe_for
+from sparring.runs.recipe import recipe_from_plain
+from sparring.training import Free
+
+pytestmark = pytest.mark.slow
+
+X = np.random.default_rng(0).random((300, 8, 8)).astype(np.float32)
+Y = (X.mean((1, 2)) > 0.5).astype(int) + (X[:, :4].mean((1, 2)) > X[:, 4:].mean((1, 2)))
+SHORT = {"epochs": 2, "steps": 2, "batch_size": 50, "held_out": 0.2}
+FEW = {**SHORT, "progress": False}
+
+
+class Net(nn.Module):
+    """A network as people write them: it knows nothing of this package."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4 * 36, classes)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.norm(self.convolution(x))).flatten(1))
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return Net()
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(foreign, "_TRUSTED", set())
+    monkeypatch.setattr(foreign, "_GIVEN", set())
+
+
+def test_three_lines_train_evaluate_and_attack(capsys):
+    model = net()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    run = fit(model, (X, Y), method="trades", eps="8/255", epochs=1, steps=2)
+    loader = DataLoader(TensorDataset(torch.from_numpy(X[:, None]), torch.from_numpy(Y)), batch_size=64)
+    found = sparring.evaluate(model, loader, "pgd", eps="8/255")
+    x_adv = sparring.perturb(model, torch.from_numpy(X[:9, None]), torch.from_numpy(Y[:9]), PGD(Linf("8/255"), 2))
+    assert x_adv.shape == (9, 1, 8, 8)
+    assert run.path.as_posix() == "runs/net-trades" and run.finished()
+    assert "runs/net-trades: trained 2 steps; best after step 2, held-out accuracy" in repr(run)
+    assert repr(found).startswith("accuracy on 300 images, with 95 % intervals\nclean  ") and "\npgd    " in repr(found)
+    assert "epoch 1/1  step 2/2" in capsys.readouterr().err, "progress is shown unless it is turned off"
+    best = load_model(run.path, recipe_for(model, (X, Y), method="trades", eps="8/255", epochs=1, steps=2))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), best.state_dict().values(), strict=True))
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.training, "in the mode in which it was given"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_a_network_of_ones_own(name):
+    run = fit(net(), (X[:150], Y[:150]), method=name, eps=0.1, folder="r", **{**FEW, "epochs": 1})
+    assert np.isfinite([value for row in run.metrics() for value in row.get("terms", {}).values()]).all()
+
+
+def test_a_method_is_also_a_value_or_an_objective():
+    assert recipe_for(net(), (X, Y), method=MART(), eps=0.1).method == Method(PGD(Linf(0.1), 10, 0.025), MART())
+    method = Method(PGD(L2(0.5), 3), TRADES())
+    assert recipe_for(net(), (X, Y), method=method).method is method
+    assert recipe_for(net(), (X, Y), method=method).selection.threat == L2(0.5)
+    assert recipe_for(net(), (X, Y), method=Free(Linf(0.1)), eps=0.1).method == Free(Linf(0.1))
+    assert recipe_for(net(), (X, Y), threat="l2:0.5").method == Method(PGD(L2(0.5), 10, 0.125), CrossEntropy())
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({}, "eps is missing"),
+        ({"eps": 8}, "did you mean 8/255"),
+        ({"eps": 0.1, "threat": "l2:1"}, "give one of them"),
+        ({"eps": 0.1, "method": "trade"}, "no method 'trade': did you mean trades"),
+        ({"eps": 0.1, "method": 7}, "give the name of a method"),
+        ({"threat": "l2:1", "method": "n-fgsm"}, "n-fgsm is defined for Linf, not for L2"),
+    ],
+)
+def test_a_method_that_cannot_be_meant_gets_a_sentence(how, message):
+    with pytest.raises(UserError, match=message):
+        fit(net(), (X, Y), **how)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        (lambda: nn.Linear(3, 3), (X, Y), r"cannot take images of shape \(1, 8, 8\) \(RuntimeError: mat1"),
+        (lambda: Net(10), (X, Y), "the model gives 10 classes, but the data have 3"),
+        (lambda: nn.Sequential(Net(), nn.Softmax(1)), (X, Y), "gives probabilities"),
+        (lambda: 7, (X, Y), "the model is a int: give a torch.nn.Module"),
+        (lambda: {"state": 1}, (X, Y), "the model is a dict"),
+        (net, X, "data is a ndarray: give"),
+        (net, (X[:20], Y[:20]), "batches of 50 do not go with 16 training images"),
+    ],
+)
+def test_a_model_or_data_that_do_not_fit_get_a_sentence(model, data, message):
+    with pytest.raises(UserError, match=message):
+        fit(model(), data, eps=0.1, **FEW)
+
+
+def test_functions_are_named_and_objects_described():
+    assert as_model(net) == Build(net) and as_model(Net) == Build(Net)
+    found = as_model(lambda: net(1))
+    assert isinstance(found, GivenModel) and found.kind == "Net with 483 weights"
+    assert found == as_model(Net()) != as_model(Net(4))
+    plain = json.loads(json.dumps(to_plain(found)))
+    assert from_plain(plain) == found
+    with pytest.raises(UserError, match=r"as an object \(Net with 483 weights\).*hand it over again"):
+        from_plain(plain)()
+    with pytest.raises(UserError, match="gives a int: wanted is a torch"):
+        as_model(lambda: 3)
+
+
+def test_a_function_may_take_the_number_of_classes_and_the_shape():
+    made = recipe_for(net, (X, Y), eps=0.1)
+    assert isinstance(made.build_model(toy_data()), Net)
+    ours = recipe_for(small_cnn, (X, Y), eps=0.1)
+    assert ours.build_model(ours.data.load()[0]).head.out_features == 3
+
+
+def test_normalisation_is_put_in_front_of_a_model_that_expects_it():
+    model = net()
+    run = fit(model, (X, Y), eps=0.1, normalize=([0.5], [0.25]), folder="r", **FEW)
+    recipe = recipe_for(model, (X, Y), eps=0.1, normalize=([0.5], [0.25]), **SHORT)
+    best = load_model(run.path, recipe)
+    assert isinstance(best[0], Normalize)
+    x = torch.from_numpy(X[:5, None])
+    assert torch.allclose(best(x), model.eval()((x - 0.5) / 0.25), atol=1e-6), "the object itself stays bare"
+    again = recipe_from_plain(json.loads(json.dumps(recipe.plain())))
+    assert again == recipe
+
+
+@pytest.mark.parametrize("kind", ["object", "function", "data set"])
+def test_an_interrupted_run_goes_on_bit_for_bit(kind):
+    model = net if kind == "function" else net()
+    data = TensorDataset(torch.from_numpy(X[:, None]), torch.from_numpy(Y)) if kind != "object" else (X, Y)
+    if kind == "data set":
+        data = Shaken()
+    whole = fit(model, data, eps=0.1, folder="whole", **FEW)
+    model = net if kind == "function" else net()
+    with pytest.raises(sparring.training.Interrupted):
+        fit(model, data, eps=0.1, folder="half", on_progress=stop_at(3), **FEW)
+    half = fit(model, data, eps=0.1, folder="half", **FEW)
+    for which in ("best", "last"):
+        assert bits(whole, which) == bits(half, which)
+
+
+class Shaken(torch.utils.data.Dataset):
+    """A data set with an augmentation that draws from torch's global generator."""
+
+    targets = Y.tolist()
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, i):
+        return (torch.from_numpy(X[i])[None] + 0.1 * torch.rand(1)).clamp(0, 1), int(Y[i])
+
+
+def test_another_model_or_other_data_do_not_go_on_with_a_run():
+    with pytest.raises(sparring.training.Interrupted):
+        fit(net(), (X, Y), eps=0.1, folder="r", on_progress=stop_at(3), **FEW)
+    with pytest.raises(UserError, match=r"another recipe \(model.kind: Net with 483 weights -> Net with 628 weights"):
+        fit(Net(4), (X, Y), eps=0.1, folder="r", **FEW)
+    with pytest.raises(UserError, match=r"another recipe \(data.fingerprint"):
+        fit(net(), (X + 0.001 * (X < 0.5), Y), eps=0.1, folder="r", **FEW)
+
+
+def test_a_run_is_evaluated_on_its_own_test_data():
+    data = ((X[:200], Y[:200]), (X[200:], Y[200:]))
+    run = fit(net(), data, eps=0.1, folder="r", **FEW)
+    recipe = recipe_for(net(), data, eps=0.1, **SHORT)
+    assert evaluate_run(run, recipe)["best"].table()["clean"].examples == 100
+    alone = fit(net(), (X, Y), eps=0.1, folder="alone", **FEW)
+    recipe = recipe_for(net(), (X, Y), eps=0.1, **SHORT)
+    with pytest.raises(UserError, match="no test data were given"):
+        evaluate_run(alone, recipe)
+
+
+def test_a_finished_run_is_read_where_its_module_is_trusted(tmp_path):
+    """In a process that has not seen the objects."""
+    (tmp_path / "their_nets.py").write_text(
+        "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
+    )
+    script = """
+        import numpy as np, sys
+        from their_nets import build
+        import sparring
+        x = np.random.default_rng(0).random((100, 8, 8)).astype("float32")
+        sparring.fit(build, (x, np.arange(100) % 3), eps=0.1, epochs=1, steps=1, batch_size=30, folder="r")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    with pytest.raises(UserError, match=r"recipe.model names their_nets:build, which is code of another package"):
+        load_model("r")
+    foreign.trust("their_nets")
+    assert isinstance(load_model("r"), nn.Sequential)
+    (tmp_path / "their_nets.py").write_text((tmp_path / "their_nets.py").read_text() + "# changed\n")
+    foreign._hash.cache_clear()
+    with pytest.warns(UserWarning, match="the source of their_nets:build has changed"):
+        load_model("r")
+
+
+KILLED = """
+    import os, sys
+    import numpy as np, torch
+    torch.set_num_threads(1)
+    from torch import nn
+    import sparring
+    from sparring.training import Saving
+    x = np.random.default_rng(0).random((200, 8, 8)).astype("float32")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    sparring.fit(
+        model, (x, np.arange(200) % 3), method="mart", eps=0.1, epochs=4, steps=2, batch_size=30, folder=sys.argv[1],
+        saving=Saving(steps=1), on_progress=lambda news: print(news.progress.step, flush=True),
+    )
+"""
+
+
+def test_a_run_of_ones_own_that_is_killed_ends_with_the_same_bits(tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(KILLED)]
+    subprocess.run([*command, "whole"], check=True, stdout=subprocess.DEVNULL)
+    for step in (2, 9, 15):
+        process = subprocess.Popen([*command, "killed"], stdout=subprocess.PIPE, text=True)
+        for line in process.stdout:
+            if int(line) >= step:
+                process.send_signal(signal.SIGKILL)
+                break
+        process.wait()
+        process.stdout.close()
+    assert not RunFolder("killed").finished()
+    subprocess.run([*command, "killed"], check=True, stdout=subprocess.DEVNULL)
+    for which in ("best", "last"):
+        assert bits(RunFolder("killed"), which) == bits(RunFolder("whole"), which)
+
+
+def test_method_named_takes_the_names_of_the_field():
+    assert method_named("TRADES", Linf(0.1))["method"].objective == TRADES(6.0)
+    assert method_named("fgsm_rs", Linf(0.1))["method"].attack.step_size == pytest.approx(0.125)
