@@ -90,7 +90,23 @@ def _carried_out(argv: list[str]) -> int:
 
         say(version("sparring"))
         return 0
-    return _command(argv[0])(argv[1:])
+    return _command(argv[0])(_trusting(argv[1:]))
+
+
+def _trusting(args: list[str]) -> list[str]:
+    """Trust the modules that `--trust` names, and return the other arguments."""
+    rest, trusted = list(args), []
+    while "--trust" in rest:
+        at = rest.index("--trust")
+        if at + 1 == len(rest) or rest[at + 1].startswith("-"):
+            raise UserError("--trust needs the name of a module: write --trust MODULE")
+        trusted.append(rest[at + 1])
+        del rest[at : at + 2]
+    if trusted:
+        from ..core.foreign import trust
+
+        trust(*trusted)
+    return rest
 
 
 def _failed(why: str, code: int = 2) -> int:

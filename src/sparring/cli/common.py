@@ -1,6 +1,7 @@
 """Helpers shared by all commands."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -68,6 +69,11 @@ def only(args: list[str], usage: str, *known: str) -> None:
     for arg in args:
         if arg not in known:
             raise UserError(f"unknown argument {arg!r}\n{usage}")
+
+
+def plainly(value: object) -> str:
+    """Return the text of a value, with classes and functions by their names alone."""
+    return re.sub(r"<(?:class '(?:\w+\.)*(\w+)'|function (?:\w+\.)*(\w+) at 0x\w+)>", r"\1\2", repr(value))
 
 
 def print_json(value: Mapping[str, Any]) -> None:

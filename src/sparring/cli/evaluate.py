@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import UserError
-from .common import argument, check_options, print_json, say, value_of
+from .common import argument, check_options, plainly, print_json, say, value_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,7 +105,7 @@ def evaluate(args: list[str]) -> int:
     for which, each in found.items():
         say("\n".join(console.remarks(which, each)))
     for name, adversary in attacks.items():
-        say(f"{name}: {adversary}")
+        say(f"{name}: {plainly(adversary)}")
     if out is not None:
         _say_where(Path(out))
     return 0

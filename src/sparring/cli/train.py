@@ -1,11 +1,17 @@
 """The commands `sparring list`, `show` and `train`."""
 
+import inspect
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from ..core.errors import UserError
 from .common import argument, only, ourselves, print_json, say
+from .structure import HELP, Structure, changed, own_recipe, recipe_of_config, taken
 
 if TYPE_CHECKING:
     from ..records.run_folder import RunFolder
@@ -26,19 +32,25 @@ def list_recipes(args: list[str]) -> int:
 
 
 def show(args: list[str]) -> int:
-    usage = "usage: sparring show RECIPE [--json]\n\nShows a recipe in full; --json prints it as a run saves it."
+    usage = (
+        "usage: sparring show RECIPE [--json | --yaml]\n\nShows a recipe in full; --json prints it as a run saves it, "
+        "--yaml as `sparring train --config FILE` reads it."
+    )
     name, rest = argument(args, "RECIPE", usage)
-    only(rest, usage, "--json")
-    from ..recipes import entries, find
-
-    recipe = find(name)()
+    only(rest, usage, "--json", "--yaml")
+    make, text = _function(name)
+    recipe = make()
     if "--json" in rest:
         print_json(recipe.plain())
+    elif "--yaml" in rest:
+        import yaml
+
+        say(yaml.safe_dump(recipe.plain(), sort_keys=False, allow_unicode=True).rstrip())
     else:
         from rich import print as rich_print
         from rich.pretty import Pretty
 
-        say(entries()[name].text + "\n")
+        say(text + "\n")
         rich_print(Pretty(recipe, expand_all=True))
         from ..training.cost import cost
 
@@ -53,11 +65,19 @@ def show(args: list[str]) -> int:
 _USUAL = 390
 """Number of steps in an epoch of CIFAR-10, assumed because `show` loads no data."""
 
-_TRAIN = """\
-usage: sparring train RECIPE [--out DIR] [--overwrite] [--device NAME] [--json] [--field.path VALUE ...]
+_TRAIN = f"""\
+usage: sparring train RECIPE [--model MODEL] [--data DATA] [--method METHOD] [--out DIR] [--field.path VALUE ...]
+       sparring train --model MODEL --data DATA [--method METHOD] --eps EPS | --threat THREAT [...]
 
-Trains a recipe. If the folder holds an unfinished run of it, training continues from the newest checkpoint.
-`sparring train RECIPE --help` shows every field of the recipe; `sparring list` shows the recipes."""
+Trains a recipe. If the folder holds an unfinished run of it, training continues from the newest checkpoint. RECIPE is
+one that `sparring list` shows, or a function of your own: file.py:function, or module:function.
+
+{HELP}
+
+`sparring train RECIPE --help` shows every other flag: each number of the recipe is one.
+
+  sparring train fashion_pgd --method trades --epochs 4
+  sparring train --model mymodels.py:build --data npz:mine.npz --method trades --eps 8/255"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +107,9 @@ class _TrainOptions:
 
 
 def train(args: list[str]) -> int:
-    name, rest = argument(args, "RECIPE", _TRAIN)
-    options, recipe = _chosen(name, rest)
+    alone = bool(args) and args[0].startswith("--") and args[0] != "--help"
+    name, rest = ("", args) if alone else argument(args, "RECIPE", _TRAIN)
+    options, recipe, name = _chosen(name, rest)
     from ..acceleration import tune_process
     from ..runs.fit import fit
     from ..runs.progress import training
@@ -120,26 +141,66 @@ def train(args: list[str]) -> int:
     return 0
 
 
-def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe]":
-    """Return the recipe that the flags ask for.
+def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe, str]":
+    """Return the options, the recipe that the flags ask for, and a name for its run.
 
     A parameter of the recipe's function, such as --eps, decides several fields; therefore the flags of the fields are
     applied again to the recipe that these parameters give.
     """
-    from ..recipes import entries, find
-
-    make, text = find(name), entries()[name].text  # report an unknown name before anything heavy is imported
+    parts, rest = taken(args, of_recipe=bool(name))
+    if name and parts.config:
+        raise UserError(f"both the recipe {name} and --config {parts.config} are given: give one of them")
+    if name:
+        make, text = _function(name)
+    elif parts.config:
+        path = Path(parts.config)
+        make, text, name = partial(recipe_of_config, path), f"The recipe of {path}.", path.stem
+    else:
+        make, text, name = partial(own_recipe, parts), "A model and data of your own.", _short(parts)
+    from ..runs.recipe import Recipe
     from .flags import parameters, parse
 
-    given = parameters(make)
-    options, recipe, wanted = parse(_TrainOptions, make(**given), given, args, f"sparring train {name}", text)
-    if wanted != given:
-        options, recipe, _ = parse(_TrainOptions, make(**wanted), given, args, f"sparring train {name}", text)
+    def parsed(given: dict[str, Any]) -> "tuple[_TrainOptions, Recipe, dict[str, Any]]":
+        recipe = make(**given)
+        if not isinstance(recipe, Recipe):
+            raise UserError(f"{name} gives a {type(recipe).__name__}: wanted is a Recipe; a model is named by --model")
+        if parts and not isinstance(make, partial):
+            recipe = changed(recipe, parts)
+        elif parts.config:
+            recipe = changed(recipe, replace(parts, config=None))
+        return parse(_TrainOptions, recipe, first, rest, f"sparring train {name}", text)
+
+    first = {} if isinstance(make, partial) else parameters(make)
+    options, recipe, wanted = parsed(first)
+    if wanted != first:
+        options, recipe, _ = parsed(wanted)
     if options.record_history and recipe.example_history is None:
         from ..training.example_history import remembering
 
         recipe = replace(recipe, example_history=remembering(recipe.selection))
-    return options, recipe
+    return options, recipe, name.rpartition(":")[2]
+
+
+def _function(name: str) -> "tuple[Callable[..., Recipe], str]":
+    """Return the function of a recipe and its description; an unknown name is reported before heavy imports."""
+    from ..recipes import entries, find
+
+    make = find(name)
+    known = entries().get(name)
+    return make, known.text if known else inspect.cleandoc(make.__doc__ or f"The recipe {name}.")
+
+
+def _short(parts: Structure) -> str:
+    """Return a name for the run of a model and data of the user's own."""
+    model = (parts.model or "model").rpartition(":")[2]
+    return f"{model}-{parts.method or 'pgd'}"
+
+
+def _trust(run: "RunFolder") -> list[str]:
+    """Return the flags that allow the files of a run to name code of other packages."""
+    from ..core.foreign import modules_in
+
+    return [word for module in modules_in(run.recipe()) for word in ("--trust", module.partition(".")[0])]
 
 
 def _report_training(run: "RunFolder", as_json: bool) -> None:
@@ -149,4 +210,5 @@ def _report_training(run: "RunFolder", as_json: bool) -> None:
         return
     if events := run.guard():
         say(f"guard: {len(events)} {'event' if len(events) == 1 else 'events'} in {run.path / 'guard.json'}")
-    say(f"{run}\nlearning curve: {run.learning_curve}\nnext: {shlex.join([ourselves(), 'evaluate', str(run.path)])}")
+    again = shlex.join([ourselves(), "evaluate", str(run.path), *_trust(run)])
+    say(f"{run}\nlearning curve: {run.learning_curve}\nnext: {again}")

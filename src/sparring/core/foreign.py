@@ -19,7 +19,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, nearest
 
 _NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 _TRUSTED: set[str] = set()
@@ -65,6 +65,15 @@ def name_of(thing: Any) -> str:
     found = f"{module}:{name}"
     _GIVEN.add(found)
     return found
+
+
+def modules_in(plain: Any) -> list[str]:
+    """Return the modules of other packages that plain data name."""
+    if isinstance(plain, dict):
+        names = [plain[key] for key in ("$", "$call", "$name") if isinstance(plain.get(key), str)]
+        found = [name.partition(":")[0] for name in names if ":" in name]
+        return list(dict.fromkeys([*found, *(each for value in plain.values() for each in modules_in(value))]))
+    return list(dict.fromkeys(each for value in plain for each in modules_in(value))) if isinstance(plain, list) else []
 
 
 def source_of(thing: Any) -> str:
@@ -123,6 +132,32 @@ def imported(module: str, what: str) -> types.ModuleType:
     except (Exception, SystemExit) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{what}, but importing {module} fails ({type(error).__name__}: {reason})") from error
+
+
+def member(spec: str, what: str) -> Any:
+    """Return the function or class that the user names on the command line, and trust its module.
+
+    Args:
+        spec: `file.py:name` or `package.module:name`.
+        what: What is wanted, with an example, for messages.
+
+    Raises:
+        UserError: If there is no such file, module or name.
+    """
+    place, _, name = spec.rpartition(":")
+    if not place or not name.isidentifier():
+        raise UserError(f"{spec!r} is not the name of {what}")
+    if place.endswith(".py"):
+        module = load_file(Path(place))
+    else:
+        module = imported(place, f"{spec} is asked for")
+        trust(place)
+    found = getattr(module, name, None)
+    if not isinstance(found, type | types.FunctionType):
+        own = {each: value for each, value in vars(module).items() if callable(value)}
+        known = [each for each, value in own.items() if _module_of(value) == module.__name__]
+        raise UserError(f"{place} has no function {name!r}: {nearest(name, known)}")
+    return found
 
 
 def load_file(path: Path) -> types.ModuleType:

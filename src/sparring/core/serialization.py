@@ -131,7 +131,7 @@ def _value(kind: Any, fields: Mapping[str, Any], where: str) -> Any:
     known = {field.name for field in dataclasses.fields(kind)}
     for field in fields:
         if field not in known:
-            raise UserError(f"{name} has no field {field!r}: the recipe is of another version, or misspelt")
+            raise UserError(f"{name} has no field {field!r}: {nearest(field, known)}")
     check_types(kind, fields, where, _DAMAGED)
     try:
         return made(**fields)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core import foreign
 from ..core.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def find(name: str) -> Callable[..., "Recipe"]:
     """Return the function that builds a recipe.
 
     Args:
-        name: Name of the recipe.
+        name: Name of the recipe; or `file.py:function` or `module:function`, which imports and trusts that module.
 
     Returns:
         The function, whose arguments are the options of the recipe.
@@ -58,6 +59,8 @@ def find(name: str) -> Callable[..., "Recipe"]:
     Raises:
         UserError: If there is no such recipe; the message gives the nearest names.
     """
+    if ":" in name:
+        return foreign.member(name, "a recipe, such as myrecipes.py:mine")
     known = entries()
     if name not in known:
         raise UserError(f"no recipe {name!r}: {nearest(name, known)}")

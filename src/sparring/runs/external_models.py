@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -100,7 +101,7 @@ def named_model(spec: str, weights: Path, like: TensorData) -> nn.Module:
     name, _, options = spec.partition(":")
     if name not in _ARCHITECTURES:
         raise UserError(f"no architecture {name!r}: {nearest(name, _ARCHITECTURES)}")
-    given = {k: _value(text) for k, _, text in (part.partition("=") for part in options.split(",") if part)}
+    given = options_of(options)
     tensors, _ = read_weights(weights)
     classes = _classes(tensors) or len(like.classes)
     blank = Normalize([0.0] * like.shape[0], [1.0] * like.shape[0]) if "normalize.mean" in tensors else None
@@ -113,6 +114,11 @@ def named_model(spec: str, weights: Path, like: TensorData) -> nn.Module:
     if set(tensors) == set(model.state_dict()):
         return fill(model, tensors, f"{weights} is of another architecture than {spec}")
     return load_robustbench(model, tensors)
+
+
+def options_of(text: str) -> dict[str, Any]:
+    """Return the options of a model on the command line, as in `depth=34,width=10`."""
+    return {name: _value(value) for name, _, value in (part.partition("=") for part in text.split(",") if part)}
 
 
 def _classes(tensors: dict[str, torch.Tensor]) -> int | None:

@@ -31,7 +31,10 @@ def _near(threat: Linf | L2 | L1, steps: int) -> PGD:
 
 
 METHODS: dict[str, tuple[str, Make]] = {
-    "standard": ("no adversary", lambda threat, steps: {"method": Method(Benign(), CrossEntropy())}),
+    "standard": (
+        "no adversary",
+        lambda threat, steps: {"method": Method(Benign(), CrossEntropy()), "selection": Benign()},
+    ),
     "pgd": ("PGD-AT (Madry)", lambda threat, steps: {"method": Method(_pgd(threat, steps), CrossEntropy())}),
     "trades": ("TRADES, beta 6", lambda threat, steps: {"method": Method(_near(threat, steps), TRADES(6.0))}),
     "mart": ("MART, weight 5", lambda threat, steps: {"method": Method(_near(threat, steps), MART(5.0))}),

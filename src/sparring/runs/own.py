@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from torch import nn
 
 from ..acceleration import Compile, Precision
-from ..attacks import FGSM, PGD, Benign, Restarts
+from ..attacks import FGSM, PGD, Restarts
 from ..attacks.threats import L1, L2, Linf, threat
 from ..core.errors import UserError
 from ..core.schedules import Cyclic
@@ -170,8 +169,6 @@ def recipe_for(
         UserError: As in `fit`.
     """
     within = _threat(eps, threat, method)
-    pgd = PGD(within, steps, within.eps / 4)
-    selection = Benign() if method == "standard" else replace(pgd, patience=0)
     return Recipe(
         data=as_source(data, classes),
         model=as_model(model),
@@ -181,16 +178,18 @@ def recipe_for(
         held_out=held_out,
         augment=tuple(augment),
         normalize=True if normalize is None else (tuple(map(float, normalize[0])), tuple(map(float, normalize[1]))),
-        selection=selection,
-        evaluation=Evaluation(
-            {
-                "fgsm": WhiteBox(FGSM(within)),
-                "pgd-50-10": WhiteBox(Restarts(PGD(within, 50, within.eps / 4, patience=0), 10)),
-            }
-        ),
         seed=seed,
-        **_method(method, within, steps),
+        **{**judged(within, steps), **_method(method, within, steps)},
     )
+
+
+def judged(within: Any, steps: int) -> dict[str, Any]:
+    """Return the fields of a recipe that say how models are selected, by PGD, and evaluated, by FGSM and PGD-50-10."""
+    strong = Restarts(PGD(within, 50, within.eps / 4, patience=0), 10)
+    return {
+        "selection": PGD(within, steps, within.eps / 4, patience=0),
+        "evaluation": Evaluation({"fgsm": WhiteBox(FGSM(within)), "pgd-50-10": WhiteBox(strong)}),
+    }
 
 
 def _threat(eps: float | str | None, given: str | Threat | None, method: object) -> Any:

@@ -1,0 +1,137 @@
+"""What a training is made of, on the command line: --config, --model, --data, --method, --threat.
+
+These replace whole parts of a recipe, before the flags of its fields are read.
+"""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import UserError
+
+if TYPE_CHECKING:
+    from ..core.serialization import Build
+    from ..runs.recipe import Recipe
+
+METHODS = "standard, pgd, trades, mart, alp, awp, trades-awp, fgsm-rs, n-fgsm, zero-grad, multi-grad, grad-align, free"
+MODELS = "small_cnn, resnet18, preact_resnet18, wide_resnet:depth=28,width=10, ..."
+
+HELP = f"""\
+  --config FILE       a recipe in a file, as `sparring show RECIPE --yaml` writes it, instead of RECIPE
+  --model MODEL       another model: file.py:function, module:function, or one of this package:
+                      {MODELS}
+  --data DATA         other data: npz:FILE, folder:DIR, cifar10, cifar10:DIR, ...
+  --method METHOD     another method: one of
+                      {METHODS}
+  --threat THREAT     with --method, another set of perturbations: linf:8/255, l2:0.5 or l1:12
+  --trust MODULE      import this module if a file names it; a file that you name yourself is trusted"""
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """Parts of a recipe, by their names on the command line; None for those that stay."""
+
+    config: str | None = None
+    model: str | None = None
+    data: str | None = None
+    method: str | None = None
+    threat: str | None = None
+    eps: str | None = None
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, each.name) is not None for each in fields(self))
+
+
+def taken(args: list[str], *, of_recipe: bool) -> tuple[Structure, list[str]]:
+    """Return the parts that the arguments name, and the other arguments. A recipe has an --eps of its own."""
+    names = [each.name for each in fields(Structure) if each.name != "eps" or not of_recipe]
+    found: dict[str, str] = {}
+    rest: list[str] = []
+    at = iter(args)
+    for arg in at:
+        flag, joined, value = arg.partition("=")
+        name = flag.removeprefix("--")
+        if not flag.startswith("--") or name not in names:
+            rest.append(arg)
+            continue
+        given = value if joined else next(at, None)
+        if given is None or (not joined and given.startswith("--")):
+            raise UserError(f"{flag} needs a value: write {flag} VALUE")
+        found[name] = given
+    return Structure(**found), rest
+
+
+def recipe_of_config(path: Path) -> "Recipe":
+    """Return the recipe of a YAML file. Raises `UserError` if it cannot be read, or is none."""
+    import yaml
+
+    from ..runs.recipe import recipe_from_plain
+
+    remedy = "write it as `sparring show RECIPE --yaml` does"
+    try:
+        plain: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): name a file with a recipe") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no plain YAML ({' '.join(str(error).split()):.200}): {remedy}") from None
+    if not isinstance(plain, dict):
+        raise UserError(f"{path} holds no recipe, but a {type(plain).__name__}: {remedy}")
+    return recipe_from_plain(plain)
+
+
+def own_recipe(parts: Structure) -> "Recipe":
+    """Return the recipe for a model and data that are named, without a recipe to change."""
+    from ..runs.own import recipe_for
+
+    if parts.model is None or parts.data is None:
+        missing = "--model" if parts.model is None else "--data"
+        raise UserError(f"{missing} is missing: name a RECIPE to change, or both --model and --data")
+    return recipe_for(
+        model_named(parts.model), parts.data, method=parts.method or "pgd", eps=parts.eps, threat=parts.threat
+    )
+
+
+def changed(recipe: "Recipe", parts: Structure) -> "Recipe":
+    """Return the recipe with the parts that are named in place of its own."""
+    from ..data import source_of
+
+    if parts.model is not None:
+        recipe = replace(recipe, model=model_named(parts.model))
+    if parts.data is not None:
+        recipe = replace(recipe, data=source_of(parts.data))
+    if parts.method is None and parts.threat is not None:
+        raise UserError("--threat changes a recipe only together with --method; --eps changes that of the recipe")
+    return recipe if parts.method is None else _with_method(recipe, parts.method, parts.threat)
+
+
+def _with_method(recipe: "Recipe", method: str, given: str | None) -> "Recipe":
+    """Return the recipe with another method, and with another set of perturbations if one is given."""
+    from ..attacks.threats import threat
+    from ..evaluation import threat_of
+    from ..runs.methods import method_named
+    from ..runs.own import judged
+    from ..training.updates import OptimizerStep
+
+    within: Any = threat(given) if given else threat_of(dict(recipe.evaluation.adversaries))
+    if within is None:
+        raise UserError("the recipe has no set of perturbations: name one, as --threat linf:8/255")
+    steps = getattr(getattr(recipe.method, "attack", None), "steps", 10)
+    plain = OptimizerStep(max_norm=getattr(recipe.update, "max_norm", None))
+    found = replace(recipe, **{"update": plain, **method_named(method, within, steps)})
+    return replace(found, **judged(within, steps)) if given else found
+
+
+def model_named(spec: str) -> "Build[Any]":
+    """Return the call that builds the model of a name: a function of the user's, or one of this package."""
+    from ..core.foreign import member
+    from ..core.public_names import CALLS
+    from ..core.serialization import Build
+    from ..runs.external_models import options_of
+
+    name, _, options = spec.partition(":")
+    ours = {each: module for module, names in CALLS.items() for each in names}
+    if name in ours:
+        import importlib
+
+        return Build(getattr(importlib.import_module(f"sparring.{ours[name]}"), name), **options_of(options))
+    return Build(member(spec, f"a model, such as mymodels.py:build, or {', '.join(sorted(ours))}"))

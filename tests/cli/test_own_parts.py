@@ -1,0 +1,161 @@
+"""A model, data, a method and recipes of the user's own, from the shell."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from sparring import UserError
+from sparring.cli import run as shell
+from sparring.cli import structure
+from sparring.cli.structure import Structure, changed, model_named, own_recipe, recipe_of_config, taken
+from sparring.core import foreign
+from sparring.core.public_names import CALLS
+from sparring.objectives import TRADES
+from sparring.recipes import find
+from sparring.runs.methods import METHODS
+
+pytestmark = pytest.mark.slow
+
+CODE = """
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from sparring import PGD, CrossEntropy, Linf, Method, Objective
+from sparring.recipes.small import quickstart
+
+
+def build(width: int = 4, num_classes: int = 3):
+    body = nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten()
+    return nn.Sequential(*body, nn.Linear(36 * width, num_classes))
+
+
+def tiny(eps: float = 0.1):
+    '''A recipe of my own.'''
+    return replace(quickstart(eps), epochs=1, method=Method(PGD(Linf(eps), 1), CrossEntropy()))
+
+
+word = "no function"
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(foreign, "_TRUSTED", set())
+    monkeypatch.setattr(foreign, "_GIVEN", set())
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "own_parts.py").write_text(CODE)
+    x = np.random.default_rng(0).integers(0, 256, (150, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=np.arange(150) % 3, x_test=x[:30], y_test=np.arange(30) % 3)
+    yield tmp_path
+    sys.modules.pop("own_parts", None)
+
+
+OWN = ["train", "--model", "own_parts.py:build", "--data", "npz:own.npz"]
+
+
+def test_a_model_and_data_of_ones_own_are_trained_and_evaluated(here, capsys):
+    more = ["--method", "trades", "--eps", "8/255", "--epochs", "1", "--method.attack.steps", "1", "--model.width", "2"]
+    assert shell([*OWN, *more, "--evaluation.examples", "9"]) == 0
+    out = capsys.readouterr().out
+    assert "runs/build-trades: trained 1 steps" in out
+    assert "evaluate runs/build-trades --trust own_parts" in out
+    monkey = foreign._TRUSTED, foreign._GIVEN
+    for each in monkey:
+        each.clear()
+    assert shell(["evaluate", "runs/build-trades"]) == 2
+    assert "--trust own_parts" in capsys.readouterr().err
+    few = ["--evaluation.adversaries.pgd-50-10.attack.times", "1", "--evaluation.examples", "9"]
+    assert shell(["evaluate", "runs/build-trades", "--trust", "own_parts", *few]) == 0
+    out = capsys.readouterr().out
+    assert "loss=CE" in out and "<class" not in out and "accuracy on 9 images" in out
+
+
+def test_a_recipe_of_ones_own_is_shown_and_trained(here, capsys):
+    assert shell(["show", "own_parts.py:tiny"]) == 0
+    assert "A recipe of my own." in capsys.readouterr().out
+    assert shell(["train", "own_parts.py:tiny", "--eps", "0.2", "--evaluation.examples", "9"]) == 0
+    assert "runs/tiny: trained 20 steps" in capsys.readouterr().out
+
+
+def test_a_recipe_goes_through_a_file_and_back(here, capsys):
+    assert shell(["show", "quickstart", "--yaml"]) == 0
+    text = capsys.readouterr().out
+    path = here / "run.yaml"
+    path.write_text(text.replace("epochs: 30", "epochs: 1"))
+    assert recipe_of_config(path).epochs == 1 and recipe_of_config(path).plain() == yaml.safe_load(path.read_text())
+    assert shell(["train", "--config", "run.yaml", "--method.attack.steps", "1"]) == 0
+    assert "runs/run: trained 20 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: [", "is no plain YAML"),
+        ("!!python/object/apply:os.system ['true']", "is no plain YAML .could not determine a constructor"),
+        ("- 1", "holds no recipe, but a list"),
+        ("$: Recipe\nepoch: 3", "Recipe has no field 'epoch': did you mean epochs"),
+        ("$: os:system", "names os:system, which is code of another package"),
+    ],
+)
+def test_a_file_that_is_no_recipe_gets_a_sentence(here, text, message):
+    (here / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        recipe_of_config(here / "bad.yaml")
+
+
+def test_parts_of_a_recipe_are_exchanged(here):
+    base = find("fashion_pgd")()
+    new = changed(base, Structure(model="own_parts.py:build", data="npz:own.npz", method="trades"))
+    assert new.method.objective == TRADES(6.0) and new.method.attack.steps == 5
+    assert new.method.attack.threat == base.method.attack.threat
+    assert new.update == base.update, "the clipping of the gradient stays"
+    assert (new.selection, new.evaluation, new.epochs) == (base.selection, base.evaluation, base.epochs)
+    assert isinstance(new.build_model(new.data.load()[0]), torch.nn.Sequential)
+    within = changed(base, Structure(method="pgd", threat="l2:0.5"))
+    assert "L2(eps=0.5)" in repr(within.selection) and "Linf" not in repr((within.method, within.evaluation))
+    assert model_named("wide_resnet:depth=16,width=2").options == {"depth": 16, "width": 2}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "--model", "own_parts.py:build"], "--data is missing: name a RECIPE to change, or both"),
+        (["train", "--data", "npz:own.npz", "--eps", "0.1"], "--model is missing"),
+        ([*OWN], "eps is missing"),
+        ([*OWN, "--eps", "0.1", "--method", "tradess"], "no method 'tradess': did you mean trades"),
+        (["train", "--model"], "--model needs a value"),
+        (["train", "quickstart", "--config", "x.yaml"], "both the recipe quickstart and --config x.yaml are given"),
+        (["train", "--config", "gone.yaml"], "gone.yaml cannot be read .No such file"),
+        (["train", "quickstart", "--threat", "l2:1"], "--threat changes a recipe only together with --method"),
+        (
+            ["train", "quickstart", "--model", "own_parts.py:biuld"],
+            "has no function 'biuld': did you mean build",
+        ),
+        (["train", "quickstart", "--model", "own_parts.py:word"], "has no function 'word'"),
+        (["train", "quickstart", "--model", "gone.py:build"], "there is no file gone.py"),
+        (["train", "quickstart", "--model", "smal_cnn"], "is not the name of a model, such as mymodels.py:build, or"),
+        (["train", "quickstart", "--data", "npzz:x"], "no data called 'npzz:x'"),
+        (["train", "no_module_of_mine:tiny"], "importing no_module_of_mine fails"),
+        (["train", "own_parts.py:build"], "gives a Sequential: wanted is a Recipe"),
+        (["list", "--trust"], "--trust needs the name of a module"),
+    ],
+)
+def test_a_mistake_gets_a_sentence(here, capsys, args, message):
+    assert shell(args) == 2
+    assert message.replace(".No", "(No") in capsys.readouterr().err
+
+
+def test_the_help_names_what_there_is():
+    assert structure.METHODS.split(", ") == list(METHODS)
+    named = {each.partition(":")[0] for each in structure.MODELS.split(", ")} - {"..."}
+    assert named - {"width=10"} <= {name for names in CALLS.values() for name in names}
+    parts, rest = taken(["--model=a:b", "--lr", "0.1", "--eps", "1"], of_recipe=True)
+    assert (parts.model, parts.eps, rest) == ("a:b", None, ["--lr", "0.1", "--eps", "1"])
+    with pytest.raises(UserError, match="--model is missing"):
+        own_recipe(Structure())
