@@ -3,6 +3,8 @@
 import copy
 import itertools
 import math
+import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -71,6 +73,54 @@ class Method:
         """Take one `train_step`, and return the terms of its loss."""
         return train_step(self, state, batch, progress, update, backend)
 
+    def loss(
+        self,
+        model: nn.Module,
+        batch: "Batch | tuple[Tensor, Tensor]",
+        progress: Progress | None = None,
+        *,
+        memory: nn.Module | None = None,
+        rng: torch.Generator | None = None,
+        backend: AttackBackend | None = None,
+    ) -> Tensor:
+        """Return the training loss of a batch, with its gradient, for a training loop of another library.
+
+        It makes the adversarial examples, and leaves the model, its gradients and its mode as they were.
+
+        Args:
+            model: Any module that maps images to logits; not wrapped in DistributedDataParallel.
+            batch: Images `[B, C, H, W]` in [0, 1] and labels `[B]`, or a `Batch`, whose `index` methods need that
+                remember examples.
+            progress: Position in training, which schedules read; None for methods without schedules.
+            memory: What `method.init(data)` has given, for methods that remember examples.
+            rng: Generator on the device of the images; None draws a seed from torch's own generator.
+            backend: Gives the model that the attack runs on; None for an accelerated copy.
+
+        Returns:
+            The sum of the terms of the loss, a scalar: call `backward` on it.
+
+        Raises:
+            UserError: For the first batch of a model, if images are outside [0, 1], a label has no class, or the model
+                gives probabilities.
+        """
+        if not isinstance(batch, Batch):
+            x, y = batch
+            batch = Batch(x, y, torch.arange(len(x), device=x.device))
+        if rng is None:
+            rng = make_rng(int(torch.randint(2**62, ())), batch.x.device)
+        seen = _SEEN.get(model, 0)
+        with alone(model):
+            if not seen:
+                check_examples(model, batch.x, batch.y)
+            _SEEN[model] = seen + 1
+            backend, kept = backend or _GUEST.backend, self.init(no_data()) if memory is None else memory
+            kind = backend.kind(model) if seen % PROVED_EVERY else None
+            at_step = progress or Progress(seen, 1, 1)
+            x_adv = _crafted(self, model, batch, kept, rng, at_step, backend, kind)
+            with self.outer_mode(model):
+                terms = self.objective.outer(Context(ForwardCache(model), batch, kept, at_step), x_adv)
+        return torch.stack(list(terms.values())).sum()
+
 
 class TrainingMethod(Protocol):
     """Interface of a training method: its memory and its step. `Method` and `Free` implement it."""
@@ -89,8 +139,27 @@ PROVED_EVERY = 16
 """Steps between two checks of the accelerated copy; it is also checked when more than the weights has changed."""
 
 
+_SEEN: "weakref.WeakKeyDictionary[nn.Module, int]" = weakref.WeakKeyDictionary()
+"""Number of batches of each model whose loss was taken by `Method.loss`."""
+
+
+class _Guest(threading.local):
+    """The accelerated copies of models in loops of other libraries; a thread has its own."""
+
+    def __init__(self) -> None:
+        self.backend: AttackBackend = AcceleratedCopy()
+
+
+_GUEST = _Guest()
+
+
 class NotFinite(UserError):  # noqa: N818
     """A term of the loss, or a weight, became NaN or infinite."""
+
+
+def no_data() -> TensorData:
+    """Return a data set without examples, for methods that remember none."""
+    return TensorData(torch.empty(0, 1, 1, 1), torch.empty(0, dtype=torch.long), ())
 
 
 @dataclass(slots=True)
@@ -134,8 +203,7 @@ class State:
     ) -> "State":
         """Return the initial state of a loop of your own; methods with a memory per example need `data`."""
         device = next(model.parameters()).device
-        none = TensorData(torch.empty(0, 1, 1, 1), torch.empty(0, dtype=torch.long), ())
-        return cls(model, optimizer, method.init(data or none).to(device), make_rng(seed, device))
+        return cls(model, optimizer, method.init(data or no_data()).to(device), make_rng(seed, device))
 
     @property
     def evaluated(self) -> nn.Module:
@@ -249,22 +317,41 @@ def _step(
     # the state holds the kind of copy that the last check chose, so that a resumed run uses the same
     kind = state.notes.get("search") if progress.step % PROVED_EVERY else None
 
-    def context(model: nn.Module) -> Context:
-        return Context(ForwardCache(model), batch, state.memory, progress)
+    x_adv = _crafted(method, state.model, batch, state.memory, state.rng, progress, backend, kind)
+    state.notes["search"] = backend.kind(state.model)
+
+    def closure() -> Terms:  # AWP calls it more than once, with other weights
+        return method.objective.outer(Context(ForwardCache(state.model), batch, state.memory, progress), x_adv)
+
+    with record_function(STAGES[1]), method.outer_mode(state.model):
+        return update(state.model, state.optimizer, closure)
+
+
+def _crafted(
+    method: Method,
+    model: nn.Module,
+    batch: Batch,
+    memory: nn.Module,
+    rng: torch.Generator,
+    progress: Progress,
+    backend: AttackBackend,
+    kind: str | None,
+) -> Tensor:
+    """Return the adversarial examples of a batch, after the memory has seen it."""
+
+    def context(of: nn.Module) -> Context:
+        return Context(ForwardCache(of), batch, memory, progress)
 
     with (
         record_function(STAGES[0]),
-        method.inner_mode(state.model),
-        frozen(state.model),
-        backend(state.model, batch.x[:8], kind) as attacked,
+        method.inner_mode(model),
+        frozen(model),
+        backend(model, batch.x[:8], kind) as attacked,
     ):
-        state.notes["search"] = backend.kind(state.model)
         with torch.no_grad():
-            method.objective.observe(context(state.model))  # the memory has the precision of the model
-        loss = served(method.objective.inner(context(attacked)), state.model)
-        x_adv = at(method.attack, progress)(loss, batch.x, state.rng)
-    with record_function(STAGES[1]), method.outer_mode(state.model):
-        return update(state.model, state.optimizer, lambda: method.objective.outer(context(state.model), x_adv))
+            method.objective.observe(context(model))  # the memory has the precision of the model
+        loss = served(method.objective.inner(context(attacked)), model)
+        return at(method.attack, progress)(loss, batch.x, rng)
 
 
 @dataclass(frozen=True, slots=True)
