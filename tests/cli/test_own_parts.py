@@ -1,23 +1,30 @@
 """A model, data, a method and recipes of the user's own, from the shell."""
 
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import bits, stop_at
 
-from sparring import UserError
+from sparring import UserError, fit
 from sparring.cli import run as shell
 from sparring.cli import structure
+from sparring.cli.new import written
 from sparring.cli.structure import Structure, changed, model_named, own_recipe, recipe_of_config, taken
 from sparring.core import foreign
 from sparring.core.public_names import CALLS
 from sparring.objectives import TRADES
 from sparring.recipes import find
 from sparring.runs.methods import METHODS
+from sparring.training import Interrupted
 
 pytestmark = pytest.mark.slow
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "05_a_method_of_your_own.py"
 
 CODE = """
 from dataclasses import replace
@@ -159,3 +166,38 @@ def test_the_help_names_what_there_is():
     assert (parts.model, parts.eps, rest) == ("a:b", None, ["--lr", "0.1", "--eps", "1"])
     with pytest.raises(UserError, match="--model is missing"):
         own_recipe(Structure())
+
+
+def test_a_new_method_is_a_file_that_trains_resumes_and_stands_in_a_study(here, capsys):
+    assert shell(["new", "method", "MixedMomentum"]) == 0
+    assert "mixedmomentum.py: next, python mixedmomentum.py" in capsys.readouterr().out
+    text = (here / "mixedmomentum.py").read_text()
+    assert text == written("MixedMomentum", "mixedmomentum")
+    assert written("MixedMomentum", EXAMPLE.stem) == EXAMPLE.read_text(), "the example is what the command writes"
+    sys.path.insert(0, str(here))
+    import mixedmomentum
+
+    recipe = replace(mixedmomentum.recipe(), epochs=2, batch_size=400)
+    whole = fit(recipe, here / "whole", progress=False)
+    with pytest.raises(Interrupted):
+        fit(recipe, here / "half", on_progress=stop_at(2))
+    half = fit(recipe, here / "half", progress=False)
+    assert bits(whole) == bits(half) and bits(whole, "best") == bits(half, "best")
+    few = ["--scale", "smoke", "--seeds", "1", "--workers", "2"]
+    assert shell(["study", "mixedmomentum.py:study", *few]) == 0
+    assert "MixedMomentum" in (here / "results" / "mixedmomentum-smoke" / "table.md").read_text()
+    sys.modules.pop("mixedmomentum")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["new", "recipe", "X"], "nothing new called 'recipe'"),
+        (["new", "method", "my-method"], "is no name of a class"),
+        (["new", "method", "Own_Parts"], "own_parts.py is already there"),
+        (["study", "own_parts.py:gone"], "own_parts.py has no function 'gone'"),
+    ],
+)
+def test_what_cannot_be_new_gets_a_sentence(here, capsys, args, message):
+    assert shell(args) == 2
+    assert message in capsys.readouterr().err

@@ -26,6 +26,7 @@ commands:
   compare A B                    paired comparison of two evaluations of the same images
   study NAME                     re-examine the claims of a paper
   bench                          measure how fast this machine attacks and trains
+  new method NAME                write a training method of your own to begin with
 
 A TARGET is a run folder, a file of weights, or module:function for a model of your own. Each command takes --help;
 those that report figures also take --json, and then print one JSON object on standard output.
@@ -45,6 +46,7 @@ _COMMANDS = {
     "compare": "evaluate:compare",
     "study": "study:study",
     "bench": "bench:bench",
+    "new": "new:new",
 }
 
 

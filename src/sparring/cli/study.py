@@ -58,7 +58,7 @@ def study(args: list[str]) -> int:
     wanted = make(options.scale)
     if options.seeds is not None:
         wanted = replace(wanted, seeds=options.seeds)
-    folder = Path(options.out or f"results/{name}-{options.scale}")
+    folder = Path(options.out or f"results/{wanted.name}-{options.scale}")
     try:
         findings = run_study(
             wanted,

@@ -21,7 +21,7 @@ from typing import Any
 
 from .errors import UserError, nearest
 
-_NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
+_NAME = re.compile(r"\w+(?:\.\w+)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 _TRUSTED: set[str] = set()
 _GIVEN: set[str] = set()
 """Names of objects that the user handed to this process."""
@@ -36,6 +36,21 @@ def trust(*modules: str) -> None:
         *modules: Names of modules or packages; a package includes its modules.
     """
     _TRUSTED.update(modules)
+
+
+Known = tuple[frozenset[str], frozenset[str]]
+
+
+def known() -> Known:
+    """Return what this process may import, for `know` in another process."""
+    return frozenset(_TRUSTED), frozenset(_GIVEN)
+
+
+def know(known: Known) -> None:
+    """Allow what another process of the same user may import."""
+    trusted, given = known
+    _TRUSTED.update(trusted)
+    _GIVEN.update(given)
 
 
 def is_trusted(module: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core import foreign
 from ..core.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def find(name: str) -> "Callable[[str], Study]":
     """Return the function that builds a study.
 
     Args:
-        name: Name of the study.
+        name: Name of the study; or `file.py:function` or `module:function`, which imports and trusts that module.
 
     Returns:
         A function from a scale (see `SCALES`) to the study.
@@ -40,6 +41,8 @@ def find(name: str) -> "Callable[[str], Study]":
     Raises:
         UserError: If there is no such study; the message gives the nearest names.
     """
+    if ":" in name:
+        return foreign.member(name, "a study, such as mystudies.py:study")
     known = entries()
     if name not in known:
         raise UserError(f"no study {name!r}: {nearest(name, known)}")

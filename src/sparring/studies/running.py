@@ -19,6 +19,7 @@ import torch
 
 from ..acceleration import tune_process
 from ..acceleration.process import usable_cores
+from ..core import foreign
 from ..core.errors import UserError
 from ..core.serialization import differences
 from ..records.locking import locked
@@ -236,7 +237,10 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor | None]:
         return
     threads, others = max(1, usable_cores() // workers), set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of torch
-    with ProcessPoolExecutor(workers, context, initializer=_settle, initargs=(threads,)) as pool, _terminable():
+    with (
+        ProcessPoolExecutor(workers, context, initializer=_settle, initargs=(threads, foreign.known())) as pool,
+        _terminable(),
+    ):
         try:
             yield pool
         except BrokenProcessPool:
@@ -274,11 +278,12 @@ _IN_HAND = threading.Lock()
 _PATIENCE = 60.0  # seconds that a training has to save its state
 
 
-def _settle(threads: int) -> None:
+def _settle(threads: int, known: foreign.Known) -> None:
     """Set up a worker process. It gets a session of its own, so that Ctrl-C does not reach it twice."""
     if hasattr(os, "setsid"):
         os.setsid()
     threading.Thread(target=_follow, daemon=True).start()
+    foreign.know(known)
     torch.set_num_threads(threads)
     tune_process()
 
