@@ -43,6 +43,7 @@ def test_every_python_block_of_the_readme_runs_on_any_model(number, tmp_path, mo
     x, y = pixels(data.x), data.y
     batches = [(x[i : i + 8], y[i : i + 8], torch.arange(i, i + 8)) for i in (0, 8, 16)]
     names = {"model": toy_net(), "x": x, "y": y, "batches": batches, "device": "cpu"}
+    names["loader"] = [(x[i : i + 8], y[i : i + 8]) for i in (0, 8, 16)]
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102
 
 
@@ -55,7 +56,7 @@ def test_every_link_to_a_file_leads_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_recipe_and_file_that_is_named_exists(page):
     text = page.read_text()
-    for name in re.findall(r"sparring (?:train|show) ([a-z]\w+)", text):
+    for name in re.findall(r"sparring (?:train|show) ([a-z]\w+)\b(?!\.py)", text):
         assert name in entries(), name
     for name in re.findall(rf"`((?:{ROOMS})/\w+\.py)`", text):
         assert (ROOT / "src" / "sparring" / name).exists(), name

@@ -15,6 +15,7 @@ from torch import nn
 
 from .. import models
 from ..core.errors import UserError, nearest
+from ..core.foreign import member
 from ..core.modes import eval_mode
 from ..core.types import Classifier, TensorData, pixels
 from ..data import load_test
@@ -58,6 +59,8 @@ def _present_folder() -> Iterator[None]:
 
 def _found(spec: str) -> object:
     module, _, name = spec.partition(":")
+    if module.endswith(".py"):
+        return member(spec, "a function that returns a model")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
