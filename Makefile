@@ -48,7 +48,7 @@ format: $(VENV)/.dev ## mend what can be mended
 
 test-latest: ## the tests with the newest torch, torchvision and timm
 	$(PYTHON) -m venv $(LATEST)
-	$(LATEST)/bin/python $(PIP) --upgrade torch torchvision timm
+	$(LATEST)/bin/python $(PIP) --upgrade torch torchvision timm lightning accelerate transformers
 	$(LATEST)/bin/python $(PIP) --editable '.[dev]'
 	$(LATEST)/bin/python -m pytest -n 2 --dist worksteal
 

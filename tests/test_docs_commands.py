@@ -8,6 +8,7 @@ model and run are found, and `LONG` says what it then calls. A block that is not
 
 import re
 import shlex
+import sys
 
 import numpy as np
 import pytest
@@ -76,6 +77,7 @@ def whole(tmp_path_factory):
 def folder(whole, monkeypatch):
     monkeypatch.chdir(whole)
     monkeypatch.syspath_prepend(str(whole))
+    monkeypatch.delitem(sys.modules, "mymodels", raising=False)  # of another folder
     return whole
 
 

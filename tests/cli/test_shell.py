@@ -384,7 +384,7 @@ def test_a_switch_of_a_recipe_can_be_turned_off():
     from sparring.cli.train import _chosen
     from sparring.models import SmoothBackward
 
-    _, recipe = _chosen("fashion_smooth_backward", ["--no-smooth-attack", "--alpha", "3", "--epochs", "1"])
+    _, recipe, _ = _chosen("fashion_smooth_backward", ["--no-smooth-attack", "--alpha", "3", "--epochs", "1"])
     assert recipe.epochs == 1
     assert recipe.method.inner_mode.__name__ == "eval_mode"
     assert recipe.method.outer_mode == SmoothBackward(3.0)

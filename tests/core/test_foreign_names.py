@@ -150,6 +150,52 @@ def test_a_file_that_the_user_names_is_a_module_that_is_trusted(tmp_path, monkey
         foreign.load_file(tmp_path / "broken_recipes.py")
 
 
+def installed(folder, points, module="plug_module", code=MODULE):
+    """Install a package by hand, as an installer writes it."""
+    (folder / f"{module}.py").write_text(textwrap.dedent(code))
+    info = folder / "plug-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plug\nVersion: 1.0\n")
+    (info / "RECORD").write_text(f"{module}.py,,\nplug-1.0.dist-info/METADATA,,\n")
+    (info / "entry_points.txt").write_text(points)
+
+
+def test_an_installed_package_registers_what_it_has(tmp_path, monkeypatch):
+    installed(tmp_path, "[sparring.models]\nplugged = plug_module:build\ngone = plug_module:gone\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(foreign, "_TRUSTED", set())
+    points = foreign.plugins("models")
+    assert foreign.plugin(points["plugged"])(3) == 3
+    assert foreign.is_trusted("plug_module")
+    with pytest.raises(UserError, match=r"gone of the package plug is plug_module:gone, but module "):
+        foreign.plugin(points["gone"])
+    sys.modules.pop("plug_module")
+
+
+def test_a_local_file_does_not_take_the_place_of_the_module_of_an_entry_point(tmp_path, monkeypatch):
+    site, here = tmp_path / "site", tmp_path / "here"
+    site.mkdir(), here.mkdir()
+    installed(site, "[sparring.recipes]\nplugged = plug_module:build\n")
+    (here / "plug_module.py").write_text("raise SystemExit('the local file')")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", [str(here), str(site), *sys.path])
+    with pytest.raises(UserError, match=r"here/plug_module\.py takes the place of that module"):
+        foreign.plugin(foreign.plugins("recipes")["plugged"])
+    assert "plug_module" not in sys.modules
+
+
+def test_a_package_that_fails_to_import_is_named_and_the_rest_works(tmp_path, monkeypatch, capsys):
+    from sparring.cli import run as shell
+
+    installed(tmp_path, "[sparring.recipes]\nbroken_one = plug_module:build\n", code="1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert shell(["list"]) == 0
+    out = capsys.readouterr().out
+    assert "broken_one" in out and "plug_module:build, of the package plug." in out and "quickstart" in out
+    assert shell(["show", "broken_one"]) == 2
+    assert "importing plug_module fails (ZeroDivisionError" in capsys.readouterr().err
+
+
 def test_a_file_in_the_present_folder_does_not_take_the_place_of_an_installed_module(tmp_path, monkeypatch):
     (tmp_path / "colorsys.py").write_text("raise SystemExit('the local file')")
     monkeypatch.chdir(tmp_path)

@@ -263,7 +263,13 @@ NO_RECIPE = {
         "evaluation.adversaries:Dividing",
     ),
     # data as they are, and not where they are from
-    *("data.batches:Batches", "data.looks:CentralSquare", "data.looks:RandomWindow", "data.pictures:Pictures"),
+    *(
+        "data.batches:Batches",
+        "data.dataset_images:DatasetImages",
+        "data.looks:CentralSquare",
+        "data.looks:RandomWindow",
+        "data.pictures:Pictures",
+    ),
     "data.alterations:TrainingSet",
 }
 

@@ -114,6 +114,8 @@ def test_what_would_mislead_gets_a_sentence():
     model, (x, y) = world()
     with pytest.raises(UserError, match=r"outside \[0, 1\]"):
         PLAIN.loss(model, (4 * x - 2, y))
+    with pytest.raises(UserError, match=r"wrapped in DataParallel.*give model.module"):
+        PLAIN.loss(torch.nn.DataParallel(model), (x, y))
     with pytest.raises(UserError, match="a label is"):
         PLAIN.loss(model, (x, y + 7))
     remembers = Method(PGD(Linf(0.1), 1), Sum((CrossEntropy(), TemporalEnsembling())))

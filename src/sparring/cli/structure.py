@@ -123,7 +123,7 @@ def _with_method(recipe: "Recipe", method: str, given: str | None) -> "Recipe":
 
 def model_named(spec: str) -> "Build[Any]":
     """Return the call that builds the model of a name: a function of the user's, or one of this package."""
-    from ..core.foreign import member
+    from ..core import foreign
     from ..core.public_names import CALLS
     from ..core.serialization import Build
     from ..runs.external_models import options_of
@@ -134,4 +134,7 @@ def model_named(spec: str) -> "Build[Any]":
         import importlib
 
         return Build(getattr(importlib.import_module(f"sparring.{ours[name]}"), name), **options_of(options))
-    return Build(member(spec, f"a model, such as mymodels.py:build, or {', '.join(sorted(ours))}"))
+    registered = foreign.plugins("models")
+    if name in registered:
+        return Build(foreign.plugin(registered[name]), **options_of(options))
+    return Build(foreign.member(spec, f"a model, such as mymodels.py:build, or {', '.join(sorted(ours))}"))

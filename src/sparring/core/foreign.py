@@ -9,6 +9,7 @@ user handed the object itself to this process before. Needs no torch.
 import functools
 import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import os
@@ -173,6 +174,39 @@ def member(spec: str, what: str) -> Any:
         known = [each for each, value in own.items() if _module_of(value) == module.__name__]
         raise UserError(f"{place} has no function {name!r}: {nearest(name, known)}")
     return found
+
+
+def plugins(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+    """Return what installed packages register, by name: their entry points in the group `sparring.GROUP`."""
+    return {each.name: each for each in importlib.metadata.entry_points(group=f"sparring.{group}")}
+
+
+def plugin(entry: importlib.metadata.EntryPoint) -> Any:
+    """Return the function or class of an entry point, and trust its module, as the user has installed the package.
+
+    Raises `UserError` if it fails to import, or if another file takes the place of the module of the package.
+    """
+    package = entry.dist.name if entry.dist is not None else "an unknown package"
+    what = f"{entry.name} of the package {package} is {entry.value}"
+    try:
+        spec = importlib.util.find_spec(entry.module)
+    except (ImportError, ValueError):
+        spec = None
+    origin = Path(spec.origin).resolve() if spec is not None and spec.origin else None
+    if origin is not None and origin.is_relative_to(Path.cwd()) and not _is_installed(entry, origin):
+        raise UserError(f"{what}, but the file {origin} takes the place of that module: rename it, or go elsewhere")
+    imported(entry.module, what)
+    trust(entry.module)
+    try:
+        return entry.load()
+    except AttributeError as error:
+        raise UserError(f"{what}, but {error}: its package is broken, or of another version") from error
+
+
+def _is_installed(entry: importlib.metadata.EntryPoint, origin: Path) -> bool:
+    """Return True if a file is one of those of the package that registers an entry point."""
+    files = [] if entry.dist is None else entry.dist.files or []
+    return any(Path(str(each.locate())).resolve() == origin for each in files)
 
 
 def load_file(path: Path) -> types.ModuleType:

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from ..core import foreign
 from ..core.errors import UserError, nearest
 from ..core.types import TensorData
 from . import adapt, sources
@@ -39,6 +40,12 @@ def source_of(spec: str) -> sources.Source:
     """
     first, *changes = _CHANGE.split(spec)
     name, _, where = first.partition(":")
+    registered = foreign.plugins("data")
+    if name in registered and name not in _KNOWN:
+        made: sources.Source = foreign.plugin(registered[name])(*([where] if where else []))
+        for change in changes:
+            made = _changed(made, change)
+        return made
     if name != "npz" and name not in _KNOWN:
         known, plus, _ = name.partition("+")
         if plus and known in _KNOWN:

@@ -24,19 +24,21 @@ class Entry:
         module: Name of the module of this package that holds it.
         summary: First line of its docstring.
         text: The whole docstring.
+        origin: Name of the package that registers the recipe.
     """
 
     name: str
     module: str
     summary: str
     text: str
+    origin: str = "sparring"
 
 
 def entries() -> dict[str, Entry]:
-    """List all recipes without importing them.
+    """List all recipes without importing them: those of this package, and those that other packages register.
 
     Returns:
-        Each recipe by name, with its docstring read from the source text.
+        Each recipe by name, with its docstring read from the source text, or with the package that registers it.
     """
     found = {}
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
@@ -44,7 +46,12 @@ def entries() -> dict[str, Entry]:
             if isinstance(node, ast.FunctionDef) and node.returns and ast.unparse(node.returns) == "Recipe":
                 text = inspect.cleandoc(ast.get_docstring(node) or "")
                 found[node.name] = Entry(node.name, path.stem, text.split("\n")[0], text)
-    return {name: entry for name, entry in found.items() if not name.startswith("_")}
+    ours = {name: entry for name, entry in found.items() if not name.startswith("_")}
+    for name, point in foreign.plugins("recipes").items():
+        package = point.dist.name if point.dist is not None else point.module
+        text = f"{point.value}, of the package {package}."
+        ours.setdefault(name, Entry(name, point.module, text, text, package))
+    return ours
 
 
 def find(name: str) -> Callable[..., "Recipe"]:
@@ -64,4 +71,6 @@ def find(name: str) -> Callable[..., "Recipe"]:
     known = entries()
     if name not in known:
         raise UserError(f"no recipe {name!r}: {nearest(name, known)}")
+    if known[name].origin != "sparring":
+        return foreign.plugin(foreign.plugins("recipes")[name])
     return getattr(importlib.import_module(f"{__name__}.{known[name].module}"), name)

@@ -6,6 +6,7 @@ from typing import Any
 from ..attacks import PGD, Benign, GaussianStart
 from ..attacks.single_step import NFGSM, MultiGrad, ZeroGrad
 from ..attacks.threats import L1, L2, Linf
+from ..core import foreign
 from ..core.errors import UserError, nearest
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.grad_align import GradAlign
@@ -91,8 +92,12 @@ def method_named(name: str, threat: Linf | L2 | L1, steps: int = 10) -> Fields:
         UserError: If there is no such method, or it is not defined for this threat.
     """
     known = name.lower().replace("_", "-")
+    registered = foreign.plugins("methods")
+    if known not in METHODS and name in registered:
+        found: Fields = foreign.plugin(registered[name])(threat, steps)
+        return found
     if known not in METHODS:
-        raise UserError(f"no method {name!r}: {nearest(known, METHODS)}")
+        raise UserError(f"no method {name!r}: {nearest(known, [*METHODS, *registered])}")
     return METHODS[known][1](threat, steps)
 
 

@@ -108,6 +108,11 @@ class Method:
             batch = Batch(x, y, torch.arange(len(x), device=x.device))
         if rng is None:
             rng = make_rng(int(torch.randint(2**62, ())), batch.x.device)
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise UserError(
+                f"the model is wrapped in {type(model).__name__}, which would communicate in every pass of the attack: "
+                "give model.module, and average the gradients after backward"
+            )
         seen = _SEEN.get(model, 0)
         with alone(model):
             if not seen:
