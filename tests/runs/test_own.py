@@ -266,3 +266,26 @@ def test_a_run_of_ones_own_that_is_killed_ends_with_the_same_bits(tmp_path):
 def test_method_named_takes_the_names_of_the_field():
     assert method_named("TRADES", Linf(0.1))["method"].objective == TRADES(6.0)
     assert method_named("fgsm_rs", Linf(0.1))["method"].attack.step_size == pytest.approx(0.125)
+
+
+class Darker(Linf):
+    """A set of the user's own: pixels become darker only."""
+
+    def project(self, z, x):
+        return torch.minimum(super().project(z, x), x)
+
+
+class Own:
+    """The same set as a class that this package does not know."""
+
+    eps = 0.1
+
+    def __getattr__(self, name):
+        return getattr(Darker(0.1), name)
+
+
+def test_methods_by_name_take_a_set_of_ones_own():
+    for name in ("pgd", "trades", "mart"):
+        assert recipe_for(net, (X, Y), method=name, threat=Darker(0.1)).method.attack.threat == Darker(0.1)
+    with pytest.raises(UserError, match="n-fgsm is defined for Linf, not for Own"):
+        recipe_for(net, (X, Y), method="n-fgsm", threat=Own())

@@ -1,6 +1,6 @@
-"""What a training is made of, on the command line: --config, --model, --data, --method, --threat.
+"""Flags that replace whole parts of a recipe: --config, --model, --data, --method, --threat.
 
-These replace whole parts of a recipe, before the flags of its fields are read.
+They are read before the flags of its fields.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -109,7 +109,7 @@ def _with_method(recipe: "Recipe", method: str, given: str | None) -> "Recipe":
     from ..attacks.threats import threat
     from ..evaluation import threat_of
     from ..runs.methods import method_named
-    from ..runs.own import judged
+    from ..runs.own import selection_and_evaluation
     from ..training.updates import OptimizerStep
 
     within: Any = threat(given) if given else threat_of(dict(recipe.evaluation.adversaries))
@@ -118,7 +118,7 @@ def _with_method(recipe: "Recipe", method: str, given: str | None) -> "Recipe":
     steps = getattr(getattr(recipe.method, "attack", None), "steps", 10)
     plain = OptimizerStep(max_norm=getattr(recipe.update, "max_norm", None))
     found = replace(recipe, **{"update": plain, **method_named(method, within, steps)})
-    return replace(found, **judged(within, steps)) if given else found
+    return replace(found, **selection_and_evaluation(within, steps)) if given else found
 
 
 def model_named(spec: str) -> "Build[Any]":

@@ -1,6 +1,7 @@
 """Attacks of an evaluation by their names in the field."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from ..attacks import APGD, FGSM, PGD, Restarts, Square
 from ..attacks.losses import CE, Margin
@@ -12,9 +13,7 @@ from .auto_attack import AutoAttack
 from .minimum_norm import MinimumNorm
 from .runner import Cascade
 
-Norm = Linf | L2 | L1
-
-ADVERSARIES: Mapping[str, Callable[[Norm], Adversary | Cascade]] = {
+ADVERSARIES: Mapping[str, Callable[[Any], Adversary | Cascade]] = {
     "fgsm": lambda within: WhiteBox(FGSM(within)),
     "pgd": lambda within: WhiteBox(PGD(within, 20, within.eps / 4, patience=0)),
     "pgd-50-10": lambda within: WhiteBox(Restarts(PGD(within, 50, within.eps / 4, patience=0), 10)),
@@ -25,7 +24,7 @@ ADVERSARIES: Mapping[str, Callable[[Norm], Adversary | Cascade]] = {
     "autoattack-rand": lambda within: AutoAttack(within, "rand"),
     "min-norm": MinimumNorm.of,
 }
-"""The attack of each name, within a set of perturbations."""
+"""The attack of each name, within a set of perturbations; `fgsm` and `pgd` work within a set of the user's, too."""
 
 
 def adversaries_of(given: object, within: Threat | str | None) -> dict[str, Adversary | Cascade]:

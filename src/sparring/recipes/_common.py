@@ -3,12 +3,12 @@
 from dataclasses import replace
 from typing import Literal
 
-from ..attacks import FGSM, PGD, Restarts
+from ..attacks import PGD
 from ..attacks.threats import L2, Linf
 from ..core.errors import UserError
 from ..core.modes import eval_mode, train_mode
 from ..core.types import Objective
-from ..evaluation import WhiteBox
+from ..evaluation.named import ADVERSARIES
 from ..objectives.batch_norm_statistics import BatchNormStatistics
 from ..runs.recipe import Evaluation, Recipe
 from ..training.engine import Method
@@ -46,8 +46,7 @@ def pgd_50_10(threat: Linf | L2, examples: int | None = None) -> Evaluation:
 
     As in https://arxiv.org/abs/2001.03994. The attack stops on an example once it is broken, which changes no result.
     """
-    strong = Restarts(PGD(threat, steps=50, step_size=threat.eps / 4, patience=0), 10)
-    return Evaluation({"fgsm": WhiteBox(FGSM(threat)), "pgd-50-10": WhiteBox(strong)}, examples)
+    return Evaluation({name: ADVERSARIES[name](threat) for name in ("fgsm", "pgd-50-10")}, examples)
 
 
 def select_by_pgd(threat: Linf | L2, steps: int = 10) -> PGD:

@@ -5,9 +5,10 @@ from typing import Any
 
 from ..attacks import PGD, Benign, GaussianStart
 from ..attacks.single_step import NFGSM, MultiGrad, ZeroGrad
-from ..attacks.threats import L1, L2, Linf
+from ..attacks.threats import Linf
 from ..core import foreign
 from ..core.errors import UserError, nearest
+from ..core.types import Threat
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.grad_align import GradAlign
 from ..objectives.logit_pairing import LogitPairing
@@ -19,14 +20,14 @@ from ..training.free import Free
 from ..training.updates import AWP
 
 Fields = Mapping[str, Any]
-Make = Callable[[Linf | L2 | L1, int], Fields]
+Make = Callable[[Threat, int], Fields]
 
 
-def _pgd(threat: Linf | L2 | L1, steps: int) -> PGD:
+def _pgd(threat: Threat, steps: int) -> PGD:
     return PGD(threat, steps, threat.eps / 4 if steps > 1 else 1.25 * threat.eps)
 
 
-def _near(threat: Linf | L2 | L1, steps: int) -> PGD:
+def _near(threat: Threat, steps: int) -> PGD:
     """PGD that starts next to the image, as losses of a divergence need: its gradient is 0 at the image itself."""
     return PGD(threat, steps, threat.eps / 4, GaussianStart())
 
@@ -77,7 +78,7 @@ METHODS: dict[str, tuple[str, Make]] = {
 """Name of each method: what it is, and the fields of a recipe that it decides, for a threat and a number of steps."""
 
 
-def method_named(name: str, threat: Linf | L2 | L1, steps: int = 10) -> Fields:
+def method_named(name: str, threat: Threat, steps: int = 10) -> Fields:
     """Gives the fields of a recipe that a method decides.
 
     Args:
@@ -101,7 +102,7 @@ def method_named(name: str, threat: Linf | L2 | L1, steps: int = 10) -> Fields:
     return METHODS[known][1](threat, steps)
 
 
-def _linf(threat: Linf | L2 | L1, name: str) -> Linf:
+def _linf(threat: Threat, name: str) -> Linf:
     if not isinstance(threat, Linf):
         raise UserError(f"{name} is defined for Linf, not for {type(threat).__name__}: take pgd or trades")
     return threat

@@ -8,15 +8,15 @@ from typing import Any, TypedDict, Unpack
 from torch import nn
 
 from ..acceleration import Compile, Precision
-from ..attacks import FGSM, PGD, Restarts
-from ..attacks.threats import L1, L2, Linf, threat
+from ..attacks import PGD
+from ..attacks.threats import threat
 from ..core.errors import UserError
 from ..core.schedules import Cyclic
 from ..core.serialization import Build
 from ..core.types import Objective, Threat
 from ..data import Augment
 from ..data.given import as_source
-from ..evaluation import WhiteBox
+from ..evaluation.named import ADVERSARIES, within_of
 from ..records.run_folder import RunFolder
 from ..training.engine import Method
 from ..training.free import Free
@@ -104,7 +104,7 @@ def fit(
         Interrupted: If SIGINT or SIGTERM asks the training to stop; everything is saved then.
     """
     if isinstance(subject, Recipe):
-        return _shown(subject, source, progress, options)
+        return _fit_showing_progress(subject, source, progress, options)
     recipe = recipe_for(
         subject,
         source,
@@ -121,7 +121,7 @@ def fit(
         classes=classes,
         seed=seed,
     )
-    run = _shown(recipe, folder or f"runs/{_slug(recipe, method)}", progress, options)
+    run = _fit_showing_progress(recipe, folder or f"runs/{_slug(recipe, method)}", progress, options)
     if isinstance(subject, nn.Module):
         subject.load_state_dict(_inner(load_model(run.path, recipe), recipe).state_dict())
     return run
@@ -179,30 +179,25 @@ def recipe_for(
         augment=tuple(augment),
         normalize=True if normalize is None else (tuple(map(float, normalize[0])), tuple(map(float, normalize[1]))),
         seed=seed,
-        **{**judged(within, steps), **_method(method, within, steps)},
+        **{**selection_and_evaluation(within, steps), **_method(method, within, steps)},
     )
 
 
-def judged(within: Any, steps: int) -> dict[str, Any]:
+def selection_and_evaluation(within: Any, steps: int) -> dict[str, Any]:
     """Return the fields of a recipe that say how models are selected, by PGD, and evaluated, by FGSM and PGD-50-10."""
-    strong = Restarts(PGD(within, 50, within.eps / 4, patience=0), 10)
     return {
         "selection": PGD(within, steps, within.eps / 4, patience=0),
-        "evaluation": Evaluation({"fgsm": WhiteBox(FGSM(within)), "pgd-50-10": WhiteBox(strong)}),
+        "evaluation": Evaluation({name: ADVERSARIES[name](within) for name in ("fgsm", "pgd-50-10")}),
     }
 
 
 def _threat(eps: float | str | None, given: str | Threat | None, method: object) -> Any:
-    if given is not None and eps is not None:
-        raise UserError("eps is the radius in Linf, and threat names a set with its own: give one of them")
-    if given is not None:
-        return threat(given) if isinstance(given, str) else given
-    if eps is None:
-        known = getattr(getattr(method, "attack", None), "threat", None)
-        if known is not None:
-            return known
+    within = within_of(eps, given)
+    if within is None:
+        within = getattr(getattr(method, "attack", None), "threat", None)
+    if within is None:
         raise UserError("eps is missing, the radius of the perturbations: give it, as eps='8/255', or threat='l2:0.5'")
-    return Linf(eps)
+    return threat(within) if isinstance(within, str) else within
 
 
 def _method(method: object, within: Threat, steps: int) -> dict[str, Any]:
@@ -211,14 +206,13 @@ def _method(method: object, within: Threat, steps: int) -> dict[str, Any]:
     if isinstance(method, Objective):
         return {"method": Method(PGD(within, steps, within.eps / 4), method)}
     if method is None or isinstance(method, str):
-        assert isinstance(within, Linf | L2 | L1) or method is None or method == "pgd", within
-        return dict(method_named(method or "pgd", within, steps))  # type: ignore[arg-type]
+        return dict(method_named(method or "pgd", within, steps))
     raise UserError(
         f"method = {method!r:.60}: give the name of a method, such as 'trades', an objective or a sparring.Method"
     )
 
 
-def _shown(recipe: Recipe, folder: Path | str, progress: bool, options: FitOptions) -> RunFolder:
+def _fit_showing_progress(recipe: Recipe, folder: Path | str, progress: bool, options: FitOptions) -> RunFolder:
     if not progress or "on_progress" in options or "log" in options:
         return fit_recipe(recipe, folder, **options)
     with training() as output:
