@@ -2,6 +2,7 @@
 
 import os
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start, too: two threads on a busy core are much slower
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("SPARRING_TEST_CUDA", "")  # exactness is promised on the CPU
 
 from dataclasses import dataclass, replace

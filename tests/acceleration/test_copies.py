@@ -936,12 +936,15 @@ def test_the_allocator_keeps_memory_unless_somebody_else_decides():
     assert tuned(GLIBC_TUNABLES="glibc.malloc.mmap_max=9")[0] == "default: LD_PRELOAD or GLIBC_TUNABLES sets it"
 
 
-@pytest.mark.skipif("OMP_NUM_THREADS" in os.environ, reason="somebody has chosen")
-def test_a_process_takes_no_more_threads_than_it_has_cores():
+def test_a_process_takes_no_more_threads_than_it_has_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(64)
         assert tune_process().threads == min(64, usable_cores())
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")  # somebody has chosen
+        torch.set_num_threads(64)
+        assert tune_process().threads == 64
     finally:
         torch.set_num_threads(before)
 

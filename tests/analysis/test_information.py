@@ -66,7 +66,7 @@ def test_the_trace_of_a_softmax_is_known_and_the_three_estimators_agree():
     assert torch.equal(raw["all"], raw["head"])
     drawn, _ = weights.sampled(model, DATA, draws=400)
     assert float(drawn["all"].mean()) == pytest.approx(float(closed(model).mean()), rel=0.02)
-    batches = weights.from_batches(model, DATA, batch_size=10, draws=2000)["all"]
+    batches = weights.from_batches(model, DATA, batch_size=10, draws=2000)[0]["all"]
     assert batches.shape == (4, 2000)
     batches = batches.mean(0)  # of all images
     error = float(batches.std() / math.sqrt(len(batches)))

@@ -19,6 +19,7 @@ from sparring.core import foreign
 from sparring.core.public_names import CALLS
 from sparring.objectives import TRADES
 from sparring.recipes import find
+from sparring.runs.external_models import LIBRARIES
 from sparring.runs.methods import METHODS
 from sparring.training import Interrupted
 
@@ -161,7 +162,7 @@ def test_a_mistake_gets_a_sentence(here, capsys, args, message):
 def test_the_help_names_what_there_is():
     assert structure.METHODS.split(", ") == list(METHODS)
     named = {each.partition(":")[0] for each in structure.MODELS.split(", ")} - {"..."}
-    assert named - {"width=10"} <= {name for names in CALLS.values() for name in names}
+    assert named - {"width=10"} <= {name for names in CALLS.values() for name in names} | set(LIBRARIES)
     parts, rest = taken(["--model=a:b", "--lr", "0.1", "--eps", "1"], of_recipe=True)
     assert (parts.model, parts.eps, rest) == ("a:b", None, ["--lr", "0.1", "--eps", "1"])
     with pytest.raises(UserError, match="--model is missing"):

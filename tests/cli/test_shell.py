@@ -5,11 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from sparring.attacks import Square
 from sparring.cli import run
+from sparring.evaluation import auto_attack
 from sparring.records.run_folder import read_evaluated
 
 pytestmark = pytest.mark.slow
@@ -31,6 +34,14 @@ SMALL = [
 def shell(*args, **options):
     command = [sys.executable, "-c", "from sparring.cli import main; main()", *args]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def brief():
+    """AutoAttack whose last attack takes 100 queries instead of 5,000: its strength is tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auto_attack, "Square", partial(Square, queries=100))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -295,9 +306,7 @@ def test_autoattack_and_a_curve_are_a_flag_each(trained, capsys):
 
 
 def test_an_evaluation_that_was_killed_goes_on_from_the_shell(trained, capsys, monkeypatch):
-    from sparring.evaluation import auto_attack
-
-    monkeypatch.setattr(auto_attack.Square, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Square, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     command = ["evaluate", str(trained), "--autoattack", "standard", *FAST]
     assert run(command) == 130
     assert list(trained.glob("evaluation-best.state/*.npz"))

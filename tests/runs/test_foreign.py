@@ -200,20 +200,20 @@ def test_normalisation_can_be_given():
 def test_a_test_set_need_not_hold_every_class(tmp_path):
     data = toy_data(10)
     np.savez(tmp_path / "t.npz", x_test=pixels(data.x).numpy(), y_test=np.zeros(10, dtype=np.int64))
-    assert len(fitting(toy_net().eval(), f"npz:{tmp_path / 't.npz'}").classes) == 3
+    assert len(fitting(toy_net().eval(), load_test(f"npz:{tmp_path / 't.npz'}")).classes) == 3
 
 
 def test_images_of_another_shape_are_refused(tmp_path):
     np.savez(tmp_path / "t.npz", x=np.zeros((4, 9, 9), np.uint8), y=np.arange(4))
     with pytest.raises(UserError, match=r"the model cannot take images of shape \(1, 9, 9\)"):
-        fitting(toy_net().eval(), f"npz:{tmp_path / 't.npz'}")
+        fitting(toy_net().eval(), load_test(f"npz:{tmp_path / 't.npz'}"))
 
 
 def test_whatever_a_foreign_model_raises_on_images_is_named(tmp_path):
     np.savez(tmp_path / "t.npz", x=np.zeros((4, 4, 4), np.uint8), y=np.arange(4))
     model = nn.Module()  # without a forward
     with pytest.raises(UserError, match=r"cannot take images of shape \(1, 4, 4\) \(NotImplementedError: "):
-        fitting(model, f"npz:{tmp_path / 't.npz'}")
+        fitting(model, load_test(f"npz:{tmp_path / 't.npz'}"))
 
 
 def test_test_images_have_names(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -230,35 +229,38 @@ def test_a_finished_run_is_read_where_its_module_is_trusted(tmp_path):
 
 
 KILLED = """
-    import os, sys
+    import os, signal
     import numpy as np, torch
     torch.set_num_threads(1)
     from torch import nn
     import sparring
     from sparring.training import Saving
-    x = np.random.default_rng(0).random((200, 8, 8)).astype("float32")
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
-    sparring.fit(
-        model, (x, np.arange(200) % 3), method="mart", eps=0.1, epochs=4, steps=2, batch_size=30, folder=sys.argv[1],
-        saving=Saving(steps=1), on_progress=lambda news: print(news.progress.step, flush=True),
-    )
+
+    def train(folder, on_progress):
+        x = np.random.default_rng(0).random((200, 8, 8)).astype("float32")
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+        sparring.fit(
+            model, (x, np.arange(200) % 3), method="mart", eps=0.1, epochs=4, steps=2, batch_size=30, folder=folder,
+            saving=Saving(steps=1), on_progress=on_progress,
+        )
+
+    def forked(folder, last):
+        child = os.fork()  # so that everything is imported once
+        if child == 0:
+            train(folder, lambda news: news.progress.step >= last and os.kill(os.getpid(), signal.SIGKILL))
+            os._exit(0)
+        return os.waitpid(child, 0)[1]
+
+    assert forked("whole", 1000) == 0
+    assert [forked("killed", step) for step in (2, 9, 15)] == 3 * [signal.SIGKILL]
+    assert not sparring.records.run_folder.RunFolder("killed").finished()
+    assert forked("killed", 1000) == 0
 """
 
 
 def test_a_run_of_ones_own_that_is_killed_ends_with_the_same_bits(tmp_path):
-    command = [sys.executable, "-c", textwrap.dedent(KILLED)]
-    subprocess.run([*command, "whole"], check=True, stdout=subprocess.DEVNULL)
-    for step in (2, 9, 15):
-        process = subprocess.Popen([*command, "killed"], stdout=subprocess.PIPE, text=True)
-        for line in process.stdout:
-            if int(line) >= step:
-                process.send_signal(signal.SIGKILL)
-                break
-        process.wait()
-        process.stdout.close()
-    assert not RunFolder("killed").finished()
-    subprocess.run([*command, "killed"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED)], check=True, stdout=subprocess.DEVNULL)
     for which in ("best", "last"):
         assert bits(RunFolder("killed"), which) == bits(RunFolder("whole"), which)
 

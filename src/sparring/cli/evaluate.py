@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..core.types import TensorData, Threat
+    from ..data.looks import CentralSquare
     from ..evaluation import Adversary
     from ..records.results import EvaluationResult
     from ..runs.recipe import Evaluation, Recipe
@@ -26,6 +27,8 @@ Measures the accuracy on test images, clean and under each attack, with 95 % Wil
   a file of weights   written by sparring, or with --recipe RECIPE that names its model and data, or with
                       --model ARCHITECTURE and --data DATA (RobustBench's names are read)
   module:function     a model of your own, with --data DATA; this runs the code of that module
+  timm:NAME           a pretrained model of timm, with --data DATA; also torchvision:NAME and
+                      hub:ORGANISATION/NAME@COMMIT (of the Hugging Face Hub)
 
 If there is no recipe with attacks, AutoAttack runs at --threat. An evaluation that was killed is resumed, if it has a
 folder to write to. `sparring evaluate TARGET --help` shows all flags.
@@ -63,15 +66,19 @@ class _Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForeignOptions:
-    data: str
-    """The test images: npz:FILE with x_test and y_test, or cifar10, cifar100:DIR, fashion_mnist, ..."""
+class ModelOptions:
     model: str | None = None
     """The architecture of a file of weights: preact_resnet18, or wide_resnet:depth=34,width=10."""
     mean: tuple[float, ...] | None = None
     """Mean of each channel, for a model that expects normalised images; the normalisation is added to the model."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignOptions(ModelOptions):
+    data: str
+    """The test images: npz:FILE with x_test and y_test, folder:DIR, or cifar10, cifar100:DIR, fashion_mnist, ..."""
     examples: int | None = None
     """Number of images, taken from the beginning of the test set; by default all."""
     batch_size: int = 256
@@ -250,19 +257,41 @@ def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Fou
 
 
 def foreign(target: str, options: ForeignOptions) -> "tuple[nn.Module, TensorData]":
-    """Return the model that a target names, and its test images."""
+    """Return the model that a target names, and its test images, cut as the model wants them."""
     from ..data import load_test
-    from ..runs.external_models import fitting, imported_model, named_model, normalized
+    from ..runs.external_models import fitting
+
+    like = load_test(options.data) if options.model else None
+    model = foreign_model(target, options, like)
+    return model, fitting(model, like if like is not None else load_test(options.data, cut_for(model)))
+
+
+def foreign_model(target: str, options: ModelOptions, like: "TensorData | None" = None) -> "nn.Module":
+    """Return the model that a target names; weights of an architecture need images `like` those that it takes."""
+    from ..runs.external_models import imported_model, named_model, normalized
 
     if options.model is not None:
-        model = named_model(options.model, Path(target), load_test(options.data))
+        assert like is not None
+        model = named_model(options.model, Path(target), like)
     else:
         model = imported_model(target)
     if (options.mean is None) != (options.std is None):
         raise UserError("only one of --mean and --std is given: give both or neither")
     if options.mean is not None and options.std is not None:
         model = normalized(model, options.mean, options.std)
-    return model, fitting(model, options.data)
+    return model
+
+
+def cut_for(model: "nn.Module") -> "CentralSquare | None":
+    """Return how pictures are cut for a pretrained model of a library, and say it; None for another model."""
+    from ..data.looks import CentralSquare
+    from ..models import Preprocessing
+
+    wanted = getattr(model, "preprocessing", None)
+    if not isinstance(wanted, Preprocessing):
+        return None
+    say(f"the model wants {wanted}", sys.stderr)
+    return CentralSquare(wanted.size, wanted.share, wanted.interpolation)
 
 
 _COMPARE = """\

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from ..runs.recipe import Recipe
 
 METHODS = "standard, pgd, trades, mart, alp, awp, trades-awp, fgsm-rs, n-fgsm, zero-grad, multi-grad, grad-align, free"
-MODELS = "small_cnn, resnet18, preact_resnet18, wide_resnet:depth=28,width=10, ..."
+MODELS = "small_cnn, resnet18, preact_resnet18, wide_resnet:depth=28,width=10, ..., timm:NAME, torchvision:NAME"
 
 HELP = f"""\
   --config FILE       a recipe in a file, as `sparring show RECIPE --yaml` writes it, instead of RECIPE
-  --model MODEL       another model: file.py:function, module:function, or one of this package:
+  --model MODEL       another model: file.py:function, module:function, one of this package, or of a library:
                       {MODELS}
+                      (timm:NAME,pretrained=True begins with its weights)
   --data DATA         other data: npz:FILE, folder:DIR, cifar10, cifar10:DIR, ...
   --method METHOD     another method: one of
                       {METHODS}
@@ -126,7 +127,7 @@ def model_named(spec: str) -> "Build[Any]":
     from ..core import foreign
     from ..core.public_names import CALLS
     from ..core.serialization import Build
-    from ..runs.external_models import options_of
+    from ..runs.external_models import LIBRARIES, options_of
 
     name, _, options = spec.partition(":")
     ours = {each: module for module, names in CALLS.items() for each in names}
@@ -134,6 +135,9 @@ def model_named(spec: str) -> "Build[Any]":
         import importlib
 
         return Build(getattr(importlib.import_module(f"sparring.{ours[name]}"), name), **options_of(options))
+    if name in LIBRARIES:
+        named, _, options = options.partition(",")
+        return Build(LIBRARIES[name], name=named, **options_of(options))
     registered = foreign.plugins("models")
     if name in registered:
         return Build(foreign.plugin(registered[name]), **options_of(options))

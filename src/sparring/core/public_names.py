@@ -83,6 +83,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
 CALLS: Mapping[str, tuple[str, ...]] = {
     "models.encoders": ("amdim", "contrastive_encoder"),
     "models.imagenet": ("efficientnet", "imagenet_resnet"),
+    "models.libraries": ("hub_model", "timm_model", "torchvision_model"),
     "models.resnet": ("preact_resnet18", "resnet18"),
     "models.small_cnn": ("small_cnn",),
     "models.wide_resnet": ("wide_resnet",),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .rng import Rng
+from .splitting import parts
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -242,6 +243,28 @@ class Classifier(nn.Module):
         super().__init__()
         self.normalize = nn.Identity() if normalize is None else normalize
         self.body, self.head = body, head
+
+    @classmethod
+    def split(cls, model: nn.Module, images: Tensor, at: str | None = None) -> "Classifier":
+        """Make a classifier of any model, by splitting it before its last layer.
+
+        Args:
+            model: The model, which is copied.
+            images: Some images `[B, C, H, W]`, on which the split is checked.
+            at: Name of the last layer, such as "fc"; None for the last linear layer that runs.
+
+        Returns:
+            A classifier with the same logits; a `Classifier` itself if `at` is None.
+
+        Raises:
+            UserError: If there is no such layer, if other layers follow it, or if its input is no vector for each
+                image.
+        """
+        if isinstance(model, Classifier) and at is None:
+            return model
+        found = cls(*parts(model, images, at))
+        found.training = model.training
+        return found
 
     def features(self, x: Tensor) -> Tensor:
         return self.body(self.normalize(x))

@@ -53,13 +53,12 @@ def check_attack(attack: object) -> None:
         raise UserError(f"{attack!r} is no attack: wanted is a value such as PGD(Linf('8/255'))")
 
 
-def as_classifier(model: nn.Module) -> Classifier:
-    """Return the model if it is a `Classifier`, which has features; raise `UserError` otherwise."""
-    if not isinstance(model, Classifier):
-        raise UserError(
-            f"a {type(model).__name__} does not say what its features are: wrap it as sparring.Classifier(body, head)"
-        )
-    return model
+def as_classifier(model: nn.Module, images: Tensor) -> Classifier:
+    """Return the model if it is a `Classifier`, which has features; else split it before its last linear layer.
+
+    Raises `UserError` if no linear layer gives the logits.
+    """
+    return Classifier.split(model, images)
 
 
 def _shortest(number: Tensor) -> str:

@@ -2,17 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.errors import UserError
+from ..core.errors import UserError, need_one_of
 from ..core.types import TensorData, pixels
 from .sources import Source
 
 Both: TypeAlias = tuple[TensorData, TensorData]
+Fit: TypeAlias = Literal["stretch", "crop"]
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -29,41 +30,55 @@ def _bytes(x: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Resized:
-    """Images of another source with other channels, stretched to another size by bilinear interpolation.
+    """Images of another source with other channels and another size, by bilinear interpolation.
 
     One channel becomes three by repetition; three become one by the weights of ITU-R BT.601.
 
     Args:
         source: the other source.
-        channels: number of channels, 1 or 3.
+        channels: number of channels, 1 or 3; None for as many as they have.
         height: height in pixels, at least 1.
         width: width in pixels, at least 1.
+        fit: "stretch" changes the ratio of height and width; "crop" keeps it and cuts off what does not fit, on both
+            sides.
 
     Raises:
-        UserError: when `channels` is neither 1 nor 3, or a size is below 1.
+        UserError: when `channels` is neither 1 nor 3, a size is below 1, or `fit` is unknown.
     """
 
     source: Source
-    channels: int
+    channels: int | None
     height: int
     width: int
+    fit: Fit = "stretch"
 
     def __post_init__(self) -> None:
-        if self.channels not in (1, 3) or min(self.height, self.width) < 1:
+        if self.channels not in (None, 1, 3) or min(self.height, self.width) < 1:
             raise UserError(f"images have 1 or 3 channels and a size, not {self.channels}x{self.height}x{self.width}")
+        need_one_of("fit", self.fit, get_args(Fit))
 
     def load(self) -> Both:
         return _each(self.source, self._changed)
 
     def _changed(self, data: TensorData) -> TensorData:
         x = pixels(data.x)
-        if x.shape[1] != self.channels:
+        if self.channels is not None and x.shape[1] != self.channels:
             luma = x.new_tensor(_LUMA).view(1, 3, 1, 1)
             x = x.expand(-1, 3, -1, -1) if self.channels == 3 else (x * luma).sum(1, keepdim=True)
         size = (self.height, self.width)
+        if self.fit == "crop":
+            x = _central(x, self.height / self.width)
         if tuple(x.shape[2:]) != size:
             x = F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
         return TensorData(_bytes(x, data.x).contiguous(), data.y, data.classes)
+
+
+def _central(x: Tensor, ratio: float) -> Tensor:
+    """Return the largest central part whose height is `ratio` times its width, to whole pixels."""
+    height, width = x.shape[2:]
+    high, wide = min(height, max(1, round(width * ratio))), min(width, max(1, round(height / ratio)))
+    top, left = (height - high) // 2, (width - wide) // 2
+    return x[:, :, top : top + high, left : left + wide]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
+Interpolation = Literal["bicubic", "bilinear"]
 Centre = Literal["seven-eighths", "efficientnet", "resnet"]
 
 PADDING = 32  # pixels that evaluation on ImageNet crops from the shorter side, at every size
@@ -51,19 +52,26 @@ class Cut(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CentralSquare:
-    """The largest central square, resized to `size` pixels, in evaluation and in training."""
+    """The central square of a `share` of the shorter side, resized to `size` pixels, in evaluation and in training."""
 
     size: int
+    share: float = 1.0
+    interpolation: Interpolation = "bicubic"
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise UserError(f"size = {self.size} of pictures must be at least 1 pixel")
+        if not 0 < self.share <= 1:
+            raise UserError(f"share = {self.share:g} of the shorter side of pictures must be above 0 and at most 1")
+        if self.interpolation not in get_args(Interpolation):
+            raise UserError(f"interpolation = {self.interpolation!r} is neither bilinear nor bicubic")
 
     def centre(self, path: Path) -> Array:
-        from PIL import ImageOps
+        from PIL import Image, ImageOps
 
+        smooth = Image.Resampling[self.interpolation.upper()]
         with opened(path) as image:
-            square = ImageOps.fit(image.convert("RGB"), (self.size, self.size))
+            square = ImageOps.fit(image.convert("RGB"), (self.size, self.size), smooth, bleed=(1 - self.share) / 2)
         return np.asarray(square).transpose(2, 0, 1)
 
     def chance(self, path: Path, rng: np.random.Generator) -> Array:

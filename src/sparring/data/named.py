@@ -1,6 +1,7 @@
 """Data sets by their names on the command line."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from ..core import foreign
@@ -8,6 +9,7 @@ from ..core.errors import UserError, nearest
 from ..core.types import TensorData
 from . import adapt, sources
 from .arrays import MOST_CLASSES, channels_first, class_numbers, labelled, own_arrays
+from .looks import CentralSquare
 
 _KNOWN: dict[str, Any] = {
     "cifar10": sources.CIFAR10,
@@ -20,17 +22,19 @@ _KNOWN: dict[str, Any] = {
     "stl10": sources.STL10,
     "svhn": sources.SVHN,
 }
-_CHANGE = re.compile(r"\+(?=(?:rotated|inverted|classes=[^+/]*)(?:\+|$))")  # a path may contain a plus, too
+_CHANGE = re.compile(r"\+(?=(?:rotated|inverted|size=[^+/]*|classes=[^+/]*)(?:\+|$))")  # a path may contain a plus, too
 
 
-def source_of(spec: str) -> sources.Source:
+def source_of(spec: str, cut: CentralSquare | None = None) -> sources.Source:
     """Return the data set that a name on the command line stands for.
 
     Changes are applied one after the other: `+rotated` rotates by a quarter turn, `+inverted` gives negatives,
-    `+classes=0-4` or `+classes=1,3,7` keeps some of the classes.
+    `+classes=0-4` or `+classes=1,3,7` keeps some of the classes, and `+size=224` makes images of 224 x 224 pixels:
+    pictures in a folder are cut to their central square, others are stretched.
 
     Args:
         spec: name such as `fashion_mnist`, `cifar10:DIR`, `folder:DIR` or `npz:FILE`, with any number of changes.
+        cut: how pictures in a folder are cut, unless the name changes their size; None for the default.
 
     Returns:
         The source, whose data are not loaded.
@@ -49,10 +53,12 @@ def source_of(spec: str) -> sources.Source:
     if name != "npz" and name not in _KNOWN:
         known, plus, _ = name.partition("+")
         if plus and known in _KNOWN:
-            raise UserError(f"{first!r}: a + is followed by rotated, inverted, or some classes, as in classes=0-4")
+            raise UserError(f"{first!r}: a + is followed by rotated, inverted, size=224, or classes=0-4")
         raise UserError(f"no data called {first!r}: {nearest(name, ['npz:FILE', *_KNOWN])}")
     make: Any = sources.NPZ if name == "npz" else _KNOWN[name]
     source: sources.Source = make(where) if where or name == "npz" else make()
+    if cut is not None and isinstance(source, sources.ImageFolder):
+        source = replace(source, size=cut.size, share=cut.share, interpolation=cut.interpolation)
     for change in changes:
         source = _changed(source, change)
     return source
@@ -60,6 +66,12 @@ def source_of(spec: str) -> sources.Source:
 
 def _changed(source: sources.Source, change: str) -> sources.Source:
     word, _, value = change.partition("=")
+    if word == "size":
+        if not value.isdecimal():
+            raise UserError(f"a size is a number of pixels, as +size=224, not {value!r}")
+        if isinstance(source, sources.ImageFolder | sources.ImageStream):
+            return replace(source, size=int(value))
+        return adapt.Resized(source, None, int(value), int(value))
     if word == "classes":
         return adapt.ClassSubset(source, _numbers(value))
     return adapt.Rotated(source) if word == "rotated" else adapt.InvertedImages(source)
@@ -76,11 +88,12 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise UserError(f"classes are numbers, as +classes=0-4 or +classes=1,3,7, not {text!r}") from None
 
 
-def load_test(spec: str) -> TensorData:
+def load_test(spec: str, cut: CentralSquare | None = None) -> TensorData:
     """Return the test set of the data set that a name on the command line stands for.
 
     Args:
         spec: name as for `source_of`. An .npz file needs only `x_test` and `y_test`, or `x` and `y`.
+        cut: how pictures in a folder are cut, as for `source_of`.
 
     Returns:
         Test images `[N, C, H, W]` with their labels, in memory.
@@ -89,7 +102,10 @@ def load_test(spec: str) -> TensorData:
         UserError: when there is no such data set or change, or the data cannot be read.
     """
     name, _, where = spec.partition(":")
-    return _npz(where) if name == "npz" and not _CHANGE.search(where) else source_of(spec).load()[1][:]
+    if name == "npz" and not _CHANGE.search(where):
+        return _npz(where)
+    source = source_of(spec, cut)
+    return source.load_test() if isinstance(source, sources.ImageFolder) else source.load()[1][:]
 
 
 def _npz(path: str) -> TensorData:

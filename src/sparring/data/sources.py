@@ -16,7 +16,7 @@ from .arrays import Pair, both, channels_first, class_numbers, count_classes, ow
 from .files import Remote, locate
 from .folders import class_folders, listed
 from .formats import read_cifar, read_idx, read_names, read_stl10, read_svhn
-from .looks import CentralSquare, Centre, RandomWindow
+from .looks import CentralSquare, Centre, Interpolation, RandomWindow
 from .pictures import Pictures, Unreadable, mixed
 
 TrainTest = tuple[LabelledData, LabelledData]
@@ -244,28 +244,41 @@ class NPZ:
 
 @dataclass(frozen=True, slots=True)
 class ImageFolder:
-    """Pictures in `folder`/train/CLASS/ and `folder`/test/CLASS/, cut to their central square and resized.
+    """Pictures in `folder`/train/CLASS/ and `folder`/test/CLASS/ (or val), cut to their central square and resized.
 
     All pictures are held in memory; for larger data sets see `ImageStream`.
 
     Args:
-        folder: folder that holds the folders train and test.
+        folder: folder that holds the folders train and test (or val).
         size: height and width of the images in pixels.
         unreadable: "stop" raises an error for a file that cannot be read; "skip" leaves it out, named and counted.
+        share: side of the central square, as a share of the shorter side of a picture.
+        interpolation: "bicubic" or "bilinear".
     """
 
     folder: str
     size: int = 32
     unreadable: Unreadable = "stop"
+    share: float = 1.0
+    interpolation: Interpolation = "bicubic"
 
     def load(self) -> TrainTest:
         top = Path(self.folder)
         classes = class_folders(top / "train")
-        train, test = (self._part(top / part, classes) for part in ("train", "test"))
-        return varied(train, self.folder), test
+        return varied(self._part(top / "train", classes), self.folder), self._part(self._of_test(), classes)
+
+    def load_test(self) -> TensorData:
+        """Return the test images alone: the folder need not hold training images."""
+        top, test = Path(self.folder), self._of_test()
+        return self._part(test, class_folders(top / "train" if (top / "train").is_dir() else test))
+
+    def _of_test(self) -> Path:
+        top = Path(self.folder)
+        return next((top / name for name in ("test", "val") if (top / name).is_dir()), top / "test")
 
     def _part(self, top: Path, classes: list[str]) -> TensorData:
-        data = Pictures(top, *listed(top, classes), tuple(classes), CentralSquare(self.size), self.unreadable)[:]
+        look = CentralSquare(self.size, self.share, self.interpolation)
+        data = Pictures(top, *listed(top, classes), tuple(classes), look, self.unreadable)[:]
         check_data(data, str(top))
         return data
 

@@ -6,6 +6,7 @@ from .encoders import AMDIM, ProjectionEncoder, amdim, contrastive_encoder
 from .imagenet import efficientnet, imagenet_resnet
 from .knn import KNN, encode, encode_bank, knn_head
 from .layers import FEATURES, Layers, as_run, layers_of
+from .libraries import Preprocessing, hub_model, timm_model, torchvision_model
 from .probe import linear_probe, validated_probe
 from .resnet import preact_resnet18, resnet18
 from .robustbench import load_robustbench
@@ -20,6 +21,7 @@ __all__ = [
     "KNN",
     "Layers",
     "Normalize",
+    "Preprocessing",
     "ProjectionEncoder",
     "SmoothBackward",
     "SmoothReLU",
@@ -30,6 +32,7 @@ __all__ = [
     "efficientnet",
     "encode",
     "encode_bank",
+    "hub_model",
     "imagenet_resnet",
     "knn_head",
     "layers_of",
@@ -40,6 +43,8 @@ __all__ = [
     "small_cnn",
     "straight_through",
     "swap_activation",
+    "timm_model",
+    "torchvision_model",
     "validated_probe",
     "wide_resnet",
 ]

@@ -7,12 +7,12 @@ Pixels are scaled to [-1, 1], as in the released code of Smooth Adversarial Trai
 from types import ModuleType
 from typing import Literal, get_args
 
-import torch
 from torch import nn
 
 from ..core.errors import UserError, nearest
 from ..core.types import Classifier
 from .classifier import Normalize
+from .libraries import library
 from .swap import swap_activation
 
 BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -144,18 +144,4 @@ def _classifier(body: nn.Module, head: nn.Module, activation: str, shape: tuple[
 
 
 def _timm(name: str) -> ModuleType:
-    import importlib
-
-    try:
-        found: ModuleType = importlib.import_module(f"timm.models.{name}")
-    except ImportError as error:
-        raise UserError(
-            f"this model comes from timm, which cannot be imported ({str(error).splitlines()[0]}): "
-            "pip install 'sparring[imagenet]'"
-        ) from error
-    except RuntimeError as error:  # a torchvision built for another torch fails like this
-        raise UserError(
-            f"timm is installed, but torchvision does not load with torch {torch.__version__} "
-            f"({str(error).splitlines()[0]}): install the torchvision that belongs to it"
-        ) from error
-    return found
+    return library(f"timm.models.{name}", "imagenet")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import UserError, nearest
+from ..core.splitting import LinearPass
 from ..core.types import Classifier
 
 FEATURES = "features"
@@ -21,10 +22,9 @@ def layers_of(model: nn.Module) -> list[str]:
         model: Any model.
 
     Returns:
-        The names of its modules; for a `Classifier`, `features` comes first.
+        `features`, and then the names of its modules.
     """
-    own = [FEATURES] if isinstance(model, Classifier) else []
-    return [*own, *(name for name, _ in model.named_modules() if name and name not in own)]
+    return [FEATURES, *(name for name, _ in model.named_modules() if name and name != FEATURES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,11 @@ class Layers:
     Args:
         model: The model that is run.
         names: Names of the layers, as in `layers_of`. `features`, the default, is the input of the head of a
-            `Classifier`.
+            `Classifier`; in another model, which has no module of that name, the input of its last linear layer.
 
     Raises:
-        UserError: If no name is given, or the model has no layer of that name; when called, if a layer does not run.
+        UserError: If no name is given, or the model has no layer of that name; when called, if a layer does not run, or
+            `features` is asked for and no linear layer gives the logits.
     """
 
     model: nn.Module
@@ -59,7 +60,10 @@ class Layers:
             return (self.model.features(x),)
         found: dict[str, Tensor] = {}
         with self._kept(found):
-            self.model(x)
+            if FEATURES in self.names and not self._is_module(FEATURES):
+                found[FEATURES] = LinearPass.of(self.model, x).head()[1]
+            else:
+                self.model(x)
         for name in self.names:
             if name not in found:
                 raise UserError(f"the layer {name!r} does not run when the model does: choose another")
@@ -71,12 +75,18 @@ class Layers:
 
     @contextmanager
     def _kept(self, found: dict[str, Tensor]) -> Generator[None]:
-        handles = [self._module(name).register_forward_hook(_keep(found, name)) for name in self.names]
+        names = [name for name in self.names if self._is_module(name)]
+        handles = [self._module(name).register_forward_hook(_keep(found, name)) for name in names]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _is_module(self, name: str) -> bool:
+        if name != FEATURES or isinstance(self.model, Classifier):
+            return True
+        return any(each == name for each, _ in self.model.named_modules())
 
     def _module(self, name: str) -> nn.Module:
         own = isinstance(self.model, Classifier) and name == FEATURES

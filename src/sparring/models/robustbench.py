@@ -7,7 +7,8 @@ The state dicts of RobustBench's ResNet-18, PreActResNet-18 and WideResNet diffe
 | `module.`, `model.`, `0.` before every name | nothing |
 | `conv1`, `bn1`, `layer*`, `block*` | the same under `body.` |
 | `linear`, `fc` | `head` |
-| `mu`, `sigma`; `mean`, `std` | `normalize.mean`, `normalize.std` |
+| `mu`, `sigma`; `mean`, `std`; `normalizer.new_mean`, `normalizer.new_std` | `normalize.mean`, `normalize.std` |
+| `attacker.*` (a copy of the model in checkpoints of the robustness library) | nothing |
 | `sub_block1.*` (a copy of `block1` that some WideResNets carry and never run) | nothing |
 | `num_batches_tracked` may be missing | 0 |
 
@@ -26,7 +27,8 @@ from ..core.types import Classifier
 from .classifier import Normalize
 
 _OUTER = re.compile(r"^(module\.|model\.|0\.)+")
-_MEANS, _STDS = ("mu", "mean", "normalize.mean"), ("sigma", "std", "normalize.std")
+_MEANS = ("mu", "mean", "normalize.mean", "normalizer.new_mean")
+_STDS = ("sigma", "std", "normalize.std", "normalizer.new_std")
 _NORMALIZE = {**dict.fromkeys(_MEANS, "normalize.mean"), **dict.fromkeys(_STDS, "normalize.std")}
 _HEADS = ("linear.", "fc.")
 
@@ -37,7 +39,7 @@ def our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _ours(name: str) -> str | None:
-    if name.startswith("sub_block1."):
+    if name.startswith(("sub_block1.", "attacker.")):
         return None
     if name in _NORMALIZE:
         return _NORMALIZE[name]

@@ -18,11 +18,11 @@ from ..core.errors import UserError, nearest
 from ..core.foreign import member
 from ..core.modes import eval_mode
 from ..core.types import Classifier, TensorData, pixels
-from ..data import load_test
 from ..models import Normalize, load_robustbench
 from ..training.checkpoint import fill, read_weights
 
 _ARCHITECTURES: dict[str, Callable[..., Classifier]] = {
+    "imagenet_resnet": models.imagenet_resnet,
     "preact_resnet18": models.preact_resnet18,
     "resnet18": models.resnet18,
     "small_cnn": models.small_cnn,
@@ -30,12 +30,38 @@ _ARCHITECTURES: dict[str, Callable[..., Classifier]] = {
 }
 
 
+LIBRARIES: dict[str, Callable[..., nn.Module]] = {
+    "hub": models.hub_model,
+    "timm": models.timm_model,
+    "torchvision": models.torchvision_model,
+}
+"""Where models come from that are named as in `timm:NAME`."""
+
+
+def library_model(spec: str) -> nn.Module:
+    """Return a pretrained model of a library: `timm:NAME`, `torchvision:NAME` or `hub:ORGANISATION/NAME`.
+
+    Options follow a comma, as in `timm:resnet18,pretrained=False`. Raises `UserError` if it cannot be had.
+    """
+    scheme, _, rest = spec.partition(":")
+    name, _, options = rest.partition(",")
+    given = options_of(options) if scheme == "hub" else {"pretrained": True, **options_of(options)}
+    unknown = given.keys() - inspect.signature(LIBRARIES[scheme]).parameters.keys()
+    if unknown:
+        raise UserError(f"{spec}: {scheme} takes no option {', '.join(sorted(unknown))}")
+    return LIBRARIES[scheme](name, **given)
+
+
 def imported_model(spec: str) -> nn.Module:
-    """Return the model that `module:function` gives. This runs the user's code, also from the present folder.
+    """Return the model that `module:function` gives, or one of a library, as `library_model` does.
+
+    A function is the user's code, also from the present folder.
 
     Raises `UserError` if there is no such function, if it needs arguments or raises an exception (which is then the
     cause), or if it returns no `nn.Module`.
     """
+    if spec.partition(":")[0] in LIBRARIES:
+        return library_model(spec)
     with _present_folder():
         found = _found(spec)
         model = _called(found, spec) if callable(found) and not isinstance(found, nn.Module) else found
@@ -107,9 +133,11 @@ def named_model(spec: str, weights: Path, like: TensorData) -> nn.Module:
     given = options_of(options)
     tensors, _ = read_weights(weights)
     classes = _classes(tensors) or len(like.classes)
-    blank = Normalize([0.0] * like.shape[0], [1.0] * like.shape[0]) if "normalize.mean" in tensors else None
+    make = _ARCHITECTURES[name]
+    if "normalize.mean" in tensors and "normalize" in inspect.signature(make).parameters:
+        given["normalize"] = Normalize([0.0] * like.shape[0], [1.0] * like.shape[0])
     try:  # by keyword: the builders have their parameters in different orders
-        model = _ARCHITECTURES[name](num_classes=classes, shape=like.shape, normalize=blank, **given)
+        model = make(num_classes=classes, shape=like.shape, **given)
     except UserError:
         raise
     except Exception as error:  # torch raises errors of many types for invalid options
@@ -146,9 +174,8 @@ def normalized(model: nn.Module, mean: Sequence[float], std: Sequence[float]) ->
 
 
 @torch.no_grad()
-def fitting(model: nn.Module, spec: str) -> TensorData:
-    """Return the test images of `spec`, with as many classes as the model has: a test set may lack some of them."""
-    test = load_test(spec)
+def fitting(model: nn.Module, test: TensorData) -> TensorData:
+    """Return test images with as many classes as the model has: a test set may lack some of them."""
     few = pixels(test.x[:2]).to(next((p.device for p in model.parameters()), torch.device("cpu")))
     with eval_mode(model):
         try:

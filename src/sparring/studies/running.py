@@ -236,7 +236,7 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor | None]:
         yield None
         return
     threads, others = max(1, usable_cores() // workers), set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of torch
+    context = _context()
     with (
         ProcessPoolExecutor(workers, context, initializer=_settle, initargs=(threads, foreign.known())) as pool,
         _terminable(),
@@ -253,6 +253,15 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor | None]:
             for child in set(multiprocessing.active_children()) - others:
                 child.terminate()  # a training saves its state
             raise
+
+
+def _context() -> Any:
+    """Return how processes are started: a server without threads imports what they need once, and forks them."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")  # a fork of this process would inherit the threads of torch
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "sparring.runs.fit", "matplotlib.figure", "scipy.stats", "sklearn.datasets"])
+    return context
 
 
 @contextmanager

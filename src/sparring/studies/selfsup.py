@@ -36,7 +36,7 @@ from ..training.engine import Method
 from ._common import Sizes, sizes_of
 from .study import RUN, WORST, Arm, Measurement, Runs, Study, of_each, seeds_of
 
-_SIZES = {"smoke": Sizes(160, 40, 1), "cpu": Sizes(1000, 150, 3), "gpu": Sizes(20000, 1000, 5)}
+_SIZES = {"smoke": Sizes(120, 12, 1), "cpu": Sizes(1000, 150, 3), "gpu": Sizes(20000, 1000, 5)}
 _EPOCHS = {"smoke": (2, 1, 1), "cpu": (16, 10, 10), "gpu": (100, 40, 10)}  # without labels, with labels, SAT
 _NET: dict[str, dict[str, Any]] = {
     "smoke": {"width": 4, "dim": 8, "depth": 1, "k": 3},
@@ -45,7 +45,7 @@ _NET: dict[str, dict[str, Any]] = {
 }
 _STEPS = {"smoke": 2, "cpu": 20, "gpu": 50}
 _LOOK: dict[str, dict[str, Any]] = {
-    "smoke": {"examples": 20, "bank": 100, "k": 3, "steps": 2, "restarts": 1, "softness": [0.05]},
+    "smoke": {"examples": 12, "bank": 60, "k": 3, "steps": 2, "restarts": 1, "softness": [0.05]},
     "cpu": {"examples": 100, "bank": 800, "k": 15, "steps": 10, "restarts": 1, "softness": [0.05]},
     "gpu": {"examples": 500, "bank": 5000, "k": 75, "steps": 20, "restarts": 1, "softness": [0.05]},
 }

@@ -7,12 +7,12 @@ import numpy as np
 
 from ...core.writing import replacing, write_json
 from ...records.run_folder import RunFolder
-from ..runs import AnalyzedRun, open_last
+from ..runs import AnalyzedModel, open_last
 from .measure import Information, measure_information
 from .plot import plot_information
 
 
-def analyze_information(subject: AnalyzedRun, *, examples: int, **how: Any) -> Information:
+def analyze_information(subject: AnalyzedModel, *, examples: int, **how: Any) -> Information:
     """Measure the information of the weights on the first `examples` training images, the rest on the test images.
 
     `how` are further arguments of `measure_information`. The covariance of pixels is that of up to 2,000 training
@@ -42,6 +42,4 @@ def write_information(
 def study_information(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
     """Run the analysis of a study after each training: on the last weights, with the seed of the run and no picture."""
     subject, _ = open_last(run, how["examples"], device)
-    write_information(
-        run, [(run.path.name, analyze_information(subject, seed=subject.recipe.seed, **how))], how, draw=False
-    )
+    write_information(run, [(run.path.name, analyze_information(subject, seed=subject.seed, **how))], how, draw=False)

@@ -4,7 +4,7 @@ F is the expectation, over images and over labels drawn from the prediction itse
 p(y|x). Its trace is computed exactly over classes, or estimated from drawn labels, or from gradients of whole batches.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,19 +56,30 @@ def exact(model: nn.Module, data: TensorData, batch_size: int = 128) -> tuple[Tr
     later layer undoes the scale. Costs one backward pass per class and image. Raises `UserError` for models that do not
     treat images independently.
     """
-
-    def measured(x: Tensor) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        p = _probabilities(model, x)
-        for c in range(p.shape[1]):
-            yield gradients(model, x, torch.full_like(x[:, 0, 0, 0], c, dtype=torch.long)), p[:, c]
-
-    return _traces(model, data, batch_size, measured)
+    return _traces(model, data, batch_size, _over_classes(model))
 
 
 def sampled(
     model: nn.Module, data: TensorData, draws: int = 1, batch_size: int = 128, seed: int = 0
 ) -> tuple[Traces, Traces]:
     """Estimate the traces of `exact` with `draws` labels per image from the prediction: one backward pass per draw."""
+    return _traces(model, data, batch_size, _over_draws(model, draws, seed))
+
+
+Weighted = Callable[[Tensor], Iterator[tuple[dict[str, Tensor], Tensor]]]
+"""From images `[B, ...]` to pairs of gradients of each image, by name, and the share `[B]` that they have in F."""
+
+
+def _over_classes(model: nn.Module) -> Weighted:
+    def measured(x: Tensor) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        p = _probabilities(model, x)
+        for c in range(p.shape[1]):
+            yield gradients(model, x, torch.full_like(x[:, 0, 0, 0], c, dtype=torch.long)), p[:, c]
+
+    return measured
+
+
+def _over_draws(model: nn.Module, draws: int, seed: int) -> Weighted:
     rng = make_rng(seed)  # on the CPU, so that draws are the same on every device
 
     def measured(x: Tensor) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
@@ -77,13 +88,13 @@ def sampled(
             y = torch.multinomial(p.cpu(), 1, generator=rng)[:, 0].to(x.device)
             yield gradients(model, x, y), torch.full_like(p[:, 0], 1 / draws)
 
-    return _traces(model, data, batch_size, measured)
+    return measured
 
 
 def from_batches(
     model: nn.Module, data: TensorData, batch_size: int = 32, draws: int = 1, seed: int = 0
-) -> dict[str, Tensor]:
-    """Estimate tr F from batches, without bias, by B |gradient of the mean cross-entropy over B images|².
+) -> tuple[Traces, Traces]:
+    """Estimate the traces of `exact` from batches, without bias, by B |g|², g that of the mean over B images.
 
     The labels are drawn from the prediction, so per-image gradients have mean 0, and those of a batch add up like
     independent errors. Returns `[batches, draws]` by group. Costs one backward pass per batch and draw, and no
@@ -96,27 +107,39 @@ def from_batches(
             f"to {len(data)}, the number of images, and at least one draw"
         )
     rng, kinds = make_rng(seed), groups(model)
-    found: dict[str, list[Tensor]] = {}
+    raw: dict[str, list[Tensor]] = {}
+    relative: dict[str, list[Tensor]] = {}
     with full_precision(), thawed(model):
         named = dict(model.named_parameters())
         for start in range(0, len(data) - batch_size + 1, batch_size):
             x = pixels(data.x[start : start + batch_size])
-            p, drawn = _probabilities(model, x), dict[str, list[Tensor]]()
+            p = _probabilities(model, x)
+            drawn: tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]] = ([], [])
             for _ in range(draws):
                 y = torch.multinomial(p.cpu(), 1, generator=rng)[:, 0].to(x.device)
                 with torch.enable_grad():
                     grads = torch.autograd.grad(
                         F.cross_entropy(model(x).float(), y), list(named.values()), allow_unused=True
                     )
-                total: dict[str, Tensor] = {}
-                for name, g in zip(named, grads, strict=True):
-                    for kind in (ALL, kinds[name]):
-                        _add(total, kind, x.new_zeros(()) if g is None else batch_size * g.square().sum())
-                for kind, value in total.items():
-                    drawn.setdefault(kind, []).append(value)
-            for kind, values in drawn.items():
-                found.setdefault(kind, []).append(torch.stack(values))
-    return {kind: torch.stack(values) for kind, values in found.items()}
+                for by_draw, scaled in zip(drawn, (False, True), strict=True):
+                    by_draw.append(_of_batch(named, grads, kinds, batch_size, scaled))
+            for found, by_draw in zip((raw, relative), drawn, strict=True):
+                for kind in by_draw[0]:
+                    found.setdefault(kind, []).append(torch.stack([one[kind] for one in by_draw]))
+    first, second = ({kind: torch.stack(values) for kind, values in found.items()} for found in (raw, relative))
+    return first, second
+
+
+def _of_batch(
+    named: Mapping[str, nn.Parameter], grads: Sequence[Tensor | None], kinds: Mapping[str, str], size: int, scaled: bool
+) -> dict[str, Tensor]:
+    """Return `size` |g|² by group of parameters; if `scaled`, `size` |g w|²."""
+    total: dict[str, Tensor] = {}
+    for (name, p), g in zip(named.items(), grads, strict=True):
+        value = p.new_zeros(()) if g is None else size * (g * p.detach() if scaled else g).square().sum()
+        for kind in (ALL, kinds[name]):
+            _add(total, kind, value)
+    return total
 
 
 @contextmanager
@@ -132,16 +155,18 @@ def thawed(model: nn.Module) -> Generator[None]:
             p.requires_grad_(False)
 
 
-def diagonal(model: nn.Module, data: TensorData, batch_size: int = 128) -> dict[str, Tensor]:
-    """Return the diagonal of F by parameter name, exact over classes, averaged over images."""
+def diagonal(
+    model: nn.Module, data: TensorData, batch_size: int = 128, *, draws: int | None = None, seed: int = 0
+) -> dict[str, Tensor]:
+    """Return the diagonal of F by parameter name, averaged over images: exact over classes, or from `draws` labels."""
     total: dict[str, Tensor] = {}
+    measured = _over_classes(model) if draws is None else _over_draws(model, draws, seed)
 
     def add(x: Tensor) -> None:
-        p, part = _probabilities(model, x), dict[str, Tensor]()
-        for c in range(p.shape[1]):
-            each = gradients(model, x, torch.full_like(x[:, 0, 0, 0], c, dtype=torch.long))
+        part: dict[str, Tensor] = {}
+        for each, share in measured(x):
             for name, g in each.items():
-                _add(part, name, torch.einsum("b...,b->...", g.square(), p[:, c]) / len(data))
+                _add(part, name, torch.einsum("b...,b->...", g.square(), share) / len(data))
         for name, value in part.items():
             _add(total, name, value)
 
@@ -153,7 +178,7 @@ def _traces(
     model: nn.Module,
     data: TensorData,
     batch_size: int,
-    measured: Callable[[Tensor], Iterator[tuple[dict[str, Tensor], Tensor]]],
+    measured: Weighted,
 ) -> tuple[Traces, Traces]:
     kinds, weights = groups(model), {name: p.detach() for name, p in model.named_parameters()}
     parts: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []

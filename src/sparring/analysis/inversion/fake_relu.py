@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ...core.splitting import LinearPass
 from ...core.types import Classifier
 from ...models import FEATURES, as_run, straight_through
 from ...models.swap import hidden_activations
@@ -36,8 +37,7 @@ def last_relu(model: nn.Module, few: Tensor, layers: tuple[str, ...]) -> str | N
 def _candidate(model: nn.Module, few: Tensor, layers: tuple[str, ...]) -> tuple[str | None, int]:
     """Return the name of the last ReLU before the layers, and how often that module runs in a forward pass."""
     order = as_run(model, few, nn.Module)
-    own = ["body" if each == FEATURES and isinstance(model, Classifier) else each for each in layers]
-    last = max((place for place, name in enumerate(order) if name in own), default=-1)
+    last = max((_place(model, few, each, order) for each in layers), default=-1)
     for name in reversed(order[: last + 1]):
         module = model.get_submodule(name)
         if type(module) is nn.ReLU:
@@ -45,6 +45,15 @@ def _candidate(model: nn.Module, few: Tensor, layers: tuple[str, ...]) -> tuple[
         if any(True for _ in module.parameters(recurse=False)):
             return None, 0
     return None, 0
+
+
+def _place(model: nn.Module, few: Tensor, layer: str, order: list[str]) -> int:
+    """Return where in the order of the modules that run the output of a layer comes from; -1 if it does not run."""
+    if layer == FEATURES and isinstance(model, Classifier):
+        layer = "body"
+    elif layer == FEATURES and layer not in order:  # the input of the last linear layer
+        return len(order) - 1 - order[::-1].index(LinearPass.of(model, few).head()[0]) - 1
+    return max((place for place, name in enumerate(order) if name == layer), default=-1)
 
 
 def not_passing(model: nn.Module, few: Tensor, layers: tuple[str, ...]) -> str | None:

@@ -16,7 +16,7 @@ from ...models import Layers
 from ...records.results import Array
 from ...records.run_folder import RunFolder
 from ..information.plot import plot_features, plot_inversions
-from ..runs import AnalyzedRun, open_last, open_run
+from ..runs import AnalyzedModel, open_last, open_run
 from ..transfer.on_run import task_for
 from .measure import Inversion, Inverter, beginning, interpolate, measure_inversion, searches, visualize_features
 
@@ -47,14 +47,14 @@ class InversionAnalysis:
         }
 
 
-def how_to_invert(subject: AnalyzedRun, search: str, steps: int, layers: Sequence[str], smooth: float) -> Inverter:
+def how_to_invert(subject: AnalyzedModel, search: str, steps: int, layers: Sequence[str], smooth: float) -> Inverter:
     """Return the settings that the options of the command line stand for."""
     shape = subject.training.data.shape
     return Inverter(tuple(layers), search=searches(shape, steps)[search], smooth=smooth)
 
 
 def analyze_inversion(
-    subject: AnalyzedRun,
+    subject: AnalyzedModel,
     how: Inverter,
     *,
     elsewhere: Sequence[str] = (),
@@ -78,7 +78,7 @@ def analyze_inversion(
     return InversionAnalysis(found, raised, between)
 
 
-def _for_people(subject: AnalyzedRun, how: Inverter, features: int, seed: int) -> tuple[Array, Array]:
+def _for_people(subject: AnalyzedModel, how: Inverter, features: int, seed: int) -> tuple[Array, Array]:
     """Return images of randomly chosen features, and interpolations of two pairs of images in five steps."""
     x = pixels(subject.test.x[:4])
     with torch.no_grad():
@@ -117,7 +117,7 @@ def write_inversion(
     write_json(run.analysis("inversion", "json"), {**first.plain(), "how": dict(how)})
 
 
-def judge_of(path: Path, weights: str, subject: AnalyzedRun) -> torch.nn.Module:
+def judge_of(path: Path, weights: str, subject: AnalyzedModel) -> torch.nn.Module:
     """Return the model of another run, on the device of the images."""
     return open_run(path, weights, 1, str(subject.test.y.device)).model
 
@@ -129,7 +129,7 @@ def study_inversion(run: RunFolder, device: str, how: Mapping[str, Any]) -> None
     """
     subject, _ = open_last(run, how["examples"], device)
     plain = how_to_invert(subject, "descent", how["steps"], how["layers"], 0.0)
-    given = {"elsewhere": how["elsewhere"], "resize": True, "examples": how["examples"], "seed": subject.recipe.seed}
+    given = {"elsewhere": how["elsewhere"], "resize": True, "examples": how["examples"], "seed": subject.seed}
     write_inversion(run, [(run.path.name, analyze_inversion(subject, plain, **given))], how, pictures=0)
 
 
@@ -156,7 +156,7 @@ def study_inversion_jointly(runs: Mapping[str, RunFolder], path: Path, device: s
             middle.test,
             Inverter(layers, search=search, **rest),
             annealing=annealing,
-            seed=middle.recipe.seed,
+            seed=middle.seed,
         )
         figures[name] = {figure: values.tolist() for figure, values in found.values.items()}
         images[name] = np.round(255 * found.images).astype(np.uint8)
@@ -167,7 +167,7 @@ def study_inversion_jointly(runs: Mapping[str, RunFolder], path: Path, device: s
 
 
 @torch.no_grad()
-def _agreed(judge: AnalyzedRun, run: RunFolder) -> float:
+def _agreed(judge: AnalyzedModel, run: RunFolder) -> float:
     names = [f"{INSIDE}: originals", f"{INSIDE}: rebuilt"]
     held = run.read_images("inversion", *names)
     both = [pixels(torch.from_numpy(held[name]).to(judge.test.y.device)) for name in names]

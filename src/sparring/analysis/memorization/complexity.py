@@ -233,7 +233,7 @@ def curvature(model: nn.Module, x: Tensor, y: Tensor, h: float = 0.01) -> float:
 @gated
 def complexity_measures(
     model: nn.Module,
-    initial: nn.Module,
+    initial: nn.Module | None,
     data: TensorData,
     threat: Threat,
     *,
@@ -245,7 +245,7 @@ def complexity_measures(
 
     Args:
         model: The trained model.
-        initial: The model before training.
+        initial: The model before training; None if it is not known, and the distance from it is not measured.
         data: Training images.
         threat: The threat of the adversarial examples.
         steps: Number of steps of PGD.
@@ -256,7 +256,7 @@ def complexity_measures(
     Returns:
         Each measure by name; for a measure that is not defined for the model, the reason instead of a number.
     """
-    wide, first = (copy.deepcopy(net).double() for net in (model, initial))
+    wide = copy.deepcopy(model).double()
     x, y = pixels(data.x).double(), data.y
     rng = PerExample(seed, torch.arange(len(x), device=x.device))
     ball = thick or 0.1 * math.sqrt(x[0].numel())
@@ -272,7 +272,7 @@ def complexity_measures(
                 found[name] = str(error)
 
         measure("weight norm", lambda: weight_norm(wide))
-        measure("distance from initialisation", lambda: distance(wide, first))
+        measure("distance from initialisation", lambda: _distance_from(initial, wide))
         measure("log spectral complexity", lambda: log_spectral(wide))
         measure("log path norm", lambda: math.log(path_norm(wide, data.shape)))
         gamma = margin(wide, z, y)
@@ -289,6 +289,12 @@ def complexity_measures(
             measure("input curvature", lambda: curvature(wide, x, y))
         measure("weight sharpness", lambda: sharpness(wide, z, y))
     return found
+
+
+def _distance_from(initial: nn.Module | None, model: nn.Module) -> float:
+    if initial is None:
+        raise NotDefined("not measured, for the weights before training are not known")
+    return distance(model, copy.deepcopy(initial).double())
 
 
 def _positive(gamma: float) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ...acceleration import AcceleratedCopy
 from ...attacks import PGD
@@ -17,7 +18,7 @@ from ...records.run_folder import RunFolder
 from ...records.statistics import interval
 from ...training.example_history import remembering
 from .. import PHASES
-from ..runs import AnalyzedRun, open_last
+from ..runs import AnalyzedModel, open_last
 from .complexity import complexity_measures
 from .plot import Memorized, plot_memorization
 from .stability import LENGTHS, Stability, measure_gradient_stability, standard_methods
@@ -94,7 +95,7 @@ class Memorization:
 
 
 def analyze_memorization(
-    subject: AnalyzedRun,
+    subject: AnalyzedModel,
     threat: Threat,
     *,
     examples: int = 300,
@@ -108,7 +109,7 @@ def analyze_memorization(
 
     Stability and complexity, which are slow, use the first `jacobian_examples` training images.
     """
-    training, model, recipe = subject.training, subject.model, subject.recipe
+    training, model = subject.training, subject.model
     few = training.data[: min(examples, len(training))]
     fewer = few[: min(jacobian_examples, len(few))]
     pgd = PGD(threat, steps, threat.eps / 4, patience=0)
@@ -116,10 +117,8 @@ def analyze_memorization(
     for part, data in (("train", few), ("test", subject.test)):
         table = evaluate(model, data, {"robust": WhiteBox(pgd)}, seed=seed, batch_size=batch_size).table()
         accuracy |= {(part, under): table[under] for under in ("clean", "robust")}
-    with torch.random.fork_rng([few.y.device] if few.y.is_cuda else []):
-        initial = recipe.initial_model(training.data, subject.run.path).to(few.y.device)
     seen = replace(remembering(pgd), batch_size=batch_size).record(model, few, AcceleratedCopy(), seed)
-    run = subject.run
+    run = None if subject.recipe is None else subject.run
     return Memorization(
         threat=repr(threat),
         accuracy=accuracy,
@@ -128,15 +127,24 @@ def analyze_memorization(
         stability=measure_gradient_stability(
             model, fewer, standard_methods(threat, steps), lengths=lengths, batch_size=batch_size, seed=seed
         ),
-        measures=complexity_measures(model, initial, fewer, threat, steps=steps, seed=seed),
+        measures=complexity_measures(model, _initial(subject), fewer, threat, steps=steps, seed=seed),
         loss=seen["adversarial_loss"],
         rows=training.rows[: len(few)].cpu().numpy(),
-        memory=run.read_memory() if run.remembers() else None,
-        gradients=[(row["epoch"], row["gradient"]) for row in run.metrics() if "gradient" in row],
+        memory=run.read_memory() if run is not None and run.remembers() else None,
+        gradients=[] if run is None else [(r["epoch"], r["gradient"]) for r in run.metrics() if "gradient" in r],
     )
 
 
-def _fitted(subject: AnalyzedRun, pgd: PGD, examples: int, batch_size: int, seed: int) -> dict[str, Accuracy]:
+def _initial(subject: AnalyzedModel) -> nn.Module | None:
+    """Return the model before training, if that is known."""
+    if subject.recipe is None:
+        return None
+    device = subject.test.y.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        return subject.recipe.initial_model(subject.training.data, subject.run.path).to(device)
+
+
+def _fitted(subject: AnalyzedModel, pgd: PGD, examples: int, batch_size: int, seed: int) -> dict[str, Accuracy]:
     """Return the accuracy on the first `examples` training images with wrong labels."""
     training = subject.training
     rows = training.wrong.nonzero()[:, 0][:examples]
@@ -151,23 +159,26 @@ def _fitted(subject: AnalyzedRun, pgd: PGD, examples: int, batch_size: int, seed
     return found
 
 
-def write_memorization(run: RunFolder, found: Sequence[tuple[str, Memorization]], how: Mapping[str, Any]) -> None:
+def write_memorization(
+    run: RunFolder, found: Sequence[tuple[str, Memorization]], how: Mapping[str, Any], draw: bool = True
+) -> None:
     """Write `analysis-memorization.npz`, `.png` (of all runs) and, last, `.json`; data files are of the first run."""
     first = found[0][1]
     with replacing(run.analysis("memorization", "npz")) as file:
         np.savez_compressed(file, **first.arrays())  # type: ignore[arg-type]
-    drawn = [
-        Memorized(
-            name,
-            each.stability.lengths,
-            each.stability.change,
-            each.stability.cosine,
-            each.gradients,
-            None if each.memory is None else (each.memory.epochs, each.memory.adversarial_right.mean(1)),
-        )
-        for name, each in found
-    ]
-    plot_memorization(drawn, run.analysis("memorization", "png"))
+    if draw:
+        drawn = [
+            Memorized(
+                name,
+                each.stability.lengths,
+                each.stability.change,
+                each.stability.cosine,
+                each.gradients,
+                None if each.memory is None else (each.memory.epochs, each.memory.adversarial_right.mean(1)),
+            )
+            for name, each in found
+        ]
+        plot_memorization(drawn, run.analysis("memorization", "png"))
     write_json(run.analysis("memorization", "json"), {**first.plain(), "how": dict(how)})
 
 
@@ -201,6 +212,6 @@ def difficulties(one: Memorization, other: Memorization) -> tuple[Array, Array]:
 
 
 def study_memorization(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
-    """Run the analysis of a study after each training, with the last weights and the threat of the evaluation."""
+    """Run the analysis of a study after each training: on the last weights, within the threat of the evaluation."""
     subject, threat = open_last(run, how["examples"], device)
-    write_memorization(run, [(run.path.name, analyze_memorization(subject, threat, **how))], how)
+    write_memorization(run, [(run.path.name, analyze_memorization(subject, threat, **how))], how, draw=False)

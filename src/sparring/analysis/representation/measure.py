@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...attacks import APGD, PGD
 from ...attacks.losses import Margin, TargetedDLR
 from ...core.errors import UserError
-from ...core.gate import gated
+from ...core.gate import as_taken, gated
 from ...core.modes import eval_mode
 from ...core.rng import PerExample
 from ...core.types import Classifier, LabelledData, TensorData, Threat, pixels
@@ -138,9 +138,9 @@ def measure_representation(
         The accuracies of each head, the bound on the information, and spread and rank of the features of the bank.
 
     Raises:
-        UserError: If the model does not declare its features.
+        UserError: If the model is no `Classifier`, and no linear layer gives its logits.
     """
-    model = as_classifier(model)
+    model = as_classifier(model, as_taken(model, bank[:2].x))
     with eval_mode(model):
         features = encode(model.features, bank, batch_size)
     heads = _heads(model, features, bank.y, len(test.classes), k)

@@ -9,12 +9,12 @@ from ...core.rng import make_rng
 from ...core.types import Threat
 from ...core.writing import write_json
 from ...records.run_folder import RunFolder
-from ..runs import AnalyzedRun, open_last
+from ..runs import AnalyzedModel, open_last
 from .measure import Representation, measure_representation
 from .plot import plot_representation
 
 
-def analyze_representation(subject: AnalyzedRun, threat: Threat, *, bank: int = 5000, **how: Any) -> Representation:
+def analyze_representation(subject: AnalyzedModel, threat: Threat, *, bank: int = 5000, **how: Any) -> Representation:
     """Measure the representation of a run with heads fitted on `bank` of its training images.
 
     `how` are further arguments of `measure_representation`.

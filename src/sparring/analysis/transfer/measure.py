@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...core.errors import UserError, need_one_of
-from ...core.gate import check_taken, gated
+from ...core.errors import UserError, nearest, need_one_of
+from ...core.gate import as_taken, check_taken, gated
 from ...core.modes import eval_mode
 from ...core.rng import make_rng, mixed_seed
 from ...core.types import Classifier, TensorData, pixels
@@ -24,7 +24,7 @@ from ...models import as_run, encode, validated_probe
 from ...records.results import Accuracy
 from ..information import weights
 
-Mode: TypeAlias = Literal["head", "norms", "block", "all"]
+Mode: TypeAlias = Literal["head", "norms", "block", "layers", "all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +38,15 @@ class FineTuning:
 
     Args:
         mode: "head" for the head alone; "norms" to train also the factors of batch norm; "block" to train also the last
-            block; "all" to train everything.
+            block; "layers" to train also `layers`; "all" to train everything.
         epochs: Number of epochs, at least 1.
         lr: Learning rate at the start, above 0.
         batch_size: Number of images per batch, at least 2.
         weight_decay: Weight decay of SGD.
+        layers: With the mode "layers", the names of the modules to train, such as "layer4".
 
     Raises:
-        UserError: If a value is out of range, or the mode is unknown.
+        UserError: If a value is out of range, the mode is unknown, or layers are named in another mode.
     """
 
     mode: Mode = "head"
@@ -53,9 +54,15 @@ class FineTuning:
     lr: float = 0.01
     batch_size: int = 64
     weight_decay: float = 5e-4
+    layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         need_one_of("mode", self.mode, get_args(Mode))
+        if (self.mode == "layers") != bool(self.layers):
+            raise UserError(
+                "layers are named, and only then, with the mode layers: as mode='layers', layers=('layer4',) (--mode "
+                "layers --layers layer4)"
+            )
         if self.epochs < 1 or self.batch_size < 2 or self.lr <= 0:
             raise UserError(
                 f"epochs = {self.epochs}, batch_size = {self.batch_size}, lr = {self.lr:g}: epochs must be at least 1, "
@@ -95,10 +102,10 @@ def measure_transfer_learning(
         The tuned network, its test accuracy and the penalty of its head.
 
     Raises:
-        UserError: If the model does not declare its features, a class has no training image, the images have another
-            size than the model takes, or the model has no layers for the mode.
+        UserError: If no linear layer gives the logits of the model, a class has no training image, the images have
+            another size than the model takes, or the model has no layers for the mode.
     """
-    source = as_classifier(model)
+    source = as_classifier(model, as_taken(model, train.x[:2]))
     check_task(source, train)
     tuned = Classifier(copy.deepcopy(source.body), nn.Identity(), copy.deepcopy(source.normalize)).eval()
     if how.mode != "head":
@@ -235,6 +242,7 @@ def _tune(model: Classifier, train: TensorData, how: FineTuning, seed: int) -> N
     chosen = [model.head, *norms]
     if how.mode == "block":
         chosen.append(last_block(model, pixels(train.x[:2])))
+    chosen += [_named(model.body, name) for name in how.layers]
     for module in chosen:
         for p in module.parameters():
             p.requires_grad_(True)
@@ -260,6 +268,15 @@ def _tune(model: Classifier, train: TensorData, how: FineTuning, seed: int) -> N
     model.eval()
 
 
+def _named(body: nn.Module, name: str) -> nn.Module:
+    """Return a module of the body by its name in the body, or in the classifier."""
+    names = [each for each, _ in body.named_modules() if each]
+    own = name.removeprefix("body.")
+    if own not in names:
+        raise UserError(f"the body of the model has no layer {name!r}: {nearest(own, names)}")
+    return body.get_submodule(own)
+
+
 # -- distances between tasks
 
 
@@ -281,7 +298,7 @@ def task_embedding(model: nn.Module, train: TensorData, seed: int = 0) -> Tensor
     References:
         Task2Vec: https://arxiv.org/abs/1902.03545.
     """
-    source = as_classifier(model)
+    source = as_classifier(model, as_taken(model, train.x[:2]))
     check_task(source, train)
     head, _ = validated_probe(_features(source, train), train.y, len(train.classes), seed=seed)
     fitted = Classifier(source.body, head, source.normalize)

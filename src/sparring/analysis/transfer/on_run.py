@@ -11,11 +11,12 @@ from ...core.errors import UserError
 from ...core.types import TensorData
 from ...core.writing import write_json
 from ...data import Resized, source_of
+from ...data.adapt import Fit
 from ...evaluation import evaluate
 from ...records.results import Array
 from ...records.run_folder import RunFolder
 from ..information.plot import plot_transfers
-from ..runs import AnalyzedRun, open_last
+from ..runs import AnalyzedModel, open_last
 from .measure import FineTuning, measure_transfer_learning, shots, task_distance, task_embedding
 
 SHOTS = (100, 400, 1600)
@@ -42,10 +43,12 @@ class TransferAnalysis:
         }
 
 
-def task_for(subject: AnalyzedRun, spec: str, resize: bool, images: int | None) -> tuple[TensorData, TensorData]:
-    """Return training images and the first `images` test images of the data set `spec`, on the device of a run.
+def task_for(
+    subject: AnalyzedModel, spec: str, resize: bool, images: int | None, fit: Fit = "stretch"
+) -> tuple[TensorData, TensorData]:
+    """Return training images and the first `images` test images of the data set `spec`, on the device of the model.
 
-    Raises `UserError` for images of another size than those of the run, unless they may be resized.
+    Raises `UserError` for images of another size than those of the model, unless they may be resized, as `fit` says.
     """
     own, source = subject.training.data.shape, source_of(spec)
     train, test = source.load()
@@ -56,16 +59,17 @@ def task_for(subject: AnalyzedRun, spec: str, resize: bool, images: int | None) 
                 f"{spec} has images of {there}, and the run was trained on {here}: give --resize to stretch the images "
                 "and change their channels"
             )
-        train, test = Resized(source, *own).load()
+        train, test = Resized(source, *own, fit).load()
     where = subject.test.y.device
     return train[:].to(where), test[:images].to(where)
 
 
 def analyze_transfer_learning(
-    subject: AnalyzedRun,
+    subject: AnalyzedModel,
     tasks: Sequence[str],
     *,
     resize: bool = False,
+    fit: Fit = "stretch",
     counts: Sequence[int] = SHOTS,
     seeds: int = 3,
     images: int | None = 1000,
@@ -86,7 +90,7 @@ def analyze_transfer_learning(
     model = subject.model
     own = evaluate(model, subject.test, {}).table()["clean"].value
     accuracy, distance = {}, {}
-    loaded = {task: task_for(subject, task, resize, images) for task in tasks}
+    loaded = {task: task_for(subject, task, resize, images, fit) for task in tasks}
     home = _embedded(subject, subject.training.data[:], distance_examples) if distance_examples else None
     for task, (train, test) in loaded.items():
         accuracy[task] = np.array(
@@ -103,7 +107,7 @@ def analyze_transfer_learning(
     return TransferAnalysis(own, tuple(counts), accuracy, distance)
 
 
-def _embedded(subject: AnalyzedRun, train: TensorData, many: int) -> torch.Tensor:
+def _embedded(subject: AnalyzedModel, train: TensorData, many: int) -> torch.Tensor:
     count = max(len(train.classes), min(many, len(train)))
     return task_embedding(subject.model, shots(train, count, 0))
 
@@ -122,7 +126,7 @@ def study_transfer(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
     """Run the analysis of a study after each training: on the last weights, with the seed of the run and no picture."""
     subject, _ = open_last(run, how["images"], device)
     given: dict[str, Any] = {key: each for key, each in how.items() if key not in ("tasks", "mode")}
-    seed = subject.recipe.seed * how["seeds"]
+    seed = subject.seed * how["seeds"]
     found = analyze_transfer_learning(
         subject, how["tasks"], how=replace(FineTuning(), mode=how["mode"]), seed=seed, **given
     )

@@ -1,5 +1,6 @@
 """Options and output shared by all kinds of analysis."""
 
+import re
 import sys
 import textwrap
 from dataclasses import asdict, dataclass
@@ -8,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ...core.errors import UserError
 from ..common import check_options, print_json, say, threat_for
+from ..evaluate import ModelOptions, cut_for, foreign_model, is_foreign
 
 if TYPE_CHECKING:
-    from ...analysis.runs import AnalyzedRun
+    from ...analysis.runs import AnalyzedModel
     from ...core.types import Threat
+    from ...runs.recipe import Recipe
 
 KINDS = {
     "landscape": "the loss around test images: curvature along the path of an attack, the Lipschitz constant of "
@@ -37,15 +40,19 @@ def _usage() -> str:
 
 
 _HEAD = """\
-usage: sparring analyze RUN KIND [--compare-with RUN ...] [--examples N] [--weights best|last] [--json] ...
+usage: sparring analyze TARGET KIND [--compare-with TARGET ...] [--examples N] [--weights best|last] [--json] ...
+       sparring analyze module:function KIND --data DATA [--threat THREAT] [--out DIR] ...
 
-Analyses a trained run. KIND is
+Analyses a trained model. TARGET is a run folder, module:function for a model of your own, or timm:NAME,
+torchvision:NAME or hub:ORGANISATION/NAME, the last four with --data. KIND is
 """
 _TAIL = """\
-Results are written to analysis-KIND.json of the run folder, those of every image to .npz, the picture to .png.
-`sparring analyze RUN KIND --help` shows the flags of a kind.
+Results are written to analysis-KIND.json of the run folder or of --out, those of every image to .npz, the picture to
+.png.
+`sparring analyze TARGET KIND --help` shows the flags of a kind.
 
   sparring analyze runs/relu landscape
+  sparring analyze mymodels:build information --data npz:mine.npz --layer features
   sparring analyze runs/pgd memorization --weights last --compare-with runs/trades
   sparring analyze runs/fashion_amdim representation --compare-with runs/fashion_sat
   sparring analyze runs/fashion_standard transfer --to digits --resize --compare-with runs/fashion_pgd
@@ -55,9 +62,13 @@ USAGE = _usage()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Common:
+class Common(ModelOptions):
+    data: str | None = None
+    """Training and test images of a model that is no run: npz:FILE, folder:DIR, cifar10, ..."""
+    out: str | None = None
+    """Folder for the results of a model that is no run; by default runs/analysis-NAME."""
     compare_with: tuple[str, ...] = ()
-    """Other runs, analysed in the same way and drawn in the same picture."""
+    """Other runs or models, analysed in the same way and drawn in the same picture."""
     examples: int = 200
     """Number of images, taken from the beginning of the test set."""
     weights: Literal["best", "last"] = "best"
@@ -93,27 +104,54 @@ def options_for(kind: type[Options], target: str, name: str, args: list[str]) ->
     return options
 
 
-def open_runs(target: str, options: Common) -> "dict[str, AnalyzedRun]":
+def open_runs(target: str, options: Common) -> "dict[str, AnalyzedModel]":
     """Open the runs, keyed by the shortest distinct names. Raises `UserError` if their test images differ."""
-    from ...analysis.runs import open_run
-
     names = [target, *options.compare_with]
     short = [Path(name).name for name in names]
     labels = short if len(set(short)) == len(short) else names
-    found: dict[str, AnalyzedRun] = {}
+    found: dict[str, AnalyzedModel] = {}
     for label, name in zip(labels, names, strict=True):
         if not options.json:
             say(f"opening {name}", sys.stderr)
-        found[label] = open_run(Path(name), options.weights, options.examples, options.device)
+        found[label] = _opened(name, options)
     if len({tuple(run.test.y.tolist()) for run in found.values()}) > 1:
         raise UserError(f"{' and '.join(names)} have different test images: analyse each by itself")
     return found
 
 
-def attacked(target: str, options: Attacked) -> "tuple[dict[str, AnalyzedRun], Threat]":
+def folder_of(target: str, options: Common) -> Path:
+    """Return the folder for the results: that of a run, or for another model the one that --out names."""
+    if Path(target).is_dir():
+        return Path(target)
+    if not is_foreign(target, ["--model", options.model] if options.model else []):
+        raise UserError(
+            f"{target} is no run folder: name one, or a model as module:function or timm:NAME, with --data DATA"
+        )
+    name = re.sub(r"[^\w.-]+", "-", target.rpartition(":")[2].rpartition("/")[2])
+    return Path(options.out or f"runs/analysis-{name}")
+
+
+def _opened(target: str, options: Common) -> "AnalyzedModel":
+    from ...analysis.runs import AnalyzedModel, open_run
+
+    folder = folder_of(target, options)
+    if Path(target).is_dir():
+        return open_run(folder, options.weights, options.examples, options.device)
+    from ...data import load_test, source_of
+    from ...runs.external_models import fitting
+
+    if options.data is None:
+        raise UserError(f"--data is missing: name the training and test images of {target}, as --data npz:FILE")
+    model = foreign_model(target, options, load_test(options.data) if options.model else None).eval()
+    train, test = source_of(options.data, None if options.model else cut_for(model)).load()
+    fitting(model, test[:2])
+    return AnalyzedModel.of(model, train, test, folder, options.examples, options.device)
+
+
+def attacked(target: str, options: Attacked) -> "tuple[dict[str, AnalyzedModel], Threat]":
     """Open the runs and return them with their common threat. Raises `UserError` if their threats differ."""
     found = open_runs(target, options)
-    threats = [threat_for(run.recipe, options.threat) for run in found.values()]
+    threats = [_threat(name, run.recipe, options.threat) for name, run in found.items()]
     if len({repr(threat) for threat in threats}) > 1:
         raise UserError(
             f"{' and '.join([target, *options.compare_with])} have different threats: name one, as --threat linf:8/255"
@@ -121,15 +159,26 @@ def attacked(target: str, options: Attacked) -> "tuple[dict[str, AnalyzedRun], T
     return found, threats[0]
 
 
+def _threat(name: str, recipe: "Recipe | None", given: str | None) -> "Threat":
+    if recipe is None and given is None:
+        raise UserError(f"{name} has no recipe that names a threat: name one, as --threat linf:8/255")
+    if recipe is not None:
+        return threat_for(recipe, given)
+    from ...attacks.threats import threat
+
+    return threat(given or "")
+
+
+_NOT_RECORDED = ("compare_with", "device", "json", "out", "threat")
+
+
 def how(options: Common) -> dict[str, Any]:
     """Return the options that affect the results."""
-    return {
-        key: value for key, value in asdict(options).items() if key not in ("compare_with", "device", "json", "threat")
-    }
+    return {key: value for key, value in asdict(options).items() if key not in _NOT_RECORDED and value is not None}
 
 
 def print_if_json(
-    runs: "dict[str, AnalyzedRun]", found: dict[str, Any], options: Common, more: dict[str, Any] | None = None
+    runs: "dict[str, AnalyzedModel]", found: dict[str, Any], options: Common, more: dict[str, Any] | None = None
 ) -> bool:
     """Print all results as JSON if that is asked for; return True if so."""
     if options.json:
@@ -138,7 +187,7 @@ def print_if_json(
     return options.json
 
 
-def say_files(runs: "dict[str, AnalyzedRun]", kind: str) -> None:
+def say_files(runs: "dict[str, AnalyzedModel]", kind: str) -> None:
     """Print the paths of the files that were written."""
     folder = next(iter(runs.values())).run
     say(f"{folder.analysis(kind, 'json')}, {folder.analysis(kind, 'png')}")

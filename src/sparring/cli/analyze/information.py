@@ -1,7 +1,7 @@
 """The command `sparring analyze RUN information`."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..common import say
 from .common import Common, how, open_runs, print_if_json, say_files
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Options(Common):
     layer: str = "features"
-    """The representation: features (the input of the head), or a module of the model by name."""
+    """The representation: features (the input of the last linear layer), or a module of the model by name."""
+    estimator: Literal["exact", "sampled", "batch"] = "exact"
+    """How the information of weights and predictions is measured: exact over classes, from labels drawn for each
+    image, or from gradients of whole batches (many classes, large models; with --jacobian-examples 0)."""
     jacobian_examples: int = 20
     """Number of test images for the effective information, which needs a Jacobian with respect to the weights; 0
     leaves it out."""
@@ -29,7 +32,17 @@ def run(target: str, options: Options) -> int:
     from ...analysis.information.on_run import analyze_information, write_information
 
     runs = open_runs(target, options)
-    names = ("examples", "layer", "jacobian_examples", "probes", "count", "tolerated", "batch_size", "seed")
+    names = (
+        "examples",
+        "layer",
+        "jacobian_examples",
+        "probes",
+        "count",
+        "tolerated",
+        "estimator",
+        "batch_size",
+        "seed",
+    )
     given = {key: getattr(options, key) for key in names}
     found = {name: analyze_information(run, **given) for name, run in runs.items()}
     write_information(next(iter(runs.values())).run, list(found.items()), how(options))
@@ -39,6 +52,11 @@ def run(target: str, options: Options) -> int:
     say("means over images with 95 % bootstrap intervals over images; another training would differ by more")
     say_files(runs, "information")
     return 0
+
+
+_PASSED_ON = (
+    *("examples", "layer", "jacobian_examples", "probes", "count", "tolerated", "estimator", "batch_size", "seed"),
+)
 
 
 def _show(found: "dict[str, Information]") -> None:

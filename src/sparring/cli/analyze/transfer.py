@@ -17,9 +17,13 @@ class Options(Common):
     """The tasks: digits, fashion_mnist, cifar10:DIR, folder:DIR, npz:FILE, ..; they are changed by +rotated, +inverted
     and +classes=0-4."""
     resize: bool = False
-    """Convert images of another size or number of channels to those that the run was trained on."""
-    mode: Literal["head", "norms", "block", "all"] = "head"
-    """Parts to fit: a new head; batch norm too; the last block too; everything."""
+    """Convert images of another size or number of channels to those that the model takes."""
+    fit: Literal["stretch", "crop"] = "stretch"
+    """With --resize, what happens to images of another shape: they are stretched, or their centre is cut out."""
+    mode: Literal["head", "norms", "block", "layers", "all"] = "head"
+    """Parts to fit: a new head; batch norm too; the last block too; the --layers too; everything."""
+    layers: tuple[str, ...] = ()
+    """Modules to fit in the mode layers, by name, such as layer4."""
     shots: tuple[int, ...] = (100, 400, 1600)
     """Numbers of images of the task to fit to."""
     seeds: int = 3
@@ -47,8 +51,8 @@ def run(target: str, options: Options) -> int:
             f"--distance-examples {options.distance_examples} is below 0; with 0, distances are not measured"
         )
     runs = open_runs(target, options)
-    names = {key: getattr(options, key) for key in ("resize", "seeds", "images", "distance_examples", "seed")}
-    tuning = FineTuning(options.mode, options.epochs, options.lr, options.batch_size)
+    names = {key: getattr(options, key) for key in ("resize", "fit", "seeds", "images", "distance_examples", "seed")}
+    tuning = FineTuning(options.mode, options.epochs, options.lr, options.batch_size, layers=options.layers)
     found = {
         name: analyze_transfer_learning(run, options.to, counts=options.shots, how=tuning, **names)
         for name, run in runs.items()
