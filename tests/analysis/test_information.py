@@ -458,7 +458,7 @@ def test_weights_that_are_frozen_count_and_stay_frozen():
     for p in model.body.parameters():
         p.requires_grad_(False)
     assert torch.equal(weights.exact(model, DATA)[0]["all"], whole)
-    assert float(weights.from_batches(model, DATA, 1)["all"].mean()) == pytest.approx(float(whole.mean()), rel=0.5)
+    assert float(weights.from_batches(model, DATA, 1)[0]["all"].mean()) == pytest.approx(float(whole.mean()), rel=0.5)
     assert np.allclose(effective_information(model, DATA, DATA[:1]).gaussian, kept)
     assert [p.requires_grad for p in model.parameters()] == [False, False, True, True]
 

@@ -161,7 +161,7 @@ def test_runs_of_other_images_are_not_compared(runs, tiny, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "RUN is missing"),
+        ([], "TARGET is missing"),
         (["runs/none"], "KIND is missing"),
         (["runs/none", "landscap"], "no analysis 'landscap': did you mean landscape"),
         (["nowhere", "landscape"], "nowhere is no run folder"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import toy_data, toy_net
+from conftest import toy_data
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -60,21 +60,23 @@ def test_the_penalty_is_the_one_that_is_best_on_a_part_held_out():
 # -- modes
 
 
-@pytest.mark.parametrize("mode", ["head", "norms", "block", "all"])
+@pytest.mark.parametrize("mode", ["head", "norms", "block", "layers", "all"])
 def test_modes_move_what_they_say(mode):
     model, data = normed(), toy_data(60)
+    layers = ("3", "body.9") if mode == "layers" else ()
     before = {name: each.clone() for name, each in model.state_dict().items()}
-    found = measure_transfer_learning(model, data, data, FineTuning(mode, epochs=15, batch_size=16))
+    found = measure_transfer_learning(model, data, data, FineTuning(mode, epochs=15, batch_size=16, layers=layers))
     assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
     assert all(p.requires_grad for p in model.parameters()) and not model.training
     moved = {n for n, each in found.model.body.state_dict().items() if not torch.equal(each, before[f"body.{n}"])}
     weights = {"0.weight", "3.weight", "6.weight", "9.weight", "13.weight", "13.bias"}
-    expected = {"head": set(), "norms": set(), "block": {"13.weight", "13.bias"}, "all": weights}[mode]
+    block, chosen = {"13.weight", "13.bias"}, {"3.weight", "9.weight"}
+    expected = {"head": set(), "norms": set(), "block": block, "layers": chosen, "all": weights}[mode]
     assert moved & weights == expected
     norms = {n for n in before if n.startswith("body.") and n.removeprefix("body.") not in weights}
     assert moved - weights == (set() if mode == "head" else {n.removeprefix("body.") for n in norms})
     assert found.accuracy.value > 0.8 and not found.model.training
-    again = measure_transfer_learning(model, data, data, FineTuning(mode, epochs=15, batch_size=16))
+    again = measure_transfer_learning(model, data, data, FineTuning(mode, epochs=15, batch_size=16, layers=layers))
     assert again.accuracy == found.accuracy
     assert all(torch.equal(p, q) for p, q in zip(again.model.parameters(), found.model.parameters(), strict=True))
 
@@ -136,12 +138,17 @@ def test_tasks_that_cannot_be_fitted_are_refused():
     large = TensorData(torch.rand(6, 1, 9, 9), torch.arange(6) % 2, ("a", "b"))
     with pytest.raises(UserError, match="does not take images of 1x9x9"):
         measure_transfer_learning(model, large, large)
-    with pytest.raises(UserError, match="does not say what its features are"):
-        measure_transfer_learning(toy_net().eval(), data, data)
+    headless = nn.Sequential(nn.Conv2d(1, 3, 4), nn.Flatten()).eval()
+    with pytest.raises(UserError, match="no linear layer of Sequential gives its logits"):
+        measure_transfer_learning(headless, data, data)
+    with pytest.raises(UserError, match="the body of the model has no layer '33': did you mean 3"):
+        measure_transfer_learning(model, data, data, FineTuning("layers", layers=("33",)))
+    with pytest.raises(UserError, match="layers are named, and only then, with the mode layers"):
+        FineTuning("all", layers=("3",))
     bare = small_cnn(3, (1, 4, 4), width=2).eval()
     with pytest.raises(UserError, match="trains batch norm, which this model does not have"):
         measure_transfer_learning(bare, data, data, FineTuning("norms"))
-    with pytest.raises(UserError, match="mode = 'body' is not one of head, norms, block, all"):
+    with pytest.raises(UserError, match="mode = 'body' is not one of head, norms, block, layers, all"):
         FineTuning("body")
     with pytest.raises(UserError, match="epochs must be at least 1"):
         FineTuning(epochs=0)

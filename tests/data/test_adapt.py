@@ -73,7 +73,23 @@ def test_classes_are_chosen_and_numbered_anew(tmp_path):
         ClassSubset(source, (0, 3)).load()
 
 
+def test_images_are_stretched_or_their_centre_is_cut_out(tmp_path):
+    x = np.zeros((4, 8, 12), np.uint8)
+    x[:, :, 2:10] = 200 + np.arange(4)[:, None, None]  # the central square, between black borders
+    np.savez(tmp_path / "wide.npz", x_train=x, y_train=np.arange(4) % 2, x_test=x, y_test=np.arange(4) % 2)
+    source = NPZ(str(tmp_path / "wide.npz"))
+    stretched, cut = (Resized(source, 3, 4, 4, fit).load()[0].x for fit in ("stretch", "crop"))
+    assert stretched.shape == cut.shape == (4, 3, 4, 4)
+    assert int(cut.min()) == 200
+    assert int(stretched.min()) < 150
+    assert Resized(source, 1, 8, 6, "crop").load()[0].x.shape == (4, 1, 8, 6)
+    with pytest.raises(UserError, match="fit = 'pad' is not one of stretch, crop"):
+        Resized(source, 3, 4, 4, "pad")
+
+
 def test_names_say_what_is_done(tmp_path):
+    assert source_of("folder:a+size=64") == ImageFolder("a", 64)
+    assert source_of("digits+size=16") == Resized(Digits(), None, 16, 16)
     assert source_of("digits") == Digits()
     assert source_of("digits+rotated+inverted") == InvertedImages(Rotated(Digits()))
     assert source_of("digits+classes=0-2,7") == ClassSubset(Digits(), (0, 1, 2, 7))
@@ -88,6 +104,7 @@ def test_names_say_what_is_done(tmp_path):
         ("digits+turned", r"'digits\+turned': a \+ is followed by rotated, inverted"),
         ("digits+classes=4-0", r"classes are numbers, as \+classes=0-4"),
         ("digits+classes=1-2-9", r"classes are numbers, as \+classes=0-4"),
+        ("digits+size=big", r"a size is a number of pixels, as \+size=224, not 'big'"),
         ("digits+rotated=2", r"'digits\+rotated=2': a \+ is followed by"),
         ("digits+classes=a-b", r"classes are numbers, as \+classes=0-4"),
         ("npz:", "cannot be read"),

@@ -476,7 +476,8 @@ def test_a_sigkill_loses_nothing(tmp_path):
         from sparring import Linf, Margin, Square, WhiteBox, evaluate
         from sparring.records.run_folder import write_evaluated
         attack = WhiteBox(Square(Linf(0.004), 3000), Margin)
-        found = evaluate(toy_net().eval(), toy_data(16), {{"a": attack}}, batch_size=2, state={str(tmp_path / "state")!r})
+        state = {str(tmp_path / "state")!r}
+        found = evaluate(toy_net().eval(), toy_data(16), {{"a": attack}}, batch_size=2, state=state)
         write_evaluated(Path({str(tmp_path / "done.npz")!r}), found)
     """
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]

@@ -265,7 +265,8 @@ class ImageFolder:
     def load(self) -> TrainTest:
         top = Path(self.folder)
         classes = class_folders(top / "train")
-        return varied(self._part(top / "train", classes), self.folder), self._part(self._of_test(), classes)
+        train, test = self._part(top / "train", classes), self._part(self._of_test(), classes)
+        return varied(train, self.folder), test
 
     def load_test(self) -> TensorData:
         """Return the test images alone: the folder need not hold training images."""

@@ -186,9 +186,7 @@ def _from_config(config: Mapping[str, Any], weights: Path, what: str) -> nn.Modu
 
 
 def _of_timm(config: Mapping[str, Any]) -> Preprocessing:
-    smooth: Interpolation = (
-        "bicubic" if config["interpolation"] == "bicubic" else "bilinear"
-    )
+    smooth: Interpolation = "bicubic" if config["interpolation"] == "bicubic" else "bilinear"
     mean, std = tuple(config["mean"]), tuple(config["std"])
     return Preprocessing(config["input_size"][-1], config["crop_pct"], smooth, mean, std)
 

@@ -260,7 +260,7 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")  # a fork of this process would inherit the threads of torch
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "sparring.runs.fit", "matplotlib.figure", "scipy.stats", "sklearn.datasets"])
+    context.set_forkserver_preload([__name__, "matplotlib.figure", "scipy.stats", "sklearn.datasets"])
     return context
 
 

@@ -137,6 +137,8 @@ def _opened(target: str, options: Common) -> "AnalyzedModel":
     folder = folder_of(target, options)
     if Path(target).is_dir():
         return open_run(folder, options.weights, options.examples, options.device)
+    from ...core.gate import as_taken, check_taken
+    from ...core.validation import check_logits
     from ...data import load_test, source_of
     from ...runs.external_models import fitting
 
@@ -144,7 +146,9 @@ def _opened(target: str, options: Common) -> "AnalyzedModel":
         raise UserError(f"--data is missing: name the training and test images of {target}, as --data npz:FILE")
     model = foreign_model(target, options, load_test(options.data) if options.model else None).eval()
     train, test = source_of(options.data, None if options.model else cut_for(model)).load()
-    fitting(model, test[:2])
+    few = test[:2]
+    fitting(model, few)
+    check_logits(check_taken(model, as_taken(model, few.x)), len(few), highest=int(max(train.y.max(), test.y.max())))
     return AnalyzedModel.of(model, train, test, folder, options.examples, options.device)
 
 
