@@ -365,7 +365,7 @@ def test_tensorboard_events_are_written_if_asked_for(tiny, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = fit(tiny, tmp_path, tensorboard=True)
+    run = fit(tiny, tmp_path, track="tensorboard")
     events = EventAccumulator(str(run.tensorboard)).Reload()
     assert {"ce", "lr", "held_out/clean", "held_out/robust"} <= set(events.Tags()["scalars"])
     wanted = [row["held_out"]["clean"] for row in run.metrics() if "held_out" in row]
@@ -377,8 +377,8 @@ def test_tensorboard_loses_no_point_to_an_interruption(tiny, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path, tensorboard=True, on_progress=stop_at(5))
-    run = fit(tiny, tmp_path, tensorboard=True)
+        fit(tiny, tmp_path, track="tensorboard", on_progress=stop_at(5))
+    run = fit(tiny, tmp_path, track="tensorboard")
     found = [event.step for event in EventAccumulator(str(run.tensorboard)).Reload().Scalars("held_out/clean")]
     assert found == [5, 10, 15]
 

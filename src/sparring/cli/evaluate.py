@@ -61,6 +61,8 @@ class _Options:
     fp32."""
     compile: Literal["auto", "on", "off", "max-autotune"] = "auto"
     """Compile the attacked model: auto compiles on a GPU."""
+    track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Trackers that show the results of a run too, beside its training."""
     json: bool = False
     """Print one JSON object on standard output instead of a table."""
 
@@ -145,6 +147,7 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
     from ..runs.load import evaluate_run, evaluate_weights
 
     options, recipe = _chosen(path, args)
+    _check_track(path, options)
     recipe = replace(recipe, evaluation=_with_more(recipe.evaluation, options))
     backend = AcceleratedCopy(options.precision, options.compile)
     common = {
@@ -157,11 +160,16 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
     if path.is_dir() and options.out:
         raise UserError(f"the results of a run are written to its folder, {path}: leave out --out")
     if path.is_dir():
-        found = evaluate_run(RunFolder(path), recipe, **common)  # type: ignore[arg-type]
+        found = evaluate_run(RunFolder(path), recipe, track=options.track, **common)  # type: ignore[arg-type]
     else:
         out = RunFolder(options.out) if options.out else None
         found = {"weights": evaluate_weights(path, recipe, out=out, **common)}  # type: ignore[arg-type]
     return options, found, recipe.evaluation.adversaries, str(path) if path.is_dir() else options.out
+
+
+def _check_track(path: Path, options: _Options) -> None:
+    if options.track and not path.is_dir():
+        raise UserError("--track shows the results of a run beside its training: name a run folder")
 
 
 def _chosen(path: Path, args: list[str]) -> "tuple[_Options, Recipe]":
@@ -234,6 +242,7 @@ def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Fou
     what = "Measures the accuracy of a model of your own, clean and under AutoAttack."
     options, _, _ = parse(_ForeignOptions, None, {}, args, f"sparring evaluate {target}", what)
     check_options(options)
+    _check_track(Path(target), options)
     threat = _threat(options, None)
     device = device_of(options.device)
     model, test = foreign(target, options)

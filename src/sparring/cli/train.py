@@ -92,8 +92,8 @@ class _TrainOptions:
     """Seconds between checkpoints, at most; there is also one after each epoch."""
     save_steps: int | None = None
     """Number of steps between checkpoints, at most."""
-    tensorboard: bool = False
-    """Write TensorBoard events too (needs sparring[tensorboard])."""
+    track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Trackers that show the run too; each needs its extra, as in pip install 'sparring[wandb]'."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the attacks: auto is bf16 where the processor has it. The weights are updated in fp32."""
     compile: Literal["auto", "on", "off", "max-autotune"] = "auto"
@@ -126,7 +126,7 @@ def train(args: list[str]) -> int:
                 device=options.device,
                 overwrite=options.overwrite,
                 saving=saving,
-                tensorboard=options.tensorboard,
+                track=options.track,
                 precision=options.precision,
                 compile=options.compile,
                 profile=options.profile,

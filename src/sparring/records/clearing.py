@@ -25,7 +25,7 @@ STATE: Tree = {r"about\.json": None, r"clean\.npy": None, r"[\w-]+-[0-9a-f]{8}-\
 _CHECKPOINT: Tree = {r"weights\.safetensors|state\.pt|checksums\.json": None}
 
 RUN: Tree = {
-    r"(environment|status|search|guard|profile|evaluation)\.json": None,
+    r"(environment|status|search|guard|profile|evaluation|tracking)\.json": None,
     r"metrics\.jsonl|profile\.txt|training\.npz": None,
     r"(best|last)\.safetensors": None,
     r"evaluation-(best|last)\.npz": None,

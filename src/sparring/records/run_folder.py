@@ -41,6 +41,7 @@ class RunFolder:
         self._guard = self.path / "guard.json"
         self._evaluation = self.path / "evaluation.json"
         self._training = self.path / "training.npz"
+        self._tracking = self.path / "tracking.json"
         self.learning_curve = self.path / "learning-curve.png"
         self.adversarial_examples = self.path / "adversarial-examples.png"
         self.hardest_examples = self.path / "hardest-examples.png"
@@ -101,6 +102,14 @@ class RunFolder:
     def recipe(self) -> dict[str, Any] | None:
         """The recipe; None if no run is here."""
         return read_json(self._recipe) if self._recipe.exists() else None
+
+    def tracked(self) -> dict[str, str]:
+        """The names by which trackers know this run, by tracker."""
+        return read_json(self._tracking, "delete it") if self._tracking.exists() else {}
+
+    def set_tracked(self, tracker: str, name: str) -> None:
+        """Write the name by which a tracker knows this run."""
+        write_json(self._tracking, {**self.tracked(), tracker: name})
 
     def finished(self) -> bool:
         """Return True if the run came to its end."""

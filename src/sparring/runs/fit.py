@@ -2,10 +2,9 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,6 +26,7 @@ from .environment import device_of, session
 from .guarded import train as train_guarded
 from .recipe import Recipe
 from .run_hooks import RunContext, build_hooks
+from .trackers import Together, Track, tracked
 
 
 def fit(
@@ -36,7 +36,7 @@ def fit(
     device: str = "auto",
     overwrite: bool = False,
     saving: Saving = Saving(),  # noqa: B008
-    tensorboard: bool = False,
+    track: Track = (),
     precision: Precision = "auto",
     compile: Compile = "auto",
     profile: bool = False,
@@ -56,7 +56,8 @@ def fit(
         device: Device to train on: `auto` (the GPU if there is one), `cpu`, `cuda` or `cuda:N`.
         overwrite: Delete the run that the folder holds, and start anew.
         saving: How often checkpoints are written, besides the end of each epoch.
-        tensorboard: Write TensorBoard events, too.
+        track: Trackers that show the run, too: "tensorboard", "wandb", "mlflow", "trackio", a `Tracker` of one's own,
+            or several of these.
         precision: Precision of the attack (see `AcceleratedCopy`); a resumed run keeps the one it was begun with.
         compile: Compilation of the attack (see `AcceleratedCopy`); a resumed run keeps the one it was begun with.
         profile: Write `profile.json` and `profile.txt`, with the time of each operation.
@@ -86,7 +87,7 @@ def fit(
         cost = measure(recipe.method, state, batches, recipe.epochs, recipe.update, backend, trace)
         notes = backend.notes(state.model)
         backend = _settled_backend(run, backend, state, cost, may_compile=fresh and compile == "auto")
-        with stopping() as stop, _board(run, tensorboard, state.step) as board, _learning_curve(run):
+        with stopping() as stop, tracked(track, run, state.step) as tracker, _learning_curve(run, tracker):
             context = RunContext(
                 run=run,
                 recipe=recipe,
@@ -97,7 +98,7 @@ def fit(
                 batches=batches,
                 saving=saving,
                 stop=stop,
-                board=board,
+                tracker=tracker,
                 on_progress=on_progress,
                 log=log,
             )
@@ -139,6 +140,8 @@ def _train(context: RunContext, cost: StepProfile, notes: Sequence[str], device:
     context.weights.write("last", state)
     status = {"finished": True, "step": state.step, "best": state.best, "selected": recipe.selected}
     run.set_status(status if stopped is None else {**status, "stopped": stopped})
+    best = {f"best/{name}": value for name, value in (state.best or {}).items()}
+    context.tracker.verdict({**best, "outcome": run.outcome()})
 
 
 def _begin_or_resume(run: RunFolder, recipe: Recipe, state: State, training: TrainingSet, overwrite: bool) -> None:
@@ -260,8 +263,8 @@ def _best_so_far(run: RunFolder) -> str:
 
 
 @contextmanager
-def _learning_curve(run: RunFolder) -> Iterator[None]:
-    """Draw the learning curve when training ends, for whatever reason.
+def _learning_curve(run: RunFolder, tracker: Together) -> Iterator[None]:
+    """Draw the learning curve when training ends, for whatever reason, and show it.
 
     A failure to draw it is only a warning: it must not hide why training ended.
     """
@@ -270,16 +273,6 @@ def _learning_curve(run: RunFolder) -> Iterator[None]:
     finally:
         try:
             plot_learning_curve(run.metrics(), run.learning_curve)
+            tracker.picture(run.learning_curve)
         except OSError as error:
             warnings.warn(f"the learning curve could not be drawn: {error}", stacklevel=2)
-
-
-def _board(run: RunFolder, wanted: bool, step: int) -> AbstractContextManager[Any]:
-    """Return TensorBoard's writer, with events after `step` discarded, or a context with None if it is not wanted."""
-    if not wanted:
-        return nullcontext()
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError("TensorBoard is not installed: pip install 'sparring[tensorboard]'") from error
-    return SummaryWriter(str(run.tensorboard), purge_step=step + 1)

@@ -23,6 +23,7 @@ from ..report.figures import plot_adversarial_examples, plot_robustness_curve
 from ..training.checkpoint import fill, read_weights
 from .environment import device_of
 from .recipe import Evaluation, Recipe, recipe_from_plain
+from .trackers import Track, tracked
 
 OnProgress = Callable[[str, EvaluationProgress], None]  # name of the weights, state of their evaluation
 
@@ -84,6 +85,7 @@ def evaluate_run(
     overwrite: bool = False,
     keep_images: bool = False,
     backend: AttackBackend | None = None,
+    track: Track = (),
     on_progress: OnProgress = lambda which, news: None,
 ) -> dict[str, EvaluationResult]:
     """Evaluates the best and the last weights of a run on its test set, and writes the results to its folder.
@@ -98,6 +100,7 @@ def evaluate_run(
         overwrite: Replace a result on more images.
         keep_images: Keep all adversarial images with the per-example results.
         backend: Backend of the attacks; None for `AcceleratedCopy()`.
+        track: Trackers that show the results, too, as for `fit`.
         on_progress: Called with the name of the weights and the state of their evaluation.
 
     Returns:
@@ -121,7 +124,20 @@ def evaluate_run(
         _admit(run, test, recipe.evaluation, overwrite)
         how["selected"] = recipe.selected
         given: dict[str, Any] = {"keep_images": keep_images, "backend": backend, "on_progress": on_progress}
-        return _evaluated(loaders, test, recipe.evaluation, run, seed=recipe.seed, how=how, **given)
+        with tracked(track, run, run.status()["step"]) as tracker:
+            found = _evaluated(loaders, test, recipe.evaluation, run, seed=recipe.seed, how=how, **given)
+            for picture in (run.adversarial_examples, run.robustness_curve, run.hardest_examples):
+                tracker.picture(picture)
+            tracker.verdict(_figures(found))
+        return found
+
+
+def _figures(found: Mapping[str, EvaluationResult]) -> dict[str, float | str]:
+    """Return the accuracies by weights and attack, with the reason where they are no plain measurement."""
+    tables = {which: each.table() for which, each in found.items()}
+    values = {f"{which}/{name}": accuracy.value for which, table in tables.items() for name, accuracy in table.items()}
+    notes = {f"{which}/notes": " ".join(each.notes) for which, each in found.items() if each.notes}
+    return {**values, **notes}
 
 
 def evaluate_weights(

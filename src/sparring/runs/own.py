@@ -27,6 +27,7 @@ from .load import load_model
 from .methods import method_named
 from .progress import training
 from .recipe import Evaluation, Recipe
+from .trackers import Track
 
 Model = nn.Module | Callable[..., nn.Module] | Build[nn.Module]
 
@@ -37,7 +38,7 @@ class FitOptions(TypedDict, total=False):
     device: str
     overwrite: bool
     saving: Saving
-    tensorboard: bool
+    track: Track
     precision: Precision
     compile: Compile
     profile: bool
@@ -92,7 +93,7 @@ def fit(
         seed: Seed of all random numbers.
         folder: The run folder; None for `runs/MODEL-METHOD`.
         progress: Show progress on standard error, unless `on_progress` or `log` are given.
-        **options: Options of `sparring.runs.fit.fit`: device, overwrite, saving, tensorboard, precision, compile,
+        **options: Options of `sparring.runs.fit.fit`: device, overwrite, saving, track, precision, compile,
             profile, on_progress and log.
 
     Returns:

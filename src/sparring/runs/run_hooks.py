@@ -5,7 +5,6 @@ A new feature is a hook in a file of its own and one line in `HOOKS`.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -29,6 +28,7 @@ from ..training.hooks import (
     ValidationHook,
 )
 from .recipe import Recipe
+from .trackers import Together
 from .weights import RunWeights
 
 
@@ -45,8 +45,7 @@ class RunContext:
     batches: Batches
     saving: Saving
     stop: Stop
-    board: Any
-    """TensorBoard's writer, or None."""
+    tracker: Together
     on_progress: Callable[[TrainingProgress], None]
     log: Callable[[str], None]
     checkpoints: Checkpoints = field(init=False)
@@ -73,7 +72,7 @@ def _refresh(c: RunContext) -> Hook | None:
 
 
 def _metrics(c: RunContext) -> Hook:
-    return MetricsHook(c.run, c.recipe.batch_size, c.on_progress, c.validation, c.board)
+    return MetricsHook(c.run, c.recipe.batch_size, c.on_progress, c.validation, c.tracker.log)
 
 
 def _example_history(c: RunContext) -> Hook | None:

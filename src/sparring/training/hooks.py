@@ -183,7 +183,7 @@ class MetricsHook(Hook):
         batch_size: number of training images in a batch, for the images per second.
         on_progress: called with the progress after each step and each epoch.
         validation: hook that ran before, with the accuracies on the validation set.
-        board: writer with `add_scalar(name, value, step)`, as of TensorBoard; None writes to none.
+        track: called with the numbers of a step by name, and the step.
         began: time of `time.monotonic` from which the speed is measured.
         steps: number of steps since then.
         terms: terms of the loss of the last step, by name.
@@ -193,7 +193,7 @@ class MetricsHook(Hook):
     batch_size: int
     on_progress: Callable[[TrainingProgress], None]
     validation: ValidationHook
-    board: Any
+    track: Callable[[Mapping[str, float], int], None]
     began: float = field(default_factory=time.monotonic)
     steps: int = 0
     terms: Mapping[str, float] = field(default_factory=dict)
@@ -212,10 +212,8 @@ class MetricsHook(Hook):
 
     def _write(self, progress: Progress, row: dict[str, Any]) -> None:
         self.run.add_metrics({"step": progress.step, "epoch": progress.epoch, **row})
-        if self.board is not None:
-            flat = {**row.get("terms", {}), **{f"held_out/{k}": v for k, v in row.get("held_out", {}).items()}}
-            for name, value in {**flat, **({"lr": row["lr"]} if "lr" in row else {})}.items():
-                self.board.add_scalar(name, value, progress.step)
+        flat = {**row.get("terms", {}), **{f"held_out/{k}": v for k, v in row.get("held_out", {}).items()}}
+        self.track({**flat, **({"lr": row["lr"]} if "lr" in row else {})}, progress.step)
 
     def _training_progress(
         self, progress: Progress, held_out: Mapping[str, float] | None = None, best: bool = False
