@@ -5,8 +5,9 @@ import torch
 from conftest import toy_data, toy_net
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from sparring import PGD, TRADES, GaussianStart, Linf, Method, evaluate
+from sparring import PGD, TRADES, GaussianStart, Linf, Method, audit, evaluate
 from sparring.core.types import pixels
+from sparring.evaluation import AuditBudget
 
 pytestmark = pytest.mark.slow
 
@@ -21,6 +22,12 @@ def robust(model):
     return evaluate(model, LOADER, "pgd", threat=THREAT).table()["pgd"].value
 
 
+def audited(model):
+    """Verdicts of an audit by the names of its checks, from a loader, as a callback would ask for them."""
+    few = AuditBudget(steps=5, queries=20, surrogate_steps=5)
+    return {finding.name: finding.verdict for finding in audit(model, LOADER, eps=0.1, budget=few)}
+
+
 def net():
     torch.manual_seed(0)
     return toy_net()
@@ -29,7 +36,7 @@ def net():
 @pytest.mark.filterwarnings("ignore")  # of its own dependencies
 def test_lightning(tmp_path):
     lightning = pytest.importorskip("lightning")
-    found = []
+    found, verdicts = [], {}
 
     class Robust(lightning.LightningModule):
         def __init__(self):
@@ -46,6 +53,9 @@ def test_lightning(tmp_path):
         def on_train_epoch_end(self, trainer, module):
             found.append(robust(module.model))
 
+        def on_train_end(self, trainer, module):
+            verdicts.update(audited(module.model))
+
     module = Robust()
     before = robust(module.model)
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
@@ -53,6 +63,8 @@ def test_lightning(tmp_path):
         max_epochs=8, accumulate_grad_batches=2, callbacks=[Evaluation()], default_root_dir=tmp_path, **options
     )
     trainer.fit(module, LOADER)
+    assert verdicts["gradient flow"] == "pass"
+    assert module.model.training, "an audit leaves the mode as it was"
     assert len(found) == 8 and found[-1] > before + 0.2
 
 
@@ -83,7 +95,7 @@ class Rows(Dataset):
 
 def test_the_trainer_of_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
-    found = []
+    found, verdicts = [], {}
 
     class Robust(transformers.Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -92,6 +104,9 @@ def test_the_trainer_of_transformers(tmp_path):
     class Evaluation(transformers.TrainerCallback):
         def on_epoch_end(self, args, state, control, model=None, **rest):
             found.append(robust(model))
+
+        def on_train_end(self, args, state, control, model=None, **rest):
+            verdicts.update(audited(model))
 
     model = net()
     before = robust(model)
@@ -107,4 +122,5 @@ def test_the_trainer_of_transformers(tmp_path):
         disable_tqdm=True,
     )
     Robust(model, arguments, train_dataset=Rows(), callbacks=[Evaluation()]).train()
+    assert verdicts["gradient flow"] == "pass"
     assert len(found) == 8 and found[-1] > before + 0.2

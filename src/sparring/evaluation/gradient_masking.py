@@ -6,26 +6,31 @@ proof.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
 from ..attacks.threats import L1, L2, Linf
+from ..attacks.threats import threat as threat_named
 from ..core.errors import UserError, need_seed
 from ..core.gate import FEW, alone, as_taken, check_model, check_taken
 from ..core.modes import eval_mode, frozen, full_precision
-from ..core.types import TensorData, Threat, pixels
+from ..core.types import Threat, pixels
 from ..core.validation import check_data
+from ..data.given import labelled_data
 from ..records.results import Finding
 from .audit_checks import CHECKS, optimisation_inside, output, train_mode, transfer
 from .audit_context import AuditBudget, AuditContext
+from .named import within_of
 from .verifier import MutationCheck, Verifier
 
 
 def audit(
     model: nn.Module,
-    data: TensorData,
-    threat: Threat,
+    data: Any,
+    threat: Threat | str | None = None,
     *,
+    eps: float | str | None = None,
     surrogate: nn.Module | None = None,
     budget: AuditBudget = AuditBudget(),  # noqa: B008
     seed: int = 0,
@@ -38,8 +43,9 @@ def audit(
 
     Args:
         model: Any module that gives logits.
-        data: Images `[N, C, H, W]` in [0, 1] (or bytes) with labels `[N]`.
-        threat: The set that attacks search: `Linf`, `L2` or `L1`.
+        data: Images in [0, 1] (or bytes) with labels, in any form that `evaluate` takes; a few hundred are enough.
+        threat: The set that attacks search: `Linf`, `L2` or `L1`, or text such as "l2:0.5".
+        eps: Radius in Linf, as 0.03 or "8/255", in the place of `threat`.
         surrogate: Another model, adversarial examples of which are transferred to this one; by default a small network
             that is trained on the model's own answers.
         budget: Steps, queries and samples of the checks.
@@ -50,7 +56,7 @@ def audit(
         A finding for each check. If the logits cannot be used, only those of the first three checks.
 
     Raises:
-        UserError: For bad data, a set other than these three balls, or a model that gets no example right.
+        UserError: For bad data, no set or one other than these three balls, or a model that gets no example right.
 
     References:
         Carlini et al.: https://arxiv.org/abs/1902.06705.
@@ -58,10 +64,15 @@ def audit(
         Tramèr et al.: https://arxiv.org/abs/2002.08347.
     """
     check_model(model)
+    data = labelled_data(data, "audit")[:]
     check_data(data, "audit")
     need_seed(seed)
-    if not isinstance(threat, Linf | L2 | L1):
-        raise UserError(f"an audit is defined for Linf, L2 and L1, not for {threat!r}")
+    within = within_of(eps, threat)
+    if within is None:
+        raise UserError("an audit needs eps, the radius of the perturbations: give it, as eps='8/255'")
+    ball = threat_named(within) if isinstance(within, str) else within
+    if not isinstance(ball, Linf | L2 | L1):
+        raise UserError(f"an audit is defined for Linf, L2 and L1, not for {ball!r}")
     found = [train_mode(model)]
     with alone(model, *([] if surrogate is None else [surrogate])), full_precision(), eval_mode(model), frozen(model):
         for each in (model, *([] if surrogate is None else [surrogate])):
@@ -75,7 +86,7 @@ def audit(
         right = data[verdict.right]
         if not len(right):
             raise UserError("the model gets none of these images right: there is no robustness to audit")
-        case = AuditContext(model, pixels(right.x), right.y, threat, budget, seed)
+        case = AuditContext(model, pixels(right.x), right.y, ball, budget, seed)
         for check in CHECKS:
             on_check(check.__name__.replace("_", " "))
             found.append(check(case))
