@@ -1,5 +1,6 @@
 """A model, data, a method and recipes of the user's own, from the shell."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +11,23 @@ import torch
 import yaml
 from helpers import bits, stop_at
 
-from sparring import UserError, fit
+from sparring import FGSM, PGD, Linf, UserError, fit
+from sparring.attacks import NFGSM
+from sparring.cli import listing, structure
 from sparring.cli import run as shell
-from sparring.cli import structure
 from sparring.cli.new import written
 from sparring.cli.structure import Structure, changed, model_named, own_recipe, recipe_of_config, taken
 from sparring.core import foreign
 from sparring.core.public_names import CALLS
+from sparring.core.schedules import Cosine, Linear, MultiStep
+from sparring.data.named import _KNOWN
 from sparring.objectives import TRADES
 from sparring.recipes import find
 from sparring.runs.external_models import LIBRARIES
 from sparring.runs.methods import METHODS
+from sparring.runs.parts import ATTACKS, OPTIMIZERS, SCHEDULES
 from sparring.training import Interrupted
+from sparring.training.optimizers import Adam, AdamW
 
 pytestmark = pytest.mark.slow
 
@@ -167,6 +173,70 @@ def test_the_help_names_what_there_is():
     assert (parts.model, parts.eps, rest) == ("a:b", None, ["--lr", "0.1", "--eps", "1"])
     with pytest.raises(UserError, match="--model is missing"):
         own_recipe(Structure())
+
+
+def test_attack_optimiser_and_schedule_are_exchanged(here):
+    base = find("fashion_pgd")()
+    threat = base.method.attack.threat
+    parts = {"attack": "pgd:steps=20", "optimizer": "adamw:weight_decay=0.05", "schedule": "cosine:peak=0.02"}
+    new = changed(base, Structure(**parts))
+    assert new.method == replace(base.method, attack=PGD(threat, 20, threat.eps / 4))
+    assert new.optimizer == AdamW(weight_decay=0.05)
+    assert new.lr == Cosine(0.02)
+    assert (new.selection, new.evaluation) == (base.selection, base.evaluation), "they judge as before"
+    kept = changed(base, Structure(attack="n_fgsm", schedule="multi-step"))
+    assert kept.method.attack == NFGSM(threat)
+    assert kept.lr == MultiStep(base.lr.peak, (base.epochs / 2, 3 * base.epochs / 4))
+    assert changed(base, Structure(schedule="constant")).lr == base.lr.peak
+    whole = own_recipe(
+        Structure(model="own_parts.py:build", data="npz:own.npz", eps="0.1", attack="fgsm", optimizer="adam")
+    )
+    assert (whole.method.attack, whole.optimizer) == (FGSM(Linf(0.1)), Adam())
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (Structure(attack="pdg"), "no attack 'pdg': did you mean pgd"),
+        (Structure(attack="pgd:step=3"), "pgd has no option 'step': did you mean steps"),
+        (Structure(optimizer="adamm"), "no optimizer 'adamm': did you mean adam"),
+        (Structure(optimizer="sgd:momentun=1"), "sgd has no option 'momentun': did you mean momentum"),
+        (Structure(schedule="cosin"), "no schedule 'cosin': did you mean cosine"),
+        (Structure(attack="fgsm", method="free"), "the method of the recipe, Free, has no attack to exchange"),
+    ],
+)
+def test_a_part_that_is_not_there_gets_a_sentence(here, parts, message):
+    with pytest.raises(UserError, match=message):
+        changed(find("quickstart")(), parts)
+
+
+def test_the_largest_rate_must_be_known(here):
+    recipe = replace(find("quickstart")(), lr=Linear(((0, 0.1), (5, 0.0))))
+    with pytest.raises(UserError, match=r"largest learning rate is not known: name it, as cosine:peak=0\.1"):
+        changed(recipe, Structure(schedule="cosine"))
+    assert changed(recipe, Structure(schedule="cosine:peak=0.3")).lr == Cosine(0.3)
+
+
+@pytest.mark.parametrize("what", ["recipes", "methods", "attacks", "optimizers", "schedules", "models", "data"])
+def test_what_there_is_is_listed(what, capsys):
+    assert shell(["list", what, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found and all(text and not text.endswith("no data).") for text in found.values())
+    assert shell(["list", what]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in found)
+    if what == "recipes":
+        assert out.startswith("on small data, for two cores:\n  ")
+        assert "we have not trained these to their end:\n  cifar10_rn18_pgd " in out
+
+
+def test_lists_agree_with_what_is_taken(capsys):
+    assert shell(["list", "everything"]) == 2
+    assert "no list of 'everything'" in capsys.readouterr().err
+    assert structure.ATTACKS.split(", ") == list(ATTACKS)
+    assert structure.OPTIMIZERS.split(", ") == list(OPTIMIZERS)
+    assert structure.SCHEDULES.split(", ") == list(SCHEDULES)
+    assert set(listing._DATA) == {"npz", *_KNOWN}
 
 
 def test_a_new_method_is_a_file_that_trains_resumes_and_stands_in_a_study(here, capsys):

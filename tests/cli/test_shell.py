@@ -71,7 +71,7 @@ def test_help_answers_in_under_a_second():
 def test_list_names_every_recipe_with_what_it_is(capsys):
     assert run(["list"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"^quickstart +PGD-AT of a small CNN", out, re.MULTILINE)
+    assert re.search(r"^  quickstart +PGD-AT of a small CNN", out, re.MULTILINE)
     assert run(["list", "--json"]) == 0
     assert "fashion_pgd" in json.loads(capsys.readouterr().out)
 

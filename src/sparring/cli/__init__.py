@@ -17,7 +17,7 @@ usage: sparring COMMAND ...
 Train image classifiers against an adversary, and measure how robust they are.
 
 commands:
-  list                           list the recipes
+  list [WHAT]                    list the recipes, or methods, attacks, optimizers, schedules, models, data
   show RECIPE                    show a recipe with all its fields
   train RECIPE [--out DIR]       train a recipe, or continue an unfinished run
   evaluate TARGET                clean and robust accuracy, per attack, with intervals
@@ -37,7 +37,7 @@ those that report figures also take --json, and then print one JSON object on st
   sparring train fashion_pgd --eps 0.2 --method.attack.steps 10 --seed 1 --out runs/wide"""
 
 _COMMANDS = {
-    "list": "train:list_recipes",
+    "list": "listing:list_known",
     "show": "train:show",
     "train": "train:train",
     "evaluate": "evaluate:evaluate",

@@ -1,4 +1,4 @@
-"""Flags that replace whole parts of a recipe: --config, --model, --data, --method, --threat.
+"""Flags that replace whole parts of a recipe: --config, --model, --data, --method, --attack, --optimizer, ...
 
 They are read before the flags of its fields.
 """
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 METHODS = "standard, pgd, trades, mart, alp, awp, trades-awp, fgsm-rs, n-fgsm, zero-grad, multi-grad, grad-align, free"
 MODELS = "small_cnn, resnet18, preact_resnet18, wide_resnet:depth=28,width=10, ..., timm:NAME, torchvision:NAME"
+ATTACKS = "none, pgd, fgsm, apgd, n-fgsm, zero-grad, multi-grad"
+OPTIMIZERS = "sgd, adam, adamw"
+SCHEDULES = "constant, cosine, multi-step, cyclic, triangle"
 
 HELP = f"""\
   --config FILE       a recipe in a file, as `sparring show RECIPE --yaml` writes it, instead of RECIPE
@@ -25,6 +28,12 @@ HELP = f"""\
   --method METHOD     another method: one of
                       {METHODS}
   --threat THREAT     with --method, another set of perturbations: linf:8/255, l2:0.5 or l1:12
+  --attack ATTACK     another attack in the method: one of
+                      {ATTACKS};
+                      options follow, as in pgd:steps=20
+  --optimizer NAME    another optimiser: {OPTIMIZERS}; options follow, as in adamw:weight_decay=0.05
+  --schedule NAME     another schedule of the learning rate: one of
+                      {SCHEDULES}; options follow, as in cosine:peak=0.05
   --trust MODULE      import this module if a file names it; a file that you name yourself is trusted"""
 
 
@@ -37,6 +46,9 @@ class Structure:
     data: str | None = None
     method: str | None = None
     threat: str | None = None
+    attack: str | None = None
+    optimizer: str | None = None
+    schedule: str | None = None
     eps: str | None = None
 
     def __bool__(self) -> bool:
@@ -87,9 +99,10 @@ def own_recipe(parts: Structure) -> "Recipe":
     if parts.model is None or parts.data is None:
         missing = "--model" if parts.model is None else "--data"
         raise UserError(f"{missing} is missing: name a RECIPE to change, or both --model and --data")
-    return recipe_for(
+    recipe = recipe_for(
         model_named(parts.model), parts.data, method=parts.method or "pgd", eps=parts.eps, threat=parts.threat
     )
+    return _with_parts(recipe, parts)
 
 
 def changed(recipe: "Recipe", parts: Structure) -> "Recipe":
@@ -102,20 +115,40 @@ def changed(recipe: "Recipe", parts: Structure) -> "Recipe":
         recipe = replace(recipe, data=source_of(parts.data))
     if parts.method is None and parts.threat is not None:
         raise UserError("--threat changes a recipe only together with --method; --eps changes that of the recipe")
-    return recipe if parts.method is None else _with_method(recipe, parts.method, parts.threat)
+    if parts.method is not None:
+        recipe = _with_method(recipe, parts.method, parts.threat)
+    return _with_parts(recipe, parts)
+
+
+def _with_parts(recipe: "Recipe", parts: Structure) -> "Recipe":
+    """Return the recipe with the attack, the optimiser and the schedule that are named."""
+    from ..runs.parts import with_attack, with_optimizer, with_schedule
+
+    if parts.attack is not None:
+        recipe = with_attack(recipe, parts.attack, _threat_of(recipe, parts.threat))
+    if parts.optimizer is not None:
+        recipe = with_optimizer(recipe, parts.optimizer)
+    return recipe if parts.schedule is None else with_schedule(recipe, parts.schedule)
+
+
+def _threat_of(recipe: "Recipe", given: str | None) -> Any:
+    """Return the set of perturbations that is given, or else that of the recipe's evaluation."""
+    from ..attacks.threats import threat
+    from ..evaluation import threat_of
+
+    within = threat(given) if given else threat_of(dict(recipe.evaluation.adversaries))
+    if within is None:
+        raise UserError("the recipe has no set of perturbations: name one, as --threat linf:8/255")
+    return within
 
 
 def _with_method(recipe: "Recipe", method: str, given: str | None) -> "Recipe":
     """Return the recipe with another method, and with another set of perturbations if one is given."""
-    from ..attacks.threats import threat
-    from ..evaluation import threat_of
     from ..runs.methods import method_named
     from ..runs.own import selection_and_evaluation
     from ..training.updates import OptimizerStep
 
-    within: Any = threat(given) if given else threat_of(dict(recipe.evaluation.adversaries))
-    if within is None:
-        raise UserError("the recipe has no set of perturbations: name one, as --threat linf:8/255")
+    within = _threat_of(recipe, given)
     steps = getattr(getattr(recipe.method, "attack", None), "steps", 10)
     plain = OptimizerStep(max_norm=getattr(recipe.update, "max_norm", None))
     found = replace(recipe, **{"update": plain, **method_named(method, within, steps)})

@@ -1,4 +1,4 @@
-"""The commands `sparring list`, `show` and `train`."""
+"""The commands `sparring show` and `sparring train`."""
 
 import inspect
 import shlex
@@ -16,19 +16,6 @@ from .structure import HELP, Structure, changed, own_recipe, recipe_of_config, t
 if TYPE_CHECKING:
     from ..records.run_folder import RunFolder
     from ..runs.recipe import Recipe
-
-
-def list_recipes(args: list[str]) -> int:
-    only(args, "usage: sparring list [--json]\n\nLists the recipes, one per line.", "--json")
-    from ..recipes import entries
-
-    found = entries()
-    if "--json" in args:
-        print_json({name: entry.summary for name, entry in found.items()})
-    else:
-        width = max(map(len, found))
-        say("\n".join(f"{name:{width}}  {entry.summary}" for name, entry in found.items()))
-    return 0
 
 
 def show(args: list[str]) -> int:

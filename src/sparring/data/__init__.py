@@ -4,6 +4,7 @@ from .adapt import ClassSubset, InvertedImages, Resized, Rotated
 from .alterations import Alteration, DifficultySubset, LabelNoise, PixelNoise, TrainingSet, altered
 from .augment import Augment, Crop, Cutout, Flip, Grey, Jitter, ResizedCrop
 from .batches import Batches, hold_out
+from .libraries import HubData, TorchvisionData
 from .named import load_test, source_of
 from .sources import (
     CIFAR10,
@@ -40,6 +41,7 @@ __all__ = [
     "FashionMNIST",
     "Flip",
     "Grey",
+    "HubData",
     "ImageFolder",
     "ImageStream",
     "InvertedImages",
@@ -51,6 +53,7 @@ __all__ = [
     "Rotated",
     "Source",
     "Subset",
+    "TorchvisionData",
     "TrainingSet",
     "altered",
     "hold_out",

@@ -67,11 +67,15 @@ class CentralSquare:
             raise UserError(f"interpolation = {self.interpolation!r} is neither bilinear nor bicubic")
 
     def centre(self, path: Path) -> Array:
+        with opened(path) as image:
+            return self.of(image)
+
+    def of(self, image: "Image") -> Array:
+        """Return a picture that is decoded already, cut and resized."""
         from PIL import Image, ImageOps
 
         smooth = Image.Resampling[self.interpolation.upper()]
-        with opened(path) as image:
-            square = ImageOps.fit(image.convert("RGB"), (self.size, self.size), smooth, bleed=(1 - self.share) / 2)
+        square = ImageOps.fit(image.convert("RGB"), (self.size, self.size), smooth, bleed=(1 - self.share) / 2)
         return np.asarray(square).transpose(2, 0, 1)
 
     def chance(self, path: Path, rng: np.random.Generator) -> Array:

@@ -9,6 +9,7 @@ from ..core.errors import UserError, nearest
 from ..core.types import TensorData
 from . import adapt, sources
 from .arrays import MOST_CLASSES, channels_first, class_numbers, labelled, own_arrays
+from .libraries import HubData, TorchvisionData
 from .looks import CentralSquare
 
 _KNOWN: dict[str, Any] = {
@@ -16,12 +17,15 @@ _KNOWN: dict[str, Any] = {
     "cifar100": sources.CIFAR100,
     "digits": sources.Digits,
     "folder": sources.ImageFolder,
+    "hf": HubData,
     "fashion_mnist": sources.FashionMNIST,
     "kmnist": sources.KMNIST,
     "mnist": sources.MNIST,
     "stl10": sources.STL10,
     "svhn": sources.SVHN,
+    "torchvision": TorchvisionData,
 }
+_OF_PICTURES = (sources.ImageFolder, HubData, TorchvisionData)
 _CHANGE = re.compile(r"\+(?=(?:rotated|inverted|size=[^+/]*|classes=[^+/]*)(?:\+|$))")  # a path may contain a plus, too
 
 
@@ -33,7 +37,8 @@ def source_of(spec: str, cut: CentralSquare | None = None) -> sources.Source:
     pictures in a folder are cut to their central square, others are stretched.
 
     Args:
-        spec: name such as `fashion_mnist`, `cifar10:DIR`, `folder:DIR` or `npz:FILE`, with any number of changes.
+        spec: name such as `fashion_mnist`, `cifar10:DIR`, `folder:DIR`, `npz:FILE`, `torchvision:GTSRB` or
+            `hf:org/name`, with any number of changes.
         cut: how pictures in a folder are cut, unless the name changes their size; None for the default.
 
     Returns:
@@ -56,8 +61,12 @@ def source_of(spec: str, cut: CentralSquare | None = None) -> sources.Source:
             raise UserError(f"{first!r}: a + is followed by rotated, inverted, size=224, or classes=0-4")
         raise UserError(f"no data called {first!r}: {nearest(name, ['npz:FILE', *_KNOWN])}")
     make: Any = sources.NPZ if name == "npz" else _KNOWN[name]
-    source: sources.Source = make(where) if where or name == "npz" else make()
-    if cut is not None and isinstance(source, sources.ImageFolder):
+    if name in ("hf", "torchvision") and not where:
+        example = "hf:org/name" if name == "hf" else "torchvision:GTSRB"
+        raise UserError(f"{name} needs the name of a data set: write {example}")
+    parts = where.split(":", 1) if name == "torchvision" else [where]
+    source: sources.Source = make(*parts) if where or name == "npz" else make()
+    if cut is not None and isinstance(source, _OF_PICTURES):
         source = replace(source, size=cut.size, share=cut.share, interpolation=cut.interpolation)
     for change in changes:
         source = _changed(source, change)
@@ -69,7 +78,7 @@ def _changed(source: sources.Source, change: str) -> sources.Source:
     if word == "size":
         if not value.isdecimal():
             raise UserError(f"a size is a number of pixels, as +size=224, not {value!r}")
-        if isinstance(source, sources.ImageFolder | sources.ImageStream):
+        if isinstance(source, (*_OF_PICTURES, sources.ImageStream)):
             return replace(source, size=int(value))
         return adapt.Resized(source, None, int(value), int(value))
     if word == "classes":

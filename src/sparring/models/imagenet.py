@@ -10,9 +10,9 @@ from typing import Literal, get_args
 from torch import nn
 
 from ..core.errors import UserError, nearest
+from ..core.optional import library
 from ..core.types import Classifier
 from .classifier import Normalize
-from .libraries import library
 from .swap import swap_activation
 
 BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -144,4 +144,4 @@ def _classifier(body: nn.Module, head: nn.Module, activation: str, shape: tuple[
 
 
 def _timm(name: str) -> ModuleType:
-    return library(f"timm.models.{name}", "imagenet")
+    return library(f"timm.models.{name}", "imagenet", "this model")

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..core.errors import UserError, nearest
+from ..core.optional import first_line, library
 from ..core.types import Classifier
 from .classifier import Normalize
 
@@ -75,7 +76,7 @@ def timm_model(
         UserError: If timm cannot be imported, has no such model, cannot load its weights, or cannot build it for these
             images.
     """
-    timm = library("timm", "imagenet")
+    timm = library("timm", "imagenet", "this model")
     if not timm.is_model(name.partition(".")[0]):
         raise UserError(f"timm has no model {name!r}: {nearest(name, timm.list_models())}")
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
@@ -116,7 +117,7 @@ def torchvision_model(
         UserError: If torchvision cannot be imported, has no such classifier, cannot load its weights, or cannot build
             it for these images.
     """
-    vision = library("torchvision.models", "imagenet")
+    vision = library("torchvision.models", "imagenet", "this model")
     known = vision.list_models(module=vision)
     if name not in known:
         raise UserError(f"torchvision has no classifier {name!r}: {nearest(name, known)}")
@@ -161,17 +162,17 @@ def hub_file(name: str, file: str) -> Path:
     repository, _, revision = name.partition("@")
     if repository.count("/") != 1:
         raise UserError(f"{name!r} names no model of the Hub: write hub:ORGANISATION/NAME, or with @COMMIT behind it")
-    hub = library("huggingface_hub", "hub")
+    hub = library("huggingface_hub", "hub", "this model")
     try:
         return Path(hub.hf_hub_download(repository, file, revision=revision or None))
     except Exception as error:  # it raises errors of many kinds, of its own and of its transport
-        raise UserError(f"{file} of hub:{repository} cannot be had ({_line(error)})") from error
+        raise UserError(f"{file} of hub:{repository} cannot be had ({first_line(error)})") from error
 
 
 def _from_config(config: Mapping[str, Any], weights: Path, what: str) -> nn.Module:
     import safetensors.torch
 
-    timm = library("timm", "imagenet")
+    timm = library("timm", "imagenet", "this model")
     architecture, given = config["architecture"], config.get("pretrained_cfg", {})
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise UserError(f"{what} is a {architecture}, which timm does not know: update timm")
@@ -180,7 +181,7 @@ def _from_config(config: Mapping[str, Any], weights: Path, what: str) -> nn.Modu
     try:
         model.load_state_dict(safetensors.torch.load_file(weights))
     except RuntimeError as error:
-        raise UserError(f"the weights of {what} do not fit a {architecture}: {_line(error)}") from error
+        raise UserError(f"the weights of {what} do not fit a {architecture}: {first_line(error)}") from error
     found = importlib.import_module("timm.data").resolve_model_data_config(model)
     return _classifier(model, _of_timm(found), tuple(found["input_size"]), None).eval()
 
@@ -202,7 +203,7 @@ def _classifier(model: nn.Module, wanted: Preprocessing, shape: Shape, normalize
         found = nn.Sequential(scaled, model)
     except (RuntimeError, ValueError, AssertionError) as error:
         sizes = "x".join(map(str, shape))
-        raise UserError(f"{type(model).__name__} does not take images of {sizes} ({_line(error)})") from error
+        raise UserError(f"{type(model).__name__} does not take images of {sizes} ({first_line(error)})") from error
     else:
         assert isinstance(found, Classifier)
         found.normalize = scaled
@@ -231,24 +232,4 @@ def _made(make: Callable[[], nn.Module], what: str) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # libraries and their transports raise errors of many kinds
-        raise UserError(f"{what} cannot be made ({_line(error)})") from error
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}"
-
-
-def library(name: str, extra: str) -> ModuleType:
-    """Import an optional library; raise `UserError` that names the extra to install if that fails."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(
-            f"this model comes from {name.partition('.')[0]}, which cannot be imported ({_line(error)}): pip install "
-            f"'sparring[{extra}]'"
-        ) from error
-    except RuntimeError as error:  # a torchvision built for another torch fails like this
-        raise UserError(
-            f"{name.partition('.')[0]} is installed, but torchvision does not load with torch {torch.__version__} "
-            f"({_line(error)}): install the torchvision that belongs to it"
-        ) from error
+        raise UserError(f"{what} cannot be made ({first_line(error)})") from error

@@ -22,9 +22,10 @@ class Entry:
     Args:
         name: Name of the recipe.
         module: Name of the module of this package that holds it.
-        summary: First line of its docstring.
+        summary: First line of its docstring, without the mark of a recipe that was not tested.
         text: The whole docstring.
         origin: Name of the package that registers the recipe.
+        tested: False for a recipe that we could not train to its end.
     """
 
     name: str
@@ -32,6 +33,10 @@ class Entry:
     summary: str
     text: str
     origin: str = "sparring"
+    tested: bool = True
+
+
+_UNTESTED = " (untested here: no data)"
 
 
 def entries() -> dict[str, Entry]:
@@ -45,7 +50,9 @@ def entries() -> dict[str, Entry]:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and node.returns and ast.unparse(node.returns) == "Recipe":
                 text = inspect.cleandoc(ast.get_docstring(node) or "")
-                found[node.name] = Entry(node.name, path.stem, text.split("\n")[0], text)
+                first = text.split("\n")[0]
+                tested = _UNTESTED not in first
+                found[node.name] = Entry(node.name, path.stem, first.replace(_UNTESTED, ""), text, tested=tested)
     ours = {name: entry for name, entry in found.items() if not name.startswith("_")}
     for name, point in foreign.plugins("recipes").items():
         package = point.dist.name if point.dist is not None else point.module

@@ -5,15 +5,14 @@ that fails is named in a warning, and the run goes on without it.
 """
 
 import contextlib
-import importlib
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 from ..core.errors import UserError, nearest
+from ..core.optional import first_line, library
 from ..records.run_folder import RunFolder
 
 PROJECT = "sparring"
@@ -48,7 +47,7 @@ class TensorBoard:
     """Writes TensorBoard events to the folder `tensorboard` of the run."""
 
     def begin(self, run: RunFolder, step: int) -> None:
-        found = _library("torch.utils.tensorboard", "tensorboard")
+        found = library("torch.utils.tensorboard", "tensorboard", "this tracker")
         self._writer = found.SummaryWriter(str(run.tensorboard), purge_step=step + 1)
         if step == 0:
             self._writer.add_text("recipe", _as_text(run.recipe()))
@@ -75,7 +74,7 @@ class WandB:
     """Shows a run in Weights & Biases, as the environment says: WANDB_MODE=offline needs no account."""
 
     def begin(self, run: RunFolder, step: int) -> None:
-        self._library = _library("wandb", "wandb")
+        self._library = library("wandb", "wandb", "this tracker")
         known = run.tracked().get("wandb") or uuid.uuid4().hex[:8]
         self._run = self._library.init(
             project=PROJECT, name=run.path.name, id=known, resume="allow", config=run.recipe() or {}
@@ -99,8 +98,7 @@ class MLflow:
     """Shows a run in MLflow, where MLFLOW_TRACKING_URI says."""
 
     def begin(self, run: RunFolder, step: int) -> None:
-        library = _library("mlflow", "mlflow")
-        self._client = library.MlflowClient()
+        self._client = library("mlflow", "mlflow", "this tracker").MlflowClient()
         known = run.tracked().get("mlflow")
         if known is None:
             name = PROJECT
@@ -133,7 +131,7 @@ class Trackio:
     """Shows a run in trackio."""
 
     def begin(self, run: RunFolder, step: int) -> None:
-        self._library = _library("trackio", "trackio")
+        self._library = library("trackio", "trackio", "this tracker")
         known = run.tracked().get("trackio")
         name = known or f"{run.path.name}-{uuid.uuid4().hex[:6]}"
         resume = "never" if known is None else "allow"
@@ -179,7 +177,7 @@ def tracked(track: Track, run: RunFolder, step: int) -> Iterator["Together"]:
                 raise
             except Exception as error:  # of the tracker's library, or of the network
                 raise UserError(
-                    f"{type(tracker).__name__} cannot begin ({type(error).__name__}: {error!s:.200}): leave it out, or "
+                    f"{type(tracker).__name__} cannot begin ({first_line(error)}): leave it out, or "
                     "set it up as its own documentation says"
                 ) from error
             begun.append(tracker)
@@ -218,8 +216,7 @@ class Together:
             except Exception as error:  # of the tracker's library, or of the network
                 self._trackers.remove(tracker)
                 warnings.warn(
-                    f"{type(tracker).__name__} failed ({type(error).__name__}: {error!s:.200}): the run goes on "
-                    "without it",
+                    f"{type(tracker).__name__} failed ({first_line(error)}): the run goes on without it",
                     stacklevel=3,
                 )
 
@@ -228,13 +225,6 @@ def _named(name: str) -> Tracker:
     if name not in TRACKERS:
         raise UserError(f"no tracker {name!r}: {nearest(name, TRACKERS)}")
     return TRACKERS[name]()
-
-
-def _library(name: str, extra: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"{extra} is not installed: pip install 'sparring[{extra}]'") from error
 
 
 def _as_text(values: Mapping[str, Any] | None) -> str:
