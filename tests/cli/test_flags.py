@@ -1,13 +1,18 @@
+import re
 from dataclasses import dataclass, replace
 
 import pytest
 
 from sparring import EMA, L1, PGD, TRADES, Benign, Build, Linf, Method, Worst
 from sparring.attacks import Split
+from sparring.cli import flags
+from sparring.cli import run as shell
 from sparring.cli.flags import parameters, parse
 from sparring.core.schedules import Cosine
 from sparring.models import preact_resnet18
+from sparring.recipes import PARAMETERS, entries, find
 from sparring.recipes.cifar10 import cifar10_rn18_pgd
+from sparring.runs.recipe import Recipe
 from sparring.training import AdamW
 
 
@@ -135,3 +140,31 @@ def test_parameters_of_a_function_are_flags_of_their_own(recipe):
 def test_a_schedule_in_place_of_another_has_its_own_flags(recipe):
     _, new, _ = read(replace(recipe, lr=Cosine(0.1)), "--lr.final", "0.01")
     assert new.lr == Cosine(0.1, 0.01)
+
+
+def test_every_flag_of_every_recipe_is_described():
+    def undescribed(value, about, path):
+        for name, (part, hint) in flags._parts(value).items():
+            if flags._scalar(part, hint) is not None:
+                if not about.get(name) and not isinstance(value, tuple):
+                    yield f"{path}.{name}"
+            else:
+                thing = part.function if isinstance(part, Build) else type(part)
+                yield from undescribed(part, flags._described(thing), f"{path}.{name}")
+
+    missing = []
+    for name, entry in entries().items():
+        make = find(name)
+        missing += undescribed(make(), flags._described(Recipe), name)
+        known = {**PARAMETERS, **flags._arguments(entry.text)}
+        missing += [f"{name}: {each}" for each in flags.parameters(make) if each not in known]
+    assert not missing
+
+
+def test_the_help_describes_fields_and_parameters(capsys):
+    with pytest.raises(SystemExit):
+        shell(["train", "quickstart", "--help"])
+    told = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    assert "--epochs INT Number of epochs. (default: 30)" in told
+    assert "--eps FLOAT Radius of the perturbations in training, selection and evaluation" in told
+    assert "This flag turns it off." in told

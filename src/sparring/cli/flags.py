@@ -6,11 +6,13 @@ back.
 """
 
 import dataclasses
+import functools
 import inspect
 import types
 from collections.abc import Callable, Container, Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import docstring_parser
 import tyro
 
 from ..core.errors import UserError
@@ -38,15 +40,17 @@ def parse(
     prog: str,
     description: str,
     fields: Container[str] | None = None,
+    about: Mapping[str, str] = types.MappingProxyType({}),
 ) -> tuple[Options, T, dict[str, Any]]:
     """Parse `args` as flags for the fields of `options`, for `fields` of `value` (None: all) and for `extra` scalars.
 
     Returns the options, the changed value and the changed extras. Prints help or an error and exits as command-line
-    programs do.
+    programs do. `about` describes flags that no docstring describes.
     """
     parts = {**{name: (each, type(each)) for name, each in extra.items()}, **_parts(value)}
     parts = {name: part for name, part in parts.items() if fields is None or name in fields}
-    mirror = _mirror("Options", parts, description, (options,))
+    known = {**about, **_described(type(value)), **_arguments(description)}
+    mirror = _mirror("Options", parts, description, known, (options,))
     parsed = tyro.cli(mirror, args=args, prog=prog, description=description, config=(tyro.conf.FlagCreatePairsOff,))
     return parsed, _restore(value, parsed), {name: getattr(parsed, name) for name in extra}
 
@@ -72,19 +76,39 @@ def _parts(value: Any) -> dict[str, tuple[Any, Any]]:
     return {}
 
 
-def _mirror(name: str, parts: Mapping[str, tuple[Any, Any]], doc: str, bases: tuple[type, ...] = ()) -> Any:
-    """Make a dataclass with a field for each scalar of a value, and a nested dataclass for each part with scalars."""
+def _mirror(
+    name: str, parts: Mapping[str, tuple[Any, Any]], doc: str, about: Mapping[str, str], bases: tuple[type, ...] = ()
+) -> Any:
+    """Make a dataclass with a field for each scalar of a value, and a nested dataclass for each part with scalars.
+
+    `about` describes the fields by name.
+    """
     fields: list[Any] = []
     for part, (value, hint) in parts.items():
         kind = _scalar(value, hint)
         if kind is not None:
-            fields.append((_field(part), kind, dataclasses.field(default=value)))
+            text = about.get(part, "")
+            told = f"{text} This flag turns it off." if value is True and text else text
+            described = Annotated[kind, tyro.conf.arg(help=told)] if told else kind
+            fields.append((_field(part), described, dataclasses.field(default=value)))
         elif inner := _parts(value):
-            nested: Any = _mirror(type(value).__name__, inner, _summary(value))
+            documented = value.function if isinstance(value, Build) else type(value)
+            nested: Any = _mirror(type(value).__name__, inner, _summary(value), _described(documented))
             if dataclasses.fields(nested):
                 named = Annotated[nested, tyro.conf.arg(name=part)]
                 fields.append((_field(part), named, dataclasses.field(default_factory=nested)))
     return dataclasses.make_dataclass(name, fields, bases=bases, frozen=True, namespace={"__doc__": doc})
+
+
+def _described(thing: Any) -> Mapping[str, str]:
+    """Return the descriptions of the arguments of a function or class, by name, from its docstring."""
+    return _arguments(inspect.cleandoc(thing.__doc__ or ""))
+
+
+@functools.cache
+def _arguments(text: str) -> Mapping[str, str]:
+    found = docstring_parser.parse(text, docstring_parser.DocstringStyle.GOOGLE).params
+    return {each.arg_name: " ".join((each.description or "").split()) for each in found}
 
 
 def _summary(value: Any) -> str:

@@ -144,6 +144,7 @@ def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe, str]":
         make, text, name = partial(recipe_of_config, path), f"The recipe of {path}.", path.stem
     else:
         make, text, name = partial(own_recipe, parts), "A model and data of your own.", _short(parts)
+    from ..recipes import PARAMETERS
     from ..runs.recipe import Recipe
     from .flags import parameters, parse
 
@@ -155,7 +156,7 @@ def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe, str]":
             recipe = changed(recipe, parts)
         elif parts.config:
             recipe = changed(recipe, replace(parts, config=None))
-        return parse(_TrainOptions, recipe, first, rest, f"sparring train {name}", text)
+        return parse(_TrainOptions, recipe, first, rest, f"sparring train {name}", text, about=PARAMETERS)
 
     first = {} if isinstance(make, partial) else parameters(make)
     options, recipe, wanted = parsed(first)

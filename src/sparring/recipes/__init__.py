@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 from ..core import foreign
 from ..core.errors import UserError, nearest
+from ._parameters import PARAMETERS
 
 if TYPE_CHECKING:
     from ..runs.recipe import Recipe
+
+__all__ = ["PARAMETERS", "Entry", "entries", "find"]
 
 
 @dataclass(frozen=True, slots=True)
