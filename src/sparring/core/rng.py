@@ -13,6 +13,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from .devices import finest
+
 
 class PerExample:
     """A separate stream of random numbers for each example.
@@ -43,12 +45,14 @@ class PerExample:
         return some
 
     def uniform(self, size: int) -> Tensor:
-        """Return numbers in [0, 1) with 53 random bits, `[B, size]`, float64."""
+        """Return numbers in [0, 1), `[B, size]`: with 53 random bits in float64, or with 24 in float32."""
         counts = self._counts[self._rows]
         self._counts[self._rows] += 1
         place = torch.arange(size, device=counts.device) * _STRIDE
         bits = _mixed(_mixed(self._keys[self._rows] + counts * _STRIDE)[:, None] + place)
-        return _shifted(bits, 11).double() * 2.0**-53
+        kind = finest(bits.device)
+        count = 53 if kind == torch.float64 else 24  # what the type can hold
+        return _shifted(bits, 64 - count).to(kind) * 2.0**-count
 
 
 Rng: TypeAlias = torch.Generator | PerExample
@@ -87,7 +91,7 @@ def uniform(like: Tensor, rng: Rng, low: float = 0.0, high: float = 1.0) -> Tens
 def normal(like: Tensor, rng: Rng) -> Tensor:
     """Draws standard normal numbers.
 
-    With `PerExample` they are made by the Box-Muller method in double precision.
+    With `PerExample` they are made by the Box-Muller method, in float64 where the device has it.
 
     Args:
         like: Tensor `[B, ...]` that gives the shape, type and device.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..attacks.compose import keep_worst
 from ..attacks.losses import CE, EOT, Margin, TargetedDLR, microbatched
 from ..attacks.threats import L1, L2, Linf, ScaledThreat
+from ..core.devices import finest
 from ..core.errors import UserError, need_seed, need_whole
 from ..core.gate import alone, check_examples
 from ..core.modes import ComposedMode, eval_mode, frozen, named
@@ -296,7 +297,7 @@ def beyond(threat: Threat, z: Tensor, x: Tensor) -> Tensor:
     A user's own set need not be a ball (only some pixels may change, say): points that its projection moves are
     outside.
     """
-    outside = threat.norm((z - x).double()) > threat.eps * (1 + ROUNDING) + ROUNDING / 10
+    outside = threat.norm((z - x).to(finest(x.device))) > threat.eps * (1 + ROUNDING) + ROUNDING / 10
     if isinstance(threat, Linf | L2 | L1):
         return outside
     return outside | ((threat.project(z, x) - z).flatten(1).abs().amax(1) > MOVED)

@@ -191,8 +191,14 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _mark(tensor: Tensor) -> tuple[float, ...]:
-    """Two sums that show a change of a tensor; torch's version counter misses some changes. NaN equals itself here."""
+def _mark(tensor: Tensor) -> tuple[int, ...]:
+    """Two sums of the bits of a tensor, which show a change; torch's version counter misses some changes."""
     with torch.no_grad():
-        wide = tensor.double() if tensor.is_floating_point() else tensor.long()
-        return tuple(float(total.nan_to_num(nan=0.5)) for total in (wide.sum().double(), wide.abs().sum().double()))
+        plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        bits = plain.contiguous().view(_BITS[plain.dtype.itemsize]) if plain.is_floating_point() else plain
+        whole = bits.long()
+        return int(whole.sum()), int(((whole ^ (whole >> 7)) * _ODD).sum())
+
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_ODD = 0x9E3779B1  # sums of products with it wrap around, and so depend on high bits, too

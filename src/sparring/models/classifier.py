@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..core.devices import finest
 from ..core.types import LabelledData, TensorData, pixels
 
 
@@ -36,7 +37,8 @@ class Normalize(nn.Module):
         Returns:
             The layer; standard deviations are at least 1e-6.
         """
-        x = pixels(data[: 10_000 if isinstance(data, TensorData) else 1000].x).double()
+        x = pixels(data[: 10_000 if isinstance(data, TensorData) else 1000].x)
+        x = x.to(finest(x.device))
         return cls(x.mean((0, 2, 3)).tolist(), x.std((0, 2, 3)).clamp_min(1e-6).tolist())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.devices import finest
 from ..core.errors import UserError
 from ..core.rng import make_rng
 
@@ -46,7 +47,9 @@ def linear_probe(
     Raises:
         UserError: If the features are not finite.
     """
-    z = features.detach().flatten(1).double()
+    fine = finest(features.device) == torch.float64
+    z = features.detach().flatten(1).to("cpu" if not fine else features.device).double()
+    y = y.to(z.device)
     if not bool(z.isfinite().all()):
         raise UserError("the features for a linear probe are NaN or infinite: the encoder has diverged")
     mean, spread = z.mean(0), z.std(0)
@@ -56,8 +59,9 @@ def linear_probe(
     bias = torch.zeros(num_classes, dtype=z.dtype, device=z.device, requires_grad=True)
     if start is not None:
         with torch.no_grad():
-            weight.copy_(start.weight * spread)
-            bias.copy_(start.bias + start.weight.double() @ mean)
+            given = start.weight.to(z.device)
+            weight.copy_(given * spread)
+            bias.copy_(start.bias.to(z.device) + given.double() @ mean)
     backend = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:

@@ -4,6 +4,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ..attacks.losses import SquaredDistance
+from ..core.devices import finest
 from ..core.errors import UserError
 from ..core.modes import eval_mode
 from ..core.schedules import Ramp
@@ -65,8 +66,9 @@ class TemporalEnsembling(Regularizer):
             return
         with eval_mode(ctx.lens.model):
             p = ctx.lens.logits(ctx.batch.x).softmax(1)
-        same = (index[:, None] == index).double()  # an image may be in a batch several times, as views
-        mean = (same @ p.double() / same.sum(1, keepdim=True)).float()
+        kind = finest(p.device)
+        same = (index[:, None] == index).to(kind)  # an image may be in a batch several times, as views
+        mean = (same @ p.to(kind) / same.sum(1, keepdim=True)).float()
         bank[index] = self.decay * bank[index] + (1 - self.decay) * mean
 
     def inner_term(self, ctx: Context) -> PerExampleLoss | None:
