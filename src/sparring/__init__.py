@@ -6,4 +6,12 @@ is immediate.
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":  # read only when it is asked for, since that takes longer than the rest
+        from importlib.metadata import version
+
+        return version(__name__)
+    return _attribute(name)

@@ -82,3 +82,5 @@ from .training import OptimizerStep as OptimizerStep
 from .training import State as State
 from .training import TrainingLoop as TrainingLoop
 from .training import train_step as train_step
+
+__version__: str

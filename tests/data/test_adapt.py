@@ -101,6 +101,8 @@ def test_names_say_what_is_done(tmp_path):
     assert len(load_test("digits+classes=3,4")) < 100
     for name, message in (
         ("digit", "no data called 'digit': did you mean digits"),
+        ("mine.npz", r"no data called 'mine\.npz': did you mean npz:mine\.npz\?"),
+        (str(tmp_path), f"did you mean folder:{tmp_path}"),
         ("digits+turned", r"'digits\+turned': a \+ is followed by rotated, inverted"),
         ("digits+classes=4-0", r"classes are numbers, as \+classes=0-4"),
         ("digits+classes=1-2-9", r"classes are numbers, as \+classes=0-4"),

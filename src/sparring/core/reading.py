@@ -171,7 +171,11 @@ def _conform_parts(value: object, hint: Any, origin: Any, arguments: tuple[Any, 
 def _unlike(value: object, hint: Any, where: str) -> str:
     whole = getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
     wanted = re.sub(r"(?:\w+\.)+(\w+)", r"\1", whole)  # without the modules
-    return f"{where} is {' '.join(repr(value).split()):.60}, wanted is {wanted}"
+    shown = " ".join(repr(value).split())
+    return f"{where} is {shown if len(shown) <= _LONGEST else f'a {type(value).__name__}'}, wanted is {wanted}"
+
+
+_LONGEST = 60  # letters of a value in a message; of a longer one only the type is said
 
 
 def read_arrays(path: Path, remedy: str, *needed: str) -> dict[str, Array]:

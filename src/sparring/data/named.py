@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..core import foreign
@@ -59,7 +60,7 @@ def source_of(spec: str, cut: CentralSquare | None = None) -> sources.Source:
         known, plus, _ = name.partition("+")
         if plus and known in _KNOWN:
             raise UserError(f"{first!r}: a + is followed by rotated, inverted, size=224, or classes=0-4")
-        raise UserError(f"no data called {first!r}: {nearest(name, ['npz:FILE', *_KNOWN])}")
+        raise UserError(f"no data called {first!r}: {_meant(first) or nearest(name, ['npz:FILE', *_KNOWN])}")
     make: Any = sources.NPZ if name == "npz" else _KNOWN[name]
     if name in ("hf", "torchvision") and not where:
         example = "hf:org/name" if name == "hf" else "torchvision:GTSRB"
@@ -71,6 +72,13 @@ def source_of(spec: str, cut: CentralSquare | None = None) -> sources.Source:
     for change in changes:
         source = _changed(source, change)
     return source
+
+
+def _meant(spec: str) -> str | None:
+    """Return what was probably meant by the path of a file or folder without a kind."""
+    if spec.endswith(".npz"):
+        return f"did you mean npz:{spec}?"
+    return f"did you mean folder:{spec}?" if Path(spec).is_dir() else None
 
 
 def _changed(source: sources.Source, change: str) -> sources.Source:
