@@ -34,6 +34,8 @@ from sparring.objectives.grad_align import GradAlign
 from sparring.training import SGD
 from sparring.training.updates import AWP, OptimizerStep
 
+pytestmark = pytest.mark.slow
+
 SIDE, N = 8, 12
 THREAT = Linf("8/255")
 BACKEND = AcceleratedCopy("fp32", "off")

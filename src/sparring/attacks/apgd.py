@@ -101,9 +101,10 @@ def _climb(loss: PerExampleLoss, path: _Search, steps: int, checks: frozenset[in
     out, rows = path.best.clone(), torch.arange(len(path.z), device=path.z.device)
     z, fooled = path.z, path.first_fooled
     for step in range(steps + 1):
-        if leaving and fooled is not None and bool(fooled.any()):
-            out[rows[fooled]] = z[fooled]
-            rows, loss, path = rows[~fooled], loss[~fooled], path[~fooled]
+        if leaving and fooled is not None and len(gone := fooled.nonzero()[:, 0]):
+            stay = (~fooled).nonzero()[:, 0]
+            out[rows[gone]] = z[gone]
+            rows, loss, path = rows[stay], loss[stay], path[stay]
         if step == steps or not len(rows):
             break
         if step in checks:

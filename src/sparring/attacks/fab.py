@@ -16,6 +16,7 @@ from .threats import L1, L2, Linf
 
 _TINY = 1e-12
 _NEWTON = 50
+_SELDOM = 4  # steps of Newton's method after which a GPU is asked whether all are done; mostly two are enough
 _FAR = 1e30
 
 
@@ -88,10 +89,10 @@ class FAB:
             z = self._step(bounds, near, z)
             with torch.no_grad():
                 fooled = _fooled(bounds, z)
-            found.keep(rows[fooled], z[fooled], self.threat.norm(z - near)[fooled])
+            found.keep(rows, fooled, z, self.threat.norm(z - near))
             z = (near + self.beta * (z - near)).where(each(fooled, z), z)
-            going = found.norm[rows] > leave_at
-            if not bool(going.all()):
+            going = (found.norm[rows] > leave_at).nonzero()[:, 0]  # the one place where a step waits for a GPU
+            if len(going) < len(rows):
                 rows, near, z, bounds = rows[going], near[going], z[going], bounds[going]
                 if not len(rows):
                     break
@@ -131,7 +132,7 @@ class FAB:
             middle = inner + share * (outer - inner)
             value, fooled = loss(middle)
             fooled = torch.zeros_like(value, dtype=torch.bool) if fooled is None else fooled
-            found.keep(rows[fooled], middle[fooled], self.threat.norm(middle - x[rows])[fooled])
+            found.keep(rows, fooled, middle, self.threat.norm(middle - x[rows]))
             beyond = each(fooled, x)
             outer, inner = middle.where(beyond, outer), inner.where(beyond, middle)
             low = torch.where(fooled, low, value)
@@ -174,12 +175,13 @@ def _newton(size: Tensor, rate: Tensor | None, room: Tensor, need: Tensor) -> Te
     """
     gain = size if rate is None else size * rate
     t = need / gain.sum(1, keepdim=True).clamp_min(_TINY)
-    for _ in range(_NEWTON):
+    every = 1 if size.is_cpu else _SELDOM
+    for step in range(_NEWTON):
         reach = t if rate is None else t * rate
         free = (room - reach).clamp_min_(0).sign_()
         lack = need - (size * torch.minimum(reach, room)).sum(1, keepdim=True)
         slope = free.mul_(gain).sum(1, keepdim=True)
-        if not bool((lack > 1e-6 * need).logical_and_(slope > 0).any()):
+        if step % every == every - 1 and not bool((lack > 1e-6 * need).logical_and_(slope > 0).any()):
             break
         t = t + lack.clamp_min(0) / slope.clamp_min(_TINY)
     t = t.masked_fill((slope <= 0) & (lack > 0), _FAR)

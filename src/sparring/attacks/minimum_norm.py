@@ -31,10 +31,15 @@ class NearestAdversarial(NamedTuple):
         """Return the state before any fooling point is found."""
         return cls(x.clone(), torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device))
 
-    def keep(self, rows: Tensor, points: Tensor, norm: Tensor) -> None:
-        """Store, in place, those `points` that are nearer than the known points of `rows`."""
-        nearer = norm < self.norm[rows]
-        self.points[rows[nearer]], self.norm[rows[nearer]] = points[nearer], norm[nearer]
+    def keep(self, rows: Tensor | slice, fooled: Tensor, points: Tensor, norm: Tensor) -> None:
+        """Store, in place, those `points` of `rows` that are `fooled` and nearer than the known ones.
+
+        Nothing is chosen by a mask: a GPU would have to tell the processor how many there are, which waits.
+        """
+        known = self.norm[rows]
+        nearer = fooled & (norm < known)
+        self.points[rows] = points.where(each(nearer, points), self.points[rows])
+        self.norm[rows] = norm.where(nearer, known)
 
 
 class MinimumNormAttack(Protocol):
@@ -78,7 +83,7 @@ class DDN:
     def closest(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> NearestAdversarial:
         del rng
         x = x.detach()
-        found, rows = NearestAdversarial.none(x), torch.arange(len(x), device=x.device)
+        found = NearestAdversarial.none(x)
         ball = L2(math.sqrt(x[0].numel()))
         delta = torch.zeros_like(x)
         radius = torch.full((len(x),), self.first_radius, dtype=x.dtype, device=x.device)
@@ -86,7 +91,7 @@ class DDN:
             z = (x + delta).clamp_(0, 1)
             seen = value_and_grad(loss, z)
             fooled = _need_fooled(loss, seen.fooled)
-            found.keep(rows[fooled], z[fooled], ball.norm(z - x)[fooled])
+            found.keep(slice(None), fooled, z, ball.norm(z - x))
             length = 0.01 + 0.99 * (1 + math.cos(math.pi * step / self.steps)) / 2
             delta = (z - x) + length * ball.ascent(seen.grad)
             radius = radius * torch.where(fooled, 1 - self.gamma, 1 + self.gamma)
@@ -141,7 +146,7 @@ class CWL2:
 
     def _descend(self, loss: PerExampleLoss, x: Tensor, c: Tensor, found: NearestAdversarial) -> Tensor:
         """Minimise once for the constants `c`, and return True where an example was fooled at any step."""
-        ever, rows = torch.zeros_like(c, dtype=torch.bool), torch.arange(len(x), device=x.device)
+        ever = torch.zeros_like(c, dtype=torch.bool)
         hidden = torch.atanh((2 * x - 1) * (1 - 1e-6)).requires_grad_()
         adam = torch.optim.Adam([hidden], lr=self.lr)
         for _ in range(self.steps):
@@ -151,7 +156,7 @@ class CWL2:
             fooled = _need_fooled(loss, seen.fooled)
             ever = ever | fooled
             norm = delta.detach().flatten(1).norm(dim=1)
-            found.keep(rows[fooled], z.detach()[fooled], norm[fooled])
+            found.keep(slice(None), fooled, z.detach(), norm)
             uphill = seen.grad * each(c * (seen.value < 0), x)
             hidden.grad = None
             (hidden.grad,) = torch.autograd.grad((delta.square() - uphill * z).sum(), hidden)

@@ -198,8 +198,9 @@ class PGD:
                     f"{named(loss.loss if isinstance(loss, WholeBatch) else loss)} does not: leave patience out"
                 )
             met = met | fooled
-            going = ~met | (spent < patience)
-            rows, met, spent, grad = rows[going], met[going], spent[going], grad[going]
+            going = (~met | (spent < patience)).nonzero()[:, 0]  # one wait for a GPU, where each mask would be one
+            if len(going) < len(rows):
+                rows, met, spent, grad = rows[going], met[going], spent[going], grad[going]
             if not len(rows):
                 break
             out[rows] = self._move(x[rows], out[rows], grad, size)

@@ -64,9 +64,9 @@ class Square:
         value, fooled = loss(z)
         numbers = x[:, :0]
         for query in range(self.queries):
-            if fooled is not None and bool(fooled.any()):
-                out[rows[fooled]] = z[fooled]
-                stay = ~fooled
+            if fooled is not None and len(gone := fooled.nonzero()[:, 0]):
+                out[rows[gone]] = z[gone]
+                stay = (~fooled).nonzero()[:, 0]
                 rows, x, z, value, numbers, loss = rows[stay], x[stay], z[stay], value[stay], numbers[stay], loss[stay]
             if not len(rows):
                 break

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from ..attacks import DDN, FAB, MinimumNormAttack, NearestAdversarial
@@ -51,8 +50,8 @@ class MinimumNorm(Dividing):
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         found = NearestAdversarial.none(x)
-        rows = torch.arange(len(x), device=x.device)
         with eval_mode(model), frozen(model):
             for attack in self.attacks:
-                found.keep(rows, *attack.closest(microbatched(Margin(model.__call__, y), self.at_once), x, rng))
+                points, norm = attack.closest(microbatched(Margin(model.__call__, y), self.at_once), x, rng)
+                found.keep(slice(None), norm.isfinite(), points, norm)
         return found.points

@@ -166,7 +166,7 @@ class MutationCheck:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.modes = {name: module.training for name, module in model.named_modules()}
-        self.tensors = {name: _mark(tensor) for name, tensor in _tensors(model).items()}
+        self.tensors = _marks(model)
 
     def check(self) -> None:
         """Raise `UserError` with the name of the module that changed, if any did. It reads every weight once."""
@@ -174,8 +174,8 @@ class MutationCheck:
         for name, training in self.modes.items():
             if modules[name].training != training:
                 raise UserError(f"the model sets the mode of {_called(name, modules)} in its forward: {_ADVICE}")
-        for name, tensor in _tensors(self.model).items():
-            if _mark(tensor) != self.tensors.get(name):
+        for name, mark in _marks(self.model).items():
+            if mark != self.tensors.get(name):
                 owner, _, last = name.rpartition(".")
                 raise UserError(f"the model changes {last} of {_called(owner, modules)} in its forward: {_ADVICE}")
 
@@ -191,13 +191,24 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _mark(tensor: Tensor) -> tuple[int, ...]:
+def _marks(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the marks of all parameters and buffers, read from each device at once."""
+    marks = {name: _mark(tensor) for name, tensor in _tensors(model).items()}
+    found: dict[str, tuple[int, ...]] = {}
+    for device in dict.fromkeys(mark.device for mark in marks.values()):
+        names = [name for name, mark in marks.items() if mark.device == device]
+        values = torch.stack([marks[name] for name in names]).tolist()
+        found |= {name: tuple(value) for name, value in zip(names, values, strict=True)}
+    return found
+
+
+def _mark(tensor: Tensor) -> Tensor:
     """Two sums of the bits of a tensor, which show a change; torch's version counter misses some changes."""
     with torch.no_grad():
         plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
         bits = plain.contiguous().view(_BITS[plain.dtype.itemsize]) if plain.is_floating_point() else plain
         whole = bits.long()
-        return int(whole.sum()), int(((whole ^ (whole >> 7)) * _ODD).sum())
+        return torch.stack([whole.sum(), ((whole ^ (whole >> 7)) * _ODD).sum()])
 
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -54,13 +54,9 @@ class GradAlign(Regularizer):
         with statistics_kept(ctx.lens.model):
             here = _gradient(ctx, x, twice=False)
             there = _gradient(ctx, near, twice=True)
-        has_gradient = (here != 0).any(1) & (there.detach() != 0).any(1)
+        rows = ((here != 0).any(1) & (there.detach() != 0).any(1)).nonzero()[:, 0]
         # a gradient of 0 has no direction; where every row has such a gradient, the misalignment is 0
-        cosine = (
-            F.cosine_similarity(here[has_gradient], there[has_gradient], dim=1).mean()
-            if has_gradient.any()
-            else there.sum() * 0 + 1
-        )
+        cosine = F.cosine_similarity(here[rows], there[rows], dim=1).mean() if len(rows) else there.sum() * 0 + 1
         return {"misalignment": self.weight * (1 - cosine)}
 
 

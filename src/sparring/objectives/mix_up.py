@@ -40,7 +40,7 @@ class MixUp(Objective):
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         chance, y = seed_of_step(ctx.progress.step), ctx.batch.y
         share = float(np.random.default_rng(chance).beta(self.alpha, self.alpha))
-        other = torch.randperm(len(y), generator=make_rng(chance)).to(y.device)
+        other = torch.randperm(len(y), generator=make_rng(chance, y.device), device=y.device)
         logits = ctx.lens.logits(share * x_adv + (1 - share) * x_adv[other])
         both = share * F.cross_entropy(logits, y) + (1 - share) * F.cross_entropy(logits, y[other])
         return {"ce_mixed": both}
