@@ -477,7 +477,7 @@ def test_a_sigkill_loses_nothing(tmp_path):
         from sparring.records.run_folder import write_evaluated
         attack = WhiteBox(Square(Linf(0.004), 3000), Margin)
         state = {str(tmp_path / "state")!r}
-        found = evaluate(toy_net().eval(), toy_data(16), {{"a": attack}}, batch_size=2, state=state)
+        found = evaluate(toy_net().eval(), toy_data(40), {{"a": attack}}, batch_size=2, state=state)
         write_evaluated(Path({str(tmp_path / "done.npz")!r}), found)
     """
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
@@ -493,7 +493,7 @@ def test_a_sigkill_loses_nothing(tmp_path):
     assert all((tmp_path / "state" / name).read_bytes() == content for name, content in before.items())
     with np.load(tmp_path / "done.npz") as held:
         found = held["robust/a"]
-    whole = evaluate(toy_net().eval(), toy_data(16), {"a": WhiteBox(Square(Linf(0.004), 3000), Margin)})
+    whole = evaluate(toy_net().eval(), toy_data(40), {"a": WhiteBox(Square(Linf(0.004), 3000), Margin)})
     assert np.array_equal(found, whole.robust["a"])
 
 

@@ -361,6 +361,13 @@ def test_checkpoints_are_written_within_epochs_if_asked_for(tiny, tmp_path):
     assert {"step-000000002", "step-000000004"} <= {path.name for path in seen}
 
 
+def test_a_signal_after_the_last_step_stops_what_comes_next(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("sparring.runs.fit.plot_learning_curve", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        fit(replace(tiny, epochs=1), tmp_path)
+    assert RunFolder(tmp_path).finished()
+
+
 def test_tensorboard_events_are_written_if_asked_for(tiny, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -363,9 +363,11 @@ class Stop:
 
     Args:
         asked: True once a stop is requested.
+        signal: The signal that requested it.
     """
 
     asked: bool = False
+    signal: int | None = None
 
 
 def _stops() -> list[signal.Signals]:
@@ -379,7 +381,8 @@ def _stops() -> list[signal.Signals]:
 def stopping() -> Iterator[Stop]:
     """Context in which Ctrl-C, SIGTERM and the end of a terminal request a stop.
 
-    A second signal raises `KeyboardInterrupt`. Under nohup, the end of a terminal remains ignored. Outside the main
+    A second signal raises `KeyboardInterrupt`. One after the last step is delivered again when the context ends, so
+    that whatever comes next does not begin. Under nohup, the end of a terminal remains ignored. Outside the main
     thread no signal is handled.
 
     Yields:
@@ -390,7 +393,7 @@ def stopping() -> Iterator[Stop]:
     def ask(number: int, frame: types.FrameType | None) -> None:
         if stop.asked:
             raise KeyboardInterrupt
-        stop.asked = True
+        stop.asked, stop.signal = True, number
 
     try:
         before = {number: signal.signal(number, ask) for number in _stops()}
@@ -401,3 +404,5 @@ def stopping() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if stop.signal is not None:  # it came after the last step, which nobody has noticed
+        signal.raise_signal(stop.signal)
