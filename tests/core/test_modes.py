@@ -1,3 +1,8 @@
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import toy_data, toy_net
@@ -194,3 +199,50 @@ def test_a_method_trains_with_smooth_gradients_in_either_place(attacker, update)
 
     assert not torch.equal(step(attacker, update), step(False, False))
     assert torch.equal(step(attacker, update), step(attacker, update))
+
+
+def _new():
+    backends = torch.backends
+    places = (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul)
+    return [place.fp32_precision for place in places]
+
+
+def _old():
+    found = []
+    for read in (torch.get_float32_matmul_precision, lambda: torch.backends.cudnn.allow_tf32):
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append("mixed")
+    return found
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "pass",
+        "torch.set_float32_matmul_precision('high')",
+        "torch.backends.cudnn.allow_tf32 = False",
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+        "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+        "torch.backends.mkldnn.conv.fp32_precision = 'bf16'",
+    ],
+)
+def test_full_precision_can_be_read_by_both_interfaces_whatever_the_user_has_set(setting):
+    """In a process of its own, since torch has no way back from mixed settings."""
+    code = f"""
+        import sys
+        sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
+        import torch
+        from test_modes import _new, _old
+        from sparring.core.modes import full_precision
+        {setting}
+        before = _new(), _old()
+        for _ in range(2):
+            with full_precision():
+                assert _new() == ["ieee"] * 4, _new()
+                assert _old() == ["highest", False], _old()
+        assert _new() == before[0], (before, _new())
+        assert _old() == before[1], (before, _old())
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)

@@ -1,9 +1,9 @@
 """Temporary changes to a model: its mode, batch norm statistics, gradients. Each is undone, even after an exception."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,6 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from .types import ModelMode
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -154,7 +156,8 @@ def named(view: ModelMode) -> str:
 def full_precision() -> Generator[None]:
     """Computes float32 convolutions and matrix products in full float32 precision.
 
-    This holds even if the user allows faster formats: TF32, or bf16 on a CPU.
+    This holds even if the user allows faster formats: TF32, or bf16 on a CPU. Both interfaces of torch are set, so that
+    either can be read inside: where they disagree, reading raises, and inductor reads the older one when it compiles.
 
     Yields:
         Nothing. On exit the settings of torch are restored.
@@ -169,13 +172,29 @@ def full_precision() -> Generator[None]:
         backends.mkldnn.matmul,
     )
     before = [place.fp32_precision for place in places]
+    products = _read(torch.get_float32_matmul_precision)
+    convolutions = _read(lambda: torch.backends.cudnn.allow_tf32)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     for place in places:
         place.fp32_precision = "ieee"
     try:
         yield
     finally:
+        if products is not None:
+            torch.set_float32_matmul_precision(products)
+        if convolutions is not None:
+            torch.backends.cudnn.allow_tf32 = convolutions
         for place, was in zip(places, before, strict=True):
             place.fp32_precision = was
+
+
+def _read(setting: Callable[[], T]) -> T | None:
+    """Return a setting of torch's older interface; None where the user has set the newer one to something else."""
+    try:
+        return setting()
+    except RuntimeError:
+        return None
 
 
 def mode_matters(model: nn.Module) -> str | None:
