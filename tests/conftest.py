@@ -5,10 +5,13 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start, too: two threads on a busy core are much slower
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("SPARRING_TEST_CUDA", "")  # exactness is promised on the CPU
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from sparring import PGD, CrossEntropy, Linf, Method, TensorData, WhiteBox, make_rng
@@ -23,6 +26,43 @@ torch.set_num_threads(1)
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, default=30, help="cases of each fuzzer; `make fuzz` takes many more")
     parser.addoption("--fuzz-seed", type=int, default=0, help="decides the cases")
+
+
+_DRAWING = [False]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def undrawn() -> "Iterator[None]":
+    """The pictures of runs are a dot: drawing them took a tenth of all tests. Tests about pictures ask for `drawn`."""
+    import sparring.runs.fit
+    import sparring.runs.load
+
+    def dot(draw: Any) -> Any:
+        def drawing(*args: Any) -> None:
+            if _DRAWING[-1]:
+                draw(*args)
+            else:
+                Image.new("L", (1, 1)).save(args[-1])
+
+        return drawing
+
+    places = (
+        (sparring.runs.fit, "plot_learning_curve"),
+        (sparring.runs.load, "plot_adversarial_examples"),
+        (sparring.runs.load, "plot_robustness_curve"),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in places:
+            patch.setattr(module, name, dot(getattr(module, name)))
+        yield
+
+
+@pytest.fixture
+def drawn() -> "Iterator[None]":
+    """The pictures of runs are drawn."""
+    _DRAWING.append(True)
+    yield
+    _DRAWING.pop()
 
 
 @pytest.fixture

@@ -393,7 +393,7 @@ def test_tensorboard_loses_no_point_to_an_interruption(tiny, tmp_path):
 # -- evaluation of what a run left
 
 
-def test_a_run_is_evaluated_best_and_last_per_example(tiny, tmp_path):
+def test_a_run_is_evaluated_best_and_last_per_example(drawn, tiny, tmp_path):
     recipe = replace(tiny, batch_size=32, epochs=8, model=Build(small_cnn, width=8))
     run = fit(recipe, tmp_path)
     tables = {which: found.table() for which, found in evaluate_run(run, recipe).items()}
