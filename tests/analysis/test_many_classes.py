@@ -104,3 +104,21 @@ def test_an_estimator_without_gradients_of_images_knows_no_effective_information
     assert found.plain()["figures"]["prediction: trace"]["images"] == TESTS
     assert set(found.estimates) == {"from batches"}
     assert "effective information" in measured(net(), "sampled", jacobian_examples=2).values
+
+
+def test_attention_is_differentiated_twice():
+    """The fused kernels of attention have no second derivative."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.head = nn.Linear(4, 12), nn.Linear(16, CLASSES)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x[:, 0]).chunk(3, -1)
+            z = nn.functional.scaled_dot_product_attention(*(each[:, None] for each in (q, k, v)))
+            return self.head(z.flatten(1))
+
+    torch.manual_seed(0)
+    found = measured(Attention().eval(), "batch")
+    assert found.values["representation: trace"].min() > 0

@@ -94,7 +94,7 @@ def test_a_recipe_of_ones_own_is_shown_and_trained(here, capsys):
     assert shell(["show", "own_parts.py:tiny"]) == 0
     assert "A recipe of my own." in capsys.readouterr().out
     assert shell(["train", "own_parts.py:tiny", "--eps", "0.2", "--evaluation.examples", "9"]) == 0
-    assert "runs/tiny: trained 20 steps" in capsys.readouterr().out
+    assert "runs/own_parts-tiny: trained 20 steps" in capsys.readouterr().out
 
 
 def test_a_recipe_goes_through_a_file_and_back(here, capsys):
@@ -173,6 +173,21 @@ def test_the_help_names_what_there_is():
     assert (parts.model, parts.eps, rest) == ("a:b", None, ["--lr", "0.1", "--eps", "1"])
     with pytest.raises(UserError, match="--model is missing"):
         own_recipe(Structure())
+
+
+def test_a_method_of_ones_own_is_named_as_a_model_is(here, capsys):
+    (here / "mine.py").write_text(
+        "from sparring import MART, PGD, CrossEntropy, Method\n\n\nclass Mine(MART):\n    pass\n\n\n"
+        "def short(threat, steps):\n    return Method(PGD(threat, 1), CrossEntropy())\n"
+    )
+    base = find("fashion_pgd")()
+    new = changed(base, Structure(method="mine.py:Mine"))
+    assert type(new.method.objective).__name__ == "Mine"
+    assert new.method.attack.threat == base.method.attack.threat
+    assert changed(base, Structure(method="mine.py:short")).method.attack.steps == 1
+    assert shell([*OWN, "--method", "mine.py:Mine", "--eps", "0.1", "--epochs", "1", "--model.width", "2"]) == 0
+    assert "runs/build-mine-Mine: trained" in capsys.readouterr().out
+    sys.modules.pop("mine", None)
 
 
 def test_attack_optimiser_and_schedule_are_exchanged(here):

@@ -33,6 +33,7 @@ from sparring.data import (
 )
 from sparring.data.files import Remote, locate
 from sparring.data.formats import read_idx
+from sparring.data.pictures import mixed_order
 
 # -- files in the official formats, made here
 
@@ -133,7 +134,7 @@ def test_own_arrays_are_read_in_every_usual_layout(tmp_path, layout):
     assert len(train.classes) == len(test.classes) == 4
 
 
-def test_image_folders_give_squares_in_the_order_of_their_names(tmp_path):
+def test_image_folders_give_squares_and_test_pictures_in_a_mixed_order(tmp_path):
     for part in ("train", "test"):
         for i, name in enumerate(("cat", "dog")):
             (tmp_path / part / name).mkdir(parents=True)
@@ -142,7 +143,8 @@ def test_image_folders_give_squares_in_the_order_of_their_names(tmp_path):
     train, test = ImageFolder(str(tmp_path), size=16).load()
     assert train.x.shape == (4, 3, 16, 16)
     assert train.classes == ("cat", "dog")
-    assert train.y.tolist() == test.y.tolist() == [0, 0, 1, 1]
+    assert train.y.tolist() == sorted(test.y.tolist()) == [0, 0, 1, 1]
+    assert torch.equal(test.y, train.y[mixed_order(4)])
     assert train.x[2, :, 8, 8].tolist() == [200, 0, 0]
     assert train.x[1, :, 8, 8].tolist() == [7, 7, 7]
 

@@ -10,7 +10,8 @@ from sparring import TensorData, UserError
 from sparring.core.types import pixels
 from sparring.data import load_test
 from sparring.models import Normalize, preact_resnet18, small_cnn
-from sparring.runs.external_models import _ARCHITECTURES, _value, fitting, imported_model, named_model, normalized
+from sparring.models.classifier import normalized
+from sparring.runs.external_models import _ARCHITECTURES, _value, fitting, imported_model, named_model
 
 pytestmark = pytest.mark.slow
 

@@ -45,9 +45,15 @@ class _Options:
     """Add this version of AutoAttack to the attacks of the recipe; rand is for randomised models."""
     min_norm: bool = False
     """Add minimum-norm attacks, for robustness-curve.png and hardest-examples.png (needs a folder)."""
+    attack: tuple[str, ...] = ()
+    """Attacks instead of those of the recipe: fgsm, pgd, pgd-50-10, apgd, square, autoattack, ..."""
     threat: str | None = None
-    """Threat of AutoAttack and of the minimum-norm attacks: linf:8/255, l2:0.5 or l1:12. By default the threat of the
-    recipe. Given alone, it adds AutoAttack."""
+    """Threat of --attack, AutoAttack and the minimum-norm attacks: linf:8/255, l2:0.5 or l1:12. By default the threat
+    of the recipe. Given alone, it adds AutoAttack."""
+    eps: str | None = None
+    """Radius in Linf, such as 8/255, instead of --threat."""
+    weights: Literal["both", "best", "last"] = "both"
+    """Weights of a run to evaluate."""
     keep_images: bool = False
     """Keep all adversarial images with the per-example results."""
     out: str | None = None
@@ -95,6 +101,9 @@ class _ForeignOptions(ForeignOptions, _Options): ...
 
 def evaluate(args: list[str]) -> int:
     target, rest = argument(args, "TARGET", _EVALUATE)
+    if {"-h", "--help"} & set(rest) and not _is_known(target):
+        say(_EVALUATE)
+        return 0
     from ..acceleration import tune_process
     from . import console
 
@@ -118,6 +127,16 @@ def evaluate(args: list[str]) -> int:
     if out is not None:
         _say_where(Path(out))
     return 0
+
+
+def _is_known(target: str) -> bool:
+    """Return False for a run whose recipe cannot be read, as it names code that is not trusted."""
+    from ..runs.load import recipe_of
+
+    try:
+        return not Path(target).exists() or recipe_of(Path(target)) is not None
+    except UserError:
+        return False
 
 
 def _plain(evaluated: "EvaluationResult") -> dict[str, object]:
@@ -160,7 +179,8 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
     if path.is_dir() and options.out:
         raise UserError(f"the results of a run are written to its folder, {path}: leave out --out")
     if path.is_dir():
-        found = evaluate_run(RunFolder(path), recipe, track=options.track, **common)  # type: ignore[arg-type]
+        which = ("best", "last") if options.weights == "both" else (options.weights,)
+        found = evaluate_run(RunFolder(path), recipe, which=which, track=options.track, **common)  # type: ignore[arg-type]
     else:
         out = RunFolder(options.out) if options.out else None
         found = {"weights": evaluate_weights(path, recipe, out=out, **common)}  # type: ignore[arg-type]
@@ -188,18 +208,20 @@ def _chosen(path: Path, args: list[str]) -> "tuple[_Options, Recipe]":
 
 def _with_more(evaluation: "Evaluation", options: _Options) -> "Evaluation":
     """Return the evaluation of the recipe, with the attacks that the flags add."""
-    if options.autoattack is None and not options.min_norm:
-        if options.threat is None:
+    if options.autoattack is None and not options.min_norm and not options.attack:
+        if options.threat is None and options.eps is None:
             return evaluation
         options = replace(options, autoattack="standard")
     threat = _threat(options, evaluation)
-    return replace(evaluation, adversaries={**evaluation.adversaries, **_added(options, threat)})
+    own = {} if options.attack else evaluation.adversaries
+    return replace(evaluation, adversaries={**own, **_added(options, threat)})
 
 
 def _added(options: _Options, threat: "Threat") -> "dict[str, Adversary]":
     from ..evaluation import AutoAttack, MinimumNorm
+    from ..evaluation.named import adversaries_of
 
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = dict(adversaries_of(list(options.attack), threat))
     if options.autoattack is not None:
         more["autoattack"] = AutoAttack(threat, options.autoattack)
     if options.min_norm:
@@ -211,7 +233,10 @@ def _threat(options: _Options, evaluation: "Evaluation | None") -> "Threat":
     from ..attacks.threats import threat
     from ..evaluation import threat_of
 
-    found = threat(options.threat) if options.threat else threat_of(dict(evaluation.adversaries) if evaluation else {})
+    if options.threat and options.eps:
+        raise UserError("--eps is the radius in Linf, and --threat names a set with its own: give one of them")
+    given = options.threat or (f"linf:{options.eps}" if options.eps else None)
+    found = threat(given) if given else threat_of(dict(evaluation.adversaries) if evaluation else {})
     if found is None:
         raise UserError("no recipe or flag gives the threat of the attacks: name one, as --threat linf:8/255")
     return found
@@ -233,6 +258,7 @@ def is_foreign(target: str, args: list[str]) -> bool:
 
 def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Found:
     from ..acceleration import AcceleratedCopy
+    from ..recipes import find
     from ..records.run_folder import RunFolder
     from ..runs.environment import device_of
     from ..runs.load import evaluate_models
@@ -243,10 +269,11 @@ def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Fou
     options, _, _ = parse(_ForeignOptions, None, {}, args, f"sparring evaluate {target}", what)
     check_options(options)
     _check_track(Path(target), options)
-    threat = _threat(options, None)
+    recipe = find(options.recipe)() if options.recipe else None
+    threat = _threat(options, recipe.evaluation if recipe else None)
     device = device_of(options.device)
     model, test = foreign(target, options)
-    version = options.autoattack or "standard"
+    version = options.autoattack if options.attack else options.autoattack or "standard"
     evaluation = Evaluation(_added(replace(options, autoattack=version), threat), options.examples, options.batch_size)
     model, test = model.to(device), test.to(device)
     how = {"target": target, "data": options.data, "threat": repr(threat), "version": version, "seed": options.seed}
@@ -271,19 +298,35 @@ def foreign(target: str, options: ForeignOptions) -> "tuple[nn.Module, TensorDat
     from ..runs.external_models import fitting
 
     like = load_test(options.data) if options.model else None
-    model = foreign_model(target, options, like)
-    return model, fitting(model, like if like is not None else load_test(options.data, cut_for(model)))
+    model = foreign_model(target, options, like, options.seed)
+    test = like if like is not None else load_test(options.data, cut_for(model))
+    found = fitting(model, test)
+    if len(found.classes) > len(test.classes):
+        say(
+            f"note: the model gives {len(found.classes)} classes and the data have {len(test.classes)}: label k is "
+            "compared with output k",
+            sys.stderr,
+        )
+    return model, found
 
 
-def foreign_model(target: str, options: ModelOptions, like: "TensorData | None" = None) -> "nn.Module":
-    """Return the model that a target names; weights of an architecture need images `like` those that it takes."""
-    from ..runs.external_models import imported_model, named_model, normalized
+def foreign_model(target: str, options: ModelOptions, like: "TensorData | None" = None, seed: int = 0) -> "nn.Module":
+    """Return the model that a target names; weights of an architecture need images `like` those that it takes.
 
-    if options.model is not None:
-        assert like is not None
-        model = named_model(options.model, Path(target), like)
-    else:
-        model = imported_model(target)
+    What is not loaded is initialised from the seed.
+    """
+    import torch
+
+    from ..models.classifier import normalized
+    from ..runs.external_models import imported_model, named_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if options.model is not None:
+            assert like is not None
+            model = named_model(options.model, Path(target), like)
+        else:
+            model = imported_model(target)
     if (options.mean is None) != (options.std is None):
         raise UserError("only one of --mean and --std is given: give both or neither")
     if options.mean is not None and options.std is not None:

@@ -25,7 +25,7 @@ HELP = f"""\
                       {MODELS}
                       (timm:NAME,pretrained=True begins with its weights)
   --data DATA         other data: npz:FILE, folder:DIR, cifar10, cifar10:DIR, ...
-  --method METHOD     another method: one of
+  --method METHOD     another method: file.py:Objective, or one of
                       {METHODS}
   --threat THREAT     with --method, another set of perturbations: linf:8/255, l2:0.5 or l1:12
   --attack ATTACK     another attack in the method: one of
@@ -99,9 +99,11 @@ def own_recipe(parts: Structure) -> "Recipe":
     if parts.model is None or parts.data is None:
         missing = "--model" if parts.model is None else "--data"
         raise UserError(f"{missing} is missing: name a RECIPE to change, or both --model and --data")
-    recipe = recipe_for(
-        model_named(parts.model), parts.data, method=parts.method or "pgd", eps=parts.eps, threat=parts.threat
-    )
+    own = parts.method is not None and ":" in parts.method
+    method = "pgd" if own or parts.method is None else parts.method
+    recipe = recipe_for(model_named(parts.model), parts.data, method=method, eps=parts.eps, threat=parts.threat)
+    if own and parts.method is not None:
+        recipe = _with_method(recipe, parts.method, None)
     return _with_parts(recipe, parts)
 
 
@@ -142,16 +144,29 @@ def _threat_of(recipe: "Recipe", given: str | None) -> Any:
     return within
 
 
+def _method_of(spec: str, within: Any, steps: int) -> Any:
+    """Return the method of a name: one of ours, or an objective's class or a function of the user's.
+
+    A function is called with the set of perturbations and the number of steps.
+    """
+    if ":" not in spec:
+        return spec
+    from ..core import foreign
+
+    found = foreign.member(spec, "a method, such as mymethod.py:MyObjective")
+    return found() if isinstance(found, type) else found(within, steps)
+
+
 def _with_method(recipe: "Recipe", method: str, given: str | None) -> "Recipe":
     """Return the recipe with another method, and with another set of perturbations if one is given."""
-    from ..runs.methods import method_named
-    from ..runs.own import selection_and_evaluation
+    from ..runs.own import method_fields, selection_and_evaluation
     from ..training.updates import OptimizerStep
 
     within = _threat_of(recipe, given)
     steps = getattr(getattr(recipe.method, "attack", None), "steps", 10)
     plain = OptimizerStep(max_norm=getattr(recipe.update, "max_norm", None))
-    found = replace(recipe, **{"update": plain, **method_named(method, within, steps)})
+    fields = method_fields(_method_of(method, within, steps), within, steps)
+    found = replace(recipe, **{"update": plain, **fields})
     return replace(found, **selection_and_evaluation(within, steps)) if given else found
 
 

@@ -61,7 +61,8 @@ one that `sparring list` shows, or a function of your own: file.py:function, or 
 
 {HELP}
 
-`sparring train RECIPE --help` shows every other flag: each number of the recipe is one.
+`sparring train RECIPE --help` shows every other flag: each number of the recipe is one, such as --epochs, --batch-size,
+--lr.peak and --method.attack.steps.
 
   sparring train fashion_pgd --method trades --epochs 4
   sparring train --model mymodels.py:build --data npz:mine.npz --method trades --eps 8/255"""
@@ -166,7 +167,7 @@ def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe, str]":
         from ..training.example_history import remembering
 
         recipe = replace(recipe, example_history=remembering(recipe.selection))
-    return options, recipe, name.rpartition(":")[2]
+    return options, recipe, _of_file(name)
 
 
 def _function(name: str) -> "tuple[Callable[..., Recipe], str]":
@@ -181,7 +182,14 @@ def _function(name: str) -> "tuple[Callable[..., Recipe], str]":
 def _short(parts: Structure) -> str:
     """Return a name for the run of a model and data of the user's own."""
     model = (parts.model or "model").rpartition(":")[2]
-    return f"{model}-{parts.method or 'pgd'}"
+    return f"{model}-{_of_file(parts.method or 'pgd')}"
+
+
+def _of_file(name: str) -> str:
+    """Return a name for a run: `half-recipe` for half.py:recipe."""
+    place, _, member = name.rpartition(":")
+    stem = Path(place).name.removesuffix(".py").rpartition(".")[2]
+    return f"{stem}-{member}" if place else member
 
 
 def _trust(run: "RunFolder") -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -195,6 +196,17 @@ def _read(setting: Callable[[], T]) -> T | None:
         return setting()
     except RuntimeError:
         return None
+
+
+@contextmanager
+def twice_differentiable() -> Generator[None]:
+    """Computes attention by its formula: the fused kernels have no second derivative.
+
+    Yields:
+        Nothing. On exit the choice of kernels is restored.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def mode_matters(model: nn.Module) -> str | None:

@@ -42,7 +42,9 @@ class Batches:
         if self.views < 1:
             raise UserError(f"views = {self.views}: a batch must hold every image at least once")
         if not 1 <= self.size <= len(self.data):
-            raise UserError(f"batches of {self.size} do not go with {len(self.data)} training images")
+            raise UserError(
+                f"batches of {self.size} do not go with {len(self.data)} training images: set batch_size (--batch-size)"
+            )
 
     def __len__(self) -> int:
         return len(self.data) // self.size if self.drop_last else math.ceil(len(self.data) / self.size)

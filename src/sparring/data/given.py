@@ -24,7 +24,7 @@ from ..core.types import LabelledData, TensorData
 from ..core.validation import check_data
 from .arrays import channels_first, class_numbers, labelled
 from .dataset_images import DatasetImages, image_and_label, own_random_state
-from .named import source_of
+from .named import load_test, source_of
 from .sources import Source, TrainTest
 
 _WANTED = (
@@ -200,6 +200,30 @@ def as_source(data: object, classes: Sequence[str] | None = None) -> Source:
             raise UserError(f"the test data have {len(test.classes)} classes, the training data {len(train.classes)}")
         return GivenData.of(train, replace(test, classes=train.classes))  # type: ignore[type-var]
     return GivenData.of(labelled_data(data, "data", classes), None)
+
+
+def evaluation_data(data: object, what: str) -> LabelledData:
+    """Reads the images and labels of an evaluation.
+
+    Args:
+        data: Data as `labelled_data` takes them; or the test part of a source, of a name such as `npz:FILE`, or of a
+            pair (training data, test data).
+        what: Name of the data, for messages.
+
+    Returns:
+        The labelled data.
+
+    Raises:
+        UserError: If the data are of another form.
+    """
+    if isinstance(data, str):
+        return load_test(data)
+    if hasattr(data, "load"):
+        found: LabelledData = data.load()[1]
+        return found
+    if isinstance(data, tuple | list) and len(data) == 2 and not _is_arrays(data):
+        return labelled_data(data[1], what)
+    return labelled_data(data, what)
 
 
 def _is_arrays(data: Sequence[object]) -> bool:

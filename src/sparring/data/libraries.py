@@ -16,6 +16,7 @@ from ..core.validation import check_data
 from .arrays import varied
 from .files import cache_folder
 from .looks import CentralSquare, Interpolation
+from .pictures import mixed_order
 from .sources import TrainTest
 
 _PARTS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
@@ -53,7 +54,7 @@ class TorchvisionData:
         cut = CentralSquare(self.size, self.share, self.interpolation)
         classes, what = tuple(map(str, names)), f"torchvision:{self.name}"
         first, second = (_in_memory(data, classes, cut, what) for data in (train, test))
-        return varied(first, self.name), second
+        return varied(first, self.name), second[mixed_order(len(second))]
 
     def _part(self, make: Callable[..., Any], number: int) -> Any:
         """Return a part of the data set. Its class names parts by `train` or by `split`."""
@@ -110,7 +111,7 @@ class HubData:
             _in_memory([(row[image], row[label]) for row in found[part]], classes, cut, f"hf:{self.name}")
             for part in ("train", test)
         )
-        return varied(first, self.name), second
+        return varied(first, self.name), second[mixed_order(len(second))]
 
 
 def _columns(datasets: ModuleType, features: Any, name: str) -> tuple[str, str]:

@@ -202,4 +202,9 @@ def _nth(count: int) -> str:
 
 def mixed(pictures: Pictures) -> Pictures:
     """Return the pictures in a fixed random order, so that the first few are a sample of all classes."""
-    return pictures.part(torch.randperm(len(pictures), generator=make_rng(mixed_seed(0, len(pictures)))))
+    return pictures.part(mixed_order(len(pictures)))
+
+
+def mixed_order(count: int) -> Tensor:
+    """Return a fixed random order of `count` images."""
+    return torch.randperm(count, generator=make_rng(mixed_seed(0, count)))

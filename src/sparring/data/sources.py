@@ -17,7 +17,7 @@ from .files import Remote, locate
 from .folders import class_folders, listed
 from .formats import read_cifar, read_idx, read_names, read_stl10, read_svhn
 from .looks import CentralSquare, Centre, Interpolation, RandomWindow
-from .pictures import Pictures, Unreadable, mixed
+from .pictures import Pictures, Unreadable, mixed, mixed_order
 
 TrainTest = tuple[LabelledData, LabelledData]
 
@@ -246,7 +246,8 @@ class NPZ:
 class ImageFolder:
     """Pictures in `folder`/train/CLASS/ and `folder`/test/CLASS/ (or val), cut to their central square and resized.
 
-    All pictures are held in memory; for larger data sets see `ImageStream`.
+    All pictures are held in memory; for larger data sets see `ImageStream`. The test pictures are in a fixed random
+    order, so that the first few are of all classes.
 
     Args:
         folder: folder that holds the folders train and test (or val).
@@ -266,12 +267,13 @@ class ImageFolder:
         top = Path(self.folder)
         classes = class_folders(top / "train")
         train, test = self._part(top / "train", classes), self._part(self._of_test(), classes)
-        return varied(train, self.folder), test
+        return varied(train, self.folder), test[mixed_order(len(test))]
 
     def load_test(self) -> TensorData:
         """Return the test images alone: the folder need not hold training images."""
         top, test = Path(self.folder), self._of_test()
-        return self._part(test, class_folders(top / "train" if (top / "train").is_dir() else test))
+        data = self._part(test, class_folders(top / "train" if (top / "train").is_dir() else test))
+        return data[mixed_order(len(data))]
 
     def _of_test(self) -> Path:
         top = Path(self.folder)

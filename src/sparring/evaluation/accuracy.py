@@ -15,7 +15,8 @@ from ..core.gate import FEW, alone, answer, check_model, switched_to_eval
 from ..core.modes import frozen, full_precision
 from ..core.types import Attack, AttackBackend, TensorData, Threat, pixels
 from ..core.validation import check_data, refuse_probabilities
-from ..data.given import labelled_data
+from ..data.given import evaluation_data
+from ..models.classifier import normalized
 from ..records.results import Array, EvaluationResult, Examples
 from .adversaries import Adversary, checked_index
 from .journal import PartStore, fingerprint
@@ -32,6 +33,7 @@ def evaluate(
     *,
     eps: float | str | None = None,
     threat: Threat | str | None = None,
+    normalize: tuple[Sequence[float], Sequence[float]] | None = None,
     batch_size: int = 256,
     seed: int = 0,
     index: Tensor | None = None,
@@ -57,12 +59,14 @@ def evaluate(
     Args:
         model: Any module that maps images `[B, C, H, W]` in [0, 1] to logits `[B, K]`.
         data: Images in [0, 1] (or bytes) with labels: `(images, labels)` as arrays or tensors, a `Dataset` or
-            `DataLoader`, or labelled data of this package. All of them are brought into memory.
+            `DataLoader`, labelled data of this package; or the test part of a pair (training data, test data), of a
+            source, or of a name such as "npz:FILE" or "folder:DIR". All of them are brought into memory.
         adversaries: Adversaries, cascades or attacks by their names in the result, or a single one. A bare attack sees
             the model: it is taken as `WhiteBox(attack)`. With `eps` or `threat` also a name, or several: `autoattack`,
             `pgd`, `fgsm`, `apgd`, `square`, `min-norm`, ...
         eps: Radius in Linf of attacks that are given by name, for pixels in [0, 1], as 0.03 or "8/255".
         threat: The set of attacks that are given by name, if it is not Linf: `L2(0.5)` or "l2:0.5".
+        normalize: Mean and standard deviation of each channel, if the model expects normalised images.
         batch_size: Number of images that the model sees at once. Compiled and on a GPU, an attack holds four batches,
             so that rows of finished examples can be refilled.
         seed: Seed of the random numbers.
@@ -81,7 +85,9 @@ def evaluate(
             adversary can have, an attack that gives NaN, or a `state` of another evaluation.
     """
     check_model(model)
-    data = labelled_data(data, "evaluation")[:]
+    if normalize is not None:
+        model = normalized(model, *normalize)
+    data = evaluation_data(data, "evaluation")[:]
     check_data(data, "evaluation")
     need_whole("batch_size", batch_size)
     need_seed(seed)

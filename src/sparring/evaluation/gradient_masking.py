@@ -17,7 +17,7 @@ from ..core.gate import FEW, alone, as_taken, check_model, check_taken
 from ..core.modes import eval_mode, frozen, full_precision
 from ..core.types import Threat, pixels
 from ..core.validation import check_data
-from ..data.given import labelled_data
+from ..data.given import evaluation_data
 from ..records.results import Finding
 from .audit_checks import CHECKS, optimisation_inside, output, train_mode, transfer
 from .audit_context import AuditBudget, AuditContext
@@ -64,7 +64,7 @@ def audit(
         Tramèr et al.: https://arxiv.org/abs/2002.08347.
     """
     check_model(model)
-    data = labelled_data(data, "audit")[:]
+    data = evaluation_data(data, "audit")[:]
     check_data(data, "audit")
     need_seed(seed)
     within = within_of(eps, threat)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.devices import finest
+from ..core.errors import UserError
 from ..core.types import LabelledData, TensorData, pixels
 
 
@@ -43,3 +44,26 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
+
+
+def normalized(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    """Turn a model that expects normalised images into one that takes pixels in [0, 1].
+
+    Args:
+        model: The model.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+
+    Returns:
+        The model behind its normalisation, in the same mode.
+
+    Raises:
+        UserError: If there are not as many means as deviations, or a deviation is not above 0.
+    """
+    if len(mean) != len(std) or not all(s > 0 for s in std):
+        raise UserError(f"mean and std need as many numbers each, and those of std above 0: not {mean} and {std}")
+    scaled = Normalize(mean, std)
+    weights = next(model.parameters(), None)
+    found = nn.Sequential(scaled if weights is None else scaled.to(weights.device), model)
+    found.training = model.training
+    return found

@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -6,7 +7,7 @@ from torch import Tensor, nn
 
 from ..attacks.threats import Linf
 from ..core.errors import UserError
-from ..core.modes import statistics_kept
+from ..core.modes import statistics_kept, twice_differentiable
 from ..core.rng import make_rng, seed_of_step, uniform
 from ..core.types import Context, Terms
 from .regularizers import Regularizer
@@ -62,7 +63,8 @@ class GradAlign(Regularizer):
 
 def _gradient(ctx: Context, x: Tensor, twice: bool) -> Tensor:
     x = x.clone().requires_grad_()
-    loss = F.cross_entropy(ctx.lens.model(x), ctx.batch.y, reduction="sum")
+    with twice_differentiable() if twice else nullcontext():
+        loss = F.cross_entropy(ctx.lens.model(x), ctx.batch.y, reduction="sum")
     (grad,) = torch.autograd.grad(loss, x, create_graph=twice)
     return grad.flatten(1)
 

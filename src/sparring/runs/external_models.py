@@ -6,7 +6,7 @@ import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,13 +164,6 @@ def _value(text: str) -> object:
         return ast.literal_eval(text)
     except Exception:  # not a literal, so it is a word
         return text
-
-
-def normalized(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """Turn a model that expects normalised images into one that takes pixels in [0, 1]."""
-    if len(mean) != len(std) or not all(s > 0 for s in std):
-        raise UserError(f"mean and std need as many numbers each, and those of std above 0: not {mean} and {std}")
-    return nn.Sequential(Normalize(mean, std), model)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -82,6 +82,7 @@ def evaluate_run(
     recipe: Recipe,
     *,
     device: str = "auto",
+    which: Sequence[str] = ("best", "last"),
     overwrite: bool = False,
     keep_images: bool = False,
     backend: AttackBackend | None = None,
@@ -97,6 +98,7 @@ def evaluate_run(
         run: The run folder.
         recipe: The recipe, whose data, evaluation and seed are used.
         device: Device to evaluate on: `auto` (the GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+        which: The weights to evaluate: "best", "last" or both.
         overwrite: Replace a result on more images.
         keep_images: Keep all adversarial images with the per-example results.
         backend: Backend of the attacks; None for `AcceleratedCopy()`.
@@ -117,8 +119,8 @@ def evaluate_run(
                 f"{run.path} holds an unfinished run: train it to its end, or evaluate {best}, its best yet"
             )
         test = _test_images(recipe, device)
-        loaders = {which: partial(_on, test, run.weights(which), recipe) for which in ("best", "last")}
-        if _step_of(run.weights("best")) == _step_of(run.weights("last")):
+        loaders = {each: partial(_on, test, run.weights(each), recipe) for each in which}
+        if len(loaders) > 1 and _step_of(run.weights("best")) == _step_of(run.weights("last")):
             loaders["last"] = loaders["best"]
         how = {key: recipe.plain()[key] for key in ("data", "evaluation", "seed")}
         _admit(run, test, recipe.evaluation, overwrite)

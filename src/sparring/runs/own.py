@@ -180,7 +180,7 @@ def recipe_for(
         augment=tuple(augment),
         normalize=True if normalize is None else (tuple(map(float, normalize[0])), tuple(map(float, normalize[1]))),
         seed=seed,
-        **{**selection_and_evaluation(within, steps), **_method(method, within, steps)},
+        **{**selection_and_evaluation(within, steps), **method_fields(method, within, steps)},
     )
 
 
@@ -201,7 +201,8 @@ def _threat(eps: float | str | None, given: str | Threat | None, method: object)
     return threat(within) if isinstance(within, str) else within
 
 
-def _method(method: object, within: Threat, steps: int) -> dict[str, Any]:
+def method_fields(method: object, within: Threat, steps: int) -> dict[str, Any]:
+    """Return the fields of a recipe that a method decides: a name, an objective, whose attack is PGD, or a method."""
     if isinstance(method, Method | Free):
         return {"method": method}
     if isinstance(method, Objective):

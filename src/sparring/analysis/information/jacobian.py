@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...core.errors import UserError
-from ...core.modes import mode_matters
+from ...core.modes import mode_matters, twice_differentiable
 from ...core.rng import Rng, normal, uniform
 from ...core.types import Forward, each
 
@@ -46,7 +46,7 @@ class Jacobian:
     """
 
     def __init__(self, forward: Forward, x: Tensor) -> None:
-        with torch.enable_grad():
+        with torch.enable_grad(), twice_differentiable():
             self.x = x.detach().requires_grad_()
             self.out = forward(self.x).flatten(1)
             if not self.out.requires_grad:

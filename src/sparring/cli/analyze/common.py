@@ -144,7 +144,7 @@ def _opened(target: str, options: Common) -> "AnalyzedModel":
 
     if options.data is None:
         raise UserError(f"--data is missing: name the training and test images of {target}, as --data npz:FILE")
-    model = foreign_model(target, options, load_test(options.data) if options.model else None).eval()
+    model = foreign_model(target, options, load_test(options.data) if options.model else None, options.seed).eval()
     train, test = source_of(options.data, None if options.model else cut_for(model)).load()
     few = test[:2]
     fitting(model, few)
