@@ -11,7 +11,7 @@ import torch
 import yaml
 from helpers import bits, stop_at
 
-from sparring import FGSM, PGD, Linf, UserError, fit
+from sparring import FGSM, L2, PGD, Linf, UserError, fit
 from sparring.attacks import NFGSM
 from sparring.cli import listing, structure
 from sparring.cli import run as shell
@@ -133,6 +133,11 @@ def test_parts_of_a_recipe_are_exchanged(here):
     assert isinstance(new.build_model(new.data.load()[0]), torch.nn.Sequential)
     within = changed(base, Structure(method="pgd", threat="l2:0.5"))
     assert "L2(eps=0.5)" in repr(within.selection) and "Linf" not in repr((within.method, within.evaluation))
+    alone = changed(base, Structure(threat="l2:0.5"))
+    assert alone.method.attack == replace(
+        base.method.attack, threat=L2(0.5), step_size=base.method.attack.step_size * 5
+    ), "a step keeps its share of eps, 0.1 before"
+    assert "Linf" not in repr((alone.selection, alone.evaluation))
     assert model_named("wide_resnet:depth=16,width=2").options == {"depth": 16, "width": 2}
 
 
@@ -146,7 +151,11 @@ def test_parts_of_a_recipe_are_exchanged(here):
         (["train", "--model"], "--model needs a value"),
         (["train", "quickstart", "--config", "x.yaml"], "both the recipe quickstart and --config x.yaml are given"),
         (["train", "--config", "gone.yaml"], "gone.yaml cannot be read .No such file"),
-        (["train", "quickstart", "--threat", "l2:1"], "--threat changes a recipe only together with --method"),
+        (["train", "quickstart", "--threat", "l3:1"], "l3"),
+        (
+            ["train", "cifar10_prn18_grad_align", "--threat", "l2:1"],
+            "is decided in several places: name",
+        ),
         (
             ["train", "quickstart", "--model", "own_parts.py:biuld"],
             "has no function 'biuld': did you mean build",

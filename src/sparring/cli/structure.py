@@ -27,7 +27,7 @@ HELP = f"""\
   --data DATA         other data: npz:FILE, folder:DIR, cifar10, cifar10:DIR, ...
   --method METHOD     another method: file.py:Objective, or one of
                       {METHODS}
-  --threat THREAT     with --method, another set of perturbations: linf:8/255, l2:0.5 or l1:12
+  --threat THREAT     another set of perturbations in training, selection and evaluation: linf:8/255, l2:0.5 or l1:12
   --attack ATTACK     another attack in the method: one of
                       {ATTACKS};
                       options follow, as in pgd:steps=20
@@ -115,10 +115,10 @@ def changed(recipe: "Recipe", parts: Structure) -> "Recipe":
         recipe = replace(recipe, model=model_named(parts.model))
     if parts.data is not None:
         recipe = replace(recipe, data=source_of(parts.data))
-    if parts.method is None and parts.threat is not None:
-        raise UserError("--threat changes a recipe only together with --method; --eps changes that of the recipe")
     if parts.method is not None:
         recipe = _with_method(recipe, parts.method, parts.threat)
+    elif parts.threat is not None:
+        recipe = _with_threat(recipe, parts.threat)
     return _with_parts(recipe, parts)
 
 
@@ -155,6 +155,26 @@ def _method_of(spec: str, within: Any, steps: int) -> Any:
 
     found = foreign.member(spec, "a method, such as mymethod.py:MyObjective")
     return found() if isinstance(found, type) else found(within, steps)
+
+
+def _with_threat(recipe: "Recipe", given: str) -> "Recipe":
+    """Return the recipe with another set of perturbations in training, selection and evaluation.
+
+    The step size keeps its ratio to eps. Raises `UserError` where the set is decided elsewhere in the method, too.
+    """
+    from ..runs.own import selection_and_evaluation
+
+    within, attack = _threat_of(recipe, given), getattr(recipe.method, "attack", None)
+    old = getattr(attack, "threat", None)
+    if attack is None or old is None or repr(old) in repr(getattr(recipe.method, "objective", None)):
+        raise UserError(
+            "--threat cannot exchange the set of perturbations of this method, which is decided in several places: "
+            "name a method with it, as --method trades --threat l2:0.5"
+        )
+    size = getattr(attack, "step_size", None)
+    more = {} if size is None else {"step_size": size * within.eps / old.eps}
+    method: Any = replace(recipe.method, attack=replace(attack, threat=within, **more))
+    return replace(recipe, method=method, **selection_and_evaluation(within, getattr(attack, "steps", 10)))
 
 
 def _with_method(recipe: "Recipe", method: str, given: str | None) -> "Recipe":
