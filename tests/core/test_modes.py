@@ -217,32 +217,41 @@ def _old():
     return found
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "pass",
-        "torch.set_float32_matmul_precision('high')",
-        "torch.backends.cudnn.allow_tf32 = False",
-        "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
-        "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
-        "torch.backends.mkldnn.conv.fp32_precision = 'bf16'",
-    ],
+SETTINGS = (
+    "pass",
+    "torch.set_float32_matmul_precision('high')",
+    "torch.backends.cudnn.allow_tf32 = False",
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+    "torch.backends.mkldnn.conv.fp32_precision = 'bf16'",
 )
-def test_full_precision_can_be_read_by_both_interfaces_whatever_the_user_has_set(setting):
-    """In a process of its own, since torch has no way back from mixed settings."""
+
+
+def test_full_precision_can_be_read_by_both_interfaces_whatever_the_user_has_set():
+    """Each in a process of its own, since torch has no way back from mixed settings; one imports torch and forks."""
     code = f"""
+        import os
         import sys
         sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
         import torch
         from test_modes import _new, _old
         from sparring.core.modes import full_precision
-        {setting}
-        before = _new(), _old()
-        for _ in range(2):
-            with full_precision():
-                assert _new() == ["ieee"] * 4, _new()
-                assert _old() == ["highest", False], _old()
-        assert _new() == before[0], (before, _new())
-        assert _old() == before[1], (before, _old())
+
+        def check(setting):
+            exec(setting)
+            before = _new(), _old()
+            for _ in range(2):
+                with full_precision():
+                    assert _new() == ["ieee"] * 4, _new()
+                    assert _old() == ["highest", False], _old()
+            assert _new() == before[0], (before, _new())
+            assert _old() == before[1], (before, _old())
+
+        for setting in {SETTINGS!r}:
+            child = os.fork()
+            if child == 0:
+                check(setting)
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0, setting
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)

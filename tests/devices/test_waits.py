@@ -27,7 +27,7 @@ from sparring.attacks import CE, CWL2, DDN, FAB, RandomEps, Square
 from sparring.core.modes import eval_mode, frozen
 from sparring.core.rng import PerExample
 from sparring.core.types import Batch, Progress
-from sparring.models import preact_resnet18
+from sparring.models import small_cnn
 from sparring.objectives import MixUp, Sum, TemporalEnsembling
 from sparring.objectives.grad_align import GradAlign
 from sparring.training import SGD
@@ -42,7 +42,7 @@ PLAIN = PGD(T, 3)
 
 def net():
     torch.manual_seed(0)
-    model = preact_resnet18(10, (3, SIDE, SIDE), None, width=8 / 64).to("cuda")
+    model = small_cnn(10, (3, SIDE, SIDE), width=2, batch_norm=True).to("cuda")
     return model, torch.rand(B, 3, SIDE, SIDE, device="cuda"), (torch.arange(B) % 10).to("cuda")
 
 
@@ -114,4 +114,4 @@ def test_an_evaluation_takes_data_from_anywhere_and_reads_weights_at_once(where)
         counts.clear()
         found = evaluate(model.eval(), data, {"pgd": WhiteBox(PGD(T, 2, patience=0))}, backend=BACKEND)
         assert found.table()["pgd"].examples == B
-        assert waits()["_local_scalar_dense"] <= 40, "a hundred weights, each looked at six times, are read together"
+        assert waits()["_local_scalar_dense"] <= 40, "thirty weights, each looked at six times, are read together"

@@ -123,11 +123,11 @@ def test_a_recipe_gives_the_set_for_a_model_of_ones_own(here, capsys):
 
 def test_a_run_is_evaluated_by_attacks_and_weights_of_ones_choice(tiny, tmp_path, capsys):
     run = fit(tiny, tmp_path / "r", progress=False)
-    command = ["evaluate", str(run.path), "--attack", "fgsm", "square", "--weights", "best"]
+    command = ["evaluate", str(run.path), "--attack", "fgsm", "pgd", "--weights", "best"]
     assert shell([*command, "--evaluation.examples", "8", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {"best"}
-    assert set(found["best"]) == {"clean", "fgsm", "square"}
+    assert set(found["best"]) == {"clean", "fgsm", "pgd"}
 
 
 def test_the_first_pictures_of_a_folder_are_of_all_classes(tmp_path):

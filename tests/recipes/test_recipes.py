@@ -108,7 +108,7 @@ def test_a_field_of_a_recipe_is_of_its_type(tiny, field, wrong, said):
 
 def test_a_recipe_that_is_given_tensors_says_so_in_one_short_line(tiny):
     data = toy_data()
-    with pytest.raises(UserError, match=r"Recipe\.data is a tuple, wanted is Source: ") as caught:
+    with pytest.raises(UserError, match=r"Recipe\.data is of type tuple, wanted is Source: ") as caught:
         replace(tiny, data=(data, data))
     assert len(str(caught.value)) < 250
     assert "\n" not in str(caught.value)

@@ -341,7 +341,7 @@ def changed(plain, path, value):
         ("method.attack.steps", "3", r"recipe\.method\.attack\.steps is '3', wanted is int"),
         ("lr", None, r"recipe\.lr is None"),
         ("augment", [1], r"recipe\.augment\[0\] is 1"),
-        ("selection", {"$": "SGD"}, r"recipe\.selection is SGD"),
+        ("selection", {"$": "SGD"}, r"recipe\.selection is of type SGD"),
         ("evaluation.adversaries", [], r"recipe\.evaluation\.adversaries is \(\)"),
         ("seed", -1, r"seed = -1 is no whole number from 0 to"),
         ("seed", 2**63, "seed = "),

@@ -172,7 +172,7 @@ def _unlike(value: object, hint: Any, where: str) -> str:
     whole = getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
     wanted = re.sub(r"(?:\w+\.)+(\w+)", r"\1", whole)  # without the modules
     shown = " ".join(repr(value).split())
-    return f"{where} is {shown if len(shown) <= _LONGEST else f'a {type(value).__name__}'}, wanted is {wanted}"
+    return f"{where} is {shown if len(shown) <= _LONGEST else f'of type {type(value).__name__}'}, wanted is {wanted}"
 
 
 _LONGEST = 60  # letters of a value in a message; of a longer one only the type is said
