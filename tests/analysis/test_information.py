@@ -15,15 +15,15 @@ from torch import nn
 from sparring import Classifier, TensorData, UserError, fit, make_rng
 from sparring.analysis import measure_information
 from sparring.analysis.information import weights
-from sparring.analysis.information.jacobian import Jacobian, power_iteration, spectrum, squared_norm
-from sparring.analysis.information.measure import (
-    MEANINGS,
+from sparring.analysis.information.effective import (
     _by_volume,
     _jacobian_and_noise,
     _whitened,
     channel,
     effective_information,
 )
+from sparring.analysis.information.jacobian import Jacobian, power_iteration, spectrum, squared_norm
+from sparring.analysis.information.measure import MEANINGS
 from sparring.cli import run as shell
 from sparring.core.rng import normal
 from sparring.core.serialization import Build
@@ -467,7 +467,7 @@ def test_a_bottleneck_has_no_volume_and_a_large_net_is_not_looked_into_for_hours
     torch.manual_seed(0)
     neck = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Linear(4, 32))
     assert effective_information(Classifier(neck, nn.Linear(32, 3)).eval(), DATA, DATA[:2]).by_volume is None
-    monkeypatch.setattr(sys.modules["sparring.analysis.information.measure"], "MOST", 5)
+    monkeypatch.setattr(sys.modules["sparring.analysis.information.effective"], "MOST", 5)
     with pytest.raises(
         UserError, match=r"of 12 numbers behind 204 weights takes 12 backward passes an image: leave it"
     ):

@@ -1,6 +1,7 @@
 """Measurements that help to explain why a model is as robust as it is."""
 
-from .information.measure import Information, effective_information, measure_information
+from .information.effective import effective_information
+from .information.measure import Information, measure_information
 from .inversion.measure import (
     Inversion,
     Inverter,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..core.errors import UserError
 from .common import argument, check_options, print_json, say, threat_for, value_of
-from .evaluate import ForeignOptions, foreign, is_foreign
+from .models import ForeignOptions, foreign, is_foreign
 
 if TYPE_CHECKING:
     from torch import nn

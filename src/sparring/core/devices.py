@@ -1,4 +1,4 @@
-"""What a device can do."""
+"""The abilities of devices."""
 
 import torch
 

@@ -26,7 +26,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """How a model wants its pictures.
+    """The size, cut and normalisation of the pictures that a model was trained with.
 
     Args:
         size: Height and width in pixels.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ...core.errors import UserError
 from ..common import check_options, print_json, say, threat_for
-from ..evaluate import ModelOptions, cut_for, foreign_model, is_foreign
+from ..models import ModelOptions, cut_for, foreign_model, is_foreign
 
 if TYPE_CHECKING:
     from ...analysis.runs import AnalyzedModel
