@@ -33,7 +33,7 @@ _DRAWING = [False]
 
 @pytest.fixture(scope="session", autouse=True)
 def undrawn() -> "Iterator[None]":
-    """The pictures of runs are a dot: drawing them took a tenth of all tests. Tests about pictures ask for `drawn`."""
+    """The pictures of runs are a dot, which saves time. Tests about pictures ask for `drawn`."""
     import sparring.runs.fit
     import sparring.runs.load
 

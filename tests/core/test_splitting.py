@@ -86,3 +86,12 @@ def test_features_of_any_model_are_the_input_of_its_last_linear_layer():
     own.add_module("features", nn.Flatten())
     own.add_module("head", nn.Linear(64, 3))
     assert torch.equal(Layers(own).first(X), X.flatten(1)), "a module of that name comes first"
+
+
+def test_a_layer_that_is_called_by_keyword_is_seen():
+    class Keyword(Net):
+        def forward(self, x):
+            return self.fc(input=F.relu(self.hidden(input=self.norm(self.conv(x)).flatten(1))))
+
+    net = Keyword().eval()
+    assert torch.equal(Classifier.split(net, X)(X), net(X))

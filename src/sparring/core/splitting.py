@@ -59,10 +59,10 @@ class LinearPass:
         ran: list[tuple[str, Tensor, Tensor]] = []
 
         def keep(name: str) -> Any:
-            return lambda module, args, out: ran.append((name, args[0], out))
+            return lambda module, args, named, out: ran.append((name, args[0] if args else named["input"], out))
 
         layers = [(name, module) for name, module in model.named_modules() if name and isinstance(module, nn.Linear)]
-        handles = [module.register_forward_hook(keep(name)) for name, module in layers]
+        handles = [module.register_forward_hook(keep(name), with_kwargs=True) for name, module in layers]
         try:
             logits = model(x)
         finally:

@@ -27,7 +27,7 @@ from .effective import effective_information
 from .jacobian import Jacobian, power_iteration, refuse_coupling, spectrum, squared_norm
 
 MEANINGS = {
-    "weights: trace": "trace of the Fisher information of the weights, exact over classes, nats",
+    "weights: trace": "trace of the Fisher information of the weights, by the estimator, nats",
     "weights on test images: trace": "the same trace on images that were not used for training",
     "weights: relative": "the trace for relative changes of the weights, Σ F w²: invariant to the scale of the weights",
     "prediction: trace": "trace of the Fisher information of the prediction about the image, nats per pixel unit²",
