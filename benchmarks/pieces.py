@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sparring import PGD, Linf, Square, WhiteBox, make_rng
 from sparring.acceleration import AcceleratedCopy, computes_bf16, tune_process
-from sparring.acceleration.body_copy import Shadow
+from sparring.acceleration.body_copy import Shadow, sites
 from sparring.acceleration.compiled import Compiled
 from sparring.acceleration.convolution import worth
 from sparring.acceleration.normalisation import FrozenNorm, folded
@@ -66,7 +66,7 @@ def convolutions(rounds: int) -> None:
         "preact_resnet18, width 8": (preact_resnet18(width=1 / 8), (3, 32, 32), (32, 128)),
     }
     for name, (model, shape, batches) in nets.items():
-        net = Shadow(model.eval(), torch.float32).net
+        net = Shadow(model.eval(), torch.float32, sites(model)).net
         for batch in batches:
             loss, x = CE(net.__call__, torch.arange(batch) % 10), torch.rand(batch, *shape)
 

@@ -182,7 +182,7 @@ def test_a_copy_answers_and_differentiates_as_its_model(as_if, make, shape, coun
     model = lived(make(), shape)
     kinds = [type(model.get_submodule(site.layer)) for site in sites(model)]
     assert (kinds.count(nn.Conv2d), kinds.count(nn.BatchNorm2d)) == counts
-    shadow, x, y = Shadow(model, torch.float32), torch.rand(6, *shape), torch.arange(6)
+    shadow, x, y = Shadow(model, torch.float32, sites(model)), torch.rand(6, *shape), torch.arange(6)
     for found, wanted in zip(gradient(shadow.net, x, y), gradient(model, x, y), strict=True):
         assert (found - wanted).norm() < 1e-3 * wanted.norm()
     lived(model, shape)

@@ -150,16 +150,16 @@ def test_recipes_with_changed_training_sets():
 
 
 def fitted(train: str, folder) -> float:
-    """Training accuracy on random labels in the end, clean, after half of the epochs and a smaller attack."""
+    """Training accuracy on random labels in the end, clean, after a third of the epochs and a smaller attack."""
     recipe = digits_random_labels(train=train)
     attack = recipe.method.attack
     recipe = replace(
         recipe,
-        model=Build(small_cnn, width=24, batch_norm=True),
-        method=replace(recipe.method, attack=replace(attack, steps=4, step_size=attack.threat.eps / 2)),
-        epochs=30,
-        lr=replace(recipe.lr, milestones=(10, 20)),
-        example_history=replace(recipe.example_history, every=30),
+        model=Build(small_cnn, width=16, batch_norm=True),
+        method=replace(recipe.method, attack=replace(attack, steps=3, step_size=attack.threat.eps / 1.5)),
+        epochs=20,
+        lr=replace(recipe.lr, milestones=(7, 14)),
+        example_history=replace(recipe.example_history, every=20),
     )
     return float(fit(recipe, folder).read_memory().clean_right[-1].mean())
 
@@ -167,8 +167,8 @@ def fitted(train: str, folder) -> float:
 def test_trades_learns_random_labels_where_pgd_at_does_not(tmp_path):
     """The same net, images, eps and number of steps; whether TRADES fits them, the study says."""
     trades, pgd = (fitted(train, tmp_path / train) for train in ("trades", "pgd"))
-    assert trades > 0.6, trades
-    assert pgd < 0.25, pgd
+    assert trades > 0.4, trades
+    assert pgd < 0.2, pgd
 
 
 def test_pixels_can_be_changed_in_a_run(tmp_path):

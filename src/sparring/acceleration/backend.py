@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core.errors import need_one_of
 from ..core.modes import mode_matters
 from ..core.types import Classifier
-from .body_copy import Low, Shadow, lowered
+from .body_copy import Low, Shadow, known_sites, lowered
 from .compiled import Compiled
 from .convolution import unsafe_in_channels_last
 from .fingerprint import Fingerprint, global_hooks, patched
@@ -208,7 +208,8 @@ class AcceleratedCopy:
             if isinstance(copy, Shadow):
                 copy.refresh(model)
                 return copy
-            known.made[kind] = copy = Shadow(model, *_KINDS[kind])
+            dtype, replaced = _KINDS[kind]
+            known.made[kind] = copy = Shadow(model, dtype, known_sites(model, known.marks) if replaced else ())
             self._compile(copy.net, next(model.parameters()).device, known.notes)
         except Exception as error:  # a user's model may fail in any way
             self._refuse(known, kind, _first_line(error), permanently=True)

@@ -7,7 +7,8 @@ those of the model may have changed.
 
 import copy
 import inspect
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,17 @@ class Site:
     """The batch norm that follows a convolution, if any."""
     act: str | None
     """The ReLU that follows, if any."""
+
+
+_SITES: weakref.WeakKeyDictionary[nn.Module, tuple[list[Any], list[Site]]] = weakref.WeakKeyDictionary()
+
+
+def known_sites(model: nn.Module, marks: list[Any]) -> list[Site]:
+    """Return `sites` of a model whose fingerprint has these marks; it is traced once, whatever copies are made."""
+    kept = _SITES.get(model)
+    if kept is None or kept[0] != marks:
+        _SITES[model] = kept = marks, sites(model)
+    return kept[1]
 
 
 def sites(model: nn.Module) -> list[Site]:
@@ -153,14 +165,13 @@ def lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 class Shadow:
     """Accelerated copy of `model` in `dtype`: `net` is the copy, and `refresh` reloads its weights from the model.
 
-    Without `convolutions`, convolutions and batch norm are not replaced, so that their outputs keep the memory format
-    that the model expects.
+    The layers at the sites `replaced` are replaced; without any, outputs keep the memory format that the model expects.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, convolutions: bool = True) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, replaced: Sequence[Site]) -> None:
         self.dtype = dtype
         net = copied(model).eval().requires_grad_(False)
-        self._frozen = [(site, _replace(net, site, dtype)) for site in (sites(model) if convolutions else ())]
+        self._frozen = [(site, _replace(net, site, dtype)) for site in replaced]
         filled = {id(tensor) for _, layer in self._frozen for tensor in layer.buffers()}
         shared = {id(tensor) for tensor in _tensors(model).values()}
         self._others = {name: t for name, t in _tensors(net).items() if id(t) not in filled | shared}

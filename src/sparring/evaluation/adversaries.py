@@ -190,11 +190,16 @@ def threats_of(value: Any) -> list[Threat]:
     return [each for each in getattr(value, "__dict__", {}).values() if _is_threat(each)]  # a user's own class
 
 
+_PLAIN = frozenset({bool, int, float, str, tuple, list, dict, type(None)})
+
+
 def _is_threat(value: object) -> bool:
     """Return True for a threat, except for a `ScaledThreat`.
 
     That is shrunk for one batch and wraps the whole set, which is the threat.
     """
+    if type(value) in _PLAIN:  # most values are, and comparison with a protocol is slow
+        return False
     return isinstance(value, Threat) and not isinstance(value, type | nn.Module | Tensor | ScaledThreat)
 
 
