@@ -49,7 +49,9 @@ def batch_norm(rounds: int) -> None:
         for shape in ((32, 8, 32, 32), (32, 16, 32, 32), (128, 16, 32, 32), (128, 32, 16, 16), (128, 128, 4, 4)):
             norm = nn.BatchNorm2d(shape[1]).eval().requires_grad_(False)
             frozen = FrozenNorm(norm, True, dtype)
-            frozen.load(*folded(norm))
+            ((scale, shift),) = folded([norm])
+            frozen.scale.copy_(scale)
+            frozen.shift.copy_(shift)
             x, back = channels_last(*shape, dtype=dtype).requires_grad_(), channels_last(*shape, dtype=dtype)
             calls = {
                 "torch": lambda x=x, norm=norm, back=back: torch.autograd.grad(norm(x).relu(), x, back),

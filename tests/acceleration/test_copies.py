@@ -109,7 +109,10 @@ def test_a_frozen_convolution_is_the_convolution_and_its_gradient(
     torch.manual_seed(0)
     conv = nn.Conv2d(inner, outer, size, stride, padding=size // 2, groups=groups)
     frozen = FrozenConv(conv, relu, torch.float32)
-    frozen.load(conv.weight, conv.bias)
+    with torch.no_grad():
+        frozen.weight.copy_(conv.weight)
+        frozen.bias.copy_(conv.bias)
+        frozen.loaded()
     x = torch.randn(5, inner, side, side)
     wanted = gradient(nn.Sequential(conv, nn.ReLU()) if relu else conv, x)
     ours = frozen(x.clone().requires_grad_()).grad_fn.name().startswith("_Differentiable")
@@ -131,13 +134,17 @@ def test_only_the_gradient_of_an_image_is_computed_in_blocks():
 # -- batch norm that follows no convolution
 
 
+def load(frozen, norm):
+    ((frozen.scale[:], frozen.shift[:]),) = folded([norm.requires_grad_(False)])
+
+
 @pytest.mark.parametrize("channels", [3, 16, 40])
 def test_in_bf16_a_frozen_batch_norm_rounds_as_bf16_does(channels):
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(channels).eval()
     norm.running_mean.normal_()
     frozen = FrozenNorm(norm, True, torch.bfloat16)
-    frozen.load(*folded(norm))
+    load(frozen, norm)
     x = torch.randn(4, channels, 6, 5)
     (found, value_and_grad), (wanted, true) = gradient(frozen, x), gradient(nn.Sequential(norm, nn.ReLU()), x)
     assert found.dtype == torch.bfloat16
@@ -156,7 +163,7 @@ def test_a_frozen_batch_norm_is_the_batch_norm_and_its_gradient(affine, relu):
         nn.init.normal_(norm.weight)  # also below 0
         nn.init.normal_(norm.bias)
     frozen = FrozenNorm(norm, relu, torch.float32)
-    frozen.load(*folded(norm))
+    load(frozen, norm)
     x = torch.randn(4, 5, 6, 6).contiguous(memory_format=torch.channels_last)
     wanted = gradient(nn.Sequential(norm.eval(), nn.ReLU()) if relu else norm.eval(), x)
     for found, value in zip(gradient(frozen, x), wanted, strict=True):
@@ -167,7 +174,7 @@ def test_a_frozen_batch_norm_is_the_batch_norm_and_its_gradient(affine, relu):
 def test_a_frozen_batch_norm_leaves_alone_what_it_was_given():
     norm, x = nn.BatchNorm2d(3).eval(), torch.randn(2, 3, 4, 4)
     frozen, before = FrozenNorm(norm, True, torch.float32), x.clone()
-    frozen.load(*folded(norm))
+    load(frozen, norm)
     gradient(frozen, x)
     assert torch.equal(x, before)
 

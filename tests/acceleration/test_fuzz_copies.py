@@ -66,7 +66,10 @@ def test_a_frozen_convolution_of_any_geometry_is_the_convolution(fuzz):
             continue
         frozen_conv = FrozenConv(conv, relu, torch.float32)
         bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
-        frozen_conv.load(conv.weight, bias)
+        with torch.no_grad():
+            frozen_conv.weight.copy_(conv.weight)
+            frozen_conv.bias.copy_(bias)
+            frozen_conv.loaded()
         with worth(draw.choice([0, 2**40])):
             found = gradient(frozen_conv, x)
         wanted = gradient(nn.Sequential(conv, nn.ReLU()) if relu else conv, x)

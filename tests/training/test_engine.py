@@ -29,6 +29,8 @@ from sparring.core.schedules import MultiStep
 from sparring.core.types import pixels
 from sparring.data import Batches
 from sparring.training import SGD
+from sparring.training.checkpoint import Checkpoints
+from sparring.training.engine import Hook
 
 MADRY = Method(PGD(Linf(0.05), steps=2), CrossEntropy())
 
@@ -139,12 +141,52 @@ class BreaksAt(Objective):
         return {"fine": good, "bad": good * (math.nan if ctx.progress.step == self.step else 0.0)}
 
 
-def test_a_loss_that_is_not_finite_stops_training_with_its_term_and_step():
-    method = Method(Benign(), BreaksAt(4))
+class Looks(Hook):
+    """Remembers where it was called; looks at the terms if it is to."""
+
+    def __init__(self, reads):
+        self.reads, self.events = reads, []
+
+    def on_step(self, state, progress, terms):
+        self.events.append(progress.step if not self.reads else (progress.step, dict(terms)))
+
+    def on_epoch(self, state, progress):
+        self.events.append("epoch")
+
+
+@pytest.mark.parametrize(
+    ("at", "reads", "step", "events"),
+    [
+        (4, False, 5, [1, 2, 3, "epoch", 4, 5]),  # one step late
+        (5, False, 6, [1, 2, 3, "epoch", 4, 5, 6]),  # before the end of the epoch, where much is saved
+        (4, True, 5, 5),  # by the first who looks
+    ],
+)
+def test_a_loss_that_is_not_finite_stops_training_with_its_term_and_step(at, reads, step, events):
+    method, looks = Method(Benign(), BreaksAt(at)), Looks(reads)
     state = begin(method)
-    with pytest.raises(UserError, match=r"term 'bad' became nan at step 4 \(epoch 1.33\)"):
-        run(state, method)
-    assert state.step == 4, "the broken step does not count, and no hook has seen it"
+    with pytest.raises(UserError, match=rf"term 'bad' became nan at step {at} \(epoch {at / 3:.2f}\)"):
+        TrainingLoop(3, 0.1, hooks=(looks,)).run(method, state, Batches(toy_data(), 20))
+    assert state.step == step
+    assert looks.events == events if not reads else len(looks.events) == events
+    with pytest.raises(UserError, match="became nan"):
+        state.check_finite()
+
+
+def test_a_checkpoint_looks_at_the_last_loss_first(tmp_path):
+    method = Method(Benign(), BreaksAt(2))
+    state = begin(method)
+    with pytest.raises(UserError, match="became nan at step 2"):
+        TrainingLoop(3, 0.0, hooks=(Saves(tmp_path),)).run(method, state, Batches(toy_data(), 20))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000001", "step-000000002"]
+
+
+class Saves(Hook):
+    def __init__(self, folder):
+        self.checkpoints = Checkpoints(folder)
+
+    def on_step(self, state, progress, terms):
+        self.checkpoints.save(state)
 
 
 class Log:

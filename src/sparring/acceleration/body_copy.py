@@ -193,19 +193,39 @@ class Shadow:
 
     @torch.no_grad()
     def refresh(self, model: nn.Module) -> None:
-        """Load the present weights and statistics of `model`."""
-        for site, kept in self._frozen:
-            layer = model.get_submodule(site.layer)
-            norm = None if site.norm is None else model.get_submodule(site.norm)
-            if isinstance(kept, FrozenNorm):
-                assert isinstance(layer, nn.BatchNorm2d)
-                kept.load(*folded(layer))
-            else:
-                assert isinstance(layer, nn.Conv2d) and (norm is None or isinstance(norm, nn.BatchNorm2d))
-                kept.load(*_folded_in(layer, norm))
+        """Load the present weights and statistics of `model`, most of them together."""
         live = _tensors(model)
-        if self._others:
-            torch._foreach_copy_(list(self._others.values()), [live[name] for name in self._others])
+        norms = [name for site, kept in self._frozen if (name := _norm_of(site, kept)) is not None]
+        layers: Any = [model.get_submodule(name) for name in norms]
+        found = dict(zip(norms, folded(layers), strict=True))
+        filled = [(tensor, live[name]) for name, tensor in self._others.items()]
+        for site, kept in self._frozen:
+            layer: Any = model.get_submodule(site.layer)
+            filled += _fillings(kept, layer, found.get(_norm_of(site, kept) or ""))
+        if filled:
+            torch._foreach_copy_([tensor for tensor, _ in filled], [value for _, value in filled])
+        for _, kept in self._frozen:
+            if isinstance(kept, FrozenConv):
+                kept.loaded()
+
+
+def _norm_of(site: Site, kept: FrozenConv | FrozenNorm) -> str | None:
+    """Return the name of the batch norm that a layer of the copy stands for, alone or folded in."""
+    return site.layer if isinstance(kept, FrozenNorm) else site.norm
+
+
+def _fillings(
+    kept: FrozenConv | FrozenNorm, layer: nn.Conv2d, norm: tuple[Tensor, Tensor] | None
+) -> list[tuple[Tensor, Tensor]]:
+    """Return the tensors of a layer of the copy with their values; a weight that is scaled by `norm` is set here."""
+    if isinstance(kept, FrozenNorm):
+        assert norm is not None
+        return list(zip((kept.scale, kept.shift), norm, strict=True))
+    if norm is None:
+        return [(kept.weight, layer.weight), *([] if layer.bias is None else [(kept.bias, layer.bias)])]
+    scale, shift = norm
+    torch.mul(layer.weight, scale[:, None, None, None], out=kept.weight)
+    return [(kept.bias, shift if layer.bias is None else layer.bias * scale + shift)]
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -225,15 +245,6 @@ def _replace(net: nn.Module, site: Site, dtype: torch.dtype) -> FrozenConv | Fro
         if gone is not None:
             net.set_submodule(gone, nn.Identity())
     return frozen
-
-
-def _folded_in(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of the convolution with its batch norm, in eval mode, folded in."""
-    bias = torch.zeros_like(conv.weight[:, 0, 0, 0]) if conv.bias is None else conv.bias
-    if norm is None:
-        return conv.weight, bias
-    scale, shift = folded(norm)
-    return conv.weight * scale[:, None, None, None], bias * scale + shift
 
 
 class _FullLinear(nn.Linear):

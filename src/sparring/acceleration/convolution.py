@@ -50,8 +50,8 @@ def unsafe_in_channels_last(model: nn.Module) -> bool:
 class FrozenConv(nn.Module):
     """A `Conv2d` with constant weights, followed by a ReLU if `relu`; `[B, C, H, W]` in channels-last order.
 
-    It has a gradient for its input only and, where its output is large, no second derivative. `load` sets the weights;
-    until then they are zero.
+    It has a gradient for its input only and, where its output is large, no second derivative. Its owner sets `weight`
+    and `bias`, which are zero until then, and calls `loaded`.
     """
 
     weight: Tensor
@@ -74,10 +74,8 @@ class FrozenConv(nn.Module):
         return type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
     @torch.no_grad()
-    def load(self, weight: Tensor, bias: Tensor) -> None:
-        """Set the weights in place."""
-        self.weight.copy_(weight)
-        self.bias.copy_(bias)
+    def loaded(self) -> None:
+        """Derive from the weights what depends on them, after they have changed."""
         if self.blocks is not None:
             _fill_blocks(self.blocks, self.weight, self.block)
 

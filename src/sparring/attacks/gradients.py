@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.types import LossOutput, PerExampleLoss
-from .losses import EOT, Boundaries, Microbatched, joined, mean
+from .losses import EOT, Boundaries, Microbatched, OnLogits, joined, mean
 
 
 class ValueAndGrad(NamedTuple):
@@ -27,17 +27,29 @@ def value_and_grad(loss: PerExampleLoss, z: Tensor) -> ValueAndGrad:
     A `Microbatched` loss is differentiated batch by batch and an `EOT` loss draw by draw, so that each needs the memory
     of one batch or draw only.
     """
+    return _answer(loss, z, judged=True)
+
+
+def input_grad(loss: PerExampleLoss, z: Tensor) -> Tensor:
+    """Return the gradient of `value_and_grad` alone; the loss is not asked which examples are fooled."""
+    return _answer(loss, z, judged=False).grad
+
+
+def _answer(loss: PerExampleLoss, z: Tensor, judged: bool) -> ValueAndGrad:
     if isinstance(loss, Microbatched):
-        found = [value_and_grad(part, rows) for part, rows in loss.parts(z)]
+        found = [_answer(part, rows, judged) for part, rows in loss.parts(z)]
         return ValueAndGrad(
             *joined([LossOutput(part.value, part.fooled) for part in found]), torch.cat([part.grad for part in found])
         )
     single, draws = (loss.loss, loss.draws) if isinstance(loss, EOT) else (loss, 1)
+    alone = None
+    if not judged and isinstance(single, OnLogits) and type(single).__call__ is OnLogits.__call__:
+        alone = single.value  # a user's subclass may have a call of its own
     probes, grad = [], None
     for _ in range(draws):
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            value, fooled = single(z)
+            value, fooled = single(z) if alone is None else (alone(z), None)
             new = _grad(value.sum(), z)
         probes.append(LossOutput(value.detach(), fooled))
         grad = new if grad is None else grad + new

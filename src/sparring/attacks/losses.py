@@ -27,14 +27,29 @@ def _refuse_train_mode(forward: Forward) -> None:
         )
 
 
-class _OnLogits:
-    """Common base of losses on logits: the check of the model's mode, and indexing by rows."""
+class OnLogits:
+    """Common base of losses on logits: the check of the model's mode, the two answers, and indexing by rows."""
 
     __slots__ = ()
     logits: Forward
 
     def __post_init__(self) -> None:
         _refuse_train_mode(self.logits)
+
+    def __call__(self, x: Tensor) -> LossOutput:
+        out = self.logits(x)
+        return LossOutput(self._value(out), self._fooled(out))
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return the loss `[B]` alone: which examples are fooled costs a GPU nine launches more."""
+        return self._value(self.logits(x))
+
+    def _value(self, out: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _fooled(self, out: Tensor) -> Tensor | None:
+        del out
+        return None
 
     def __getitem__(self, rows: Tensor) -> Self:
         parts = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
@@ -46,8 +61,18 @@ def misclassified(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(1) != y) | ~logits.isfinite().all(1)
 
 
+class _OnLabels(OnLogits):
+    """Common base of losses by which an example counts as fooled when another class than `y` wins."""
+
+    __slots__ = ()
+    y: Tensor
+
+    def _fooled(self, out: Tensor) -> Tensor | None:
+        return misclassified(out, self.y)
+
+
 @dataclass(frozen=True, slots=True)
-class CE(_OnLogits):
+class CE(_OnLabels):
     """Cross-entropy with the true label.
 
     Args:
@@ -62,13 +87,12 @@ class CE(_OnLogits):
     logits: Forward
     y: Tensor
 
-    def __call__(self, x: Tensor) -> LossOutput:
-        out = self.logits(x)
-        return LossOutput(F.cross_entropy(out, self.y, reduction="none"), misclassified(out, self.y))
+    def _value(self, out: Tensor) -> Tensor:
+        return F.cross_entropy(out, self.y, reduction="none")
 
 
 @dataclass(frozen=True, slots=True)
-class TargetedCE(_OnLogits):
+class TargetedCE(OnLogits):
     """Negative cross-entropy with a target class; an example is fooled when the target class wins.
 
     Args:
@@ -82,13 +106,15 @@ class TargetedCE(_OnLogits):
     logits: Forward
     target: Tensor
 
-    def __call__(self, x: Tensor) -> LossOutput:
-        out = self.logits(x)
-        return LossOutput(-F.cross_entropy(out, self.target, reduction="none"), ~misclassified(out, self.target))
+    def _value(self, out: Tensor) -> Tensor:
+        return -F.cross_entropy(out, self.target, reduction="none")
+
+    def _fooled(self, out: Tensor) -> Tensor | None:
+        return ~misclassified(out, self.target)
 
 
 @dataclass(frozen=True, slots=True)
-class Margin(_OnLogits):
+class Margin(_OnLabels):
     """Margin of the best other class over the true class: `max_k z_k - z_y`, or `z_target - z_y` with a target.
 
     It is 0 on the decision boundary and positive beyond it. Any wrong class counts as fooled.
@@ -109,9 +135,8 @@ class Margin(_OnLogits):
     y: Tensor
     target: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> LossOutput:
-        out = self.logits(x)
-        return LossOutput(self._differences(out).amax(1), misclassified(out, self.y))
+    def _value(self, out: Tensor) -> Tensor:
+        return self._differences(out).amax(1)
 
     def differences(self, x: Tensor) -> LossOutput:
         """Return the difference to the true class for every other class, `[B, K - 1]`, or for the target, `[B, 1]`."""
@@ -130,7 +155,7 @@ def others(out: Tensor, y: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class DLR(_OnLogits):
+class DLR(_OnLabels):
     """Difference of logits ratio, a loss that does not change with the scale of the logits.
 
     It is `-(z_y - max_k z_k) / (z_(1) - z_(3))`, with the logits sorted in descending order. Needs three classes.
@@ -150,16 +175,15 @@ class DLR(_OnLogits):
     logits: Forward
     y: Tensor
 
-    def __call__(self, x: Tensor) -> LossOutput:
-        out = self.logits(x)
+    def _value(self, out: Tensor) -> Tensor:
         _need_classes(out, 3, "DLR")
         top = out.topk(3).values
         margin = others(out, self.y).amax(1) - out.gather(1, self.y[:, None])[:, 0]
-        return LossOutput(margin / (top[:, 0] - top[:, 2] + _TINY), misclassified(out, self.y))
+        return margin / (top[:, 0] - top[:, 2] + _TINY)
 
 
 @dataclass(frozen=True, slots=True)
-class TargetedDLR(_OnLogits):
+class TargetedDLR(_OnLabels):
     """Difference of logits ratio towards a target class.
 
     It is `-(z_y - z_target) / (z_(1) - (z_(3) + z_(4)) / 2)`. Needs four classes. Any wrong class counts as fooled, as
@@ -182,12 +206,11 @@ class TargetedDLR(_OnLogits):
     y: Tensor
     target: Tensor
 
-    def __call__(self, x: Tensor) -> LossOutput:
-        out = self.logits(x)
+    def _value(self, out: Tensor) -> Tensor:
         _need_classes(out, 4, "targeted DLR")
         top = out.topk(4).values
         margin = out.gather(1, self.target[:, None]) - out.gather(1, self.y[:, None])
-        return LossOutput(margin[:, 0] / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY), misclassified(out, self.y))
+        return margin[:, 0] / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY)
 
 
 def _need_classes(out: Tensor, least: int, name: str) -> None:
@@ -196,7 +219,7 @@ def _need_classes(out: Tensor, least: int, name: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class KLDivergence(_OnLogits):
+class KLDivergence(OnLogits):
     """Kullback-Leibler divergence KL(p ‖ prediction) from fixed probabilities; it does not report fooled examples.
 
     Args:
@@ -212,12 +235,12 @@ class KLDivergence(_OnLogits):
     p: Tensor
     weight: float = 1.0
 
-    def __call__(self, x: Tensor) -> LossOutput:
-        return LossOutput(self.weight * F.kl_div(self.logits(x).log_softmax(1), self.p, reduction="none").sum(1))
+    def _value(self, out: Tensor) -> Tensor:
+        return self.weight * F.kl_div(out.log_softmax(1), self.p, reduction="none").sum(1)
 
 
 @dataclass(frozen=True, slots=True)
-class SquaredDistance(_OnLogits):
+class SquaredDistance(OnLogits):
     """Squared distance, summed over the classes, of the predicted from fixed probabilities.
 
     It does not report fooled examples.
@@ -235,8 +258,8 @@ class SquaredDistance(_OnLogits):
     p: Tensor
     weight: float = 1.0
 
-    def __call__(self, x: Tensor) -> LossOutput:
-        return LossOutput(self.weight * (self.logits(x).softmax(1) - self.p).square().sum(1))
+    def _value(self, out: Tensor) -> Tensor:
+        return self.weight * (out.softmax(1) - self.p).square().sum(1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..core.errors import UserError, need_whole
 from ..core.numbers import parse_number
-from ..core.rng import Rng, normal, uniform
+from ..core.rng import Rng, normal, of_batch, uniform
 from ..core.types import PerExampleLoss, Threat, each
 from ..core.whole_batch import WholeBatch
-from .gradients import ValueAndGrad, value_and_grad
+from .gradients import ValueAndGrad, input_grad, value_and_grad
 from .losses import named
 from .threats import Linf, need_threat
 
@@ -120,7 +120,7 @@ class MixedStart:
 
     def __call__(self, threat: Threat, x: Tensor, rng: Rng) -> Tensor:
         drawn = uniform(x.new_empty(len(x), 1), rng, 0, 1)
-        drawn = drawn[:1] if isinstance(rng, torch.Generator) else drawn
+        drawn = drawn[:1] if of_batch(rng) else drawn
         z = self.start(threat, x, rng)
         return torch.where(drawn.view(-1, *[1] * (x.ndim - 1)) < self.clean, x, z)
 
@@ -172,6 +172,11 @@ class PGD:
         if self.step_size is not None:
             object.__setattr__(self, "step_size", parse_step_size(self.step_size, self.threat))
 
+    @property
+    def recordable(self) -> bool:
+        """True if a search never waits for the device, so that it can be recorded as a CUDA graph."""
+        return self.patience is None
+
     def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         x = x.detach()
         size = self.step_size if self.step_size is not None else 2.5 * self.threat.eps / self.steps
@@ -182,7 +187,7 @@ class PGD:
         if self.patience is not None:
             return self._climb_until(loss, x, z, size, self.patience)
         for _ in range(self.steps):
-            z = self._move(x, z, value_and_grad(loss, z).grad, size)
+            z = self._move(x, z, input_grad(loss, z), size)
         return z
 
     def _climb_until(self, loss: PerExampleLoss, x: Tensor, out: Tensor, size: float, patience: int) -> Tensor:

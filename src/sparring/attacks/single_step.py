@@ -1,7 +1,7 @@
 """Single-step attacks, of one or a few gradients, for training. None is meant to measure robustness."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from ..core.errors import UserError, need_whole
 from ..core.rng import Rng, uniform
 from ..core.types import PerExampleLoss
-from .gradients import value_and_grad
+from .gradients import input_grad
 from .pgd import parse_step_size
 from .threats import Linf
 
@@ -36,6 +36,7 @@ class NFGSM:
     threat: Linf
     noise: float = 2.0
     step_size: float | None = None
+    recordable: ClassVar[bool] = True
     if TYPE_CHECKING:
 
         def __init__(self, threat: Linf, noise: float = 2.0, step_size: float | str | None = None) -> None: ...
@@ -57,7 +58,7 @@ class NFGSM:
     def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         x, width = x.detach(), self.noise * self.threat.eps
         z = (x + uniform(x, rng, -width, width)).clamp_(0, 1)
-        return (z + self._length * self.threat.ascent(value_and_grad(loss, z).grad)).clamp_(0, 1)
+        return (z + self._length * self.threat.ascent(input_grad(loss, z))).clamp_(0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class ZeroGrad:
     def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         x = x.detach()
         z = self.threat.sample(x, rng)
-        grad = value_and_grad(loss, z).grad.flatten(1)
+        grad = input_grad(loss, z).flatten(1)
         least = grad.abs().kthvalue(int(self.quantile * grad.shape[1]) + 1, dim=1, keepdim=True).values
         kept = torch.where(grad.abs() < least, 0.0, grad).view_as(x)
         size = 2 * self.threat.eps if self.step_size is None else self.step_size
@@ -137,7 +138,7 @@ class MultiGrad:
 
     def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         x = x.detach()
-        grads = [value_and_grad(loss, self.threat.sample(x, rng)).grad for _ in range(self.points)]
+        grads = [input_grad(loss, self.threat.sample(x, rng)) for _ in range(self.points)]
         votes = torch.stack([self.threat.ascent(grad) for grad in grads]).sum(0)
         agreed = torch.where(votes.abs() < self.points, 0.0, votes / self.points)  # a NaN stays visible
         size = 2 * self.threat.eps if self.step_size is None else self.step_size

@@ -8,6 +8,7 @@ a part of the examples.
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
@@ -55,7 +56,41 @@ class PerExample:
         return _shifted(bits, 64 - count).to(kind) * 2.0**-count
 
 
-Rng: TypeAlias = torch.Generator | PerExample
+class Drawn:
+    """Random numbers that are drawn before the code that uses them, which may then be recorded and replayed.
+
+    The first time it is used it draws from `source`. After `rewind` it gives the same numbers again, at the same place
+    in memory, where `refill` puts new ones.
+
+    Args:
+        source: Source of the random numbers.
+    """
+
+    def __init__(self, source: "Rng") -> None:
+        self.source = source
+        self._held: list[tuple[Callable[[Rng], Tensor], Tensor]] = []
+        self._next: int | None = None
+
+    def take(self, draw: "Callable[[Rng], Tensor]") -> Tensor:
+        """Return the numbers that `draw` draws."""
+        if self._next is None:
+            held = draw(self.source)
+            self._held.append((draw, held.clone()))
+            return held
+        self._next += 1
+        return self._held[self._next - 1][1]
+
+    def rewind(self) -> None:
+        """Begin again with the first numbers."""
+        self._next = 0
+
+    def refill(self, source: "Rng") -> None:
+        """Draw new numbers, in the order in which the first were drawn."""
+        for draw, held in self._held:
+            held.copy_(draw(source))
+
+
+Rng: TypeAlias = torch.Generator | PerExample | Drawn
 
 
 def some(rng: Rng, rows: Tensor) -> Rng:
@@ -68,7 +103,21 @@ def some(rng: Rng, rows: Tensor) -> Rng:
     Returns:
         The streams of these examples; a `torch.Generator` is returned as it is.
     """
+    if isinstance(rng, Drawn) and not of_batch(rng):
+        raise RuntimeError("a recorded search takes no rows out of a batch")
     return rng[rows] if isinstance(rng, PerExample) else rng
+
+
+def of_batch(rng: Rng) -> bool:
+    """Tells whether all examples of a batch share one stream of random numbers.
+
+    Args:
+        rng: Random numbers of a batch.
+
+    Returns:
+        True for a `torch.Generator`, False for `PerExample`.
+    """
+    return of_batch(rng.source) if isinstance(rng, Drawn) else isinstance(rng, torch.Generator)
 
 
 def uniform(like: Tensor, rng: Rng, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -83,6 +132,9 @@ def uniform(like: Tensor, rng: Rng, low: float = 0.0, high: float = 1.0) -> Tens
     Returns:
         Numbers in [low, high), `[B, ...]`.
     """
+    if isinstance(rng, Drawn):
+        like = like.detach()
+        return rng.take(lambda source: uniform(like, source, low, high))
     if isinstance(rng, torch.Generator):
         return torch.empty_like(like).uniform_(low, high, generator=rng)
     return _shaped(low + (high - low) * rng.uniform(_size(like)), like)
@@ -100,6 +152,9 @@ def normal(like: Tensor, rng: Rng) -> Tensor:
     Returns:
         Numbers of mean 0 and variance 1, `[B, ...]`.
     """
+    if isinstance(rng, Drawn):
+        like = like.detach()
+        return rng.take(lambda source: normal(like, source))
     if isinstance(rng, torch.Generator):
         return torch.empty_like(like).normal_(generator=rng)
     radius = (-2 * torch.log1p(-rng.uniform(_size(like)))).sqrt()
@@ -116,6 +171,9 @@ def exponential(like: Tensor, rng: Rng) -> Tensor:
     Returns:
         Numbers of at least 0 with mean 1, `[B, ...]`.
     """
+    if isinstance(rng, Drawn):
+        like = like.detach()
+        return rng.take(lambda source: exponential(like, source))
     if isinstance(rng, torch.Generator):
         return torch.empty_like(like).exponential_(generator=rng)
     return _shaped(-torch.log1p(-rng.uniform(_size(like))), like)

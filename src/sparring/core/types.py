@@ -1,7 +1,7 @@
 """Types that all packages share. Imports torch, and none of our modules that needs more than these types."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
@@ -223,6 +223,18 @@ class Attack(Protocol):
     def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor: ...
 
 
+def recordable(attack: object) -> bool:
+    """Tells whether an attack never waits for the device and always runs on all examples, as a CUDA graph needs it.
+
+    Args:
+        attack: An attack or an adversary. One of your own has an attribute `recordable` that is True.
+
+    Returns:
+        The attribute `recordable`; False without one.
+    """
+    return bool(getattr(attack, "recordable", False))
+
+
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 ModelMode: TypeAlias = Callable[[nn.Module], AbstractContextManager[Any]]
 Terms: TypeAlias = Mapping[str, Tensor]
@@ -424,6 +436,10 @@ class Context:
         return Context(self.lens, self.batch, memory, self.progress)
 
 
+Search: TypeAlias = Callable[[Sequence[Tensor], Rng], Tensor]
+"""Returns the points that an attack finds, from tensors `[B, ...]`, images first, and random numbers."""
+
+
 class AttackBackend(Protocol):
     """Provides the model that attacks run on: the model itself, or an accelerated copy with the same outputs."""
 
@@ -446,6 +462,22 @@ class AttackBackend(Protocol):
         """Return the number of batches an attack holds at once, so that rows of finished examples can be refilled.
 
         It is more than 1 where the batch size matters.
+        """
+        ...
+
+    def search(
+        self,
+        attacked: nn.Module,
+        key: Hashable,
+        find: Search,
+        inputs: tuple[Tensor, ...],
+        rng: Rng,
+        fixed: Search | None = None,
+    ) -> Tensor:
+        """Return `find(inputs, rng)`, where `find` attacks the model `attacked` that the backend has given.
+
+        A backend may record the search and repeat it later for an equal `key`, which stands for everything that `find`
+        depends on. `fixed` is the same search, but raises where it reads what may change between two calls.
         """
         ...
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.compose import keep_worst
-from ..attacks.losses import CE, EOT, Margin, TargetedDLR, microbatched
+from ..attacks.losses import CE, EOT, Margin, OnLogits, TargetedDLR, microbatched
 from ..attacks.threats import L1, L2, Linf, ScaledThreat
 from ..core.devices import finest
 from ..core.errors import UserError, need_seed, need_whole
 from ..core.gate import alone, check_examples
 from ..core.modes import ComposedMode, eval_mode, frozen, named
 from ..core.rng import PerExample, Rng, some
-from ..core.types import Attack, Forward, ModelMode, PerExampleLoss, Threat
+from ..core.types import Attack, Forward, ModelMode, PerExampleLoss, Threat, recordable
 from ..core.validation import check_attack
 from ..core.walk import walk
 
@@ -69,6 +69,12 @@ class WhiteBox(Dividing):
     def __post_init__(self) -> None:
         check_attack(self.attack)
         need_whole("draws", self.draws)
+
+    @property
+    def recordable(self) -> bool:
+        """True if a search never waits for the device, so that it can be recorded as a CUDA graph."""
+        on_logits = isinstance(self.loss, type) and issubclass(self.loss, OnLogits)
+        return recordable(self.attack) and on_logits and self.draws == 1
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         with eval_mode(model), frozen(model):

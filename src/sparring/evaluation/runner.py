@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..attacks.losses import misclassified
 from ..attacks.threats import Linf
 from ..core.errors import UserError
-from ..core.rng import PerExample, mixed_seed
-from ..core.types import AttackBackend, TensorData, Threat, pixels
+from ..core.rng import PerExample, Rng, mixed_seed
+from ..core.types import AttackBackend, TensorData, Threat, pixels, recordable
 from ..records.results import Array
 from .adversaries import (
     Adversary,
@@ -231,6 +231,17 @@ class EvaluationContext:
         with adversary.view(self.judge.model), backend(self.judge.model, self.batch(slice(8))[0]) as attacked:
             yield adversary.adversary, attacked
 
+    def found(self, adversary: Adversary, attacked: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
+        """The points that the adversary finds; the backend may record the search and replay it for the next batch."""
+        if not recordable(adversary):
+            return adversary(attacked, x, y, rng)
+        backend = self.backend.in_float32() if needs_fine(adversary) else self.backend
+
+        def find(inputs: Sequence[Tensor], rng: Rng) -> Tensor:
+            return adversary(attacked, inputs[0], inputs[1], rng)
+
+        return backend.search(attacked, repr(adversary), find, (x, y), rng)
+
     def divided(self, adversary: Adversary) -> tuple[Adversary, int]:
         """The adversary and the number of examples that it holds at once: several batches if the backend wants that."""
         batches_in_flight = self.backend.batches_in_flight(self.like.device)
@@ -335,7 +346,7 @@ class Run:
         x, y = setting.batch(rows.to(setting.data.x.device))
         index, threat = setting.index[rows].to(x.device), bound(adversary)
         with setting.seen_by(adversary, on_model) as (attack, attacked):
-            z = attack(attacked, x, y, PerExample(seed, index)).detach()
+            z = setting.found(attack, attacked, x, y, PerExample(seed, index)).detach()
             again = setting.unlike_model(attacked, z, y)
             if bool(again.any()):
                 z[again] = attack(setting.judge.model, x[again], y[again], PerExample(seed, index[again])).detach()

@@ -1,5 +1,6 @@
 """Progress of a training: a live bar on a terminal, plain lines elsewhere. All of it is written to standard error."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,14 +34,17 @@ def training() -> Iterator[TrainingOutput]:
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("training", total=None, detail="")
+        task, shown = bar.add_task("training", total=None, detail=""), -math.inf
 
         def show(news: TrainingProgress) -> None:
+            nonlocal shown
             if news.held_out is not None:
                 console.print(f"epoch {_epoch(news)}  {_terms(news)}  {_held_out(news)}", highlight=False)
-            at = news.progress
+            at, now = news.progress, time.monotonic()
             total = at.epochs * at.steps_per_epoch
-            bar.update(task, completed=at.step, total=total, description=_position(news), detail=_detail(news))
+            if now - shown > 0.1 or at.step == total:  # to read the terms of every step would wait for the device
+                shown = now
+                bar.update(task, completed=at.step, total=total, description=_position(news), detail=_detail(news))
 
         yield TrainingOutput(_announcing(show, console), _unless_closed(say))
 

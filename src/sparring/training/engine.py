@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from ..acceleration import AcceleratedCopy
+from ..acceleration import AcceleratedCopy, Unread
+from ..core.devices import reading
 from ..core.errors import UserError
 from ..core.gate import alone, check_examples
 from ..core.modes import eval_mode, frozen, unchanged
-from ..core.rng import make_rng
+from ..core.rng import Rng, make_rng
 from ..core.types import (
     Attack,
     AttackBackend,
@@ -29,10 +30,12 @@ from ..core.types import (
     Objective,
     Progress,
     Schedule,
+    Search,
     TensorData,
     Terms,
     Update,
     at,
+    recordable,
 )
 from ..core.validation import check_attack
 from ..core.whole_batch import served
@@ -162,6 +165,42 @@ class NotFinite(UserError):  # noqa: N818
     """A term of the loss, or a weight, became NaN or infinite."""
 
 
+class StepTerms(Mapping[str, float]):
+    """The terms of the loss of a step, by name, which are brought from the device while the next step is prepared.
+
+    The first look at them waits for them, and raises `NotFinite` if one is NaN or infinite.
+
+    Args:
+        terms: terms: detached scalars by name.
+        progress: position in training before the step.
+    """
+
+    def __init__(self, terms: Terms, progress: Progress) -> None:
+        self._names, self._progress = tuple(terms), progress
+        self._read = reading(torch.stack([term.float() for term in terms.values()]))
+        self._values: dict[str, float] | None = None
+
+    def check(self) -> dict[str, float]:
+        """Return the terms as numbers."""
+        if self._values is None:
+            values = dict(zip(self._names, self._read(), strict=True))
+            for name, value in values.items():
+                if not math.isfinite(value):
+                    at = f"step {self._progress.step} (epoch {self._progress.epoch:.2f})"
+                    raise NotFinite(f"the loss term {name!r} became {value} at {at}")
+            self._values = values
+        return self._values
+
+    def __getitem__(self, name: str) -> float:
+        return self.check()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def no_data() -> TensorData:
     """Return a data set without examples, for methods that remember none."""
     return TensorData(torch.empty(0, 1, 1, 1), torch.empty(0, dtype=torch.long), ())
@@ -185,6 +224,7 @@ class State:
         notes: memory of the hooks: numbers, strings, and lists and dicts of them.
         backend: gives the model that attacks run on in a loop of your own; its accelerated copy of the model is kept as
             long as this state.
+        latest: terms of the loss of the last step, which may not have been looked at yet.
     """
 
     model: nn.Module
@@ -196,6 +236,7 @@ class State:
     best: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     backend: AttackBackend = field(default_factory=AcceleratedCopy)
+    latest: StepTerms | None = None
 
     @classmethod
     def start(
@@ -216,9 +257,13 @@ class State:
         return self.model if self.average is None else self.average
 
     def check_finite(self) -> None:
-        """Raise `NotFinite` if a weight is NaN or infinite, which a finite loss does not rule out."""
-        for name, tensor in self.model.state_dict().items():
-            if not bool(tensor.isfinite().all()):
+        """Raise `NotFinite` if the last loss, or a weight, is NaN or infinite; a finite loss does not rule that out."""
+        if self.latest is not None:
+            self.latest.check()
+        tensors = {n: t for n, t in self.model.state_dict().items() if t.is_floating_point() or t.is_complex()}
+        finite = torch.stack([t.isfinite().all() for t in tensors.values()]).tolist() if tensors else []
+        for name, fine in zip(tensors, finite, strict=True):
+            if not fine:
                 raise NotFinite(f"the weight {name!r} became NaN or infinite by step {self.step}")
 
     def modules(self) -> dict[str, nn.Module]:
@@ -249,7 +294,7 @@ class State:
         torch.set_rng_state(saved["torch_rng"])
         if saved["cuda_rng"] is not None:
             torch.cuda.set_rng_state(saved["cuda_rng"], self.rng.device)
-        self.step, self.best = saved["step"], dict(saved["best"])
+        self.step, self.best, self.latest = saved["step"], dict(saved["best"]), None
         self.notes = copy.deepcopy(saved.get("notes", {}))  # checkpoints of older versions have none
 
 
@@ -355,16 +400,31 @@ def _crafted(
     ):
         with torch.no_grad():
             method.objective.observe(context(model))  # the memory has the precision of the model
-        loss = served(method.objective.inner(context(attacked)), model)
-        return at(method.attack, progress)(loss, batch.x, rng)
+        attack = at(method.attack, progress)
+
+        def searching(memory: Any, progress: Any) -> Search:
+            def find(inputs: Sequence[Tensor], rng: Rng) -> Tensor:
+                x, y, index = inputs
+                seen = Context(ForwardCache(attacked), Batch(x, y, index, batch.views), memory, progress)
+                return attack(served(method.objective.inner(seen), model), x, rng)
+
+            return find
+
+        find, inputs = searching(memory, progress), (batch.x, batch.y, batch.index)
+        if not recordable(attack):
+            return find(inputs, rng)
+        key = (repr(method.objective), repr(attack), batch.views)
+        fixed = searching(Unread("memory"), Unread("progress"))
+        return backend.search(attacked, key, find, inputs, rng, fixed)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingLoop:
     """Training loop of `epochs` epochs, which continues from the step of the state.
 
-    Schedules are evaluated before each step. `run` raises `NotFinite` right after the step that made a term NaN or
-    infinite, before any hook can save it.
+    Schedules are evaluated before each step. The terms of the loss are looked at one step late, so that a GPU is not
+    waited for: `run` raises `NotFinite` at the latest after the step that follows the one that made a term NaN or
+    infinite, and before any checkpoint is written.
 
     Args:
         epochs: number of epochs of the whole training.
@@ -391,6 +451,8 @@ class TrainingLoop:
         while state.step < last:
             for batch in itertools.islice(batches.rest_of_epoch(state.step, state.rng), last - state.step):
                 self._step(method, state, batch, size)
+            if state.latest is not None:
+                state.latest.check()
             if state.step % size == 0:
                 self._end_of_epoch(state, batches)
 
@@ -398,7 +460,10 @@ class TrainingLoop:
         progress = Progress(state.step, steps_per_epoch, self.epochs)
         for group in state.optimizer.param_groups:
             group["lr"] = at(self.lr, progress)
-        terms = _finite(method.step(state, batch, progress, at(self.update, progress), self.backend), progress)
+        terms = StepTerms(method.step(state, batch, progress, at(self.update, progress), self.backend), progress)
+        before, state.latest = state.latest, terms
+        if before is not None:
+            before.check()  # only now, as the device has the next step to work on
         state.step += 1
         progress = Progress(state.step, steps_per_epoch, self.epochs)
         if self.averaging is not None and state.average is not None:
@@ -420,14 +485,3 @@ def _images(batches: Batches, state: State) -> Iterator[Tensor]:
     rng.set_state(state.rng.get_state())
     for batch in batches.rest_of_epoch(state.step, rng):
         yield batch.x
-
-
-def _finite(terms: Terms, progress: Progress) -> dict[str, float]:
-    """Return the terms as numbers, with one transfer from the device; raise `NotFinite` if one is not finite."""
-    values = dict(zip(terms, torch.stack([term.float() for term in terms.values()]).tolist(), strict=True))
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise NotFinite(
-                f"the loss term {name!r} became {value} at step {progress.step} (epoch {progress.epoch:.2f})"
-            )
-    return values

@@ -147,6 +147,7 @@ class GuardHook(Hook):
 
     def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None:
         if progress.step % progress.steps_per_epoch and self.monitor.guard.due(progress):
+            state.check_finite()
             self._check(state, progress)
             self.checkpoints.save(state)  # a rescue returns to it
 
