@@ -37,7 +37,7 @@ from sparring import (
     WhiteBox,
     make_rng,
 )
-from sparring.acceleration import AcceleratedCopy, OriginalModel, computes_bf16
+from sparring.acceleration import AcceleratedCopy, OriginalModel, computes_bf16, worth_compiling
 from sparring.acceleration.body_copy import Shadow, sites
 from sparring.acceleration.compiled import Compiled
 from sparring.acceleration.convolution import FrozenConv, worth
@@ -915,13 +915,27 @@ def test_smallest_distances_are_the_same_from_several_batches(many):
     assert np.allclose(found, wanted, atol=1e-5)
 
 
-def test_compiled_and_on_a_gpu_batches_are_filled_from_four():
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert [
-        AcceleratedCopy("fp32", "off").batches_in_flight(cpu),
-        AcceleratedCopy("fp32", "on").batches_in_flight(cpu),
-        AcceleratedCopy("fp32", "off").batches_in_flight(cuda),
-    ] == [1, 4, 4]
+def test_compiled_batches_are_filled_from_four():
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        assert AcceleratedCopy("fp32", "off").batches_in_flight(device) == 1
+        assert AcceleratedCopy("fp32", "auto").batches_in_flight(device) == 1
+        assert AcceleratedCopy("fp32", "on").batches_in_flight(device) == 4
+
+
+@pytest.mark.parametrize(
+    ("device", "seconds", "normalised", "wanted"),
+    [
+        ("cpu", 901, True, True),
+        ("cpu", 901, False, False),
+        ("cpu", 899, True, False),
+        ("cuda", 301, False, True),
+        ("cuda", 299, True, False),
+        ("mps", 1e6, True, False),
+    ],
+)
+def test_what_is_compiled_repays_it(device, seconds, normalised, wanted):
+    model = small_cnn(10, (1, 8, 8), width=2, batch_norm=normalised)
+    assert worth_compiling(model, torch.device(device), seconds) is wanted
 
 
 # -- the process

@@ -1,6 +1,7 @@
 """Searches that are recorded and replayed, on a pretended GPU whose graphs repeat the operations one by one."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,10 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 from sparring import (
     FGSM,
+    L2,
     PGD,
     TRADES,
     CrossEntropy,
-    L2,
     Linf,
     Method,
     RandomStart,
@@ -38,7 +39,7 @@ T, SIDE, B = Linf("8/255"), 8, 12
 class PretendedGraph:
     """Keeps each operation with its tensors; a replay carries them out again, into the same memory."""
 
-    made: list["PretendedGraph"] = []
+    made: ClassVar[list["PretendedGraph"]] = []
 
     def __init__(self):
         self.calls, self.replays = [], 0

@@ -262,6 +262,7 @@ NO_RECIPE = {
         "attacks.threats:ScaledThreat",
         "evaluation.adversaries:Dividing",
     ),
+    "training.updates:MixedPrecision",  # a setting of the run, `update_precision`
     # data as they are, and not where they are from
     *(
         "data.batches:Batches",

@@ -543,7 +543,7 @@ def test_what_a_step_costs_is_found_without_a_trace(tiny, tmp_path):
 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_processor_that_emulates_bf16_is_told_of(tiny, tmp_path, monkeypatch, known):
-    monkeypatch.setattr("sparring.runs.fit.computes_bf16", lambda device: known)
+    monkeypatch.setattr("sparring.runs.compute.computes_bf16", lambda device: known)
     describe = []
     with pytest.raises(Interrupted):
         fit(tiny, tmp_path, precision="bf16", on_progress=stop_at(1), log=describe.append)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..core.modes import full_precision
 from ..core.rng import make_rng
 from ..core.types import Classifier
 from .body_copy import Shadow
@@ -26,7 +27,8 @@ def disagreement(shadow: Shadow, model: nn.Module, few: Tensor, new: bool) -> st
     On the CPU, convolutions run the code that they use for many images; in a `new` copy they also run that for few.
     """
     with _undisturbed(few):
-        wanted = _answer(model, few)
+        with full_precision():  # on CUDA, TF32 would be compared with TF32
+            wanted = _answer(model, few)
         for least in (0, None) if new else (0,):
             with _as_for_many(least):
                 why = _unlike(shadow, _answer(shadow.net, few), wanted)

@@ -64,7 +64,7 @@ class _Options:
     """Number format of the attacks: auto is bf16 where the processor has it. Adversarial examples are verified in
     fp32."""
     compile: Literal["auto", "on", "off", "max-autotune"] = "auto"
-    """Compile the attacked model: auto compiles on a GPU."""
+    """Compile the attacked model: auto does not."""
     track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """Trackers that show the results of a run too, beside its training."""
     json: bool = False

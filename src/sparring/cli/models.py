@@ -31,8 +31,8 @@ class ForeignOptions(ModelOptions):
     """The test images: npz:FILE with x_test and y_test, folder:DIR, or cifar10, cifar100:DIR, fashion_mnist, ..."""
     examples: int | None = None
     """Number of images, taken from the beginning of the test set; by default all."""
-    batch_size: int = 256
-    """Number of images in a batch."""
+    batch_size: int | None = None
+    """Number of images in a batch; by default 256, and 1,024 on a GPU if they are small."""
     seed: int = 0
     """Seed of all random numbers."""
 

@@ -85,7 +85,13 @@ class _TrainOptions:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the attacks: auto is bf16 where the processor has it. The weights are updated in fp32."""
     compile: Literal["auto", "on", "off", "max-autotune"] = "auto"
-    """Compile the attacked model: auto compiles on a GPU, and for long runs of normalised networks on a CPU."""
+    """Compile the attacked model: auto compiles for long runs."""
+    update_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the updates: auto leaves torch as it is set (TF32 on a GPU); bf16 has not been shown as good."""
+    capture: bool = False
+    """On a GPU, record attacks as CUDA graphs: less time for small batches, more memory."""
+    deterministic: bool = False
+    """On a GPU, compute the same bits each time, as a CPU does; slower."""
     profile: bool = False
     """Write profile.json (for a Chrome tracing viewer) and profile.txt (time by stage and operation)."""
     record_history: bool = False
@@ -117,6 +123,9 @@ def train(args: list[str]) -> int:
                 track=options.track,
                 precision=options.precision,
                 compile=options.compile,
+                update_precision=options.update_precision,
+                capture=options.capture,
+                deterministic=options.deterministic,
                 profile=options.profile,
                 on_progress=output.show,
                 log=output.say,

@@ -190,6 +190,22 @@ def full_precision() -> Generator[None]:
             place.fp32_precision = was
 
 
+def float32_format(device: torch.device) -> str:
+    """Tells in which format torch multiplies float32 numbers on a device.
+
+    Args:
+        device: The device.
+
+    Returns:
+        "tf32" if convolutions or matrix products may use it on CUDA, else "fp32".
+    """
+    if device.type != "cuda":
+        return "fp32"
+    convolutions = _read(lambda: torch.backends.cudnn.allow_tf32)
+    products = _read(torch.get_float32_matmul_precision)
+    return "fp32" if convolutions is False and products == "highest" else "tf32"
+
+
 def _read(setting: Callable[[], T]) -> T | None:
     """Return a setting of torch's older interface; None where the user has set the newer one to something else."""
     try:

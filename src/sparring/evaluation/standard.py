@@ -20,7 +20,7 @@ def autoattack(
     threat: Threat,
     version: Version = "standard",
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     seed: int = 0,
     index: Tensor | None = None,
     keep_images: bool = False,

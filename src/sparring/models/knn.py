@@ -147,7 +147,11 @@ class KNN(Reference):
         weight = torch.ones_like(similar)
         if self.vote == "weighted":
             weight = ((similar - similar[:, :1]) / self.temperature).exp()
-        return similar.new_zeros(len(similar), self.num_classes).scatter_add_(1, y, weight)
+        if similar.device.type == "cpu":
+            return similar.new_zeros(len(similar), self.num_classes).scatter_add_(1, y, weight)
+        # on a GPU, scatter_add_ adds in the order in which threads end, and a vote may be decided by the last bit
+        chosen = y[:, :, None] == torch.arange(self.num_classes, device=y.device)
+        return (weight[:, :, None] * chosen).sum(1)
 
     @torch.no_grad()
     def nearest(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -124,11 +124,11 @@ class RunFolder:
         write_json(self._status, status)
 
     def backend(self) -> dict[str, Any] | None:
-        """The precision of the attacks and whether they are compiled, as set at the start of the run."""
+        """How the run computes, as set at its start: number formats, compilation, and notes on the accelerated copy."""
         return read_json(self._search, hint=Begun) if self._search.exists() else None
 
     def set_backend(self, backend: Mapping[str, Any]) -> None:
-        """Write the precision of the attacks and whether they are compiled."""
+        """Write how the run computes."""
         write_json(self._search, backend)
 
     def guard(self) -> list[dict[str, Any]]:

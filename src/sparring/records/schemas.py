@@ -39,10 +39,14 @@ class Counted(TypedDict):
 
 
 class Begun(TypedDict):
-    """The precision of the attacks and whether they are compiled, as set at the start of the run."""
+    """How a run computes, as set at its start; older runs say only the first two."""
 
     precision: str
     compile: str
+    update_precision: NotRequired[str]
+    capture: NotRequired[bool]
+    deterministic: NotRequired[bool]
+    notes: NotRequired[list[str]]
 
 
 class Event(TypedDict):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..acceleration import AcceleratedCopy, Compile, Precision, computes_bf16, prefer_channels_last, worth_compiling
+from ..acceleration import Compile, Precision, prefer_channels_last, worth_compiling
 from ..core.errors import UserError
 from ..core.modes import eval_mode
 from ..core.serialization import differences
@@ -22,6 +22,7 @@ from ..training.checkpoint import Checkpoints, read_weights
 from ..training.engine import NotFinite, State, TrainingLoop
 from ..training.hooks import Saving, TrainingProgress, stopping
 from ..training.profiling import StepProfile, measure
+from .compute import ComputeSettings, UpdatePrecision
 from .environment import device_of, session
 from .guarded import train as train_guarded
 from .recipe import Recipe
@@ -39,16 +40,19 @@ def fit(
     track: Track = (),
     precision: Precision = "auto",
     compile: Compile = "auto",
+    update_precision: UpdatePrecision = "auto",
+    capture: bool = False,
+    deterministic: bool = False,
     profile: bool = False,
     on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
     log: Callable[[str], None] = lambda text: None,
 ) -> RunFolder:
     """Trains a recipe in a folder, continuing from the newest checkpoint if there is one.
 
-    A run that was killed at any moment and is continued ends with the same bits as an uninterrupted one (on the CPU,
-    with the same number of threads). The cost of a step is measured on two steps, which are undone, and is reported in
-    a line to `log`. SIGINT and SIGTERM save after the present step and raise `Interrupted`. Nothing is overwritten
-    before all other checks have passed.
+    A run that was killed at any moment and is continued ends with the same bits as an uninterrupted one (on the CPU
+    with the same number of threads, on a GPU with `deterministic`). The cost of a step is measured on two steps, which
+    are undone, and is reported in a line to `log`. SIGINT and SIGTERM save after the present step and raise
+    `Interrupted`. Nothing is overwritten before all other checks have passed.
 
     Args:
         recipe: The recipe.
@@ -60,6 +64,11 @@ def fit(
             or several of these.
         precision: Precision of the attack (see `AcceleratedCopy`); a resumed run keeps the one it was begun with.
         compile: Compilation of the attack (see `AcceleratedCopy`); a resumed run keeps the one it was begun with.
+        update_precision: Precision of the update: "fp32", "bf16" (not shown to train as well), or "auto", which leaves
+            torch as it is set: on CUDA that is TF32. A resumed run keeps it.
+        capture: Record attacks that allow it as CUDA graphs (see `AcceleratedCopy`).
+        deterministic: Compute the same bits each time on CUDA too, which is slower; an operation that cannot is
+            refused. A resumed run keeps it.
         profile: Write `profile.json` and `profile.txt`, with the time of each operation.
         on_progress: Called after each step and each epoch.
         log: Called with lines of text for the user.
@@ -75,18 +84,22 @@ def fit(
     run, where = RunFolder(folder), device_of(device)
     _check_folder(run, recipe, overwrite)
     fresh = overwrite or run.backend() is None
-    backend = AcceleratedCopy.resolved(where, precision, compile) if fresh else _begun_with(run, precision, compile)
+    asked = ComputeSettings(precision, compile, update_precision, capture, deterministic)
+    settings = asked.resolved(where) if fresh else asked.kept(run.backend() or {}, run.path)
     training, held_out = _load_data(recipe, run.path, where)
     state = _initial_state(recipe, training.data, run, where, overwrite)
     batches = Batches(
         training.data, recipe.batch_size, recipe.augment, recipe.seed, recipe.views_per_image, recipe.drop_last
     )
-    with run.locked(), _explained(run, state):
+    with run.locked(), _explained(run, state), settings.applied(where):
         _begin_or_resume(run, recipe, state, training, overwrite)
-        trace = run.path if profile else None
-        cost = measure(recipe.method, state, batches, recipe.epochs, recipe.update, backend, trace)
+        trace, backend = run.path if profile else None, settings.backend()
+        update = settings.update(recipe.update)
+        cost = measure(recipe.method, state, batches, recipe.epochs, update, backend, trace)
         notes = backend.notes(state.model)
-        backend = _settled_backend(run, backend, state, cost, may_compile=fresh and compile == "auto")
+        settings = _settled(settings, state, cost, may_compile=fresh and compile == "auto")
+        run.set_backend({**settings.plain(), "notes": list(notes)})
+        backend = settings.backend() if settings.compile != backend.compile else backend
         with stopping() as stop, tracked(track, run, state.step) as tracker, _learning_curve(run, tracker):
             context = RunContext(
                 run=run,
@@ -102,36 +115,34 @@ def fit(
                 on_progress=on_progress,
                 log=log,
             )
-            _train(context, cost, notes, where)
+            _train(context, settings, cost, notes)
     return run
 
 
-def _settled_backend(
-    run: RunFolder, backend: AcceleratedCopy, state: State, cost: StepProfile, *, may_compile: bool
-) -> AcceleratedCopy:
-    """Compile the copy if the attacks to come take long enough to repay that, and record the choice in the run."""
+def _settled(settings: ComputeSettings, state: State, cost: StepProfile, *, may_compile: bool) -> ComputeSettings:
+    """Compile the copy if the attacks to come take long enough to repay that."""
     device, seconds = state.rng.device, cost.seconds_left * cost.in_attack
-    if may_compile and worth_compiling(state.model, device, seconds):
-        backend = AcceleratedCopy(backend.precision, "on")
-    run.set_backend({"precision": backend.precision, "compile": backend.compile})
-    return backend
+    worth = may_compile and worth_compiling(state.model, device, seconds)
+    return replace(settings, compile="on") if worth else settings
 
 
-def _train(context: RunContext, cost: StepProfile, notes: Sequence[str], device: torch.device) -> None:
+def _train(context: RunContext, settings: ComputeSettings, cost: StepProfile, notes: Sequence[str]) -> None:
     """Log what the run will do, train, and write the last weights and the status."""
     recipe, run, state, backend = context.recipe, context.run, context.state, context.backend
+    device = state.rng.device
     hooks = build_hooks(context)
     lines = [
         f"{cost}, {backend.describe(device)}",
         *(str(module) for module in state.memory.modules() if isinstance(module, Bank)),
         *(line for hook in hooks for line in hook.describe(cost.mean or (cost.forward + cost.backward) / 2)),
-        *_emulated(backend, device),
+        *settings.describe(device),
         *notes,
     ]
     context.log("\n".join(lines))
     run.add_session(session(recipe.seed, device))
     context.weights.reconcile_best(state)
-    loop = TrainingLoop(recipe.epochs, recipe.lr, recipe.update, recipe.averaging, hooks, backend)
+    update = settings.update(recipe.update)
+    loop = TrainingLoop(recipe.epochs, recipe.lr, update, recipe.averaging, hooks, backend)
     stopped = train_guarded(loop, context)
     if stopped is not None:
         for hook in hooks:
@@ -214,23 +225,6 @@ def _initial_state(recipe: Recipe, train: LabelledData, run: RunFolder, device: 
     if recipe.averaging is not None:
         state.average = recipe.averaging.init(model)
     return state
-
-
-def _begun_with(run: RunFolder, precision: Precision, compile: Compile) -> AcceleratedCopy:
-    """Return the backend that the run was begun with; raise `UserError` if another rounding is asked for."""
-    begun = run.backend() or {}
-    for name, asked in (("precision", precision), ("compile", compile)):
-        if asked not in ("auto", begun[name]):
-            raise UserError(
-                f"{run.path} was begun with --{name} {begun[name]}, and {asked} would round otherwise: leave it out, "
-                "or start anew in another folder with --out"
-            )
-    return AcceleratedCopy(begun["precision"], begun["compile"])
-
-
-def _emulated(backend: AcceleratedCopy, device: torch.device) -> Iterator[str]:
-    if backend.dtype(device) == torch.bfloat16 and not computes_bf16(device):
-        yield "this processor has no instructions for bf16, so attacks are many times slower than with --precision fp32"
 
 
 @contextmanager

@@ -37,7 +37,7 @@ class Evaluation:
     Args:
         adversaries: The attacks by name.
         examples: Number of test images, taken from the beginning; None for all.
-        batch_size: Number of images at a time.
+        batch_size: Number of images at a time; None for the default of `evaluate`.
 
     Raises:
         UserError: If a number is below 1, or a name is not allowed.
@@ -45,10 +45,10 @@ class Evaluation:
 
     adversaries: Mapping[str, Adversary | Cascade]
     examples: int | None = None
-    batch_size: int = 256
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or (self.examples is not None and self.examples < 1):
+        if any(count is not None and count < 1 for count in (self.batch_size, self.examples)):
             raise UserError(
                 f"an evaluation needs at least one example, in batches of at least 1: not {self.examples} in batches "
                 f"of {self.batch_size}"
