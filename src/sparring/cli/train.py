@@ -92,6 +92,8 @@ class _TrainOptions:
     """On a GPU, record attacks as CUDA graphs: less time for small batches, more memory."""
     deterministic: bool = False
     """On a GPU, compute the same bits each time, as a CPU does; slower."""
+    fit_batch: bool = False
+    """On a GPU, find the largest batch that fits into its memory, in place of --batch-size. The rate stays as it is."""
     profile: bool = False
     """Write profile.json (for a Chrome tracing viewer) and profile.txt (time by stage and operation)."""
     record_history: bool = False
@@ -114,6 +116,9 @@ def train(args: list[str]) -> int:
     saving = Saving(options.save_seconds, options.save_steps)
     try:
         with training() as output:
+            if options.fit_batch:
+                recipe = _with_largest_batch(recipe, out, options)
+                output.say(f"batches of {recipe.batch_size} images")
             run = fit(
                 recipe,
                 out,
@@ -136,6 +141,14 @@ def train(args: list[str]) -> int:
         return 130
     _report_training(run, options.json)
     return 0
+
+
+def _with_largest_batch(recipe: "Recipe", out: str, options: _TrainOptions) -> "Recipe":
+    from ..runs.compute import ComputeSettings
+    from ..runs.memory import with_largest_batch
+
+    how = (options.precision, options.compile, options.update_precision, options.capture, options.deterministic)
+    return with_largest_batch(recipe, out, options.device, ComputeSettings(*how), options.overwrite)
 
 
 def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe, str]":

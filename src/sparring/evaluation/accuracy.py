@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def evaluate(
     journal = None if state is None else PartStore(Path(state), about, data.x.shape)
     few = pixels(data.x[:FEW]).to(like)
     batch_size = batch_size or _batch_size(data.shape, like.device)
-    with alone(model), full_precision(), switched_to_eval(model), frozen(model):
+    with alone(model), _enough_memory(batch_size), full_precision(), switched_to_eval(model), frozen(model):
         unaltered = MutationCheck(model)
         answer(model, few)
         unaltered.check()
@@ -160,6 +161,18 @@ def _like(model: nn.Module, data: TensorData) -> Tensor:
 def _batch_size(shape: tuple[int, int, int], device: torch.device) -> int:
     """A GPU takes about as long to launch a small batch as to compute it."""
     return 1024 if device.type == "cuda" and shape[1] * shape[2] <= 64 * 64 else 256
+
+
+@contextmanager
+def _enough_memory(batch_size: int) -> Iterator[None]:
+    """Say what to set if the device runs out of memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the device has not enough memory to attack {batch_size} images at once: give a smaller batch size, "
+            f"{max(1, batch_size // 2)} for example"
+        ) from error
 
 
 def _about(

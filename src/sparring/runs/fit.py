@@ -8,12 +8,10 @@ from pathlib import Path
 
 import torch
 
-from ..acceleration import Compile, Precision, prefer_channels_last, worth_compiling
+from ..acceleration import Compile, Precision, worth_compiling
 from ..core.errors import UserError
-from ..core.modes import eval_mode
 from ..core.serialization import differences
-from ..core.types import LabelledData, Progress, TensorData, pixels, refreshable
-from ..core.validation import check_data, check_logits
+from ..core.types import Progress
 from ..data import Batches, TrainingSet
 from ..objectives.example_bank import Bank
 from ..records.run_folder import RunFolder
@@ -27,6 +25,7 @@ from .environment import device_of, session
 from .guarded import train as train_guarded
 from .recipe import Recipe
 from .run_hooks import RunContext, build_hooks
+from .start import initial_state, load_data
 from .trackers import Together, Track, tracked
 
 
@@ -86,12 +85,12 @@ def fit(
     fresh = overwrite or run.backend() is None
     asked = ComputeSettings(precision, compile, update_precision, capture, deterministic)
     settings = asked.resolved(where) if fresh else asked.kept(run.backend() or {}, run.path)
-    training, held_out = _load_data(recipe, run.path, where)
-    state = _initial_state(recipe, training.data, run, where, overwrite)
+    training, held_out = load_data(recipe, run.path, where)
+    state = initial_state(recipe, training.data, run, where, overwrite)
     batches = Batches(
         training.data, recipe.batch_size, recipe.augment, recipe.seed, recipe.views_per_image, recipe.drop_last
     )
-    with run.locked(), _explained(run, state), settings.applied(where):
+    with run.locked(), _explained(run, state, recipe.batch_size), settings.applied(where):
         _begin_or_resume(run, recipe, state, training, overwrite)
         trace, backend = run.path if profile else None, settings.backend()
         update = settings.update(recipe.update)
@@ -167,20 +166,6 @@ def _begin_or_resume(run: RunFolder, recipe: Recipe, state: State, training: Tra
     run.rewind(state.step)
 
 
-def _load_data(recipe: Recipe, folder: Path, device: torch.device) -> tuple[TrainingSet, TensorData | None]:
-    """Return the training data and the held-out images, if any, on the device.
-
-    The test images are checked, but not used.
-    """
-    train, test = recipe.data.load()
-    for data, name in ((train, "training"), *(((test, "test"),) if len(test) else ())):
-        few = data if isinstance(data, TensorData) else data[:8]  # files are checked when they are read
-        check_data(few, name)
-    if train.shape != test.shape:
-        raise UserError(f"training images are {train.shape}, but test images are {test.shape}")
-    return recipe.split(train, folder, device)
-
-
 def _check_folder(run: RunFolder, recipe: Recipe, overwrite: bool) -> bool:
     """Check that the folder can be used, and return True if it holds a run to resume."""
     if run.foreign():
@@ -202,33 +187,8 @@ def _check_folder(run: RunFolder, recipe: Recipe, overwrite: bool) -> bool:
     return True
 
 
-@torch.no_grad()
-def _initial_state(recipe: Recipe, train: LabelledData, run: RunFolder, device: torch.device, overwrite: bool) -> State:
-    """Return the state before the first step, with a model that was checked to give logits for these data."""
-    if not overwrite and Checkpoints(run.checkpoints).paths():
-        recipe = replace(recipe, init_from="")  # the checkpoint has the weights
-    model = recipe.initial_model(train, run.path).to(device).train()
-    for module in refreshable(model):
-        module.refresh(model, train)
-    few = pixels(train[:8].x)
-    with eval_mode(model):
-        try:
-            logits = model(few)
-        except Exception as error:  # the user's code may raise anything
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(
-                f"the model cannot take images of shape {train.shape} ({type(error).__name__}: {reason})"
-            ) from error
-    check_logits(logits, len(few), len(train.classes))
-    prefer_channels_last(model, few)
-    state = State.start(recipe.method, model, recipe.optimizer.build(model), train, recipe.seed)
-    if recipe.averaging is not None:
-        state.average = recipe.averaging.init(model)
-    return state
-
-
 @contextmanager
-def _explained(run: RunFolder, state: State) -> Iterator[None]:
+def _explained(run: RunFolder, state: State, batch_size: int) -> Iterator[None]:
     """Turn errors that stop a run into a `UserError` that says which checkpoint is left and what to do."""
     try:
         yield
@@ -237,6 +197,12 @@ def _explained(run: RunFolder, state: State) -> Iterator[None]:
             f"{error}; {_last_good(run)}. Start anew in another folder (--out) with a lower learning rate, with "
             f"clipping (--update.max-norm 1) or with a warm-up{_best_so_far(run)}"
         ) from error
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the device has not enough memory for batches of {batch_size} images after step {state.step} "
+            f"({_gigabytes(state)}); {_last_good(run)}. Start anew with --batch-size {max(1, batch_size // 2)}, or "
+            "with --fit-batch, which finds the largest; with --capture, leave that out first"
+        ) from error
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -244,6 +210,15 @@ def _explained(run: RunFolder, state: State) -> Iterator[None]:
             f"the disk stopped the run in {run.path} after step {state.step} ({error.strerror or error}); "
             f"{_last_good(run)}. Make room and give the same command again: it goes on from there"
         ) from error
+
+
+def _gigabytes(state: State) -> str:
+    device = state.rng.device
+    if device.type != "cuda":
+        return str(device)
+    return (
+        f"{torch.cuda.get_device_name(device)}, {torch.cuda.get_device_properties(device).total_memory / 2**30:.0f} GiB"
+    )
 
 
 def _last_good(run: RunFolder) -> str:
