@@ -179,6 +179,12 @@ def _moved(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
     return OnGPU(x.detach().clone()).requires_grad_(x.requires_grad)
 
 
+def _reading(values: Tensor) -> Any:
+    """Stands for `devices.reading`, whose wait comes after the next step was launched, and is counted by itself."""
+    counts["read late"] += isinstance(values, OnGPU)
+    return _bare(values).tolist
+
+
 class _Generator(torch.Generator):
     """A generator of the CPU that may say it is of the GPU."""
 
@@ -213,6 +219,7 @@ def pretended(*, float64: bool = True) -> Iterator["Counter[str]"]:
         patch(torch.random, "fork_rng", lambda devices=(), **how: fork(devices=[], **how))
         patch(torch, "save", lambda held, *more, **how: save(tree_map(_bare, held), *more, **how))
         patch(torch, "autocast", lambda device_type, *more, **how: autocast("cpu", *more, **how))
+        patch(devices, "reading", _reading)
         _float64.append(float64)
         stack.callback(_float64.pop)
         if not float64:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from ..acceleration import AcceleratedCopy, Unread
-from ..core.devices import reading
+from ..core import devices
 from ..core.errors import UserError
 from ..core.gate import alone, check_examples
 from ..core.modes import eval_mode, frozen, unchanged
@@ -177,7 +177,7 @@ class StepTerms(Mapping[str, float]):
 
     def __init__(self, terms: Terms, progress: Progress) -> None:
         self._names, self._progress = tuple(terms), progress
-        self._read = reading(torch.stack([term.float() for term in terms.values()]))
+        self._read = devices.reading(torch.stack([term.float() for term in terms.values()]))
         self._values: dict[str, float] | None = None
 
     def check(self) -> dict[str, float]:

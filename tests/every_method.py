@@ -1,0 +1,75 @@
+"""Every method as a change of the recipe `tiny`: what tests of training, of resuming and of devices run through."""
+
+from dataclasses import replace
+
+import sparring as sp
+from sparring import (
+    FGSM,
+    PGD,
+    Benign,
+    Build,
+    CrossEntropy,
+    GaussianStart,
+    Linf,
+    Method,
+    OptimizerStep,
+    RandomStart,
+    Sum,
+)
+from sparring.core.schedules import Cycle, PiecewiseConstant
+from sparring.data import Flip
+from sparring.models import small_cnn
+
+BALL = Linf(0.1)
+SHORT = PGD(BALL, steps=2, step_size=0.05)
+RS = FGSM(BALL, 0.125, RandomStart())
+
+
+def method(objective, attack=SHORT, **views):
+    return {"method": Method(attack, objective, **views)}
+
+
+CHANGES = {
+    "mart": method(sp.MART(), PGD(BALL, 2, 0.05, GaussianStart())),
+    "alp": method(Sum((CrossEntropy(clean=0.5), sp.LogitPairing()))),
+    "consistency": {
+        **method(Sum((CrossEntropy(), sp.objectives.Consistency()))),
+        "views_per_image": 2,
+        "augment": (Flip(),),
+    },
+    "awp": {"update": sp.AWP(0.01)},
+    "awp later": {"update": PiecewiseConstant(((0, OptimizerStep()), (1, sp.AWP(0.005))))},
+    "swa": {"averaging": sp.SWA(1)},
+    "fgsm-rs": method(CrossEntropy(), RS),
+    "n-fgsm": method(CrossEntropy(), sp.attacks.NFGSM(BALL)),
+    "zero-grad": method(CrossEntropy(), sp.attacks.ZeroGrad(BALL)),
+    "multi-grad": method(CrossEntropy(), sp.attacks.MultiGrad(BALL)),
+    "grad-align": method(Sum((CrossEntropy(), sp.objectives.GradAlign(BALL))), FGSM(BALL)),
+    "free": {"method": sp.training.Free(BALL, 3)},
+    "moat": method(CrossEntropy(), Cycle(((1, Benign()), (2, RS), (1, SHORT)))),
+    "moat, mixup": method(
+        sp.objectives.Staged(((1, sp.objectives.MixUp()), (3, CrossEntropy(clean=0.5)))),
+        Cycle(((1, Benign()), (2, RS), (1, SHORT))),
+    ),
+    "label smoothing": method(CrossEntropy(label_smoothing=0.2)),
+    "statistics": method(
+        sp.objectives.BatchNormStatistics(CrossEntropy(), "both"),
+        inner_mode=sp.core.modes.batch_statistics,
+    ),
+    "training mode": method(CrossEntropy(), inner_mode=sp.train_mode),
+    "patience": method(
+        CrossEntropy(), PiecewiseConstant(((0, replace(SHORT, patience=0)), (1, replace(SHORT, patience=1))))
+    ),
+    "eps warm-up": method(CrossEntropy(), sp.core.schedules.EpsWarmUp(SHORT, 2)),
+    "central": {"optimizer": sp.SGD(centralize="weights")},
+    "adam": {"optimizer": sp.Adam(), "lr": 0.001},
+    "smooth": {"model": Build(small_cnn, width=4, batch_norm=True, activation="smooth_relu")},
+    "smooth attacker": method(
+        CrossEntropy(), RS, inner_mode=sp.core.modes.ComposedMode((sp.eval_mode, sp.models.SmoothBackward()))
+    ),
+    "smooth both": method(
+        *(CrossEntropy(), RS),
+        inner_mode=sp.core.modes.ComposedMode((sp.eval_mode, sp.models.SmoothBackward())),
+        outer_mode=sp.models.SmoothBackward(),
+    ),
+}
