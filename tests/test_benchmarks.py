@@ -3,6 +3,9 @@
 import ast
 import importlib
 import importlib.util
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,3 +22,21 @@ def test_what_a_benchmark_imports_from_the_package_is_there(path):
                 assert hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}"), (
                     f"{node.module}: {name}"
                 )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["check", "speed"])
+def test_the_benchmark_of_a_gpu_writes_each_result_as_it_goes(what, tmp_path):
+    """At reduced size on the CPU; nothing but the missing peer may fail."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), what, "--small", "--out", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert {name for name, each in found.items() if "failed" in each} <= {"step 8 torchattacks"}
+    if what == "speed":
+        assert found["step 8 ours, eager"]["found"]["images a second"] > 0
+        return
+    assert found["captured pgd"]["found"]["equal"]
+    assert found["resumed eager"]["found"]["equal"]
+    assert found["peaks"]["found"]["96"]["predicted"] == pytest.approx(1, abs=0.1)
+    sums = {found[f"step {name}"]["found"]["sum of weights"] for name in ("pgd", "awp")}
+    assert len(sums) == 2, "the nets were trained, each in its own way"

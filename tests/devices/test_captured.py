@@ -97,12 +97,15 @@ def trained(attack, objective, backend, steps=4):
         model, x, y = net()
         data = TensorData((255 * x).to(torch.uint8), y, tuple("abcdefghij"))
         method = Method(attack, objective)
-        state = State.start(method, model, SGD().build(model), data)
+        state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.5), data)
+        before = [p.held.clone() for p in model.parameters()]
         for step in range(steps):
             counts.clear()
             rows = torch.arange(B, device="cuda") + step * B
             train_step(method, state, Batch(x[rows], y[rows], rows), Progress(step, 10, 2), backend=backend)
-        return [p.held.clone() for p in model.parameters()], counts["kernels"], backend.notes(model)
+        after = [p.held.clone() for p in model.parameters()]
+        assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True)), "it trains"
+        return after, counts["kernels"], backend.notes(model)
 
 
 SEARCHES = {

@@ -13,7 +13,7 @@ from sparring.models import preact_resnet18, small_cnn
 from sparring.recipes.small import quickstart
 from sparring.runs.compute import ComputeSettings
 from sparring.runs.fit import fit
-from sparring.runs.memory import StepMemory, _Trials, largest_batch, step_memory, with_largest_batch
+from sparring.runs.memory import StepMemory, Trials, largest_batch, step_memory, with_largest_batch
 from sparring.training.optimizers import AdamW
 
 pytestmark = pytest.mark.slow
@@ -31,8 +31,8 @@ RECIPES = {
 def test_the_peak_of_a_large_batch_is_predicted_within_a_tenth(name):
     recipe, settings = RECIPES[name], ComputeSettings("fp32", "off")
     predicted = step_memory(recipe, "cpu", settings)
-    counted = _Trials(recipe, CPU, settings, Path()).peak(200)
-    assert counted > 1.5 * _Trials(recipe, CPU, settings, Path()).peak(32), "the batch matters here"
+    counted = Trials(recipe, CPU, settings, Path()).peak(200)
+    assert counted > 1.5 * Trials(recipe, CPU, settings, Path()).peak(32), "the batch matters here"
     assert predicted.peak(200) == pytest.approx(counted, rel=0.1)
 
 
@@ -40,7 +40,7 @@ def test_the_largest_batch_fits_and_a_tenth_more_does_not():
     recipe, settings = RECIPES["small"], ComputeSettings("fp32", "off")
     limit = step_memory(recipe, "cpu", settings).peak(150)
     size = largest_batch(recipe, "cpu", settings, limit=limit)
-    trials = _Trials(recipe, CPU, settings, Path())
+    trials = Trials(recipe, CPU, settings, Path())
     assert size % 8 == 0
     assert 128 <= size <= 152
     assert trials.peak(size) <= limit < trials.peak(round(1.1 * size) + 8)
@@ -56,7 +56,7 @@ def test_a_batch_that_does_not_fit_after_all_is_made_smaller(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return 10.0 * size
 
-    monkeypatch.setattr(_Trials, "peak", peak)
+    monkeypatch.setattr(Trials, "peak", peak)
     assert largest_batch(RECIPES["small"], "cpu", limit=1000.0) == 80
     assert asked == [32, 64, 96, 88, 80]
 

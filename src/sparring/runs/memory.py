@@ -65,7 +65,7 @@ def step_memory(
     Returns:
         The fixed part, and the part for each image.
     """
-    return _Trials(recipe, device_of(device), settings, Path(folder)).predicted()
+    return Trials(recipe, device_of(device), settings, Path(folder)).predicted()
 
 
 def largest_batch(
@@ -98,7 +98,7 @@ def largest_batch(
                 "hardly depends on the batch size. Give --batch-size"
             )
         limit = _USED * torch.cuda.get_device_properties(where).total_memory
-    trials = _Trials(recipe, where, settings, Path(folder))
+    trials = Trials(recipe, where, settings, Path(folder))
     size = min(len(trials.data), _rounded(trials.predicted().largest(limit)))
     for _ in range(_TRIALS if size else 0):
         try:
@@ -114,7 +114,7 @@ def _rounded(size: float) -> int:
     return int(size) // 8 * 8 if size >= 32 else int(size)
 
 
-class _Trials:
+class Trials:
     """Takes two steps of training at a time, which are forgotten, and looks at their memory."""
 
     def __init__(self, recipe: Recipe, device: torch.device, settings: ComputeSettings, folder: Path) -> None:
