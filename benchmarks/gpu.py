@@ -10,8 +10,8 @@ memory against its prediction. `speed`: the ceilings of the card; a training ste
 several batch sizes, as papers release it, by torchattacks, and by us, with the share of time in which the GPU works;
 AutoAttack beside the published code; max-autotune last.
 
-Each result is a file of its own, NAME.json, written at once: a call that is cut off loses only what was running. An item
-that fails is written with its error, and none begins that may not end in time (`--seconds`). The images are made
+Each result is a file of its own, NAME.json, written at once: a call that is cut off loses only what was running. An
+item that fails is written with its error, and none begins that may not end in time (`--seconds`). The images are made
 (classes with a pattern of their own, and noise), so that no data set is needed. Compiled code goes to `inductor/` in
 the output folder: bring it back, and the next call compiles nothing.
 """

@@ -128,7 +128,11 @@ class Recordings:
 
 
 class Unread:
-    """Stands for a value that changes between steps while a search is recorded: it must not be read."""
+    """Stands for a value that changes between steps while a search is recorded: it must not be read.
+
+    Args:
+        name: What it stands for.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
