@@ -1,5 +1,6 @@
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,7 +53,8 @@ def test_long_epochs_show_a_sign_of_life(captured, monkeypatch):
     assert text.getvalue().count("images/s") == 2
 
 
-def test_a_terminal_shows_a_live_bar_and_keeps_the_epochs(captured):
+def test_a_terminal_shows_a_live_bar_and_keeps_the_epochs(captured, monkeypatch):
+    monkeypatch.setattr(progress, "REDRAWN_SECONDS", 0.0)
     text = captured(True)
     with progress.training() as (show, _):
         show(news(10))
@@ -62,6 +64,24 @@ def test_a_terminal_shows_a_live_bar_and_keeps_the_epochs(captured):
     assert "held-out clean 90.0 %  robust 50.0 %" in plain
     assert "epoch 2/3  step 11/30" in plain
     assert "? left" in plain
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_terms_of_most_steps_are_not_looked_at(captured, monkeypatch, terminal):
+    """On a GPU a look waits until the step is done."""
+    looks = []
+
+    class Terms(dict):
+        def items(self):
+            looks.append(1)
+            return super().items()
+
+    monkeypatch.setattr(progress, "REDRAWN_SECONDS", 1e9)
+    captured(terminal)
+    with progress.training() as (show, _):
+        for step in range(1, 10):
+            show(replace(news(step), terms=Terms(ce=1.0)))
+    assert len(looks) == terminal
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from ..training.hooks import TrainingProgress
 
 QUIET_SECONDS = 15.0  # between plain lines within an epoch
+REDRAWN_SECONDS = 0.1  # between two looks at the terms of the loss, which wait for a GPU
 
 
 class TrainingOutput(NamedTuple):
@@ -42,7 +43,7 @@ def training() -> Iterator[TrainingOutput]:
                 console.print(f"epoch {_epoch(news)}  {_terms(news)}  {_held_out(news)}", highlight=False)
             at, now = news.progress, time.monotonic()
             total = at.epochs * at.steps_per_epoch
-            if now - shown > 0.1 or at.step == total:  # to read the terms of every step would wait for the device
+            if now - shown >= REDRAWN_SECONDS or at.step == total:
                 shown = now
                 bar.update(task, completed=at.step, total=total, description=_position(news), detail=_detail(news))
 
