@@ -27,7 +27,7 @@ from sparring import (
 )
 from sparring.acceleration import AcceleratedCopy, captured
 from sparring.attacks import NFGSM, MixedStart
-from sparring.core.types import Batch, Progress
+from sparring.core.types import Batch, Progress, SearchCall
 from sparring.models import small_cnn
 from sparring.training import SGD
 
@@ -191,7 +191,7 @@ def test_only_a_few_recordings_are_kept(graphs):
     with pretended():
         x = torch.rand(4, 2, device="cuda")
         for key in (*range(6), 5, 0):
-            recordings.search(model, key, lambda inputs, rng: inputs[0] + 1, (x,), torch.Generator("cuda"))
+            recordings.search(model, SearchCall(key, lambda inputs, rng: inputs[0] + 1, (x,), torch.Generator("cuda")))
     assert [graph.replays for graph in graphs] == [0, 0, 0, 0, 0, 1, 0], "the first was forgotten"
 
 

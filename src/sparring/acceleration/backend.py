@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Generator, Hashable
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from ..core.errors import need_one_of
 from ..core.modes import mode_matters
-from ..core.rng import Rng
-from ..core.types import Classifier, Search
+from ..core.types import Classifier, SearchCall
 from .body_copy import Low, Shadow, known_sites, lowered
 from .captured import Recordings
 from .compiled import Compiled
@@ -79,17 +78,9 @@ class OriginalModel:
     def in_float32(self) -> "OriginalModel":
         return self
 
-    def search(
-        self,
-        attacked: nn.Module,
-        key: Hashable,
-        find: Search,
-        inputs: tuple[Tensor, ...],
-        rng: Rng,
-        fixed: Search | None = None,
-    ) -> Tensor:
-        del attacked, key, fixed
-        return find(inputs, rng)
+    def search(self, attacked: nn.Module, call: SearchCall) -> Tensor:
+        del attacked
+        return call.carried_out()
 
     def batches_in_flight(self, device: torch.device) -> int:
         del device
@@ -169,21 +160,13 @@ class AcceleratedCopy:
         del device
         return _AHEAD if self._compiles() else 1
 
-    def search(
-        self,
-        attacked: nn.Module,
-        key: Hashable,
-        find: Search,
-        inputs: tuple[Tensor, ...],
-        rng: Rng,
-        fixed: Search | None = None,
-    ) -> Tensor:
-        """Return `find(inputs, rng)`; on CUDA with `capture` it is recorded, if `attacked` is a copy."""
+    def search(self, attacked: nn.Module, call: SearchCall) -> Tensor:
+        """Carry out a search; on CUDA with `capture` it is recorded, if `attacked` is a copy."""
         copies = (copy for held in self._known.values() for known in held for copy in known.made.values())
         ours = any(isinstance(copy, Shadow) and copy.net is attacked for copy in copies)
-        if not (self.capture and ours and inputs[0].device.type == "cuda"):
-            return find(inputs, rng)
-        return self._recordings.search(attacked, key, find, inputs, rng, fixed)
+        if not (self.capture and ours and call.inputs[0].device.type == "cuda"):
+            return call.carried_out()
+        return self._recordings.search(attacked, call)
 
     @classmethod
     def resolved(

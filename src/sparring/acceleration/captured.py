@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..core.rng import Drawn, Rng
-from ..core.types import Search
+from ..core.rng import Drawn
+from ..core.types import SearchCall
 
 _KEPT = 4
 """Recordings that are kept; each holds memory for one search."""
@@ -76,52 +76,35 @@ class Recordings:
         """Return why searches could not be recorded."""
         return tuple(dict.fromkeys(found for found in self._kept.values() if isinstance(found, str)))
 
-    def search(
-        self,
-        attacked: nn.Module,
-        key: Hashable,
-        find: Search,
-        inputs: tuple[Tensor, ...],
-        rng: Rng,
-        fixed: Search | None = None,
-    ) -> Tensor:
-        """Return what `find(inputs, rng)` returns: by a replay, if it was recorded before.
+    def search(self, attacked: nn.Module, call: SearchCall) -> Tensor:
+        """Carry out a search, by a replay if it was recorded before; random numbers are drawn in the same order.
 
-        Args:
-            attacked: Model whose weights stay at the same place in memory while its recordings are used.
-            key: Everything else that the search depends on.
-            find: The search.
-            inputs: Tensors `[B, ...]`.
-            rng: Random numbers, which are drawn in the same order as by the search itself.
-            fixed: The same search for the recording, which raises where it would read what may change between calls;
-                None if `find` reads no such thing.
+        The weights of `attacked` must stay at the same place in memory while its recordings are used.
         """
-        place = (id(attacked), key, *((tuple(t.shape), t.dtype, t.stride()) for t in inputs))
+        place = (id(attacked), call.key, *((tuple(t.shape), t.dtype, t.stride()) for t in call.inputs))
         found = self._kept.pop(place, None)
         if isinstance(found, _Recording):
             self._kept[place] = found  # the last one used is the last in order
-            for held, given in zip(found.inputs, inputs, strict=True):
+            for held, given in zip(found.inputs, call.inputs, strict=True):
                 held.copy_(given)
-            found.drawn.refill(rng)
+            found.drawn.refill(call.rng)
             found.graph.replay()
             return found.out.clone()
         if isinstance(found, str):
             self._kept[place] = found
-            return find(inputs, rng)
-        out, self._kept[place] = self._recorded(attacked, find, fixed or find, inputs, rng)
+            return call.carried_out()
+        out, self._kept[place] = self._recorded(attacked, call)
         for old in [place for place, kept in self._kept.items() if isinstance(kept, _Recording)][:-_KEPT]:
             del self._kept[old]
         return out
 
-    def _recorded(
-        self, attacked: nn.Module, find: Search, fixed: Search, inputs: tuple[Tensor, ...], rng: Rng
-    ) -> tuple[Tensor, _Recording | str]:
+    def _recorded(self, attacked: nn.Module, call: SearchCall) -> tuple[Tensor, _Recording | str]:
         """Return the points of this search, which is carried out, and its recording or why there is none."""
-        held, drawn, graph = tuple(t.detach().clone() for t in inputs), Drawn(rng), new_graph()
-        out = graph.warm_up(lambda: find(held, drawn)).clone()
+        held, drawn, graph = tuple(t.detach().clone() for t in call.inputs), Drawn(call.rng), new_graph()
+        out = graph.warm_up(lambda: call.find(held, drawn)).clone()
         drawn.rewind()
         try:
-            static = graph.record(lambda: fixed(held, drawn))
+            static = graph.record(lambda: (call.fixed or call.find)(held, drawn))
         except Exception as error:  # a user's model may do anything, also what cannot be recorded
             return out, f"the search is not recorded as a CUDA graph: {type(error).__name__}: {_first_line(error)}"
         return out, _Recording(graph, attacked, held, drawn, static)

@@ -440,6 +440,30 @@ Search: TypeAlias = Callable[[Sequence[Tensor], Rng], Tensor]
 """Returns the points that an attack finds, from tensors `[B, ...]`, images first, and random numbers."""
 
 
+@dataclass(frozen=True, slots=True)
+class SearchCall:
+    """A search with its inputs.
+
+    Args:
+        key: Stands for everything that the search depends on, besides the model and the inputs.
+        find: The search.
+        inputs: Tensors `[B, ...]`, images first.
+        rng: Random numbers.
+        fixed: The same search, which raises where it would read what may change between two calls with an equal key;
+            None if `find` reads no such thing.
+    """
+
+    key: Hashable
+    find: Search
+    inputs: tuple[Tensor, ...]
+    rng: Rng
+    fixed: Search | None = None
+
+    def carried_out(self) -> Tensor:
+        """Return the points that the search finds."""
+        return self.find(self.inputs, self.rng)
+
+
 class AttackBackend(Protocol):
     """Provides the model that attacks run on: the model itself, or an accelerated copy with the same outputs."""
 
@@ -465,19 +489,10 @@ class AttackBackend(Protocol):
         """
         ...
 
-    def search(
-        self,
-        attacked: nn.Module,
-        key: Hashable,
-        find: Search,
-        inputs: tuple[Tensor, ...],
-        rng: Rng,
-        fixed: Search | None = None,
-    ) -> Tensor:
-        """Return `find(inputs, rng)`, where `find` attacks the model `attacked` that the backend has given.
+    def search(self, attacked: nn.Module, call: SearchCall) -> Tensor:
+        """Carry out a search that attacks the model `attacked`, which the backend has given.
 
-        A backend may record the search and repeat it later for an equal `key`, which stands for everything that `find`
-        depends on. `fixed` is the same search, but raises where it reads what may change between two calls.
+        A backend may record the search, and repeat it for another call with an equal key.
         """
         ...
 

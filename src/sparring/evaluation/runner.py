@@ -14,7 +14,7 @@ from ..attacks.losses import misclassified
 from ..attacks.threats import Linf
 from ..core.errors import UserError
 from ..core.rng import PerExample, Rng, mixed_seed
-from ..core.types import AttackBackend, TensorData, Threat, pixels, recordable
+from ..core.types import AttackBackend, SearchCall, TensorData, Threat, pixels, recordable
 from ..records.results import Array
 from .adversaries import (
     Adversary,
@@ -240,7 +240,7 @@ class EvaluationContext:
         def find(inputs: Sequence[Tensor], rng: Rng) -> Tensor:
             return adversary(attacked, inputs[0], inputs[1], rng)
 
-        return backend.search(attacked, repr(adversary), find, (x, y), rng)
+        return backend.search(attacked, SearchCall(repr(adversary), find, (x, y), rng))
 
     def divided(self, adversary: Adversary) -> tuple[Adversary, int]:
         """The adversary and the number of examples that it holds at once: several batches if the backend wants that."""

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Generator, Hashable
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ..acceleration import OriginalModel
-from ..core.rng import Rng
 from ..core.types import (
     AttackBackend,
     Batch,
@@ -21,7 +20,7 @@ from ..core.types import (
     Objective,
     Progress,
     Schedule,
-    Search,
+    SearchCall,
     TensorData,
     Terms,
     Update,
@@ -83,17 +82,9 @@ class Watched:
     def in_float32(self) -> AttackBackend:
         return self.backend.in_float32()
 
-    def search(
-        self,
-        attacked: nn.Module,
-        key: Hashable,
-        find: Search,
-        inputs: tuple[Tensor, ...],
-        rng: Rng,
-        fixed: Search | None = None,
-    ) -> Tensor:
-        del attacked, key, fixed  # a replay of a recording would pass by the counter
-        return find(inputs, rng)
+    def search(self, attacked: nn.Module, call: SearchCall) -> Tensor:
+        del attacked
+        return call.carried_out()  # a replay of a recording would pass by the counter
 
     def describe(self, device: torch.device) -> str:
         return self.backend.describe(device)

@@ -31,6 +31,7 @@ from ..core.types import (
     Progress,
     Schedule,
     Search,
+    SearchCall,
     TensorData,
     Terms,
     Update,
@@ -415,7 +416,7 @@ def _crafted(
             return find(inputs, rng)
         key = (repr(method.objective), repr(attack), batch.views)
         fixed = searching(Unread("memory"), Unread("progress"))
-        return backend.search(attacked, key, find, inputs, rng, fixed)
+        return backend.search(attacked, SearchCall(key, find, inputs, rng, fixed))
 
 
 @dataclass(frozen=True, slots=True)
