@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sparring import Linf, Method, Progress, State, UserError, make_rng, train_step
+from sparring import Linf, Method, Progress, State, UserError, train_step
 from sparring.acceleration import AcceleratedCopy, tune_process
 from sparring.attacks import FGSM, RandomStart
 from sparring.data import Batches, Flip, ImageStream
@@ -46,7 +46,7 @@ def read(folder: Path, workers: int, batch: int, size: int) -> float:
     train = ImageStream(str(folder), size, workers=workers).load()[0]
     batches = Batches(train, batch, (Flip(),))
     began, seen, ahead = 0.0, 0, AHEAD * workers
-    for i, each in enumerate(batches.rest_of_epoch(0, make_rng(0))):
+    for i, each in enumerate(batches.rest_of_epoch(0)):
         if i == ahead:  # what was ready when the clock began does not count
             began = time.perf_counter()
         elif i > ahead:
@@ -92,9 +92,9 @@ def main() -> None:
         rates = {w: [read(folder, w, options.batch, options.size) for _ in range(3)] for w in options.workers}
         train = ImageStream(str(folder), options.size, workers=options.workers[-1]).load()[0]
         held = Batches(train[: options.batch * 2].to(device), options.batch)
-        ready = [b for epoch in range(options.steps) for b in held.rest_of_epoch(2 * epoch, make_rng(0, device))]
+        ready = [b for epoch in range(options.steps) for b in held.rest_of_epoch(2 * epoch)]
         alone = trained(ready, device, options.size, 1, options.steps)
-        stream = Batches(train.to(device), options.batch, (Flip(),)).rest_of_epoch(0, make_rng(0, device))
+        stream = Batches(train.to(device), options.batch, (Flip(),)).rest_of_epoch(0)
         both = trained(stream, device, options.size, AHEAD * options.workers[-1] + 1, options.steps)
     found = {
         "machine": session(0, device),

@@ -21,8 +21,9 @@ for name, attack in (("natural", Benign()), ("robust, L2 0.5", PGD(L2(0.5), step
     method = Method(attack, CrossEntropy())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     state = State.start(method, model, optimizer)
+    rng = torch.Generator().manual_seed(0)
     for _ in range(150):
-        index = torch.randint(len(x), (64,), generator=state.rng)
+        index = torch.randint(len(x), (64,), generator=rng)
         train_step(method, state, Batch(x[index], y[index], index), Progress(state.step, 150, 1))
         state.step += 1
     model.eval()

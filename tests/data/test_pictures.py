@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from safetensors.torch import load_file
 
-from sparring import TensorData, UserError, evaluate_run, fit, make_rng
+from sparring import TensorData, UserError, evaluate_run, fit
 from sparring.data import Batches, Flip, ImageFolder, ImageStream, Subset, hold_out
 from sparring.data.looks import _CENTRES, RandomWindow, _window
 from sparring.models import Normalize
@@ -66,30 +66,30 @@ def test_a_stream_is_a_training_set_of_bytes_in_mixed_order(pictures):
 
 def test_windows_depend_on_seed_epoch_and_picture_and_not_on_workers(pictures):
     source = ImageStream(str(pictures), size=16)
-    alone = all_of(batches(source).rest_of_epoch(0, make_rng(0)))
+    alone = all_of(batches(source).rest_of_epoch(0))
     assert alone[0].dtype == torch.float32 and alone[0].max() <= 1 and len(alone[0]) == 36
     assert sorted(alone[2].tolist()) == list(range(36))
-    helped = all_of(batches(source, workers=2).rest_of_epoch(0, make_rng(0)))
+    helped = all_of(batches(source, workers=2).rest_of_epoch(0))
     assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
-    later = all_of(batches(source).rest_of_epoch(4, make_rng(0)))
+    later = all_of(batches(source).rest_of_epoch(4))
     assert torch.equal(later[0], alone[0][24:]), "an epoch can be entered anywhere"
-    other = all_of(batches(source).rest_of_epoch(6, make_rng(0)))
+    other = all_of(batches(source).rest_of_epoch(6))
     assert not torch.equal(other[2], alone[2])
     back = torch.argsort(alone[2]), torch.argsort(other[2])
     assert not torch.equal(alone[0][back[0]], other[0][back[1]]), "another epoch cuts out other windows"
-    seeded = all_of(batches(source, seed=1).rest_of_epoch(0, make_rng(0)))
+    seeded = all_of(batches(source, seed=1).rest_of_epoch(0))
     assert not torch.equal(seeded[2], alone[2])
 
 
 def test_several_views_are_several_windows_of_a_picture(pictures):
-    batch = next(batches(ImageStream(str(pictures), size=16), views=2).rest_of_epoch(0, make_rng(0)))
+    batch = next(batches(ImageStream(str(pictures), size=16), views=2).rest_of_epoch(0))
     assert torch.equal(batch.index[:6], batch.index[6:])
     assert not torch.equal(batch.x[:6], batch.x[6:])
 
 
 def test_reading_ahead_draws_nothing_from_torch(pictures):
     before = torch.get_rng_state()
-    all_of(batches(ImageStream(str(pictures), size=16), workers=1).rest_of_epoch(0, make_rng(0)))
+    all_of(batches(ImageStream(str(pictures), size=16), workers=1).rest_of_epoch(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -189,7 +189,7 @@ def test_a_file_that_cannot_be_read_stops_and_is_named(damaged):
     sentence = r"^\S*/(03\.JPG|notes\.txt|00\.png) is no picture that can be read \(.*\): remove it, or skip .*$"
     for workers in (0, 1):
         with pytest.raises(UserError, match=sentence) as error:
-            all_of(batches(source, workers=workers).rest_of_epoch(0, make_rng(0)))
+            all_of(batches(source, workers=workers).rest_of_epoch(0))
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=sentence):
         source.load()[1][:]
@@ -211,8 +211,8 @@ def test_a_file_that_is_skipped_is_named_and_counted_once(damaged, workers):
     found = batches(ImageStream(str(damaged), size=16, unreadable="skip"), workers=workers)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        x, y, index = all_of(found.rest_of_epoch(0, make_rng(0)))
-        all_of(found.rest_of_epoch(6, make_rng(0)))
+        x, y, index = all_of(found.rest_of_epoch(0))
+        all_of(found.rest_of_epoch(6))
     said = [str(w.message) for w in seen]
     assert len(said) == 2 and "it is skipped, the 1st of 37" in said[0] and "the 2nd of 37" in said[1]
     assert {name.rpartition("/")[2] for name in found.data.lost} == {"03.JPG", "notes.txt"}
@@ -239,7 +239,7 @@ def test_a_folder_of_nothing_but_rubbish_is_refused(damaged):
         with pytest.raises(UserError, match=r"none of 37 pictures in .* can be read"):
             train[:]
         with pytest.raises(UserError, match=r"none of 37 pictures in .* can be read"):
-            next(Batches(train, 4).rest_of_epoch(0, make_rng(0)))
+            next(Batches(train, 4).rest_of_epoch(0))
 
 
 @pytest.mark.parametrize(

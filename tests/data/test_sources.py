@@ -317,22 +317,22 @@ def test_the_reader_understands_any_number_of_dimensions(tmp_path):
 
 def test_an_epoch_hands_out_every_index_once_and_another_order_each_time():
     batches = Batches(toy_data(60), 20)
-    first, second = (torch.cat([b.index for b in batches.rest_of_epoch(s, make_rng(0))]) for s in (0, 3))
+    first, second = (torch.cat([b.index for b in batches.rest_of_epoch(s)]) for s in (0, 3))
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(60))
     assert not torch.equal(first, second)
 
 
 def test_a_batch_belongs_together():
     data = toy_data(60)
-    batch = next(iter(Batches(data, 20).rest_of_epoch(0, make_rng(0))))
+    batch = next(iter(Batches(data, 20).rest_of_epoch(0)))
     assert torch.equal(batch.x, data.x[batch.index].float() / 255)
     assert torch.equal(batch.y, data.y[batch.index])
 
 
 def test_an_epoch_can_be_entered_in_its_middle():
     batches = Batches(toy_data(60), 20)
-    whole = [b.index for b in batches.rest_of_epoch(3, make_rng(0))]
-    rest = [b.index for b in batches.rest_of_epoch(4, make_rng(0))]
+    whole = [b.index for b in batches.rest_of_epoch(3)]
+    rest = [b.index for b in batches.rest_of_epoch(4)]
     assert len(rest) == 2
     assert all(torch.equal(a, b) for a, b in zip(whole[1:], rest, strict=True))
 
@@ -340,9 +340,9 @@ def test_an_epoch_can_be_entered_in_its_middle():
 def test_what_is_left_over_waits_and_another_seed_is_another_order():
     batches = Batches(toy_data(50), 20)
     assert len(batches) == 2
-    assert len(list(batches.rest_of_epoch(0, make_rng(0)))) == 2
+    assert len(list(batches.rest_of_epoch(0))) == 2
     other = Batches(toy_data(50), 20, seed=1)
-    one, two = (next(iter(b.rest_of_epoch(0, make_rng(0)))).index for b in (batches, other))
+    one, two = (next(iter(b.rest_of_epoch(0))).index for b in (batches, other))
     assert not torch.equal(one, two)
 
 
@@ -424,7 +424,7 @@ def test_few_images_are_the_first_ones():
 
 def test_views_are_the_same_images_augmented_apart():
     data = Digits().load()[0]
-    (batch, *_) = Batches(data, 16, (Flip(),), seed=0, views=2).rest_of_epoch(0, make_rng(0))
+    (batch, *_) = Batches(data, 16, (Flip(),), seed=0, views=2).rest_of_epoch(0)
     assert batch.x.shape[0] == 32
     first, second = batch.index.chunk(2)
     assert torch.equal(first, second)

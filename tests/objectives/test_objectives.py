@@ -23,7 +23,7 @@ from sparring import (
     train_step,
 )
 from sparring.acceleration import AcceleratedCopy, OriginalModel
-from sparring.core.rng import make_rng, seed_of_step, uniform
+from sparring.core.rng import PerExample, mixed_seed, uniform
 from sparring.core.schedules import Cycle
 from sparring.core.types import ForwardCache, pixels
 from sparring.recipes import find
@@ -299,7 +299,7 @@ def test_grad_align_has_the_gradient_of_finite_differences_with_the_first_place_
     x, y = pixels(data.x[:12]).double(), data.y[:12]
     ctx = Context(ForwardCache(model), Batch(x, y, torch.arange(12)), torch.nn.Module(), Progress(0, 10, 1))
     sp.objectives.GradAlign(Linf(size), 1.0).outer(ctx, x)["misalignment"].backward()
-    near = x + uniform(x, make_rng(seed_of_step(0)), -size, size)
+    near = x + uniform(x, PerExample(mixed_seed(0, "alignment"), torch.arange(len(x))), -size, size)
 
     def value_and_grad(points):
         points = points.clone().requires_grad_()

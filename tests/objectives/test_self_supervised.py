@@ -28,7 +28,7 @@ from sparring import (
 )
 from sparring.acceleration import AcceleratedCopy, OriginalModel
 from sparring.cli import run as shell
-from sparring.core.rng import make_rng, seed_of_step
+from sparring.core.rng import make_rng, mixed_seed
 from sparring.core.serialization import Build
 from sparring.core.types import Classifier, Encoder, ForwardCache, pixels
 from sparring.data import Crop, Digits, Grey, Jitter, ResizedCrop, Subset
@@ -211,7 +211,7 @@ def test_only_those_who_are_fooled_are_contrasted():
     fooled = (model(x_adv).argmax(1) != ctx.batch.y).nonzero()[:, 0]
     assert 2 <= len(fooled) < 12
     clean, moved = (tuple(p[fooled] for p in model.body(z, parts=True)) for z in (ctx.batch.x, x_adv))
-    wanted = Multiscale(both=False).pairs(clean, moved, seed_of_step(ctx.progress.step)).mean()
+    wanted = Multiscale(both=False).pairs(clean, moved, ctx.rng("contrast")).mean()
     assert torch.allclose(objective.outer(ctx, x_adv)["contrast"], wanted)
     right = (model(ctx.batch.x).argmax(1) == ctx.batch.y).nonzero()[:, 0]
     calm = context(objective, model, data, right)
@@ -253,7 +253,7 @@ def test_instances_are_told_from_others_and_not_from_themselves():
     bank = ctx.memory.bank
     bank[torch.arange(60)] = F.normalize(torch.randn(60, 3, generator=make_rng(0)), dim=1)
     z = F.normalize(model.body(ctx.batch.x, parts=True)[1], dim=1).detach()
-    drawn = torch.randint(60, (500,), generator=make_rng(seed_of_step(0))).tolist()
+    drawn = torch.randint(60, (500,), generator=make_rng(mixed_seed(0, "negatives"))).tolist()
     wanted = []
     for i in range(10):
         own = float((z[i] @ bank[torch.tensor([i])][0]).exp())

@@ -199,7 +199,7 @@ def test_it_works_within_other_objectives():
         model = toy_net().train()
         method = Method(PGD(BALL, steps=1, start=GaussianStart()), objective)
         state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1), data)
-        for step, batch in enumerate(Batches(data, 6).rest_of_epoch(0, make_rng(0))):
+        for step, batch in enumerate(Batches(data, 6).rest_of_epoch(0)):
             terms = train_step(method, state, batch, Progress(step, 2, 1))
         assert "ensemble" in terms
         (bank,) = [m for m in state.memory.modules() if isinstance(m, Bank)]
@@ -245,7 +245,7 @@ def test_training_from_the_host_or_a_file_gives_the_same_bits_as_on_the_device()
         model = toy_net().train()
         method = Method(PGD(BALL, steps=1), Sum((CrossEntropy(), replace(ALWAYS, place=place))))
         state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1), data)
-        for batch in Batches(data, 6).rest_of_epoch(0, make_rng(0)):
+        for batch in Batches(data, 6).rest_of_epoch(0):
             train_step(method, state, batch, Progress(0, 2, 1))
         found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(found[0], found[1])

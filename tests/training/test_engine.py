@@ -20,11 +20,11 @@ from sparring import (
     State,
     TrainingLoop,
     UserError,
-    make_rng,
     train_mode,
     train_step,
 )
 from sparring.acceleration import OriginalModel
+from sparring.core.rng import PerExample, mixed_seed
 from sparring.core.schedules import MultiStep
 from sparring.core.types import pixels
 from sparring.data import Batches
@@ -97,7 +97,8 @@ def test_the_attack_leaves_no_gradient_for_the_optimiser_to_find():
     again = begin(lr=0.0)
     with torch.no_grad():
         again.model.eval()
-    z = MADRY.attack(_loss(again.model, batch.y), batch.x, make_rng(0))
+    rng = PerExample(mixed_seed(mixed_seed(0, 0), "attack"), batch.index)
+    z = MADRY.attack(_loss(again.model, batch.y), batch.x, rng)
     again.model.train()
     (wanted,) = torch.autograd.grad(F.cross_entropy(again.model(z), batch.y), again.model[1].weight)
     assert torch.allclose(found, wanted, atol=1e-6)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.errors import UserError, need_whole
 from ..core.numbers import parse_number
-from ..core.rng import Rng, normal, of_batch, uniform
+from ..core.rng import Rng, normal, uniform, uniform_of_batch
 from ..core.types import PerExampleLoss, Threat, each
 from ..core.whole_batch import WholeBatch
 from .gradients import ValueAndGrad, input_grad, value_and_grad
@@ -119,8 +119,7 @@ class MixedStart:
             raise UserError(f"clean = {self.clean:g} is not a probability: it must be in [0, 1]")
 
     def __call__(self, threat: Threat, x: Tensor, rng: Rng) -> Tensor:
-        drawn = uniform(x.new_empty(len(x), 1), rng, 0, 1)
-        drawn = drawn[:1] if of_batch(rng) else drawn
+        drawn = uniform_of_batch(x.new_empty(len(x), 1), rng)
         z = self.start(threat, x, rng)
         return torch.where(drawn.view(-1, *[1] * (x.ndim - 1)) < self.clean, x, z)
 

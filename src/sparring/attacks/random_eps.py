@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError, need_one_of
-from ..core.rng import Rng, of_batch, uniform
+from ..core.rng import Rng, uniform, uniform_of_batch
 from ..core.types import PerExampleLoss
 from .pgd import PGD, SphereStart
 from .threats import L1, L2, Linf, ScaledThreat
@@ -69,8 +69,7 @@ class RandomEps:
 
     def _drawn(self, x: Tensor, rng: Rng) -> Tensor:
         """Draw the shares `[B]`; in evaluation each example has its own, so that results do not depend on the batch."""
-        u = uniform(x.new_empty(len(x)), rng)
-        u = u[:1].expand(len(x)) if self.by == "batch" and of_batch(rng) else u
+        u = (uniform_of_batch if self.by == "batch" else uniform)(x.new_empty(len(x)), rng)
         if not self.alpha == self.beta == 1:
             from scipy.special import betaincinv
 

@@ -1,9 +1,9 @@
-"""Random numbers, drawn for a batch or for each example separately.
+"""Random numbers, drawn for each example separately or for a batch.
 
-Training draws from a `torch.Generator`, which is saved with the training state. Evaluation draws from `PerExample`,
-where every example has its own stream, so that batch size, order, sharding and resuming do not change a result.
-Attacks and threats work with both: they call `uniform`, `normal` and `exponential`, and pass on `some(rng, rows)` for
-a part of the examples.
+Training and evaluation draw from `PerExample`, where every example has its own stream, so that the order, the batch
+size, the number of processes and an interruption do not change what an example draws. A `torch.Generator` will do where
+none of this matters. Attacks and threats work with both: they call `uniform`, `normal` and `exponential`, and pass on
+`some(rng, rows)` for a part of the examples.
 """
 
 import hashlib
@@ -25,16 +25,19 @@ class PerExample:
 
     Args:
         seed: Seed of all streams.
-        index: Index of each example, `[B]` (int64), which selects its stream.
+        index: Index of each example, `[B]` (int64), from 0 on, which selects its stream.
+        together: Whether `uniform_of_batch` draws one number for all examples, as in training, instead of one for each.
 
     References:
         splitmix64: https://doi.org/10.1145/2660193.2660195.
     """
 
-    def __init__(self, seed: int, index: Tensor) -> None:
+    def __init__(self, seed: int, index: Tensor, together: bool = False) -> None:
         self._keys = _mixed(_mixed(index + 1) + seed)
         self._counts = torch.zeros_like(index)
         self._rows = torch.arange(len(index), device=index.device)
+        self.batch = PerExample(seed, torch.full_like(index[:1], -1)) if together else None
+        """The stream that all examples share; None if they share none."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -42,18 +45,23 @@ class PerExample:
     def __getitem__(self, rows: Tensor) -> "PerExample":
         """Return the streams of some examples; drawing from them advances the original streams too."""
         some = object.__new__(PerExample)
-        some._keys, some._counts, some._rows = self._keys, self._counts, self._rows[rows]
+        some._keys, some._counts, some._rows, some.batch = self._keys, self._counts, self._rows[rows], self.batch
         return some
 
     def uniform(self, size: int) -> Tensor:
         """Return numbers in [0, 1), `[B, size]`: with 53 random bits in float64, or with 24 in float32."""
         counts = self._counts[self._rows]
         self._counts[self._rows] += 1
-        place = torch.arange(size, device=counts.device) * _STRIDE
-        bits = _mixed(_mixed(self._keys[self._rows] + counts * _STRIDE)[:, None] + place)
-        kind = finest(bits.device)
+        keys, device = _mixed(self._keys[self._rows] + counts * _STRIDE)[:, None], counts.device
+        place = torch.arange(size, device=device) * _STRIDE
+        kind = finest(device)
         count = 53 if kind == torch.float64 else 24  # what the type can hold
-        return _shifted(bits, 64 - count).to(kind) * 2.0**-count
+        out = torch.empty(len(keys), size, dtype=kind, device=device)
+        at_once = max(1, _IN_CACHE // max(1, size)) if device.type == "cpu" else max(1, len(keys))
+        for some, drawn in zip(keys.split(at_once), out.split(at_once), strict=True):
+            bits, spare = some + place, torch.empty(len(some), size, dtype=torch.int64, device=device)
+            drawn.copy_(_shifted(_mix_(bits, spare), 64 - count, spare))
+        return out.mul_(2.0**-count)
 
 
 class Drawn:
@@ -109,7 +117,7 @@ def some(rng: Rng, rows: Tensor) -> Rng:
 
 
 def of_batch(rng: Rng) -> bool:
-    """Tells whether all examples of a batch share one stream of random numbers.
+    """Tells whether the examples of a batch have no streams of their own.
 
     Args:
         rng: Random numbers of a batch.
@@ -118,6 +126,39 @@ def of_batch(rng: Rng) -> bool:
         True for a `torch.Generator`, False for `PerExample`.
     """
     return of_batch(rng.source) if isinstance(rng, Drawn) else isinstance(rng, torch.Generator)
+
+
+def uniform_of_batch(like: Tensor, rng: Rng) -> Tensor:
+    """Draws uniform numbers for a whole batch in training, and for each example in evaluation.
+
+    Args:
+        like: Tensor `[B, ...]` that gives the shape, type and device.
+        rng: Source of the random numbers.
+
+    Returns:
+        Numbers in [0, 1), `[B, ...]`, the same in every row in training.
+    """
+    if isinstance(rng, Drawn):
+        like = like.detach()
+        return rng.take(lambda source: uniform_of_batch(like, source))
+    if isinstance(rng, PerExample) and rng.batch is None:
+        return uniform(like, rng)
+    return uniform(like[:1], rng.batch if isinstance(rng, PerExample) and rng.batch else rng).expand_as(like)
+
+
+def integers(count: int, high: int, rng: Rng, device: torch.device) -> Tensor:
+    """Draws whole numbers.
+
+    Args:
+        count: Number of examples, B.
+        high: Upper bound, excluded.
+        rng: Source of the random numbers.
+        device: Device of the numbers.
+
+    Returns:
+        Numbers in 0 .. `high` - 1, `[B]` (int64).
+    """
+    return (uniform(torch.empty(count, dtype=finest(device), device=device), rng) * high).long().clamp_(max=high - 1)
 
 
 def uniform(like: Tensor, rng: Rng, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -206,34 +247,27 @@ def mixed_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
 
 
-def seed_of_step(step: int) -> int:
-    """Makes the seed for the random numbers that an objective draws in one training step.
-
-    It is the same however often it is asked for in a step, and differs for another seed of torch. That seed is part of
-    torch's generator, and saved with it.
-
-    Args:
-        step: Number of the training step.
-
-    Returns:
-        A seed of 32 bits.
-    """
-    return mixed_seed(torch.initial_seed(), step)
-
-
 _STRIDE = -0x61C8864680B583EB  # 2^64 divided by the golden ratio, as a signed number
+
+
+_IN_CACHE = 2**15
+"""Number of numbers that a processor mixes at a time; more at once are slower, as they do not stay in its cache."""
 
 
 def _mixed(z: Tensor) -> Tensor:
     """Apply the finalizer of splitmix64 to int64 numbers, whose products wrap around."""
-    z = (z ^ _shifted(z, 30)) * -0x40A7B892E31B1A47
-    z = (z ^ _shifted(z, 27)) * -0x6B2FB644ECCEEE15
-    return z ^ _shifted(z, 31)
+    return _mix_(z.clone(), torch.empty_like(z))
 
 
-def _shifted(z: Tensor, by: int) -> Tensor:
+def _mix_(z: Tensor, spare: Tensor) -> Tensor:
+    z.bitwise_xor_(_shifted(z, 30, spare)).mul_(-0x40A7B892E31B1A47)
+    z.bitwise_xor_(_shifted(z, 27, spare)).mul_(-0x6B2FB644ECCEEE15)
+    return z.bitwise_xor_(_shifted(z, 31, spare))
+
+
+def _shifted(z: Tensor, by: int, out: Tensor) -> Tensor:
     """Shift to the right and fill with zeros; torch's own shift fills with the sign bit."""
-    return (z >> by) & ((1 << (64 - by)) - 1)
+    return torch.bitwise_right_shift(z, by, out=out).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def _size(like: Tensor) -> int:

@@ -3,14 +3,15 @@
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from .errors import UserError
-from .rng import Rng
+from .ranks import world
+from .rng import PerExample, Rng, mixed_seed
 from .splitting import parts
 
 T = TypeVar("T")
@@ -26,12 +27,47 @@ class Batch:
         y: Class numbers `[B]`.
         index: Positions of the images in the training set, `[B]`; memory per example is keyed on it.
         views: Number of views of each image: a batch with 2 holds one view of all images, then the other.
+        whole: Number of rows of the batch that the weights are updated for, if this is a part of it: on one of several
+            processes, or a micro-batch. None: all processes have parts of this size.
+        accumulate: Number of micro-batches into which a step divides the batch, one after the other, to save memory.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor
     views: int = 1
+    whole: int | None = None
+    accumulate: int = 1
+
+    @property
+    def share(self) -> float:
+        """The share of this part in the batch that the weights are updated for."""
+        return 1 / world() if self.whole is None else len(self.index) / self.whole
+
+    @property
+    def streams(self) -> Tensor:
+        """The number of the random stream of each row `[B]`: views of an image have streams of their own."""
+        if self.views == 1:
+            return self.index
+        view = torch.arange(len(self.index), device=self.index.device) // (len(self.index) // self.views)
+        return self.index + (view << _VIEW)
+
+    def micro_batches(self) -> "list[Batch]":
+        """Return the micro-batches; each has all views of its images."""
+        if self.accumulate == 1:
+            return [self]
+        whole = len(self.index) * world() if self.whole is None else self.whole
+        count = len(self.index) // self.views
+        if count < self.accumulate:
+            raise UserError(
+                f"a batch of {count} images cannot be divided into {self.accumulate} micro-batches: accumulate less"
+            )
+        rows = torch.arange(len(self.index), device=self.index.device).view(self.views, count)
+        chosen = (part.flatten() for part in rows.tensor_split(self.accumulate, dim=1))
+        return [Batch(self.x[rows], self.y[rows], self.index[rows], self.views, whole) for rows in chosen]
+
+
+_VIEW = 40  # bits for the numbers of examples in a stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,16 +460,30 @@ class Context:
         batch: The batch of training images.
         memory: The module that `Objective.init` has returned.
         progress: The position in the training.
+        seed: The seed of this step.
     """
 
     lens: ForwardCache
     batch: Batch
     memory: nn.Module
     progress: Progress
+    seed: int = 0
 
     def remembering(self, memory: nn.Module) -> "Context":
         """Return the context for a part of an objective, which has its own memory."""
-        return Context(self.lens, self.batch, memory, self.progress)
+        return replace(self, memory=memory)
+
+    def on(self, model: nn.Module) -> "Context":
+        """Return the same context in another phase of the step: for this model, which has computed nothing yet."""
+        return replace(self, lens=ForwardCache(model))
+
+    def chance(self, purpose: str) -> int:
+        """Return the seed of this step for a purpose, the same on every process and however often it is asked for."""
+        return mixed_seed(int(self.seed), purpose)
+
+    def rng(self, purpose: str) -> PerExample:
+        """Return the random numbers of the rows of the batch in this step for a purpose, from their beginning."""
+        return PerExample(self.chance(purpose), self.batch.streams, together=True)
 
 
 Search: TypeAlias = Callable[[Sequence[Tensor], Rng], Tensor]

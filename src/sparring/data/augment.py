@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import UserError
+from ..core.rng import Rng, integers, uniform
 from ..core.types import each
 
 
 class Augment(Protocol):
     """Interface of an augmentation: random changes of a batch of images."""
 
-    def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
+    def __call__(self, x: Tensor, rng: Rng) -> Tensor:
         """Return changed images `[B, C, H, W]` in [0, 1], of the shape of `x`; `rng` is on the device of `x`."""
         ...
 
@@ -34,12 +35,12 @@ class Crop:
     mode: Literal["constant", "reflect"] = "constant"
     p: float = 1.0
 
-    def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
+    def __call__(self, x: Tensor, rng: Rng) -> Tensor:
         n, _, height, width = x.shape
         wide = F.pad(x, [self.padding] * 4, mode=self.mode)
-        corner = torch.randint(2 * self.padding + 1, (2, n, 1), generator=rng, device=x.device)
+        corner = torch.stack([integers(n, 2 * self.padding + 1, rng, x.device) for _ in range(2)])[:, :, None]
         if self.p < 1:
-            moved = torch.rand(n, 1, generator=rng, device=x.device) < self.p
+            moved = _drawn(x, 1, rng) < self.p
             corner = torch.where(moved, corner, self.padding)
         rows = corner[0] + torch.arange(height, device=x.device)
         columns = corner[1] + torch.arange(width, device=x.device)
@@ -52,9 +53,8 @@ class Crop:
 class Flip:
     """Horizontal flip of a random half of the images."""
 
-    def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        turned = torch.rand(len(x), 1, 1, 1, generator=rng, device=x.device) < 0.5
-        return torch.where(turned, x.flip(3), x)
+    def __call__(self, x: Tensor, rng: Rng) -> Tensor:
+        return torch.where(each(_drawn(x, 1, rng) < 0.5, x), x.flip(3), x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +70,12 @@ class Cutout:
 
     length: int = 16
 
-    def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
+    def __call__(self, x: Tensor, rng: Rng) -> Tensor:
         hit = [self._span(len(x), size, rng, x.device) for size in x.shape[2:]]
         return x.masked_fill((hit[0][:, :, None] & hit[1][:, None, :])[:, None], 0.0)
 
-    def _span(self, n: int, size: int, rng: torch.Generator, device: torch.device) -> Tensor:
-        centre = torch.randint(size, (n, 1), generator=rng, device=device)
+    def _span(self, n: int, size: int, rng: Rng, device: torch.device) -> Tensor:
+        centre = integers(n, size, rng, device)[:, None]
         from_centre = torch.arange(size, device=device) - centre
         return (from_centre >= -(self.length // 2)) & (from_centre < self.length - self.length // 2)
 
@@ -106,8 +106,8 @@ class ResizedCrop:
                 f"scale = {self.scale} must be (least, most) in (0, 1], ratio = {self.ratio} (least, most) above 0"
             )
 
-    def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        u = torch.rand(4, len(x), generator=rng, device=x.device)
+    def __call__(self, x: Tensor, rng: Rng) -> Tensor:
+        u = _drawn(x, 4, rng).T
         area = self.scale[0] + u[0] * (self.scale[1] - self.scale[0])
         low, high = (math.log(r) for r in self.ratio)
         ratio = (low + u[1] * (high - low)).exp()
@@ -139,8 +139,8 @@ class Jitter:
     saturation: float = 0.4
     p: float = 0.8
 
-    def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        u = torch.rand(4, len(x), generator=rng, device=x.device)
+    def __call__(self, x: Tensor, rng: Rng) -> Tensor:
+        u = _drawn(x, 4, rng).T
         strengths = (self.brightness, self.contrast, self.saturation)
         bright, contrast, saturation = (each(1 + s * (2 * v - 1), x) for s, v in zip(strengths, u, strict=False))
         out = (x * bright).clamp(0, 1)
@@ -160,9 +160,13 @@ class Grey:
 
     p: float = 0.25
 
-    def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        lost = torch.rand(len(x), generator=rng, device=x.device) < self.p
-        return torch.where(each(lost, x), grey(x).expand_as(x), x)
+    def __call__(self, x: Tensor, rng: Rng) -> Tensor:
+        return torch.where(each(_drawn(x, 1, rng) < self.p, x), grey(x).expand_as(x), x)
+
+
+def _drawn(x: Tensor, count: int, rng: Rng) -> Tensor:
+    """Draw numbers in [0, 1) for each image, `[B, count]`."""
+    return uniform(x.new_empty(len(x), count), rng)
 
 
 def grey(x: Tensor) -> Tensor:

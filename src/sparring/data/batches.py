@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from ..core import ranks
 from ..core.errors import UserError
-from ..core.rng import make_rng, mixed_seed
+from ..core.rng import PerExample, make_rng, mixed_seed
 from ..core.types import Batch, LabelledData, TensorData, pixels
 from .augment import Augment
 
@@ -26,9 +27,13 @@ class Batches:
         views: number of times that a batch holds each of its images, at least 1. Each view is augmented separately;
             the first views of all images come first, then the second ones, and so on.
         drop_last: leave out the images after the last full batch of an epoch; otherwise they are a smaller batch.
+        accumulate: number of micro-batches into which a step divides a batch, at least 1.
+
+    Several processes divide every batch between them.
 
     Raises:
-        UserError: when `views` is below 1, or `size` is below 1 or above the number of images.
+        UserError: when `views` or `accumulate` is below 1, `size` is below 1 or above the number of images, or a batch
+            has too few images to be divided.
     """
 
     data: LabelledData
@@ -37,6 +42,7 @@ class Batches:
     seed: int = 0
     views: int = 1
     drop_last: bool = True
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         if self.views < 1:
@@ -46,20 +52,33 @@ class Batches:
                 f"batches of {self.size} do not go with {len(self.data)} training images: set batch_size (--batch-size)"
             )
 
+        least = self.size if self.drop_last else len(self.data) % self.size or self.size
+        parts = ranks.world() * self.accumulate
+        if self.accumulate < 1 or least < parts:
+            raise UserError(
+                f"a batch of {least} images cannot be divided into {self.accumulate} micro-batches on "
+                f"{ranks.world()} processes: take larger batches (--batch-size), {'' if self.drop_last else 'leave '}"
+                f"{'' if self.drop_last else 'out the smaller last batch (--drop-last), '}or fewer parts"
+            )
+
     def __len__(self) -> int:
         return len(self.data) // self.size if self.drop_last else math.ceil(len(self.data) / self.size)
 
-    def rest_of_epoch(self, step: int, rng: torch.Generator) -> Iterator[Batch]:
-        """Yield the batches of the epoch of `step`, from that step on; the augmentation draws from `rng`."""
+    def rest_of_epoch(self, step: int) -> Iterator[Batch]:
+        """Yield the batches of the epoch of `step`, from that step on; of several processes each has its own part."""
         epoch, done = divmod(step, len(self))
         seed = mixed_seed(self.seed, epoch)
         order = torch.randperm(len(self.data), generator=make_rng(seed)).to(self.data.y.device)
-        wanted = [index.repeat(self.views) for index in order.split(self.size)[done : len(self)]]
-        for part, index in self.data.read(wanted, seed):
-            x = pixels(part.x)
+        wholes = order.split(self.size)[done : len(self)]
+        wanted = [whole[ranks.own(len(whole))].repeat(self.views) for whole in wholes]
+        for at, (part, index) in enumerate(self.data.read(wanted, seed)):
+            rows = len(wholes[at]) * self.views
+            batch = Batch(pixels(part.x), part.y, index, self.views, rows, self.accumulate)
+            rng = PerExample(mixed_seed(self.seed, step + at, "augmentation"), batch.streams, together=True)
+            x = batch.x
             for change in self.augment:
                 x = change(x, rng)
-            yield Batch(x, part.y, index, self.views)
+            yield replace(batch, x=x)
 
 
 def hold_out(data: LabelledData, share: float) -> tuple[LabelledData, TensorData]:

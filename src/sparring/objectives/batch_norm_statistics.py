@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -51,7 +51,7 @@ class BatchNormStatistics(Objective):
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         lens = _SelectiveCache(ctx.lens.model, counts=lambda x: self._counts(x is ctx.batch.x))
-        terms = self.method.outer(Context(lens, ctx.batch, ctx.memory, ctx.progress), x_adv)
+        terms = self.method.outer(replace(ctx, lens=lens), x_adv)
         if self.of != "adversarial":
             with torch.no_grad():
                 for _ in range(self.clean_passes - lens.has_seen(ctx.batch.x)):

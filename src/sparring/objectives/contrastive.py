@@ -7,14 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.losses import CE
+from ..core import ranks
 from ..core.errors import UserError, need_one_of
 from ..core.modes import eval_mode
-from ..core.rng import seed_of_step
+from ..core.rng import PerExample
 from ..core.types import Batch, Context, ForwardCache, LabelledData, Objective, PerExampleLoss, Terms
 from ..models.guided import GuideLoss
 from ..models.knn import encode_bank, require_knn_head
 from .contrastive_losses import FeatureDistance, LazyLoss, WithPredictions
-from .contrasts import Contrast, InfoNCE, halves, need_two_views
+from .contrasts import Contrast, InfoNCE, halves, loss_of_pairs, need_two_views
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class ContrastivePretraining(Objective):
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         del x_adv
         need_two_views(ctx.batch)
-        return {"views": self.loss.pairs(*halves(ctx.lens.parts(ctx.batch.x)), seed_of_step(ctx.progress.step)).mean()}
+        return {"views": loss_of_pairs(self.loss, ctx, *halves(ctx.lens.parts(ctx.batch.x)))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,7 @@ class ContrastiveAT(Objective):
         clean, moved = ctx.lens.parts(ctx.batch.x), ctx.lens.parts(x_adv)
         # two views of an image must not be negatives of each other: each view by itself
         pairs = zip(halves(clean), halves(moved), strict=True) if ctx.batch.views == 2 else [(clean, moved)]
-        chance = seed_of_step(ctx.progress.step)
-        return {"contrast": torch.cat([self.loss.pairs(a, b, chance) for a, b in pairs]).mean()}
+        return {"contrast": torch.stack([loss_of_pairs(self.loss, ctx, a, b) for a, b in pairs]).mean()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +166,9 @@ class KNNContrastiveAT(Objective):
         clean, moved = ctx.lens.parts(ctx.batch.x), ctx.lens.parts(x_adv)
         if self.only_fooled:
             rows = self._fooled(ctx, x_adv)
-            if len(rows) < 2:  # no other image to contrast with
-                return {"contrast": 0.0 * (clean[0].sum() + moved[0].sum())}
             clean, moved = tuple(p[rows] for p in clean), tuple(p[rows] for p in moved)
-        return {"contrast": self.loss.pairs(clean, moved, seed_of_step(ctx.progress.step)).mean()}
+            return {"contrast": loss_of_pairs(self.loss, ctx, clean, moved, rows)}
+        return {"contrast": loss_of_pairs(self.loss, ctx, clean, moved)}
 
     def _expected(self, lens: ForwardCache, batch: Batch) -> Tensor:
         """Class for which the neighbours should vote: the label, or their vote on the clean image."""
@@ -195,6 +194,8 @@ class _TrainingSet(nn.Module):
 def contrast_with_clean(contrast: Contrast, ctx: Context) -> PerExampleLoss:
     """Return the contrast of each image with its clean self, or of two views with the first one."""
     x, views = ctx.batch.x, ctx.batch.views
-    first = x[: len(x) // views]
-    own = torch.arange(len(first), device=x.device).repeat(views)
-    return contrast.point(ctx.lens, ctx.lens.parts(first), own, seed_of_step(ctx.progress.step))
+    first = len(x) // views
+    known = tuple(ranks.gathered(part) for part in ctx.lens.parts(x[:first]))
+    index = ranks.gathered(ctx.batch.index[:first])
+    own = torch.arange(len(index), device=x.device)[ranks.own(len(index))].repeat(views)
+    return contrast.point(ctx.lens, known, own, PerExample(ctx.chance("contrast"), index))

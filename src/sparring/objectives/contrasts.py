@@ -3,30 +3,30 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
+from ..core import ranks
 from ..core.errors import UserError
-from ..core.rng import make_rng
-from ..core.types import Batch, ForwardCache, PerExampleLoss
+from ..core.rng import PerExample, integers
+from ..core.types import Batch, Context, ForwardCache, PerExampleLoss
 from .contrastive_losses import FeatureContrast, Parts, ScaleContrast, Scales, info_nce, nt_xent
 
 
 class Contrast(Protocol):
     """A contrastive loss between two views of the same images, with other images as negatives."""
 
-    def pairs(self, a: Parts, b: Parts, chance: int) -> Tensor:
+    def pairs(self, a: Parts, b: Parts, rng: PerExample) -> Tensor:
         """Loss `[B]` of two views of each image, given as parts.
 
-        Which of the parts it uses is up to the contrast; `chance` seeds its draws.
+        Which of the parts it uses is up to the contrast; it draws from `rng`, which has a stream for each image.
         """
         ...
 
-    def point(self, lens: ForwardCache, known: Parts, own: Tensor, chance: int) -> PerExampleLoss:
+    def point(self, lens: ForwardCache, known: Parts, own: Tensor, rng: PerExample) -> PerExampleLoss:
         """Loss of each image by itself, against `known` views of which `own` `[B]` gives the one of the same image.
 
-        The direction is from the image to the known views; for maps at several scales, both directions. `chance` seeds
-        its draws.
+        The direction is from the image to the known views; for maps at several scales, both directions. It draws from
+        `rng`, which has a stream for each known view.
         """
         ...
 
@@ -54,12 +54,12 @@ class InfoNCE:
     def __post_init__(self) -> None:
         need_temperature(self.temperature)
 
-    def pairs(self, a: Parts, b: Parts, chance: int) -> Tensor:
-        del chance
+    def pairs(self, a: Parts, b: Parts, rng: PerExample) -> Tensor:
+        del rng
         return info_nce(projected(a), projected(b), self.temperature, self.both)
 
-    def point(self, lens: ForwardCache, known: Parts, own: Tensor, chance: int) -> PerExampleLoss:
-        del chance
+    def point(self, lens: ForwardCache, known: Parts, own: Tensor, rng: PerExample) -> PerExampleLoss:
+        del rng
         return FeatureContrast(lambda x: projected(lens.parts(x)), projected(known), own, self.temperature)
 
 
@@ -82,12 +82,12 @@ class NTXent:
     def __post_init__(self) -> None:
         need_temperature(self.temperature)
 
-    def pairs(self, a: Parts, b: Parts, chance: int) -> Tensor:
-        del chance
+    def pairs(self, a: Parts, b: Parts, rng: PerExample) -> Tensor:
+        del rng
         return nt_xent(projected(a), projected(b), temperature=self.temperature)
 
-    def point(self, lens: ForwardCache, known: Parts, own: Tensor, chance: int) -> PerExampleLoss:
-        return InfoNCE(self.temperature).point(lens, known, own, chance)
+    def point(self, lens: ForwardCache, known: Parts, own: Tensor, rng: PerExample) -> PerExampleLoss:
+        return InfoNCE(self.temperature).point(lens, known, own, rng)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,30 +112,62 @@ class Multiscale:
     regularise: float = 0.0
     both: bool = True
 
-    def pairs(self, a: Parts, b: Parts, chance: int) -> Tensor:
-        scales = self._scales(a, chance)
+    def pairs(self, a: Parts, b: Parts, rng: PerExample) -> Tensor:
+        scales = self._scales(a, rng)
         loss = scales.pairs(a, b, self.both)
         if self.regularise:
             loss = loss + self.regularise * scales.size(a, b)
         return loss
 
-    def point(self, lens: ForwardCache, known: Parts, own: Tensor, chance: int) -> PerExampleLoss:
-        return ScaleContrast(lens.parts, known, own, self._scales(known, chance))
+    def point(self, lens: ForwardCache, known: Parts, own: Tensor, rng: PerExample) -> PerExampleLoss:
+        return ScaleContrast(lens.parts, known, own, self._scales(known, rng))
 
-    def _scales(self, parts: Parts, chance: int) -> Scales:
+    def _scales(self, parts: Parts, rng: PerExample) -> Scales:
         if len(parts) != 3 or parts[-1].ndim != 4:
             raise UserError(
                 "a multiscale contrast needs an encoder with feature maps: build the model with sparring.models.amdim, "
                 "or take InfoNCE() or NTXent() for other bodies"
             )
         count = parts[1].shape[2] * parts[1].shape[3]
-        places = torch.randint(count, (len(parts[0]),), generator=make_rng(chance))
-        return Scales(places.to(parts[0].device), self.clip)
+        return Scales(integers(len(parts[0]), count, rng, parts[0].device), self.clip)
 
 
 def projected(parts: Parts) -> Tensor:
     """Vector `[B, P]` of each image that is contrasted: the projection, or the features if there is none."""
     return parts[-1] if parts[-1].ndim == 2 else parts[0]
+
+
+def loss_of_pairs(contrast: Contrast, ctx: Context, a: Parts, b: Parts, rows: Tensor | None = None) -> Tensor:
+    """Mean contrast of two views of images of the batch, as a term of a loss.
+
+    Images of all processes are negatives; every process computes the whole loss, and differentiates its own part.
+
+    Args:
+        contrast: The contrast.
+        ctx: The context of the objective.
+        a: Parts of the first views.
+        b: Parts of the second views.
+        rows: Numbers of the images in the first view of the batch; None for all.
+    """
+    first = ctx.batch.index[: len(ctx.batch.index) // ctx.batch.views]
+    index = ranks.gathered(first if rows is None else first[rows])
+    a, b = (tuple(ranks.gathered_with_gradient(part) for part in parts) for parts in (a, b))
+    if len(index) < 2 and rows is not None:  # no other image to contrast with
+        return 0.0 * (a[0].sum() + b[0].sum())
+    loss = contrast.pairs(a, b, PerExample(ctx.chance("contrast"), index)).mean()
+    return of_all(loss, ctx)
+
+
+def of_all(loss: Tensor, ctx: Context) -> Tensor:
+    """Return a loss of the images of all processes as a term of the loss of this one.
+
+    Such a term is multiplied by the share of this process before the processes are summed up. The value of the loss is
+    the same on all, but its gradient is only that of the images here, so the share must not shrink it.
+    """
+    if ranks.world() == 1:
+        return loss
+    here = len(ctx.batch.index)
+    return loss.detach() + (loss - loss.detach()) * (ranks.total(here) / here)
 
 
 def need_temperature(value: float) -> None:

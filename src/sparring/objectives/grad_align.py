@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attacks.threats import Linf
+from ..core import ranks
 from ..core.errors import UserError
 from ..core.modes import statistics_kept, twice_differentiable
-from ..core.rng import make_rng, seed_of_step, uniform
+from ..core.rng import uniform
 from ..core.types import Context, Terms
 from .regularizers import Regularizer
 
@@ -50,15 +51,16 @@ class GradAlign(Regularizer):
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         _refuse_compiled(ctx.lens.model)
-        x, rng = ctx.batch.x.detach(), make_rng(seed_of_step(ctx.progress.step), ctx.batch.x.device)
-        near = x + uniform(x, rng, -self.threat.eps, self.threat.eps)
+        x = ctx.batch.x.detach()
+        near = x + uniform(x, ctx.rng("alignment"), -self.threat.eps, self.threat.eps)
         with statistics_kept(ctx.lens.model):
             here = _gradient(ctx, x, twice=False)
             there = _gradient(ctx, near, twice=True)
         rows = ((here != 0).any(1) & (there.detach() != 0).any(1)).nonzero()[:, 0]
         # a gradient of 0 has no direction; where every row has such a gradient, the misalignment is 0
-        cosine = F.cosine_similarity(here[rows], there[rows], dim=1).mean() if len(rows) else there.sum() * 0 + 1
-        return {"misalignment": self.weight * (1 - cosine)}
+        apart = (1 - F.cosine_similarity(here[rows], there[rows], dim=1)).sum() + there.sum() * 0
+        counted = ranks.total(len(rows)) / ranks.total(len(x))  # other processes may leave out more or fewer images
+        return {"misalignment": self.weight * apart / max(1e-9, counted * len(x))}
 
 
 def _gradient(ctx: Context, x: Tensor, twice: bool) -> Tensor:

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core import ranks
 from ..core.errors import UserError
-from ..core.rng import make_rng, seed_of_step
+from ..core.rng import make_rng
 from ..core.types import Context, LabelledData, Objective, PerExampleLoss, Terms
 from .contrastive_losses import FeatureContrast
 from .contrasts import projected
@@ -64,17 +65,18 @@ class InstanceDiscrimination(Objective):
                 "instance discrimination needs each image once: set views_per_image = 1 (--views-per-image 1)"
             )
         self._remember(memory)
-        memory.index, memory.seen = index.clone(), F.normalize(z, dim=1)
+        memory.index, memory.seen = ranks.gathered(index.clone()), ranks.gathered(F.normalize(z, dim=1))
 
     def inner(self, ctx: Context) -> PerExampleLoss:
-        rows = _memory(ctx).known()[ctx.batch.index]
-        own = torch.arange(len(rows), device=rows.device)
+        index = ranks.gathered(ctx.batch.index)
+        rows = _memory(ctx).known()[index]
+        own = torch.arange(len(rows), device=rows.device)[ranks.own(len(rows))]
         return FeatureContrast(lambda x: projected(ctx.lens.parts(x)), rows, own, self.temperature)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         bank, index = _memory(ctx).known(), ctx.batch.index
         z = F.normalize(projected(ctx.lens.parts(x_adv)), dim=1)
-        generator = make_rng(seed_of_step(ctx.progress.step))
+        generator = make_rng(ctx.chance("negatives"))
         drawn = torch.randint(len(bank.rows), (self.negatives,), generator=generator).to(index.device)
         mine = (z * bank[index]).sum(1, keepdim=True)
         others = (z @ bank[drawn].T).masked_fill(drawn == index[:, None], -torch.inf)

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attacks.losses import CE
+from ..core import ranks
 from ..core.errors import UserError
-from ..core.rng import make_rng, seed_of_step
+from ..core.rng import make_rng
 from ..core.types import Context, Objective, PerExampleLoss, Terms
 
 
@@ -16,7 +17,8 @@ class MixUp(Objective):
     """Cross-entropy on images mixed in pairs (mixup).
 
     One share is drawn from Beta(alpha, alpha) for the whole batch. The images mixed are those that the attack returns:
-    clean images with `Benign()`. Share and pairs depend only on the step and on torch's seed.
+    clean images with `Benign()`. Several processes mix the images of the whole batch; micro-batches are mixed each by
+    itself.
 
     Args:
         alpha: Parameter of the Beta distribution.
@@ -38,9 +40,11 @@ class MixUp(Objective):
         return CE(ctx.lens.logits, ctx.batch.y)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
-        chance, y = seed_of_step(ctx.progress.step), ctx.batch.y
+        chance, y = ctx.chance("mixup"), ctx.batch.y
         share = float(np.random.default_rng(chance).beta(self.alpha, self.alpha))
-        other = torch.randperm(len(y), generator=make_rng(chance, y.device), device=y.device)
-        logits = ctx.lens.logits(share * x_adv + (1 - share) * x_adv[other])
-        both = share * F.cross_entropy(logits, y) + (1 - share) * F.cross_entropy(logits, y[other])
+        every_x, every_y = ranks.gathered(x_adv), ranks.gathered(y)
+        pairs = torch.randperm(len(every_y), generator=make_rng(chance)).to(y.device)
+        other = pairs[ranks.own(len(pairs))]
+        logits = ctx.lens.logits(share * x_adv + (1 - share) * every_x[other])
+        both = share * F.cross_entropy(logits, y) + (1 - share) * F.cross_entropy(logits, every_y[other])
         return {"ce_mixed": both}

@@ -4,10 +4,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..core import ranks
 from ..core.types import Context, LossOutput, Objective, PerExampleLoss, Terms
 from ..core.whole_batch import WholeBatch
 from .contrastive_losses import LazyLoss, nt_xent
-from .contrasts import JOINT, need_temperature, need_two_views, projected
+from .contrasts import JOINT, need_temperature, need_two_views, of_all, projected
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class RoCL(Objective):
 
     In the released code no gradient flows through the views that an image is compared with, and the added term has a
     forward pass of its own, so also its own mean and variance of batch norm; here the whole loss is differentiated, in
-    one pass of all three.
+    one pass of all three. On several processes, the attack of each moves its own images away from each other; the loss
+    contrasts those of all.
 
     Args:
         temperature: Temperature of NT-Xent.
@@ -63,8 +65,8 @@ class RoCL(Objective):
         x = ctx.batch.x
         half = len(x) // 2
         z = projected(ctx.lens.parts(torch.cat([x, x_adv[:half]])))
-        first, second, attacked = z.split(half)
+        first, second, attacked = (ranks.gathered_with_gradient(view) for view in z.split(half))
         return {
-            "three_views": nt_xent(first, second, attacked, temperature=self.temperature).mean(),
-            "attacked_view": self.weight * nt_xent(attacked, second, temperature=self.temperature).mean(),
+            "three_views": of_all(nt_xent(first, second, attacked, temperature=self.temperature).mean(), ctx),
+            "attacked_view": of_all(self.weight * nt_xent(attacked, second, temperature=self.temperature).mean(), ctx),
         }

@@ -4,6 +4,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ..attacks.losses import SquaredDistance
+from ..core import ranks
 from ..core.devices import finest
 from ..core.errors import UserError
 from ..core.modes import eval_mode
@@ -65,7 +66,8 @@ class TemporalEnsembling(Regularizer):
         if not at(self.weight, ctx.progress):
             return
         with eval_mode(ctx.lens.model):
-            p = ctx.lens.logits(ctx.batch.x).softmax(1)
+            p = ranks.gathered(ctx.lens.logits(ctx.batch.x).softmax(1))
+        index = ranks.gathered(index)
         kind = finest(p.device)
         same = (index[:, None] == index).to(kind)  # an image may be in a batch several times, as views
         mean = (same @ p.to(kind) / same.sum(1, keepdim=True)).float()

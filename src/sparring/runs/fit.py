@@ -120,7 +120,7 @@ def fit(
 
 def _settled(settings: ComputeSettings, state: State, cost: StepProfile, *, may_compile: bool) -> ComputeSettings:
     """Compile the copy if the attacks to come take long enough to repay that."""
-    device, seconds = state.rng.device, cost.seconds_left * cost.in_attack
+    device, seconds = state.device, cost.seconds_left * cost.in_attack
     worth = may_compile and worth_compiling(state.model, device, seconds)
     return replace(settings, compile="on") if worth else settings
 
@@ -128,7 +128,7 @@ def _settled(settings: ComputeSettings, state: State, cost: StepProfile, *, may_
 def _train(context: RunContext, settings: ComputeSettings, cost: StepProfile, notes: Sequence[str]) -> None:
     """Log what the run will do, train, and write the last weights and the status."""
     recipe, run, state, backend = context.recipe, context.run, context.state, context.backend
-    device = state.rng.device
+    device = state.device
     hooks = build_hooks(context)
     lines = [
         f"{cost}, {backend.describe(device)}",
@@ -213,7 +213,7 @@ def _explained(run: RunFolder, state: State, batch_size: int) -> Iterator[None]:
 
 
 def _gigabytes(state: State) -> str:
-    device = state.rng.device
+    device = state.device
     if device.type != "cuda":
         return str(device)
     return (

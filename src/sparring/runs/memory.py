@@ -137,7 +137,7 @@ class Trials:
         recipe, backend = self.recipe, self.settings.backend()
         state = initial_state(recipe, self.data, RunFolder(self.folder), self.device, overwrite=True)
         batches = Batches(self.data, size, recipe.augment, recipe.seed, recipe.views_per_image, drop_last=False)
-        batch = next(iter(batches.rest_of_epoch(0, state.rng)))
+        batch = next(iter(batches.rest_of_epoch(0)))
         for step in range(2):
             now = Progress(step, len(batches), recipe.epochs)
             recipe.method.step(state, batch, now, at(self.settings.update(recipe.update), now), backend)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..acceleration import OriginalModel
+from ..core import ranks
 from ..core.types import (
     AttackBackend,
     Batch,
@@ -160,7 +161,8 @@ def _counted(method: TrainingMethod, update: Update, progress: Progress) -> Pass
         with found.through(model):
             return update(model, optimizer, closure)
 
-    method.step(state, batch, progress, counted, Watched(OriginalModel(), found))
+    with ranks.alone():
+        method.step(state, batch, progress, counted, Watched(OriginalModel(), found))
     return Passes(found.forward / _IMAGES, found.backward / _IMAGES)
 
 

@@ -6,23 +6,26 @@ import math
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 
-from ..acceleration import AcceleratedCopy, Unread
-from ..core import devices
+from ..acceleration import AcceleratedCopy, OriginalModel, Unread
+from ..core import devices, ranks
 from ..core.errors import UserError
 from ..core.gate import alone, check_examples
 from ..core.modes import eval_mode, frozen, unchanged
-from ..core.rng import Rng, make_rng
+from ..core.rng import Rng, mixed_seed
 from ..core.types import (
     Attack,
     AttackBackend,
     Batch,
+    Closure,
     Context,
     ForwardCache,
     LabelledData,
@@ -39,9 +42,11 @@ from ..core.types import (
     recordable,
 )
 from ..core.validation import check_attack
-from ..core.whole_batch import served
+from ..core.whole_batch import by_batch, served
 from .averaging import Averaging
-from .updates import OptimizerStep
+from .global_batch_norm import global_batch_norm
+from .updates import BatchLoss, OptimizerStep
+from .wishes import Wishes
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,7 @@ class Method:
         progress: Progress | None = None,
         *,
         memory: nn.Module | None = None,
-        rng: torch.Generator | None = None,
+        seed: int | None = None,
         backend: AttackBackend | None = None,
     ) -> Tensor:
         """Return the training loss of a batch, with its gradient, for a training loop of another library.
@@ -97,7 +102,7 @@ class Method:
                 remember examples.
             progress: Position in training, which schedules read; None for methods without schedules.
             memory: What `method.init(data)` has given, for methods that remember examples.
-            rng: Generator on the device of the images; None draws a seed from torch's own generator.
+            seed: Seed of what the method draws; None draws one from torch's own generator.
             backend: Gives the model that the attack runs on; None for an accelerated copy.
 
         Returns:
@@ -110,8 +115,8 @@ class Method:
         if not isinstance(batch, Batch):
             x, y = batch
             batch = Batch(x, y, torch.arange(len(x), device=x.device))
-        if rng is None:
-            rng = make_rng(int(torch.randint(2**62, ())), batch.x.device)
+        if seed is None:
+            seed = int(torch.randint(2**62, ()))
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             raise UserError(
                 f"the model is wrapped in {type(model).__name__}, which would communicate in every pass of the attack: "
@@ -124,10 +129,11 @@ class Method:
             _SEEN[model] = seen + 1
             backend, kept = backend or _GUEST.backend, self.init(no_data()) if memory is None else memory
             kind = backend.kind(model) if seen % PROVED_EVERY else None
-            at_step = progress or Progress(seen, 1, 1)
-            x_adv = _crafted(self, model, batch, kept, rng, at_step, backend, kind)
+            ctx = Context(ForwardCache(model), batch, kept, progress or Progress(seen, 1, 1), seed)
+            _observed(self, ctx)
+            x_adv = _crafted(self, ctx, backend, kind)
             with self.outer_mode(model):
-                terms = self.objective.outer(Context(ForwardCache(model), batch, kept, at_step), x_adv)
+                terms = self.objective.outer(ctx.on(model), x_adv)
         return torch.stack(list(terms.values())).sum()
 
 
@@ -174,17 +180,22 @@ class StepTerms(Mapping[str, float]):
     Args:
         terms: terms: detached scalars by name.
         progress: position in training before the step.
+        wishes: numbers above 0 where a process has a wish; None with one process.
     """
 
-    def __init__(self, terms: Terms, progress: Progress) -> None:
+    def __init__(self, terms: Terms, progress: Progress, wishes: Tensor | None = None) -> None:
         self._names, self._progress = tuple(terms), progress
-        self._read = devices.reading(torch.stack([term.float() for term in terms.values()]))
+        values = torch.stack([term.float() for term in terms.values()])
+        self._read = devices.reading(values if wishes is None else torch.cat([values, wishes.float()]))
         self._values: dict[str, float] | None = None
+        self.wishes: tuple[bool, ...] = ()
+        """Whether one of the processes had each of the wishes; known once the terms were checked."""
 
     def check(self) -> dict[str, float]:
         """Return the terms as numbers."""
         if self._values is None:
-            values = dict(zip(self._names, self._read(), strict=True))
+            read, count = self._read(), len(self._names)
+            values, self.wishes = dict(zip(self._names, read[:count], strict=True)), tuple(w > 0 for w in read[count:])
             for name, value in values.items():
                 if not math.isfinite(value):
                     at = f"step {self._progress.step} (epoch {self._progress.epoch:.2f})"
@@ -211,14 +222,14 @@ def no_data() -> TensorData:
 class State:
     """Everything that training changes, and so everything that a checkpoint holds.
 
-    The weights are those of `model` and `average`; `state_dict` holds the rest, with torch's own generators, from which
-    dropout draws.
+    The weights are those of `model` and `average`; `state_dict` holds the rest. There is no generator of random numbers
+    in it: what a step draws is decided by the seed, the step, and the number of the example.
 
     Args:
         model: the model that is trained.
         optimizer: optimiser of the weights of `model`.
         memory: memory of the method, as buffers.
-        rng: generator for attacks and augmentation, on the device of `model`.
+        seed: seed of attacks, augmentation and dropout.
         average: average of the weights; None without one.
         step: number of completed steps.
         best: step and validation (held-out) accuracies of the best epoch so far.
@@ -226,18 +237,23 @@ class State:
         backend: gives the model that attacks run on in a loop of your own; its accelerated copy of the model is kept as
             long as this state.
         latest: terms of the loss of the last step, which may not have been looked at yet.
+        wishes: what one of several processes wants all to do after a step.
+        local_batch_norm: on several processes, whether batch norm takes mean and variance over the part of the batch of
+            its process, instead of over the whole batch; its running statistics are then averaged.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     memory: nn.Module
-    rng: torch.Generator
+    seed: int = 0
     average: nn.Module | None = None
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     backend: AttackBackend = field(default_factory=AcceleratedCopy)
     latest: StepTerms | None = None
+    wishes: Wishes = field(default_factory=Wishes)
+    local_batch_norm: bool = False
 
     @classmethod
     def start(
@@ -250,7 +266,12 @@ class State:
     ) -> "State":
         """Return the initial state of a loop of your own; methods with a memory per example need `data`."""
         device = next(model.parameters()).device
-        return cls(model, optimizer, method.init(data or no_data()).to(device), make_rng(seed, device))
+        return cls(model, optimizer, method.init(data or no_data()).to(device), seed)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return next(self.model.parameters()).device
 
     @property
     def evaluated(self) -> nn.Module:
@@ -267,6 +288,21 @@ class State:
             if not fine:
                 raise NotFinite(f"the weight {name!r} became NaN or infinite by step {self.step}")
 
+    def context(self, batch: Batch, memory: nn.Module, progress: Progress) -> Context:
+        """Return the context of a step for an objective."""
+        return Context(ForwardCache(self.model), batch, memory, progress, mixed_seed(self.seed, progress.step))
+
+    def batch_norm(self) -> AbstractContextManager[None]:
+        """Let batch norm in an update use the batch of all processes, unless it shall be local."""
+        return nullcontext() if self.local_batch_norm else global_batch_norm(self.model)
+
+    def local_statistics(self) -> tuple[Tensor, ...]:
+        """Return the running statistics of local batch norm, which the processes have to average."""
+        if ranks.world() == 1 or not self.local_batch_norm:
+            return ()
+        layers = [m for m in self.model.modules() if isinstance(m, _BatchNorm)]
+        return tuple(b for m in layers for b in (m.running_mean, m.running_var) if b is not None)
+
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.model, **({} if self.average is None else {"average": self.average})}
 
@@ -274,27 +310,27 @@ class State:
         return {
             "optimizer": self.optimizer.state_dict(),
             "memory": self.memory.state_dict(),
-            "rng": self.rng.get_state(),
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.rng.device) if self.rng.device.type == "cuda" else None,
-            "device": self.rng.device.type,
+            "seed": self.seed,
+            "device": self.device.type,
             "step": self.step,
             "best": dict(self.best),
             "notes": copy.deepcopy(self.notes),
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        if saved["device"] != self.rng.device.type:
+        if "seed" not in saved:
             raise UserError(
-                f"this run was trained on {saved['device']} and cannot be resumed exactly on {self.rng.device.type}: "
+                "this checkpoint is of version 0.2, which drew random numbers in another way: finish its training with "
+                "that version (pip install sparring==0.2.0), or start a new run"
+            )
+        if saved["device"] != self.device.type:
+            raise UserError(
+                f"this run was trained on {saved['device']} and cannot be resumed exactly on {self.device.type}: "
                 f"give --device {saved['device']}, or start a new run"
             )
         self.optimizer.load_state_dict(saved["optimizer"])
         self.memory.load_state_dict(saved["memory"])
-        self.rng.set_state(saved["rng"])
-        torch.set_rng_state(saved["torch_rng"])
-        if saved["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(saved["cuda_rng"], self.rng.device)
+        self.seed = saved["seed"]
         self.step, self.best, self.latest = saved["step"], dict(saved["best"]), None
         self.notes = copy.deepcopy(saved.get("notes", {}))  # checkpoints of older versions have none
 
@@ -324,7 +360,7 @@ class Batches(Protocol):
     """Batches of a training set, which can start in the middle of an epoch."""
 
     def __len__(self) -> int: ...
-    def rest_of_epoch(self, step: int, rng: torch.Generator) -> Iterator[Batch]: ...
+    def rest_of_epoch(self, step: int) -> Iterator[Batch]: ...
 
 
 def train_step(
@@ -367,55 +403,59 @@ def _step(
 ) -> Terms:
     # the state holds the kind of copy that the last check chose, so that a resumed run uses the same
     kind = state.notes.get("search") if progress.step % PROVED_EVERY else None
+    whole = state.context(batch, state.memory, progress)
+    _observed(method, whole)
 
-    x_adv = _crafted(method, state.model, batch, state.memory, state.rng, progress, backend, kind)
-    state.notes["search"] = backend.kind(state.model)
+    def closure(ctx: Context, x_adv: Tensor) -> Closure:
+        def terms() -> Terms:  # AWP calls it more than once, with other weights
+            found = method.objective.outer(ctx.on(state.model), x_adv)
+            share = ctx.batch.share
+            return found if share == 1 else {name: share * term for name, term in found.items()}
 
-    def closure() -> Terms:  # AWP calls it more than once, with other weights
-        return method.objective.outer(Context(ForwardCache(state.model), batch, state.memory, progress), x_adv)
+        return terms
 
-    with record_function(STAGES[1]), method.outer_mode(state.model):
-        return update(state.model, state.optimizer, closure)
+    parts = []
+    for part in batch.micro_batches():
+        ctx = replace(whole, batch=part)
+        parts.append(closure(ctx, _crafted(method, ctx, backend, kind)))
+        kind = backend.kind(state.model)
+    state.notes["search"] = kind
+    with record_function(STAGES[1]), method.outer_mode(state.model), state.batch_norm():
+        alongside = (*state.wishes.send(batch.x.device), *state.local_statistics())
+        return update(state.model, state.optimizer, BatchLoss(tuple(parts), alongside))
 
 
-def _crafted(
-    method: Method,
-    model: nn.Module,
-    batch: Batch,
-    memory: nn.Module,
-    rng: torch.Generator,
-    progress: Progress,
-    backend: AttackBackend,
-    kind: str | None,
-) -> Tensor:
+def _observed(method: Method, ctx: Context) -> None:
+    """Let the memory see a batch."""
+    model = ctx.lens.model
+    with record_function(STAGES[0]), method.inner_mode(model), frozen(model), torch.no_grad():
+        method.objective.observe(ctx)  # the memory has the precision of the model
+
+
+def _crafted(method: Method, ctx: Context, backend: AttackBackend, kind: str | None) -> Tensor:
     """Return the adversarial examples of a batch, after the memory has seen it."""
+    model, batch, rng = ctx.lens.model, ctx.batch, ctx.rng("attack")
+    with record_function(STAGES[0]), method.inner_mode(model), frozen(model), ExitStack() as stack:
+        if ranks.world() > 1 and by_batch(model) is not None:
+            stack.enter_context(global_batch_norm(model))
+            backend = OriginalModel()  # a copy would take the mean and variance of its own part of the batch
+        attacked = stack.enter_context(backend(model, batch.x[:8], kind))
+        attack = at(method.attack, ctx.progress)
 
-    def context(of: nn.Module) -> Context:
-        return Context(ForwardCache(of), batch, memory, progress)
-
-    with (
-        record_function(STAGES[0]),
-        method.inner_mode(model),
-        frozen(model),
-        backend(model, batch.x[:8], kind) as attacked,
-    ):
-        with torch.no_grad():
-            method.objective.observe(context(model))  # the memory has the precision of the model
-        attack = at(method.attack, progress)
-
-        def searching(memory: Any, progress: Any) -> Search:
+        def searching(memory: Any, progress: Any, seed: Any) -> Search:
             def find(inputs: Sequence[Tensor], rng: Rng) -> Tensor:
                 x, y, index = inputs
-                seen = Context(ForwardCache(attacked), Batch(x, y, index, batch.views), memory, progress)
+                part = replace(batch, x=x, y=y, index=index)
+                seen = Context(ForwardCache(attacked), part, memory, progress, seed)
                 return attack(served(method.objective.inner(seen), model), x, rng)
 
             return find
 
-        find, inputs = searching(memory, progress), (batch.x, batch.y, batch.index)
+        find, inputs = searching(ctx.memory, ctx.progress, ctx.seed), (batch.x, batch.y, batch.index)
         if not recordable(attack):
             return find(inputs, rng)
         key = (repr(method.objective), repr(attack), batch.views)
-        fixed = searching(Unread("memory"), Unread("progress"))
+        fixed = searching(Unread("memory"), Unread("progress"), Unread("seed"))
         return backend.search(attacked, SearchCall(key, find, inputs, rng, fixed))
 
 
@@ -450,7 +490,7 @@ class TrainingLoop:
         size = len(batches)
         last = self.epochs * size if until is None else min(until, self.epochs * size)
         while state.step < last:
-            for batch in itertools.islice(batches.rest_of_epoch(state.step, state.rng), last - state.step):
+            for batch in itertools.islice(batches.rest_of_epoch(state.step), last - state.step):
                 self._step(method, state, batch, size)
             if state.latest is not None:
                 state.latest.check()
@@ -461,10 +501,13 @@ class TrainingLoop:
         progress = Progress(state.step, steps_per_epoch, self.epochs)
         for group in state.optimizer.param_groups:
             group["lr"] = at(self.lr, progress)
-        terms = StepTerms(method.step(state, batch, progress, at(self.update, progress), self.backend), progress)
+        torch.manual_seed(mixed_seed(state.seed, state.step, ranks.rank()))  # dropout draws from torch's own generator
+        found = method.step(state, batch, progress, at(self.update, progress), self.backend)
+        terms = StepTerms(found, progress, state.wishes.sent)
         before, state.latest = state.latest, terms
         if before is not None:
             before.check()  # only now, as the device has the next step to work on
+            state.wishes.hear(state.step, before.wishes)
         state.step += 1
         progress = Progress(state.step, steps_per_epoch, self.epochs)
         if self.averaging is not None and state.average is not None:
@@ -481,8 +524,6 @@ class TrainingLoop:
 
 
 def _images(batches: Batches, state: State) -> Iterator[Tensor]:
-    """Images of the next epoch; a copy of the generator augments them, so that training draws the same numbers."""
-    rng = torch.Generator(state.rng.device)
-    rng.set_state(state.rng.get_state())
-    for batch in batches.rest_of_epoch(state.step, rng):
+    """Images of the next epoch."""
+    for batch in batches.rest_of_epoch(state.step):
         yield batch.x

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.threats import need_threat
+from ..core import ranks
 from ..core.errors import UserError
 from ..core.modes import unchanged
 from ..core.types import (
     AttackBackend,
     Batch,
-    Context,
-    ForwardCache,
     LabelledData,
     ModelMode,
     Objective,
@@ -24,6 +23,7 @@ from ..core.types import (
 )
 from ..objectives.cross_entropy import CrossEntropy
 from .engine import State
+from .updates import BatchLoss
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +64,29 @@ class Free:
 
     def step(self, state: State, batch: Batch, progress: Progress, update: Update, backend: AttackBackend) -> Terms:
         """Return the terms of the loss, averaged over the replays of `batch`."""
+        if batch.accumulate > 1:
+            raise UserError(
+                "Free takes an update of the weights in every pass, so it cannot divide a batch into micro-batches: "
+                "set accumulate = 1 (--accumulate 1)"
+            )
         del backend  # the same pass gives the gradient of the weights, so an accelerated copy cannot be used
         memory = state.memory
         assert isinstance(memory, _Memory)
+        ctx = state.context(batch, memory.objective, progress)
         terms: list[Terms] = []
         with torch.no_grad():
-            self.objective.observe(Context(ForwardCache(state.model), batch, memory.objective, progress))
+            self.objective.observe(ctx)
         for _ in range(self.replays):
-            delta = memory.delta_for(batch.x)
+            delta = memory.delta_for(batch)
             x = self.threat.project(batch.x + delta, batch.x).detach().requires_grad_()
 
             def closure(x: Tensor = x) -> Terms:
-                return self.objective.outer(Context(ForwardCache(state.model), batch, memory.objective, progress), x)
+                found = self.objective.outer(ctx.on(state.model), x)
+                return found if batch.share == 1 else {name: batch.share * term for name, term in found.items()}
 
-            with self.outer_mode(state.model):
-                terms.append(update(state.model, state.optimizer, closure))
+            with self.outer_mode(state.model), state.batch_norm():
+                loss = BatchLoss((closure,), (*state.wishes.send(x.device), *state.local_statistics()))
+                terms.append(update(state.model, state.optimizer, loss))
             assert x.grad is not None
             z = x.detach() + self.threat.eps * self.threat.ascent(x.grad)
             memory.delta.copy_(self.threat.project(z, batch.x) - batch.x)
@@ -86,20 +94,32 @@ class Free:
 
 
 class _Memory(nn.Module):
-    """Memory of the objective, and the perturbation, which has the shape of a batch."""
+    """Memory of the objective, and the perturbation, which has the shape of a batch.
+
+    Each process holds the rows of its part of the batch; a state on disk has those of all.
+    """
 
     delta: Tensor
 
     def __init__(self, objective: nn.Module) -> None:
         super().__init__()
         self.objective = objective
+        self.whole = 0
         self.register_buffer("delta", torch.zeros(0))
 
-    def delta_for(self, x: Tensor) -> Tensor:
-        if self.delta.shape != x.shape:
-            self.delta = torch.zeros_like(x)
+    def delta_for(self, batch: Batch) -> Tensor:
+        whole = len(batch.x) * ranks.world() if batch.whole is None else batch.whole
+        if self.delta.shape != batch.x.shape or self.whole != whole:
+            self.delta, self.whole = torch.zeros_like(batch.x), whole
         return self.delta
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "delta"] = ranks.gathered(self.delta)
+
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        self.delta = torch.zeros_like(state_dict[prefix + "delta"], device=self.delta.device)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        saved = state_dict[prefix + "delta"]
+        self.whole = len(saved)
+        mine = saved[ranks.own(len(saved))]
+        self.delta = torch.zeros_like(mine, device=self.delta.device)
+        super()._load_from_state_dict({**state_dict, prefix + "delta": mine}, prefix, *rest)

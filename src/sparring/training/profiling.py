@@ -66,15 +66,13 @@ def measure(
             return at(update, progress)(model, optimizer, closure)
 
     with _undone(state):
-        rng = torch.Generator(state.rng.device)
-        rng.set_state(state.rng.get_state())
-        batch = next(iter(batches.rest_of_epoch(state.step, rng)))
+        batch = next(iter(batches.rest_of_epoch(state.step)))
 
         def step() -> float:
             clock.seconds, passes.forward, passes.backward = 0.0, 0, 0
-            began = _now(state.rng.device)
+            began = _now(state.device)
             timed.step(state, batch, progress, counted, watched)
-            return _now(state.rng.device) - began
+            return _now(state.device) - began
 
         step()
         seconds, count, left = step(), len(batch.x), epochs * len(batches) - state.step

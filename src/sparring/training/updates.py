@@ -1,17 +1,105 @@
-"""Updates of the weights. An update may evaluate the closure as often as it needs."""
+"""Updates of the weights. An update may evaluate the closure as often as it needs.
 
-from collections.abc import Generator
+An update of your own calls `backward` for the gradient of the loss: it sums it over micro-batches and processes.
+"""
+
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ..core import ranks
 from ..core.errors import UserError
 from ..core.modes import statistics_kept
 from ..core.types import Closure, Progress, Schedule, Terms, Update, at
 
 _TINY = 1e-20
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLoss:
+    """The loss of a batch, as a closure: the sum of the losses of its micro-batches, each times its share of the batch.
+
+    Args:
+        parts: closures that give the terms of the loss of a micro-batch.
+        alongside: tensors that are averaged over the processes, in place, in the collective of the gradient.
+    """
+
+    parts: tuple[Closure, ...]
+    alongside: tuple[Tensor, ...] = ()
+
+    def __call__(self) -> Terms:
+        """Return the terms of the loss; the graphs of all micro-batches are in memory at once."""
+        return _added([part() for part in self.parts])
+
+
+def backward(model: nn.Module, closure: Closure) -> Terms:
+    """Compute the gradient of the loss into `grad` of the weights, for the batch of all processes, by one collective.
+
+    Micro-batches are differentiated one after the other, so that the graph of one of them at a time is in memory.
+
+    Args:
+        model: model whose weights have no gradient yet.
+        closure: gives the terms of the loss.
+
+    Returns:
+        The detached terms.
+    """
+    terms = []
+    for part in _parts(closure):
+        found = part()
+        torch.stack(list(found.values())).sum().backward()
+        terms.append({name: term.detach() for name, term in found.items()})
+    added = _added(terms)
+    if ranks.world() == 1:
+        return added
+    weights = [p for p in model.parameters() if p.requires_grad]
+    alongside = closure.alongside if isinstance(closure, BatchLoss) else ()
+    values = torch.stack([term.float() if term.dtype.itemsize < 4 else term for term in added.values()])
+    ranks.sum_([*_filled([p.grad for p in weights], weights), values, *alongside])
+    with torch.no_grad():
+        for tensor in alongside:
+            tensor.div_(ranks.world())
+    return dict(zip(added, values, strict=True))
+
+
+def gradients(closure: Closure, weights: Sequence[nn.Parameter]) -> list[Tensor | None]:
+    """Return the gradient of the loss of the batch of all processes, by one collective, and leave `grad` as it is.
+
+    Args:
+        closure: gives the terms of the loss.
+        weights: weights by which the loss is differentiated.
+
+    Returns:
+        The gradient of each weight; None where the loss does not depend on it.
+    """
+    found: list[Tensor | None] = [None] * len(weights)
+    for part in _parts(closure):
+        total = torch.stack(list(part().values())).sum()
+        each = torch.autograd.grad(total, list(weights), allow_unused=True)
+        found = [
+            new if old is None else old if new is None else old + new for old, new in zip(found, each, strict=True)
+        ]
+    if ranks.world() > 1:
+        ranks.sum_(_filled(found, weights))
+    return found
+
+
+def _parts(closure: Closure) -> tuple[Closure, ...]:
+    return closure.parts if isinstance(closure, BatchLoss) else (closure,)
+
+
+def _added(terms: Sequence[Terms]) -> Terms:
+    if len(terms) == 1:
+        return terms[0]
+    return {name: torch.stack([each[name] for each in terms]).sum() for name in terms[0]}
+
+
+def _filled(grads: Sequence[Tensor | None], weights: Sequence[Tensor]) -> list[Tensor]:
+    """Put zeros in place of gradients that are missing: the collective needs as many numbers on every process."""
+    return [torch.zeros_like(w) if g is None else g for g, w in zip(grads, weights, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +114,11 @@ class OptimizerStep:
 
     def __call__(self, model: nn.Module, optimizer: torch.optim.Optimizer, closure: Closure) -> Terms:
         optimizer.zero_grad(set_to_none=True)
-        terms = closure()
-        torch.stack(list(terms.values())).sum().backward()
+        terms = backward(model, closure)
         if self.max_norm is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), self.max_norm)
         optimizer.step()
-        return {name: term.detach() for name, term in terms.items()}
+        return terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +159,7 @@ class AWP:
                 "none: use OptimizerStep()"
             )
         with statistics_kept(model):
-            total = torch.stack(list(closure().values())).sum()
-            grads = torch.autograd.grad(total, weights, allow_unused=True)
+            grads = gradients(closure, weights)
         with _moved(weights, grads, self.gamma):
             return OptimizerStep(self.max_norm)(model, optimizer, closure)
 
@@ -93,12 +179,16 @@ class MixedPrecision:
     def __call__(self, model: nn.Module, optimizer: torch.optim.Optimizer, closure: Closure) -> Terms:
         device = next(model.parameters()).device
 
-        def low() -> Terms:
-            with torch.autocast(device.type, torch.bfloat16):
-                terms = closure()
-            return {name: term.float() for name, term in terms.items()}
+        def low(part: Closure) -> Closure:
+            def terms() -> Terms:
+                with torch.autocast(device.type, torch.bfloat16):
+                    found = part()
+                return {name: term.float() for name, term in found.items()}
 
-        return self.update(model, optimizer, low)
+            return terms
+
+        alongside = closure.alongside if isinstance(closure, BatchLoss) else ()
+        return self.update(model, optimizer, BatchLoss(tuple(map(low, _parts(closure))), alongside))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +205,7 @@ def mixed_precision(update: Update | Schedule[Update]) -> Update | Schedule[Upda
 
 
 @contextmanager
-def _moved(weights: list[nn.Parameter], grads: tuple[Tensor | None, ...], gamma: float) -> Generator[None]:
+def _moved(weights: list[nn.Parameter], grads: Sequence[Tensor | None], gamma: float) -> Generator[None]:
     """Move each weight along its gradient by `gamma` times its norm, and undo the moves on exit."""
     moves = [_move(w.detach(), g, gamma) for w, g in zip(weights, grads, strict=True)]
     with torch.no_grad():

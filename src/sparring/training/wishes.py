@@ -1,0 +1,56 @@
+"""What one of several processes wants all of them to do after a step, such as to stop."""
+
+import torch
+from torch import Tensor
+
+from ..core import ranks
+
+STOP, SAVE = "stop", "save"
+_NAMES = (STOP, SAVE)
+
+
+class Wishes:
+    """Brings the wishes of each process to all, so that all act after the same step.
+
+    One process decides for itself, at once. Several learn of each other's wishes with the sums of an update, which are
+    read while the next step is prepared: all act one or two steps later.
+    """
+
+    def __init__(self) -> None:
+        self._own = dict.fromkeys(_NAMES, False)
+        self._sent: Tensor | None = None
+        self._heard: tuple[int, tuple[bool, ...]] = (0, ())
+        self._answered = dict.fromkeys(_NAMES, 0)
+
+    def send(self, device: torch.device) -> tuple[Tensor, ...]:
+        """Return the wishes of this process as numbers, to be averaged over the processes; none with one process."""
+        if ranks.world() == 1:
+            return ()
+        self._sent = torch.tensor([float(self._own[name]) for name in _NAMES], device=device)
+        return (self._sent,)
+
+    @property
+    def sent(self) -> Tensor | None:
+        """The averages of the wishes of the last update; None with one process."""
+        return self._sent
+
+    def hear(self, step: int, wishes: tuple[bool, ...]) -> None:
+        """Take note of the averages that were sent in the update which completed `step` steps."""
+        self._heard = step, wishes
+
+    def agreed(self, name: str, wish: bool, step: int) -> bool:
+        """Return True if this process (with one), or any process, has a wish, which is then fulfilled by all.
+
+        Args:
+            name: `STOP` or `SAVE`.
+            wish: whether this process has the wish.
+            step: number of completed steps.
+        """
+        if ranks.world() == 1:
+            return wish
+        sent_at, heard = self._heard
+        granted = bool(heard) and heard[_NAMES.index(name)] and sent_at > self._answered[name]
+        if granted:
+            self._answered[name] = step  # wishes on their way were for the same
+        self._own[name] = wish and not granted
+        return granted
