@@ -127,7 +127,11 @@ def test_two_terms_of_one_name_are_refused():
 def context(model, step=0):
     data = toy_data(12)
     return Context(
-        ForwardCache(model), Batch(pixels(data.x), data.y, torch.arange(12)), torch.nn.Module(), Progress(step, 10, 1)
+        ForwardCache(model),
+        Batch(pixels(data.x), data.y, torch.arange(12)),
+        torch.nn.Module(),
+        Progress(step, 10, 1),
+        step,
     )
 
 

@@ -123,6 +123,9 @@ class Unread:
     def __getattr__(self, attribute: str) -> Any:
         raise RuntimeError(f"the search reads the {self._name} of training, which changes")
 
+    def __int__(self) -> int:
+        raise RuntimeError(f"the search reads the {self._name} of training, which changes")
+
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0]

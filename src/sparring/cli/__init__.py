@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from ..core.errors import UserError, nearest
+from ..core.errors import Echo, UserError, nearest
 from .common import say
 
 _USAGE = """\
@@ -70,6 +70,8 @@ def run(argv: list[str]) -> int:
         finally:
             if sys.stdout is not None:  # None if the caller has closed it
                 sys.stdout.flush()
+    except Echo:
+        return _silent(2)
     except UserError as error:
         return _failed(str(error))
     except BrokenPipeError:  # `sparring list | head`
@@ -114,6 +116,10 @@ def _trusting(args: list[str]) -> list[str]:
 def _failed(why: str, code: int = 2) -> int:
     with contextlib.suppress(OSError):
         say(f"sparring: {why}", sys.stderr)
+    return _silent(code)
+
+
+def _silent(code: int) -> int:
     _hush()
     return code
 

@@ -92,6 +92,11 @@ class _TrainOptions:
     """On a GPU, record attacks as CUDA graphs: less time for small batches, more memory."""
     deterministic: bool = False
     """On a GPU, compute the same bits each time, as a CPU does; slower."""
+    accumulate: int = 1
+    """Number of micro-batches into which a step divides a batch, one after the other, to save memory."""
+    batch_norm: Literal["global", "local"] = "global"
+    """On several processes (torchrun), batch norm in the updates takes mean and variance over the batch of all of them,
+    or over the part of its own process, which is faster and depends on the number of processes."""
     fit_batch: bool = False
     """On a GPU, find the largest batch that fits into its memory, in place of --batch-size. The rate stays as it is."""
     profile: bool = False
@@ -107,22 +112,26 @@ def train(args: list[str]) -> int:
     name, rest = ("", args) if alone else argument(args, "RECIPE", _TRAIN)
     options, recipe, name = _chosen(name, rest)
     from ..acceleration import tune_process
+    from ..core import ranks
     from ..runs.fit import fit
+    from ..runs.processes import together
     from ..runs.progress import training
     from ..training.hooks import Interrupted, Saving
 
     tune_process()
     out = options.out or f"runs/{name}"
     saving = Saving(options.save_seconds, options.save_steps)
+    first = True
     try:
-        with training() as output:
+        with together(options.device) as device, training() as output:
+            first = ranks.first()
             if options.fit_batch:
-                recipe = _with_largest_batch(recipe, out, options)
+                recipe = _with_largest_batch(recipe, out, options, device)
                 output.say(f"batches of {recipe.batch_size} images")
             run = fit(
                 recipe,
                 out,
-                device=options.device,
+                device=device,
                 overwrite=options.overwrite,
                 saving=saving,
                 track=options.track,
@@ -131,24 +140,29 @@ def train(args: list[str]) -> int:
                 update_precision=options.update_precision,
                 capture=options.capture,
                 deterministic=options.deterministic,
+                accumulate=options.accumulate,
+                batch_norm=options.batch_norm,
                 profile=options.profile,
                 on_progress=output.show,
                 log=output.say,
             )
     except Interrupted as stop:
         again = shlex.join([ourselves(), "train", *(a for a in args if a != "--overwrite")])
-        say(f"sparring: {stop}; everything is saved. Go on with: {again}", sys.stderr)
+        if first:
+            say(f"sparring: {stop}; everything is saved. Go on with: {again}", sys.stderr)
         return 130
-    _report_training(run, options.json)
+    if first:
+        _report_training(run, options.json)
     return 0
 
 
-def _with_largest_batch(recipe: "Recipe", out: str, options: _TrainOptions) -> "Recipe":
+def _with_largest_batch(recipe: "Recipe", out: str, options: _TrainOptions, device: str) -> "Recipe":
     from ..runs.compute import ComputeSettings
     from ..runs.memory import with_largest_batch
 
     how = (options.precision, options.compile, options.update_precision, options.capture, options.deterministic)
-    return with_largest_batch(recipe, out, options.device, ComputeSettings(*how), options.overwrite)
+    settings = ComputeSettings(*how, options.accumulate, options.batch_norm)
+    return with_largest_batch(recipe, out, device, settings, options.overwrite)
 
 
 def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe, str]":

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class Echo(UserError):  # noqa: N818
+    """An error that every one of several processes has, and of which the first one tells."""
+
+
 def need_whole(name: str, value: object, least: int = 1, most: int | None = None) -> None:
     """Checks that a value is a whole number within bounds.
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .errors import UserError
+from .errors import Echo, UserError
 
 T = TypeVar("T")
 
@@ -131,7 +131,7 @@ def from_first(make: Callable[[], T]) -> T:
     """Call a function on the first process alone, and return its result on all.
 
     Raises:
-        UserError: On all processes, if it is raised on the first.
+        UserError: On all processes, if it is raised on the first; on the others it is an `Echo`.
     """
     if world() == 1:
         return make()
@@ -141,14 +141,14 @@ def from_first(make: Callable[[], T]) -> T:
         try:
             said[0] = make()
         except UserError as mistake:
-            said[1] = str(mistake)
+            said[1], error = str(mistake), mistake
         except BaseException as failure:  # the others must not wait for a word that never comes
             said[1], error = f"the first process failed: {failure}", failure
     dist.broadcast_object_list(said)
     if error is not None:
         raise error
     if said[1] is not None:
-        raise UserError(said[1])
+        raise Echo(said[1])
     value: T = said[0]
     return value
 

@@ -71,7 +71,8 @@ class InstanceDiscrimination(Objective):
         index = ranks.gathered(ctx.batch.index)
         rows = _memory(ctx).known()[index]
         own = torch.arange(len(rows), device=rows.device)[ranks.own(len(rows))]
-        return FeatureContrast(lambda x: projected(ctx.lens.parts(x)), rows, own, self.temperature)
+        kind = next(ctx.lens.model.parameters()).dtype
+        return FeatureContrast(lambda x: projected(ctx.lens.parts(x)), rows.to(kind), own, self.temperature)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         bank, index = _memory(ctx).known(), ctx.batch.index
@@ -79,7 +80,7 @@ class InstanceDiscrimination(Objective):
         generator = make_rng(ctx.chance("negatives"))
         drawn = torch.randint(len(bank.rows), (self.negatives,), generator=generator).to(index.device)
         mine = (z * bank[index]).sum(1, keepdim=True)
-        others = (z @ bank[drawn].T).masked_fill(drawn == index[:, None], -torch.inf)
+        others = (z @ bank[drawn].T.to(z.dtype)).masked_fill(drawn == index[:, None], -torch.inf)
         scores = torch.cat([mine, others], 1) / self.temperature
         return {"instances": F.cross_entropy(scores, torch.zeros_like(index))}
 

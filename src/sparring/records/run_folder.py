@@ -1,12 +1,14 @@
 """The run folder: typed reading and writing of its files. Needs no torch, so that reports and tools start fast."""
 
+import contextlib
+import functools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 
@@ -18,6 +20,20 @@ from .locking import locked
 from .results import EvaluationResult, Memory
 from .schemas import Begun, Counted, Events, Row, Sessions, Status
 
+P = ParamSpec("P")
+
+
+def _writes(method: Callable[P, None]) -> Callable[P, None]:
+    """Let a method of a run folder do nothing where another process writes."""
+
+    @functools.wraps(method)
+    def written(*args: P.args, **kwargs: P.kwargs) -> None:
+        folder = args[0]
+        if isinstance(folder, RunFolder) and folder.writes:
+            method(*args, **kwargs)
+
+    return written
+
 
 class RunFolder:
     """The folder of one training: recipe, metrics, checkpoints, weights and evaluations.
@@ -26,10 +42,12 @@ class RunFolder:
 
     Args:
         path: The folder; it need not exist.
+        writes: Whether this process writes. Of several that train a model together, one does; in the others the methods
+            that write do nothing.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path | str, writes: bool = True) -> None:
+        self.path, self.writes = Path(path), writes
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.memory = self.path / "memory"
@@ -87,6 +105,7 @@ class RunFolder:
         """The folder for the state of an evaluation under way."""
         return self.path / f"evaluation-{which}.state"
 
+    @_writes
     def forget_state(self, which: str) -> None:
         """Delete the state of an evaluation."""
         folder = self.state(which)
@@ -94,6 +113,7 @@ class RunFolder:
 
     # -- the life of a run
 
+    @_writes
     def begin(self, recipe: Mapping[str, Any]) -> None:
         """Make the folder and write the recipe."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -107,6 +127,7 @@ class RunFolder:
         """The names by which trackers know this run, by tracker."""
         return read_json(self._tracking, "delete it") if self._tracking.exists() else {}
 
+    @_writes
     def set_tracked(self, tracker: str, name: str) -> None:
         """Write the name by which a tracker knows this run."""
         write_json(self._tracking, {**self.tracked(), tracker: name})
@@ -119,6 +140,7 @@ class RunFolder:
         """The state in which the run ended."""
         return read_json(self._status, hint=Status)
 
+    @_writes
     def set_status(self, status: Mapping[str, Any]) -> None:
         """Write the status."""
         write_json(self._status, status)
@@ -127,6 +149,7 @@ class RunFolder:
         """How the run computes, as set at its start: number formats, compilation, and notes on the accelerated copy."""
         return read_json(self._search, hint=Begun) if self._search.exists() else None
 
+    @_writes
     def set_backend(self, backend: Mapping[str, Any]) -> None:
         """Write how the run computes."""
         write_json(self._search, backend)
@@ -135,6 +158,7 @@ class RunFolder:
         """The events of the guard: the `step`, the `action` of the guard, and `what` it detected."""
         return list(read_json(self._guard, hint=Events)["events"]) if self._guard.exists() else []
 
+    @_writes
     def set_guard(self, events: Sequence[Mapping[str, Any]]) -> None:
         """Write all events of the guard."""
         write_json(self._guard, {"events": [dict(event) for event in events]})
@@ -151,16 +175,18 @@ class RunFolder:
         """The paths that `clear` deletes. Raises `UserError` if something else has one of their names."""
         return deletable(self.path, RUN)
 
+    @_writes
     def clear(self) -> None:
         """Delete the files that a run writes, and nothing else."""
         delete(self.clearable())
 
     def locked(self) -> AbstractContextManager[None]:
         """Lock the folder against a second process, whatever the two write here."""
-        return locked(self.path)
+        return locked(self.path) if self.writes else contextlib.nullcontext()
 
     # -- records of a run
 
+    @_writes
     def add_session(self, session: Mapping[str, Any]) -> None:
         """Add an entry for a start or a resumption: versions, commit, device, threads, seed."""
         before = self.sessions() if self._environment.exists() else []
@@ -170,6 +196,7 @@ class RunFolder:
         """The starts and resumptions of the run."""
         return list(read_json(self._environment, hint=Sessions)["sessions"])
 
+    @_writes
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Append a row to the metrics, and flush it to the disk."""
         with self._metrics.open("a") as file:
@@ -184,6 +211,7 @@ class RunFolder:
         with reading(self._metrics, REMEDY), open_file(self._metrics) as file:
             return [row for row in map(_row, file) if row is not None]
 
+    @_writes
     def rewind(self, step: int) -> None:
         """Delete the metrics and the example history after `step`, from which training continues."""
         kept = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
@@ -205,6 +233,8 @@ class RunFolder:
                     "gives now: restore the data or the runs that select examples, or start a new run in another folder"
                 )
             return
+        if not self.writes:
+            return
         with replacing(self._training) as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
@@ -217,6 +247,7 @@ class RunFolder:
             check_arrays(arrays, len(arrays["y"]), {"rows": "i", "y": "i", "true": "i"})
             return arrays
 
+    @_writes
     def add_memory(self, step: int, epoch: float, facts: Mapping[str, Array]) -> None:
         """Write losses and correctness of all training examples after `step`, in some 4 bytes per example."""
         self.memory.mkdir(exist_ok=True)
@@ -247,6 +278,7 @@ class RunFolder:
         facts = {name: np.stack([record[name] for record in records]) for name in _FACTS}
         return Memory(y, training["true"], np.array([float(record["epoch"]) for record in records]), **facts)
 
+    @_writes
     def write_flags(self, which: str, evaluated: EvaluationResult) -> None:
         """Write the per-example results of the weights `best` or `last`."""
         write_evaluated(self.flags(which), evaluated)
@@ -269,6 +301,7 @@ class RunFolder:
             conform(clean, list[Counted], "its clean accuracies")
             return max((each["examples"] for each in clean), default=0)
 
+    @_writes
     def write_evaluation(self, table: Mapping[str, Any]) -> None:
         """Write the accuracies of the evaluations."""
         write_json(self._evaluation, table)

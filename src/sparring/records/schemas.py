@@ -46,6 +46,8 @@ class Begun(TypedDict):
     update_precision: NotRequired[str]
     capture: NotRequired[bool]
     deterministic: NotRequired[bool]
+    accumulate: NotRequired[int]
+    batch_norm: NotRequired[str]
     notes: NotRequired[list[str]]
 
 

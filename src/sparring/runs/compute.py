@@ -9,12 +9,13 @@ from typing import Any, Literal, get_args
 import torch
 
 from ..acceleration import AcceleratedCopy, Compile, Precision, computes_bf16
-from ..core.errors import UserError, need_one_of
+from ..core.errors import UserError, need_one_of, need_whole
 from ..core.modes import float32_format, full_precision
 from ..core.types import Schedule, Update
 from ..training.updates import mixed_precision
 
 UpdatePrecision = Literal["auto", "fp32", "tf32", "bf16"]
+BatchNorm = Literal["global", "local"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,9 @@ class ComputeSettings:
             in convolutions. "fp32" computes in float32 on CUDA too. "bf16" runs the update under autocast.
         capture: Whether searches are recorded as CUDA graphs (see `AcceleratedCopy`).
         deterministic: Whether torch computes the same bits each time on CUDA too.
+        accumulate: Number of micro-batches into which a step divides a batch, at least 1.
+        batch_norm: Over which images batch norm takes mean and variance in the updates of several processes: those of
+            all, "global", or those of its own process, "local", which saves two collectives for each layer.
 
     Raises:
         UserError: If an argument is none of its values.
@@ -38,8 +42,12 @@ class ComputeSettings:
     update_precision: UpdatePrecision = "auto"
     capture: bool = False
     deterministic: bool = False
+    accumulate: int = 1
+    batch_norm: BatchNorm = "global"
 
     def __post_init__(self) -> None:
+        need_whole("accumulate", self.accumulate)
+        need_one_of("batch_norm", self.batch_norm, get_args(BatchNorm))
         AcceleratedCopy(self.precision, self.compile)  # checks these two
         need_one_of("update_precision", self.update_precision, get_args(UpdatePrecision))
 
@@ -57,7 +65,7 @@ class ComputeSettings:
         """
         saved = {**_OLDER, **{key: value for key, value in begun.items() if key in _NAMES}}
         for name, asked in asdict(self).items():
-            if asked not in ("auto", False, saved[name]):
+            if asked not in (_UNASKED[name], saved[name]):
                 flag, value = name.replace("_", "-"), saved[name]
                 how = f"without --{flag}" if value is False else f"with --{flag} {value}"
                 raise UserError(
@@ -104,7 +112,9 @@ class ComputeSettings:
 
 
 _NAMES = frozenset(field.name for field in fields(ComputeSettings))
-_OLDER = {"update_precision": "auto", "capture": False, "deterministic": False}  # runs of older versions say nothing
+_UNASKED: dict[str, Any] = {field.name: field.default for field in fields(ComputeSettings)}
+_OLDER = {name: value for name, value in _UNASKED.items() if name not in ("precision", "compile")}
+"""What runs of older versions do not say."""
 
 
 @contextmanager

@@ -2,14 +2,15 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ..acceleration import Compile, Precision, worth_compiling
-from ..core.errors import UserError
+from ..core import ranks
+from ..core.errors import Echo, UserError
 from ..core.serialization import differences
 from ..core.types import Progress
 from ..data import Batches, TrainingSet
@@ -20,7 +21,7 @@ from ..training.checkpoint import Checkpoints, read_weights
 from ..training.engine import NotFinite, State, TrainingLoop
 from ..training.hooks import Saving, TrainingProgress, stopping
 from ..training.profiling import StepProfile, measure
-from .compute import ComputeSettings, UpdatePrecision
+from .compute import BatchNorm, ComputeSettings, UpdatePrecision
 from .environment import device_of, session
 from .guarded import train as train_guarded
 from .recipe import Recipe
@@ -42,6 +43,8 @@ def fit(
     update_precision: UpdatePrecision = "auto",
     capture: bool = False,
     deterministic: bool = False,
+    accumulate: int = 1,
+    batch_norm: BatchNorm = "global",
     profile: bool = False,
     on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
     log: Callable[[str], None] = lambda text: None,
@@ -68,33 +71,45 @@ def fit(
         capture: Record attacks that allow it as CUDA graphs (see `AcceleratedCopy`).
         deterministic: Compute the same bits each time on CUDA too, which is slower; an operation that cannot is
             refused. A resumed run keeps it.
+        accumulate: Number of micro-batches into which a step divides a batch, one after the other, to save memory.
+        batch_norm: On several processes, whether batch norm in the update is "global", over the batch of all, or
+            "local". A resumed run keeps it.
         profile: Write `profile.json` and `profile.txt`, with the time of each operation.
         on_progress: Called after each step and each epoch.
         log: Called with lines of text for the user.
 
     Returns:
-        The run folder, which holds the finished run.
+        The run folder, which holds the finished run. Of several processes, the first writes it.
 
     Raises:
         UserError: If the folder holds a finished run, another recipe or other files; if the data are invalid; if a loss
             or a weight is not finite; if the disk is full.
         Interrupted: If SIGINT or SIGTERM asks the training to stop; everything is saved then.
     """
-    run, where = RunFolder(folder), device_of(device)
-    _check_folder(run, recipe, overwrite)
-    fresh = overwrite or run.backend() is None
-    asked = ComputeSettings(precision, compile, update_precision, capture, deterministic)
-    settings = asked.resolved(where) if fresh else asked.kept(run.backend() or {}, run.path)
+    run, where = RunFolder(folder, writes=ranks.first()), device_of(device)
+    fresh = ranks.from_first(lambda: _is_fresh(run, recipe, overwrite))
+    asked = ComputeSettings(precision, compile, update_precision, capture, deterministic, accumulate, batch_norm)
+    settings = ranks.from_first(lambda: asked.resolved(where) if fresh else asked.kept(run.backend() or {}, run.path))
     training, held_out = load_data(recipe, run.path, where)
     state = initial_state(recipe, training.data, run, where, overwrite)
+    state.local_batch_norm = settings.batch_norm == "local"
     batches = Batches(
-        training.data, recipe.batch_size, recipe.augment, recipe.seed, recipe.views_per_image, recipe.drop_last
+        training.data,
+        recipe.batch_size,
+        recipe.augment,
+        recipe.seed,
+        recipe.views_per_image,
+        recipe.drop_last,
+        settings.accumulate,
     )
-    with run.locked(), _explained(run, state, recipe.batch_size), settings.applied(where):
+    if not run.writes:
+        track, log, on_progress = (), lambda text: None, lambda progress: None
+    with _locked(run), _explained(run, state, recipe.batch_size), settings.applied(where):
         _begin_or_resume(run, recipe, state, training, overwrite)
-        trace, backend = run.path if profile else None, settings.backend()
-        update = settings.update(recipe.update)
-        cost = measure(recipe.method, state, batches, recipe.epochs, update, backend, trace)
+        trace, backend = run.path if profile and run.writes else None, settings.backend()
+        update, found = settings.update(recipe.update), None
+        found = measure(recipe.method, state, batches, recipe.epochs, update, backend, trace)
+        cost = ranks.from_first(lambda: found)
         notes = backend.notes(state.model)
         settings = _settled(settings, state, cost, may_compile=fresh and compile == "auto")
         run.set_backend({**settings.plain(), "notes": list(notes)})
@@ -154,14 +169,29 @@ def _train(context: RunContext, settings: ComputeSettings, cost: StepProfile, no
     context.tracker.verdict({**best, "outcome": run.outcome()})
 
 
+def _is_fresh(run: RunFolder, recipe: Recipe, overwrite: bool) -> bool:
+    """Check the folder, and return True if the settings of the run are not settled yet."""
+    _check_folder(run, recipe, overwrite)
+    return overwrite or run.backend() is None
+
+
+@contextmanager
+def _locked(run: RunFolder) -> Iterator[None]:
+    """Lock the folder on the first process, for all."""
+    with ExitStack() as stack:
+        ranks.from_first(lambda: stack.enter_context(run.locked()))
+        yield
+
+
 def _begin_or_resume(run: RunFolder, recipe: Recipe, state: State, training: TrainingSet, overwrite: bool) -> None:
     """Load the newest checkpoint, or begin the run folder anew if there is none."""
     checkpoints = Checkpoints(run.checkpoints)
-    if not _check_folder(run, recipe, overwrite) or not checkpoints.paths():
+    if ranks.from_first(lambda: not _check_folder(run, recipe, overwrite) or not checkpoints.paths()):
         run.clear()
         run.begin(recipe.plain())
     if recipe.alterations or recipe.example_history:
         run.settle_training(training.arrays())
+    ranks.wait()
     checkpoints.load_latest(state)
     run.rewind(state.step)
 
@@ -193,7 +223,7 @@ def _explained(run: RunFolder, state: State, batch_size: int) -> Iterator[None]:
     try:
         yield
     except NotFinite as error:
-        raise UserError(
+        raise (UserError if run.writes else Echo)(
             f"{error}; {_last_good(run)}. Start anew in another folder (--out) with a lower learning rate, with "
             f"clipping (--update.max-norm 1) or with a warm-up{_best_so_far(run)}"
         ) from error
@@ -241,7 +271,8 @@ def _learning_curve(run: RunFolder, tracker: Together) -> Iterator[None]:
         yield
     finally:
         try:
-            plot_learning_curve(run.metrics(), run.learning_curve)
-            tracker.picture(run.learning_curve)
+            if run.writes:
+                plot_learning_curve(run.metrics(), run.learning_curve)
+                tracker.picture(run.learning_curve)
         except OSError as error:
             warnings.warn(f"the learning curve could not be drawn: {error}", stacklevel=2)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from ..core import ranks
 from ..core.errors import UserError
 from ..core.types import Progress, at
 from ..data import Batches
@@ -137,6 +138,7 @@ class Trials:
         recipe, backend = self.recipe, self.settings.backend()
         state = initial_state(recipe, self.data, RunFolder(self.folder), self.device, overwrite=True)
         batches = Batches(self.data, size, recipe.augment, recipe.seed, recipe.views_per_image, drop_last=False)
+        batches = replace(batches, accumulate=self.settings.accumulate)
         batch = next(iter(batches.rest_of_epoch(0)))
         for step in range(2):
             now = Progress(step, len(batches), recipe.epochs)
@@ -175,6 +177,13 @@ def with_largest_batch(
     recipe: Recipe, out: Path | str, device: str, settings: ComputeSettings, overwrite: bool
 ) -> Recipe:
     """Return the recipe with the largest batch that fits, or with that of the run in the folder `out` to be resumed."""
-    begun = None if overwrite else RunFolder(out).recipe()
-    size = largest_batch(recipe, device, settings, out) if begun is None else int(begun["batch_size"])
-    return replace(recipe, batch_size=size)
+
+    def found() -> int:
+        begun = None if overwrite else RunFolder(out).recipe()
+        if begun is not None:
+            return int(begun["batch_size"])
+        with ranks.alone():
+            here = largest_batch(recipe, device, settings, out)
+        return here * ranks.world()
+
+    return replace(recipe, batch_size=ranks.from_first(found))

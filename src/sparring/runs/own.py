@@ -21,7 +21,7 @@ from ..records.run_folder import RunFolder
 from ..training.engine import Method
 from ..training.free import Free
 from ..training.hooks import Saving, TrainingProgress
-from .compute import UpdatePrecision
+from .compute import BatchNorm, UpdatePrecision
 from .fit import fit as fit_recipe
 from .given import GivenModel, as_model
 from .load import load_model
@@ -45,6 +45,8 @@ class FitOptions(TypedDict, total=False):
     update_precision: UpdatePrecision
     capture: bool
     deterministic: bool
+    accumulate: int
+    batch_norm: BatchNorm
     profile: bool
     on_progress: Callable[[TrainingProgress], None]
     log: Callable[[str], None]
@@ -98,7 +100,7 @@ def fit(
         folder: The run folder; None for `runs/MODEL-METHOD`.
         progress: Show progress on standard error, unless `on_progress` or `log` are given.
         **options: Options of `sparring.runs.fit.fit`: device, overwrite, saving, track, precision, compile,
-            update_precision, capture, deterministic, profile, on_progress and log.
+            update_precision, capture, deterministic, accumulate, batch_norm, profile, on_progress and log.
 
     Returns:
         The run folder, which holds the finished run, and prints what came out.

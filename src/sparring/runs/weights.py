@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from ..core import ranks
 from ..core.types import LabelledData
 from ..records.run_folder import RunFolder
 from ..training.checkpoint import read_weights, save_weights
@@ -19,6 +20,9 @@ class RunWeights:
     train: LabelledData
 
     def write(self, which: str, state: State) -> None:
+        """Write the best or the last weights, on the first process alone."""
+        if not self.run.writes:
+            return
         about = {
             "recipe": self.recipe.plain(),
             "step": state.step,
@@ -45,7 +49,11 @@ class RunWeights:
     def forget_later_best(self, state: State) -> None:
         """Delete best weights of a later step: after going back, training may not reach that step again."""
         path = self.run.weights("best")
-        if path.exists() and read_weights(path)[1].get("step", math.inf) > state.step:
-            path.unlink()
-        if not path.exists():
+
+        def left() -> bool:
+            if path.exists() and read_weights(path)[1].get("step", math.inf) > state.step:
+                path.unlink()
+            return path.exists()
+
+        if not ranks.from_first(left):
             state.best = {}

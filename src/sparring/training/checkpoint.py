@@ -14,7 +14,7 @@ import pickle
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..core import ranks
 from ..core.errors import UserError
 from ..core.reading import LARGEST_JSON, conform, open_file, parse_json, read_bytes, reading
 from ..core.writing import sync_folder, write_bytes
@@ -42,7 +43,9 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.pinned: int | None = None
-        for aside in self._named(rf"\.{STEP}\.old"):  # the process was killed between two renames
+        for aside in (
+            self._named(rf"\.{STEP}\.old") if ranks.first() else ()
+        ):  # the process was killed between two renames
             original = folder / aside.name[1 : -len(".old")]
             shutil.rmtree(aside) if original.exists() else aside.rename(original)
 
@@ -63,13 +66,17 @@ class Checkpoints:
         """Write a checkpoint of the state, and return its folder.
 
         On an `OSError` (a full disk) the earlier checkpoints are unchanged. Raises `NotFinite` for weights that are
-        not finite, because training cannot continue from them.
+        not finite, because training cannot continue from them. Of several processes, which all call this, one writes.
         """
         state.check_finite()
+        rest = state.state_dict()  # what is divided between processes is gathered here
+        return ranks.from_first(lambda: self._saved(state, rest))
+
+    def _saved(self, state: State, rest: Mapping[str, Any]) -> Path:
         target = self.path(state.step)
         writing = self.folder / ".writing"
         try:
-            self._write(writing, state)
+            self._write(writing, state, rest)
             aside = self.folder / f".{target.name}.old"
             if target.exists():
                 target.rename(aside)
@@ -87,23 +94,20 @@ class Checkpoints:
 
     def go_back(self, state: State, step: int) -> bool:
         """Load the checkpoint of `step` into `state`, and delete the later ones; return False if it is damaged."""
-        contents = _verified(self.path(step))
-        if contents is None:
-            return False
-        _fill(state, self.path(step), *contents)
-        for later in self.paths():
+        path = self._loaded(state, [self.path(step)])
+        for later in self.paths() if path is not None and ranks.first() else ():
             if later.name > self.path(step).name:
                 shutil.rmtree(later)
-        return True
+        return path is not None
 
-    def _write(self, folder: Path, state: State) -> None:
+    def _write(self, folder: Path, state: State, rest: Mapping[str, Any]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        rest = io.BytesIO()
-        torch.save(state.state_dict(), rest)
+        held = io.BytesIO()
+        torch.save(rest, held)
         modules = state.modules().items()
         weights = {f"{part}.{name}": t for part, m in modules for name, t in m.state_dict().items()}
-        contents = {_WEIGHTS: safetensors.torch.save(_plain(weights)), _REST: rest.getvalue()}
+        contents = {_WEIGHTS: safetensors.torch.save(_plain(weights)), _REST: held.getvalue()}
         for name, content in contents.items():
             write_bytes(folder / name, content)
         sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
@@ -115,17 +119,33 @@ class Checkpoints:
         A warning names each damaged checkpoint that is skipped. Raises `UserError` if all are damaged.
         """
         paths = self.paths()
-        for path in reversed(paths):
-            contents = _verified(path)
-            if contents is not None:
-                _fill(state, path, *contents)
-                for damaged in paths[paths.index(path) + 1 :]:
-                    shutil.rmtree(damaged)  # else it would count as one of the two that are kept
-                return path
-            warnings.warn(f"checkpoint {path} is damaged: going back to the one before", stacklevel=2)
-        if paths:
+        path = self._loaded(state, paths[::-1], tell=True)
+        if path is None and ranks.any_of(bool(paths)):
             raise UserError(f"every checkpoint in {self.folder} is damaged: start again with --overwrite")
-        return None
+        for damaged in paths[paths.index(path) + 1 :] if path is not None and ranks.first() else ():
+            shutil.rmtree(damaged)  # else it would count as one of the two that are kept
+        return path
+
+    def _loaded(self, state: State, paths: Sequence[Path], tell: bool = False) -> Path | None:
+        """Load the first undamaged checkpoint of `paths`, which the first process chooses, and return its folder."""
+        held: list[tuple[bytes, bytes]] = []
+
+        def undamaged() -> Path | None:
+            for path in paths:
+                if (contents := _verified(path)) is not None:
+                    held.append(contents)
+                    return path
+                if tell:
+                    warnings.warn(f"checkpoint {path} is damaged: going back to the one before", stacklevel=4)
+            return None
+
+        path = ranks.from_first(undamaged)
+        if path is not None:
+            contents = held[0] if held else _verified(path)
+            if contents is None:
+                raise UserError(f"checkpoint {path} cannot be read here, as the first process does: share its folder")
+            _fill(state, path, *contents)
+        return path
 
 
 def _verified(path: Path) -> tuple[bytes, bytes] | None:

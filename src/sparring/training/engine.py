@@ -288,6 +288,18 @@ class State:
             if not fine:
                 raise NotFinite(f"the weight {name!r} became NaN or infinite by step {self.step}")
 
+    def check_equal(self) -> None:
+        """Raise `UserError` if the processes have different weights: an update did not sum their gradients."""
+        if ranks.world() == 1:
+            return
+        sums = torch.stack([p.detach().double().sum() for p in self.model.parameters()])
+        if len({tuple(each) for each in ranks.each_of(sums.tolist())}) > 1:
+            raise UserError(
+                f"after step {self.step} the processes have different weights. An update of your own has to take its "
+                "gradients from sparring.training.backward or sparring.training.gradients, which sum them over the "
+                "processes, and may draw random numbers only from the seed of the training"
+            )
+
     def context(self, batch: Batch, memory: nn.Module, progress: Progress) -> Context:
         """Return the context of a step for an objective."""
         return Context(ForwardCache(self.model), batch, memory, progress, mixed_seed(self.seed, progress.step))
@@ -512,13 +524,17 @@ class TrainingLoop:
         progress = Progress(state.step, steps_per_epoch, self.epochs)
         if self.averaging is not None and state.average is not None:
             self.averaging.update(state.average, state.model, progress)
+        if state.step == 1:
+            state.check_equal()
         for hook in self.hooks:
             hook.on_step(state, progress, terms)
 
     def _end_of_epoch(self, state: State, batches: Batches) -> None:
+        state.check_equal()
         progress = Progress(state.step, len(batches), self.epochs)
         if self.averaging is not None and state.average is not None:
-            self.averaging.settle(state.average, _images(batches, state), progress)
+            with global_batch_norm(state.average):
+                self.averaging.settle(state.average, _images(batches, state), progress)
         for hook in self.hooks:
             hook.on_epoch(state, progress)
 

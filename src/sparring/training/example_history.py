@@ -51,11 +51,14 @@ class ExampleHistory:
         """Return True if the examples are evaluated after this epoch, of `epochs`."""
         return epoch % self.every == 0 or epoch == epochs
 
-    def record(self, model: nn.Module, data: LabelledData, backend: AttackBackend, seed: int) -> dict[str, Array]:
-        """Return `clean_loss`, `adversarial_loss`, `clean_right` and `adversarial_right`, each `[N]`."""
+    def record(
+        self, model: nn.Module, data: LabelledData, backend: AttackBackend, seed: int, rows: Tensor | None = None
+    ) -> dict[str, Array]:
+        """Return losses and correctness, clean and adversarial, of the examples `rows`, by default of all."""
+        every = torch.arange(len(data), device=data.y.device) if rows is None else rows
         found: dict[str, list[Tensor]] = {}
         with eval_mode(model), frozen(model):
-            for rows in torch.arange(len(data), device=data.y.device).split(self.batch_size):
+            for rows in every.split(self.batch_size):
                 part = data[rows]
                 x, y = pixels(part.x), part.y
                 with backend(model, x[:8]) as attacked:

@@ -65,7 +65,7 @@ def _forward(layer: _BatchNorm, x: Tensor) -> Tensor:
 def _follow(layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
     assert layer.running_mean is not None and layer.running_var is not None and layer.num_batches_tracked is not None
     layer.num_batches_tracked += 1
-    share = 1 / layer.num_batches_tracked if layer.momentum is None else layer.momentum
+    share = 1 / int(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
     layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), share)
     layer.running_var.lerp_(variance.to(layer.running_var.dtype), share)
 

@@ -16,9 +16,10 @@ from ..attacks import PGD
 from ..attacks.gradients import value_and_grad
 from ..attacks.losses import CE, misclassified
 from ..attacks.threats import need_threat
+from ..core import ranks
 from ..core.errors import UserError
 from ..core.modes import eval_mode, frozen
-from ..core.rng import make_rng, mixed_seed
+from ..core.rng import PerExample, mixed_seed
 from ..core.types import Attack, AttackBackend, Progress, TensorData, Threat, pixels
 from .engine import Method, State, TrainingMethod
 
@@ -127,21 +128,30 @@ class Guard:
 
 def examine(model: nn.Module, data: TensorData, guard: Guard, backend: AttackBackend, seed: int = 0) -> Health:
     """Return the health of `model` on the images of `data`, without changing the model."""
+    rows = torch.arange(len(data), device=data.y.device)
+    return _health(_facts(model, data, guard, backend, seed, rows))
+
+
+def _facts(model: nn.Module, data: TensorData, guard: Guard, backend: AttackBackend, seed: int, rows: Tensor) -> Tensor:
+    """Return what the health is the mean of, for the images `rows`, `[B, 5]`; the fourth is NaN without a direction."""
+    data = data[rows]
     x, y, threat = pixels(data.x), data.y, guard.threat
-    rng = make_rng(seed, x.device)
+    rng = PerExample(seed, rows)
     with eval_mode(model), frozen(model), backend(model, x[:8]) as attacked:
         loss = CE(attacked, y)
         here, near = value_and_grad(loss, x).grad, value_and_grad(loss, threat.sample(x, rng)).grad
         one = threat.project(x + threat.eps * threat.ascent(here), x)
         many = PGD(threat, guard.steps, threat.eps / 4, patience=0)(loss, x, rng)
         with torch.no_grad():
-            clean, fgsm, pgd = (float((~misclassified(model(z), y)).float().mean()) for z in (x, one, many))
-    return Health(clean, fgsm, pgd, _cosine(here.flatten(1), near.flatten(1)), float((here == 0).float().mean()))
+            right = [(~misclassified(model(z), y)).float() for z in (x, one, many)]
+    here, near = here.flatten(1), near.flatten(1)
+    cosine = F.cosine_similarity(here, near, dim=1).masked_fill(~((here != 0).any(1) & (near != 0).any(1)), torch.nan)
+    return torch.stack([*right, cosine, (here == 0).float().mean(1)], 1)
 
 
-def _cosine(a: Tensor, b: Tensor) -> float:
-    nonzero = (a != 0).any(1) & (b != 0).any(1)
-    return float(F.cosine_similarity(a[nonzero], b[nonzero], dim=1).mean())
+def _health(facts: Tensor) -> Health:
+    clean, fgsm, pgd, _, zeros = facts.mean(0).tolist()
+    return Health(clean, fgsm, pgd, float(facts[:, 3].nanmean()), zeros)
 
 
 def _percent(share: float) -> str:
@@ -212,7 +222,10 @@ class OverfittingMonitor:
         kept.store(state)
 
     def examined(self, model: nn.Module, state: State) -> Health:
-        return examine(model, self.data, self.guard, self.backend, mixed_seed(self.seed, state.step))
+        """Return the health of a model; each of several processes looks at its share of the images."""
+        rows = torch.arange(len(self.data), device=self.data.y.device)[ranks.own(len(self.data))]
+        seed = mixed_seed(self.seed, state.step)
+        return _health(ranks.gathered(_facts(model, self.data, self.guard, self.backend, seed, rows)))
 
     def look(self, state: State) -> tuple[Health, str | None]:
         """Return the health of the model and an event to report, if any; raise `Alarm` if the guard must act."""

@@ -9,8 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
+from ..core import ranks
 from ..core.errors import UserError
 from ..core.types import Attack, AttackBackend, LabelledData, Progress, Refreshable, TensorData, refreshable
 from ..evaluation import WhiteBox, evaluate
@@ -19,6 +22,7 @@ from .checkpoint import Checkpoints
 from .engine import Hook, State
 from .example_history import ExampleHistory
 from .guard import GuardState, Health, OverfittingMonitor, plain
+from .wishes import SAVE, STOP
 
 LOG_EVERY = 10  # steps between two rows of metrics
 
@@ -105,9 +109,13 @@ class ValidationHook(Hook):
         if self.data is None:
             self.improved, state.best = True, {"step": state.step}
             return
-        adversary = {"robust": WhiteBox(self.selection)}
-        found = evaluate(state.evaluated, self.data, adversary, seed=self.seed, backend=self.backend)
-        self.latest = {name: accuracy.value for name, accuracy in found.table().items()}
+        adversary, rows = {"robust": WhiteBox(self.selection)}, torch.arange(len(self.data), device=self.data.y.device)
+        divided = len(rows) >= ranks.world()
+        mine = rows[ranks.own(len(rows))] if divided else rows
+        found = evaluate(state.evaluated, self.data[mine], adversary, seed=self.seed, index=mine, backend=self.backend)
+        counts = ranks.each_of({name: int(flags.sum()) for name, flags in found.robust.items()})
+        parts = counts if divided else counts[:1]
+        self.latest = {name: sum(part[name] for part in parts) / len(rows) for name in parts[0]}
         self.improved = _rank(self.latest) > _rank(state.best)
         if self.improved:
             state.best = {**self.latest, "step": state.step}
@@ -264,7 +272,10 @@ class ExampleHistoryHook(Hook):
     def on_epoch(self, state: State, progress: Progress) -> None:
         epoch = round(progress.epoch)
         if self.example_history.due(epoch, progress.epochs):
-            facts = self.example_history.record(state.evaluated, self.data, self.backend, self.seed)
+            rows = torch.arange(len(self.data), device=self.data.y.device)[ranks.own(len(self.data))]
+            mine = self.example_history.record(state.evaluated, self.data, self.backend, self.seed, rows)
+            parts = ranks.each_of(mine)
+            facts = {name: np.concatenate([part[name] for part in parts]) for name in mine}
             self.run.add_memory(progress.step, epoch, facts)
 
     def describe(self, passes: float) -> tuple[str, ...]:
@@ -341,20 +352,21 @@ class CheckpointHook(Hook):
     def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None:
         if progress.step % progress.steps_per_epoch == 0:
             return
-        due = time.monotonic() - self.saved > self.saving.seconds
+        due = state.wishes.agreed(SAVE, time.monotonic() - self.saved > self.saving.seconds, state.step)
+        stop = state.wishes.agreed(STOP, self.stop.asked, state.step)
         counted = self.saving.steps is not None and progress.step % self.saving.steps == 0
-        if self.stop.asked or due or counted:
-            self._save(state)
+        if stop or due or counted:
+            self._save(state, stop)
 
     def on_epoch(self, state: State, progress: Progress) -> None:
-        self._save(state)
+        self._save(state, ranks.any_of(self.stop.asked))
 
-    def _save(self, state: State) -> None:
+    def _save(self, state: State, stop: bool) -> None:
         self.checkpoints.save(state)
         if state.best.get("step") == state.step:
             self.write_best(state)
         self.saved = time.monotonic()
-        if self.stop.asked:
+        if stop:
             raise Interrupted(state.step)
 
 

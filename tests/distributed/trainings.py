@@ -1,0 +1,199 @@
+"""Trainings of a few steps in double precision, by one process or several: what the tests of processes compare.
+
+Run as a program, `trainings.py RANK WORLD STORE OUT NAME..` is one of several processes.
+"""
+
+import sys
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import sparring as sp
+from sparring import FGSM, PGD, Classifier, CrossEntropy, GaussianStart, L2, Linf, Method, State, Sum, TensorData, TrainingLoop
+from sparring.acceleration import OriginalModel
+from sparring.attacks import MixedStart, RandomEps, RandomStart, Split
+from sparring.core import ranks
+from sparring.core.rng import make_rng
+from sparring.data import Batches, Crop, Cutout, Flip
+from sparring.models import KNN, amdim, encode_bank, small_cnn
+from sparring.objectives import (
+    ACL,
+    MART,
+    TRADES,
+    BatchNormStatistics,
+    Consistency,
+    ContrastiveAT,
+    ContrastivePretraining,
+    GradAlign,
+    InfoNCE,
+    InstanceDiscrimination,
+    KNNContrastiveAT,
+    MixUp,
+    Multiscale,
+    NTXent,
+    RoCL,
+    TemporalEnsembling,
+)
+from sparring.training import EMA, SGD, SWA, Free
+
+BALL = Linf(0.1)
+SHORT = PGD(BALL, steps=2, step_size=0.05)
+GAUSSIAN = PGD(BALL, 2, 0.05, GaussianStart())
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training of 2 epochs of 4 steps."""
+
+    method: Any
+    update: Any = sp.OptimizerStep()  # noqa: RUF009
+    net: str = "batch norm"
+    views: int = 1
+    averaging: Any = None
+    augment: tuple[Any, ...] = ()
+    optimizer: Any = SGD(decay_vectors=False)  # noqa: RUF009
+    accumulate: int = 1
+    local_batch_norm: bool = False
+
+
+def at(objective: Any, attack: Any = SHORT, **more: Any) -> Training:
+    modes = {name: more.pop(name) for name in ("inner_mode", "outer_mode") if name in more}
+    return Training(Method(attack, objective, **modes), **more)
+
+
+TRAININGS = {
+    "cross-entropy": at(CrossEntropy(label_smoothing=0.1, clean=0.5), net="plain"),
+    "clipping": at(CrossEntropy(), update=sp.OptimizerStep(0.05), net="plain"),
+    "trades": at(TRADES(), GAUSSIAN),
+    "mart": at(MART(), GAUSSIAN),
+    "awp": at(TRADES(), GAUSSIAN, update=sp.AWP(0.01), net="plain"),
+    "awp, batch norm": at(CrossEntropy(), update=sp.AWP(0.01)),
+    "pairing": at(Sum((CrossEntropy(clean=0.5), sp.LogitPairing()))),
+    "consistency": at(Sum((CrossEntropy(), Consistency())), views=2, augment=(Crop(1), Flip(), Cutout(3))),
+    "mixup": at(MixUp(), sp.Benign()),
+    "grad-align": at(Sum((CrossEntropy(), GradAlign(BALL))), FGSM(BALL)),
+    "ensembling": at(Sum((CrossEntropy(), TemporalEnsembling(3.0)))),
+    "statistics": at(BatchNormStatistics(CrossEntropy(), "both")),
+    "pre-training": at(ContrastivePretraining(NTXent()), sp.Benign(), views=2, augment=(Crop(1),)),
+    "multiscale": at(ContrastivePretraining(Multiscale(regularise=0.05)), SHORT, net="amdim", views=2, augment=(Crop(1),)),
+    "contrastive": at(ContrastiveAT(InfoNCE())),
+    "contrastive, views": at(ContrastiveAT(InfoNCE(), "distance"), views=2, augment=(Crop(1),)),
+    "neighbours": at(KNNContrastiveAT(refresh=2), net="neighbours"),
+    "instances": at(InstanceDiscrimination(negatives=7)),
+    "rocl": at(RoCL(), sp.Benign(), views=2, augment=(Crop(1),)),
+    "acl": at(ACL(), sp.Benign(), views=2, augment=(Crop(1),)),
+    "free": Training(Free(BALL, 3)),
+    "random eps": at(CrossEntropy(), RandomEps(SHORT)),
+    "random eps of examples": at(CrossEntropy(), RandomEps(SHORT, "example", alpha=2.0)),
+    "mixed start": at(CrossEntropy(), replace(SHORT, start=MixedStart(RandomStart(), 0.5))),
+    "split": at(CrossEntropy(), Split(((0.5, SHORT), (0.5, FGSM(BALL, 0.125, RandomStart()))))),
+    "patience": at(CrossEntropy(), replace(SHORT, patience=0)),
+    "restarts": at(CrossEntropy(), sp.Restarts(SHORT, 2)),
+    "n-fgsm": at(CrossEntropy(), sp.attacks.NFGSM(BALL)),
+    "l2": at(CrossEntropy(), PGD(L2(0.5), 2)),
+    "training mode": at(CrossEntropy(), inner_mode=sp.train_mode),
+    "swa": at(CrossEntropy(), averaging=SWA(0)),
+    "ema": at(CrossEntropy(), averaging=EMA(0.9), augment=(sp.data.Jitter(), sp.data.ResizedCrop(), sp.data.Grey(0.5))),
+    "accumulated": at(TRADES(), GAUSSIAN, net="plain", accumulate=2),
+    "accumulated awp": at(CrossEntropy(), update=sp.AWP(0.01), net="plain", accumulate=3),
+    "local batch norm": at(CrossEntropy(), local_batch_norm=True),
+}
+
+
+def data(count: int = 44) -> TensorData:
+    x = (torch.rand(count, 3, 8, 8, generator=make_rng(1)) * 255).to(torch.uint8)
+    return TensorData(x, torch.arange(count) % 4, ("a", "b", "c", "d"))
+
+
+class InDouble(nn.Module):
+    """Takes images in float32 too, as banks of features are encoded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.double()
+
+
+def net(kind: str) -> Classifier:
+    torch.manual_seed(0)
+    if kind == "amdim":
+        model = amdim(4, (3, 32, 32), width=4, depth=1)
+    else:
+        model = small_cnn(4, (3, 8, 8), width=4, batch_norm=kind != "plain", hidden=False)
+    return Classifier(model.body, KNN(4, k=3) if kind in ("amdim", "neighbours") else model.head)
+
+
+class Double:
+    """Batches in double precision."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def rest_of_epoch(self, step: int) -> Any:
+        for batch in self.batches.rest_of_epoch(step):
+            yield replace(batch, x=batch.x.double())
+
+
+def begun(training: Training, size: int = 11) -> tuple[State, TrainingLoop, Double]:
+    images = data()
+    if training.net == "amdim":
+        images = TensorData(torch.nn.functional.interpolate(images.x.float(), 32).byte(), images.y, images.classes)
+    model = net(training.net).double().train()
+    model.normalize = InDouble()
+    if training.net in ("neighbours", "amdim"):
+        encode_bank(model, images)
+    state = State.start(training.method, model, training.optimizer.build(model), images, seed=3)
+    state.local_batch_norm = training.local_batch_norm
+    batches = Batches(images, size, training.augment, 3, training.views, accumulate=training.accumulate)
+    loop = TrainingLoop(2, 0.05, training.update, training.averaging, backend=OriginalModel())
+    return state, loop, Double(batches)
+
+
+COLLECTIVES = ("all_reduce", "all_gather", "broadcast", "all_gather_object", "broadcast_object_list")
+
+
+def trained(name: str) -> dict[str, Any]:
+    """Train, and return weights, statistics, memory, terms, and the collectives of the fifth step by name."""
+    training = TRAININGS[name]
+    state, loop, batches = begun(training)
+    loop.run(training.method, state, batches, until=5)
+    calls: Counter[str] = Counter()
+    kept = {each: getattr(dist, each) for each in COLLECTIVES}
+    for each, call in kept.items():
+        setattr(dist, each, lambda *a, _n=each, _c=call, **k: (calls.update([_n]), _c(*a, **k))[1])
+    loop.run(training.method, state, batches, until=6)
+    for each, call in kept.items():
+        setattr(dist, each, call)
+    loop.run(training.method, state, batches)
+    modules = [t for module in state.modules().values() for t in module.state_dict().values()]
+    return {
+        "weights": flat(modules),
+        "memory": flat(state.memory.state_dict().values()),
+        "terms": dict(state.latest),
+        "collectives": dict(calls),
+    }
+
+
+def flat(tensors: Any) -> Tensor:
+    return torch.cat([t.detach().double().flatten() for t in tensors] or [torch.zeros(0)])
+
+
+def main(rank: int, world: int, store: str, out: str, *names: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    found = {name: trained(name) for name in names or TRAININGS}
+    for each in found.values():
+        each["apart"] = max(float((other - each["weights"]).abs().max()) for other in ranks.each_of(each["weights"]))
+    if rank == 0:
+        torch.save(found, out)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
