@@ -147,6 +147,7 @@ def _train(context: RunContext, settings: ComputeSettings, cost: StepProfile, no
     hooks = build_hooks(context)
     lines = [
         f"{cost}, {backend.describe(device)}",
+        *_divided(recipe.batch_size, settings),
         *(str(module) for module in state.memory.modules() if isinstance(module, Bank)),
         *(line for hook in hooks for line in hook.describe(cost.mean or (cost.forward + cost.backward) / 2)),
         *settings.describe(device),
@@ -165,8 +166,10 @@ def _train(context: RunContext, settings: ComputeSettings, cost: StepProfile, no
     context.weights.write("last", state)
     status = {"finished": True, "step": state.step, "best": state.best, "selected": recipe.selected}
     run.set_status(status if stopped is None else {**status, "stopped": stopped})
-    best = {f"best/{name}": value for name, value in (state.best or {}).items()}
-    context.tracker.verdict({**best, "outcome": run.outcome()})
+    if run.writes:
+        best = {f"best/{name}": value for name, value in (state.best or {}).items()}
+        context.tracker.verdict({**best, "outcome": run.outcome()})
+    ranks.wait()  # all may read what the first has written
 
 
 def _is_fresh(run: RunFolder, recipe: Recipe, overwrite: bool) -> bool:
@@ -181,6 +184,14 @@ def _locked(run: RunFolder) -> Iterator[None]:
     with ExitStack() as stack:
         ranks.from_first(lambda: stack.enter_context(run.locked()))
         yield
+
+
+def _divided(size: int, settings: ComputeSettings) -> Iterator[str]:
+    """Yield a line for the user if batches are divided."""
+    parts = [f"{ranks.world()} processes"] if ranks.world() > 1 else []
+    parts += [f"{settings.accumulate} micro-batches each"] if settings.accumulate > 1 else []
+    if parts:
+        yield f"batches of {size} images are divided between {' of '.join(parts).removesuffix(' each')}"
 
 
 def _begin_or_resume(run: RunFolder, recipe: Recipe, state: State, training: TrainingSet, overwrite: bool) -> None:

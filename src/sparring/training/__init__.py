@@ -7,7 +7,7 @@ from .free import Free
 from .guard import Guard
 from .hooks import Interrupted, Saving, TrainingProgress
 from .optimizers import SGD, Adam, AdamW
-from .updates import AWP, OptimizerStep
+from .updates import AWP, BatchLoss, OptimizerStep, backward, gradients
 
 __all__ = [
     "AWP",
@@ -16,6 +16,7 @@ __all__ = [
     "SWA",
     "Adam",
     "AdamW",
+    "BatchLoss",
     "ExampleHistory",
     "Free",
     "Guard",
@@ -26,5 +27,7 @@ __all__ = [
     "State",
     "TrainingLoop",
     "TrainingProgress",
+    "backward",
+    "gradients",
     "train_step",
 ]

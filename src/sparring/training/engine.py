@@ -117,11 +117,7 @@ class Method:
             batch = Batch(x, y, torch.arange(len(x), device=x.device))
         if seed is None:
             seed = int(torch.randint(2**62, ()))
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            raise UserError(
-                f"the model is wrapped in {type(model).__name__}, which would communicate in every pass of the attack: "
-                "give model.module, and average the gradients after backward"
-            )
+        refuse_wrapped(model)
         seen = _SEEN.get(model, 0)
         with alone(model):
             if not seen:
@@ -211,6 +207,22 @@ class StepTerms(Mapping[str, float]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+_WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raise `UserError` for a model that a wrapper divides or copies over processes."""
+    found = _WRAPPERS & {base.__name__ for base in type(model).__mro__}
+    if found:
+        name = found.pop()
+        whole = "the whole model" if name.startswith("F") else "model.module"
+        raise UserError(
+            f"the model is wrapped in {name}, which would communicate in every pass of the attack: give {whole}. "
+            "`train_step` sums the gradients of all processes in its update; with `Method.loss`, average them after "
+            "backward"
+        )
 
 
 def no_data() -> TensorData:
@@ -404,6 +416,7 @@ def train_step(
             logits; when `method.inner_mode` lets batch norm use the statistics of the batch and the attack takes rows
             out of it (`Split`, `Restarts`, `Worst`).
     """
+    refuse_wrapped(state.model)
     with alone(state.model):
         if progress.step == 0:  # once, as it waits for the device and costs a forward pass of 8 images
             check_examples(state.model, batch.x, batch.y)
