@@ -1,16 +1,18 @@
 """Batches of the training set, augmented on the device, in an order that depends on seed and epoch."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from ..core import ranks
 from ..core.errors import UserError
 from ..core.rng import PerExample, make_rng, mixed_seed
 from ..core.types import Batch, LabelledData, TensorData, pixels
 from .augment import Augment
+from .order import Order
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +70,41 @@ class Batches:
         """Yield the batches of the epoch of `step`, from that step on; of several processes each has its own part."""
         epoch, done = divmod(step, len(self))
         seed = mixed_seed(self.seed, epoch)
-        order = torch.randperm(len(self.data), generator=make_rng(seed)).to(self.data.y.device)
-        wholes = order.split(self.size)[done : len(self)]
-        wanted = [whole[ranks.own(len(whole))].repeat(self.views) for whole in wholes]
+        wanted = _Wanted(self, Order(len(self.data), seed), done)
         for at, (part, index) in enumerate(self.data.read(wanted, seed)):
-            rows = len(wholes[at]) * self.views
-            batch = Batch(pixels(part.x), part.y, index, self.views, rows, self.accumulate)
+            whole = self.views * len(wanted.positions(at))
+            batch = Batch(pixels(part.x), part.y, index, self.views, whole, self.accumulate)
             rng = PerExample(mixed_seed(self.seed, step + at, "augmentation"), batch.streams, together=True)
             x = batch.x
             for change in self.augment:
                 x = change(x, rng)
             yield replace(batch, x=x)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted(Sequence[Tensor]):
+    """The rows of the batches of an epoch from number `first` on, for this process, computed when they are wanted."""
+
+    batches: Batches
+    order: Order
+    first: int
+
+    def __len__(self) -> int:
+        return len(self.batches) - self.first
+
+    def positions(self, at: int) -> range:
+        """Return the positions of a whole batch in the order of the epoch."""
+        size = self.batches.size
+        begin = (self.first + at) * size
+        return range(begin, min(begin + size, len(self.order)))
+
+    def __getitem__(self, at: int) -> Tensor:  # type: ignore[override]
+        if not 0 <= at < len(self):
+            raise IndexError(at)
+        positions = self.positions(at)
+        mine = positions[ranks.own(len(positions))]
+        rows = self.order.rows(torch.arange(mine.start, mine.stop))
+        return rows.to(self.batches.data.y.device).repeat(self.batches.views)
 
 
 def hold_out(data: LabelledData, share: float) -> tuple[LabelledData, TensorData]:

@@ -464,7 +464,8 @@ def _crafted(method: Method, ctx: Context, backend: AttackBackend, kind: str | N
         if ranks.world() > 1 and by_batch(model) is not None:
             stack.enter_context(global_batch_norm(model))
             backend = OriginalModel()  # a copy would take the mean and variance of its own part of the batch
-        attacked = stack.enter_context(backend(model, batch.x[:8], kind))
+        few = batch.x[:8] if kind is not None else ranks.gathered(batch.x[:8])[:8]  # all prove their copies alike
+        attacked = stack.enter_context(backend(model, few, kind))
         attack = at(method.attack, ctx.progress)
 
         def searching(memory: Any, progress: Any, seed: Any) -> Search:
