@@ -68,6 +68,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
         "Cycle",
         "Cyclic",
         "EpsWarmUp",
+        "ExponentialDecay",
         "Linear",
         "PiecewiseConstant",
         "MultiStep",
