@@ -61,7 +61,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "objectives.batch_norm_statistics": ("BatchNormStatistics",),
     "objectives.temporal_ensembling": ("TemporalEnsembling",),
     "objectives.trades": ("TRADES",),
-    "training.optimizers": ("SGD", "Adam", "AdamW"),
+    "training.optimizers": ("LAMB", "LARS", "RMSProp", "SGD", "Adam", "AdamW"),
     "runs.recipe": ("Evaluation", "Recipe"),
     "core.schedules": (
         "Cosine",

@@ -11,9 +11,9 @@ from typing import Any
 from ..attacks import APGD, FGSM, PGD, Benign
 from ..attacks.single_step import NFGSM, MultiGrad, ZeroGrad
 from ..core.errors import UserError, nearest
-from ..core.schedules import Cosine, Cyclic, MultiStep, Triangle
+from ..core.schedules import Cosine, Cyclic, ExponentialDecay, MultiStep, Triangle
 from ..core.types import Threat
-from ..training.optimizers import SGD, Adam, AdamW
+from ..training.optimizers import LAMB, LARS, SGD, Adam, AdamW, RMSProp
 from .external_models import options_of
 from .recipe import Recipe
 
@@ -34,6 +34,9 @@ OPTIMIZERS: Mapping[str, tuple[str, Make]] = {
     "sgd": ("SGD with momentum 0.9 and weight decay 5e-4", SGD),
     "adam": ("Adam, with weight decay in the gradient", Adam),
     "adamw": ("Adam with decoupled weight decay 0.01", AdamW),
+    "lars": ("SGD with a rate for each layer, for very large batches", LARS),
+    "lamb": ("Adam with a rate for each layer, for very large batches", LAMB),
+    "rmsprop": ("RMSProp as in TensorFlow, with the settings of EfficientNet", RMSProp),
 }
 """Name of each optimiser: what it is, and its class."""
 
@@ -44,6 +47,7 @@ SCHEDULES: Mapping[str, tuple[str, Make]] = {
         "a tenth after half and after three quarters of the epochs",
         lambda peak, epochs: MultiStep(peak, (epochs / 2, 3 * epochs / 4)),
     ),
+    "exponential": ("times 0.97 every 2.4 epochs, as for EfficientNet", lambda peak, epochs: ExponentialDecay(peak)),
     "cyclic": ("rises from 0 for half of training and falls to 0", lambda peak, epochs: Cyclic(peak)),
     "triangle": ("rises and falls again and again, over 36 epochs", lambda peak, epochs: Triangle(peak)),
 }
