@@ -33,6 +33,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "data.libraries": ("HubData", "TorchvisionData"),
     "data.adapt": ("ClassSubset", "InvertedImages", "Resized", "Rotated"),
     "data.augment": ("Crop", "Cutout", "Flip", "Grey", "Jitter", "ResizedCrop"),
+    "data.image_size": ("ProgressiveResizing",),
     "data.alterations": ("DifficultySubset", "LabelNoise", "PixelNoise"),
     "data.sources": (
         *("CIFAR10", "CIFAR100", "Digits", "FashionMNIST", "Subset", "ImageFolder", "ImageStream", "KMNIST", "MNIST"),
