@@ -212,6 +212,12 @@ class Unit(nn.Sequential):
         super().__init__(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.ReLU())
 
 
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = Unit(), Unit()
+
+
 class Gate(nn.Module):
     def __init__(self):
         super().__init__()
@@ -234,6 +240,8 @@ def test_blocks_are_found_in_models_of_every_build():
     assert names(nn.Sequential(Unit(), *(Stage(2, Bottle) for _ in range(2)))) == ["Bottle"] * 4
     plain = nn.Sequential(*(nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)) for _ in range(3)), nn.Linear(2, 2))
     assert len(repeated_blocks(plain)) == 3
+    pure = nn.Sequential(nn.Linear(2, 2), Pair())
+    assert names(pure) == ["Unit", "Unit"], "of a module that holds nothing else"
     dense = nn.ModuleDict({"a": Unit(), "b": Unit()})
     assert names(dense) == ["Unit", "Unit"]
     assert repeated_blocks(nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1))) == []

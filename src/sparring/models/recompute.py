@@ -55,9 +55,9 @@ def recomputed(model: nn.Module) -> Generator[None]:
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """Finds the blocks of which a model is built, such as residual blocks or the layers of a transformer.
 
-    Where those members of an `nn.Sequential`, `nn.ModuleList` or `nn.ModuleDict` that have trainable layers themselves
-    are several of one class, this class is a class of blocks, and so are single members of it elsewhere. Of blocks
-    inside one another the inner ones count.
+    A chain is an `nn.Sequential`, `nn.ModuleList` or `nn.ModuleDict`, or a module that holds nothing but modules of one
+    class. Where those members of a chain that have trainable layers are several of one class, they are blocks, and so
+    are single members of this class in other chains. Of blocks inside one another the inner ones count.
 
     Args:
         model: The model.
@@ -66,14 +66,20 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
         The blocks, in the order of `model.modules()`; none is inside another.
     """
     chains = [members for module in model.modules() if len(members := _members(module)) > 1]
-    kinds = {type(members[0]) for members in chains if len({type(member) for member in members}) == 1}
+    kinds = {type(members[0]) for members in chains if _alike(members)}
     found = set(_innermost(model, kinds))
     return [module for module in model.modules() if module in found]
 
 
 def _members(module: nn.Module) -> list[nn.Module]:
     """Return the members of a chain that have trainable layers."""
-    return [child for child in module.children() if _has_layers(child)] if isinstance(module, _CHAINS) else []
+    every = list(module.children())
+    layered = [child for child in every if _has_layers(child)]
+    return layered if isinstance(module, _CHAINS) or (len(layered) == len(every) and _alike(layered)) else []
+
+
+def _alike(modules: list[nn.Module]) -> bool:
+    return len({type(module) for module in modules}) == 1
 
 
 def _has_layers(module: nn.Module) -> bool:
