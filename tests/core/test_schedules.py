@@ -127,7 +127,7 @@ def test_the_rate_of_imagenet_in_an_hour_is_scaled_and_warmed_up_as_in_its_paper
     assert found[: 7 * 30] == pytest.approx(code)
     assert np.diff(found[: 7 * 5]) == pytest.approx((3.2 - 0.1) / 35), "by a constant amount at each iteration"
     assert [found[7 * e] for e in (30, 60, 80)] == pytest.approx([0.32, 0.032, 0.0032])
-    assert scaled_lr(0.016, 2048) == pytest.approx(0.128)
+    assert [scaled_lr(0.016, n) for n in (2048, 384)] == pytest.approx([0.128, 0.024])
     assert scaled_lr(5e-4, 4096, reference=512) == pytest.approx(4e-3)
     for wrong in (0, 2.5):
         with pytest.raises(UserError, match=f"batch_size = {wrong} is no whole number from 1 on"):

@@ -81,10 +81,10 @@ def test_images_in_memory_are_resized_in_their_batches():
 
 
 def test_shrinking_averages_what_it_leaves_out():
-    board = torch.zeros(1, 1, 16, 16)
-    board[..., ::2, ::2] = 1  # without antialiasing, every place would be 1 or 0
-    inside = resized(board, 8)[..., 1:-1, 1:-1]
-    assert torch.allclose(inside, torch.full_like(inside, 0.25), atol=1e-6)
+    dots = torch.zeros(1, 1, 32, 32)
+    dots[..., ::4, ::4] = 1  # without antialiasing, none of them would be seen
+    inside = resized(dots, 8)[..., 1:-1, 1:-1]
+    assert torch.allclose(inside, torch.full_like(inside, 1 / 16), atol=1e-6)
     noise = torch.rand(4, 3, 16, 16)
     assert resized(noise, 24).min() >= 0 and resized(noise, 24).max() <= 1
     assert resized(torch.rand(1, 3, 20, 30), 10).shape == (1, 3, 10, 15), "the ratio of the sides stays"
