@@ -17,7 +17,7 @@ _CHAINS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 def recomputed(model: nn.Module) -> Generator[None]:
     """Keeps the inputs of the repeated blocks of a model for the backward pass, and not what is computed inside them.
 
-    The backward pass runs each block once more. This takes a third more time, about, and much less memory; logits,
+    The backward pass runs each block once more, so an update takes a second forward pass and much less memory. Logits,
     gradients and the statistics of batch norm are the same to the bit, and dropout leaves out the same units. Forward
     and backward passes must both be inside the context. Gradients of gradients are possible.
 
