@@ -11,7 +11,7 @@ from typing import Any
 from ..attacks import APGD, FGSM, PGD, Benign
 from ..attacks.single_step import NFGSM, MultiGrad, ZeroGrad
 from ..core.errors import UserError, nearest
-from ..core.schedules import Cosine, Cyclic, ExponentialDecay, MultiStep, Triangle
+from ..core.schedules import Cosine, Cyclic, ExponentialDecay, MultiStep, Triangle, WarmUp
 from ..core.types import Threat
 from ..training.optimizers import LAMB, LARS, SGD, Adam, AdamW, RMSProp
 from .external_models import options_of
@@ -82,17 +82,21 @@ def with_optimizer(recipe: Recipe, spec: str) -> Recipe:
 def with_schedule(recipe: Recipe, spec: str) -> Recipe:
     """Returns the recipe with another schedule of its learning rate, named as in "cosine" or "cosine:peak=0.05".
 
-    The largest rate is that of the recipe, unless `peak` names another.
+    The largest rate is that of the recipe, unless `peak` names another. A warm-up of the recipe stays.
 
     Raises:
         UserError: If there is no such schedule or option, or the largest rate is not known.
     """
     name, _, text = spec.partition(":")
     given = options_of(text)
-    peak = given.pop("peak", recipe.lr if isinstance(recipe.lr, int | float) else getattr(recipe.lr, "peak", None))
+    lr = recipe.lr.then if isinstance(recipe.lr, WarmUp) else recipe.lr
+    peak = given.pop("peak", lr if isinstance(lr, int | float) else getattr(lr, "peak", None))
     if not isinstance(peak, int | float):
         raise UserError(f"the largest learning rate is not known: name it, as {name}:peak=0.1")
-    return replace(recipe, lr=_made("schedule", SCHEDULES, spec, float(peak), recipe.epochs, without=("peak",)))
+    made = _made("schedule", SCHEDULES, spec, float(peak), recipe.epochs, without=("peak",))
+    if isinstance(recipe.lr, WarmUp):
+        made = replace(recipe.lr, then=MultiStep(made) if isinstance(made, float) else made)
+    return replace(recipe, lr=made)
 
 
 def _made(
