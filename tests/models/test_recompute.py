@@ -17,6 +17,8 @@ from sparring.objectives import GradAlign, Sum
 from sparring.objectives.cross_entropy import CrossEntropy
 from sparring.training.updates import MixedPrecision
 
+pytestmark = pytest.mark.slow
+
 
 class Transformer(nn.Module):
     """Two layers of attention with dropout, on four tokens."""
