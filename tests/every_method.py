@@ -63,6 +63,9 @@ CHANGES = {
     "eps warm-up": method(CrossEntropy(), sp.core.schedules.EpsWarmUp(SHORT, 2)),
     "central": {"optimizer": sp.SGD(centralize="weights")},
     "adam": {"optimizer": sp.Adam(), "lr": 0.001},
+    "lars": {"optimizer": sp.LARS(), "lr": 5.0},
+    "lamb": {"optimizer": sp.LAMB(), "lr": 0.01},
+    "rmsprop": {"optimizer": sp.RMSProp(), "lr": 0.001},
     "smooth": {"model": Build(small_cnn, width=4, batch_norm=True, activation="smooth_relu")},
     "smooth attacker": method(
         CrossEntropy(), RS, inner_mode=sp.core.modes.ComposedMode((sp.eval_mode, sp.models.SmoothBackward()))

@@ -72,6 +72,8 @@ from .runs.recipe import Evaluation as Evaluation
 from .runs.recipe import Recipe as Recipe
 from .training import AWP as AWP
 from .training import EMA as EMA
+from .training import LAMB as LAMB
+from .training import LARS as LARS
 from .training import SGD as SGD
 from .training import SWA as SWA
 from .training import Adam as Adam
@@ -79,6 +81,7 @@ from .training import AdamW as AdamW
 from .training import Guard as Guard
 from .training import Method as Method
 from .training import OptimizerStep as OptimizerStep
+from .training import RMSProp as RMSProp
 from .training import State as State
 from .training import TrainingLoop as TrainingLoop
 from .training import train_step as train_step

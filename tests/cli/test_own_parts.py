@@ -19,7 +19,7 @@ from sparring.cli.new import written
 from sparring.cli.structure import Structure, changed, model_named, own_recipe, recipe_of_config, taken
 from sparring.core import foreign
 from sparring.core.public_names import CALLS
-from sparring.core.schedules import Cosine, Linear, MultiStep
+from sparring.core.schedules import Cosine, ExponentialDecay, Linear, MultiStep, WarmUp
 from sparring.data.named import _KNOWN
 from sparring.objectives import TRADES
 from sparring.recipes import find
@@ -239,6 +239,19 @@ def test_the_largest_rate_must_be_known(here):
     with pytest.raises(UserError, match=r"largest learning rate is not known: name it, as cosine:peak=0\.1"):
         changed(recipe, Structure(schedule="cosine"))
     assert changed(recipe, Structure(schedule="cosine:peak=0.3")).lr == Cosine(0.3)
+
+
+@pytest.mark.parametrize(
+    ("named", "then"),
+    [
+        ("cosine", Cosine(1.6)),
+        ("exponential:every=3", ExponentialDecay(1.6, every=3)),
+        ("constant:peak=0.8", MultiStep(0.8)),
+    ],
+)
+def test_a_warm_up_stays_when_the_schedule_behind_it_is_exchanged(named, then):
+    recipe = find("imagenet_resnet_smooth")(global_batch=4096)
+    assert changed(recipe, Structure(schedule=named)).lr == WarmUp(then, epochs=5, start=0.1)
 
 
 @pytest.mark.parametrize("what", ["recipes", "methods", "attacks", "optimizers", "schedules", "models", "data"])

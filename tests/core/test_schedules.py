@@ -10,12 +10,14 @@ from sparring.core.schedules import (
     Cycle,
     Cyclic,
     EpsWarmUp,
+    ExponentialDecay,
     Linear,
     MultiStep,
     PiecewiseConstant,
     Ramp,
     Triangle,
     WarmUp,
+    scaled_lr,
 )
 from sparring.core.serialization import from_plain, to_plain
 from sparring.core.types import at
@@ -117,6 +119,31 @@ def test_a_warm_up_may_begin_at_a_rate_above_0():
     assert found[300] == pytest.approx(0.16)
 
 
+def test_the_rate_of_imagenet_in_an_hour_is_scaled_and_warmed_up_as_in_its_paper():
+    peak = scaled_lr(0.1, 8192)
+    assert peak == pytest.approx(3.2)
+    found = values(WarmUp(MultiStep(peak, (30, 60, 80)), 5, start=0.1), 7, 90)
+    code = of_the_code(lambda t: 0.1 + (3.2 - 0.1) * min(1.0, t / 5), 7, 30)
+    assert found[: 7 * 30] == pytest.approx(code)
+    assert np.diff(found[: 7 * 5]) == pytest.approx((3.2 - 0.1) / 35), "by a constant amount at each iteration"
+    assert [found[7 * e] for e in (30, 60, 80)] == pytest.approx([0.32, 0.032, 0.0032])
+    assert [scaled_lr(0.016, n) for n in (2048, 384)] == pytest.approx([0.128, 0.024])
+    assert scaled_lr(5e-4, 4096, reference=512) == pytest.approx(4e-3)
+    for wrong in (0, 2.5):
+        with pytest.raises(UserError, match=f"batch_size = {wrong} is no whole number from 1 on"):
+            scaled_lr(0.1, wrong)
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 5, 7, 625])
+def test_an_exponential_decay_is_the_staircase_of_tensorflow(steps_per_epoch):
+    found = values(ExponentialDecay(0.256), steps_per_epoch, 30)
+    code = [0.256 * 0.97 ** math.floor(step / (steps_per_epoch * 2.4)) for step in range(30 * steps_per_epoch)]
+    assert found == pytest.approx(code)
+    assert ExponentialDecay(1.0, 0.5, 2).at(Progress(7, 1, 10)) == 0.125
+    with pytest.raises(UserError, match="every = 0 of an exponential decay"):
+        ExponentialDecay(1.0, every=0)
+
+
 def test_a_schedule_inside_phases_is_followed():
     decay = PiecewiseConstant(((0, 0.1), (100, Linear(((100, 0.01), (105, 0.0))))))
     found, code = values(decay, 7, 110), of_the_code(lambda t: 0.1 if t < 100 else max(0.0, 0.1 * 0.02 * (105 - t)))
@@ -155,6 +182,7 @@ def test_schedules_of_schedules_survive_the_disk():
     for value in (
         PiecewiseConstant(((0, 0.1), (100, Linear(((100, 0.01), (105, 0.0)))))),
         WarmUp(Triangle(0.1), 3, 0.1, 1.0),
+        WarmUp(ExponentialDecay(0.128, 0.97, 2.4), 5),
     ):
         assert from_plain(json.loads(json.dumps(to_plain(value)))) == value
 

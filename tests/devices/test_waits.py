@@ -30,7 +30,7 @@ from sparring.core.types import Batch, Progress
 from sparring.models import small_cnn
 from sparring.objectives import MixUp, Sum, TemporalEnsembling
 from sparring.objectives.grad_align import GradAlign
-from sparring.training import SGD
+from sparring.training import LAMB, LARS, SGD, RMSProp
 from sparring.training.updates import AWP, OptimizerStep
 
 pytestmark = pytest.mark.slow
@@ -72,6 +72,18 @@ def test_a_training_step_waits_no_more_often_than_it_must(name):
             batch = Batch(x, y, torch.arange(B, device="cuda"))
             train_step(method, state, batch, Progress(step, 10, 2), update, BACKEND)
         assert sum(waits().values()) <= most, waits()
+
+
+@pytest.mark.parametrize("value", [SGD(), LARS(), LAMB(), RMSProp()], ids=lambda value: type(value).__name__)
+def test_no_optimiser_waits(value):
+    with pretended():
+        model, _, _ = net()
+        optimizer = value.build(model.train())
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        counts.clear()
+        optimizer.step()
+        assert not waits(), waits()
 
 
 ATTACKS = {

@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from sparring import EMA, FGSM, AcceleratedCopy, Build, Linf, UserError, eval_mode, evaluate_run, fit, perturb
+from sparring.core.modes import unchanged
 from sparring.data import ImageStream
-from sparring.models import SmoothReLU, efficientnet, imagenet_resnet, swap_activation
+from sparring.models import SmoothReLU, efficientnet, imagenet_resnet, recomputed, repeated_blocks, swap_activation
 from sparring.models.imagenet import SIZES, size_of
 from sparring.recipes import find
 from sparring.testing import check_model
@@ -146,6 +148,31 @@ def test_blocks_of_an_efficientnet_are_left_out_in_training_alone_the_later_the_
 
 def blocks(model):
     return [block for stage in model.body.blocks for block in stage]
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    ("build", "kinds"),
+    [
+        (lambda: imagenet_resnet(26, num_classes=3, shape=(3, 32, 32)), {"Bottleneck": 8}),
+        (
+            lambda: efficientnet(num_classes=3, shape=(3, 32, 32), survival=0.5),
+            {"Sequential": 1, "InvertedResidual": 15},
+        ),
+    ],
+    ids=["resnet", "efficientnet"],
+)
+def test_their_blocks_compute_their_activations_again_to_the_same_bits(build, kinds):
+    def gradients(mode):
+        torch.manual_seed(0)
+        model, x = build().train(), torch.rand(4, 3, 32, 32)
+        with mode(model):
+            F.cross_entropy(model(x), torch.arange(4) % 3).backward()
+        return [p.grad for p in model.parameters()], list(model.buffers())
+
+    assert Counter(type(block).__name__ for block in repeated_blocks(build())) == kinds
+    for kept, again in zip(gradients(unchanged), gradients(recomputed), strict=True):
+        assert all(torch.equal(p, q) for p, q in zip(kept, again, strict=True))
 
 
 @needs_timm

@@ -18,6 +18,7 @@ from sparring.objectives import MixUp
 from sparring.recipes import entries, find
 from sparring.runs.recipe import recipe_from_plain
 from sparring.studies.moat import study as study_of_moat
+from sparring.training import RMSProp
 
 NAMES = sorted(entries())
 
@@ -337,3 +338,27 @@ def test_what_the_released_code_adds_to_smooth_training_is_a_field_and_off():
     assert not recipe.optimizer.nesterov and not recipe.optimizer.decay_vectors
     assert recipe.method.attack.steps == 1 and recipe.method.attack.step_size == recipe.method.attack.threat.eps
     assert [recipe.lr.at(Progress(e, 1, 100)) for e in (29, 30, 60, 90)] == pytest.approx([0.1, 0.01, 0.001, 0.0001])
+
+
+@pytest.mark.parametrize("batch", [64, 256, 1024, 4096])
+def test_the_rate_of_imagenet_is_scaled_with_the_batch_and_warmed_up_from_that_of_256_images(batch):
+    recipe = find("imagenet_resnet_smooth")(global_batch=batch)
+    peak = 0.1 * batch / 256
+    assert recipe.batch_size == batch
+    found = [recipe.lr.at(Progress(s, 4, 100)) for s in range(400)]
+    begin = min(0.1, peak)
+    assert found[:20] == pytest.approx([begin + (peak - begin) * (s + 1) / 20 for s in range(20)])
+    assert [found[4 * e] for e in (5, 29, 30, 60, 90)] == pytest.approx(
+        [peak, peak, peak / 10, peak / 100, peak / 1000]
+    )
+
+
+def test_an_efficientnet_has_the_training_of_the_released_code():
+    recipe = find("imagenet_efficientnet_smooth")(global_batch=2048)
+    assert (recipe.epochs, recipe.batch_size, recipe.method.objective.label_smoothing) == (350, 2048, 0.1)
+    assert recipe.optimizer == RMSProp(alpha=0.9, momentum=0.9, epsilon=0.001, weight_decay=1e-5)
+    assert recipe.lr.at(Progress(0, 626, 350)) == pytest.approx(0.128 / (5 * 626))
+    later = [recipe.lr.at(Progress(626 * e, 626, 350)) for e in (6, 12, 349)]
+    assert later == pytest.approx([0.128 * 0.97**2, 0.128 * 0.97**5, 0.128 * 0.97**145])
+    assert "could not check whether" in " ".join(entries()["imagenet_efficientnet_smooth"].text.split())
+    assert recipe.method.attack == find("imagenet_resnet_smooth")().method.attack

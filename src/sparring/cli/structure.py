@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 METHODS = "standard, pgd, trades, mart, alp, awp, trades-awp, fgsm-rs, n-fgsm, zero-grad, multi-grad, grad-align, free"
 MODELS = "small_cnn, resnet18, preact_resnet18, wide_resnet:depth=28,width=10, ..., timm:NAME, torchvision:NAME"
 ATTACKS = "none, pgd, fgsm, apgd, n-fgsm, zero-grad, multi-grad"
-OPTIMIZERS = "sgd, adam, adamw"
-SCHEDULES = "constant, cosine, multi-step, cyclic, triangle"
+OPTIMIZERS = "sgd, adam, adamw, lars, lamb, rmsprop"
+SCHEDULES = "constant, cosine, multi-step, exponential, cyclic, triangle"
 
 HELP = f"""\
   --config FILE       a recipe in a file, as `sparring show RECIPE --yaml` writes it, instead of RECIPE

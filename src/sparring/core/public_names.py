@@ -33,6 +33,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "data.libraries": ("HubData", "TorchvisionData"),
     "data.adapt": ("ClassSubset", "InvertedImages", "Resized", "Rotated"),
     "data.augment": ("Crop", "Cutout", "Flip", "Grey", "Jitter", "ResizedCrop"),
+    "data.image_size": ("ProgressiveResizing",),
     "data.alterations": ("DifficultySubset", "LabelNoise", "PixelNoise"),
     "data.sources": (
         *("CIFAR10", "CIFAR100", "Digits", "FashionMNIST", "Subset", "ImageFolder", "ImageStream", "KMNIST", "MNIST"),
@@ -61,13 +62,14 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "objectives.batch_norm_statistics": ("BatchNormStatistics",),
     "objectives.temporal_ensembling": ("TemporalEnsembling",),
     "objectives.trades": ("TRADES",),
-    "training.optimizers": ("SGD", "Adam", "AdamW"),
+    "training.optimizers": ("LAMB", "LARS", "RMSProp", "SGD", "Adam", "AdamW"),
     "runs.recipe": ("Evaluation", "Recipe"),
     "core.schedules": (
         "Cosine",
         "Cycle",
         "Cyclic",
         "EpsWarmUp",
+        "ExponentialDecay",
         "Linear",
         "PiecewiseConstant",
         "MultiStep",

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Generic
 
-from .errors import UserError
+from .errors import UserError, need_whole
 from .types import Attack, Progress, Schedule, T_co, at
 
 
@@ -27,6 +27,34 @@ class MultiStep:
 
     def at(self, progress: Progress) -> float:
         return self.peak * self.factor ** sum(progress.epoch >= m for m in self.milestones)
+
+
+@dataclass(frozen=True, slots=True)
+class ExponentialDecay:
+    """A value that is multiplied by `factor` every so many epochs, for the whole training.
+
+    Args:
+        peak: The value at the beginning.
+        factor: Factor of each change: 0.97 for EfficientNet.
+        every: Epochs between two changes: 2.4 for EfficientNet.
+
+    Raises:
+        UserError: If `every` is not above 0.
+
+    References:
+        EfficientNet: https://arxiv.org/abs/1905.11946.
+    """
+
+    peak: float
+    factor: float = 0.97
+    every: float = 2.4
+
+    def __post_init__(self) -> None:
+        if not self.every > 0:
+            raise UserError(f"every = {self.every:g} of an exponential decay is no number of epochs above 0")
+
+    def at(self, progress: Progress) -> float:
+        return self.peak * self.factor ** math.floor(progress.epoch / self.every)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +183,8 @@ class WarmUp:
 
     The value rises from `start` to that of `then` over the first `epochs`, and follows `then` afterwards. It is taken
     at the end of each step, so that the first step is not lost. The code of Pang et al. uses (t + 1) / 15 of the rate
-    after t epochs: that is `ahead=1`, and `capped=False`, as (t + 1) / 15 is above 1 in the last of the 15. Smooth AT
-    warms up from 0.1: `start=0.1`.
+    after t epochs: that is `ahead=1`, and `capped=False`, as (t + 1) / 15 is above 1 in the last of the 15. Goyal et
+    al. and smooth AT warm up from their rate for 256 images, `start=0.1`, to that of a larger batch (`scaled_lr`).
 
     Args:
         then: The schedule after the warm-up.
@@ -166,10 +194,11 @@ class WarmUp:
         capped: Limit the share of the warm-up that is done to 1.
 
     References:
+        Goyal et al.: https://arxiv.org/abs/1706.02677.
         Pang et al.: https://arxiv.org/abs/2010.00467.
     """
 
-    then: MultiStep | Cyclic | Cosine | Linear | Triangle
+    then: MultiStep | ExponentialDecay | Cyclic | Cosine | Linear | Triangle
     epochs: float = 5.0
     start: float = 0.0
     ahead: float = 0.0
@@ -178,6 +207,30 @@ class WarmUp:
     def at(self, progress: Progress) -> float:
         then = self.then.at(progress)
         return self.start + _risen(progress, self.epochs, self.ahead, self.capped) * (then - self.start)
+
+
+def scaled_lr(lr: float, batch_size: int, reference: int = 256) -> float:
+    """Scales a learning rate with the batch size, by the linear rule of large-batch training.
+
+    A rate that is much larger than `lr` needs a warm-up from it: `WarmUp(MultiStep(scaled_lr(0.1, 2048)), 5, 0.1)`.
+
+    Args:
+        lr: The learning rate for batches of `reference` images.
+        batch_size: Number of images in a batch, of all devices together.
+        reference: Batch size for which `lr` was chosen.
+
+    Returns:
+        `lr` x `batch_size` / `reference`.
+
+    Raises:
+        UserError: If a batch size is no whole number from 1 on.
+
+    References:
+        Linear scaling and warm-up: https://arxiv.org/abs/1706.02677.
+    """
+    need_whole("batch_size", batch_size)
+    need_whole("reference", reference)
+    return lr * batch_size / reference
 
 
 def _ended(progress: Progress) -> float:

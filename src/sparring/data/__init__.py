@@ -4,6 +4,7 @@ from .adapt import ClassSubset, InvertedImages, Resized, Rotated
 from .alterations import Alteration, DifficultySubset, LabelNoise, PixelNoise, TrainingSet, altered
 from .augment import Augment, Crop, Cutout, Flip, Grey, Jitter, ResizedCrop
 from .batches import Batches, hold_out
+from .image_size import ProgressiveResizing
 from .libraries import HubData, TorchvisionData
 from .named import load_test, source_of
 from .order import Order
@@ -50,6 +51,7 @@ __all__ = [
     "LabelNoise",
     "Order",
     "PixelNoise",
+    "ProgressiveResizing",
     "Resized",
     "ResizedCrop",
     "Rotated",

@@ -8,6 +8,7 @@ from .knn import KNN, encode, encode_bank, knn_head
 from .layers import FEATURES, Layers, as_run, layers_of
 from .libraries import Preprocessing, hub_model, timm_model, torchvision_model
 from .probe import linear_probe, validated_probe
+from .recompute import recomputed, repeated_blocks
 from .resnet import preact_resnet18, resnet18
 from .robustbench import load_robustbench
 from .small_cnn import small_cnn
@@ -39,6 +40,8 @@ __all__ = [
     "linear_probe",
     "load_robustbench",
     "preact_resnet18",
+    "recomputed",
+    "repeated_blocks",
     "resnet18",
     "small_cnn",
     "straight_through",

@@ -15,6 +15,7 @@ PARAMETERS = {
     "eps": "Radius of the perturbations in training, selection and evaluation, for pixels in [0, 1]: 0.03 or 8/255.",
     "folder": "Folder of the data.",
     "gamma": "Size of the weight perturbation, relative to the weights.",
+    "global_batch": "Images in a batch, of all devices together; the learning rate is scaled with their number.",
     "keep": "Which examples are kept: easy, hard or random.",
     "maximizes": "Loss that the attack maximises: contrast or distance.",
     "moved": "Passes that move the statistics of batch norm: those of the update, or those of the released code.",

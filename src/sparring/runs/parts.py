@@ -11,9 +11,9 @@ from typing import Any
 from ..attacks import APGD, FGSM, PGD, Benign
 from ..attacks.single_step import NFGSM, MultiGrad, ZeroGrad
 from ..core.errors import UserError, nearest
-from ..core.schedules import Cosine, Cyclic, MultiStep, Triangle
+from ..core.schedules import Cosine, Cyclic, ExponentialDecay, MultiStep, Triangle, WarmUp
 from ..core.types import Threat
-from ..training.optimizers import SGD, Adam, AdamW
+from ..training.optimizers import LAMB, LARS, SGD, Adam, AdamW, RMSProp
 from .external_models import options_of
 from .recipe import Recipe
 
@@ -34,6 +34,9 @@ OPTIMIZERS: Mapping[str, tuple[str, Make]] = {
     "sgd": ("SGD with momentum 0.9 and weight decay 5e-4", SGD),
     "adam": ("Adam, with weight decay in the gradient", Adam),
     "adamw": ("Adam with decoupled weight decay 0.01", AdamW),
+    "lars": ("SGD with a rate for each layer, for very large batches", LARS),
+    "lamb": ("Adam with a rate for each layer, for very large batches", LAMB),
+    "rmsprop": ("RMSProp as in TensorFlow, with the settings of EfficientNet", RMSProp),
 }
 """Name of each optimiser: what it is, and its class."""
 
@@ -44,6 +47,7 @@ SCHEDULES: Mapping[str, tuple[str, Make]] = {
         "a tenth after half and after three quarters of the epochs",
         lambda peak, epochs: MultiStep(peak, (epochs / 2, 3 * epochs / 4)),
     ),
+    "exponential": ("times 0.97 every 2.4 epochs, as for EfficientNet", lambda peak, epochs: ExponentialDecay(peak)),
     "cyclic": ("rises from 0 for half of training and falls to 0", lambda peak, epochs: Cyclic(peak)),
     "triangle": ("rises and falls again and again, over 36 epochs", lambda peak, epochs: Triangle(peak)),
 }
@@ -78,17 +82,21 @@ def with_optimizer(recipe: Recipe, spec: str) -> Recipe:
 def with_schedule(recipe: Recipe, spec: str) -> Recipe:
     """Returns the recipe with another schedule of its learning rate, named as in "cosine" or "cosine:peak=0.05".
 
-    The largest rate is that of the recipe, unless `peak` names another.
+    The largest rate is that of the recipe, unless `peak` names another. A warm-up of the recipe stays.
 
     Raises:
         UserError: If there is no such schedule or option, or the largest rate is not known.
     """
     name, _, text = spec.partition(":")
     given = options_of(text)
-    peak = given.pop("peak", recipe.lr if isinstance(recipe.lr, int | float) else getattr(recipe.lr, "peak", None))
+    lr = recipe.lr.then if isinstance(recipe.lr, WarmUp) else recipe.lr
+    peak = given.pop("peak", lr if isinstance(lr, int | float) else getattr(lr, "peak", None))
     if not isinstance(peak, int | float):
         raise UserError(f"the largest learning rate is not known: name it, as {name}:peak=0.1")
-    return replace(recipe, lr=_made("schedule", SCHEDULES, spec, float(peak), recipe.epochs, without=("peak",)))
+    made = _made("schedule", SCHEDULES, spec, float(peak), recipe.epochs, without=("peak",))
+    if isinstance(recipe.lr, WarmUp):
+        made = replace(recipe.lr, then=MultiStep(made) if isinstance(made, float) else made)
+    return replace(recipe, lr=made)
 
 
 def _made(

@@ -25,7 +25,7 @@ from ..training.engine import Method
 from ..training.example_history import ExampleHistory
 from ..training.free import Free
 from ..training.guard import Guard
-from ..training.optimizers import SGD, Adam, AdamW
+from ..training.optimizers import LAMB, LARS, SGD, Adam, AdamW, RMSProp
 from ..training.updates import AWP, OptimizerStep
 from .given import GivenModel
 
@@ -107,7 +107,7 @@ class Recipe:
     augment: tuple[Augment, ...] = ()
     init_from: str = ""
     alterations: tuple[Alteration, ...] = ()
-    optimizer: SGD | Adam | AdamW = field(default_factory=SGD)
+    optimizer: SGD | Adam | AdamW | LARS | LAMB | RMSProp = field(default_factory=SGD)
     update: OptimizerStep | AWP | Schedule[Update] = field(default_factory=OptimizerStep)
     averaging: EMA | SWA | None = None
     held_out: float = 0.02

@@ -6,12 +6,14 @@ from .example_history import ExampleHistory
 from .free import Free
 from .guard import Guard
 from .hooks import Interrupted, Saving, TrainingProgress
-from .optimizers import SGD, Adam, AdamW
+from .optimizers import LAMB, LARS, SGD, Adam, AdamW, RMSProp
 from .updates import AWP, BatchLoss, OptimizerStep, backward, gradients
 
 __all__ = [
     "AWP",
     "EMA",
+    "LAMB",
+    "LARS",
     "SGD",
     "SWA",
     "Adam",
@@ -23,6 +25,7 @@ __all__ = [
     "Interrupted",
     "Method",
     "OptimizerStep",
+    "RMSProp",
     "Saving",
     "State",
     "TrainingLoop",

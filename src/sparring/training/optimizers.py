@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ..core.errors import UserError
+from .optimizer_rules import CentralSGD, Lamb, Lars, RMSPropTF
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,31 +46,7 @@ class SGD:
         if self.centralize == "nothing":
             return torch.optim.SGD(groups, lr=0.0, fused=_can_fuse(model), **rules)
         least = 2 if self.centralize == "weights" else 3
-        return _CentralSGD(groups, least, fused=_can_fuse(model), **rules)
-
-
-class _CentralSGD(torch.optim.SGD):
-    """SGD on centralised gradients; the mean is subtracted after weight decay, as in the released code."""
-
-    def __init__(self, groups: list[dict[str, Any]], least_dimensions: int, **rules: Any) -> None:
-        super().__init__(groups, lr=0.0, **rules)
-        self.least_dimensions = least_dimensions
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        decays = [group["weight_decay"] for group in self.param_groups]
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.grad.add_(p, alpha=group["weight_decay"])
-                    if p.ndim >= self.least_dimensions:
-                        p.grad.sub_(p.grad.mean(dim=tuple(range(1, p.ndim)), keepdim=True))
-            group["weight_decay"] = 0.0  # it is in the gradient already
-        try:
-            return super().step(closure)
-        finally:
-            for group, decay in zip(self.param_groups, decays, strict=True):
-                group["weight_decay"] = decay
+        return CentralSGD(groups, least, fused=_can_fuse(model), **rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +91,99 @@ class AdamW:
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         groups = _groups(model, self.weight_decay, self.decay_vectors)
         return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, fused=_can_fuse(model))
+
+
+@dataclass(frozen=True, slots=True)
+class LARS:
+    """SGD with momentum and a learning rate for each layer, for batches of many thousand images.
+
+    The rate of a layer is the learning rate x `trust_coefficient` x |w| / (|g| + `weight_decay` x |w|), for its weights
+    w and their gradient g; where one of the two is 0, and for biases and scales, it is the learning rate itself. The
+    rate of a step is a part of its momentum, as in the paper.
+
+    Args:
+        momentum: factor of the momentum; 0 is none.
+        weight_decay: coefficient of the weight decay.
+        trust_coefficient: share of its own length by which a layer may move in a step, at a learning rate of 1.
+        decay_vectors: decay biases and the scales of normalisation layers too.
+
+    Raises:
+        UserError: when `trust_coefficient` is not above 0.
+
+    References:
+        LARS: https://arxiv.org/abs/1708.03888.
+    """
+
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    trust_coefficient: float = 0.001
+    decay_vectors: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.trust_coefficient > 0:
+            raise UserError(
+                f"trust_coefficient = {self.trust_coefficient:g} of LARS is not above 0, so no layer would move: "
+                "0.001 is usual"
+            )
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        groups = _groups(model, self.weight_decay, self.decay_vectors)
+        return Lars(groups, momentum=self.momentum, trust_coefficient=self.trust_coefficient)
+
+
+@dataclass(frozen=True, slots=True)
+class LAMB:
+    """Adam with weight decay and a learning rate for each layer, for batches of many thousand images.
+
+    The step of a layer, weight decay included, is scaled to the length of its weights times the learning rate; where
+    one of the two lengths is 0, and for biases and scales, it is the step of Adam.
+
+    Args:
+        betas: decay rates of the averages of the gradient and of its square.
+        epsilon: number that is added to the root of the average square.
+        weight_decay: coefficient of the weight decay.
+        decay_vectors: decay biases and the scales of normalisation layers too.
+
+    References:
+        LAMB: https://arxiv.org/abs/1904.00962.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-6
+    weight_decay: float = 0.01
+    decay_vectors: bool = False
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        return Lamb(_groups(model, self.weight_decay, self.decay_vectors), betas=self.betas, eps=self.epsilon)
+
+
+@dataclass(frozen=True, slots=True)
+class RMSProp:
+    """RMSProp with momentum as in TensorFlow, with the settings of EfficientNet; weight decay is in the gradient.
+
+    Three points differ from torch's: `epsilon` is inside the root, the average square begins at 1, and the rate of a
+    step is a part of its momentum.
+
+    Args:
+        alpha: decay rate of the average of the squared gradient.
+        momentum: factor of the momentum; 0 is none.
+        epsilon: number that is added to the average square, inside the root.
+        weight_decay: coefficient of the weight decay.
+        decay_vectors: decay biases and the scales of normalisation layers too.
+
+    References:
+        EfficientNet: https://arxiv.org/abs/1905.11946.
+    """
+
+    alpha: float = 0.9
+    momentum: float = 0.9
+    epsilon: float = 1e-3
+    weight_decay: float = 1e-5
+    decay_vectors: bool = False
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        groups = _groups(model, self.weight_decay, self.decay_vectors)
+        return RMSPropTF(groups, alpha=self.alpha, momentum=self.momentum, eps=self.epsilon)
 
 
 def _can_fuse(model: nn.Module) -> bool:
