@@ -262,7 +262,9 @@ NO_RECIPE = {
         "attacks.threats:ScaledThreat",
         "evaluation.adversaries:Dividing",
     ),
-    "training.updates:MixedPrecision",  # a setting of the run, `update_precision`
+    "training.updates:BatchLoss",
+    "training.updates:MixedPrecision",
+    "training.updates:Recomputing",  # a setting of the run, `update_precision`
     # data as they are, and not where they are from
     *(
         "data.batches:Batches",

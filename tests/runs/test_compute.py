@@ -5,15 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import stop_at
+from safetensors.torch import load_file
 from torch import nn
 
-from sparring import AWP, OptimizerStep, UserError
+from sparring import AWP, Build, Linf, OptimizerStep, UserError
 from sparring.core.modes import float32_format
 from sparring.core.schedules import PiecewiseConstant
 from sparring.core.types import Progress, at
+from sparring.data import ProgressiveResizing
+from sparring.models import preact_resnet18
 from sparring.records.run_folder import RunFolder
 from sparring.runs.compute import ComputeSettings
 from sparring.runs.fit import fit
+from sparring.training import Free
 from sparring.training.hooks import Interrupted
 from sparring.training.updates import MixedPrecision, mixed_precision
 
@@ -178,3 +182,48 @@ def test_full_precision_of_the_update_is_set_on_cuda_alone():
     assert float32_format(CUDA) == "tf32"
     with ComputeSettings(update_precision="fp32").applied(CPU):
         assert float32_format(CUDA) == "tf32"
+
+
+@pytest.mark.slow
+def test_recomputation_changes_no_bits_and_may_be_given_to_a_run_that_was_begun_without(tiny, tmp_path):
+    short = replace(tiny, epochs=1, model=Build(preact_resnet18, width=0.03), batch_size=400)
+    plain = fit(short, tmp_path / "plain")
+    with pytest.raises(Interrupted):
+        fit(short, tmp_path / "begun", on_progress=stop_at(1))
+    again = fit(short, tmp_path / "begun", recompute=True)
+    assert again.weights("last").read_bytes() == plain.weights("last").read_bytes()
+    assert again.backend()["recompute"]
+    with pytest.raises(UserError, match="repeated blocks"):
+        fit(tiny, tmp_path / "none", recompute=True)
+
+
+@pytest.mark.slow
+def test_micro_batches_are_kept_by_a_run_and_give_its_weights_up_to_rounding(tiny, tmp_path):
+    whole, said = fit(replace(tiny, epochs=1), tmp_path / "whole"), []
+    with pytest.raises(Interrupted):
+        fit(replace(tiny, epochs=1), tmp_path / "parts", accumulate=3, on_progress=stop_at(2), log=said.append)
+    assert "batches of 256 images are divided between 3 micro-batches" in said[0]
+    parts = fit(replace(tiny, epochs=1), tmp_path / "parts")
+    one, other = (load_file(run.weights("last")) for run in (whole, parts))
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-5
+    with pytest.raises(UserError, match="accumulate = 0"):
+        ComputeSettings(accumulate=0)
+    with pytest.raises(UserError, match="a batch of 2 images cannot be divided into 3 micro-batches"):
+        fit(replace(tiny, batch_size=2), tmp_path / "few", accumulate=3)
+    with pytest.raises(UserError, match="Free takes an update of the weights in every pass"):
+        fit(replace(tiny, method=Free(Linf(0.1), 2)), tmp_path / "free", accumulate=2)
+
+
+@pytest.mark.slow
+def test_images_grow_from_epoch_to_epoch_and_a_resumed_run_goes_on_at_the_same_size(tiny, tmp_path):
+    sizes = ProgressiveResizing(((0, 4), (1, 8)))
+    growing = replace(tiny, image_size=sizes, epochs=2, model=Build(preact_resnet18, width=0.03))
+    whole = fit(growing, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        fit(growing, tmp_path / "stopped", on_progress=stop_at(3))
+    again = fit(growing, tmp_path / "stopped")
+    assert again.weights("last").read_bytes() == whole.weights("last").read_bytes()
+    fixed = fit(replace(growing, image_size=None), tmp_path / "fixed")
+    assert fixed.weights("last").read_bytes() != whole.weights("last").read_bytes()
+    with pytest.raises(UserError, match=r"does not take images of 4 pixels.*leave that size out"):
+        fit(replace(growing, model=tiny.model), tmp_path / "one size")

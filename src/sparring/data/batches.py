@@ -12,6 +12,7 @@ from ..core.errors import UserError
 from ..core.rng import PerExample, make_rng, mixed_seed
 from ..core.types import Batch, LabelledData, TensorData, pixels
 from .augment import Augment
+from .image_size import ProgressiveResizing
 from .order import Order
 
 
@@ -30,6 +31,7 @@ class Batches:
             the first views of all images come first, then the second ones, and so on.
         drop_last: leave out the images after the last full batch of an epoch; otherwise they are a smaller batch.
         accumulate: number of micro-batches into which a step divides a batch, at least 1.
+        resizing: sizes of the images in the course of the epochs; None leaves them as they are.
 
     Several processes divide every batch between them.
 
@@ -45,6 +47,7 @@ class Batches:
     views: int = 1
     drop_last: bool = True
     accumulate: int = 1
+    resizing: ProgressiveResizing | None = None
 
     def __post_init__(self) -> None:
         if self.views < 1:
@@ -71,7 +74,8 @@ class Batches:
         epoch, done = divmod(step, len(self))
         seed = mixed_seed(self.seed, epoch)
         wanted = _Wanted(self, Order(len(self.data), seed), done)
-        for at, (part, index) in enumerate(self.data.read(wanted, seed)):
+        reader = self.data if self.resizing is None else self.resizing.reader(self.data, epoch)
+        for at, (part, index) in enumerate(reader.read(wanted, seed)):
             whole = self.views * len(wanted.positions(at))
             batch = Batch(pixels(part.x), part.y, index, self.views, whole, self.accumulate)
             rng = PerExample(mixed_seed(self.seed, step + at, "augmentation"), batch.streams, together=True)

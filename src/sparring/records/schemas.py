@@ -48,6 +48,7 @@ class Begun(TypedDict):
     deterministic: NotRequired[bool]
     accumulate: NotRequired[int]
     batch_norm: NotRequired[str]
+    recompute: NotRequired[bool]
     notes: NotRequired[list[str]]
 
 

@@ -12,7 +12,7 @@ from ..acceleration import AcceleratedCopy, Compile, Precision, computes_bf16
 from ..core.errors import UserError, need_one_of, need_whole
 from ..core.modes import float32_format, full_precision
 from ..core.types import Schedule, Update
-from ..training.updates import mixed_precision
+from ..training.updates import mixed_precision, recomputing
 
 UpdatePrecision = Literal["auto", "fp32", "tf32", "bf16"]
 BatchNorm = Literal["global", "local"]
@@ -32,6 +32,7 @@ class ComputeSettings:
         accumulate: Number of micro-batches into which a step divides a batch, at least 1.
         batch_norm: Over which images batch norm takes mean and variance in the updates of several processes: those of
             all, "global", or those of its own process, "local", which saves two collectives for each layer.
+        recompute: Whether the update computes the activations of repeated blocks again instead of keeping them.
 
     Raises:
         UserError: If an argument is none of its values.
@@ -44,6 +45,7 @@ class ComputeSettings:
     deterministic: bool = False
     accumulate: int = 1
     batch_norm: BatchNorm = "global"
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         need_whole("accumulate", self.accumulate)
@@ -64,23 +66,26 @@ class ComputeSettings:
             UserError: If something else was asked for, which would round otherwise.
         """
         saved = {**_OLDER, **{key: value for key, value in begun.items() if key in _NAMES}}
-        for name, asked in asdict(self).items():
-            if asked not in (_UNASKED[name], saved[name]):
-                flag, value = name.replace("_", "-"), saved[name]
+        saved.pop("recompute")  # it changes no bits
+        for name, value in saved.items():
+            asked = getattr(self, name)
+            if asked not in (_UNASKED[name], value):
+                flag = name.replace("_", "-")
                 how = f"without --{flag}" if value is False else f"with --{flag} {value}"
                 raise UserError(
                     f"{where} was begun {how}, and {'this' if asked is True else asked} would round otherwise: leave "
                     "it out, or start anew in another folder with --out"
                 )
-        return ComputeSettings(**saved)
+        return ComputeSettings(**saved, recompute=self.recompute)
 
     def backend(self) -> AcceleratedCopy:
         """Return the backend of the attacks."""
         return AcceleratedCopy(self.precision, self.compile, self.capture)
 
     def update(self, update: "Update | Schedule[Update]") -> "Update | Schedule[Update]":
-        """Return an update of the recipe in the precision of these settings."""
-        return mixed_precision(update) if self.update_precision == "bf16" else update
+        """Return an update of the recipe as these settings carry it out."""
+        found = mixed_precision(update) if self.update_precision == "bf16" else update
+        return recomputing(found) if self.recompute else found
 
     @contextmanager
     def applied(self, device: torch.device) -> Generator[None]:

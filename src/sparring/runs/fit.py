@@ -45,6 +45,7 @@ def fit(
     deterministic: bool = False,
     accumulate: int = 1,
     batch_norm: BatchNorm = "global",
+    recompute: bool = False,
     profile: bool = False,
     on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
     log: Callable[[str], None] = lambda text: None,
@@ -74,6 +75,8 @@ def fit(
         accumulate: Number of micro-batches into which a step divides a batch, one after the other, to save memory.
         batch_norm: On several processes, whether batch norm in the update is "global", over the batch of all, or
             "local". A resumed run keeps it.
+        recompute: Compute the activations of repeated blocks again in the backward pass of the update, to save memory;
+            it changes no bits.
         profile: Write `profile.json` and `profile.txt`, with the time of each operation.
         on_progress: Called after each step and each epoch.
         log: Called with lines of text for the user.
@@ -88,7 +91,9 @@ def fit(
     """
     run, where = RunFolder(folder, writes=ranks.first()), device_of(device)
     fresh = ranks.from_first(lambda: _is_fresh(run, recipe, overwrite))
-    asked = ComputeSettings(precision, compile, update_precision, capture, deterministic, accumulate, batch_norm)
+    asked = ComputeSettings(
+        precision, compile, update_precision, capture, deterministic, accumulate, batch_norm, recompute
+    )
     settings = ranks.from_first(lambda: asked.resolved(where) if fresh else asked.kept(run.backend() or {}, run.path))
     training, held_out = load_data(recipe, run.path, where)
     state = initial_state(recipe, training.data, run, where, overwrite)
@@ -101,6 +106,7 @@ def fit(
         recipe.views_per_image,
         recipe.drop_last,
         settings.accumulate,
+        recipe.image_size,
     )
     if not run.writes:
         track, log, on_progress = (), lambda text: None, lambda progress: None

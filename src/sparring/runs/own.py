@@ -47,6 +47,7 @@ class FitOptions(TypedDict, total=False):
     deterministic: bool
     accumulate: int
     batch_norm: BatchNorm
+    recompute: bool
     profile: bool
     on_progress: Callable[[TrainingProgress], None]
     log: Callable[[str], None]
@@ -100,7 +101,7 @@ def fit(
         folder: The run folder; None for `runs/MODEL-METHOD`.
         progress: Show progress on standard error, unless `on_progress` or `log` are given.
         **options: Options of `sparring.runs.fit.fit`: device, overwrite, saving, track, precision, compile,
-            update_precision, capture, deterministic, accumulate, batch_norm, profile, on_progress and log.
+            update_precision, capture, deterministic, accumulate, batch_norm, recompute, profile, on_progress and log.
 
     Returns:
         The run folder, which holds the finished run, and prints what came out.

@@ -14,7 +14,7 @@ from ..core.schedules import Ramp
 from ..core.serialization import Build, check_types, from_plain, to_plain
 from ..core.types import Attack, LabelledData, Schedule, TensorData, Update
 from ..core.walk import walk
-from ..data import Alteration, Augment, Source, TrainingSet, altered, hold_out
+from ..data import Alteration, Augment, ProgressiveResizing, Source, TrainingSet, altered, hold_out
 from ..evaluation import Adversary, Cascade, check_adversary_name
 from ..models import Normalize
 from ..records.results import Memory
@@ -78,6 +78,7 @@ class Recipe:
         init_from: Run whose best weights training starts from: a folder, or the name of one next to the folder of this
             run, where {seed} stands for the seed. If it has another kind of head, only the body is used. Empty to start
             from random weights.
+        image_size: Sizes of the training images in the course of the epochs; None leaves them as they are.
         alterations: Changes of the training images or labels, applied to what is not held out.
         optimizer: The optimiser.
         update: The update of the weights in each step.
@@ -106,6 +107,7 @@ class Recipe:
     views_per_image: int = 1
     augment: tuple[Augment, ...] = ()
     init_from: str = ""
+    image_size: ProgressiveResizing | None = None
     alterations: tuple[Alteration, ...] = ()
     optimizer: SGD | Adam | AdamW | LARS | LAMB | RMSProp = field(default_factory=SGD)
     update: OptimizerStep | AWP | Schedule[Update] = field(default_factory=OptimizerStep)

@@ -49,6 +49,8 @@ def initial_state(recipe: Recipe, train: LabelledData, run: RunFolder, device: t
                 f"the model cannot take images of shape {train.shape} ({type(error).__name__}: {reason})"
             ) from error
     check_logits(logits, len(few), len(train.classes))
+    if recipe.image_size is not None:
+        recipe.image_size.check(model, few)
     prefer_channels_last(model, few)
     state = State.start(recipe.method, model, recipe.optimizer.build(model), train, recipe.seed)
     if recipe.averaging is not None:

@@ -3,7 +3,7 @@
 An update of your own calls `backward` for the gradient of the loss: it sums it over micro-batches and processes.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from ..core import ranks
 from ..core.errors import UserError
 from ..core.modes import statistics_kept
 from ..core.types import Closure, Progress, Schedule, Terms, Update, at
+from ..models import recomputed
 
 _TINY = 1e-20
 
@@ -192,16 +193,39 @@ class MixedPrecision:
 
 
 @dataclass(frozen=True, slots=True)
-class _MixedPrecisionSchedule:
+class Recomputing:
+    """Runs another update in which repeated blocks compute their activations again (`sparring.models.recomputed`).
+
+    Args:
+        update: the update.
+    """
+
+    update: Update
+
+    def __call__(self, model: nn.Module, optimizer: torch.optim.Optimizer, closure: Closure) -> Terms:
+        with recomputed(model):
+            return self.update(model, optimizer, closure)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wrapped:
+    """A schedule of updates, each in a wrapper."""
+
     updates: Schedule[Update]
+    wrapper: Callable[[Update], Update]
 
     def at(self, progress: Progress) -> Update:
-        return MixedPrecision(at(self.updates, progress))  # type: ignore[arg-type]
+        return self.wrapper(at(self.updates, progress))  # type: ignore[arg-type]
 
 
 def mixed_precision(update: Update | Schedule[Update]) -> Update | Schedule[Update]:
     """Return an update, or a schedule of updates, in `MixedPrecision`."""
-    return _MixedPrecisionSchedule(update) if isinstance(update, Schedule) else MixedPrecision(update)
+    return _Wrapped(update, MixedPrecision) if isinstance(update, Schedule) else MixedPrecision(update)
+
+
+def recomputing(update: Update | Schedule[Update]) -> Update | Schedule[Update]:
+    """Return an update, or a schedule of updates, in `Recomputing`."""
+    return _Wrapped(update, Recomputing) if isinstance(update, Schedule) else Recomputing(update)
 
 
 @contextmanager
