@@ -263,8 +263,9 @@ NO_RECIPE = {
         "evaluation.adversaries:Dividing",
     ),
     "training.updates:BatchLoss",
+    # settings of the run, `update_precision` and `recompute`
     "training.updates:MixedPrecision",
-    "training.updates:Recomputing",  # a setting of the run, `update_precision`
+    "training.updates:Recomputing",
     # data as they are, and not where they are from
     *(
         "data.batches:Batches",
