@@ -13,7 +13,7 @@ import torch
 from ..acceleration.process import usable_cores
 from ..core.errors import UserError
 from ..core.serialization import differences
-from ..records.claims import Claims
+from ..records.claims import Attempt, Claims
 from ..records.run_folder import RunFolder
 from ..runs.environment import device_of
 from ..runs.fit import fit
@@ -117,20 +117,26 @@ def _clear(jobs: Sequence[Job], claims: Claims) -> None:
     runs = [run for run in runs if run.path.exists() and not run.foreign()]
     for run in runs:
         run.clearable()
+    known = [(job, claims.last(job.name)) for job in jobs]
+    for job, last in known:
+        if last is not None and last.at_work(claims.now):
+            raise UserError(_in_use(claims, job, last))
     with ExitStack() as held:
-        for job in jobs:
-            last = claims.last(job.name)
-            at_work = last is not None and last.at_work(claims.now)
-            claim = None if at_work else claims.take(job.name, last)
+        for job, last in known:
+            claim = claims.take(job.name, last)
             if claim is None:
-                raise UserError(
-                    f"{claims.folder.parent} is in use: {job} is in the hands of {last or 'another process'}. Wait for "
-                    "its end, or stop it, before you --overwrite"
-                )
+                raise UserError(_in_use(claims, job, claims.last(job.name)))
             held.enter_context(claim)
         for run in runs:
             with run.locked():
                 run.clear()
+
+
+def _in_use(claims: Claims, job: Job, attempt: Attempt | None) -> str:
+    return (
+        f"{claims.folder.parent} is in use: {attempt} is at work on {job}. Wait for its end, or stop it, before you "
+        "--overwrite"
+    )
 
 
 def _recipe(study: Study, job: Training) -> dict[str, Any]:
