@@ -59,20 +59,19 @@ def test_what_became_of_an_attempt_is_there_when_it_has_ended(claims, state):
 
 
 def test_a_process_of_this_machine_that_was_killed_is_missed_at_once(claims):
-    killed = script(
-        """
+    code = """
         import os, signal, sys
         from pathlib import Path
         from sparring.records.claims import Claims
         with Claims(Path(sys.argv[1])).take("job", None):
             os.kill(os.getpid(), signal.SIGKILL)
-        """,
-        claims.folder,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL
-    last = claims.last("job")
-    assert last.state == "working" and not last.at_work(claims.now)
+    """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), claims.folder]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        last = claims.last("job")
+        assert last.state == "working" and not last.at_work(claims.now), "even before its parent takes note"
+    assert process.returncode == -signal.SIGKILL
+    assert not claims.last("job").at_work(claims.now)
 
 
 def test_a_later_process_of_the_same_number_is_not_taken_for_the_one_that_claimed(claims):
