@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -144,3 +145,24 @@ def test_a_failure_is_in_the_status_until_it_is_tried_again(study, tmp_path, cap
     (tmp_path / "runs" / "one-1" / "thesis.txt").unlink()
     run_study(study, tmp_path, scale="smoke", workers=1)
     assert "6 done" in status(tmp_path, capsys)
+
+
+def test_a_folder_that_cannot_be_one_is_refused_before_anything_is_done(study, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file cannot be the folder of a study: File exists"):
+        run_study(study, tmp_path / "file", scale="smoke", workers=1)
+
+
+def test_trainings_of_another_study_that_began_meanwhile_are_not_taken_for_ones_own(study, tmp_path):
+    """Another command has found the same empty folder, and trains other recipes there."""
+    (tmp_path / "go").touch()
+    arms = tuple(replace(arm, recipe=replace(arm.recipe, batch_size=50)) for arm in study.arms)
+    other = replace(study, seeds=1, arms=arms, measurements=(), joint=None)
+
+    def log(text):
+        if text.startswith("Shared: ") and not (tmp_path / "table.md").exists():
+            run_study(other, tmp_path, scale="smoke", workers=1)
+
+    mine = replace(other, arms=study.arms)
+    with pytest.raises(UserError, match=r"holds a training of another recipe \(batch_size: 50 -> 40\)"):
+        run_study(mine, tmp_path, scale="smoke", workers=1, log=log)

@@ -151,12 +151,9 @@ class Plan:
         return cls(**{**written, "arms": tuple(written["arms"])})
 
     def write(self, folder: Path) -> None:
-        """Write the plan unless it is there."""
-        if self != Plan.read(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            arms = [*self.arms]
-            plain = {name: getattr(self, name) for name in ("study", "scale", "seeds", "analyses", "joint")}
-            write_json(Plan.path(folder), {**plain, "arms": arms})
+        """Write the plan."""
+        plain = {name: getattr(self, name) for name in ("study", "scale", "seeds", "analyses", "joint")}
+        write_json(Plan.path(folder), {**plain, "arms": [*self.arms]})
 
     def trainings(self, folder: Path) -> tuple[Training, ...]:
         """Return all trainings of the study in a folder."""

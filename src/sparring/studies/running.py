@@ -21,9 +21,9 @@ from ..runs.load import evaluate_run
 from ..runs.recipe import recipe_from_plain
 from ..training.cost import cost
 from ..training.hooks import Interrupted
-from .jobs import Job, Together, Training, claims_of
+from .jobs import Job, Plan, Together, Training, claims_of
 from .processes import spread, terminable, work_together
-from .sharing import Before, Work, end_of, work_through
+from .sharing import Before, Tell, Work, end_of, work_through
 from .study import Findings, JointMeasurement, Measurement, Runs, Study, aggregate
 from .writing import precision_of, write
 
@@ -66,7 +66,8 @@ def run_study(
     if workers is not None and workers < 1:
         raise UserError(f"workers = {workers} is not at least 1")
     prepare(study, folder, scale, overwrite=overwrite)
-    plan, claims, tables = study.plan(scale), claims_of(folder, uuid.uuid4().hex), _Tables(study.seeds)
+    plan, claims = study.plan(scale), claims_of(folder, uuid.uuid4().hex)
+    tables = _OfAll(f"_tables-{study.seeds}", lambda: False)  # a command that is given again writes them again
     trainings, joined = plan.trainings(folder), plan.joined(folder)
     before = claims.numbers(job.name for job in (*plan.jobs(folder), tables))
     missing = [job for job in trainings if not job.done()]
@@ -76,19 +77,17 @@ def run_study(
     done = len(trainings) - len(missing)
     log(f"{study.title}: {len(trainings)} trainings, {done} of them done; {len(devices)} at a time")
     report = _Report(left, claims, before, log)
-    work_together(left, claims, before, devices if left else devices[:1], report)
+    work_together(left, claims, before, devices, report)
     if failed := _failures(left, claims, before):
         first, why = failed[0]
         raise UserError(
             f"{len(failed)} of {len(left)} trainings failed, the others are done. The first: {first.job}: {why}"
         )
+    _admit(study, trainings)  # others may have begun those of another study meanwhile
     runs = {(job.arm, job.seed): RunFolder(job.path) for job in trainings}
     findings = aggregate(study, runs)
     with terminable():
-        write_all = Work(tables, partial(_written, findings, folder, scale, runs))
-        work_through([write_all], claims, before, "", report)
-    for _, why in _failures([write_all], claims, before):
-        raise UserError(why)
+        _once(tables, partial(_write, findings, folder, scale, runs), claims, before, report)
     return findings
 
 
@@ -104,11 +103,16 @@ def prepare(study: Study, folder: Path, scale: str, *, overwrite: bool = False) 
     Raises:
         UserError: If the folder holds trainings of other recipes, or others work on what is to be overwritten.
     """
-    plan = study.plan(scale)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be the folder of a study: {error.strerror or error}") from error
+    plan, claims = study.plan(scale), claims_of(folder)
     if overwrite:
-        _clear(plan.jobs(folder), claims_of(folder))
+        _clear(plan.jobs(folder), claims)
     _admit(study, plan.trainings(folder))
-    plan.write(folder)
+    writing = _OfAll("_plan", lambda: Plan.read(folder) == plan)
+    _once(writing, partial(plan.write, folder), claims, claims.numbers([writing.name]), lambda name, text: None)
 
 
 def _clear(jobs: Sequence[Job], claims: Claims) -> None:
@@ -215,28 +219,34 @@ def _analyzed(job: Together, joint: JointMeasurement, device: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Tables:
-    """Writing the results on a number of seeds: done once for all commands that wait for the same trainings."""
+class _OfAll:
+    """What one command does for all, such as to write the tables."""
 
-    seeds: int
-
-    @property
-    def name(self) -> str:
-        return f"_tables-{self.seeds}"
+    name: str
+    done: Callable[[], bool]
 
     def __str__(self) -> str:
-        return "tables"
-
-    def done(self) -> bool:
-        return False  # a command that is given again writes them again
+        return self.name.strip("_")
 
 
-def _written(findings: Findings, folder: Path, scale: str, runs: Runs, device: str) -> str:
+def _once(job: _OfAll, do: Callable[[], None], claims: Claims, before: Before, tell: Tell) -> None:
+    """Do something unless another command has done it since `before`; raise `UserError` if that failed."""
+
+    def done(device: str) -> str:
+        do()
+        return "done"
+
+    work = Work(job, done)
+    work_through([work], claims, before, "", tell)
+    for _, why in _failures([work], claims, before):
+        raise UserError(why)
+
+
+def _write(findings: Findings, folder: Path, scale: str, runs: Runs) -> None:
     if findings.study.draw is not None:
         findings.study.draw(runs, folder)
     environment = next(iter(runs.values())).sessions()[-1]
     write(findings, folder, scale, environment, precision_of(runs.values()))
-    return "written"
 
 
 # -- what is said of them
