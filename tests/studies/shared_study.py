@@ -70,8 +70,8 @@ def wait_for(path):
 
 
 def begun(folder):
-    """How many trainings have been claimed."""
-    return len(list(folder.glob("claims/o*/1.json")))
+    """How many trainings somebody has begun."""
+    return len(list(folder.glob("leases/o*/1.json")))
 
 
 def command(folder, dies):

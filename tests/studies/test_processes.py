@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sparring import UserError
-from sparring.records.claims import Claims
+from sparring.records.leases import Leases
 from sparring.studies.processes import spread, work_together
 from sparring.studies.sharing import Work
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
         ("auto", 1, 9, 4, ("cuda:0",)),
         ("cuda:2", None, 9, 4, ("cuda:2",)),
         ("cuda:2", 2, 9, 4, ("cuda:2", "cuda:2")),
-        ("auto", None, 9, 0, ("auto",) * 6),
+        ("auto", None, 9, 0, ("cpu",) * 6),
         ("cpu", None, 9, 4, ("cpu",) * 6),
         ("cpu", None, 0, 0, ("cpu",)),
         ("mps", None, 9, 0, ("mps",)),
@@ -72,13 +72,13 @@ def fail(job, device):
 def run(folder, how, devices=("cpu", "cpu")):
     """Do a job for each function, and return what was said."""
     jobs = [Noted(folder / f"{number}.json") for number in range(len(how))]
-    works, claims, said = [Work(job, partial(do, job)) for job, do in zip(jobs, how, strict=True)], claim(folder), []
-    work_together(works, claims, claims.numbers(job.name for job in jobs), devices, lambda *told: said.append(told))
+    works, leases, said = [Work(job, partial(do, job)) for job, do in zip(jobs, how, strict=True)], lease(folder), []
+    work_together(works, leases, leases.numbers(job.name for job in jobs), devices, lambda *told: said.append(told))
     return said
 
 
-def claim(folder):
-    return Claims(folder / "claims", "ours")
+def lease(folder):
+    return Leases(folder / "leases", "ours")
 
 
 def meet(folder, number, device):
@@ -107,8 +107,8 @@ def test_the_work_of_a_process_that_was_killed_is_taken_over(tmp_path):
         "a training process has died (exit code -9); others take over its work"
     ]
     assert sorted(name for name, _ in said if name) == ["0", "1"]
-    assert claim(tmp_path).last("0").number == 2
-    assert claim(tmp_path).last("1").number == 1
+    assert lease(tmp_path).last("0").number == 2
+    assert lease(tmp_path).last("1").number == 1
 
 
 def test_the_death_of_all_processes_is_an_error_that_says_what_to_do(tmp_path):
@@ -119,4 +119,4 @@ def test_the_death_of_all_processes_is_an_error_that_says_what_to_do(tmp_path):
 def test_a_mistake_in_code_is_shown_with_its_place(tmp_path):
     with pytest.raises(RuntimeError, match=r"(?s)in fail.*ZeroDivisionError: by zero"):
         run(tmp_path, [fail, note])
-    assert claim(tmp_path).last("0").why == "ZeroDivisionError: by zero"
+    assert lease(tmp_path).last("0").why == "ZeroDivisionError: by zero"

@@ -16,7 +16,7 @@ from sparring import UserError, fit
 from sparring.cli import run as shell
 from sparring.records import RunFolder
 from sparring.studies import find
-from sparring.studies.jobs import Plan, claims_of
+from sparring.studies.jobs import Plan, leases_of
 from sparring.studies.running import run_study
 
 pytestmark = pytest.mark.slow
@@ -62,7 +62,7 @@ def shared(study, tmp_path_factory):
 
 def test_commands_share_the_trainings_and_do_none_twice(shared):
     assert shared.codes == [-signal.SIGKILL, 0, 0]
-    last = [claims_of(shared.folder).last(name) for name in TRAININGS]
+    last = [leases_of(shared.folder).last(name) for name in TRAININGS]
     assert {each.state for each in last} == {"done"}
     assert {each.written["process"] for each in last} == {*shared.processes[1:]}, "both had something to do"
     assert sorted(each.number for each in last) == [1, 1, 1, 2]
@@ -80,8 +80,8 @@ def test_the_training_of_a_command_that_was_killed_goes_on_from_its_checkpoint(s
 
 
 def test_what_all_trainings_are_needed_for_is_done_once(shared):
-    claims = claims_of(shared.folder)
-    assert [claims.last(name).number for name in ("_together-0", "_together-1", "_tables-2")] == [1, 1, 1]
+    leases = leases_of(shared.folder)
+    assert [leases.last(name).number for name in ("_together-0", "_together-1", "_tables-2")] == [1, 1, 1]
     assert [(shared.folder / f"together-{seed}.times").read_text() for seed in (0, 1)] == ["x", "x"]
     assert json.loads((shared.folder / "study.json").read_text())["verdicts"]
 

@@ -59,7 +59,7 @@ def done(tmp_path_factory):
 def test_a_study_leaves_tables_a_figure_verdicts_and_every_example(done):
     folder, said = done
     assert {p.name for p in folder.iterdir()} == {
-        "claims",
+        "leases",
         "examples.npz",
         "figure.png",
         "figure.svg",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 from ..core.reading import read_json
 from ..core.writing import write_json
-from ..records.claims import Attempt, Claims
+from ..records.leases import Attempt, Leases
 from ..records.run_folder import RunFolder
 
 How: TypeAlias = Mapping[str, Any]
@@ -180,13 +180,13 @@ class Plan:
 
     def states(self, folder: Path) -> list[tuple[Job, JobState]]:
         """Return every job with its state, and touch nothing."""
-        claims = claims_of(folder)
-        return [(job, _state(job, claims.last(job.name))) for job in self.jobs(folder)]
+        leases = leases_of(folder)
+        return [(job, _state(job, leases.last(job.name))) for job in self.jobs(folder)]
 
 
-def claims_of(folder: Path, command: str = "") -> Claims:
-    """Return the claims on the jobs of a study, for the processes of a command."""
-    return Claims(folder / "claims", command)
+def leases_of(folder: Path, command: str = "") -> Leases:
+    """Return the leases on the jobs of a study, for the processes of a command."""
+    return Leases(folder / "leases", command)
 
 
 def _state(job: Job, last: Attempt | None) -> JobState:

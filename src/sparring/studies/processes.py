@@ -19,7 +19,7 @@ from ..acceleration import tune_process
 from ..acceleration.process import usable_cores
 from ..core import foreign
 from ..core.errors import UserError
-from ..records.claims import Claims
+from ..records.leases import Leases
 from .sharing import Before, Tell, Work, work_through
 
 _PATIENCE = 60.0  # seconds that a training has to save its state
@@ -38,25 +38,26 @@ def spread(device: str, workers: int | None, jobs: int, gpus: int, cores: int) -
     Returns:
         The devices, of which no GPU has two workers before all have one.
     """
-    devices = [f"cuda:{number}" for number in range(gpus)] if device in ("auto", "cuda") and gpus else [device]
-    on_cpu = device == "cpu" or (device == "auto" and not gpus)
-    count = min(workers or (cores if on_cpu else len(devices)), max(1, jobs))
+    if device == "auto" and not gpus:
+        device = "cpu"
+    devices = [f"cuda:{number}" for number in range(gpus)] if device in ("auto", "cuda") else [device]
+    count = min(workers or (cores if device == "cpu" else len(devices)), max(1, jobs))
     return tuple(devices[number % len(devices)] for number in range(count))
 
 
-def work_together(works: Sequence[Work], claims: Claims, before: Before, devices: Sequence[str], tell: Tell) -> None:
+def work_together(works: Sequence[Work], leases: Leases, before: Before, devices: Sequence[str], tell: Tell) -> None:
     """Work through the jobs, in a process for each device; for a single one, in this process.
 
     An exception, or SIGTERM, ends the processes once they have saved. Raises `UserError` if all of them died.
     """
     with terminable():
         if len(devices) == 1:
-            work_through(works, claims, before, devices[0], tell)
+            work_through(works, leases, before, devices[0], tell)
             return
         processes: dict[Connection, BaseProcess] = {}
         try:
             for device in devices:
-                processes.update([_started(works, claims, before, device, max(1, usable_cores() // len(devices)))])
+                processes.update([_started(works, leases, before, device, max(1, usable_cores() // len(devices)))])
             codes = list(_listen(processes, tell))
         except BaseException:
             for process in processes.values():
@@ -72,12 +73,12 @@ def work_together(works: Sequence[Work], claims: Claims, before: Before, devices
 
 
 def _started(
-    works: Sequence[Work], claims: Claims, before: Before, device: str, threads: int
+    works: Sequence[Work], leases: Leases, before: Before, device: str, threads: int
 ) -> tuple[Connection, BaseProcess]:
     """Start a process, and return it with the connection on which it tells what happens."""
     context = _context()
     ours, theirs = context.Pipe(duplex=False)
-    arguments = (theirs, works, claims, before, device, threads, foreign.known())
+    arguments = (theirs, works, leases, before, device, threads, foreign.known())
     process = context.Process(target=_work, args=arguments)
     process.start()
     theirs.close()  # so that the end of the process is the end of the connection
@@ -136,7 +137,7 @@ def terminable() -> Iterator[None]:
 def _work(
     told: Connection,
     works: Sequence[Work],
-    claims: Claims,
+    leases: Leases,
     before: Before,
     device: str,
     threads: int,
@@ -151,7 +152,7 @@ def _work(
     try:
         with terminable():
             threading.Thread(target=_follow, daemon=True).start()
-            work_through(works, claims, before, device, lambda name, text: told.send((name, text)))
+            work_through(works, leases, before, device, lambda name, text: told.send((name, text)))
     except KeyboardInterrupt:
         sys.exit(1)
     except Exception as error:

@@ -13,7 +13,7 @@ import torch
 from ..acceleration.process import usable_cores
 from ..core.errors import UserError
 from ..core.serialization import differences
-from ..records.claims import Attempt, Claims
+from ..records.leases import Attempt, Leases
 from ..records.run_folder import RunFolder
 from ..runs.environment import device_of
 from ..runs.fit import fit
@@ -21,7 +21,7 @@ from ..runs.load import evaluate_run
 from ..runs.recipe import recipe_from_plain
 from ..training.cost import cost
 from ..training.hooks import Interrupted
-from .jobs import Job, Plan, Together, Training, claims_of
+from .jobs import Job, Plan, Together, Training, leases_of
 from .processes import spread, terminable, work_together
 from .sharing import Before, Tell, Work, end_of, work_through
 from .study import Findings, JointMeasurement, Measurement, Runs, Study, aggregate
@@ -66,19 +66,19 @@ def run_study(
     if workers is not None and workers < 1:
         raise UserError(f"workers = {workers} is not at least 1")
     prepare(study, folder, scale, overwrite=overwrite)
-    plan, claims = study.plan(scale), claims_of(folder, uuid.uuid4().hex)
+    plan, leases = study.plan(scale), leases_of(folder, uuid.uuid4().hex)
     tables = _OfAll(f"_tables-{study.seeds}", lambda: False)  # a command that is given again writes them again
     trainings, joined = plan.trainings(folder), plan.joined(folder)
-    before = claims.numbers(job.name for job in (*plan.jobs(folder), tables))
+    before = leases.numbers(job.name for job in (*plan.jobs(folder), tables))
     missing = [job for job in trainings if not job.done()]
     left = [*_trainings(study, missing, joined), *_analyses(study, trainings, joined)]
     gpus = torch.cuda.device_count() if where.type == "cuda" else 0
     devices = spread(device, workers, max(len(missing), len(left) - len(missing)), gpus, usable_cores())
     done = len(trainings) - len(missing)
     log(f"{study.title}: {len(trainings)} trainings, {done} of them done; {len(devices)} at a time")
-    report = _Report(left, claims, before, log)
-    work_together(left, claims, before, devices, report)
-    if failed := _failures(left, claims, before):
+    report = _Report(left, leases, before, log)
+    work_together(left, leases, before, devices, report)
+    if failed := _failures(left, leases, before):
         first, why = failed[0]
         raise UserError(
             f"{len(failed)} of {len(left)} trainings failed, the others are done. The first: {first.job}: {why}"
@@ -87,7 +87,7 @@ def run_study(
     runs = {(job.arm, job.seed): RunFolder(job.path) for job in trainings}
     findings = aggregate(study, runs)
     with terminable():
-        _once(tables, partial(_write, findings, folder, scale, runs), claims, before, report)
+        _once(tables, partial(_write, findings, folder, scale, runs), leases, before, report)
     return findings
 
 
@@ -107,38 +107,38 @@ def prepare(study: Study, folder: Path, scale: str, *, overwrite: bool = False) 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be the folder of a study: {error.strerror or error}") from error
-    plan, claims = study.plan(scale), claims_of(folder)
+    plan, leases = study.plan(scale), leases_of(folder)
     if overwrite:
-        _clear(plan.jobs(folder), claims)
+        _clear(plan.jobs(folder), leases)
     _admit(study, plan.trainings(folder))
     writing = _OfAll("_plan", lambda: Plan.read(folder) == plan)
-    _once(writing, partial(plan.write, folder), claims, claims.numbers([writing.name]), lambda name, text: None)
+    _once(writing, partial(plan.write, folder), leases, leases.numbers([writing.name]), lambda name, text: None)
 
 
-def _clear(jobs: Sequence[Job], claims: Claims) -> None:
-    """Delete the runs of a study, unless one of them cannot be deleted, or one of its jobs cannot be claimed."""
+def _clear(jobs: Sequence[Job], leases: Leases) -> None:
+    """Delete the runs of a study, unless one of them cannot be deleted, or others work at one of its jobs."""
     runs = [RunFolder(job.path) for job in jobs if isinstance(job, Training)]
     runs = [run for run in runs if run.path.exists() and not run.foreign()]
     for run in runs:
         run.clearable()
-    known = [(job, claims.last(job.name)) for job in jobs]
+    known = [(job, leases.last(job.name)) for job in jobs]
     for job, last in known:
-        if last is not None and last.at_work(claims.now):
-            raise UserError(_in_use(claims, job, last))
+        if last is not None and last.at_work(leases.now):
+            raise UserError(_in_use(leases, job, last))
     with ExitStack() as held:
         for job, last in known:
-            claim = claims.take(job.name, last)
-            if claim is None:
-                raise UserError(_in_use(claims, job, claims.last(job.name)))
-            held.enter_context(claim)
+            lease = leases.take(job.name, last)
+            if lease is None:
+                raise UserError(_in_use(leases, job, leases.last(job.name)))
+            held.enter_context(lease)
         for run in runs:
             with run.locked():
                 run.clear()
 
 
-def _in_use(claims: Claims, job: Job, attempt: Attempt | None) -> str:
+def _in_use(leases: Leases, job: Job, attempt: Attempt | None) -> str:
     return (
-        f"{claims.folder.parent} is in use: {attempt} is at work on {job}. Wait for its end, or stop it, before you "
+        f"{leases.folder.parent} is in use: {attempt} is at work on {job}. Wait for its end, or stop it, before you "
         "--overwrite"
     )
 
@@ -229,7 +229,7 @@ class _OfAll:
         return self.name.strip("_")
 
 
-def _once(job: _OfAll, do: Callable[[], None], claims: Claims, before: Before, tell: Tell) -> None:
+def _once(job: _OfAll, do: Callable[[], None], leases: Leases, before: Before, tell: Tell) -> None:
     """Do something unless another command has done it since `before`; raise `UserError` if that failed."""
 
     def done(device: str) -> str:
@@ -237,8 +237,8 @@ def _once(job: _OfAll, do: Callable[[], None], claims: Claims, before: Before, t
         return "done"
 
     work = Work(job, done)
-    work_through([work], claims, before, "", tell)
-    for _, why in _failures([work], claims, before):
+    work_through([work], leases, before, "", tell)
+    for _, why in _failures([work], leases, before):
         raise UserError(why)
 
 
@@ -257,7 +257,7 @@ class _Report:
     """Logs what happens to the jobs: how many have ended, here or elsewhere, and what is waited for."""
 
     works: Sequence[Work]
-    claims: Claims
+    leases: Leases
     before: Before
     log: Log
     here: int = 0
@@ -273,12 +273,12 @@ class _Report:
             self.said = text
 
     def _elsewhere(self) -> int:
-        last = [(work, self.claims.last(work.name)) for work in self.works]
-        theirs = [(work, each) for work, each in last if each is not None and not each.of(self.claims.command)]
+        last = [(work, self.leases.last(work.name)) for work in self.works]
+        theirs = [(work, each) for work, each in last if each is not None and not each.of(self.leases.command)]
         return sum(bool(end_of(work, each, self.before)) for work, each in theirs)
 
 
-def _failures(works: Sequence[Work], claims: Claims, before: Before) -> list[tuple[Work, str]]:
+def _failures(works: Sequence[Work], leases: Leases, before: Before) -> list[tuple[Work, str]]:
     """Return the jobs that failed, here or elsewhere, each with the reason."""
-    last = [(work, claims.last(work.name)) for work in works]
+    last = [(work, leases.last(work.name)) for work in works]
     return [(work, each.why) for work, each in last if each is not None and end_of(work, each, before) == "failed"]

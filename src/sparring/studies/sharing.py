@@ -7,7 +7,7 @@ from typing import Protocol, TypeAlias
 
 from ..core.errors import UserError
 from ..core.optional import first_line
-from ..records.claims import Attempt, Claim, Claims
+from ..records.leases import Attempt, Lease, Leases
 
 Before: TypeAlias = Mapping[str, int]
 """How many attempts at each job there were before a command: what failed in these is tried again by it."""
@@ -57,7 +57,7 @@ def end_of(work: Work, last: Attempt | None, before: Before) -> str:
     return "done" if work.job.done() else ""
 
 
-def work_through(works: Sequence[Work], claims: Claims, before: Before, device: str, tell: Tell) -> None:
+def work_through(works: Sequence[Work], leases: Leases, before: Before, device: str, tell: Tell) -> None:
     """Do what nobody else does, in order, until all jobs have ended, here or elsewhere.
 
     What others do is waited for, and taken over if their process dies. Failures are recorded, not raised; other
@@ -65,26 +65,26 @@ def work_through(works: Sequence[Work], claims: Claims, before: Before, device: 
 
     Args:
         works: The jobs, those that others come after first.
-        claims: The claims on them.
+        leases: The leases on them.
         before: How many attempts at each job there were before the command.
         device: Device to work on.
         tell: Takes what happens here.
     """
     left, failed, pause = list(works), set[str](), _SHORTEST
     while True:
-        last = {work.name: claims.last(work.name) for work in left}  # before it is looked at what is done
+        last = {work.name: leases.last(work.name) for work in left}  # before it is looked at what is done
         left = _unended(left, last, before, failed)
         if not left:
             return
         names = {work.name for work in left}
         ready = [work for work in left if names.isdisjoint(work.after)]
-        begun = _claimed(ready, last, claims, device)
+        begun = _taken(ready, last, leases, device)
         if begun is not None:
-            work, claim = begun
-            tell(work.name, _done(work, claim, claims.deaths(work.name, before[work.name]), device))
+            work, lease = begun
+            tell(work.name, _done(work, lease, leases.deaths(work.name, before[work.name]), device))
             pause = _SHORTEST
         else:
-            _say_who(ready, last, claims, tell)
+            _say_who(ready, last, leases, tell)
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST)
 
@@ -102,22 +102,22 @@ def _unended(works: Sequence[Work], last: Mapping[str, Attempt | None], before: 
     return left
 
 
-def _claimed(
-    works: Sequence[Work], last: Mapping[str, Attempt | None], claims: Claims, device: str
-) -> tuple[Work, Claim] | None:
-    """Claim the first job that nobody works at."""
+def _taken(
+    works: Sequence[Work], last: Mapping[str, Attempt | None], leases: Leases, device: str
+) -> tuple[Work, Lease] | None:
+    """Take the first job that nobody works at."""
     for work in works:
         attempt = last[work.name]
-        if attempt is None or not attempt.at_work(claims.now):
-            claim = claims.take(work.name, attempt, device)
-            if claim is not None:
-                return work, claim
+        if attempt is None or not attempt.at_work(leases.now):
+            lease = leases.take(work.name, attempt, device)
+            if lease is not None:
+                return work, lease
     return None
 
 
-def _done(work: Work, claim: Claim, deaths: int, device: str) -> str:
+def _done(work: Work, lease: Lease, deaths: int, device: str) -> str:
     """Do a job, and record how it ended."""
-    with claim:
+    with lease:
         try:
             if deaths >= _DEATHS:
                 raise UserError(
@@ -126,19 +126,19 @@ def _done(work: Work, claim: Claim, deaths: int, device: str) -> str:
                 )
             found = work.do(device)
         except UserError as error:
-            claim.end("failed", str(error))
+            lease.end("failed", str(error))
             return f"failed: {error}"
         except Exception as error:
-            claim.end("failed", first_line(error))
+            lease.end("failed", first_line(error))
             raise
-        claim.end("done")
+        lease.end("done")
         return found
 
 
-def _say_who(works: Sequence[Work], last: Mapping[str, Attempt | None], claims: Claims, tell: Tell) -> None:
+def _say_who(works: Sequence[Work], last: Mapping[str, Attempt | None], leases: Leases, tell: Tell) -> None:
     """Tell which jobs are waited for that processes of other commands work at."""
     attempts = [(work.job, attempt) for work in works if (attempt := last[work.name]) is not None]
-    others = [f"{job} ({attempt})" for job, attempt in attempts if not attempt.of(claims.command)]
+    others = [f"{job} ({attempt})" for job, attempt in attempts if not attempt.of(leases.command)]
     if others:
         more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
         tell("", f"waiting for {'; '.join(others[:_SHOWN])}{more}")

@@ -1,8 +1,9 @@
-"""Claims on pieces of work in a shared folder: of many processes, on any machines, one does each piece. Needs no torch.
+"""Leases on work in a shared folder: of many processes, on any machines, one does each piece. Needs no torch.
 
-The n-th attempt at a piece of work is the file `NAME/n.json`. The file system makes a file for one process only, and no
-attempt is ever deleted, so whoever makes the next number has the claim, however many try to take over from a process
-that died. No lock of the system is involved: those are unreliable on network file systems.
+A process holds a lease as long as it gives signs of life; then another may take over. The n-th attempt at a piece of
+work is the file `NAME/n.json`. The file system makes a file for one process only, and no attempt is ever deleted, so
+whoever makes the next number has the lease, however many try to take over from a process that died. No lock of the
+system is involved: those are unreliable on network file systems.
 """
 
 import json
@@ -104,11 +105,11 @@ class Attempt:
         return f"process {self.written['process']} on {self.written['host']}{device} since {self.written['started']}"
 
 
-class Claims:
-    """The claims of a folder.
+class Leases:
+    """The leases of a folder.
 
     Args:
-        folder: Folder of the claims; made with the first.
+        folder: Folder of the leases; made with the first.
         command: A word that all processes of one command have in common, and no others.
     """
 
@@ -121,8 +122,8 @@ class Claims:
         number = _newest(self.folder / name)
         return _read(self.folder / name / f"{number}.json", number) if number else None
 
-    def take(self, name: str, last: Attempt | None, device: str = "") -> "Claim | None":
-        """Claim a piece of work, unless somebody has done so since `last`.
+    def take(self, name: str, last: Attempt | None, device: str = "") -> "Lease | None":
+        """Take a piece of work, unless somebody has done so since `last`.
 
         Args:
             name: Name of the piece of work.
@@ -130,7 +131,7 @@ class Claims:
             device: The device to work on, for others to see.
 
         Returns:
-            The claim; None if another process was first.
+            The lease; None if another process was first.
         """
         path = self.folder / name / f"{1 if last is None else last.number + 1}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +152,7 @@ class Claims:
                 json.dump(written, file)
         except FileExistsError:
             return None
-        return Claim(path, written)
+        return Lease(path, written)
 
     def numbers(self, names: Iterable[str]) -> dict[str, int]:
         """Return how many attempts there were at each piece of work."""
@@ -168,8 +169,8 @@ class Claims:
             return os.fstat(file.fileno()).st_mtime
 
 
-class Claim:
-    """A claim of this process. Within its context, a thread gives signs of life.
+class Lease:
+    """A lease of this process. Within its context, a thread gives signs of life.
 
     The attempt counts as interrupted unless `end` says otherwise. If another process has taken over, as this one was
     silent for too long, this one ends at once: two must not do the same work.
@@ -179,7 +180,7 @@ class Claim:
         self._path, self._written = path, written
         self._ended = threading.Event()
 
-    def __enter__(self) -> "Claim":
+    def __enter__(self) -> "Lease":
         self._written["state"] = "interrupted"
         threading.Thread(target=self._beat, daemon=True).start()
         return self
