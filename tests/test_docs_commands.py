@@ -30,7 +30,7 @@ LONG = {
     "evaluate": ("sparring.runs.load.evaluate_run", "sparring.runs.load.evaluate_models"),
     "audit": ("sparring.runs.load.load_model",),
     "analyze": ("sparring.analysis.runs.open_run",),
-    "study": ("sparring.studies.running.run_study",),
+    "study": ("sparring.studies.running.run_study", "sparring.cli.study._status", "sparring.cli.slurm.submit"),
     "bench": ("sparring.bench.bench",),
 }
 WHOLE = ("list", "show", "compare")

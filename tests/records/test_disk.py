@@ -129,12 +129,6 @@ def test_whatever_writes_into_a_run_folder_waits_its_turn(copied, capsys):
         assert load_model(path / "best.safetensors") is not None, "reading needs no lock"
 
 
-def test_a_study_keeps_a_second_one_out(tmp_path, capsys):
-    with RunFolder(tmp_path).locked():
-        assert shell(["study", "tricks", "--scale", "smoke", "--out", str(tmp_path)]) == 2
-    assert "is in use" in capsys.readouterr().err
-
-
 # -- what may be deleted
 
 

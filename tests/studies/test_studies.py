@@ -59,10 +59,11 @@ def done(tmp_path_factory):
 def test_a_study_leaves_tables_a_figure_verdicts_and_every_example(done):
     folder, said = done
     assert {p.name for p in folder.iterdir()} == {
-        ".lock",
+        "leases",
         "examples.npz",
         "figure.png",
         "figure.svg",
+        "plan.json",
         "runs",
         "study.json",
         "table.csv",
@@ -255,9 +256,11 @@ def test_all_runs_of_a_seed_are_looked_at_together_when_they_are_there(tiny, tmp
     study = small(tiny, claims=(), joint=JointMeasurement(look_at_all, {"often": 1}))
     said = []
     run_study(study, tmp_path, scale="smoke", workers=workers, log=said.append)
-    ends = [line.split(":")[0].split(" ", 1) for line in said[-2:]]
-    assert [done for done, _ in ends] == ["5/6", "6/6"]
-    assert sorted(what for _, what in ends) == ["together, seed 0", "together, seed 1"], "with two workers in any order"
+    numbers, order = zip(*(line.split(":")[0].split(" ", 1) for line in said[1:]), strict=True)
+    assert numbers == tuple(f"{number}/6" for number in range(1, 7))
+    for seed in (0, 1):
+        ends = [order.index(f"{what}, seed {seed}") for what in ("PGD-2", "FGSM", "together")]
+        assert max(ends) == ends[-1], "with two workers in any other order"
     found = [json.loads((tmp_path / f"together-{seed}.json").read_text()) for seed in (0, 1)]
     assert [set(each["steps"]) for each in found] == [{"PGD-2", "FGSM"}] * 2
     run_study(study, tmp_path, scale="smoke", workers=workers, log=said.append)

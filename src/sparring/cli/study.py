@@ -2,18 +2,30 @@
 
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from tyro.conf import UseAppendAction
+
+from ..core.errors import UserError
+from ..studies import entries, find
+from ..studies.jobs import Plan
 from .common import argument, ourselves, print_json, say
+
+if TYPE_CHECKING:
+    from ..studies.study import Study
 
 _STUDY = """\
 usage: sparring study NAME [--scale smoke|cpu|gpu] [--out DIR] [--workers N] [--overwrite] [--json]
+       sparring study NAME --status [--scale smoke|cpu|gpu] [--out DIR] [--json]
+       sparring study NAME --slurm [local] [--slurm-option KEY=VALUE] [--out DIR] [--workers N]
 
 Re-examines the claims of a paper: trainings x seeds, all evaluated in the same way, and a verdict on each claim by a
 stated rule. Writes table.md, table.csv, figure.svg, figure.png, study.json and the results of every example to its
-folder. A study that was interrupted is resumed; finished trainings are not repeated."""
+folder. A study that was interrupted is resumed; finished trainings are not repeated. The same command may be given any
+number of times at once, on all machines that see the folder: they share the trainings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,39 +38,61 @@ class _Options:
     seeds: int | None = None
     """Number of seeds; by default that of the study."""
     workers: int | None = None
-    """Number of trainings at a time, each on its share of the cores; by default on a CPU one per core."""
+    """Number of trainings at a time, by default one on each GPU, and on a CPU one on each core, which share the cores;
+    with --slurm the number of SLURM jobs, by default one for each training."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto (all GPUs, if there are any), cpu, cuda (all GPUs) or cuda:N."""
     overwrite: bool = False
     """Delete the trainings in the folder and start anew."""
+    status: bool = False
+    """Print the state of every training, and do nothing."""
+    slurm: Literal["slurm", "local"] | None = None
+    """Submit workers to SLURM (--slurm), or start them on this machine (--slurm local), and return."""
+    slurm_option: UseAppendAction[tuple[str, ...]] = ()
+    """What each SLURM job asks for, as in partition=gpu, gpus_per_node=1, cpus_per_task=8 or timeout_min=600."""
     json: bool = False
-    """Print study.json on standard output instead of sentences."""
-
-
-def _again(args: list[str]) -> str:
-    return shlex.join([ourselves(), "study", *(a for a in args if a != "--overwrite")])
+    """Print study.json, or the states, on standard output instead of sentences."""
 
 
 def study(args: list[str]) -> int:
-    from ..studies import entries, find
-
     usage = _STUDY + "\n\n" + "\n".join(f"  {name:10} {summary}" for name, summary in entries().items())
     name, rest = argument(args, "NAME", usage)
-    make = find(name)  # report an unknown name before anything heavy is imported
+    if "--status" not in rest:
+        find(name)  # report an unknown name before anything heavy is imported
     import tyro
 
-    options = tyro.cli(_Options, args=rest, prog=f"sparring study {name}", description=usage)
-    from dataclasses import replace
+    options = tyro.cli(_Options, args=_settled(rest), prog=f"sparring study {name}", description=usage)
+    if options.slurm_option and options.slurm is None:
+        raise UserError("--slurm-option says what SLURM jobs ask for: give --slurm, too")
+    if options.status:
+        return _status(name, options)
+    return _submit(name, options) if options.slurm else _run(name, options, args)
 
+
+def _settled(args: list[str]) -> list[str]:
+    """Write `--slurm` without a value as `--slurm slurm`."""
+    bare = [a == "--slurm" and b.startswith("--") for a, b in pairwise([*args, "--"])]
+    return [word for arg, alone in zip(args, bare, strict=True) for word in ([arg, "slurm"] if alone else [arg])]
+
+
+def _found(name: str, options: _Options) -> tuple["Study", Path]:
+    """Return the study with its seeds, and its folder."""
+    wanted = find(name)(options.scale)
+    if options.seeds is not None:
+        wanted = replace(wanted, seeds=options.seeds)
+    return wanted, Path(options.out or f"results/{wanted.name}-{options.scale}")
+
+
+# -- run
+
+
+def _run(name: str, options: _Options, args: list[str]) -> int:
     from ..acceleration import tune_process
     from ..core.reading import read_json
     from ..studies.running import run_study
 
     tune_process()
-    wanted = make(options.scale)
-    if options.seeds is not None:
-        wanted = replace(wanted, seeds=options.seeds)
-    folder = Path(options.out or f"results/{wanted.name}-{options.scale}")
+    wanted, folder = _found(name, options)
     try:
         findings = run_study(
             wanted,
@@ -70,7 +104,8 @@ def study(args: list[str]) -> int:
             log=lambda text: say(text, sys.stderr),
         )
     except KeyboardInterrupt:
-        say(f"sparring: stopped; what is trained is kept. Go on with: {_again(args)}", sys.stderr)
+        again = shlex.join([ourselves(), "study", *(a for a in args if a != "--overwrite")])
+        say(f"sparring: stopped; what is trained is kept. Go on with: {again}", sys.stderr)
         return 130
     if options.json:
         print_json(read_json(folder / "study.json"))
@@ -78,4 +113,67 @@ def study(args: list[str]) -> int:
     for verdict in findings.verdicts:
         say(f"{verdict.outcome}: {verdict.claim} ({verdict.found()}{'' if verdict.unit else ' points'})")
     say(f"{folder / 'table.md'}, {folder / 'figure.svg'}")
+    return 0
+
+
+# -- look
+
+
+def _status(name: str, options: _Options) -> int:
+    """Print the state of every job. Imports no torch if the folder says what the study consists of."""
+    folder, plan = Path(options.out or f"results/{name}-{options.scale}"), None
+    if options.out or ":" not in name:
+        plan = Plan.read(folder)
+    if plan is None:
+        wanted, folder = _found(name, options)
+        plan = wanted.plan(options.scale)
+    elif ":" not in name and plan.study != name:
+        raise UserError(f"{folder} holds the study {plan.study}, not {name}: name that, or another folder with --out")
+    states = [state.plain(job) for job, state in plan.states(folder)]
+    if options.json:
+        print_json({"study": plan.study, "scale": plan.scale, "folder": str(folder), "jobs": states})
+        return 0
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(caption=f"{folder}: {_count(states)}", caption_justify="left")
+    for column in ("arm", "seed", "state"):
+        table.add_column(column)
+    for each in states:
+        detail = f" {each['detail']}" if each["detail"] else ""
+        table.add_row(escape(str(each["arm"])), str(each["seed"]), escape(f"{each['state']}{detail}"))
+    Console().print(table)
+    return 0
+
+
+def _count(states: list[dict[str, object]]) -> str:
+    words = [str(each["state"]) for each in states]
+    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+
+
+# -- submit
+
+
+def _submit(name: str, options: _Options) -> int:
+    from ..studies.running import prepare
+    from .slurm import submit
+
+    wanted, folder = _found(name, options)
+    prepare(wanted, folder, options.scale, overwrite=options.overwrite)
+    left = sum(not job.done() for job in wanted.plan(options.scale).trainings(folder))
+    given = ["--scale", options.scale, "--out", str(folder), "--device", options.device]
+    seeds = [] if options.seeds is None else ["--seeds", str(options.seeds)]
+    jobs = submit(
+        ["study", name, *given, *seeds],
+        options.workers or max(1, left),
+        folder / "slurm",
+        cluster=str(options.slurm),
+        options=options.slurm_option,
+    )
+    if options.json:
+        print_json({"jobs": jobs, "logs": str(folder / "slurm")})
+        return 0
+    look = shlex.join([ourselves(), "study", name, "--status", *given[:4]])
+    say(f"submitted {len(jobs)} workers ({', '.join(jobs)}), with their logs in {folder / 'slurm'}. See: {look}")
     return 0

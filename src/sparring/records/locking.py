@@ -1,6 +1,7 @@
 """A lock that lets only one process work in a folder. Needs no torch."""
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -48,6 +49,10 @@ def _lock(handle: int) -> bool:
         return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno in _NO_LOCKS
     return True
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""Errors of file systems that keep no locks, as some network file systems: there, nobody can have the lock."""

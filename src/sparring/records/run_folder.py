@@ -15,7 +15,7 @@ import numpy as np
 from ..core.errors import UserError
 from ..core.reading import REMEDY, Array, check_arrays, conform, open_file, parse_json, read_arrays, read_json, reading
 from ..core.writing import replacing, write_bytes, write_json
-from .clearing import RUN, STATE, deletable, delete, settled
+from .clearing import RUN, STATE, STEP, deletable, delete, settled
 from .locking import locked
 from .results import EvaluationResult, Memory
 from .schemas import Begun, Counted, Events, Row, Sessions, Status
@@ -144,6 +144,11 @@ class RunFolder:
     def set_status(self, status: Mapping[str, Any]) -> None:
         """Write the status."""
         write_json(self._status, status)
+
+    def saved_step(self) -> int | None:
+        """The step of the newest checkpoint; None if there is none."""
+        names = os.listdir(self.checkpoints) if self.checkpoints.is_dir() else []
+        return max((int(name[len("step-") :]) for name in names if re.fullmatch(STEP, name)), default=None)
 
     def backend(self) -> dict[str, Any] | None:
         """How the run computes, as set at its start: number formats, compilation, and notes on the accelerated copy."""

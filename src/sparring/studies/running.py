@@ -1,96 +1,33 @@
-"""Runs a study: every training in a folder of its own, in parallel where there are enough cores."""
+"""Runs a study: every training in a folder of its own, shared with all that were given the same command."""
 
-import itertools
-import multiprocessing
-import os
-import signal
-import threading
-import types
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
-from ..acceleration import tune_process
 from ..acceleration.process import usable_cores
-from ..core import foreign
 from ..core.errors import UserError
 from ..core.serialization import differences
-from ..records.locking import locked
+from ..records.leases import Attempt, Leases
 from ..records.run_folder import RunFolder
 from ..runs.environment import device_of
 from ..runs.fit import fit
 from ..runs.load import evaluate_run
-from ..runs.recipe import Recipe, recipe_from_plain
+from ..runs.recipe import recipe_from_plain
 from ..training.cost import cost
 from ..training.hooks import Interrupted
-from .study import Findings, JointMeasurement, Measurement, Study, aggregate
+from .jobs import Job, Plan, Together, Training, leases_of
+from .processes import spread, terminable, work_together
+from .sharing import Before, Tell, Work, end_of, work_through
+from .study import Findings, JointMeasurement, Measurement, Runs, Study, aggregate
 from .writing import precision_of, write
 
 Log = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One training, its evaluation, and the analyses of its run."""
-
-    arm: str
-    seed: int
-    recipe: dict[str, Any]
-    path: Path
-    passes: float
-    after: bool
-    measurements: tuple[Measurement, ...]
-
-    def __str__(self) -> str:
-        return f"{self.arm}, seed {self.seed}"
-
-    def done(self) -> bool:
-        run = RunFolder(self.path)
-        seen = all(look.done(run) for look in self.measurements)
-        return run.recipe() is not None and run.finished() and run.evaluated() and seen
-
-    def do(self, device: str) -> str:
-        """Train, evaluate and analyze as far as this is missing, and return the accuracies as text."""
-        recipe: Recipe = recipe_from_plain(self.recipe)
-        run = RunFolder(self.path)
-        if run.recipe() is None or not run.finished():
-            fit(recipe, self.path, device=device)
-        if not run.evaluated():
-            evaluate_run(run, recipe, device=device)
-        for look in self.measurements:
-            if not look.done(run):
-                with run.locked():
-                    look.look(run, device, look.how)
-        table = run.read_flags("last").table()
-        return ", ".join(f"{name} {100 * accuracy.value:.1f} %" for name, accuracy in table.items() if "/" not in name)
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """The joint analysis of all trainings of a seed."""
-
-    joint: JointMeasurement
-    folder: Path
-    seed: int
-    paths: dict[str, Path]
-
-    def __str__(self) -> str:
-        return f"together, seed {self.seed}"
-
-    def do(self, device: str) -> str:
-        runs = {arm: RunFolder(path) for arm, path in self.paths.items()}
-        self.joint.look(runs, self.joint.path(self.folder, self.seed), device, self.joint.how)
-        return "done"
-
-
-Work: TypeAlias = Job | Joined
 
 
 def run_study(
@@ -105,214 +42,243 @@ def run_study(
 ) -> Findings:
     """Train and evaluate what is missing, and write the results: see `writing.write`.
 
-    Finished trainings are kept, interrupted ones continue. `workers` is the number of trainings in parallel, each on
-    its share of the cores: by default the number of cores on a CPU, else 1. Raises `UserError` for a folder that holds
-    trainings of other recipes.
+    Finished trainings are kept, interrupted ones continue. Others, on any machine, may work in the same folder at the
+    same time: each training is done by one of them, and the results are written by one of them.
+
+    Args:
+        study: The study.
+        folder: Folder of the study.
+        scale: Name of its scale.
+        device: Device to train on: `auto` (all GPUs, if there are any), `cpu`, `cuda` (all GPUs) or `cuda:N`.
+        workers: Number of trainings at a time, each on its share of the cores; by default one on each GPU, and on a CPU
+            one on each core.
+        overwrite: Delete the trainings in the folder, and start anew.
+        log: Called with lines of text for the user.
+
+    Returns:
+        The results.
+
+    Raises:
+        UserError: If the folder holds trainings of other recipes, a training failed, or others work on what is to be
+            overwritten.
     """
     folder, where = Path(folder), device_of(device)
     if workers is not None and workers < 1:
         raise UserError(f"workers = {workers} is not at least 1")
-    with locked(folder):
-        return _studied(study, folder, scale, where, device, workers, overwrite, log)
-
-
-def _studied(
-    study: Study,
-    folder: Path,
-    scale: str,
-    where: torch.device,
-    device: str,
-    workers: int | None,
-    overwrite: bool,
-    log: Log,
-) -> Findings:
-    jobs = _jobs(study, folder)
-    if overwrite:
-        _clear([RunFolder(job.path) for job in jobs])
-    _admit(jobs)
-    left = [job for job in jobs if not job.done()]
-    joined = _joined(study, folder, jobs, {job.seed for job in left})
-    many = min(workers or (usable_cores() if where.type == "cpu" else 1), max(1, len(left), len(joined)))
-    log(f"{study.title}: {len(jobs)} trainings, {len(jobs) - len(left)} of them done; {many} at a time")
-    left = sorted(left, key=lambda job: -job.passes)
-    before, after = [job for job in left if not job.after], [job for job in left if job.after]
-    _carry_out((before, after, joined), many, device, log)
-    runs = {(job.arm, job.seed): RunFolder(job.path) for job in jobs}
+    prepare(study, folder, scale, overwrite=overwrite)
+    plan, leases = study.plan(scale), leases_of(folder, uuid.uuid4().hex)
+    tables = _OfAll(f"_tables-{study.seeds}", lambda: False)  # a command that is given again writes them again
+    trainings, joined = plan.trainings(folder), plan.joined(folder)
+    before = leases.numbers(job.name for job in (*plan.jobs(folder), tables))
+    missing = [job for job in trainings if not job.done()]
+    left = [*_trainings(study, missing, joined), *_analyses(study, trainings, joined)]
+    gpus = torch.cuda.device_count() if where.type == "cuda" else 0
+    devices = spread(device, workers, max(len(missing), len(left) - len(missing)), gpus, usable_cores())
+    done = len(trainings) - len(missing)
+    log(f"{study.title}: {len(trainings)} trainings, {done} of them done; {len(devices)} at a time")
+    report = _Report(left, leases, before, log)
+    work_together(left, leases, before, devices, report)
+    if failed := _failures(left, leases, before):
+        first, why = failed[0]
+        raise UserError(
+            f"{len(failed)} of {len(left)} trainings failed, the others are done. The first: {first.job}: {why}"
+        )
+    _admit(study, trainings)  # others may have begun those of another study meanwhile
+    runs = {(job.arm, job.seed): RunFolder(job.path) for job in trainings}
     findings = aggregate(study, runs)
-    if study.draw is not None:
-        study.draw(runs, folder)
-    write(findings, folder, scale, RunFolder(jobs[0].path).sessions()[-1], precision_of(runs.values()))
+    with terminable():
+        _once(tables, partial(_write, findings, folder, scale, runs), leases, before, report)
     return findings
 
 
-def _clear(runs: Sequence[RunFolder]) -> None:
-    """Delete runs, after checking that all of them can be deleted."""
-    ours = [run for run in runs if run.path.exists() and not run.foreign()]
-    for run in ours:
+def prepare(study: Study, folder: Path, scale: str, *, overwrite: bool = False) -> None:
+    """Make the folder of a study ready for those who work in it.
+
+    Args:
+        study: The study.
+        folder: Its folder.
+        scale: Name of its scale.
+        overwrite: Delete its trainings.
+
+    Raises:
+        UserError: If the folder holds trainings of other recipes, or others work on what is to be overwritten.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be the folder of a study: {error.strerror or error}") from error
+    plan, leases = study.plan(scale), leases_of(folder)
+    if overwrite:
+        _clear(plan.jobs(folder), leases)
+    _admit(study, plan.trainings(folder))
+    writing = _OfAll("_plan", lambda: Plan.read(folder) == plan)
+    _once(writing, partial(plan.write, folder), leases, leases.numbers([writing.name]), lambda name, text: None)
+
+
+def _clear(jobs: Sequence[Job], leases: Leases) -> None:
+    """Delete the runs of a study, unless one of them cannot be deleted, or others work at one of its jobs."""
+    runs = [RunFolder(job.path) for job in jobs if isinstance(job, Training)]
+    runs = [run for run in runs if run.path.exists() and not run.foreign()]
+    for run in runs:
         run.clearable()
-    for run in ours:
-        with run.locked():
-            run.clear()
+    known = [(job, leases.last(job.name)) for job in jobs]
+    for job, last in known:
+        if last is not None and last.at_work(leases.now):
+            raise UserError(_in_use(leases, job, last))
+    with ExitStack() as held:
+        for job, last in known:
+            lease = leases.take(job.name, last)
+            if lease is None:
+                raise UserError(_in_use(leases, job, leases.last(job.name)))
+            held.enter_context(lease)
+        for run in runs:
+            with run.locked():
+                run.clear()
 
 
-def _jobs(study: Study, folder: Path) -> list[Job]:
-    jobs = []
-    for arm in study.arms:
-        recipe = arm.recipe
-        each = cost(recipe.method, recipe.update, recipe.epochs, 100).both * recipe.epochs
-        for seed in range(study.seeds):
-            path = folder / "runs" / f"{arm.folder}-{seed}"
-            jobs.append(Job(arm.name, seed, arm.seeded(seed).plain(), path, each, arm.after, study.measurements))
-    return jobs
+def _in_use(leases: Leases, job: Job, attempt: Attempt | None) -> str:
+    return (
+        f"{leases.folder.parent} is in use: {attempt} is at work on {job}. Wait for its end, or stop it, before you "
+        "--overwrite"
+    )
 
 
-def _joined(study: Study, folder: Path, jobs: list[Job], changed: set[int]) -> list[Joined]:
-    """Return the joint analyses to do; those of a seed with a training that is not done are repeated."""
-    if study.joint is None:
-        return []
-    for seed in changed:
-        study.joint.path(folder, seed).unlink(missing_ok=True)
-    seeds = [seed for seed in range(study.seeds) if not study.joint.done(folder, seed)]
-    return [
-        Joined(study.joint, folder, seed, {job.arm: job.path for job in jobs if job.seed == seed}) for seed in seeds
-    ]
+def _recipe(study: Study, job: Training) -> dict[str, Any]:
+    return next(arm for arm in study.arms if arm.name == job.arm).seeded(job.seed).plain()
 
 
-def _admit(jobs: list[Job]) -> None:
+def _admit(study: Study, trainings: Sequence[Training]) -> None:
     """Refuse to take the training of another recipe for one of this study."""
-    for job in jobs:
-        known = RunFolder(job.path).recipe()
-        if known is not None and known != job.recipe:
-            changed = "; ".join(differences(known, job.recipe)[:3])
+    for job in trainings:
+        known, recipe = RunFolder(job.path).recipe(), _recipe(study, job)
+        if known is not None and known != recipe:
+            changed = "; ".join(differences(known, recipe)[:3])
             raise UserError(
                 f"{job.path} holds a training of another recipe ({changed}): --overwrite the trainings of this folder, "
                 "or choose another folder with --out"
             )
 
 
-def _carry_out(phases: Sequence[Sequence[Work]], workers: int, device: str, log: Log) -> None:
-    """Run one phase after the other; failures are reported once the other jobs of the phase are done."""
-    failed: list[str] = []
-    done, all_of_them = itertools.count(1), sum(map(len, phases))
+# -- the jobs
 
-    def tell(job: Work, outcome: Callable[[], str]) -> None:
-        try:
-            describe = outcome()
-        except UserError as error:
-            failed.append(describe := f"failed: {error}")
-        log(f"{next(done)}/{all_of_them} {job}: {describe}")
 
-    with _processes(workers if all_of_them else 1) as pool:
-        for phase in phases:
-            if not failed or not any(isinstance(work, Joined) for work in phase):  # joint work needs all trainings
-                _each(phase, pool, device, tell)
-    if failed:
-        raise UserError(
-            f"{len(failed)} of {all_of_them} trainings failed, the others are done. The first: "
-            + failed[0].removeprefix("failed: ")
+def _trainings(study: Study, missing: Sequence[Training], joined: Sequence[Together]) -> list[Work]:
+    """Return the trainings to do, the longest first; arms that come after others have to wait for these."""
+    passes = {}
+    for arm in study.arms:
+        recipe = arm.recipe
+        passes[arm.name] = cost(recipe.method, recipe.update, recipe.epochs, 100).both * recipe.epochs
+    first = {job.name for job in missing if not job.after}
+    outdated = {each.seed: each.path for each in joined}
+    return [
+        Work(
+            job,
+            partial(_trained, job, _recipe(study, job), study.measurements, outdated.get(job.seed)),
+            after=first if job.after else (),
         )
+        for job in sorted(missing, key=lambda job: (job.after, -passes[job.arm]))
+    ]
 
 
-def _each(
-    jobs: Sequence[Work],
-    pool: ProcessPoolExecutor | None,
-    device: str,
-    tell: Callable[[Work, Callable[[], str]], None],
-) -> None:
-    """Call `tell` with the outcome of each job, in the order of completion. Without a pool, this process does them."""
-    if pool is None:
-        for job in jobs:
-            tell(job, partial(_do, job, device))
-        return
-    futures: dict[Future[str], Work] = {pool.submit(_do, job, device): job for job in jobs}
-    for future in as_completed(futures):
-        tell(futures[future], future.result)
-
-
-@contextmanager
-def _processes(workers: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Processes for all phases of a study, or None for one worker. An exception ends them once they have saved."""
-    if workers == 1:
-        yield None
-        return
-    threads, others = max(1, usable_cores() // workers), set(multiprocessing.active_children())
-    context = _context()
-    with (
-        ProcessPoolExecutor(workers, context, initializer=_settle, initargs=(threads, foreign.known())) as pool,
-        _terminable(),
-    ):
-        try:
-            yield pool
-        except BrokenProcessPool:
-            raise UserError(
-                "a training process died, perhaps because memory ran out: repeat the command with fewer --workers, and "
-                "it continues"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in set(multiprocessing.active_children()) - others:
-                child.terminate()  # a training saves its state
-            raise
-
-
-def _context() -> Any:
-    """Return how processes are started: a server without threads imports what they need once, and forks them."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")  # a fork of this process would inherit the threads of torch
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "matplotlib.figure", "scipy.stats", "sklearn.datasets"])
-    return context
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Handle SIGTERM like Ctrl-C, so that no process is left behind; has no effect outside the main thread."""
-
-    def interrupt(number: int, frame: types.FrameType | None) -> None:
-        raise KeyboardInterrupt
-
+def _trained(
+    job: Training, plain: dict[str, Any], measurements: Sequence[Measurement], outdated: Path | None, device: str
+) -> str:
+    """Train, evaluate and analyze as far as this is missing, and return the accuracies as text."""
+    if outdated is not None:
+        outdated.unlink(missing_ok=True)  # the joint analysis of what this run was
+    recipe, run = recipe_from_plain(plain), RunFolder(job.path)
     try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-_IN_HAND = threading.Lock()
-"""Held while a process works."""
-_PATIENCE = 60.0  # seconds that a training has to save its state
-
-
-def _settle(threads: int, known: foreign.Known) -> None:
-    """Set up a worker process. It gets a session of its own, so that Ctrl-C does not reach it twice."""
-    if hasattr(os, "setsid"):
-        os.setsid()
-    threading.Thread(target=_follow, daemon=True).start()
-    foreign.know(known)
-    torch.set_num_threads(threads)
-    tune_process()
-
-
-def _follow() -> None:
-    """End this process when its parent has ended, even if the parent was killed; a training first saves its state."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    if _IN_HAND.locked():
-        os.kill(os.getpid(), signal.SIGTERM)
-    _IN_HAND.acquire(timeout=_PATIENCE)
-    os._exit(1)
-
-
-def _do(job: Work, device: str) -> str:
-    try:
-        with _IN_HAND:
-            return job.do(device)
-    except UserError as error:
-        raise UserError(f"{job}: {error}") from None
+        if run.recipe() is None or not run.finished():
+            fit(recipe, job.path, device=device)
     except Interrupted:
-        raise KeyboardInterrupt from None  # an exception that can be passed between processes
+        raise KeyboardInterrupt from None
+    if not run.evaluated():
+        evaluate_run(run, recipe, device=device)
+    for look in measurements:
+        if not look.done(run):
+            with run.locked():
+                look.look(run, device, look.how)
+    table = run.read_flags("last").table()
+    return ", ".join(f"{name} {100 * accuracy.value:.1f} %" for name, accuracy in table.items() if "/" not in name)
+
+
+def _analyses(study: Study, trainings: Sequence[Training], joined: Sequence[Together]) -> list[Work]:
+    """Return the joint analyses to do, each of which needs all trainings of its seed."""
+    if study.joint is None:
+        return []
+    return [
+        Work(job, partial(_analyzed, job, study.joint), [each.name for each in job.trainings], needs_all=True)
+        for job in joined
+        if not job.done()
+    ]
+
+
+def _analyzed(job: Together, joint: JointMeasurement, device: str) -> str:
+    joint.look({each.arm: RunFolder(each.path) for each in job.trainings}, job.path, device, joint.how)
+    return "done"
+
+
+@dataclass(frozen=True, slots=True)
+class _OfAll:
+    """What one command does for all, such as to write the tables."""
+
+    name: str
+    done: Callable[[], bool]
+
+    def __str__(self) -> str:
+        return self.name.strip("_")
+
+
+def _once(job: _OfAll, do: Callable[[], None], leases: Leases, before: Before, tell: Tell) -> None:
+    """Do something unless another command has done it since `before`; raise `UserError` if that failed."""
+
+    def done(device: str) -> str:
+        do()
+        return "done"
+
+    work = Work(job, done)
+    work_through([work], leases, before, "", tell)
+    for _, why in _failures([work], leases, before):
+        raise UserError(why)
+
+
+def _write(findings: Findings, folder: Path, scale: str, runs: Runs) -> None:
+    if findings.study.draw is not None:
+        findings.study.draw(runs, folder)
+    environment = next(iter(runs.values())).sessions()[-1]
+    write(findings, folder, scale, environment, precision_of(runs.values()))
+
+
+# -- what is said of them
+
+
+@dataclass(slots=True)
+class _Report:
+    """Logs what happens to the jobs: how many have ended, here or elsewhere, and what is waited for."""
+
+    works: Sequence[Work]
+    leases: Leases
+    before: Before
+    log: Log
+    here: int = 0
+    said: str = ""
+
+    def __call__(self, name: str, text: str) -> None:
+        job = next((work.job for work in self.works if work.name == name), None)
+        if job is not None:
+            self.here += 1
+            self.log(f"{self.here + self._elsewhere()}/{len(self.works)} {job}: {text}")
+        elif not name and text != self.said:
+            self.log(text)
+            self.said = text
+
+    def _elsewhere(self) -> int:
+        last = [(work, self.leases.last(work.name)) for work in self.works]
+        theirs = [(work, each) for work, each in last if each is not None and not each.of(self.leases.command)]
+        return sum(bool(end_of(work, each, self.before)) for work, each in theirs)
+
+
+def _failures(works: Sequence[Work], leases: Leases, before: Before) -> list[tuple[Work, str]]:
+    """Return the jobs that failed, here or elsewhere, each with the reason."""
+    last = [(work, leases.last(work.name)) for work in works]
+    return [(work, each.why) for work, each in last if each is not None and end_of(work, each, before) == "failed"]

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from ..core.errors import UserError, nearest
-from ..core.reading import read_json, reading
+from ..core.reading import reading
 from ..records.results import Array
 from ..records.run_folder import RunFolder
 from ..records.statistics import Cell, Cells, Claim, Resampled, Statistic, Verdict, judge, observed, resampled
 from ..runs.recipe import Recipe
 from ..training.cost import cost
+from .jobs import Plan, recorded
 
 WEIGHTS = ("best", "last")
 WORST = "worst"
@@ -55,7 +56,7 @@ class Measurement(NamedTuple):
 
     def done(self, run: RunFolder) -> bool:
         """Return True if the run was analyzed with these settings; it may also have been analyzed with others."""
-        return _done_so(run.analysis(self.kind, "json"), self.how)
+        return recorded(run.analysis(self.kind, "json"), self.how)
 
 
 class JointMeasurement(NamedTuple):
@@ -66,16 +67,6 @@ class JointMeasurement(NamedTuple):
 
     look: Callable[[Mapping[str, RunFolder], Path, str, Mapping[str, Any]], None]
     how: Mapping[str, Any]
-
-    def path(self, folder: Path, seed: int) -> Path:
-        return folder / f"together-{seed}.json"
-
-    def done(self, folder: Path, seed: int) -> bool:
-        return _done_so(self.path(folder, seed), self.how)
-
-
-def _done_so(path: Path, how: Mapping[str, Any]) -> bool:
-    return path.exists() and read_json(path).get("how") == how
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +125,17 @@ class Study:
                 f"the arms of a study are evaluated by different adversaries, none of them apart: {alike}; list those "
                 "that differ in `apart`"
             )
+
+    def plan(self, scale: str) -> Plan:
+        """Return what the study consists of, as its folder says it."""
+        return Plan(
+            study=self.name,
+            scale=scale,
+            seeds=self.seeds,
+            arms=tuple({"name": arm.name, "folder": arm.folder, "after": arm.after} for arm in self.arms),
+            analyses={each.kind: each.how for each in self.measurements},
+            joint=None if self.joint is None else self.joint.how,
+        )
 
 
 @dataclass(frozen=True, slots=True)
