@@ -6,6 +6,7 @@ from .augment import Augment, Crop, Cutout, Flip, Grey, Jitter, ResizedCrop
 from .batches import Batches, hold_out
 from .libraries import HubData, TorchvisionData
 from .named import load_test, source_of
+from .order import Order
 from .sources import (
     CIFAR10,
     CIFAR100,
@@ -47,6 +48,7 @@ __all__ = [
     "InvertedImages",
     "Jitter",
     "LabelNoise",
+    "Order",
     "PixelNoise",
     "Resized",
     "ResizedCrop",
