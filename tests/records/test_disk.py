@@ -269,6 +269,7 @@ NO_RECIPE = {
         "data.dataset_images:DatasetImages",
         "data.looks:CentralSquare",
         "data.looks:RandomWindow",
+        "data.mapped:MappedImages",
         "data.pictures:Pictures",
     ),
     "data.alterations:TrainingSet",

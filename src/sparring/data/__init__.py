@@ -5,6 +5,7 @@ from .alterations import Alteration, DifficultySubset, LabelNoise, PixelNoise, T
 from .augment import Augment, Crop, Cutout, Flip, Grey, Jitter, ResizedCrop
 from .batches import Batches, hold_out
 from .libraries import HubData, TorchvisionData
+from .mapped import MappedArrays
 from .named import load_test, source_of
 from .order import Order
 from .sources import (
@@ -48,6 +49,7 @@ __all__ = [
     "InvertedImages",
     "Jitter",
     "LabelNoise",
+    "MappedArrays",
     "Order",
     "PixelNoise",
     "Resized",
