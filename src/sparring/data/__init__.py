@@ -8,6 +8,7 @@ from .libraries import HubData, TorchvisionData
 from .mapped import MappedArrays
 from .named import load_test, source_of
 from .order import Order
+from .shrinking import shrink_pictures
 from .sources import (
     CIFAR10,
     CIFAR100,
@@ -62,5 +63,6 @@ __all__ = [
     "altered",
     "hold_out",
     "load_test",
+    "shrink_pictures",
     "source_of",
 ]
