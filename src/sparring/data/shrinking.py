@@ -14,7 +14,7 @@ from ..core.writing import write_bytes
 from .looks import opened, tried
 
 QUALITY = 95
-"""Quality of the JPEG files that are written, of 100; their colours have the full resolution."""
+"""Quality of the JPEG files that are written, of 100; as usual, their colours have half the resolution."""
 _AT_A_TIME = 1024
 _ENDINGS = (".jpg", ".jpeg")
 
@@ -28,8 +28,8 @@ class Shrunk(NamedTuple):
 
 
 def shrink_pictures(
-    folder: Path,
-    out: Path,
+    folder: Path | str,
+    out: Path | str,
     side: int,
     workers: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -54,6 +54,7 @@ def shrink_pictures(
         UserError: If `folder` holds no files, `out` lies in it, two pictures would get one name, or a number is out of
             its range.
     """
+    folder, out = Path(folder), Path(out)
     need_whole("side", side)
     need_whole("workers", workers if workers is not None else 1)
     if folder.resolve() in (out.resolve(), *out.resolve().parents):
@@ -120,5 +121,5 @@ def _small(path: Path, side: int) -> bytes:
             return path.read_bytes()
         size = (max(side, round(width * by)), max(side, round(height * by))) if by < 1 else image.size
         raw = io.BytesIO()
-        image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(raw, "JPEG", quality=QUALITY, subsampling=0)
+        image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(raw, "JPEG", quality=QUALITY)
         return raw.getvalue()
