@@ -34,7 +34,7 @@ def test_rows_written_while_measuring_are_as_before_afterwards(place):
         assert bank.rows[4, 0] == 7 and bank.rows[1, 0] == 8
     assert torch.equal(bank.rows, before) and bank.rows.data_ptr() == address
     bank[torch.tensor([0])] = torch.ones(1, 2)
-    assert bank.rows[0].tolist() == [1, 1], "what is written later stays"
+    assert bank.rows[0].tolist() == [1, 1] and bank._before is None, "what is written later stays, and is not copied"
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,6 @@ print(json.dumps(found))
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads its memory from /proc")
-@pytest.mark.parametrize("work", ["measuring"])
+@pytest.mark.parametrize("work", ["measuring", "saving", "loading"])
 def test_a_bank_in_a_file_is_not_copied_into_memory(taken, work):
     assert taken[work] < BANK / 4

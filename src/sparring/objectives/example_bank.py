@@ -29,8 +29,8 @@ class Bank(nn.Module):
 
     Rows are read and written by index, in float32. The stored precision (float32 or float16) depends only on the size,
     so that a resumed run rounds in the same way wherever the bank is. The bank is a buffer: it is saved and loaded with
-    the rest of the state, so a checkpoint is larger by its size, and as much memory is needed while it is written. A
-    file on disk is created in TMPDIR, which should not be in memory itself.
+    the rest of the state, in pieces, so a checkpoint is larger by its size. A file on disk is created in TMPDIR, which
+    should not be in memory itself.
 
     Args:
         data: The training set.

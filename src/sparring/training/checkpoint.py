@@ -6,8 +6,8 @@ folder with a checkpoint's name is complete. Two are kept: if the newer one is d
 """
 
 import contextlib
+import copy
 import hashlib
-import io
 import json
 import math
 import pickle
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..core.errors import UserError
 from ..core.reading import LARGEST_JSON, conform, open_file, parse_json, read_bytes, reading
-from ..core.writing import sync_folder, write_bytes
+from ..core.writing import replacing, sync_folder, write_bytes
 from ..evaluation.journal import digest
 from ..records.clearing import STEP
 from ..records.run_folder import RunFolder
@@ -87,10 +87,9 @@ class Checkpoints:
 
     def go_back(self, state: State, step: int) -> bool:
         """Load the checkpoint of `step` into `state`, and delete the later ones; return False if it is damaged."""
-        contents = _verified(self.path(step))
-        if contents is None:
+        if not _is_whole(self.path(step)):
             return False
-        _fill(state, self.path(step), *contents)
+        _fill(state, self.path(step))
         for later in self.paths():
             if later.name > self.path(step).name:
                 shutil.rmtree(later)
@@ -99,14 +98,11 @@ class Checkpoints:
     def _write(self, folder: Path, state: State) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        rest = io.BytesIO()
-        torch.save(state.state_dict(), rest)
         modules = state.modules().items()
         weights = {f"{part}.{name}": t for part, m in modules for name, t in m.state_dict().items()}
-        contents = {_WEIGHTS: safetensors.torch.save(_plain(weights)), _REST: rest.getvalue()}
-        for name, content in contents.items():
-            write_bytes(folder / name, content)
-        sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        write_bytes(folder / _WEIGHTS, safetensors.torch.save(_plain(weights)))
+        _save(folder / _REST, state.state_dict())
+        sums = {name: _sum(folder / name) for name in (_WEIGHTS, _REST)}
         write_bytes(folder / _SUMS, json.dumps(sums).encode())
 
     def load_latest(self, state: State) -> Path | None:
@@ -116,9 +112,8 @@ class Checkpoints:
         """
         paths = self.paths()
         for path in reversed(paths):
-            contents = _verified(path)
-            if contents is not None:
-                _fill(state, path, *contents)
+            if _is_whole(path):
+                _fill(state, path)
                 for damaged in paths[paths.index(path) + 1 :]:
                     shutil.rmtree(damaged)  # else it would count as one of the two that are kept
                 return path
@@ -128,24 +123,40 @@ class Checkpoints:
         return None
 
 
-def _verified(path: Path) -> tuple[bytes, bytes] | None:
-    """Contents of an undamaged checkpoint, else None. Other disk errors may be temporary, and are raised."""
+def _save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a state in pieces, since a bank in it may be larger than memory."""
+    with replacing(path) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's own, when it ends a file after the disk has refused a part of it
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+def _sum(path: Path) -> str:
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_whole(path: Path) -> bool:
+    """Return True for an undamaged checkpoint. Other disk errors may be temporary, and are raised."""
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError, RecursionError):
         sums = parse_json(read_bytes(path / _SUMS, LARGEST_JSON))
         conform(sums, dict[str, str], "it")
-        contents = [read_bytes(path / name) for name in (_WEIGHTS, _REST)]
-        if [hashlib.sha256(c).hexdigest() for c in contents] == [sums[_WEIGHTS], sums[_REST]]:
-            return contents[0], contents[1]
-    return None
+        return all(_sum(path / name) == sums[name] for name in (_WEIGHTS, _REST))
+    return False
 
 
-def _fill(state: State, path: Path, weights: bytes, rest: bytes) -> None:
+def _fill(state: State, path: Path) -> None:
     with reading(path, "it is from another program or version: start again with --overwrite"):
-        tensors = safetensors.torch.load(weights)
+        tensors = safetensors.torch.load_file(path / _WEIGHTS)
         for part, module in state.modules().items():
             own = {k.removeprefix(part + "."): t for k, t in tensors.items() if k.startswith(part + ".")}
             module.load_state_dict(own)
-        state.load_state_dict(torch.load(io.BytesIO(rest), weights_only=True, map_location="cpu"))
+        # mapped, since a bank in it may be larger than memory; the optimiser would go on in the mapped file
+        rest = torch.load(path / _REST, weights_only=True, map_location="cpu", mmap=True)
+        state.load_state_dict({**rest, "optimizer": copy.deepcopy(rest["optimizer"])})
 
 
 def save_weights(path: Path, model: nn.Module, about: Mapping[str, Any]) -> None:
