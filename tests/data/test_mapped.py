@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pretended import counts, pretended, waits
 from safetensors.numpy import save_file
 
 from sparring import TensorData, UserError, fit
@@ -100,6 +101,28 @@ def test_batches_are_gathered_a_few_ahead_and_no_more(tmp_path):
         assert len(asked) == number + 1 + AHEAD
     read.close()
     assert len(asked) == 5 + AHEAD
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+def test_batches_for_a_gpu_are_gathered_into_pinned_memory(tmp_path, monkeypatch, layout):
+    x = X if layout == "first" else X.transpose(0, 2, 3, 1)
+    data, asked, empty = written(tmp_path, "folder", x_train=x, x_test=x[:40]).load()[0], [], torch.empty
+
+    def recorded(*shape, pin_memory=False, **options):
+        asked.append(pin_memory)
+        return empty(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", recorded)
+    rows = torch.tensor([5, 3, 5])
+    with pretended():
+        data = data.to("cuda")
+        part, there = next(data.part(torch.arange(100)).read([rows], 0))
+        assert part.x.is_cuda and part.y.is_cuda and there.is_cuda
+        counts.clear()
+        next(data.read([there], 0))
+        assert waits() == {"copy between devices": 2}, "rows to the processor and images to the GPU, but no rows back"
+    assert asked == [True, True]
+    assert torch.equal(part.x.held, torch.from_numpy(X)[rows]) and there.held.tolist() == rows.tolist()
 
 
 def test_a_run_on_a_mapped_set_is_the_run_on_the_same_set_in_memory(tiny, tmp_path):
