@@ -21,7 +21,7 @@ from sparring import Linf, Method, Progress, State, UserError, train_step
 from sparring.acceleration import AcceleratedCopy, tune_process
 from sparring.attacks import FGSM, RandomStart
 from sparring.data import Batches, Flip, ImageStream
-from sparring.data.pictures import AHEAD
+from sparring.data.workers import AHEAD
 from sparring.models import imagenet_resnet
 from sparring.objectives import CrossEntropy
 from sparring.runs.environment import session

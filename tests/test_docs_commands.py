@@ -32,6 +32,7 @@ LONG = {
     "analyze": ("sparring.analysis.runs.open_run",),
     "study": ("sparring.studies.running.run_study", "sparring.cli.study._status", "sparring.cli.slurm.submit"),
     "bench": ("sparring.bench.bench",),
+    "data": ("sparring.data.shrink_pictures",),
 }
 WHOLE = ("list", "show", "compare")
 MARK = re.compile(r"<!-- not run: \S.+ -->\n\Z")

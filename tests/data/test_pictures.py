@@ -1,11 +1,13 @@
 """Pictures that stay in their files until they are asked for."""
 
+import gc
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -85,6 +87,56 @@ def test_several_views_are_several_windows_of_a_picture(pictures):
     batch = next(batches(ImageStream(str(pictures), size=16), views=2).rest_of_epoch(0))
     assert torch.equal(batch.index[:6], batch.index[6:])
     assert not torch.equal(batch.x[:6], batch.x[6:])
+
+
+@dataclass(frozen=True)
+class ProcessNumber:
+    """A cut whose images are the number of the process that makes them."""
+
+    size: int = 2
+
+    def centre(self, path):
+        raise AssertionError("nothing is evaluated here")
+
+    def chance(self, path, rng):
+        return np.array([os.getpid() >> 8 * byte & 255 for byte in range(4)] * 3, np.uint8).reshape(3, 2, 2)
+
+
+def makers(read):
+    """Numbers of the processes that have made the images, and the rows of the batches."""
+    read = list(read)
+    images = torch.cat([part.x for part, _ in read])[:, 0].flatten(1).long()
+    return set((images * torch.tensor([1, 256, 256**2, 256**3])).sum(1).tolist()), [rows for _, rows in read]
+
+
+def test_workers_stay_from_epoch_to_epoch_and_end_with_their_pictures(pictures):
+    train = replace(ImageStream(str(pictures), size=16).load()[0], look=ProcessNumber(), workers=2)
+    epochs = [list(torch.randperm(36).split(4)) for _ in range(3)]
+    first, rows = makers(train.read(epochs[0], 0))
+    assert len(first) == 2 and os.getpid() not in first
+    assert all(torch.equal(a, b) for a, b in zip(rows, epochs[0], strict=True))
+    early = train.read(epochs[1], 1)
+    next(early)
+    other, rows = makers(train.read(epochs[2], 2))
+    assert not first & other, "a second reader at the same time has workers of its own"
+    assert all(torch.equal(a, b) for a, b in zip(rows, epochs[2], strict=True))
+    early.close()
+    again, rows = makers(train.read(epochs[2], 2))
+    assert again == first, "those of a reader that stopped early serve the next"
+    assert all(torch.equal(a, b) for a, b in zip(rows, epochs[2], strict=True)), "and it sees its own batches only"
+    del train, early
+    gc.collect()
+    assert not {child.pid for child in multiprocessing.active_children()} & (first | other)
+
+
+def test_rows_are_given_back_as_they_were_unless_others_take_their_place(pictures):
+    train = replace(ImageStream(str(pictures), size=16, unreadable="skip").load()[0], workers=0)
+    asked = [torch.tensor([3, 1]), torch.tensor([7, 9])]
+    assert [rows is given for (_, rows), given in zip(train.read(asked, 0), asked, strict=True)] == [True, True]
+    train.path(1).write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="it is skipped"):
+        found = [rows.tolist() for _, rows in train.read(asked, 0)]
+    assert found == [[3, 2], [7, 9]]
 
 
 def test_reading_ahead_draws_nothing_from_torch(pictures):

@@ -266,6 +266,7 @@ NO_RECIPE = {
         "data.dataset_images:DatasetImages",
         "data.looks:CentralSquare",
         "data.looks:RandomWindow",
+        "data.mapped:MappedImages",
         "data.pictures:Pictures",
     ),
     "data.alterations:TrainingSet",

@@ -177,3 +177,39 @@ def test_a_kill_while_a_checkpoint_is_replaced_loses_nothing(tmp_path, renamed):
     assert Checkpoints(tmp_path).load_latest(fresh) == path
     same(state(5), fresh)
     assert not aside.exists()
+
+
+def test_a_disk_that_is_full_before_the_state_is_written_says_so(tmp_path, monkeypatch):
+    """With torch's own error in between, which names an internal file and no disk."""
+    checkpoints = Checkpoints(tmp_path)
+    save = torch.save
+
+    class Full:
+        def __init__(self, file):
+            self.file, self.left = file, 1000
+
+        def write(self, data):
+            self.left -= len(data)
+            if self.left < 0:
+                raise OSError(28, "No space left on device")
+            return self.file.write(data)
+
+        def flush(self):
+            self.file.flush()
+
+    monkeypatch.setattr(torch, "save", lambda content, file: save(content, Full(file)))
+    with pytest.raises(OSError, match="No space left") as error:
+        checkpoints.save(state(2))
+    assert error.value.filename.endswith("state.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loaded_state_does_not_depend_on_its_file(tmp_path):
+    fresh = state(seed=1)
+    path = Checkpoints(tmp_path).save(state(7))
+    Checkpoints(tmp_path).load_latest(fresh)
+    for name in ("state.pt", "weights.safetensors"):
+        size = (path / name).stat().st_size
+        with open(path / name, "r+b") as file:
+            file.write(bytes(size))
+    same(state(7), fresh)

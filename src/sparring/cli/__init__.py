@@ -25,6 +25,7 @@ commands:
   analyze RUN KIND               analyse a trained model: loss landscape, memorization, features
   compare A B                    paired comparison of two evaluations of the same images
   study NAME                     re-examine the claims of a paper
+  data shrink FOLDER             make pictures small once, so that training decodes less
   bench                          measure how fast this machine attacks and trains
   new method NAME                write a training method of your own to begin with
 
@@ -45,6 +46,7 @@ _COMMANDS = {
     "audit": "audit:audit",
     "compare": "evaluate:compare",
     "study": "study:study",
+    "data": "data:data",
     "bench": "bench:bench",
     "new": "new:new",
 }
@@ -53,7 +55,8 @@ _COMMANDS = {
 def main() -> None:
     """The entry point of the command.
 
-    Exit codes: 0 done, 1 an audit that failed, 2 a mistake that the message explains, 130 interrupted.
+    Exit codes: 0 done, 1 an audit that failed or files that are no pictures, 2 a mistake that the message explains, 130
+    interrupted.
     """
     sys.exit(run(sys.argv[1:]))
 

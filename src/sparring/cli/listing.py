@@ -18,6 +18,7 @@ _DATA = {
     "fashion_mnist": "Fashion-MNIST",
     "folder": "folder:DIR, pictures in DIR/train/CLASS/ and DIR/test/CLASS/ (or val)",
     "kmnist": "KMNIST",
+    "mapped": "mapped:PATH, the same arrays of bytes as .npy, .npz or .safetensors, which stay there: for large data",
     "mnist": "MNIST",
     "npz": "npz:FILE, arrays x_train, y_train, x_test, y_test",
     "stl10": "STL-10",

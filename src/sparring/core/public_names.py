@@ -30,6 +30,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "training.averaging": ("EMA", "SWA"),
     "data.given": ("GivenData",),
     "runs.given": ("GivenModel",),
+    "data.mapped": ("MappedArrays",),
     "data.libraries": ("HubData", "TorchvisionData"),
     "data.adapt": ("ClassSubset", "InvertedImages", "Resized", "Rotated"),
     "data.augment": ("Crop", "Cutout", "Flip", "Grey", "Jitter", "ResizedCrop"),

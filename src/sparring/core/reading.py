@@ -6,6 +6,7 @@ names the file. Needs no torch.
 
 import collections.abc
 import contextlib
+import io
 import json
 import math
 import os
@@ -54,7 +55,7 @@ def _first_line(error: BaseException) -> str:
     return message if kind is ValueError or not lines else f"{kind.__name__}: {message}"
 
 
-def open_file(path: Path) -> IO[bytes]:
+def open_file(path: Path) -> io.BufferedReader:
     """Open a regular file for reading; a pipe or a device, which may never end, is refused."""
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(file).st_mode):

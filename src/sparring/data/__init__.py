@@ -6,8 +6,10 @@ from .augment import Augment, Crop, Cutout, Flip, Grey, Jitter, ResizedCrop
 from .batches import Batches, hold_out
 from .image_size import ProgressiveResizing
 from .libraries import HubData, TorchvisionData
+from .mapped import MappedArrays
 from .named import load_test, source_of
 from .order import Order
+from .shrinking import shrink_pictures
 from .sources import (
     CIFAR10,
     CIFAR100,
@@ -49,6 +51,7 @@ __all__ = [
     "InvertedImages",
     "Jitter",
     "LabelNoise",
+    "MappedArrays",
     "Order",
     "PixelNoise",
     "ProgressiveResizing",
@@ -62,5 +65,6 @@ __all__ = [
     "altered",
     "hold_out",
     "load_test",
+    "shrink_pictures",
     "source_of",
 ]

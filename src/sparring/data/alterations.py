@@ -155,8 +155,8 @@ class PixelNoise:
         data = training.data
         if not isinstance(data, TensorData):
             raise UserError(
-                f"{self.kind} pixels need images in memory, and these stay in files: use ImageFolder, which reads them "
-                "into memory, or change labels alone"
+                f"{self.kind} pixels need images in memory, and these stay in files: use ImageFolder or NPZ, which "
+                "read them into memory, or change labels alone"
             )
         x = data.x.cpu().clone()
         rows = torch.arange(len(x))

@@ -46,7 +46,8 @@ def varied(data: TensorData, what: str) -> TensorData:
 
 def own_arrays(path: str, *needed: str) -> dict[str, Array]:
     """Return the arrays of an .npz file. Raises `UserError` if it cannot be read or lacks one of `needed`."""
-    return read_arrays(Path(path), "name an .npz file as numpy.savez writes it", *needed)
+    remedy = f"name an .npz file as numpy.savez writes it, or mapped:{path} if it is large"
+    return read_arrays(Path(path), remedy, *needed)
 
 
 def class_numbers(y: Array, what: str) -> Array:
@@ -64,7 +65,7 @@ def class_numbers(y: Array, what: str) -> Array:
 def count_classes(train: Array, test: Array, what: str) -> int:
     """Return the number of classes. Raises `UserError` if one has no training image."""
     count = int(max(train.max(initial=0), test.max(initial=0))) + 1
-    lacking = count - len(np.unique(train))
+    lacking = count - np.count_nonzero(np.bincount(train.astype(np.int64, copy=False), minlength=count))
     if lacking:
         raise UserError(
             f"{what}: labels reach {count - 1}, but {lacking:,} of these {count:,} classes have no training image: "

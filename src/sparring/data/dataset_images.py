@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from ..core.errors import UserError
-from ..core.rng import make_rng, mixed_seed
+from ..core.rng import mixed_seed
 from ..core.types import TensorData
 from .arrays import channels_first
-from .pictures import AHEAD, as_it_is, heed_parent_only
+from .workers import Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,35 +65,27 @@ class DatasetImages:
         return TensorData(x, self.y[places.to(self.y.device)], self.classes)
 
     def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple[TensorData, Tensor]]:
-        ahead: dict[str, Any] = {"prefetch_factor": AHEAD} if self.workers else {}
-        loader = DataLoader(
-            _Items(self.dataset, self.rows, self.collate, seed),
-            batch_sampler=[rows.tolist() for rows in batches],
-            num_workers=self.workers,
-            collate_fn=as_it_is,
-            worker_init_fn=heed_parent_only,
-            pin_memory=torch.device(self.device).type == "cuda",
-            generator=make_rng(0),  # else it would draw from torch's own generator, and change what training draws
-            **ahead,
-        )
-        for x, rows in loader:
-            there = rows.to(self.device)
+        # new workers each time, which see what the owner of the data set has changed in it since
+        found = Workers().read(_Items(self.dataset, self.rows, self.collate), batches, seed, self.workers, self.device)
+        for rows, x in found:
+            there = rows.to(self.device, non_blocking=True)
             yield TensorData(x.to(self.device, non_blocking=True), self.y[there], self.classes), there
 
 
 class _Items(Dataset[Any]):
     """Data set of a worker: a batch at a time, each item with random numbers of its own."""
 
-    def __init__(self, dataset: Any, rows: Tensor, collate: Callable[[list[Any]], Any], seed: int) -> None:
-        self.dataset, self.rows, self.collate, self.seed = dataset, rows, collate, seed
+    def __init__(self, dataset: Any, rows: Tensor, collate: Callable[[list[Any]], Any]) -> None:
+        self.dataset, self.rows, self.collate = dataset, rows, collate
 
-    def __getitems__(self, places: list[int]) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, wanted: tuple[int, list[int]]) -> Tensor:
+        run, places = wanted
         seen: dict[int, int] = {}  # a row occurs once for each view
         items = []
         with own_random_state():
             for place in places:
                 seen[place] = seen.get(place, -1) + 1
-                seed = mixed_seed(self.seed, place, seen[place])
+                seed = mixed_seed(run, place, seen[place])
                 random.seed(seed)
                 np.random.seed(seed % 2**32)  # noqa: NPY002
                 torch.manual_seed(seed)
@@ -104,7 +96,7 @@ class _Items(Dataset[Any]):
                 "the loader's collate_fn changes the labels: take that out of it, and mix images and labels by an "
                 "objective such as sparring.objectives.MixUp"
             )
-        return x, torch.tensor(places)
+        return x
 
 
 @contextmanager

@@ -170,9 +170,9 @@ class GivenData:
 def _fingerprint(parts: Sequence[LabelledData]) -> str:
     found = hashlib.blake2b(digest_size=8)
     for part in parts:
-        found.update(part.y.cpu().numpy().tobytes())
+        found.update(part.y.cpu().contiguous().numpy().data)
         if isinstance(part, TensorData):
-            found.update(part.x.cpu().contiguous().numpy().tobytes())
+            found.update(part.x.cpu().contiguous().view(-1).numpy().data)
     return found.hexdigest()
 
 

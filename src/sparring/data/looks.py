@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from ..core.reading import Array, open_file
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+T = TypeVar("T")
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 Interpolation = Literal["bicubic", "bilinear"]
 Centre = Literal["seven-eighths", "efficientnet", "resnet"]
@@ -39,6 +40,16 @@ def opened(path: Path) -> "Iterator[Image]":
         if most and image.width * image.height > most:  # Pillow itself refuses only twice as many
             raise ValueError(f"its {image.width} x {image.height} pixels are more than {most:,}")
         yield image
+
+
+def tried(path: Path, look: Callable[[Path], T]) -> "T | str":
+    """Return what `look` makes of a picture, or the reason why the picture cannot be read."""
+    try:
+        return look(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # a broken file can make a decoder raise any exception
+        return f"{path} is no picture that can be read ({str(error).splitlines()[0] if str(error) else type(error)})"
 
 
 class Cut(Protocol):

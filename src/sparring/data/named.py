@@ -8,7 +8,7 @@ from typing import Any
 from ..core import foreign
 from ..core.errors import UserError, nearest
 from ..core.types import TensorData
-from . import adapt, sources
+from . import adapt, mapped, sources
 from .arrays import MOST_CLASSES, channels_first, class_numbers, labelled, own_arrays
 from .libraries import HubData, TorchvisionData
 from .looks import CentralSquare
@@ -21,11 +21,13 @@ _KNOWN: dict[str, Any] = {
     "hf": HubData,
     "fashion_mnist": sources.FashionMNIST,
     "kmnist": sources.KMNIST,
+    "mapped": mapped.MappedArrays,
     "mnist": sources.MNIST,
     "stl10": sources.STL10,
     "svhn": sources.SVHN,
     "torchvision": TorchvisionData,
 }
+_NEEDING = {"hf": "hf:org/name", "mapped": "mapped:FOLDER", "torchvision": "torchvision:GTSRB"}
 _OF_PICTURES = (sources.ImageFolder, HubData, TorchvisionData)
 _CHANGE = re.compile(r"\+(?=(?:rotated|inverted|size=[^+/]*|classes=[^+/]*)(?:\+|$))")  # a path may contain a plus, too
 
@@ -38,8 +40,8 @@ def source_of(spec: str, cut: CentralSquare | None = None) -> sources.Source:
     pictures in a folder are cut to their central square, others are stretched.
 
     Args:
-        spec: name such as `fashion_mnist`, `cifar10:DIR`, `folder:DIR`, `npz:FILE`, `torchvision:GTSRB` or
-            `hf:org/name`, with any number of changes.
+        spec: name such as `fashion_mnist`, `cifar10:DIR`, `folder:DIR`, `npz:FILE`, `mapped:FOLDER`,
+            `torchvision:GTSRB` or `hf:org/name`, with any number of changes.
         cut: how pictures in a folder are cut, unless the name changes their size; None for the default.
 
     Returns:
@@ -62,9 +64,8 @@ def source_of(spec: str, cut: CentralSquare | None = None) -> sources.Source:
             raise UserError(f"{first!r}: a + is followed by rotated, inverted, size=224, or classes=0-4")
         raise UserError(f"no data called {first!r}: {_meant(first) or nearest(name, ['npz:FILE', *_KNOWN])}")
     make: Any = sources.NPZ if name == "npz" else _KNOWN[name]
-    if name in ("hf", "torchvision") and not where:
-        example = "hf:org/name" if name == "hf" else "torchvision:GTSRB"
-        raise UserError(f"{name} needs the name of a data set: write {example}")
+    if name in _NEEDING and not where:
+        raise UserError(f"{name} needs the name of a data set: write {_NEEDING[name]}")
     parts = where.split(":", 1) if name == "torchvision" else [where]
     source: sources.Source = make(*parts) if where or name == "npz" else make()
     if cut is not None and isinstance(source, _OF_PICTURES):

@@ -37,7 +37,7 @@ class Order:
         need_seed(seed)
         self.count, self.seed = count, seed
         high = math.isqrt(count - 1) + 1
-        self._sides = high, math.ceil(count / high)
+        self._sides = high, (count - 1) // high + 1
         drawn = PerExample(seed, torch.arange(high)).uniform(_ROUNDS).T
         self._moves = [(self._sides[number % 2] * row).long() for number, row in enumerate(drawn)]
 

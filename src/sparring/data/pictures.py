@@ -1,8 +1,6 @@
 """Pictures in files, decoded on demand, and for training ahead of time in other processes."""
 
 import os
-import signal
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,18 +12,18 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..acceleration.process import usable_cores
 from ..core.errors import UserError
 from ..core.reading import Array
 from ..core.rng import make_rng, mixed_seed
 from ..core.types import TensorData
-from .looks import Cut
+from .looks import Cut, tried
+from .workers import Workers
 
 Unreadable = Literal["stop", "skip"]
 
-AHEAD = 3  # batches that each worker prepares ahead
 _NAMED = 5  # skipped files that are named one by one in warnings
 
 
@@ -37,7 +35,7 @@ class Pictures:
     few batches ahead. The random window of a picture depends on seed, row and view alone, so neither the number of
     workers nor an interruption changes it. A file that cannot be read is an error, or is skipped: an index leaves it
     out, and training replaces it by the next readable picture, with that picture's label and row. Either way the file
-    is named and counted. Only the process that trains handles signals: workers end only when it tells them to.
+    is named and counted. The processes stay from epoch to epoch.
 
     Args:
         folder: folder that holds all pictures.
@@ -64,6 +62,7 @@ class Pictures:
     workers: int | None = None
     device: str | torch.device = "cpu"
     lost: dict[str, str] = field(default_factory=dict, compare=False)
+    _workers: Workers = field(default_factory=Workers, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.unreadable not in get_args(Unreadable):
@@ -105,15 +104,7 @@ class Pictures:
 
     def tried(self, row: int, look: Callable[[Path], Array]) -> "Array | str":
         """Return the picture of a row, or the reason why it cannot be read."""
-        path = self.path(row)
-        try:
-            return look(path)
-        except MemoryError:
-            raise
-        except Exception as error:  # a broken file can make a decoder raise any exception
-            return (
-                f"{path} is no picture that can be read ({str(error).splitlines()[0] if str(error) else type(error)})"
-            )
+        return tried(self.path(row), look)
 
     def _lose(self, new: Mapping[str, str]) -> None:
         """Warn of files that cannot be read, once for each; raise if `unreadable` is "stop" or no file is readable."""
@@ -130,70 +121,43 @@ class Pictures:
             raise UserError(f"none of {len(self)} pictures in {self.folder} can be read")
 
     def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple[TensorData, Tensor]]:
-        workers = usable_cores() if self.workers is None else self.workers
-        ahead: dict[str, Any] = {"prefetch_factor": AHEAD} if workers else {}
-        loader = DataLoader(
-            _Windows(self, seed),
-            batch_sampler=[rows.tolist() for rows in batches],
-            num_workers=workers,
-            collate_fn=as_it_is,
-            worker_init_fn=heed_parent_only,
-            pin_memory=torch.device(self.device).type == "cuda",
-            generator=make_rng(0),  # else it would draw from torch's own generator, and change what training draws
-            **ahead,
-        )
-        for x, rows, lost in loader:
+        count = usable_cores() if self.workers is None else self.workers
+        found = self._workers.read(_Windows(self), batches, seed, count, self.device)
+        for rows, (x, others, lost) in found:
             self._lose(lost)
-            there = rows.to(self.device)
+            there = (rows if others is None else others).to(self.device, non_blocking=True)
             yield TensorData(x.to(self.device, non_blocking=True), self.y[there], self.classes), there
 
 
 class _Windows(Dataset[Any]):
     """Data set of a worker, which decodes random windows by their rows, a batch at a time."""
 
-    def __init__(self, pictures: Pictures, seed: int) -> None:
-        self.pictures, self.seed = replace(pictures, y=torch.empty(0, dtype=torch.long), device="cpu", lost={}), seed
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures = replace(pictures, y=torch.empty(0, dtype=torch.long), device="cpu", lost={})
 
-    def __getitems__(self, rows: list[int]) -> tuple[Tensor, Tensor, dict[str, str]]:
+    def __getitems__(self, wanted: tuple[int, list[int]]) -> tuple[Tensor, Tensor | None, dict[str, str]]:
+        """Return the images, their rows if others took the place of some that were wanted, and what was lost."""
+        seed, rows = wanted
         found: list[tuple[Array, int]] = []
         lost: dict[str, str] = {}
         seen: dict[int, int] = {}  # a row occurs once for each view
         for row in rows:
             seen[row] = seen.get(row, -1) + 1
-            found.append(self._window(row, seen[row], lost))
+            found.append(self._window(row, seed, seen[row], lost))
         x = np.stack([image for image, _ in found])
-        return torch.from_numpy(x), torch.tensor([row for _, row in found]), lost
+        return torch.from_numpy(x), torch.tensor([row for _, row in found]) if lost else None, lost
 
-    def _window(self, row: int, view: int, lost: dict[str, str]) -> tuple[Array, int]:
+    def _window(self, row: int, seed: int, view: int, lost: dict[str, str]) -> tuple[Array, int]:
         """Decode the row, or the next readable one, and return it with its row; a black picture if none is readable."""
         pictures = self.pictures
         for other in range(len(pictures)):
             there = (row + other) % len(pictures)
-            rng = np.random.default_rng((self.seed, there, view))
+            rng = np.random.default_rng((seed, there, view))
             image = pictures.tried(there, partial(pictures.look.chance, rng=rng))
             if not isinstance(image, str):
                 return image, there
             lost[str(pictures.path(there))] = image
         return np.zeros(pictures.shape, np.uint8), row
-
-
-def heed_parent_only(worker: int) -> None:
-    """Ignore SIGINT and SIGTERM to the process group, so that the process that trains can finish its step."""
-    del worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_parent_says, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_when_parent_says(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
-
-
-def as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def _nth(count: int) -> str:

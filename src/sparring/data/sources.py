@@ -230,7 +230,8 @@ class NPZ:
     """Your own arrays: an .npz file with `x_train`, `y_train`, `x_test`, `y_test`.
 
     Images are `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`, with 1 or 3 channels; bytes, or floats in [0, 1]. Labels
-    are integers `[N]`, and each class from 0 to the highest has a training image.
+    are integers `[N]`, and each class from 0 to the highest has a training image. All are held in memory; for larger
+    data sets see `MappedArrays`.
 
     Args:
         path: path of the file.

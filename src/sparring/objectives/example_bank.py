@@ -3,7 +3,8 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -28,8 +29,8 @@ class Bank(nn.Module):
 
     Rows are read and written by index, in float32. The stored precision (float32 or float16) depends only on the size,
     so that a resumed run rounds in the same way wherever the bank is. The bank is a buffer: it is saved and loaded with
-    the rest of the state, so a checkpoint is larger by its size, and as much memory is needed while it is written. A
-    file on disk is created in TMPDIR, which should not be in memory itself.
+    the rest of the state, in pieces, so a checkpoint is larger by its size. A file on disk is created in TMPDIR, which
+    should not be in memory itself.
 
     Args:
         data: The training set.
@@ -51,13 +52,28 @@ class Bank(nn.Module):
         self.dtype, self.place = chosen(count, columns, place, _memory())
         self.register_buffer("rows", _zeros(count, columns, self.dtype, self.place))
         self.register_buffer("owner", fingerprint(data))
+        self._before: list[tuple[Tensor, Tensor]] | None = None
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """Rows `[B, C]` of `index` `[B]`, on the device of `index`."""
         return self.rows[index.to(self.rows.device)].to(index.device, torch.float32)
 
     def __setitem__(self, index: Tensor, values: Tensor) -> None:
-        self.rows[index.to(self.rows.device)] = values.detach().to(self.rows.device, self.dtype)
+        index = index.to(self.rows.device)
+        if self._before is not None:
+            self._before.append((index, self.rows[index]))
+        self.rows[index] = values.detach().to(self.rows.device, self.dtype)
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Restore on exit the rows that are written meanwhile; only these are copied, and not the whole bank."""
+        self._before = []
+        try:
+            yield
+        finally:
+            for index, rows in reversed(self._before):
+                self.rows[index] = rows
+            self._before = None
 
     def check(self, index: Tensor) -> None:
         """Raise `UserError` for an index outside the training set; on a GPU this synchronises."""

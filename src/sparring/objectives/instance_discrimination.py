@@ -121,10 +121,11 @@ class _Memory(nn.Module):
         return self.bank
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        if prefix + "bank.rows" in state_dict:
-            self.begin(state_dict[prefix + "bank.rows"].shape[1])
-        else:
+        saved = state_dict.get(prefix + "bank.rows")
+        if saved is None:
             self.bank = None  # a state before the first step
+        elif self.bank is None or self.bank.rows.shape[1] != saved.shape[1]:
+            self.begin(saved.shape[1])
         device = self.index.device
         self.index, self.seen = (
             torch.zeros_like(state_dict[prefix + name], device=device) for name in ("index", "seen")

@@ -6,8 +6,8 @@ folder with a checkpoint's name is complete. Two are kept: if the newer one is d
 """
 
 import contextlib
+import copy
 import hashlib
-import io
 import json
 import math
 import pickle
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..core import ranks
 from ..core.errors import UserError
 from ..core.reading import LARGEST_JSON, conform, open_file, parse_json, read_bytes, reading
-from ..core.writing import sync_folder, write_bytes
+from ..core.writing import replacing, sync_folder, write_bytes
 from ..evaluation.journal import digest
 from ..records.clearing import STEP
 from ..records.run_folder import RunFolder
@@ -103,14 +103,11 @@ class Checkpoints:
     def _write(self, folder: Path, state: State, rest: Mapping[str, Any]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        held = io.BytesIO()
-        torch.save(rest, held)
         modules = state.modules().items()
         weights = {f"{part}.{name}": t for part, m in modules for name, t in m.state_dict().items()}
-        contents = {_WEIGHTS: safetensors.torch.save(_plain(weights)), _REST: held.getvalue()}
-        for name, content in contents.items():
-            write_bytes(folder / name, content)
-        sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        write_bytes(folder / _WEIGHTS, safetensors.torch.save(_plain(weights)))
+        _save(folder / _REST, rest)
+        sums = {name: _sum(folder / name) for name in (_WEIGHTS, _REST)}
         write_bytes(folder / _SUMS, json.dumps(sums).encode())
 
     def load_latest(self, state: State) -> Path | None:
@@ -128,12 +125,10 @@ class Checkpoints:
 
     def _loaded(self, state: State, paths: Sequence[Path], tell: bool = False) -> Path | None:
         """Load the first undamaged checkpoint of `paths`, which the first process chooses, and return its folder."""
-        held: list[tuple[bytes, bytes]] = []
 
         def undamaged() -> Path | None:
             for path in paths:
-                if (contents := _verified(path)) is not None:
-                    held.append(contents)
+                if _is_whole(path):
                     return path
                 if tell:
                     warnings.warn(f"checkpoint {path} is damaged: going back to the one before", stacklevel=4)
@@ -141,31 +136,44 @@ class Checkpoints:
 
         path = ranks.from_first(undamaged)
         if path is not None:
-            contents = held[0] if held else _verified(path)
-            if contents is None:
-                raise UserError(f"checkpoint {path} cannot be read here, as the first process does: share its folder")
-            _fill(state, path, *contents)
+            _fill(state, path)
         return path
 
 
-def _verified(path: Path) -> tuple[bytes, bytes] | None:
-    """Contents of an undamaged checkpoint, else None. Other disk errors may be temporary, and are raised."""
+def _save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a state in pieces, since a bank in it may be larger than memory."""
+    with replacing(path) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's own, when it ends a file after the disk has refused a part of it
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+def _sum(path: Path) -> str:
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_whole(path: Path) -> bool:
+    """Return True for an undamaged checkpoint. Other disk errors may be temporary, and are raised."""
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError, RecursionError):
         sums = parse_json(read_bytes(path / _SUMS, LARGEST_JSON))
         conform(sums, dict[str, str], "it")
-        contents = [read_bytes(path / name) for name in (_WEIGHTS, _REST)]
-        if [hashlib.sha256(c).hexdigest() for c in contents] == [sums[_WEIGHTS], sums[_REST]]:
-            return contents[0], contents[1]
-    return None
+        return all(_sum(path / name) == sums[name] for name in (_WEIGHTS, _REST))
+    return False
 
 
-def _fill(state: State, path: Path, weights: bytes, rest: bytes) -> None:
+def _fill(state: State, path: Path) -> None:
     with reading(path, "it is from another program or version: start again with --overwrite"):
-        tensors = safetensors.torch.load(weights)
+        tensors = safetensors.torch.load_file(path / _WEIGHTS)
         for part, module in state.modules().items():
             own = {k.removeprefix(part + "."): t for k, t in tensors.items() if k.startswith(part + ".")}
             module.load_state_dict(own)
-        state.load_state_dict(torch.load(io.BytesIO(rest), weights_only=True, map_location="cpu"))
+        # mapped, since a bank in it may be larger than memory; the optimiser would go on in the mapped file
+        rest = torch.load(path / _REST, weights_only=True, map_location="cpu", mmap=True)
+        state.load_state_dict({**rest, "optimizer": copy.deepcopy(rest["optimizer"])})
 
 
 def save_weights(path: Path, model: nn.Module, about: Mapping[str, Any]) -> None:

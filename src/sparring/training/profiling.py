@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from ..core.errors import UserError
 from ..core.rng import Rng
 from ..core.types import Attack, AttackBackend, Closure, PerExampleLoss, Progress, Schedule, Terms, Update, at
+from ..objectives.example_bank import Bank
 from .cost import Passes, Watched, cost, cost_now
 from .engine import STAGES, Batches, Method, State, TrainingMethod
 
@@ -125,11 +126,19 @@ class _Timed:
 
 @contextmanager
 def _undone(state: State) -> Generator[None]:
-    """Restore the state on exit, bit for bit, with torch's own generators."""
+    """Restore the state on exit, bit for bit, with torch's own generators.
+
+    Banks, which may be larger than memory, are not copied: each restores the rows that are written.
+    """
     weights = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
-    rest = copy.deepcopy(state.state_dict())
+    banks = {f"{name}.rows".lstrip("."): m for name, m in state.memory.named_modules() if isinstance(m, Bank)}
+    held = state.state_dict()
+    rest = copy.deepcopy(held, {id(held["memory"][name]): held["memory"][name] for name in banks})
     try:
-        yield
+        with ExitStack() as stack:
+            for bank in banks.values():
+                stack.enter_context(bank.undone())
+            yield
     finally:
         state.optimizer.zero_grad(set_to_none=True)
         state.model.load_state_dict(weights)
