@@ -101,7 +101,8 @@ class TensorData:
 
     def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple["TensorData", Tensor]]:
         del seed
-        for rows in batches:
+        for each in batches:
+            rows = each.to(self.y.device, non_blocking=True)  # a GPU would wait for an index on the processor
             yield self[rows], rows
 
     @property

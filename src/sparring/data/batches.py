@@ -9,11 +9,14 @@ from torch import Tensor
 
 from ..core import ranks
 from ..core.errors import UserError
-from ..core.rng import PerExample, make_rng, mixed_seed
+from ..core.rng import PerExample, mixed_seed
 from ..core.types import Batch, LabelledData, TensorData, pixels
 from .augment import Augment
 from .image_size import ProgressiveResizing
 from .order import Order
+
+MOST_HELD_OUT = 10_000
+"""Images that select the best epoch, at most: they are on the device, and more of them would hardly tell more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +110,7 @@ class _Wanted(Sequence[Tensor]):
             raise IndexError(at)
         positions = self.positions(at)
         mine = positions[ranks.own(len(positions))]
-        rows = self.order.rows(torch.arange(mine.start, mine.stop))
-        return rows.to(self.batches.data.y.device).repeat(self.batches.views)
+        return self.order.rows(torch.arange(mine.start, mine.stop)).repeat(self.batches.views)
 
 
 def hold_out(data: LabelledData, share: float) -> tuple[LabelledData, TensorData]:
@@ -118,7 +120,7 @@ def hold_out(data: LabelledData, share: float) -> tuple[LabelledData, TensorData
 
     Args:
         data: training set `[N]`.
-        share: share of the images that are held out, in (0, 1).
+        share: share of the images that are held out, in (0, 1); at most `MOST_HELD_OUT` images are.
 
     Returns:
         The remaining training set and the validation set.
@@ -126,11 +128,13 @@ def hold_out(data: LabelledData, share: float) -> tuple[LabelledData, TensorData
     Raises:
         UserError: when one of the two would be empty.
     """
-    count = round(share * len(data))
+    count = min(round(share * len(data)), MOST_HELD_OUT)
     if not 1 <= count < len(data):
         raise UserError(
             f"holding out {share:g} of {len(data)} training images leaves {len(data) - count} to train on and "
             f"{count} to select by: both need at least one"
         )
-    order = torch.randperm(len(data), generator=make_rng(0)).to(data.y.device)
-    return data.part(order[count:].sort().values), data[order[:count].sort().values]
+    held = Order(len(data), 0).rows(torch.arange(count)).sort().values
+    rest = torch.ones(len(data), dtype=torch.bool)
+    rest[held] = False
+    return data.part(rest.nonzero()[:, 0].to(data.y.device)), data[held.to(data.y.device)]

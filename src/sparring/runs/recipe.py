@@ -83,8 +83,8 @@ class Recipe:
         optimizer: The optimiser.
         update: The update of the weights in each step.
         averaging: Averaging of the weights; None for none.
-        held_out: Share of the training set that selects the best epoch. With 0, all images are trained on and the last
-            epoch counts as the best.
+        held_out: Share of the training set that selects the best epoch, but at most 10,000 images. With 0, all images
+            are trained on and the last epoch counts as the best.
         drop_last: Use full batches only; otherwise the remaining images of an epoch are a smaller batch.
         normalize: Normalise by the statistics of the training set, if the function that builds the model takes them; or
             by a mean and a standard deviation for each channel, which any model gets.
