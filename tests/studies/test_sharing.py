@@ -9,7 +9,7 @@ import pytest
 from sparring import UserError
 from sparring.records.leases import Leases
 from sparring.studies import sharing
-from sparring.studies.sharing import Work, work_through
+from sparring.studies.sharing import Work, end_of, work_through
 
 
 @dataclass
@@ -162,3 +162,28 @@ def test_a_job_of_which_three_processes_died_has_failed(tmp_path, leases):
     [(_, text)] = worked(jobs, leases, {"a": 0})
     assert text.startswith("failed: its process died 3 times")
     assert worked(jobs, leases) == [("a", "well")], "a new command counts anew"
+
+
+def test_a_job_that_somebody_works_at_is_not_looked_at_since_its_files_may_be_half_written(tmp_path, leases):
+    work = works(tmp_path, "a")[0]
+    with leases.take("a", None):
+        work.job.path.touch()
+        assert end_of(work, leases.last("a"), {"a": 0}) == ""
+    assert end_of(work, leases.last("a"), {"a": 0}) == "done"
+
+
+def test_a_job_is_not_looked_at_before_those_that_it_comes_after_have_ended(tmp_path, leases):
+    first, last = works(tmp_path, "a", "b")
+    after = Work(Hasty(last.job.path, other=first.job.path), last.do, after=("a",))
+    assert [name for name, _ in worked([first, after], leases)] == ["a", "b"]
+
+
+@dataclass
+class Hasty(Counted):
+    """A job that cannot be looked at before another is done."""
+
+    other: Path = Path()
+
+    def done(self):
+        assert self.other.exists()
+        return super().done()

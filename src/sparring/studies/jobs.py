@@ -17,7 +17,7 @@ How: TypeAlias = Mapping[str, Any]
 
 def recorded(path: Path, how: How) -> bool:
     """Return True if the results of an analysis with these settings are in a file."""
-    return path.exists() and read_json(path).get("how") == how
+    return path.exists() and read_json(path, "delete it, and give the command again").get("how") == how
 
 
 class PlannedArm(TypedDict):
@@ -190,10 +190,10 @@ def leases_of(folder: Path, command: str = "") -> Leases:
 
 
 def _state(job: Job, last: Attempt | None) -> JobState:
-    if job.done():
-        return JobState("done", "", last)
     if last is not None and last.at_work(time.time):
         return JobState("running", str(last), last)
+    if job.done():
+        return JobState("done", "", last)
     if last is not None and last.state == "failed":
         return JobState("failed", last.why, last)
     reached = job.reached()

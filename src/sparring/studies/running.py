@@ -70,8 +70,8 @@ def run_study(
     tables = _OfAll(f"_tables-{study.seeds}", lambda: False)  # a command that is given again writes them again
     trainings, joined = plan.trainings(folder), plan.joined(folder)
     before = leases.numbers(job.name for job in (*plan.jobs(folder), tables))
-    missing = [job for job in trainings if not job.done()]
-    left = [*_trainings(study, missing, joined), *_analyses(study, trainings, joined)]
+    missing = [job for job in trainings if _at_work(leases, job) or not job.done()]
+    left = [*_trainings(study, missing, joined), *_analyses(study, missing, joined)]
     gpus = torch.cuda.device_count() if where.type == "cuda" else 0
     devices = spread(device, workers, max(len(missing), len(left) - len(missing)), gpus, usable_cores())
     done = len(trainings) - len(missing)
@@ -123,7 +123,7 @@ def _clear(jobs: Sequence[Job], leases: Leases) -> None:
         run.clearable()
     known = [(job, leases.last(job.name)) for job in jobs]
     for job, last in known:
-        if last is not None and last.at_work(leases.now):
+        if _at_work(leases, job):
             raise UserError(_in_use(leases, job, last))
     with ExitStack() as held:
         for job, last in known:
@@ -134,6 +134,11 @@ def _clear(jobs: Sequence[Job], leases: Leases) -> None:
         for run in runs:
             with run.locked():
                 run.clear()
+
+
+def _at_work(leases: Leases, job: Job) -> bool:
+    last = leases.last(job.name)
+    return last is not None and last.at_work(leases.now)
 
 
 def _in_use(leases: Leases, job: Job, attempt: Attempt | None) -> str:
@@ -202,14 +207,15 @@ def _trained(
     return ", ".join(f"{name} {100 * accuracy.value:.1f} %" for name, accuracy in table.items() if "/" not in name)
 
 
-def _analyses(study: Study, trainings: Sequence[Training], joined: Sequence[Together]) -> list[Work]:
+def _analyses(study: Study, missing: Sequence[Training], joined: Sequence[Together]) -> list[Work]:
     """Return the joint analyses to do, each of which needs all trainings of its seed."""
     if study.joint is None:
         return []
+    changed = {job.seed for job in missing}
     return [
         Work(job, partial(_analyzed, job, study.joint), [each.name for each in job.trainings], needs_all=True)
         for job in joined
-        if not job.done()
+        if job.seed in changed or not job.done()
     ]
 
 

@@ -52,6 +52,8 @@ class Work:
 
 def end_of(work: Work, last: Attempt | None, before: Before) -> str:
     """Return how a job ended, given the newest attempt: "done", "failed" since a command began, or "" for neither."""
+    if last is not None and last.state == "working":
+        return ""  # its files may be half written
     if last is not None and last.number > before[work.name] and last.state in ("done", "failed"):
         return last.state
     return "done" if work.job.done() else ""
@@ -91,13 +93,18 @@ def work_through(works: Sequence[Work], leases: Leases, before: Before, device: 
 
 def _unended(works: Sequence[Work], last: Mapping[str, Attempt | None], before: Before, failed: set[str]) -> list[Work]:
     """Return the jobs that have not ended, and add to `failed` those that failed or cannot be done."""
-    left = []
+    left, names = [], {work.name for work in works}
     for work in works:
-        lost = work.needs_all and not failed.isdisjoint(work.after)
-        end = "failed" if lost else end_of(work, last[work.name], before)
+        end = ""
+        if work.needs_all and not failed.isdisjoint(work.after):
+            end = "failed"
+        elif names.isdisjoint(work.after):
+            end = end_of(work, last[work.name], before)
         if end == "failed":
             failed.add(work.name)
-        if not end:
+        if end:
+            names.remove(work.name)
+        else:
             left.append(work)
     return left
 
