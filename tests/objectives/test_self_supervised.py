@@ -324,7 +324,7 @@ def test_features_that_are_all_alike_sound_the_alarm(without, tmp_path):
     model = Classifier(Alike(), KNN(3, 3))
     data, run = toy_data(), RunFolder(tmp_path / "r")
     run.path.mkdir()
-    state = State(model, torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1), nn.Module(), make_rng(0))
+    state = State(model, torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1), nn.Module(), 0)
     hook = RefreshHook(data, run, said.append, refreshable(model))
     for epoch in (1, 2):
         hook.on_epoch(state, Progress(10 * epoch, 10, 2))
