@@ -35,7 +35,7 @@ _DRAWING = [False]
 def undrawn() -> "Iterator[None]":
     """The pictures of runs are a dot, which saves time. Tests about pictures ask for `drawn`."""
     import sparring.runs.fit
-    import sparring.runs.load
+    import sparring.runs.result_files
 
     def dot(draw: Any) -> Any:
         def drawing(*args: Any) -> None:
@@ -48,8 +48,8 @@ def undrawn() -> "Iterator[None]":
 
     places = (
         (sparring.runs.fit, "plot_learning_curve"),
-        (sparring.runs.load, "plot_adversarial_examples"),
-        (sparring.runs.load, "plot_robustness_curve"),
+        (sparring.runs.result_files, "plot_adversarial_examples"),
+        (sparring.runs.result_files, "plot_robustness_curve"),
     )
     with pytest.MonkeyPatch.context() as patch:
         for module, name in places:

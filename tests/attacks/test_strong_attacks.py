@@ -165,6 +165,15 @@ def test_the_projection_onto_a_hyperplane_is_the_nearest_point_in_the_box(threat
         assert size == pytest.approx(least(threat, z, w, -gap), rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5), L1(2.0)], ids=repr)
+def test_the_projection_of_an_example_does_not_depend_on_its_batch(threat):
+    rng = make_rng(0)
+    z, w = (torch.rand(200, 30, generator=rng, dtype=torch.float64) for _ in range(2))
+    w, gap = w - 0.5, torch.linspace(0.1, 3.5, 200, dtype=torch.float64)
+    alone = [to_hyperplane(threat, z[i : i + 1], w[i : i + 1], gap[i : i + 1]) for i in range(200)]
+    assert torch.equal(to_hyperplane(threat, z, w, gap), torch.cat(alone))
+
+
 def least(threat, z, w, need):
     """The smallest norm of a move with `w . move = need` that stays in [0, 1]."""
     bounds = list(zip(-z, 1 - z, strict=True))

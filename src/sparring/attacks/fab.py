@@ -181,9 +181,10 @@ def _newton(size: Tensor, rate: Tensor | None, room: Tensor, need: Tensor) -> Te
         free = (room - reach).clamp_min_(0).sign_()
         lack = need - (size * torch.minimum(reach, room)).sum(1, keepdim=True)
         slope = free.mul_(gain).sum(1, keepdim=True)
-        if step % every == every - 1 and not bool((lack > 1e-6 * need).logical_and_(slope > 0).any()):
+        going = (lack > 1e-6 * need).logical_and_(slope > 0)
+        if step % every == every - 1 and not bool(going.any()):
             break
-        t = t + lack.clamp_min(0) / slope.clamp_min(_TINY)
+        t = t + (lack / slope.clamp_min(_TINY)).where(going, 0.0)  # an example that is done rests, whatever others do
     t = t.masked_fill((slope <= 0) & (lack > 0), _FAR)
     return torch.minimum(t if rate is None else t * rate, room)
 

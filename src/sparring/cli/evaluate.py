@@ -1,5 +1,6 @@
 """The commands `sparring evaluate` and `sparring compare`."""
 
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -29,9 +30,11 @@ Measures the accuracy on test images, clean and under each attack, with 95 % Wil
                       hub:ORGANISATION/NAME@COMMIT (of the Hugging Face Hub)
 
 If there is no recipe with attacks, AutoAttack runs at --threat. An evaluation that was killed is resumed, if it has a
-folder to write to. `sparring evaluate TARGET --help` shows all flags.
+folder to write to. With --shard 1/8 to --shard 8/8, machines that share the folder evaluate an eighth of the images
+each; --merge, with the same flags, makes one result of them. `sparring evaluate TARGET --help` shows all flags.
 
   sparring evaluate runs/quickstart --autoattack standard --min-norm
+  sparring evaluate runs/quickstart --shard 2/8
   sparring evaluate mymodels:build --data npz:test.npz --threat linf:8/255 --out runs/mine"""
 
 
@@ -56,6 +59,11 @@ class _Options:
     """Keep all adversarial images with the per-example results."""
     out: str | None = None
     """Folder for the results; those of a run are written to its own folder."""
+    shard: str | None = None
+    """Evaluate one of several parts of the images: 2/8 is the second of eight, of every eighth image. Each part has a
+    file of its own in the folder, and may be evaluated on another machine."""
+    merge: bool = False
+    """Merge the results of all shards in the folder. Give the flags that the shards had."""
     overwrite: bool = False
     """Replace the results in the folder, even if they are on more images."""
     device: str = "auto"
@@ -100,9 +108,35 @@ def evaluate(args: list[str]) -> int:
         say("\n".join(console.remarks(which, each)))
     for name, adversary in attacks.items():
         say(f"{name}: {plainly(adversary)}")
-    if out is not None:
+    if out is not None and options.shard is not None:
+        _say_shards(Path(out), list(found), options.shard)
+    elif out is not None:
         _say_where(Path(out))
     return 0
+
+
+def _say_shards(path: Path, which: list[str], shard: str) -> None:
+    """Say how many shards are done, and what follows."""
+    from ..records.run_folder import RunFolder
+
+    of = int(shard.partition("/")[2])
+    done = min(len(RunFolder(path).shards(each, of)) for each in which)
+    then = "give --merge instead of --shard" if done == of else "evaluate the others, then give --merge"
+    say(f"{done} of {of} shards are done: {then}")
+
+
+def _shard(options: _Options, out: str | None) -> tuple[int, int] | None:
+    """Return the number of the shard and the number of all, from `2/8`; None for all images."""
+    if options.merge and options.shard is not None:
+        raise UserError("--merge makes one result of all shards: give it without --shard")
+    if (options.merge or options.shard is not None) and out is None:
+        raise UserError("the results of shards are put together in a folder: name one with --out")
+    if options.shard is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", options.shard)
+    if found is None:
+        raise UserError(f"--shard {options.shard}: write the number of the shard and the number of all, as 2/8")
+    return int(found[1]), int(found[2])
 
 
 def _is_known(target: str) -> bool:
@@ -150,6 +184,8 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
         "overwrite": options.overwrite,
         "keep_images": options.keep_images,
         "backend": backend,
+        "shard": _shard(options, str(path) if path.is_dir() else options.out),
+        "merge": options.merge,
         "on_progress": on_progress,
     }
     if path.is_dir() and options.out:
@@ -233,7 +269,7 @@ def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Fou
     _check_track(Path(target), options)
     recipe = find(options.recipe)() if options.recipe else None
     threat = _threat(options, recipe.evaluation if recipe else None)
-    device = device_of(options.device)
+    shard, device = _shard(options, options.out), device_of(options.device)
     model, test = foreign(target, options)
     version = options.autoattack if options.attack else options.autoattack or "standard"
     evaluation = Evaluation(_added(replace(options, autoattack=version), threat), options.examples, options.batch_size)
@@ -249,6 +285,8 @@ def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Fou
         overwrite=options.overwrite,
         keep_images=options.keep_images,
         backend=AcceleratedCopy(options.precision, options.compile),
+        shard=shard,
+        merge=options.merge,
         on_progress=on_progress,  # type: ignore[arg-type]
     )
     return options, found, evaluation.adversaries, options.out

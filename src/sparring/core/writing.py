@@ -3,26 +3,32 @@
 import contextlib
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a file by JSON."""
-    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+def write_json(path: Path, value: Mapping[str, Any], shared: bool = False) -> None:
+    """Replace a file by JSON; `shared` as in `replacing`."""
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode(), shared)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file by `content`."""
-    with replacing(path) as file:
+def write_bytes(path: Path, content: bytes, shared: bool = False) -> None:
+    """Replace a file by `content`; `shared` as in `replacing`."""
+    with replacing(path, shared) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that replaces `path` once it is complete and on the disk."""
-    temporary = path.with_name(f".{path.name}.writing")
+def replacing(path: Path, shared: bool = False) -> Iterator[IO[bytes]]:
+    """Open a file that replaces `path` once it is complete and on the disk.
+
+    With `shared`, other processes or machines may replace the same path at the same time: the file is then the one that
+    was completed last. What a killed process leaves of it stays in the folder.
+    """
+    mark = f".{uuid.uuid4().hex}" if shared else ""
+    temporary = path.with_name(f".{path.name}{mark}.writing")
     try:
         temporary.unlink(missing_ok=True)  # left by a killed process, or a link made by somebody else
         with temporary.open("xb") as file:

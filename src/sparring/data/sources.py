@@ -298,8 +298,8 @@ class ImageStream:
     """Pictures in `folder`/train/CLASS/ and `folder`/val/CLASS/ (or test), as of ImageNet, read during training.
 
     Training pictures are decoded and cut to random windows in other processes, ahead of training. The validation
-    (held-out) set and the test pictures of an evaluation are decoded into memory, cut to a central square. The pictures
-    are in a fixed random order, so that the first few are of all classes.
+    (held-out) set is decoded into memory, and the test pictures of an evaluation batch by batch, both cut to a central
+    square. The pictures are in a fixed random order, so that the first few are of all classes.
 
     Args:
         folder: folder that holds the folders train and val (or test).

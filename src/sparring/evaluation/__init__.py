@@ -4,6 +4,7 @@ from .accuracy import evaluate
 from .adversaries import Adversary, MultiTargeted, SurrogateGradient, WhiteBox, check_adversary_name, perturb, threat_of
 from .audit_context import AuditBudget
 from .auto_attack import AutoAttack, Ensemble
+from .examples import rows_of_shard
 from .gradient_masking import audit
 from .minimum_norm import MinimumNorm
 from .neighbours import FeatureAttack, KNNAttackSuite, KNNVoteAttack, PGDkNN, ProbeTransfer
@@ -31,5 +32,6 @@ __all__ = [
     "check_adversary_name",
     "evaluate",
     "perturb",
+    "rows_of_shard",
     "threat_of",
 ]

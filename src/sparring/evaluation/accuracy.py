@@ -1,11 +1,13 @@
 """Robust accuracy of a model, with one result per example."""
 
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +16,18 @@ from ..acceleration import AcceleratedCopy
 from ..core.errors import UserError, need_seed, need_whole
 from ..core.gate import FEW, alone, answer, check_model, switched_to_eval
 from ..core.modes import frozen, full_precision
-from ..core.types import Attack, AttackBackend, TensorData, Threat, pixels
-from ..core.validation import check_data, refuse_probabilities
+from ..core.types import Attack, AttackBackend, LabelledData, Threat, pixels
+from ..core.validation import refuse_probabilities
 from ..data.given import evaluation_data
 from ..models.classifier import normalized
+from ..records.notes import LOST_UNDER, lost_notes, square_notes
 from ..records.results import Array, EvaluationResult, Examples
 from .adversaries import Adversary, checked_index
+from .examples import EvaluationData, check_source, shard_of
 from .journal import PartStore, fingerprint
 from .minimum_norm import MinimumNorm
 from .named import adversaries_of, within_of
-from .runner import CLEAN, PICTURES, AttackPlan, AttackRecord, Cascade, EvaluationContext, OnProgress, Run, needs_fine
+from .runner import CLEAN, AttackPlan, AttackRecord, Cascade, EvaluationContext, OnProgress, Run, needs_fine
 from .verifier import MutationCheck, Verdict, Verifier, flat_gradients, oddities
 
 
@@ -38,6 +42,7 @@ def evaluate(
     batch_size: int | None = None,
     seed: int = 0,
     index: Tensor | None = None,
+    shard: tuple[int, int] | None = None,
     keep_images: bool = False,
     state: Path | str | None = None,
     backend: AttackBackend | None = None,
@@ -61,7 +66,8 @@ def evaluate(
         model: Any module that maps images `[B, C, H, W]` in [0, 1] to logits `[B, K]`.
         data: Images in [0, 1] (or bytes) with labels: `(images, labels)` as arrays or tensors, a `Dataset` or
             `DataLoader`, labelled data of this package; or the test part of a pair (training data, test data), of a
-            source, or of a name such as "npz:FILE" or "folder:DIR". All of them are brought into memory.
+            source, or of a name such as "npz:FILE" or "folder:DIR". Images in files, as of `ImageStream` or a
+            `Dataset`, are read batch by batch, and at most a few batches are in memory at once.
         adversaries: Adversaries, cascades or attacks by their names in the result, or a single one. A bare attack sees
             the model: it is taken as `WhiteBox(attack)`. With `eps` or `threat` also a name, or several: `autoattack`,
             `pgd`, `fgsm`, `apgd`, `square`, `min-norm`, ...
@@ -72,7 +78,10 @@ def evaluate(
             64x64 pixels. Compiled, an attack holds four batches, so that rows of finished examples can be refilled.
         seed: Seed of the random numbers.
         index: int64 `[N]`, the number of each example for its random numbers; by default its place in `data`.
-        keep_images: Whether the result holds the adversarial images of broken examples.
+        shard: Evaluate one part of the examples: (2, 8) is the second of eight, of the rows 1, 9, 17, ... The results
+            of all parts, evaluated in any order and on any machines, become one by
+            `sparring.records.merge_evaluations`.
+        keep_images: Whether the result holds the adversarial images of broken examples, all of them in memory.
         state: Folder to which results are written as they come; after a crash, the same call continues from it.
         backend: Gives the model that attacks run on; by default `AcceleratedCopy()`.
         on_progress: Called with an `EvaluationProgress` after each batch and at the end of each stage.
@@ -83,30 +92,32 @@ def evaluate(
     Raises:
         UserError: For images outside [0, 1], wrong labels, probabilities instead of logits, a model that changes itself
             in forward, weights that are neither float32 nor float64, more than one `MinimumNorm`, a name that no
-            adversary can have, an attack that gives NaN, or a `state` of another evaluation.
+            adversary can have, an attack that gives NaN, a `state` of another evaluation, or a shard that has no
+            example or does not exist.
     """
     check_model(model)
     if normalize is not None:
         model = normalized(model, *normalize)
-    data = evaluation_data(data, "evaluation")[:]
-    check_data(data, "evaluation")
+    source = evaluation_data(data, "evaluation")
+    check_source(source)
     if batch_size is not None:
         need_whole("batch_size", batch_size)
     need_seed(seed)
-    data = TensorData(data.x.detach(), data.y, data.classes)
-    index = checked_index(index, len(data), data.x.device)
+    index = checked_index(index, len(source), torch.device("cpu"))
+    part = shard_of(shard, len(source))
     known = adversaries_of(adversaries, within_of(eps, threat))
-    chains = [AttackPlan.of(name, adversary, len(data.classes)) for name, adversary in known.items()]
+    chains = [AttackPlan.of(name, adversary, len(source.classes)) for name, adversary in known.items()]
     if sum(chain.nearest is not None for chain in chains) > 1:
         raise UserError(
             "smallest distances can be found in one norm at a time: leave out all MinimumNorm adversaries but one"
         )
     judge = Verifier(model, max((chain.draws for chain in chains), default=1))
-    backend, like = backend or AcceleratedCopy(), _like(model, data)
-    about = {**_about(model, data, index, known, seed), "search": backend.describe(like.device)}
-    journal = None if state is None else PartStore(Path(state), about, data.x.shape)
-    few = pixels(data.x[:FEW]).to(like)
-    batch_size = batch_size or _batch_size(data.shape, like.device)
+    backend, like = backend or AcceleratedCopy(), _like(model, source)
+    batch_size = batch_size or _batch_size(source.shape, like.device)
+    examples = EvaluationData.read_once(source, index, part, batch_size)
+    settings = _settings(model, known, seed, backend.describe(like.device))
+    journal = None if state is None else PartStore(Path(state), _about(settings, examples, known), examples.shape)
+    few = pixels(examples[:FEW].x).to(like)
     with alone(model), _enough_memory(batch_size), full_precision(), switched_to_eval(model), frozen(model):
         unaltered = MutationCheck(model)
         answer(model, few)
@@ -119,8 +130,7 @@ def evaluate(
                 attacked=attacked,
                 attacked_fp32=attacked_fp32,
                 unaltered=unaltered,
-                data=data,
-                index=index,
+                data=examples,
                 like=like,
                 batch_size=batch_size,
                 seed=seed,
@@ -129,27 +139,26 @@ def evaluate(
                 keep_images=keep_images,
                 backend=backend,
             )
-            clean, notes = _clean(setting)
-            if journal is not None and judge.draws == 1 and not any("randomised" in note for note in notes):
+            clean, oddities = _clean(setting)
+            if journal is not None and judge.draws == 1 and not any("randomised" in note for note in oddities):
                 journal.same_answers(clean.predicted.numpy(), clean.margin.numpy())
             work = sum(chain.work * int(clean.right.sum()) for chain in chains)
             run = Run(setting, clean, work, known=all(chain.known for chain in chains))
             books = {chain.name: (chain, run.through(chain)) for chain in chains}
             flat = flat_gradients(model, *setting.batch(slice(batch_size))) if chains else []
-    notes += [note for chain, book in books.values() for note in _lost_under(chain, book, clean)]
-    for note in notes:
+    found = replace(_assembled(setting, clean, books), settings=settings, shard=part)
+    lost = [*lost_notes(found), *_lost_at_smallest_norms(books, clean)]
+    for note in (*lost, *oddities):
         warnings.warn(note, stacklevel=2)
-    notes += [note for note in (*flat, *run.notes) if note not in notes]
-    notes += [note for chain, book in books.values() for note in (*chain.notes, *_by_square(chain, book))]
-    notes += dict.fromkeys((*backend.notes(model), *in_float32.notes(model)))
-    return _assembled(setting, clean, books, tuple(notes), about)
+    notes = (*lost, *square_notes(found), *oddities, *flat, *run.notes, *(n for chain in chains for n in chain.notes))
+    return replace(found, notes=tuple(dict.fromkeys((*notes, *backend.notes(model), *in_float32.notes(model)))))
 
 
-def _like(model: nn.Module, data: TensorData) -> Tensor:
+def _like(model: nn.Module, data: LabelledData) -> Tensor:
     """An empty tensor on the model's device, of the type of its weights."""
     weights = next((p for p in model.parameters() if p.is_floating_point()), None)
     if weights is None:
-        return torch.empty(0, device=data.x.device)
+        return torch.empty(0, device=data.y.device)
     if weights.dtype not in (torch.float32, torch.float64):
         raise UserError(
             f"the weights of the model are {weights.dtype}, whose rounding would hide an eps of 8/255: wrap the model "
@@ -175,15 +184,27 @@ def _enough_memory(batch_size: int) -> Iterator[None]:
         ) from error
 
 
+def _settings(
+    model: nn.Module, adversaries: Mapping[str, Adversary | Cascade], seed: int, search: str
+) -> dict[str, str]:
+    """What the verdicts depend on besides the images, the same in every process."""
+    own = {f"adversary {name}": _ADDRESS.sub("", repr(adversary)) for name, adversary in adversaries.items()}
+    return {"model": fingerprint(model.state_dict()), **own, "seed": str(seed), "search": search}
+
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
 def _about(
-    model: nn.Module, data: TensorData, index: Tensor, adversaries: Mapping[str, Adversary | Cascade], seed: int
+    settings: Mapping[str, str], examples: EvaluationData, adversaries: Mapping[str, Adversary | Cascade]
 ) -> dict[str, object]:
-    """The identity of an evaluation: its model, images, adversaries and seed, so that a saved state can be matched."""
+    """The identity of an evaluation, so that a saved state can be matched."""
     return {
-        "model": fingerprint(model.state_dict()),
-        "images": fingerprint({"x": data.x, "y": data.y, "index": index}),
+        "model": settings["model"],
+        "images": fingerprint({"hash": torch.from_numpy(examples.image_hash), "index": examples.index}),
         "adversaries": {name: repr(adversary) for name, adversary in adversaries.items()},
-        "seed": seed,
+        "seed": int(settings["seed"]),
+        "search": settings["search"],
     }
 
 
@@ -201,47 +222,29 @@ def _clean(setting: EvaluationContext) -> tuple[Verdict, list[str]]:
     clean = Verdict(*(torch.cat(part).cpu() for part in zip(*verdicts, strict=True)))
     if bool(clean.probable.all()):
         refuse_probabilities()
-    lost = int((clean.predicted < 0).sum())
-    if lost:
-        notes.append(f"{lost} of {len(data)} clean images give NaN or infinite logits: they count as wrong")
     return clean, notes
 
 
-def _lost_under(chain: AttackPlan, book: AttackRecord, clean: Verdict) -> list[str]:
-    """A note on examples for which the model gives NaN or infinite logits under an adversary."""
-    lost = int(((book.predicted < 0) & clean.right).sum())
-    if not lost:
-        return []
-    return [f"{lost} examples count as broken because the model gives NaN or infinite logits under {chain.name}"]
+Books: TypeAlias = Mapping[str, tuple[AttackPlan, AttackRecord]]
 
 
-def _by_square(chain: AttackPlan, book: AttackRecord) -> list[str]:
-    """A note on AutoAttack's own sign of masked gradients: Square reduces the accuracy by more than 0.2 points."""
-    names = [name.rpartition("/")[2] for name in chain.stages]
-    if "square" not in names[1:]:
-        return []
-    found = int((book.broken_by == names.index("square") + 1).sum())
-    if found < 2 or found <= 0.002 * len(book.broken_by):
-        return []
-    return [
-        f"Square, which needs no gradients, breaks {found} examples that the attacks before it did not: gradients may "
-        "be masked; run sparring audit"
-    ]
+def _lost_at_smallest_norms(books: Books, clean: Verdict) -> list[str]:
+    """Notes on logits that are not finite under minimum-norm attacks, whose margins are not in the result."""
+    lost = {
+        name: int(((book.predicted < 0) & clean.right).sum())
+        for name, (chain, book) in books.items()
+        if chain.nearest is not None
+    }
+    return [LOST_UNDER.format(count, name) for name, count in lost.items() if count]
 
 
-def _assembled(
-    setting: EvaluationContext,
-    clean: Verdict,
-    books: Mapping[str, tuple[AttackPlan, AttackRecord]],
-    notes: tuple[str, ...],
-    about: Mapping[str, object],
-) -> EvaluationResult:
+def _assembled(setting: EvaluationContext, clean: Verdict, books: Books) -> EvaluationResult:
     data = setting.data
     robust, margin = {"clean": clean.right.numpy()}, {"clean": clean.margin.float().numpy()}
     norm, images, distance, hardest, last = {}, {}, None, None, None
     for name, (chain, book) in books.items():
         if chain.nearest is not None:
-            distance, hardest = _distances(chain.nearest, book, books), _hardest(book, data, clean)
+            distance, hardest = _distances(chain.nearest, book, books), _shown(book, data, clean)
             continue
         last = book
         for stage, row in enumerate(chain.stages, 1):
@@ -249,25 +252,24 @@ def _assembled(
         robust[name] = book.robust().numpy()
         margin[name], norm[name] = book.margin.numpy(), book.norm.numpy()
         if setting.keep_images:
-            images[name] = _with_clean(book, data)
-    threats = {name: repr(chain.threat()) for name, (chain, _) in books.items() if chain.nearest is None}
+            images[name] = _with_clean(book, data, setting.batch_size)
     return EvaluationResult(
         robust,
-        data.y.cpu().numpy(),
+        data.label.numpy(),
         data.classes,
         margin,
         norm,
-        setting.index.cpu().numpy(),
+        data.index.numpy(),
         distance,
         images,
-        notes,
-        {"images": str(about["images"]), **threats},
-        examples=_pictures(last, data, clean) if last is not None else None,
+        about={name: repr(chain.threat()) for name, (chain, _) in books.items() if chain.nearest is None},
+        examples=None if last is None else _shown(last, data, clean),
         hardest=hardest,
+        image_hash=data.image_hash,
     )
 
 
-def _distances(nearest: MinimumNorm, book: AttackRecord, books: Mapping[str, tuple[AttackPlan, AttackRecord]]) -> Array:
+def _distances(nearest: MinimumNorm, book: AttackRecord, books: Books) -> Array:
     """The smallest eps that any attack found: 0 where the clean image is misclassified, inf where none was found."""
     distance = book.norm.nan_to_num(nan=math.inf)
     for chain, other in books.values():
@@ -278,28 +280,20 @@ def _distances(nearest: MinimumNorm, book: AttackRecord, books: Mapping[str, tup
     return distance.masked_fill(book.broken_by == CLEAN, 0.0).numpy()
 
 
-def _hardest(book: AttackRecord, data: TensorData, clean: Verdict) -> Examples | None:
-    """Images of the examples with the smallest distances."""
-    return _shown(book, sorted(book.images, key=lambda row: float(book.norm[row]))[:PICTURES], data, clean)
-
-
-def _with_clean(book: AttackRecord, data: TensorData) -> Array:
+def _with_clean(book: AttackRecord, data: EvaluationData, batch_size: int) -> Array:
     """Adversarial images of the broken examples, and clean images of all others, `[N, C, H, W]`."""
-    images = pixels(data.x.cpu()).clone()
+    images = torch.cat([pixels(data[rows].x.cpu()) for rows in torch.arange(len(data)).split(batch_size)])
     for row, image in book.images.items():
         images[row] = image
     return images.numpy()
 
 
-def _pictures(book: AttackRecord, data: TensorData, clean: Verdict) -> Examples | None:
-    """Images of the first few examples that an adversary broke."""
-    return _shown(book, sorted(book.images)[:PICTURES], data, clean)
-
-
-def _shown(book: AttackRecord, rows: list[int], data: TensorData, clean: Verdict) -> Examples | None:
-    if not rows:
+def _shown(book: AttackRecord, data: EvaluationData, clean: Verdict) -> Examples | None:
+    """The images that a record keeps to be shown."""
+    if not book.images:
         return None
-    x, y = pixels(data.x[rows].cpu()), data.y[rows].cpu()
-    adversarial = torch.stack([book.images[row] for row in rows])
-    arrays = (x, adversarial, y, clean.predicted[rows], book.predicted[rows], book.norm[rows])
+    rows = torch.tensor(book.shown())
+    adversarial = torch.stack([book.images[row] for row in rows.tolist()])
+    facts = (data.label[rows], clean.predicted[rows], book.predicted[rows], book.norm[rows], data.index[rows])
+    arrays = (pixels(data[rows].x.cpu()), adversarial, *facts)
     return Examples(*(part.numpy() for part in arrays))

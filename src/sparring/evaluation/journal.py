@@ -1,15 +1,18 @@
 """The state of an evaluation on disk, so that a kill loses at most one batch, or four that are refilled together.
 
 A journal is a folder of parts, each written under another name and renamed when it is on the disk. A part that cannot
-be read is skipped with a warning, and its examples are attacked again.
+be read is skipped with a warning, and its examples are attacked again. Several processes, also on several machines that
+share the folder, may write to one journal: no two parts have the same name.
 """
 
 import hashlib
 import io
 import math
 import re
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +25,14 @@ from ..core.public_names import FORMAT
 from ..core.reading import Array, check_arrays, load_arrays, read_bytes, read_json, reading
 from ..core.serialization import differences
 from ..core.writing import replacing, write_json
+from ..records.results import PICTURES
 
 
 class Part(NamedTuple):
     """The results of one batch under one stage.
 
-    `rows`, `broken`, `margin`, `norm` and `predicted` are `[B]`; `images` are the adversarial images of the broken
-    examples.
+    `rows`, `broken`, `margin`, `norm` and `predicted` are `[B]`; `images` are the adversarial images of all broken
+    examples, or of the first `PICTURES` of them.
     """
 
     rows: Array
@@ -50,17 +54,17 @@ class PartStore:
         self.folder, self._about, self._images = folder, folder / "about.json", tuple(images)
         plain = {"format": FORMAT, **_plain(about)}
         _make(folder)
-        if self._about.exists():
-            changed = differences(read_json(self._about, f"delete {folder}, and begin again"), plain)
-            if changed:
-                raise UserError(
-                    f"{folder} holds the state of another evaluation ({'; '.join(changed)[:300]}): choose "
-                    "another folder, or delete it"
-                )
-        elif any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise UserError(f"{folder} holds files that are not of an evaluation: choose another folder")
-        else:
-            write_json(self._about, plain)
+        used = any(not path.name.startswith(".") for path in folder.iterdir())
+        if not self._about.exists():  # asked after `used`: whoever else begins this state writes about.json first
+            if used:
+                raise UserError(f"{folder} holds files that are not of an evaluation: choose another folder")
+            write_json(self._about, plain, shared=True)
+        changed = differences(read_json(self._about, f"delete {folder}, and begin again"), plain)
+        if changed:
+            raise UserError(
+                f"{folder} holds the state of another evaluation ({'; '.join(changed)[:300]}): choose "
+                "another folder, or delete it"
+            )
 
     def same_answers(self, predicted: Array, margin: Array) -> None:
         """Check that the model answers clean images `[N]` as it did when the state was begun.
@@ -72,7 +76,7 @@ class PartStore:
         path = self.folder / "clean.npy"
         answers = np.stack([predicted.astype(np.float64), margin.astype(np.float64)])
         if not path.exists():
-            with replacing(path) as file:
+            with replacing(path, shared=True) as file:
                 np.save(file, answers)
             return
         with reading(path, f"delete {self.folder}, and begin again"):
@@ -87,26 +91,31 @@ class PartStore:
             )
 
     def parts(self, stage: str) -> Iterator[Part]:
-        """The readable parts of a stage, in order; a damaged part is renamed and skipped with a warning."""
-        for path in sorted(self.folder.glob(f"{_file_name(stage)}-{_NUMBER}.npz")):
+        """The readable parts of a stage; a damaged part is renamed and skipped with a warning."""
+        name = _file_name(stage)
+        for path in sorted(self.folder.glob(f"{name}-*.npz")):
+            if not _ENDING.fullmatch(path.name.removeprefix(name)):
+                continue
             try:
                 part = _part(read_bytes(path), self._images)
+            except FileNotFoundError:  # another process found it damaged
+                continue
             except OSError as error:  # possibly temporary, so the part is not renamed
                 raise UserError(f"{path} cannot be read ({error.strerror or error}): try again") from error
             except Exception as error:  # flipped bits in a zip file can raise anything
                 warnings.warn(f"{path} is damaged ({error}): its examples are attacked again", stacklevel=2)
-                path.rename(path.with_suffix(".damaged"))
+                with suppress(FileNotFoundError):
+                    path.rename(path.with_suffix(".damaged"))
                 continue
             yield part
 
     def add(self, stage: str, part: Part) -> None:
-        """Write a part of a stage under the next free number."""
-        numbers = [int(path.stem[-6:]) for path in self.folder.glob(f"*-{_NUMBER}.npz")]
-        with replacing(self.folder / f"{_file_name(stage)}-{max(numbers, default=-1) + 1:06d}.npz") as file:
+        """Write a part of a stage under a name that no other process gives."""
+        with replacing(self.folder / f"{_file_name(stage)}-{uuid.uuid4().hex}.npz") as file:
             np.savez(file, **part._asdict())
 
 
-_NUMBER = "[0-9]" * 6
+_ENDING = re.compile(r"-(\d{6}|[0-9a-f]{32})\.npz")  # earlier versions numbered the parts
 
 
 _KINDS = {"rows": "int64", "broken": "bool", "margin": "f", "norm": "float32", "predicted": "int64"}
@@ -119,7 +128,12 @@ def _part(content: bytes, images: tuple[int, ...]) -> Part:
     check_arrays(held, len(part.rows), _KINDS)
     if (part.rows < 0).any() or (part.rows >= (images or (math.inf,))[0]).any():
         raise ValueError("its rows are out of range")
-    if part.images.dtype != np.float32 or part.images.ndim != 4 or len(part.images) != part.broken.sum():
+    broken = int(part.broken.sum())
+    if (
+        part.images.dtype != np.float32
+        or part.images.ndim != 4
+        or len(part.images) not in (broken, min(broken, PICTURES))
+    ):
         raise ValueError("its images do not fit its broken examples")
     if images[1:] and part.images.shape[1:] != images[1:]:
         raise ValueError(f"its images are {part.images.shape[1:]}, the evaluated images are {images[1:]}")

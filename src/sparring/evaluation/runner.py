@@ -14,8 +14,8 @@ from ..attacks.losses import misclassified
 from ..attacks.threats import Linf
 from ..core.errors import UserError
 from ..core.rng import PerExample, Rng, mixed_seed
-from ..core.types import AttackBackend, SearchCall, TensorData, Threat, pixels, recordable
-from ..records.results import Array
+from ..core.types import AttackBackend, SearchCall, Threat, pixels, recordable
+from ..records.results import PICTURES, Array
 from .adversaries import (
     Adversary,
     Divides,
@@ -28,11 +28,11 @@ from .adversaries import (
 )
 from .adversaries import bound as bound_of
 from .cost import BACKWARD, passes
+from .examples import EvaluationData
 from .journal import Part, PartStore
 from .minimum_norm import MinimumNorm
 from .verifier import MutationCheck, Verdict, Verifier
 
-PICTURES = 8
 SAMPLE, BEYOND_CHANCE = 16, 2
 """The sample that is attacked on the model itself, and the number of broken examples that is beyond chance.
 
@@ -148,21 +148,30 @@ def needs_fine(adversary: Adversary) -> bool:
 
 @dataclass(slots=True)
 class AttackRecord:
-    """The results of each example under one adversary; all tensors are `[N]`, on the CPU."""
+    """The results of each example under one adversary; all tensors are `[N]`, on the CPU.
+
+    `images` are the adversarial images of broken examples by their rows: all of them with `all_images`, else a few to
+    be shown: the first, or with `hardest` those with the smallest norms.
+    """
 
     broken_by: Tensor
     margin: Tensor
     norm: Tensor
     predicted: Tensor
+    all_images: bool
+    hardest: bool
     images: dict[int, Tensor] = field(default_factory=dict)
-    all_images: bool = False
 
     @classmethod
-    def open(cls, clean: Verdict, all_images: bool) -> "AttackRecord":
+    def open(cls, clean: Verdict, all_images: bool, hardest: bool) -> "AttackRecord":
         """The record before the first attack: examples that are wrong on clean images count as broken."""
         broken = torch.full_like(clean.predicted, ROBUST).masked_fill(~clean.right, CLEAN)
         nothing = torch.full_like(clean.margin, math.nan)
-        return cls(broken, clean.margin.clone(), nothing, clean.predicted.clone(), all_images=all_images)
+        return cls(broken, clean.margin.clone(), nothing, clean.predicted.clone(), all_images, hardest)
+
+    def holds(self, part: Part) -> bool:
+        """Return True if a part has all images that the record needs."""
+        return not self.all_images or len(part.images) == part.broken.sum()
 
     def enter(self, stage: int, part: Part) -> None:
         """Add the results of one batch under a stage."""
@@ -173,9 +182,14 @@ class AttackRecord:
         self.broken_by[lost] = stage
         self.norm[lost] = torch.from_numpy(part.norm)[broken]
         self.predicted[lost] = torch.from_numpy(part.predicted)[broken]
-        self.images.update(zip(lost.tolist(), torch.from_numpy(part.images), strict=True))
+        self.images.update(zip(lost.tolist(), torch.from_numpy(part.images), strict=False))
         if not self.all_images:
-            self.images = {row: self.images[row] for row in sorted(self.images)[:PICTURES]}
+            self.images = {row: self.images[row] for row in self.shown()}
+
+    def shown(self) -> list[int]:
+        """The rows of the images to be shown."""
+        key = (lambda row: (float(self.norm[row]), row)) if self.hardest else None
+        return sorted(self.images, key=key)[:PICTURES]
 
     def robust(self, stage: int | None = None) -> Tensor:
         """Examples that are robust after a stage, or after all results so far."""
@@ -193,8 +207,7 @@ class EvaluationContext:
     attacked_fp32: nn.Module
     """The model or its copy with the rounding of float32."""
     unaltered: MutationCheck
-    data: TensorData
-    index: Tensor
+    data: EvaluationData
     like: Tensor
     """An empty tensor of the device and the type of the model's input."""
     batch_size: int
@@ -211,7 +224,7 @@ class EvaluationContext:
 
     def sample(self, rows: Tensor) -> Tensor:
         """A random sample of the rows, which depends on the seed and the index alone."""
-        drawn = PerExample(mixed_seed(self.seed, 0), self.index.cpu()[rows]).uniform(1)[:, 0]
+        drawn = PerExample(mixed_seed(self.seed, 0), self.data.index[rows]).uniform(1)[:, 0]
         return rows[drawn.argsort()[:SAMPLE].sort().values]
 
     @contextmanager
@@ -251,7 +264,8 @@ class EvaluationContext:
 
     def batch(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Images and labels as the model takes them."""
-        return pixels(self.data.x[rows]).to(self.like), self.data.y[rows].to(self.like.device)
+        found = self.data[rows]
+        return pixels(found.x).to(self.like), found.y.to(self.like.device)
 
     def confirmed(self, z: Tensor, x: Tensor, y: Tensor, threat: Threat | None) -> tuple[Tensor, Verdict]:
         """The points inside the ball, and the verdict on them (`Verifier.confirm`), computed batch by batch."""
@@ -293,7 +307,8 @@ class Run:
 
         If the stages ran on a copy, a sample of the robust examples is then attacked on the model itself.
         """
-        book = AttackRecord.open(self.clean, self.setting.keep_images or chain.nearest is not None)
+        hardest = chain.nearest is not None  # its images are only shown
+        book = AttackRecord.open(self.clean, self.setting.keep_images and not hardest, hardest)
         self._stages(chain, book)
         if chain.nearest is None and chain.draws == 1 and any(map(self.setting.on_copy, chain.stages.values())):
             self._attack_sample_on_model(chain, book)
@@ -323,7 +338,7 @@ class Run:
         cost, setting = chain.costs[stage - 1], self.setting
         name, adversary = list(chain.stages.items())[stage - 1]
         name, count = name + where, len(todo)
-        for part in setting.journal.parts(name) if setting.journal is not None else ():
+        for part in filter(book.holds, setting.journal.parts(name)) if setting.journal is not None else ():
             book.enter(stage, part)
             todo = todo[~torch.isin(todo, torch.from_numpy(part.rows))]
         expected = 0 if where else int(self.clean.right.sum())  # examples of this stage in `work`
@@ -331,7 +346,7 @@ class Run:
         done, seed = count - len(todo), mixed_seed(setting.seed, stage)
         adversary, size = setting.divided(adversary)
         for rows in todo.split(size) if len(todo) else ():
-            part = self._attacked(name, adversary, rows, seed, on_model=bool(where))
+            part = self._attacked(name, adversary, rows, seed, book, on_model=bool(where))
             if setting.journal is not None:
                 setting.journal.add(name, part)
             book.enter(stage, part)
@@ -340,11 +355,13 @@ class Run:
         self._notify(chain.name, name, count, count, book, stage_done=True)
         setting.unaltered.check()
 
-    def _attacked(self, name: str, adversary: Adversary, rows: Tensor, seed: int, on_model: bool) -> Part:
+    def _attacked(
+        self, name: str, adversary: Adversary, rows: Tensor, seed: int, book: AttackRecord, on_model: bool
+    ) -> Part:
         """Attack one batch, again on the model where only the copy is fooled, and verify the points."""
         setting = self.setting
-        x, y = setting.batch(rows.to(setting.data.x.device))
-        index, threat = setting.index[rows].to(x.device), bound(adversary)
+        x, y = setting.batch(rows)
+        index, threat = setting.data.index[rows].to(x.device), bound(adversary)
         with setting.seen_by(adversary, on_model) as (attack, attacked):
             z = setting.found(attack, attacked, x, y, PerExample(seed, index)).detach()
             again = setting.unlike_model(attacked, z, y)
@@ -360,9 +377,8 @@ class Run:
         z, verdict = setting.confirmed(z, x, y, threat)
         measure = threat_of(adversary) if isinstance(adversary, MinimumNorm) else threat
         norm = measure.norm(z - x) if measure is not None else torch.full_like(verdict.margin, math.nan)
-        broken = ~verdict.right
-        tensors = (rows, broken, verdict.margin, norm.float(), verdict.predicted, z[broken].float().contiguous())
-        return Part(*(tensor.cpu().numpy() for tensor in tensors))
+        facts = (rows, ~verdict.right, verdict.margin, norm.float(), verdict.predicted)
+        return _part(facts, z, book)
 
     def _notify(
         self, name: str, stage: str, done: int, todo: int, book: AttackRecord, stage_done: bool = False
@@ -371,6 +387,21 @@ class Run:
         left = max(0.0, seconds * (self.work / self.done - 1)) if self.done else seconds
         left = left if self.known else math.nan
         self.setting.on_progress(EvaluationProgress(name, stage, done, todo, book.robust().numpy(), left, stage_done))
+
+
+def _part(facts: Sequence[Tensor], z: Tensor, book: AttackRecord) -> Part:
+    """The results of a batch, with the images among the points `z` that the record needs.
+
+    `facts` are the rows, whether they are broken, margins, norms and predictions.
+    """
+    rows, broken, margin, norm, predicted = (fact.cpu() for fact in facts)
+    if book.hardest:  # the images of a part are those of its first broken examples
+        order = norm.argsort(stable=True)
+        rows, broken, margin, norm, predicted = (fact[order] for fact in (rows, broken, margin, norm, predicted))
+        z = z[order.to(z.device)]
+    shown = _rows(broken) if book.all_images else _rows(broken)[:PICTURES]
+    images = z[shown.to(z.device)].float().contiguous()
+    return Part(*(tensor.cpu().numpy() for tensor in (rows, broken, margin, norm, predicted, images)))
 
 
 def _finite(z: Tensor) -> Tensor:

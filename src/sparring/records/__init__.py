@@ -1,5 +1,6 @@
 """The run folder, the results of evaluations, and their statistics. Needs no torch."""
 
+from .merging import merge_evaluations
 from .results import Accuracy, EvaluationResult, PairedComparison
 from .run_folder import RunFolder
 
@@ -8,4 +9,5 @@ __all__ = [
     "EvaluationResult",
     "PairedComparison",
     "RunFolder",
+    "merge_evaluations",
 ]

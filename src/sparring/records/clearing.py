@@ -20,7 +20,14 @@ Tree: TypeAlias = Mapping[str, "Tree | None"]
 STEP = r"step-\d{9}"
 """The name of a checkpoint."""
 
-STATE: Tree = {r"about\.json": None, r"clean\.npy": None, r"[\w-]+-[0-9a-f]{8}-\d{6}\.(npz|damaged)": None}
+SHARD = r"-shard-\d+-of-\d+"
+"""The end of the names of results on one part of the examples."""
+
+STATE: Tree = {
+    r"about\.json": None,
+    r"clean\.npy": None,
+    r"[\w-]+-[0-9a-f]{8}-(\d{6}|[0-9a-f]{32})\.(npz|damaged)": None,
+}
 
 _CHECKPOINT: Tree = {r"weights\.safetensors|state\.pt|checksums\.json": None}
 
@@ -28,13 +35,13 @@ RUN: Tree = {
     r"(environment|status|search|guard|profile|evaluation|tracking)\.json": None,
     r"metrics\.jsonl|profile\.txt|training\.npz": None,
     r"(best|last)\.safetensors": None,
-    r"evaluation-(best|last)\.npz": None,
+    rf"evaluation-(best|last)({SHARD})?\.npz": None,
     rf"analysis-({'|'.join(ANALYSES)})\.(json|npz|png)|analysis-inversion-features\.png": None,
     r"(learning-curve|adversarial-examples|hardest-examples|robustness-curve)\.png": None,
     r"checkpoints": {rf"{STEP}|\.{STEP}\.old|\.writing": _CHECKPOINT},
     r"memory": {r"step-\d{8}\.npz": None},
     r"tensorboard": {r"events\.out\.tfevents\..+": None},
-    r"evaluation-\w+\.state": STATE,
+    rf"evaluation-\w+({SHARD})?\.state": STATE,
     r"recipe\.json": None,  # last: without it, no run is here
 }
 
@@ -62,8 +69,11 @@ def _named(path: Path, pattern: str, inner: Tree | None) -> Iterator[Path]:
 
 
 def settled(name: str) -> str:
-    """The final name of a file from its name while it is being written: `a.png` from `.a.png.writing`."""
-    found = re.fullmatch(r"\.(.+)\.writing(\.\w+)?", name)
+    """The final name of a file from its name while it is being written: `a.png` from `.a.png.writing`.
+
+    One that several processes may write has 32 hexadecimal digits in between.
+    """
+    found = re.fullmatch(r"\.(.+?)(?:\.[0-9a-f]{32})?\.writing(\.\w+)?", name)
     return name if found is None else found[1] + (found[2] or "")
 
 

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from ..core.errors import UserError, nearest
 
 Array = np.ndarray[Any, Any]
 Z = 1.959963984540054  # 95 % of a normal distribution lie within Z standard deviations of the mean
+PICTURES = 8
+"""Number of images that a result shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Examples:
         clean_prediction: Predicted classes of the clean images, `[N]`; -1 where the logits are not finite.
         adversarial_prediction: Predicted classes of the adversarial images, `[N]`; -1 where the logits are not finite.
         norm: Norms of the perturbations, `[N]`; NaN where they are not known.
+        index: The numbers of the examples, `[N]`.
     """
 
     clean: Array
@@ -70,6 +73,21 @@ class Examples:
     clean_prediction: Array
     adversarial_prediction: Array
     norm: Array | None = None
+    index: Array | None = None
+
+
+class Shard(NamedTuple):
+    """One of `of` parts of an evaluation on `examples` examples: every `of`-th example from number `number` - 1 on.
+
+    The parts are numbered from 1.
+    """
+
+    number: int
+    of: int
+    examples: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +196,13 @@ class EvaluationResult:
         adversarial: Images `[N, C, H, W]` under each adversary, if they were asked for; the clean image where no attack
             broke an example.
         notes: Sentences that a reader of the result has to know.
-        about: A fingerprint of the images under "images", and the threat of each adversary under its name.
-        examples: Images of some broken examples.
+        about: The threat of each adversary under its name.
+        examples: Images of the first few examples that the last adversary broke.
         hardest: Images of the examples with the smallest distances, if minimum-norm attacks were run.
+        image_hash: A hash of each image with its label, `[N]` (int64), which identifies it in other results.
+        settings: What the verdicts depend on besides the images: a fingerprint of the model, the adversaries, the seed,
+            and what the attacks ran on.
+        shard: The part of the examples that was evaluated; None for all of them.
     """
 
     robust: Mapping[str, Array]
@@ -195,13 +217,17 @@ class EvaluationResult:
     about: Mapping[str, str] = field(default_factory=dict)
     examples: Examples | None = None
     hardest: Examples | None = None
+    image_hash: Array | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    shard: Shard | None = None
 
     def __repr__(self) -> str:
         """Return a line per adversary, with 95 % intervals, and the notes."""
         table = self.table()
         width = max(map(len, table))
         lines = (f"{name:{width}}  {accuracy}" for name, accuracy in table.items())
-        title = f"accuracy on {len(self.label):,} images, with 95 % intervals"
+        part = "" if self.shard is None else f" (shard {self.shard})"
+        title = f"accuracy on {len(self.label):,} images{part}, with 95 % intervals"
         return "\n".join([title, *lines, *(f"note: {note}" for note in self.notes)])
 
     def table(self) -> dict[str, Accuracy]:
@@ -250,12 +276,8 @@ class EvaluationResult:
 
     def paired(self, other: "EvaluationResult", name: str, other_name: str | None = None) -> PairedComparison:
         """Compare the model with another one on the same images. Raises `UserError` if the images differ."""
-        same = np.array_equal(self.label, other.label)
-        if self.index is not None and other.index is not None:
-            same = same and np.array_equal(self.index, other.index)
-        if "images" in self.about and "images" in other.about:
-            same = same and self.about["images"] == other.about["images"]
-        if not same:
+        pairs = ((self.label, other.label), (self.index, other.index), (self.image_hash, other.image_hash))
+        if not all(np.array_equal(a, b) for a, b in pairs if a is not None and b is not None):
             raise UserError("a paired comparison needs both models evaluated on the same images in the same order")
         a, b = self._flags(name), other._flags(other_name or name)
         return PairedComparison(int((a & ~b).sum()), int((b & ~a).sum()), len(a))
@@ -265,8 +287,8 @@ class EvaluationResult:
             raise UserError(f"nothing called {name!r} was evaluated: {nearest(name, self.robust)}")
         return self.robust[name]
 
-    def arrays(self) -> dict[str, Array]:
-        """All fields except the images to be shown, as arrays by name."""
+    def arrays(self, pictures: bool = False) -> dict[str, Array]:
+        """All fields as arrays by name; those of the images to be shown only with `pictures`."""
         held = {
             "label": self.label,
             "classes": np.array(self.classes, dtype=str),
@@ -274,23 +296,33 @@ class EvaluationResult:
         }
         for group in _GROUPS:
             held |= {f"{group}/{name}": values for name, values in getattr(self, group).items()}
-        held |= {f"about/{name}": np.array(text) for name, text in self.about.items()}
-        more = {"index": self.index, "distance": self.distance}
+        for group in _TEXTS:
+            held |= {f"{group}/{name}": np.array(text) for name, text in getattr(self, group).items()}
+        more = {"index": self.index, "distance": self.distance, "image_hash": self.image_hash}
+        more |= {"shard": None if self.shard is None else np.array(self.shard)}
+        for group in _SHOWN if pictures else ():
+            if (shown := getattr(self, group)) is not None:
+                more |= {f"{group}/{each.name}": getattr(shown, each.name) for each in fields(shown)}
         return held | {name: values for name, values in more.items() if values is not None}
 
     @classmethod
     def from_arrays(cls, held: Mapping[str, Array]) -> "EvaluationResult":
         """The result that `arrays` turned into arrays."""
-        groups: dict[str, Any] = {
+        found: dict[str, Any] = {
             group: {name.removeprefix(group + "/"): v for name, v in held.items() if name.startswith(group + "/")}
-            for group in (*_GROUPS, "about")
+            for group in (*_GROUPS, *_TEXTS, *_SHOWN)
         }
-        groups["about"] = {name: str(text) for name, text in groups["about"].items()}
-        groups |= {name: tuple(str(part) for part in held[name]) for name in ("classes", "notes")}
-        return cls(label=held["label"], index=held.get("index"), distance=held.get("distance"), **groups)
+        found |= {group: {name: str(text) for name, text in found[group].items()} for group in _TEXTS}
+        found |= {group: Examples(**found[group]) if found[group] else None for group in _SHOWN}
+        found |= {name: tuple(str(part) for part in held[name]) for name in ("classes", "notes")}
+        found |= {name: held.get(name) for name in ("index", "distance", "image_hash")}
+        found["shard"] = Shard(*(int(part) for part in held["shard"])) if "shard" in held else None
+        return cls(label=held["label"], **found)
 
 
 _GROUPS = ("robust", "margin", "norm", "adversarial")
+_TEXTS = ("about", "settings")
+_SHOWN = ("examples", "hardest")
 
 
 @dataclass(frozen=True, slots=True)

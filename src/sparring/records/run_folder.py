@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -15,9 +16,9 @@ import numpy as np
 from ..core.errors import UserError
 from ..core.reading import REMEDY, Array, check_arrays, conform, open_file, parse_json, read_arrays, read_json, reading
 from ..core.writing import replacing, write_bytes, write_json
-from .clearing import RUN, STATE, STEP, deletable, delete, settled
+from .clearing import RUN, SHARD, STATE, STEP, deletable, delete, settled
 from .locking import locked
-from .results import EvaluationResult, Memory
+from .results import EvaluationResult, Memory, Shard
 from .schemas import Begun, Counted, Events, Row, Sessions, Status
 
 P = ParamSpec("P")
@@ -88,6 +89,12 @@ class RunFolder:
     def flags(self, which: str) -> Path:
         """The file of per-example results of the weights `best` or `last`."""
         return self.path / f"evaluation-{which}.npz"
+
+    def shards(self, which: str, of: int | None = None) -> list[Path]:
+        """The files of results of some weights on parts of the examples, or on those of `of` parts."""
+        found = re.compile(rf"evaluation-{re.escape(which)}{SHARD}\.npz")
+        paths = sorted(path for path in self.path.glob("evaluation-*.npz") if found.fullmatch(path.name))
+        return paths if of is None else [path for path in paths if path.stem.endswith(f"-of-{of}")]
 
     def analysis(self, name: str, ending: str) -> Path:
         """A file of an analysis: its results (`json`), the results of each image (`npz`), or its figure (`png`)."""
@@ -288,6 +295,19 @@ class RunFolder:
         """Write the per-example results of the weights `best` or `last`."""
         write_evaluated(self.flags(which), evaluated)
 
+    def write_shard(self, which: str, evaluated: EvaluationResult) -> None:
+        """Write the results of some weights on one part of the examples."""
+        with replacing(self.flags(sharded(which, evaluated.shard)), shared=True) as file:
+            np.savez_compressed(file, **evaluated.arrays(pictures=True))  # type: ignore[arg-type]
+
+    def read_shards(self, which: str) -> list[EvaluationResult]:
+        """Read all results of some weights on parts of the examples."""
+        return [read_evaluated(path) for path in self.shards(which)]
+
+    def forget_shards(self, which: str) -> None:
+        """Delete the results of some weights on parts of the examples."""
+        delete(self.shards(which))
+
     def read_flags(self, which: str) -> EvaluationResult:
         """Read the per-example results of the weights `best` or `last`."""
         return read_evaluated(self.flags(which))
@@ -341,13 +361,19 @@ def _read_record(path: Path, count: int) -> dict[str, Array]:
         return record
 
 
+def sharded(which: str, shard: Shard | None) -> str:
+    """Return the name of results on a part of the examples; without a part, the name of the weights."""
+    return which if shard is None else f"{which}-shard-{shard.number}-of-{shard.of}"
+
+
 def write_evaluated(path: Path, evaluated: EvaluationResult) -> None:
     """Write a result as one .npz file, with arrays named like `robust/autoattack` or `margin/clean`."""
     with replacing(path) as file:
         np.savez_compressed(file, **evaluated.arrays())  # type: ignore[arg-type]
 
 
-_EVALUATED = {"label": "i", "index": "i", "distance": "f", "robust": "b", "margin": "f", "norm": "f"}
+_WHOLE = {"label": "i", "index": "i", "image_hash": "int64"}
+_EVALUATED = {**_WHOLE, "distance": "f", "robust": "b", "margin": "f", "norm": "f"}
 
 
 def read_evaluated(path: Path) -> EvaluationResult:
@@ -361,4 +387,7 @@ def read_evaluated(path: Path) -> EvaluationResult:
             raise ValueError("its labels do not fit its classes")
         if any(len(images) != count for images in found.adversarial.values()):
             raise ValueError("it has fewer or more images than labels")
+        for shown in (found.examples, found.hardest):
+            if shown is not None and len({len(getattr(shown, each.name)) for each in fields(shown)}) > 1:
+                raise ValueError("it has fewer or more images to be shown than facts about them")
         return found

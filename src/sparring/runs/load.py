@@ -1,9 +1,7 @@
 """Loads the models of runs and evaluates them."""
 
-import errno
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,18 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..acceleration import AcceleratedCopy
 from ..core.errors import UserError
 from ..core.reading import reading
 from ..core.types import AttackBackend, Classifier, LabelledData, TensorData
-from ..evaluation import EvaluationProgress, MinimumNorm, evaluate, threat_of
+from ..evaluation import EvaluationProgress, evaluate
+from ..evaluation.examples import shard_of
 from ..models import load_robustbench
 from ..records.results import EvaluationResult
-from ..records.run_folder import RunFolder
-from ..report.figures import plot_adversarial_examples, plot_robustness_curve
+from ..records.run_folder import RunFolder, sharded
 from ..training.checkpoint import fill, read_weights
 from .environment import device_of
 from .recipe import Evaluation, Recipe, recipe_from_plain
+from .result_files import admit, merge_shards, writable, write_results, write_shard
 from .trackers import Track, tracked
 
 OnProgress = Callable[[str, EvaluationProgress], None]  # name of the weights, state of their evaluation
@@ -86,13 +84,16 @@ def evaluate_run(
     overwrite: bool = False,
     keep_images: bool = False,
     backend: AttackBackend | None = None,
+    shard: tuple[int, int] | None = None,
+    merge: bool = False,
     track: Track = (),
     on_progress: OnProgress = lambda which, news: None,
 ) -> dict[str, EvaluationResult]:
     """Evaluates the best and the last weights of a run on its test set, and writes the results to its folder.
 
     Per-example results go to `evaluation-best.npz` and `evaluation-last.npz`, tables and the settings of the evaluation
-    to `evaluation.json`, and figures are drawn. An evaluation that was killed is resumed.
+    to `evaluation.json`, and figures are drawn. An evaluation that was killed is resumed. The results of a shard go to
+    files such as `evaluation-best-shard-2-of-8.npz`, which are deleted when they have been merged.
 
     Args:
         run: The run folder.
@@ -102,6 +103,9 @@ def evaluate_run(
         overwrite: Replace a result on more images.
         keep_images: Keep all adversarial images with the per-example results.
         backend: Backend of the attacks; None for `AcceleratedCopy()`.
+        shard: Part of the examples to evaluate, as (2, 8) for the second of eight. Its results go to a file of their
+            own, and `merge` makes one result of all. Machines that share the folder may each evaluate a part.
+        merge: Merge the results of all parts that were evaluated, with the same arguments, instead of evaluating.
         track: Trackers that show the results, too, as for `fit`.
         on_progress: Called with the name of the weights and the state of their evaluation.
 
@@ -109,10 +113,14 @@ def evaluate_run(
         The results for "best" and "last".
 
     Raises:
-        UserError: If the run is not finished, if the folder cannot be written, or if it holds a result on more images
-            and `overwrite` is off.
+        UserError: If the run is not finished, if the folder cannot be written, if it holds a result on more images
+            and `overwrite` is off, or if the results to be merged are not those of all shards of this evaluation.
     """
-    with _writable(run):
+    if shard is not None and track:
+        raise UserError(
+            "a tracker shows the results on all examples: leave out track with a shard, and give it to merge"
+        )
+    with writable(run, shard):
         if not run.finished():
             best = run.weights("best")
             raise UserError(
@@ -123,11 +131,14 @@ def evaluate_run(
         if len(loaders) > 1 and _step_of(run.weights("best")) == _step_of(run.weights("last")):
             loaders["last"] = loaders["best"]
         how = {key: recipe.plain()[key] for key in ("data", "evaluation", "seed")}
-        _admit(run, test, recipe.evaluation, overwrite)
+        admit(run, test, recipe.evaluation, overwrite)
         how["selected"] = recipe.selected
         given: dict[str, Any] = {"keep_images": keep_images, "backend": backend, "on_progress": on_progress}
+        given |= {"shard": shard, "merge": merge}
         with tracked(track, run, run.status()["step"]) as tracker:
             found = _evaluated(loaders, test, recipe.evaluation, run, seed=recipe.seed, how=how, **given)
+            if shard is not None:
+                return found
             for picture in (run.adversarial_examples, run.robustness_curve, run.hardest_examples):
                 tracker.picture(picture)
             tracker.verdict(_figures(found))
@@ -151,6 +162,8 @@ def evaluate_weights(
     overwrite: bool = False,
     keep_images: bool = False,
     backend: AttackBackend | None = None,
+    shard: tuple[int, int] | None = None,
+    merge: bool = False,
     on_progress: OnProgress = lambda which, news: None,
 ) -> EvaluationResult:
     """Evaluates a file of weights on the test set of a recipe.
@@ -163,13 +176,17 @@ def evaluate_weights(
         overwrite: Replace a result on more images in `out`.
         keep_images: Keep all adversarial images with the per-example results.
         backend: Backend of the attacks; None for `AcceleratedCopy()`.
+        shard: Part of the examples to evaluate, as (2, 8) for the second of eight. Its results go to a file of their
+            own, and `merge` makes one result of all. Machines that share the folder may each evaluate a part.
+        merge: Merge the results of all parts that were evaluated, with the same arguments, instead of evaluating.
         on_progress: Called with the name "weights" and the state of the evaluation.
 
     Returns:
         The result.
 
     Raises:
-        UserError: If `out` cannot be written, or holds a result on more images and `overwrite` is off.
+        UserError: If `out` cannot be written, holds a result on more images and `overwrite` is off, or has no results
+            of all shards of this evaluation to merge.
     """
     test = _test_images(recipe, device)
     how = {"weights": str(path), **{key: recipe.plain()[key] for key in ("data", "evaluation", "seed")}}
@@ -184,6 +201,8 @@ def evaluate_weights(
         overwrite=overwrite,
         keep_images=keep_images,
         backend=backend,
+        shard=shard,
+        merge=merge,
         on_progress=on_progress,
     )["weights"]
 
@@ -199,6 +218,8 @@ def evaluate_models(
     overwrite: bool = False,
     keep_images: bool = False,
     backend: AttackBackend | None = None,
+    shard: tuple[int, int] | None = None,
+    merge: bool = False,
     on_progress: OnProgress = lambda which, news: None,
 ) -> dict[str, EvaluationResult]:
     """Evaluates models, loading them one after the other, and writes the results to a folder.
@@ -215,19 +236,23 @@ def evaluate_models(
         overwrite: Replace a result on more images in `out`.
         keep_images: Keep all adversarial images with the per-example results.
         backend: Backend of the attacks; None for `AcceleratedCopy()`.
+        shard: Part of the examples to evaluate, as (2, 8) for the second of eight. Its results go to a file of their
+            own, and `merge` makes one result of all. Machines that share the folder may each evaluate a part.
+        merge: Merge the results of all parts that were evaluated, with the same arguments, instead of evaluating.
         on_progress: Called with the name of the model and the state of its evaluation.
 
     Returns:
         The results by name.
 
     Raises:
-        UserError: If another process works in `out`, if it cannot be written, or if it holds a result on more images
-            and `overwrite` is off.
+        UserError: If another process works in `out`, if it cannot be written, if it holds a result on more images
+            and `overwrite` is off, or if it has no results of all shards of this evaluation to merge.
     """
-    with nullcontext() if out is None else _writable(out):
+    with nullcontext() if out is None else writable(out, shard):
         if out is not None:
-            _admit(out, test, evaluation, overwrite)
+            admit(out, test, evaluation, overwrite)
         given: dict[str, Any] = {"keep_images": keep_images, "backend": backend, "on_progress": on_progress}
+        given |= {"shard": shard, "merge": merge}
         return _evaluated(loaders, test, evaluation, out, seed=seed, how=how or {}, **given)
 
 
@@ -241,9 +266,16 @@ def _evaluated(
     how: Mapping[str, Any],
     keep_images: bool,
     backend: AttackBackend | None,
+    shard: tuple[int, int] | None,
+    merge: bool,
     on_progress: OnProgress,
 ) -> dict[str, EvaluationResult]:
-    subset, backend = test[: evaluation.examples], backend or AcceleratedCopy()
+    subset = _first(test, evaluation.examples)
+    if merge:
+        if out is None or shard is not None:
+            raise UserError("merge reads the results of all shards from a folder: give out, and no shard")
+        return merge_shards(out, list(loaders), subset, evaluation, how)
+    part = shard_of(shard, len(subset))
     found: dict[str, EvaluationResult] = {}
     done: dict[Callable[[], nn.Module], EvaluationResult] = {}  # the last weights may be the best
     for which, load in loaders.items():
@@ -254,67 +286,25 @@ def _evaluated(
                 evaluation.adversaries,
                 batch_size=evaluation.batch_size,
                 seed=seed,
+                shard=shard,
                 keep_images=keep_images,
                 backend=backend,
-                state=None if out is None else out.state(which),
+                state=None if out is None else out.state(sharded(which, part)),
                 on_progress=partial(on_progress, which),
             )
         found[which] = done[load]
-    if out is not None:
-        _write(out, found, subset.classes, evaluation, {**how, "search": backend.describe(subset.y.device)})
+        if out is not None and part is not None:
+            write_shard(out, which, found[which], how)
+    if out is not None and part is None:
+        write_results(out, found, subset.classes, evaluation, how)
     return found
 
 
-def _write(
-    out: RunFolder,
-    found: Mapping[str, EvaluationResult],
-    classes: tuple[str, ...],
-    evaluation: Evaluation,
-    how: Mapping[str, Any],
-) -> None:
-    for which, evaluated in found.items():
-        out.write_flags(which, evaluated)
-    plain = {which: {name: a.plain() for name, a in each.table().items()} for which, each in found.items()}
-    notes = {which: list(each.notes) for which, each in found.items() if each.notes}
-    out.write_evaluation({**plain, **({"notes": notes} if notes else {}), "how": dict(how)})
-    first = next(iter(found.values()))
-    for path in (out.adversarial_examples, out.hardest_examples, out.robustness_curve):
-        path.unlink(missing_ok=True)
-    if first.examples is not None:
-        plot_adversarial_examples(first.examples, classes, out.adversarial_examples)
-    if first.hardest is not None:
-        plot_adversarial_examples(first.hardest, classes, out.hardest_examples)
-    nearest = next((each for each in evaluation.adversaries.values() if isinstance(each, MinimumNorm)), None)
-    if nearest is not None:
-        norm = type(nearest.threat)
-        bounds = {name: threat_of(each) for name, each in evaluation.adversaries.items() if each is not nearest}
-        points = {name: threat.eps for name, threat in bounds.items() if isinstance(threat, norm)}
-        plot_robustness_curve(found, norm.__name__, points, out.robustness_curve)
-    for which in found:
-        out.forget_state(which)
-
-
-def _admit(out: RunFolder, test: LabelledData, evaluation: Evaluation, overwrite: bool) -> None:
-    """Raise `UserError` for a folder that holds a result on more images, which is worth more than its replacement."""
-    held, count = 0 if overwrite else out.evaluated_images(), min(len(test), evaluation.examples or len(test))
-    if held > count:
-        raise UserError(
-            f"{out.path} holds an evaluation on {held} images, and this one is on {count}: --overwrite it, or evaluate "
-            "a file of weights, for which another folder can be named with --out, or none"
-        )
-
-
-def _writable(out: RunFolder) -> AbstractContextManager[None]:
-    """Return the lock of a folder, after checking that it can be written: better before an evaluation than after."""
-    try:
-        out.path.mkdir(parents=True, exist_ok=True)
-        if not os.access(out.path, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        alone = out.weights("best")
-        instead = f"evaluate {alone}, for which nothing is written" if alone.exists() else "name another with --out"
-        raise UserError(f"{out.path} cannot be written ({error.strerror or error}): {instead}") from error
-    return out.locked()
+def _first(test: LabelledData, examples: int | None) -> LabelledData:
+    """Return the first examples; images in files stay there."""
+    if examples is None or examples >= len(test):
+        return test
+    return test.part(torch.arange(examples, device=test.y.device))
 
 
 def _on(test: LabelledData, path: Path, recipe: Recipe) -> nn.Module:
