@@ -89,15 +89,16 @@ def evaluate(args: list[str]) -> int:
         say(_EVALUATE)
         return 0
     from ..acceleration import tune_process
-    from . import console
+    from ..runs.processes import together
 
     tune_process()
+    with together(value_of("--device", rest) or "auto") as device:
+        result = _evaluated(target, rest, device)
+    if result is None:
+        return 0
+    from . import console
 
-    with console.evaluating() as on_progress:
-        if is_foreign(target, rest):
-            options, found, attacks, out = _evaluate_foreign(target, rest, on_progress)
-        else:
-            options, found, attacks, out = _evaluate_ours(Path(target), rest, on_progress)
+    options, found, attacks, out = result
     if options.json:
         print_json({which: _plain(each) for which, each in found.items()})
         return 0
@@ -115,6 +116,33 @@ def evaluate(args: list[str]) -> int:
     return 0
 
 
+def _evaluated(target: str, args: list[str], device: str) -> "_Found | None":
+    """Evaluate a target; several processes divide its images, and all but the first get None."""
+    from ..core import ranks
+    from ..records.merging import merge_evaluations
+    from . import console
+
+    def evaluated(*more: str) -> _Found:
+        with console.evaluating() as on_progress:
+            news = on_progress if ranks.first() else lambda *news: None
+            if is_foreign(target, args):
+                return _evaluate_foreign(target, [*args, *more], news)
+            return _evaluate_ours(Path(target), [*args, *more], news)
+
+    if ranks.world() == 1:
+        return evaluated()
+    if "--merge" in args or value_of("--shard", args) is not None:
+        raise UserError("several processes divide the images between them: leave out --shard and --merge")
+    where = ("--device", device)
+    options, found, attacks, out = evaluated(*where, "--shard", f"{ranks.rank() + 1}/{ranks.world()}")
+    parts = ranks.each_of(found)
+    if not ranks.first():
+        return None
+    if out is not None:
+        return evaluated(*where, "--merge")
+    return options, {each: merge_evaluations(part[each] for part in parts) for each in found}, attacks, out
+
+
 def _say_shards(path: Path, which: list[str], shard: str) -> None:
     """Say how many shards are done, and what follows."""
     from ..records.run_folder import RunFolder
@@ -129,7 +157,9 @@ def _shard(options: _Options, out: str | None) -> tuple[int, int] | None:
     """Return the number of the shard and the number of all, from `2/8`; None for all images."""
     if options.merge and options.shard is not None:
         raise UserError("--merge makes one result of all shards: give it without --shard")
-    if (options.merge or options.shard is not None) and out is None:
+    from ..core import ranks
+
+    if (options.merge or options.shard is not None) and out is None and ranks.world() == 1:
         raise UserError("the results of shards are put together in a folder: name one with --out")
     if options.shard is None:
         return None
@@ -192,7 +222,8 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
         raise UserError(f"the results of a run are written to its folder, {path}: leave out --out")
     if path.is_dir():
         which = ("best", "last") if options.weights == "both" else (options.weights,)
-        found = evaluate_run(RunFolder(path), recipe, which=which, track=options.track, **common)  # type: ignore[arg-type]
+        track = () if common["shard"] else options.track
+        found = evaluate_run(RunFolder(path), recipe, which=which, track=track, **common)  # type: ignore[arg-type]
     else:
         out = RunFolder(options.out) if options.out else None
         found = {"weights": evaluate_weights(path, recipe, out=out, **common)}  # type: ignore[arg-type]
