@@ -65,6 +65,13 @@ def whole(folder: Path) -> None:
     sp.fit(recipe(), folder / "whole")
 
 
+def evaluated(folder: Path) -> None:
+    """The command divides the images between the processes, and the first writes the files of one evaluation."""
+    from sparring.cli import run
+
+    assert run(["evaluate", str(folder / "whole"), "--attack", "apgd"]) == 0
+
+
 def killed(folder: Path) -> None:
     """The second process is killed once; torchrun starts both again."""
     first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"

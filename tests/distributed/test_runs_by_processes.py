@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from scenes import recipe
 
 from sparring import fit
+from sparring.cli import run
 from sparring.records.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -39,7 +40,7 @@ def near(a, b):
 
 
 def test_runs_that_are_killed_stopped_and_resumed_by_another_number_end_alike(tmp_path):
-    said = torchrun(tmp_path, "whole,stopped")
+    said = torchrun(tmp_path, "whole,stopped,evaluated")
     alone = fit(recipe(), tmp_path / "alone")
     whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
     assert near(alone, whole) < 1e-5, "two processes train as one, up to the rounding of sums"
@@ -54,6 +55,12 @@ def test_runs_that_are_killed_stopped_and_resumed_by_another_number_end_alike(tm
     fit(recipe(), tmp_path / "stopped")  # one process goes on with what two have begun
     assert stopped.finished()
     assert near(stopped, whole) < 1e-5
+    ours, table = whole.read_flags("last"), whole.evaluation()["last"]
+    assert run(["evaluate", str(whole.path), "--attack", "apgd"]) == 0
+    theirs = whole.read_flags("last")
+    assert ours.robust.keys() == theirs.robust.keys() == {"clean", "apgd"}
+    assert all((ours.robust[name] == theirs.robust[name]).all() for name in ours.robust), "verdicts of one process"
+    assert table == whole.evaluation()["last"]
     torchrun(tmp_path, "killed", "--max-restarts", "1")
     assert bits(RunFolder(tmp_path / "killed")) == bits(whole), "a killed process loses nothing, to the bit"
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -70,6 +71,17 @@ def first_host(nodes: str) -> str:
     return head + re.split(r"[-,\]]", ranges)[0] if ranges else head
 
 
+def _meeting_place(place: Place) -> Any:
+    """Return the store in which the processes find each other."""
+    stores: Any = dist
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        store, *_ = next(stores.rendezvous("env://", place.rank, place.world))
+    else:
+        store = stores.TCPStore(place.address, place.port, place.world, place.rank == 0)
+    # after a restart, the store of torchrun still holds the addresses of the processes that were there before
+    return stores.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
 @contextmanager
 def together(device: str) -> Generator[str]:
     """Join the other processes of torchrun or srun, if there are any.
@@ -100,7 +112,7 @@ def together(device: str) -> Generator[str]:
         torch.cuda.set_device(where)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
-        init_method=f"tcp://{place.address}:{place.port}" if "TORCHELASTIC_RUN_ID" not in os.environ else "env://",
+        store=_meeting_place(place),
         rank=place.rank,
         world_size=place.world,
         device_id=where if on_cuda else None,
