@@ -15,6 +15,7 @@ import pytest
 import torch
 from test_docs import PAGES, ROOT
 
+import sparring.runs.own  # noqa: F401 - else it would be imported while a test has replaced the functions that it imports
 from sparring import TensorData
 from sparring.cli import run
 from sparring.core.types import pixels
@@ -34,6 +35,7 @@ LONG = {
     "bench": ("sparring.bench.bench",),
     "data": ("sparring.data.shrink_pictures",),
 }
+LAUNCHERS = ("torchrun", "srun")  # what follows their own options is a command of ours
 WHOLE = ("list", "show", "compare")
 MARK = re.compile(r"<!-- not run: \S.+ -->\n\Z")
 
@@ -53,7 +55,8 @@ def shown(language):
 
 def commands():
     """The commands of all pages, each once, as words."""
-    found = [shlex.split(line, comments=True) for _, code in shown("sh") for line in code.splitlines() if line.strip()]
+    lines = [shlex.split(line, comments=True) for _, code in shown("sh") for line in code.splitlines() if line.strip()]
+    found = [words[words.index("sparring") :] if words[0] in LAUNCHERS else words for words in lines if words]
     return list({shlex.join(words): words for words in found}.values())
 
 
