@@ -1,9 +1,19 @@
 import pytest
 import torch
-from scipy.stats import kstest
+from scipy.stats import chisquare, kstest
 
 from sparring import L1, L2, Linf, make_rng
-from sparring.core.rng import PerExample, exponential, mixed_seed, normal, some, uniform
+from sparring.core import rng as rng_room
+from sparring.core.rng import (
+    PerExample,
+    exponential,
+    integers,
+    mixed_seed,
+    normal,
+    some,
+    uniform,
+    uniform_of_batch,
+)
 
 THREATS = [Linf(0.1), L2(0.5), L1(2.0)]
 
@@ -79,3 +89,28 @@ def test_the_numbers_of_a_seed_are_those_of_every_version():
     drawn = uniform(torch.empty(2, 3, dtype=torch.float64), PerExample(7, torch.tensor([0, 41])))
     golden = [[0.1634849709, 0.0636702128, 0.8734776431], [0.7900731486, 0.0660245684, 0.2292471450]]
     assert torch.allclose(drawn, torch.tensor(golden, dtype=torch.float64), rtol=0, atol=1e-7)
+
+
+def test_a_number_for_a_batch_is_one_in_training_and_one_for_each_example_in_evaluation():
+    like, index = torch.zeros(4, 1), torch.arange(4)
+    together, apart = PerExample(3, index, together=True), PerExample(3, index)
+    assert len(uniform_of_batch(like, together).unique()) == 1
+    assert len(uniform_of_batch(like, apart).unique()) == 4
+    assert len(uniform_of_batch(like, make_rng(3)).unique()) == 1
+    part = PerExample(3, index, together=True)[torch.tensor([2, 3])]
+    assert torch.equal(
+        uniform_of_batch(like[:2], part), uniform_of_batch(like, PerExample(3, index, together=True))[:2]
+    )
+    assert not torch.equal(uniform_of_batch(like, together), uniform_of_batch(like, together)), "drawn anew"
+
+
+def test_whole_numbers_are_uniform_and_below_their_bound():
+    drawn = integers(60_000, 7, PerExample(1, torch.arange(60_000)), torch.device("cpu"))
+    assert chisquare(drawn.bincount(minlength=7).numpy()).pvalue > 1e-3
+    assert len(drawn.bincount()) == 7
+
+
+def test_mixing_in_pieces_gives_the_numbers_of_one_piece(monkeypatch):
+    whole = PerExample(5, torch.arange(9)).uniform(50)
+    monkeypatch.setattr(rng_room, "_IN_CACHE", 60)
+    assert torch.equal(PerExample(5, torch.arange(9)).uniform(50), whole)

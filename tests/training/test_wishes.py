@@ -1,0 +1,36 @@
+"""What one of several processes wants all to do; a pretended group of two."""
+
+import pytest
+import torch
+
+from sparring.training import wishes
+from sparring.training.wishes import SAVE, STOP, Wishes
+
+
+def test_one_process_decides_at_once():
+    asked = Wishes()
+    assert asked.agreed(STOP, wish=True, step=3)
+    assert not asked.agreed(SAVE, wish=False, step=3)
+    assert asked.send(torch.device("cpu")) == ()
+
+
+@pytest.fixture
+def two(monkeypatch):
+    monkeypatch.setattr(wishes.ranks, "world", lambda: 2)
+    return Wishes(), Wishes()
+
+
+def take(step, both, *asking):
+    """One update: the wishes are averaged, and read after the next one."""
+    sent = [each.send(torch.device("cpu"))[0] for each in both]
+    mean = (sent[0] + sent[1]) / 2
+    for each in both:
+        each.hear(step, tuple(bool(wish) for wish in mean > 0))
+    return [each.agreed(STOP, wish=asks, step=step) for each, asks in zip(both, asking, strict=True)]
+
+
+def test_a_wish_of_one_is_fulfilled_by_all_after_the_same_step_and_once(two):
+    assert take(1, two, False, True) == [False, False], "nobody has heard of it"
+    assert take(2, two, False, True) == [True, True]
+    assert take(3, two, False, False) == [False, False], "what was fulfilled is not asked for again"
+    assert take(4, two, False, False) == [False, False]
