@@ -62,7 +62,7 @@ def at_step(step: int, act: "object") -> Iterator[None]:
 
 
 def whole(folder: Path) -> None:
-    sp.fit(recipe(), folder / "whole")
+    sp.fit(recipe(), folder / "whole", profile=True)
 
 
 def evaluated(folder: Path) -> None:
@@ -124,6 +124,9 @@ def wrong(folder: Path) -> None:
                 parts.get("method", Method(sp.Benign(), CrossEntropy())), state, batches
             ),
         )
+    state, batches, loop = own()
+    state.model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), Derived(3))
+    tell("derived", lambda: loop.run(Method(sp.Benign(), CrossEntropy()), state, batches))
     model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
     x, y = torch.rand(6, 1, 8, 8), torch.arange(6) % 3
     state = sp.State.start(Method(sp.Benign(), CrossEntropy()), model, torch.optim.SGD(model.parameters(), 0.1))
@@ -143,6 +146,11 @@ def wrong(folder: Path) -> None:
     assert every[0] == every[1], every
     if ranks.first():
         (folder / "said").write_text("\n".join(f"{name}: {text}" for name, text in said.items()))
+
+
+class Derived(nn.BatchNorm1d):
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return nn.BatchNorm1d.forward(self, x).relu()
 
 
 def own(update=sp.OptimizerStep(), method=None):  # type: ignore[no-untyped-def] # noqa: B008

@@ -72,5 +72,6 @@ def test_what_would_be_wrong_on_several_processes_is_refused_on_all_of_them(tmp_
     assert "the processes have different weights" in said["alone"]
     assert "sparring.training.backward" in said["alone"]
     assert "wrapped in DistributedDataParallel" in said["wrapped"]
+    assert "Derived is derived from batch norm and has a forward of its own" in said["derived"]
     assert "holds files that are not of a run" in said["folder"]
     assert "a batch of 1 images cannot be divided" in said["few"]

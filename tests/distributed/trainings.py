@@ -174,14 +174,24 @@ COLLECTIVES = ("all_reduce", "all_gather", "broadcast", "all_gather_object", "br
 
 
 def trained(name: str) -> dict[str, Any]:
-    """Train, and return weights, statistics, memory, terms, and the collectives of the fourth step by name."""
+    """Train, and return weights, statistics, memory, terms, and what the fourth step communicates."""
     training = TRAININGS[name]
     state, loop, batches = begun(training)
     loop.run(training.method, state, batches, until=3)
-    calls: Counter[str] = Counter()
+    calls, numbers = Counter[str](), 0
     kept = {each: getattr(dist, each) for each in COLLECTIVES}
-    for each, call in kept.items():
-        setattr(dist, each, lambda *a, _n=each, _c=call, **k: (calls.update([_n]), _c(*a, **k))[1])
+
+    def counting(name: str) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            nonlocal numbers
+            calls.update([name])
+            numbers += args[0].numel() if name == "all_reduce" else 0
+            return kept[name](*args, **options)
+
+        return call
+
+    for each in kept:
+        setattr(dist, each, counting(each))
     loop.run(training.method, state, batches, until=4)
     for each, call in kept.items():
         setattr(dist, each, call)
@@ -192,6 +202,8 @@ def trained(name: str) -> dict[str, Any]:
         "memory": flat(state.memory.state_dict().values()),
         "terms": dict(state.latest),
         "collectives": dict(calls),
+        "numbers": numbers,
+        "trained": sum(p.numel() for p in state.model.parameters()),
     }
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sparring import UserError
 from sparring.training import wishes
 from sparring.training.wishes import SAVE, STOP, Wishes
 
@@ -23,9 +24,9 @@ def two(monkeypatch):
 def take(step, both, *asking):
     """One update: the wishes are averaged, and read after the next one."""
     sent = [each.send(torch.device("cpu"))[0] for each in both]
-    mean = (sent[0] + sent[1]) / 2
+    sent[1][-1] = 0  # it is the second process
     for each in both:
-        each.hear(step, tuple(bool(wish) for wish in mean > 0))
+        each.hear(step, tuple(((sent[0] + sent[1]) / 2).tolist()))
     return [each.agreed(STOP, wish=asks, step=step) for each, asks in zip(both, asking, strict=True)]
 
 
@@ -34,3 +35,13 @@ def test_a_wish_of_one_is_fulfilled_by_all_after_the_same_step_and_once(two):
     assert take(2, two, False, True) == [True, True]
     assert take(3, two, False, False) == [False, False], "what was fulfilled is not asked for again"
     assert take(4, two, False, False) == [False, False]
+
+
+def test_an_update_that_does_not_sum_is_noticed(two):
+    one, other = two
+    with pytest.raises(UserError, match="did not sum over the processes"):
+        one.hear(1, tuple(one.send(torch.device("cpu"))[0].tolist()))
+    alone = other.send(torch.device("cpu"))[0]
+    alone[-1] = 0
+    with pytest.raises(UserError, match="call sparring"):
+        other.hear(1, tuple(alone.tolist()))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from ..core import ranks
 from ..core.errors import UserError, need_whole
 from ..core.numbers import parse_number
 from ..core.rng import Rng, normal, uniform, uniform_of_batch
@@ -206,6 +207,8 @@ class PGD:
             if len(going) < len(rows):
                 rows, met, spent, grad = rows[going], met[going], spent[going], grad[going]
             if not len(rows):
+                if isinstance(loss, WholeBatch) and ranks.world() > 1:
+                    continue  # other processes may still be at it, and a pass of the whole batch is made by all
                 break
             out[rows] = self._move(x[rows], out[rows], grad, size)
             spent = spent + met

@@ -135,11 +135,12 @@ def _evaluated(target: str, args: list[str], device: str) -> "_Found | None":
         raise UserError("several processes divide the images between them: leave out --shard and --merge")
     where = ("--device", device)
     options, found, attacks, out = evaluated(*where, "--shard", f"{ranks.rank() + 1}/{ranks.world()}")
+    if out is not None:
+        ranks.wait()
+        return evaluated(*where, "--merge") if ranks.first() else None
     parts = ranks.each_of(found)
     if not ranks.first():
         return None
-    if out is not None:
-        return evaluated(*where, "--merge")
     return options, {each: merge_evaluations(part[each] for part in parts) for each in found}, attacks, out
 
 

@@ -98,14 +98,27 @@ def gathered_with_gradient(rows: Tensor) -> Tensor:
 
 def _parts(rows: Tensor) -> list[Tensor]:
     rows = rows.detach().contiguous()
-    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world())]
-    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
-    sizes = [int(count) for count in counts]
+    sizes = each_of(len(rows))
     padded = rows.new_zeros(max(sizes), *rows.shape[1:])
     padded[: len(rows)] = rows
     held = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(held, padded)
     return [each[:size] for each, size in zip(held, sizes, strict=True)]
+
+
+def same_(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors by those of the first process."""
+    if world() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), 0)
+
+
+def place(count: int) -> slice:
+    """Return the place of `count` rows of this process among the gathered ones."""
+    if world() == 1:
+        return slice(count)
+    before = sum(each_of(count)[: rank()])
+    return slice(before, before + count)
 
 
 def total(count: int) -> int:

@@ -197,5 +197,5 @@ def contrast_with_clean(contrast: Contrast, ctx: Context) -> PerExampleLoss:
     first = len(x) // views
     known = tuple(ranks.gathered(part) for part in ctx.lens.parts(x[:first]))
     index = ranks.gathered(ctx.batch.index[:first])
-    own = torch.arange(len(index), device=x.device)[ranks.own(len(index))].repeat(views)
+    own = torch.arange(len(index), device=x.device)[ranks.place(first)].repeat(views)
     return contrast.point(ctx.lens, known, own, PerExample(ctx.chance("contrast"), index))

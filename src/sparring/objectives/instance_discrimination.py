@@ -70,7 +70,7 @@ class InstanceDiscrimination(Objective):
     def inner(self, ctx: Context) -> PerExampleLoss:
         index = ranks.gathered(ctx.batch.index)
         rows = _memory(ctx).known()[index]
-        own = torch.arange(len(rows), device=rows.device)[ranks.own(len(rows))]
+        own = torch.arange(len(rows), device=rows.device)[ranks.place(len(ctx.batch.index))]
         kind = next(ctx.lens.model.parameters()).dtype
         return FeatureContrast(lambda x: projected(ctx.lens.parts(x)), rows.to(kind), own, self.temperature)
 

@@ -300,9 +300,9 @@ class RunFolder:
         with replacing(self.flags(sharded(which, evaluated.shard)), shared=True) as file:
             np.savez_compressed(file, **evaluated.arrays(pictures=True))  # type: ignore[arg-type]
 
-    def read_shards(self, which: str) -> list[EvaluationResult]:
-        """Read all results of some weights on parts of the examples."""
-        return [read_evaluated(path) for path in self.shards(which)]
+    def read_shards(self, which: str, of: int | None = None) -> list[EvaluationResult]:
+        """Read all results of some weights on parts of the examples, or those on `of` parts."""
+        return [read_evaluated(path) for path in self.shards(which, of)]
 
     def forget_shards(self, which: str) -> None:
         """Delete the results of some weights on parts of the examples."""

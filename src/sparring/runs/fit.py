@@ -112,7 +112,7 @@ def fit(
         track, log, on_progress = (), lambda text: None, lambda progress: None
     with _locked(run), _explained(run, state, recipe.batch_size), settings.applied(where):
         _begin_or_resume(run, recipe, state, training, overwrite)
-        trace, backend = run.path if profile and run.writes else None, settings.backend()
+        trace, backend = run.path if profile else None, settings.backend()
         update, found = settings.update(recipe.update), None
         found = measure(recipe.method, state, batches, recipe.epochs, update, backend, trace)
         cost = ranks.from_first(lambda: found)
@@ -206,9 +206,9 @@ def _begin_or_resume(run: RunFolder, recipe: Recipe, state: State, training: Tra
     if ranks.from_first(lambda: not _check_folder(run, recipe, overwrite) or not checkpoints.paths()):
         run.clear()
         run.begin(recipe.plain())
+    ranks.wait()  # before others look at what the first has deleted
     if recipe.alterations or recipe.example_history:
-        run.settle_training(training.arrays())
-    ranks.wait()
+        ranks.from_first(lambda: run.settle_training(training.arrays()))
     checkpoints.load_latest(state)
     run.rewind(state.step)
 

@@ -55,7 +55,8 @@ def place_in(environment: Mapping[str, str]) -> Place | None:
         found = Place(int(rank), int(world), int(local), address, int(port))
     elif "SLURM_PROCID" in environment and "SLURM_STEP_NODELIST" in environment:
         address = environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"])
-        port = environment.get("MASTER_PORT") or str(20_000 + int(environment.get("SLURM_JOB_ID", "0")) % 20_000)
+        job, step = (int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+        port = environment.get("MASTER_PORT") or str(20_000 + (job + 7919 * step) % 20_000)
         local = environment.get("SLURM_LOCALID", "0")
         found = Place(
             int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"]), int(local), address, int(port)
@@ -63,6 +64,10 @@ def place_in(environment: Mapping[str, str]) -> Place | None:
     else:
         return None
     return found if found.world > 1 else None
+
+
+def _slurm() -> bool:
+    return "SLURM_STEP_NODELIST" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
 
 
 def first_host(nodes: str) -> str:
@@ -102,12 +107,13 @@ def together(device: str) -> Generator[str]:
         yield device
         return
     on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    if on_cuda and place.local_rank >= torch.cuda.device_count():
+    number = 0 if on_cuda and torch.cuda.device_count() == 1 else place.local_rank  # Slurm may show each its own GPU
+    if on_cuda and (number >= torch.cuda.device_count() or (number == 0 < place.local_rank and not _slurm())):
         raise UserError(
             f"this machine has {torch.cuda.device_count()} GPUs, but is asked for a process number "
             f"{place.local_rank + 1}: start as many processes as there are GPUs, or give --device cpu"
         )
-    where = torch.device("cuda", place.local_rank) if on_cuda else torch.device("cpu" if device == "auto" else device)
+    where = torch.device("cuda", number) if on_cuda else torch.device("cpu" if device == "auto" else device)
     if on_cuda:
         torch.cuda.set_device(where)
     dist.init_process_group(

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
+from ..core import ranks
 from ..core.errors import UserError
 from ..core.reading import parse_json, reading
 from ..core.serialization import differences
@@ -34,7 +35,7 @@ def merge_shards(
     """Merge the results of all shards in a folder, write them as those of one evaluation, and delete the shards."""
     found = {}
     for each in which:
-        parts = out.read_shards(each)
+        parts = out.read_shards(each, ranks.world() if ranks.world() > 1 else None)
         if not parts:
             raise UserError(
                 f"{out.path} holds no results of shards of {each}: evaluate all shards before you merge them"

@@ -137,6 +137,7 @@ class Checkpoints:
         path = ranks.from_first(undamaged)
         if path is not None:
             _fill(state, path)
+            ranks.wait()  # before the first process may replace it
         return path
 
 

@@ -119,7 +119,7 @@ class Method:
             seed = int(torch.randint(2**62, ()))
         refuse_wrapped(model)
         seen = _SEEN.get(model, 0)
-        with alone(model):
+        with alone(model), ranks.alone():  # another library averages over processes
             if not seen:
                 check_examples(model, batch.x, batch.y)
             _SEEN[model] = seen + 1
@@ -127,7 +127,7 @@ class Method:
             kind = backend.kind(model) if seen % PROVED_EVERY else None
             ctx = Context(ForwardCache(model), batch, kept, progress or Progress(seen, 1, 1), seed)
             _observed(self, ctx)
-            x_adv = _crafted(self, ctx, backend, kind)
+            x_adv = _crafted(self, ctx, backend, kind, nullcontext())
             with self.outer_mode(model):
                 terms = self.objective.outer(ctx.on(model), x_adv)
         return torch.stack(list(terms.values())).sum()
@@ -184,14 +184,14 @@ class StepTerms(Mapping[str, float]):
         values = torch.stack([term.float() for term in terms.values()])
         self._read = devices.reading(values if wishes is None else torch.cat([values, wishes.float()]))
         self._values: dict[str, float] | None = None
-        self.wishes: tuple[bool, ...] = ()
-        """Whether one of the processes had each of the wishes; known once the terms were checked."""
+        self.wishes: tuple[float, ...] = ()
+        """The averages of the wishes, known once the terms were checked; none with one process."""
 
     def check(self) -> dict[str, float]:
         """Return the terms as numbers."""
         if self._values is None:
             read, count = self._read(), len(self._names)
-            values, self.wishes = dict(zip(self._names, read[:count], strict=True)), tuple(w > 0 for w in read[count:])
+            values, self.wishes = dict(zip(self._names, read[:count], strict=True)), tuple(read[count:])
             for name, value in values.items():
                 if not math.isfinite(value):
                     at = f"step {self._progress.step} (epoch {self._progress.epoch:.2f})"
@@ -304,12 +304,13 @@ class State:
         """Raise `UserError` if the processes have different weights: an update did not sum their gradients."""
         if ranks.world() == 1:
             return
+        self.check_finite()
         sums = torch.stack([p.detach().double().sum() for p in self.model.parameters()])
         if len({tuple(each) for each in ranks.each_of(sums.tolist())}) > 1:
             raise UserError(
                 f"after step {self.step} the processes have different weights. An update of your own has to take its "
-                "gradients from sparring.training.backward or sparring.training.gradients, which sum them over the "
-                "processes, and may draw random numbers only from the seed of the training"
+                "gradients from sparring.training.backward, which sums them over the processes; and the processes have "
+                "to begin with the same weights"
             )
 
     def context(self, batch: Batch, memory: nn.Module, progress: Progress) -> Context:
@@ -355,7 +356,7 @@ class State:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.memory.load_state_dict(saved["memory"])
         self.seed = saved["seed"]
-        self.step, self.best, self.latest = saved["step"], dict(saved["best"]), None
+        self.step, self.best, self.latest, self.wishes = saved["step"], dict(saved["best"]), None, Wishes()
         self.notes = copy.deepcopy(saved.get("notes", {}))  # checkpoints of older versions have none
 
 
@@ -442,7 +443,7 @@ def _step(
     parts = []
     for part in batch.micro_batches():
         ctx = replace(whole, batch=part)
-        parts.append(closure(ctx, _crafted(method, ctx, backend, kind)))
+        parts.append(closure(ctx, _crafted(method, ctx, backend, kind, state.batch_norm())))
         kind = backend.kind(state.model)
     state.notes["search"] = kind
     with record_function(STAGES[1]), method.outer_mode(state.model), state.batch_norm():
@@ -457,12 +458,18 @@ def _observed(method: Method, ctx: Context) -> None:
         method.objective.observe(ctx)  # the memory has the precision of the model
 
 
-def _crafted(method: Method, ctx: Context, backend: AttackBackend, kind: str | None) -> Tensor:
+def _crafted(
+    method: Method,
+    ctx: Context,
+    backend: AttackBackend,
+    kind: str | None,
+    batch_norm: AbstractContextManager[None],
+) -> Tensor:
     """Return the adversarial examples of a batch, after the memory has seen it."""
     model, batch, rng = ctx.lens.model, ctx.batch, ctx.rng("attack")
     with record_function(STAGES[0]), method.inner_mode(model), frozen(model), ExitStack() as stack:
         if ranks.world() > 1 and by_batch(model) is not None:
-            stack.enter_context(global_batch_norm(model))
+            stack.enter_context(batch_norm)
             backend = OriginalModel()  # a copy would take the mean and variance of its own part of the batch
         few = batch.x[:8] if kind is not None else ranks.gathered(batch.x[:8])[:8]  # all prove their copies alike
         attacked = stack.enter_context(backend(model, few, kind))
@@ -515,6 +522,12 @@ class TrainingLoop:
             state.average = self.averaging.init(state.model)
         size = len(batches)
         last = self.epochs * size if until is None else min(until, self.epochs * size)
+        device = state.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # steps seed torch's own generator
+            self._run(method, state, batches, last)
+
+    def _run(self, method: TrainingMethod, state: State, batches: Batches, last: int) -> None:
+        size = len(batches)
         while state.step < last:
             for batch in itertools.islice(batches.rest_of_epoch(state.step), last - state.step):
                 self._step(method, state, batch, size)
@@ -533,7 +546,8 @@ class TrainingLoop:
         before, state.latest = state.latest, terms
         if before is not None:
             before.check()  # only now, as the device has the next step to work on
-            state.wishes.hear(state.step, before.wishes)
+            if before.wishes:
+                state.wishes.hear(state.step, before.wishes)
         state.step += 1
         progress = Progress(state.step, steps_per_epoch, self.epochs)
         if self.averaging is not None and state.average is not None:

@@ -64,6 +64,11 @@ class Free:
 
     def step(self, state: State, batch: Batch, progress: Progress, update: Update, backend: AttackBackend) -> Terms:
         """Return the terms of the loss, averaged over the replays of `batch`."""
+        if batch.views > 1 and ranks.world() > 1:
+            raise UserError(
+                "Free keeps a perturbation for each place in a batch, and views of an image have no place on several "
+                "processes: set views_per_image = 1 (--views-per-image 1)"
+            )
         if batch.accumulate > 1:
             raise UserError(
                 "Free takes an update of the weights in every pass, so it cannot divide a batch into micro-batches: "

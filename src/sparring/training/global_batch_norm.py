@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
+from ..core.errors import UserError
 from ..core.ranks import rank, world
 
 
@@ -26,9 +27,18 @@ def global_batch_norm(model: nn.Module) -> Generator[None]:
 
     Yields:
         Nothing. On exit the layers normalise as before.
+
+    Raises:
+        UserError: If a layer that is derived from batch norm has a `forward` of its own.
     """
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and not isinstance(m, SyncBatchNorm)]
     changed = [m for m in layers if "forward" not in vars(m)] if world() > 1 else []
+    for layer in changed:
+        if type(layer).forward is not _BatchNorm.forward:
+            raise UserError(
+                f"{type(layer).__name__} is derived from batch norm and has a forward of its own, which cannot take "
+                "the batch of all processes: train with --batch-norm local, or convert the model to SyncBatchNorm"
+            )
     for layer in changed:
         layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
     try:

@@ -223,9 +223,11 @@ class OverfittingMonitor:
 
     def examined(self, model: nn.Module, state: State) -> Health:
         """Return the health of a model; each of several processes looks at its share of the images."""
-        rows = torch.arange(len(self.data), device=self.data.y.device)[ranks.own(len(self.data))]
-        seed = mixed_seed(self.seed, state.step)
-        return _health(ranks.gathered(_facts(model, self.data, self.guard, self.backend, seed, rows)))
+        rows, seed = torch.arange(len(self.data), device=self.data.y.device), mixed_seed(self.seed, state.step)
+        if len(rows) < ranks.world():
+            return _health(_facts(model, self.data, self.guard, self.backend, seed, rows))
+        mine = rows[ranks.own(len(rows))]
+        return _health(ranks.gathered(_facts(model, self.data, self.guard, self.backend, seed, mine)))
 
     def look(self, state: State) -> tuple[Health, str | None]:
         """Return the health of the model and an event to report, if any; raise `Alarm` if the guard must act."""

@@ -367,6 +367,7 @@ class CheckpointHook(Hook):
             self.write_best(state)
         self.saved = time.monotonic()
         if stop:
+            ranks.wait()  # for what the first process writes
             raise Interrupted(state.step)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from ..core import ranks
 from ..core.errors import UserError
 from ..core.rng import Rng
 from ..core.types import Attack, AttackBackend, Closure, PerExampleLoss, Progress, Schedule, Terms, Update, at
@@ -80,15 +81,17 @@ def measure(
         forward, backward = passes.forward / count, passes.backward / count
         mean, now = _costs(method, update, progress)
         pace = StepProfile(
-            images_per_second=count / seconds,
+            images_per_second=(batch.whole or count) / seconds,
             in_attack=clock.seconds / seconds,
             forward=forward,
             backward=backward,
             mean=None if abs(mean - now) < 0.01 * now else mean,
             seconds_left=seconds * left * mean / now,
         )
-        if trace is not None:
+        if trace is not None and ranks.first():
             _profiled(step, trace)
+        elif trace is not None:
+            step()  # the first process cannot take it alone
     return pace
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..core import ranks
+from ..core.errors import UserError
 
 STOP, SAVE = "stop", "save"
 _NAMES = (STOP, SAVE)
@@ -26,7 +27,9 @@ class Wishes:
         """Return the wishes of this process as numbers, to be averaged over the processes; none with one process."""
         if ranks.world() == 1:
             return ()
-        self._sent = torch.tensor([float(self._own[name]) for name in _NAMES], device=device)
+        # filled on the device, as a copy from here would wait for a GPU; the last one shows that all were averaged
+        values = [*(float(self._own[name]) for name in _NAMES), float(ranks.first())]
+        self._sent = torch.stack([torch.full((), value, device=device) for value in values])
         return (self._sent,)
 
     @property
@@ -34,9 +37,19 @@ class Wishes:
         """The averages of the wishes of the last update; None with one process."""
         return self._sent
 
-    def hear(self, step: int, wishes: tuple[bool, ...]) -> None:
-        """Take note of the averages that were sent in the update which completed `step` steps."""
-        self._heard = step, wishes
+    def hear(self, step: int, averages: tuple[float, ...]) -> None:
+        """Take note of the averages that were sent in the update which completed `step` steps.
+
+        Raises:
+            UserError: If they were not averaged.
+        """
+        *wishes, first = averages
+        if abs(first * ranks.world() - 1) > 0.5 / ranks.world():
+            raise UserError(
+                "an update of your own did not sum over the processes: it has to call sparring.training.backward once, "
+                "with the closure that it was given"
+            )
+        self._heard = step, tuple(wish > 0 for wish in wishes)
 
     def agreed(self, name: str, wish: bool, step: int) -> bool:
         """Return True if this process (with one), or any process, has a wish, which is then fulfilled by all.
