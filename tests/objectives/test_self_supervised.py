@@ -211,7 +211,7 @@ def test_only_those_who_are_fooled_are_contrasted():
     fooled = (model(x_adv).argmax(1) != ctx.batch.y).nonzero()[:, 0]
     assert 2 <= len(fooled) < 12
     clean, moved = (tuple(p[fooled] for p in model.body(z, parts=True)) for z in (ctx.batch.x, x_adv))
-    wanted = Multiscale(both=False).pairs(clean, moved, ctx.rng("contrast")).mean()
+    wanted = Multiscale(both=False).pairs(clean, moved, ctx.rng("contrast")[fooled]).mean()
     assert torch.allclose(objective.outer(ctx, x_adv)["contrast"], wanted)
     right = (model(ctx.batch.x).argmax(1) == ctx.batch.y).nonzero()[:, 0]
     calm = context(objective, model, data, right)

@@ -203,6 +203,7 @@ _Found = tuple[_Options, "dict[str, EvaluationResult]", "Mapping[str, object]", 
 def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
     """Evaluate a run folder, or weights whose recipe is known."""
     from ..acceleration import AcceleratedCopy
+    from ..core import ranks
     from ..records.run_folder import RunFolder
     from ..runs.load import evaluate_run, evaluate_weights
 
@@ -223,7 +224,7 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
         raise UserError(f"the results of a run are written to its folder, {path}: leave out --out")
     if path.is_dir():
         which = ("best", "last") if options.weights == "both" else (options.weights,)
-        track = () if common["shard"] else options.track
+        track = () if common["shard"] and ranks.world() > 1 else options.track
         found = evaluate_run(RunFolder(path), recipe, which=which, track=track, **common)  # type: ignore[arg-type]
     else:
         out = RunFolder(options.out) if options.out else None

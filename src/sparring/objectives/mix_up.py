@@ -43,7 +43,7 @@ class MixUp(Objective):
         chance, y = ctx.chance("mixup"), ctx.batch.y
         share = float(np.random.default_rng(chance).beta(self.alpha, self.alpha))
         every_x, every_y = ranks.gathered(x_adv), ranks.gathered(y)
-        pairs = torch.randperm(len(every_y), generator=make_rng(chance)).to(y.device)
+        pairs = torch.randperm(len(every_y), generator=make_rng(chance, y.device), device=y.device)
         other = pairs[ranks.place(len(y))]
         logits = ctx.lens.logits(share * x_adv + (1 - share) * every_x[other])
         both = share * F.cross_entropy(logits, y) + (1 - share) * F.cross_entropy(logits, every_y[other])

@@ -126,8 +126,7 @@ class Method:
             backend, kept = backend or _GUEST.backend, self.init(no_data()) if memory is None else memory
             kind = backend.kind(model) if seen % PROVED_EVERY else None
             ctx = Context(ForwardCache(model), batch, kept, progress or Progress(seen, 1, 1), seed)
-            _observed(self, ctx)
-            x_adv = _crafted(self, ctx, backend, kind, nullcontext())
+            x_adv = _crafted(self, ctx, ctx, backend, kind, batch.x[:8], nullcontext())
             with self.outer_mode(model):
                 terms = self.objective.outer(ctx.on(model), x_adv)
         return torch.stack(list(terms.values())).sum()
@@ -429,8 +428,9 @@ def _step(
 ) -> Terms:
     # the state holds the kind of copy that the last check chose, so that a resumed run uses the same
     kind = state.notes.get("search") if progress.step % PROVED_EVERY else None
-    whole = state.context(batch, state.memory, progress)
-    _observed(method, whole)
+    whole, few = state.context(batch, state.memory, progress), batch.x[:8]
+    if kind is None and not isinstance(backend, OriginalModel):
+        few = ranks.gathered(few)[:8]  # all processes prove their copies on the same images
 
     def closure(ctx: Context, x_adv: Tensor) -> Closure:
         def terms() -> Terms:  # AWP calls it more than once, with other weights
@@ -440,10 +440,11 @@ def _step(
 
         return terms
 
-    parts = []
+    parts: list[Closure] = []
     for part in batch.micro_batches():
         ctx = replace(whole, batch=part)
-        parts.append(closure(ctx, _crafted(method, ctx, backend, kind, state.batch_norm())))
+        observed = None if parts else whole
+        parts.append(closure(ctx, _crafted(method, ctx, observed, backend, kind, few, state.batch_norm())))
         kind = backend.kind(state.model)
     state.notes["search"] = kind
     with record_function(STAGES[1]), method.outer_mode(state.model), state.batch_norm():
@@ -451,28 +452,25 @@ def _step(
         return update(state.model, state.optimizer, BatchLoss(tuple(parts), alongside))
 
 
-def _observed(method: Method, ctx: Context) -> None:
-    """Let the memory see a batch."""
-    model = ctx.lens.model
-    with record_function(STAGES[0]), method.inner_mode(model), frozen(model), torch.no_grad():
-        method.objective.observe(ctx)  # the memory has the precision of the model
-
-
 def _crafted(
     method: Method,
     ctx: Context,
+    observed: Context | None,
     backend: AttackBackend,
     kind: str | None,
+    few: Tensor,
     batch_norm: AbstractContextManager[None],
 ) -> Tensor:
-    """Return the adversarial examples of a batch, after the memory has seen it."""
+    """Return the adversarial examples of a batch, after the memory has seen what is `observed`."""
     model, batch, rng = ctx.lens.model, ctx.batch, ctx.rng("attack")
     with record_function(STAGES[0]), method.inner_mode(model), frozen(model), ExitStack() as stack:
         if ranks.world() > 1 and by_batch(model) is not None:
             stack.enter_context(batch_norm)
             backend = OriginalModel()  # a copy would take the mean and variance of its own part of the batch
-        few = batch.x[:8] if kind is not None else ranks.gathered(batch.x[:8])[:8]  # all prove their copies alike
         attacked = stack.enter_context(backend(model, few, kind))
+        if observed is not None:
+            with torch.no_grad():
+                method.objective.observe(observed)  # the memory has the precision of the model
         attack = at(method.attack, ctx.progress)
 
         def searching(memory: Any, progress: Any, seed: Any) -> Search:
