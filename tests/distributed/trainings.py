@@ -112,6 +112,7 @@ TRAININGS = {
     "n-fgsm": at(CrossEntropy(), sp.attacks.NFGSM(BALL)),
     "l2": at(CrossEntropy(), PGD(L2(0.5), 2)),
     "training mode": at(CrossEntropy(), inner_mode=sp.train_mode),
+    "training mode, patience": at(CrossEntropy(), replace(SHORT, steps=4, patience=0), inner_mode=sp.train_mode),
     "swa": at(CrossEntropy(), averaging=SWA(0)),
     "ema": at(CrossEntropy(), averaging=EMA(0.9), augment=(sp.data.Jitter(), sp.data.ResizedCrop(), sp.data.Grey(0.5))),
     "accumulated": at(TRADES(), GAUSSIAN, net="plain", accumulate=2),

@@ -206,10 +206,11 @@ class PGD:
             going = (~met | (spent < patience)).nonzero()[:, 0]  # one wait for a GPU, where each mask would be one
             if len(going) < len(rows):
                 rows, met, spent, grad = rows[going], met[going], spent[going], grad[going]
-            if not len(rows):
-                if isinstance(loss, WholeBatch) and ranks.world() > 1:
-                    continue  # other processes may still be at it, and a pass of the whole batch is made by all
-                break
+            going_on = len(rows) > 0
+            if not (ranks.any_of(going_on) if isinstance(loss, WholeBatch) else going_on):
+                break  # a pass of the whole batch is made by all processes
+            if not going_on:
+                continue
             out[rows] = self._move(x[rows], out[rows], grad, size)
             spent = spent + met
         return out
