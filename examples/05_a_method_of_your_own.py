@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sparring import CE, Linf, Method, Objective, PerExampleLoss, Recipe, fit
 from sparring.attacks.gradients import value_and_grad
+from sparring.core.rng import Rng
 from sparring.core.types import Context, Terms, each
 from sparring.recipes.small import quickstart
 from sparring.studies.study import Arm, Study
@@ -29,7 +30,7 @@ class MyAttack:
     steps: int = 5
     decay: float = 1.0
 
-    def __call__(self, loss: PerExampleLoss, x: Tensor, rng: torch.Generator) -> Tensor:
+    def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         z, momentum = self.threat.sample(x, rng), torch.zeros_like(x)
         for _ in range(self.steps):
             grad = value_and_grad(loss, z).grad
