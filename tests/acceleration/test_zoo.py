@@ -456,9 +456,9 @@ def test_on_a_copy_no_attack_leaves_more_standing_than_on_the_model(digits, name
         for attack, adversary in ATTACKS.items():
             clean, alone = robust(model, test, adversary, OriginalModel())
             assert 0 < alone < clean or attack == "fab", f"{attack} says nothing: {alone} of {clean} stand"
-            # FAB makes another path of the last bit: what it leaves moves both ways, and more on some processors
-            slack = COUNT // 20 if attack == "fab" else COUNT // 100
-            assert robust(model, test, adversary, fast)[1] <= alone + slack, attack
+            # on a gradient that is none FAB goes where the last bit says: on four seeds +10, +4, -5, +6 of 200 stood
+            lost = attack == "fab" and name == "a backward hook"
+            assert robust(model, test, adversary, fast)[1] <= alone + COUNT // (20 if lost else 100), attack
     after = model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 

@@ -213,3 +213,10 @@ def test_a_loaded_state_does_not_depend_on_its_file(tmp_path):
         with open(path / name, "r+b") as file:
             file.write(bytes(size))
     same(state(7), fresh)
+
+
+def test_a_checkpoint_with_a_generator_is_refused_with_a_sentence():
+    made = state()
+    saved = {name: value for name, value in made.state_dict().items() if name != "seed"}
+    with pytest.raises(UserError, match="finish the run with the version that began it, or start a new one"):
+        made.load_state_dict(saved)

@@ -201,7 +201,7 @@ def test_the_guard_catches_a_collapse_and_saves_the_run(tmp_path):
     alone = fit(collapsing(None, **shape), tmp_path / "alone")
     rescued = fit(collapsing("rescue", **shape), tmp_path / "rescued")
     assert held_out(alone)[-1] < 0.05
-    assert held_out(rescued)[-1] > 0.08
+    assert held_out(rescued)[-1] > max(0.08, 3 * held_out(alone)[-1])
     first = rescued.guard()[0]
     # the alarm comes at the first look at which one could be seen, and no step of the collapse is kept
     looks = [row for row in rescued.metrics() if "guard" in row]

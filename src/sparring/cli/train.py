@@ -95,10 +95,10 @@ class _TrainOptions:
     accumulate: int = 1
     """Number of micro-batches into which a step divides a batch, one after the other, to save memory."""
     recompute: bool = False
-    """Compute activations of repeated blocks again in the backward pass: less memory, about a fifth more time."""
+    """Compute activations of repeated blocks again in the backward pass: less memory, one forward pass more."""
     batch_norm: Literal["global", "local"] = "global"
     """On several processes (torchrun), batch norm in the updates takes mean and variance over the batch of all of them,
-    or over the part of its own process, which is faster and depends on the number of processes."""
+    or over the part of its own process, which communicates less and depends on the number of processes."""
     fit_batch: bool = False
     """On a GPU, find the largest batch that fits into its memory, in place of --batch-size. The rate stays as it is."""
     profile: bool = False

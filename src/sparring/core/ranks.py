@@ -1,4 +1,4 @@
-"""The processes that train one model together (`torch.distributed`): sums, gathered rows, a word of the first process.
+"""The processes that train one model together (`torch.distributed`): sums, gathered rows, values of the first process.
 
 Without a process group there is one process, and every function returns what it was given. All functions besides
 `world`, `rank` and `first` have to be called by all processes, in the same order.
@@ -106,7 +106,7 @@ def _parts(rows: Tensor) -> list[Tensor]:
     return [each[:size] for each, size in zip(held, sizes, strict=True)]
 
 
-def same_(tensors: Sequence[Tensor]) -> None:
+def broadcast_(tensors: Sequence[Tensor]) -> None:
     """Replace tensors by those of the first process."""
     if world() > 1:
         for tensor in tensors:
@@ -126,9 +126,9 @@ def total(count: int) -> int:
     return count if world() == 1 else sum(each_of(count))
 
 
-def any_of(wish: bool) -> bool:
-    """Return True if one of the processes has the wish."""
-    return wish if world() == 1 else any(each_of(wish))
+def any_of(here: bool) -> bool:
+    """Return True if something holds on one of the processes."""
+    return here if world() == 1 else any(each_of(here))
 
 
 def each_of(value: T) -> list[T]:

@@ -23,7 +23,8 @@ MOST_HELD_OUT = 10_000
 class Batches:
     """Batches of a training set, shuffled anew in each epoch.
 
-    The order of epoch e is a function of `seed` and e, so a resumed run needs no sampler state.
+    The order of epoch e is a function of `seed` and e, so a resumed run needs no sampler state. Several processes
+    divide every batch between them.
 
     Args:
         data: training set.
@@ -35,8 +36,6 @@ class Batches:
         drop_last: leave out the images after the last full batch of an epoch; otherwise they are a smaller batch.
         accumulate: number of micro-batches into which a step divides a batch, at least 1.
         resizing: sizes of the images in the course of the epochs; None leaves them as they are.
-
-    Several processes divide every batch between them.
 
     Raises:
         UserError: when `views` or `accumulate` is below 1, `size` is below 1 or above the number of images, or a batch
@@ -63,10 +62,10 @@ class Batches:
         least = self.size if self.drop_last else len(self.data) % self.size or self.size
         parts = ranks.world() * self.accumulate
         if self.accumulate < 1 or least < parts:
+            last = "" if self.drop_last else ", or leave out the smaller last batch (--drop-last)"
             raise UserError(
-                f"a batch of {least} images cannot be divided into {self.accumulate} micro-batches on "
-                f"{ranks.world()} processes: take larger batches (--batch-size), {'' if self.drop_last else 'leave '}"
-                f"{'' if self.drop_last else 'out the smaller last batch (--drop-last), '}or fewer parts"
+                f"a batch of {least} images cannot be divided into {self.accumulate} micro-batches on {ranks.world()} "
+                f"processes: take larger batches (--batch-size) or fewer parts{last}"
             )
 
     def __len__(self) -> int:

@@ -187,7 +187,7 @@ def _enough_memory(batch_size: int) -> Iterator[None]:
 def _settings(
     model: nn.Module, adversaries: Mapping[str, Adversary | Cascade], seed: int, search: str
 ) -> dict[str, str]:
-    """What the verdicts depend on besides the images, the same in every process."""
+    """Return the settings on which verdicts depend besides the images; they are the same in every process."""
     own = {f"adversary {name}": _ADDRESS.sub("", repr(adversary)) for name, adversary in adversaries.items()}
     return {"model": fingerprint(model.state_dict()), **own, "seed": str(seed), "search": search}
 

@@ -36,7 +36,7 @@ State: TypeAlias = Literal["working", "done", "failed", "interrupted"]
 
 
 class Written(TypedDict):
-    """What the file of an attempt holds: its state, when it began, what failed, and whose it is.
+    """An attempt at a job as its file describes it: its state, its beginning, its failure, and its owner.
 
     `born` tells the process from a later one of the same number, and `place` says where that number is valid.
     """

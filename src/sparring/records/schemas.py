@@ -39,7 +39,7 @@ class Counted(TypedDict):
 
 
 class Begun(TypedDict):
-    """How a run computes, as set at its start; older runs say only the first two."""
+    """The settings of a run that say how it computes; older runs have only the first two."""
 
     precision: str
     compile: str

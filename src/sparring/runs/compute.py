@@ -1,4 +1,4 @@
-"""How a run computes, apart from what its recipe says: number formats, compilation, determinism."""
+"""Settings of a run that its recipe leaves open: number formats, compilation, determinism, division of batches."""
 
 import os
 from collections.abc import Generator, Iterator, Mapping
@@ -20,7 +20,7 @@ BatchNorm = Literal["global", "local"]
 
 @dataclass(frozen=True, slots=True)
 class ComputeSettings:
-    """How a run computes. It is settled when a run begins, and kept when the run is resumed.
+    """The settings of a run that say how it computes. A run keeps them when it is resumed.
 
     Args:
         precision: Precision of the attack (see `AcceleratedCopy`).

@@ -113,7 +113,7 @@ def fit(
     with _locked(run), _explained(run, state, recipe.batch_size), settings.applied(where):
         _begin_or_resume(run, recipe, state, training, overwrite)
         trace, backend = run.path if profile else None, settings.backend()
-        update, found = settings.update(recipe.update), None
+        update = settings.update(recipe.update)
         found = measure(recipe.method, state, batches, recipe.epochs, update, backend, trace)
         cost = ranks.from_first(lambda: found)
         notes = backend.notes(state.model)

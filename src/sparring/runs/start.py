@@ -40,7 +40,7 @@ def initial_state(recipe: Recipe, train: LabelledData, run: RunFolder, device: t
     model = recipe.initial_model(train, run.path).to(device).train()
     for module in refreshable(model):
         module.refresh(model, train)
-    ranks.same_(list(model.state_dict().values()))  # a function of the user's own may have drawn others here
+    ranks.broadcast_(list(model.state_dict().values()))  # a function of the user's own may have drawn others here
     few = pixels(train[:8].x)
     with eval_mode(model):
         try:

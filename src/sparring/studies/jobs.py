@@ -118,7 +118,7 @@ class JobState(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a study consists of, as a file in its folder.
+    """The trainings of a study, as a file in its folder lists them.
 
     Args:
         study: Name of the study.

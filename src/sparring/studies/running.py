@@ -226,7 +226,7 @@ def _analyzed(job: Together, joint: JointMeasurement, device: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _OfAll:
-    """What one command does for all, such as to write the tables."""
+    """Work that one command does for all, such as writing the tables."""
 
     name: str
     done: Callable[[], bool]

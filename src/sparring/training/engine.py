@@ -45,8 +45,8 @@ from ..core.validation import check_attack
 from ..core.whole_batch import by_batch, served
 from .averaging import Averaging
 from .global_batch_norm import global_batch_norm
+from .requests import Requests
 from .updates import BatchLoss, OptimizerStep
-from .wishes import Wishes
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,22 +175,22 @@ class StepTerms(Mapping[str, float]):
     Args:
         terms: terms: detached scalars by name.
         progress: position in training before the step.
-        wishes: numbers above 0 where a process has a wish; None with one process.
+        requests: numbers above 0 where a process has a request; None with one process.
     """
 
-    def __init__(self, terms: Terms, progress: Progress, wishes: Tensor | None = None) -> None:
+    def __init__(self, terms: Terms, progress: Progress, requests: Tensor | None = None) -> None:
         self._names, self._progress = tuple(terms), progress
         values = torch.stack([term.float() for term in terms.values()])
-        self._read = devices.reading(values if wishes is None else torch.cat([values, wishes.float()]))
+        self._read = devices.reading(values if requests is None else torch.cat([values, requests.float()]))
         self._values: dict[str, float] | None = None
-        self.wishes: tuple[float, ...] = ()
-        """The averages of the wishes, known once the terms were checked; none with one process."""
+        self.requests: tuple[float, ...] = ()
+        """The averages of the requests, known once the terms were checked; none with one process."""
 
     def check(self) -> dict[str, float]:
         """Return the terms as numbers."""
         if self._values is None:
             read, count = self._read(), len(self._names)
-            values, self.wishes = dict(zip(self._names, read[:count], strict=True)), tuple(read[count:])
+            values, self.requests = dict(zip(self._names, read[:count], strict=True)), tuple(read[count:])
             for name, value in values.items():
                 if not math.isfinite(value):
                     at = f"step {self._progress.step} (epoch {self._progress.epoch:.2f})"
@@ -248,7 +248,7 @@ class State:
         backend: gives the model that attacks run on in a loop of your own; its accelerated copy of the model is kept as
             long as this state.
         latest: terms of the loss of the last step, which may not have been looked at yet.
-        wishes: what one of several processes wants all to do after a step.
+        requests: requests of this process to all, such as to stop after a step.
         local_batch_norm: on several processes, whether batch norm takes mean and variance over the part of the batch of
             its process, instead of over the whole batch; its running statistics are then averaged.
     """
@@ -263,7 +263,7 @@ class State:
     notes: dict[str, Any] = field(default_factory=dict)
     backend: AttackBackend = field(default_factory=AcceleratedCopy)
     latest: StepTerms | None = None
-    wishes: Wishes = field(default_factory=Wishes)
+    requests: Requests = field(default_factory=Requests)
     local_batch_norm: bool = False
 
     @classmethod
@@ -344,8 +344,8 @@ class State:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         if "seed" not in saved:
             raise UserError(
-                "this checkpoint is of version 0.2, which drew random numbers in another way: finish its training with "
-                "that version (pip install sparring==0.2.0), or start a new run"
+                "this checkpoint holds a generator of random numbers, which training has no more: finish the run with "
+                "the version that began it, or start a new one"
             )
         if saved["device"] != self.device.type:
             raise UserError(
@@ -355,7 +355,7 @@ class State:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.memory.load_state_dict(saved["memory"])
         self.seed = saved["seed"]
-        self.step, self.best, self.latest, self.wishes = saved["step"], dict(saved["best"]), None, Wishes()
+        self.step, self.best, self.latest, self.requests = saved["step"], dict(saved["best"]), None, Requests()
         self.notes = copy.deepcopy(saved.get("notes", {}))  # checkpoints of older versions have none
 
 
@@ -448,7 +448,7 @@ def _step(
         kind = backend.kind(state.model)
     state.notes["search"] = kind
     with record_function(STAGES[1]), method.outer_mode(state.model), state.batch_norm():
-        alongside = (*state.wishes.send(batch.x.device), *state.local_statistics())
+        alongside = (*state.requests.send(batch.x.device), *state.local_statistics())
         return update(state.model, state.optimizer, BatchLoss(tuple(parts), alongside))
 
 
@@ -540,12 +540,12 @@ class TrainingLoop:
             group["lr"] = at(self.lr, progress)
         torch.manual_seed(mixed_seed(state.seed, state.step, ranks.rank()))  # dropout draws from torch's own generator
         found = method.step(state, batch, progress, at(self.update, progress), self.backend)
-        terms = StepTerms(found, progress, state.wishes.sent)
+        terms = StepTerms(found, progress, state.requests.sent)
         before, state.latest = state.latest, terms
         if before is not None:
             before.check()  # only now, as the device has the next step to work on
-            if before.wishes:
-                state.wishes.hear(state.step, before.wishes)
+            if before.requests:
+                state.requests.hear(state.step, before.requests)
         state.step += 1
         progress = Progress(state.step, steps_per_epoch, self.epochs)
         if self.averaging is not None and state.average is not None:

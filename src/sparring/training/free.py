@@ -90,7 +90,7 @@ class Free:
                 return found if batch.share == 1 else {name: batch.share * term for name, term in found.items()}
 
             with self.outer_mode(state.model), state.batch_norm():
-                loss = BatchLoss((closure,), (*state.wishes.send(x.device), *state.local_statistics()))
+                loss = BatchLoss((closure,), (*state.requests.send(x.device), *state.local_statistics()))
                 terms.append(update(state.model, state.optimizer, loss))
             assert x.grad is not None
             z = x.detach() + self.threat.eps * self.threat.ascent(x.grad)

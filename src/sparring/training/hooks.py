@@ -22,7 +22,7 @@ from .checkpoint import Checkpoints
 from .engine import Hook, State
 from .example_history import ExampleHistory
 from .guard import GuardState, Health, OverfittingMonitor, plain
-from .wishes import SAVE, STOP
+from .requests import SAVE, STOP
 
 LOG_EVERY = 10  # steps between two rows of metrics
 
@@ -352,8 +352,8 @@ class CheckpointHook(Hook):
     def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None:
         if progress.step % progress.steps_per_epoch == 0:
             return
-        due = state.wishes.agreed(SAVE, time.monotonic() - self.saved > self.saving.seconds, state.step)
-        stop = state.wishes.agreed(STOP, self.stop.asked, state.step)
+        due = state.requests.agreed(SAVE, time.monotonic() - self.saved > self.saving.seconds, state.step)
+        stop = state.requests.agreed(STOP, self.stop.asked, state.step)
         counted = self.saving.steps is not None and progress.step % self.saving.steps == 0
         if stop or due or counted:
             self._save(state, stop)

@@ -1,4 +1,4 @@
-"""What one of several processes wants all of them to do after a step, such as to stop."""
+"""Requests by which one of several processes makes all of them do something after a step, such as stop."""
 
 import torch
 from torch import Tensor
@@ -10,11 +10,11 @@ STOP, SAVE = "stop", "save"
 _NAMES = (STOP, SAVE)
 
 
-class Wishes:
-    """Brings the wishes of each process to all, so that all act after the same step.
+class Requests:
+    """Brings the requests of each process to all, so that all act after the same step.
 
-    One process decides for itself, at once. Several learn of each other's wishes with the sums of an update, which are
-    read while the next step is prepared: all act one or two steps later.
+    One process decides for itself, at once. Several learn of each other's requests with the sums of an update, which
+    are read while the next step is prepared: all act one or two steps later.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Wishes:
         self._answered = dict.fromkeys(_NAMES, 0)
 
     def send(self, device: torch.device) -> tuple[Tensor, ...]:
-        """Return the wishes of this process as numbers, to be averaged over the processes; none with one process."""
+        """Return the requests of this process as numbers, to be averaged over the processes; none with one process."""
         if ranks.world() == 1:
             return ()
         # filled on the device, as a copy from here would wait for a GPU; the last one shows that all were averaged
@@ -34,7 +34,7 @@ class Wishes:
 
     @property
     def sent(self) -> Tensor | None:
-        """The averages of the wishes of the last update; None with one process."""
+        """The averages of the requests of the last update; None with one process."""
         return self._sent
 
     def hear(self, step: int, averages: tuple[float, ...]) -> None:
@@ -43,27 +43,27 @@ class Wishes:
         Raises:
             UserError: If they were not averaged.
         """
-        *wishes, first = averages
+        *requests, first = averages
         if abs(first * ranks.world() - 1) > 0.5 / ranks.world():
             raise UserError(
                 "an update of your own did not sum over the processes: it has to call sparring.training.backward once, "
                 "with the closure that it was given"
             )
-        self._heard = step, tuple(wish > 0 for wish in wishes)
+        self._heard = step, tuple(request > 0 for request in requests)
 
-    def agreed(self, name: str, wish: bool, step: int) -> bool:
-        """Return True if this process (with one), or any process, has a wish, which is then fulfilled by all.
+    def agreed(self, name: str, request: bool, step: int) -> bool:
+        """Return True if this process (with one), or any process, has a request, which is then fulfilled by all.
 
         Args:
             name: `STOP` or `SAVE`.
-            wish: whether this process has the wish.
+            request: whether this process has the request.
             step: number of completed steps.
         """
         if ranks.world() == 1:
-            return wish
+            return request
         sent_at, heard = self._heard
         granted = bool(heard) and heard[_NAMES.index(name)] and sent_at > self._answered[name]
         if granted:
-            self._answered[name] = step  # wishes on their way were for the same
-        self._own[name] = wish and not granted
+            self._answered[name] = step  # requests on their way were for the same
+        self._own[name] = request and not granted
         return granted

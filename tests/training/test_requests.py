@@ -4,30 +4,30 @@ import pytest
 import torch
 
 from sparring import UserError
-from sparring.training import wishes
-from sparring.training.wishes import SAVE, STOP, Wishes
+from sparring.training import requests
+from sparring.training.requests import SAVE, STOP, Requests
 
 
 def test_one_process_decides_at_once():
-    asked = Wishes()
-    assert asked.agreed(STOP, wish=True, step=3)
-    assert not asked.agreed(SAVE, wish=False, step=3)
+    asked = Requests()
+    assert asked.agreed(STOP, request=True, step=3)
+    assert not asked.agreed(SAVE, request=False, step=3)
     assert asked.send(torch.device("cpu")) == ()
 
 
 @pytest.fixture
 def two(monkeypatch):
-    monkeypatch.setattr(wishes.ranks, "world", lambda: 2)
-    return Wishes(), Wishes()
+    monkeypatch.setattr(requests.ranks, "world", lambda: 2)
+    return Requests(), Requests()
 
 
 def take(step, both, *asking):
-    """One update: the wishes are averaged, and read after the next one."""
+    """One update: the requests are averaged, and read after the next one."""
     sent = [each.send(torch.device("cpu"))[0] for each in both]
     sent[1][-1] = 0  # it is the second process
     for each in both:
         each.hear(step, tuple(((sent[0] + sent[1]) / 2).tolist()))
-    return [each.agreed(STOP, wish=asks, step=step) for each, asks in zip(both, asking, strict=True)]
+    return [each.agreed(STOP, request=asks, step=step) for each, asks in zip(both, asking, strict=True)]
 
 
 def test_a_wish_of_one_is_fulfilled_by_all_after_the_same_step_and_once(two):
