@@ -17,7 +17,7 @@ from sparring import (
     Sum,
 )
 from sparring.core.schedules import Cycle, PiecewiseConstant
-from sparring.data import Flip
+from sparring.data import CutMix, Flip, SmoothedLabels
 from sparring.models import small_cnn
 
 BALL = Linf(0.1)
@@ -51,6 +51,7 @@ CHANGES = {
         sp.objectives.Staged(((1, sp.objectives.MixUp()), (3, CrossEntropy(clean=0.5)))),
         Cycle(((1, Benign()), (2, RS), (1, SHORT))),
     ),
+    "cutmix": {"augment": (Flip(), CutMix(), SmoothedLabels(0.1))},
     "label smoothing": method(CrossEntropy(label_smoothing=0.2)),
     "statistics": method(
         sp.objectives.BatchNormStatistics(CrossEntropy(), "both"),

@@ -8,6 +8,7 @@ Call a check in a test of your own; it raises `AssertionError`, which names the 
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -137,7 +138,7 @@ def check_objective(
     """Check an objective: its inner loss, its terms and its memory.
 
     The inner loss is one number per example, and `loss[rows]` is the loss of some of them. The terms are scalars with a
-    gradient with respect to the weights. Only `observe` changes the memory. Training is reproducible from its seed, and
+    gradient with respect to the weights. Neither loss changes the memory. Training is reproducible from its seed, and
     resumes bit for bit from a saved state.
 
     Args:
@@ -171,22 +172,30 @@ def _check_one_step(
     with eval_mode(model), frozen(model):
         with torch.no_grad():
             objective.observe(ctx)
+            ctx = replace(ctx, start=objective.start(ctx))
         remembered = copy.deepcopy(memory.state_dict())
         loss = objective.inner(ctx)
         rows = torch.tensor([2, 0])
         value = loss(x).value
         _expect(value.shape == (len(x),), f"the inner loss is one number per example, not {tuple(value.shape)}")
         _close(loss[rows](x[rows]).value, value[rows], "loss[rows] is the same function for some of the examples")
-        z = at(attack, progress)(loss, x, make_rng(seed))
-    terms = objective.outer(Context(ForwardCache(model), ctx.batch, memory, progress), z)
+        _unchanged(memory, remembered, "the loss of the attack changes no memory")
+        z = objective.attacking(ctx, at(attack, progress))(loss, x, make_rng(seed))
+        with torch.no_grad():
+            objective.remember(ctx, z)
+    remembered = copy.deepcopy(memory.state_dict())
+    terms = objective.outer(ctx.on(model), z)
     _expect(len(terms) > 0 and all(t.ndim == 0 for t in terms.values()), "outer gives scalar terms")
     torch.stack(list(terms.values())).sum().backward()
     _expect(
         any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()),
         "the terms have a gradient with respect to the weights",
     )
-    same = all(torch.equal(t, remembered[n]) for n, t in memory.state_dict().items())
-    _expect(same, "only observe changes the memory")
+    _unchanged(memory, remembered, "the loss of the update changes no memory")
+
+
+def _unchanged(memory: nn.Module, before: dict[str, Tensor], what: str) -> None:
+    _expect(all(torch.equal(t, before[n]) for n, t in memory.state_dict().items()), what)
 
 
 def check_model(model: nn.Module, shape: tuple[int, int, int], num_classes: int, seed: int = 0) -> None:

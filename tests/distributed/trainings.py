@@ -31,7 +31,7 @@ from sparring.acceleration import OriginalModel
 from sparring.attacks import MixedStart, RandomEps, RandomStart, Split
 from sparring.core import ranks
 from sparring.core.rng import make_rng
-from sparring.data import Batches, Crop, Cutout, Flip
+from sparring.data import Batches, Crop, CutMix, Cutout, Flip, InputMixup, SmoothedLabels
 from sparring.models import KNN, amdim, encode_bank, small_cnn
 from sparring.objectives import (
     ACL,
@@ -115,6 +115,8 @@ TRAININGS = {
     "training mode, patience": at(CrossEntropy(), replace(SHORT, steps=4, patience=0), inner_mode=sp.train_mode),
     "swa": at(CrossEntropy(), averaging=SWA(0)),
     "ema": at(CrossEntropy(), averaging=EMA(0.9), augment=(sp.data.Jitter(), sp.data.ResizedCrop(), sp.data.Grey(0.5))),
+    "cutmix": at(TRADES(), GAUSSIAN, augment=(Flip(), CutMix(), SmoothedLabels(0.1))),
+    "mixed before the attack": at(CrossEntropy(), augment=(InputMixup(0.4),), net="plain"),
     "accumulated": at(TRADES(), GAUSSIAN, net="plain", accumulate=2),
     "accumulated awp": at(CrossEntropy(), update=sp.AWP(0.01), net="plain", accumulate=3),
     "local batch norm": at(CrossEntropy(), local_batch_norm=True),

@@ -263,6 +263,8 @@ NO_RECIPE = {
     # data as they are, and not where they are from
     *(
         "data.batches:Batches",
+        "data.extra:ExtraImages",
+        "data.extra:JoinedData",
         "data.dataset_images:DatasetImages",
         "data.looks:CentralSquare",
         "data.looks:RandomWindow",

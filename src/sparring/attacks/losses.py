@@ -77,7 +77,7 @@ class CE(_OnLabels):
 
     Args:
         logits: Forward function, or model, that maps images `[B, C, H, W]` to logits `[B, K]`.
-        y: True labels `[B]`.
+        y: True labels `[B]`, or soft targets `[B, K]`, of which the most probable class counts as the true one.
 
     Raises:
         UserError: If `logits` is a model in training mode that has batch norm or dropout. The other losses on logits
@@ -89,6 +89,9 @@ class CE(_OnLabels):
 
     def _value(self, out: Tensor) -> Tensor:
         return F.cross_entropy(out, self.y, reduction="none")
+
+    def _fooled(self, out: Tensor) -> Tensor | None:
+        return misclassified(out, self.y if self.y.ndim == 1 else self.y.argmax(1))
 
 
 @dataclass(frozen=True, slots=True)

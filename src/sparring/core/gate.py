@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from .errors import UserError
 from .modes import eval_mode
 from .types import TensorData, pixels
-from .validation import check_data, check_images, check_labels, check_logits, check_tensor
+from .validation import check_data, check_images, check_labels, check_logits, check_soft_targets, check_tensor
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -146,7 +146,7 @@ def switched_to_eval(model: nn.Module) -> Iterator[None]:
         view.__exit__(None, None, None)
 
 
-def check_examples(model: nn.Module, x: Tensor, y: Tensor) -> None:
+def check_examples(model: nn.Module, x: Tensor, y: Tensor, soft: Tensor | None = None) -> None:
     """Check that the model accepts the images, and that its logits in eval mode have a class for each label."""
     logits = check_taken(model, x)
     check_tensor(y, "labels")
@@ -156,3 +156,5 @@ def check_examples(model: nn.Module, x: Tensor, y: Tensor) -> None:
         raise UserError(f"labels are on {y.device}, images on {x.device}: pass y.to({str(x.device)!r})")
     check_labels(y, max(2, int(y.max()) + 1) if y.dtype == torch.int64 else 2)
     check_logits(logits, min(FEW, len(x)), highest=int(y.max()))
+    if soft is not None:
+        check_soft_targets(soft, len(x), logits.shape[1])

@@ -4,7 +4,9 @@ Files come from other people: a name that is not listed is neither written nor r
 class may move to another module and old files can still be read; each name is listed once.
 """
 
+import ast
 from collections.abc import Mapping
+from pathlib import Path
 
 FORMAT = 2
 """Version of the format of recipes, and so of run folders, weights files and states of evaluations.
@@ -16,7 +18,17 @@ number must be increased.
 WRITTEN_BY = {1: "0.1"}
 """Versions of sparring that wrote and read older formats."""
 
+
+def _objectives() -> dict[str, tuple[str, ...]]:
+    """Return the objectives that their package imports, by module, so that a method is a file and an import."""
+    source = (Path(__file__).parent.parent / "objectives" / "__init__.py").read_text(encoding="utf-8")
+    imports = [each for each in ast.parse(source).body if isinstance(each, ast.ImportFrom)]
+    names = {f"objectives.{each.module}": tuple(name.name for name in each.names) for each in imports}
+    return {module: tuple(name for name in held if name != "Regularizer") for module, held in names.items()}
+
+
 VALUES: Mapping[str, tuple[str, ...]] = {
+    **_objectives(),
     "training.example_history": ("ExampleHistory",),
     "attacks.apgd": ("APGD",),
     "attacks.compose": ("CoarseToFine", "Restarts", "Split", "Worst"),
@@ -30,10 +42,13 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "training.averaging": ("EMA", "SWA"),
     "data.given": ("GivenData",),
     "runs.given": ("GivenModel",),
-    "data.mapped": ("MappedArrays",),
+    "data.mapped": ("GeneratedImages", "MappedArrays"),
     "data.libraries": ("HubData", "TorchvisionData"),
     "data.adapt": ("ClassSubset", "InvertedImages", "Resized", "Rotated"),
     "data.augment": ("Crop", "Cutout", "Flip", "Grey", "Jitter", "ResizedCrop"),
+    "data.extra": ("ExtraData",),
+    "data.mixing": ("CutMix", "InputMixup", "SmoothedLabels"),
+    "core.teachers": ("Teacher",),
     "data.image_size": ("ProgressiveResizing",),
     "data.alterations": ("DifficultySubset", "LabelNoise", "PixelNoise"),
     "data.sources": (
@@ -48,21 +63,6 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "training.free": ("Free",),
     "training.guard": ("Guard",),
     "models.surrogate_gradients": ("SmoothBackward",),
-    "objectives.acl": ("ACL",),
-    "objectives.regularizers": ("Staged", "Sum"),
-    "objectives.consistency": ("Consistency",),
-    "objectives.contrastive": ("ContrastiveAT", "ContrastivePretraining", "KNNContrastiveAT"),
-    "objectives.contrasts": ("InfoNCE", "Multiscale", "NTXent"),
-    "objectives.cross_entropy": ("CrossEntropy",),
-    "objectives.grad_align": ("GradAlign",),
-    "objectives.instance_discrimination": ("InstanceDiscrimination",),
-    "objectives.mart": ("MART",),
-    "objectives.mix_up": ("MixUp",),
-    "objectives.logit_pairing": ("LogitPairing",),
-    "objectives.rocl": ("RoCL",),
-    "objectives.batch_norm_statistics": ("BatchNormStatistics",),
-    "objectives.temporal_ensembling": ("TemporalEnsembling",),
-    "objectives.trades": ("TRADES",),
     "training.optimizers": ("LAMB", "LARS", "RMSProp", "SGD", "Adam", "AdamW"),
     "runs.recipe": ("Evaluation", "Recipe"),
     "core.schedules": (

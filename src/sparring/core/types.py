@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
@@ -30,6 +30,10 @@ class Batch:
         whole: Number of rows of the batch that the weights are updated for, if this is a part of it: on one of several
             processes, or a micro-batch. None: all processes have parts of this size.
         accumulate: Number of micro-batches into which a step divides the batch, one after the other, to save memory.
+        soft: Soft targets, a probability for each class, `[B, C]`, of which `y` has the most probable class; None if
+            the targets are the classes `y`.
+        places: Number of the pixel of the unaugmented image that each pixel was moved from, counted from 0 row by row,
+            -1 for padding, `[B, H, W]` (int64); None if no method needs it.
     """
 
     x: Tensor
@@ -38,6 +42,13 @@ class Batch:
     views: int = 1
     whole: int | None = None
     accumulate: int = 1
+    soft: Tensor | None = None
+    places: Tensor | None = None
+
+    @property
+    def target(self) -> Tensor:
+        """The target of cross-entropy: soft targets `[B, C]` if there are any, or else the classes `[B]`."""
+        return self.y if self.soft is None else self.soft
 
     @property
     def share(self) -> float:
@@ -64,7 +75,11 @@ class Batch:
             )
         rows = torch.arange(len(self.index), device=self.index.device).view(self.views, count)
         chosen = (part.flatten() for part in rows.tensor_split(self.accumulate, dim=1))
-        return [Batch(self.x[rows], self.y[rows], self.index[rows], self.views, whole) for rows in chosen]
+        return [self._of_rows(rows, whole) for rows in chosen]
+
+    def _of_rows(self, rows: Tensor, whole: int) -> "Batch":
+        soft, places = (None if each is None else each[rows] for each in (self.soft, self.places))
+        return Batch(self.x[rows], self.y[rows], self.index[rows], self.views, whole, soft=soft, places=places)
 
 
 _VIEW = 40  # bits for the numbers of examples in a stream
@@ -272,6 +287,42 @@ def recordable(attack: object) -> bool:
     return bool(getattr(attack, "recordable", False))
 
 
+@dataclass(frozen=True, slots=True)
+class GivenStart:
+    """Starts the search at given points, which are projected onto the set.
+
+    Args:
+        points: Points of the whole batch, `[B, C, H, W]`.
+    """
+
+    points: Tensor
+
+    def __call__(self, threat: Threat, x: Tensor, rng: Rng) -> Tensor:
+        del rng
+        return threat.project(self.points, x)
+
+
+def started_at(attack: Attack, points: Tensor) -> Attack:
+    """Makes an attack begin at given points.
+
+    Args:
+        attack: An attack with a field `start`, such as PGD.
+        points: The points, `[B, C, H, W]`.
+
+    Returns:
+        The attack with this start.
+
+    Raises:
+        UserError: If the attack has no start.
+    """
+    if not (is_dataclass(attack) and any(each.name == "start" for each in fields(attack))):
+        raise UserError(
+            f"{type(attack).__name__} has no start, and this method begins its attack where it ended before: take PGD "
+            "or FGSM"
+        )
+    return replace(attack, start=GivenStart(points))
+
+
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 ModelMode: TypeAlias = Callable[[nn.Module], AbstractContextManager[Any]]
 Terms: TypeAlias = Mapping[str, Tensor]
@@ -462,6 +513,7 @@ class Context:
         memory: The module that `Objective.init` has returned.
         progress: The position in the training.
         seed: The seed of this step.
+        start: The points at which the attack began, if the objective chose them (`Objective.start`).
     """
 
     lens: ForwardCache
@@ -469,6 +521,7 @@ class Context:
     memory: nn.Module
     progress: Progress
     seed: int = 0
+    start: Tensor | None = None
 
     def remembering(self, memory: nn.Module) -> "Context":
         """Return the context for a part of an objective, which has its own memory."""
@@ -560,14 +613,16 @@ class Objective:
     """A training method: the loss that the attack maximises and the loss that the optimiser minimises.
 
     A subclass is a frozen dataclass of hyperparameters. Its state between batches is kept in the module that `init`
-    returns, as buffers, so it is saved, loaded and moved with the rest of the training state. Only `observe` may change
-    it.
+    returns, as buffers, so it is saved, loaded and moved with the rest of the training state. Only `observe` and
+    `remember` may change it. Parameters of that module are trained with the model.
     """
 
     needs_views: ClassVar[int] = 1
     """Number of views of each image that a batch must hold."""
     needs_knn: ClassVar[bool] = False
     """True if the model must have a kNN head."""
+    needs_places: ClassVar[bool] = False
+    """True if a batch must say where augmentations moved each pixel from (`Batch.places`)."""
 
     def init(self, data: LabelledData) -> nn.Module:
         """Return the memory of this method: a label bank, a teacher or a feature bank. By default it is empty."""
@@ -577,9 +632,21 @@ class Objective:
     def observe(self, ctx: Context) -> None:
         """Update the memory; called once per batch, before the attack, without gradients."""
 
+    def start(self, ctx: Context) -> Tensor | None:
+        """Return the points at which the attack shall begin, such as those of an earlier epoch; None leaves it free."""
+        del ctx
+        return None
+
+    def attacking(self, ctx: Context, attack: Attack) -> Attack:
+        """Return the attack for this batch; by default the given one, from `ctx.start` if there is one."""
+        return attack if ctx.start is None else started_at(attack, ctx.start)
+
     def inner(self, ctx: Context) -> PerExampleLoss:
         """Return the loss that the attack maximises."""
         raise NotImplementedError
+
+    def remember(self, ctx: Context, x_adv: Tensor) -> None:
+        """Update the memory after the attack; called once per batch, without gradients."""
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         """Return named scalar terms: the optimiser minimises their sum, and each is logged under its name."""

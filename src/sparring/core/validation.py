@@ -81,6 +81,21 @@ def check_labels(y: Tensor, num_classes: int, what: str = "labels") -> None:
         )
 
 
+def check_soft_targets(soft: Tensor, count: int, num_classes: int) -> None:
+    """Raise `UserError` unless `soft` holds a probability of each class for each of `count` images."""
+    check_tensor(soft, "soft targets")
+    if tuple(soft.shape) != (count, num_classes) or not soft.is_floating_point():
+        raise UserError(
+            f"soft targets are {soft.dtype} of shape {tuple(soft.shape)}: wanted is a probability for each class, "
+            f"floating point [{count}, {num_classes}]"
+        )
+    if not bool(probable(soft).all()):
+        bad = int((~probable(soft)).nonzero()[0])
+        raise UserError(
+            f"soft target number {bad} sums to {float(soft[bad].sum()):g}: wanted are probabilities, which sum to 1"
+        )
+
+
 def check_data(data: TensorData, what: str) -> None:
     check_images(data.x, f"{what} images", bytes_too=True)
     check_labels(data.y, len(data.classes), f"{what} labels")

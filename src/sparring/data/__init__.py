@@ -4,9 +4,11 @@ from .adapt import ClassSubset, InvertedImages, Resized, Rotated
 from .alterations import Alteration, DifficultySubset, LabelNoise, PixelNoise, TrainingSet, altered
 from .augment import Augment, Crop, Cutout, Flip, Grey, Jitter, ResizedCrop
 from .batches import Batches, hold_out
+from .extra import ExtraData
 from .image_size import ProgressiveResizing
 from .libraries import HubData, TorchvisionData
-from .mapped import MappedArrays
+from .mapped import GeneratedImages, MappedArrays
+from .mixing import CutMix, InputMixup, SmoothedLabels, TargetAugment
 from .named import load_test, source_of
 from .order import Order
 from .shrinking import shrink_pictures
@@ -39,15 +41,19 @@ __all__ = [
     "Batches",
     "ClassSubset",
     "Crop",
+    "CutMix",
     "Cutout",
     "DifficultySubset",
     "Digits",
+    "ExtraData",
     "FashionMNIST",
     "Flip",
+    "GeneratedImages",
     "Grey",
     "HubData",
     "ImageFolder",
     "ImageStream",
+    "InputMixup",
     "InvertedImages",
     "Jitter",
     "LabelNoise",
@@ -58,8 +64,10 @@ __all__ = [
     "Resized",
     "ResizedCrop",
     "Rotated",
+    "SmoothedLabels",
     "Source",
     "Subset",
+    "TargetAugment",
     "TorchvisionData",
     "TrainingSet",
     "altered",

@@ -32,16 +32,29 @@ def map_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
             return (_of_safetensors if path.suffix == ".safetensors" else _of_npz)(file, names)
 
 
+def names_of_arrays(path: Path) -> set[str]:
+    """Return the names of the arrays that `map_arrays` finds in a folder or file."""
+    with reading(path, _REMEDY.removesuffix(", each with the arrays ")):
+        if os.path.isdir(path):
+            return {each.stem for each in path.glob("*.npy")}
+        with open_file(path) as file:
+            return set(_header(file) if path.suffix == ".safetensors" else _members(file))
+
+
 def _of_npy(path: Path) -> Array:
     with reading(path, "write it with numpy.save"), open_file(path) as file:
         return _mapped(file, *_npy_header(file))
 
 
 def _of_npz(file: IO[bytes], names: Sequence[str]) -> dict[str, Array]:
-    with zipfile.ZipFile(file) as archive:
-        members = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+    members = _members(file)
     _check_names(names, members)
     return {name: _of_member(file, members[name]) for name in names}
+
+
+def _members(file: IO[bytes]) -> dict[str, zipfile.ZipInfo]:
+    with zipfile.ZipFile(file) as archive:
+        return {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
 
 
 def _of_member(file: IO[bytes], entry: zipfile.ZipInfo) -> Array:
@@ -72,11 +85,8 @@ def _npy_header(file: IO[bytes]) -> tuple["np.dtype[Any]", tuple[int, ...]]:
 
 
 def _of_safetensors(file: IO[bytes], names: Sequence[str]) -> dict[str, Array]:
-    length = int.from_bytes(file.read(8), "little")
-    if length > _LONGEST_HEADER:
-        raise ValueError(f"its header has more than {_LONGEST_HEADER:,} bytes")
-    members = parse_json(file.read(length))
-    conform(members, dict[str, dict[str, Any]], "its header")
+    members = _header(file)
+    length = file.tell() - 8
     _check_names(names, members)
     found = {}
     for name in names:
@@ -88,6 +98,16 @@ def _of_safetensors(file: IO[bytes], names: Sequence[str]) -> dict[str, Array]:
         file.seek(8 + length + ends[0])
         found[name] = _mapped(file, np.dtype(_TYPES[kind]), tuple(shape))
     return found
+
+
+def _header(file: IO[bytes]) -> dict[str, Any]:
+    """Return what a .safetensors file says of its arrays, and leave the file where their numbers begin."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > _LONGEST_HEADER:
+        raise ValueError(f"its header has more than {_LONGEST_HEADER:,} bytes")
+    members: dict[str, Any] = parse_json(file.read(length))
+    conform(members, dict[str, dict[str, Any]], "its header")
+    return members
 
 
 def _check_names(names: Sequence[str], members: Sequence[str] | dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from ..core.errors import UserError
 from ..core.reading import Array, memory_of_machine
 from ..core.types import TensorData
 from ..core.validation import check_images, check_labels
-from .array_files import map_arrays
+from .array_files import map_arrays, names_of_arrays
 from .arrays import channels_first, class_numbers, count_classes
 
 AHEAD = 2
@@ -145,22 +145,53 @@ class MappedArrays:
         held = map_arrays(Path(self.path), ("x_train", "y_train", "x_test", "y_test"))
         labels = {part: class_numbers(held[f"y_{part}"], f"{self.path}, {part}") for part in ("train", "test")}
         names = tuple(map(str, range(count_classes(labels["train"], labels["test"], self.path))))
-        train, test = (self._part(held[f"x_{part}"], labels[part], names, part) for part in ("train", "test"))
+        train, test = (
+            mapped_images(held[f"x_{part}"], labels[part], names, f"{self.path}, {part}") for part in ("train", "test")
+        )
         return train, test
 
-    def _part(self, images: Array, labels: Array, classes: tuple[str, ...], part: str) -> MappedImages:
-        what = f"{self.path}, {part}"
-        if images.dtype != np.uint8:
-            raise UserError(
-                f"{what}: images are {images.dtype}, and mapped images are bytes from 0 to 255: write them as uint8, "
-                "or name an npz:FILE, which is read into memory"
-            )
-        if len(images) != len(labels) or images.size == 0:
-            raise UserError(
-                f"{what}: there are images {images.shape} and {len(labels)} labels: wanted is a label for each of at "
-                "least one image"
-            )
-        y = torch.from_numpy(labels.astype(np.int64))
-        check_labels(y, len(classes), f"{what} labels")
-        check_images(torch.from_numpy(channels_first(images[:1], what).copy()), f"{what} images", bytes_too=True)
-        return MappedImages(images[:, None] if images.ndim == 3 else images, y, classes)
+
+@dataclass(frozen=True, slots=True)
+class GeneratedImages:
+    """Images of bytes that a generative model has drawn, with their classes; they stay in their file.
+
+    The file is an .npz file (not compressed) or a .safetensors file, or it is a folder of .npy files. Its arrays are
+    called `image` and `label`, as in published sets of generated images, or `x_train` and `y_train`, or `x` and `y`. It
+    has no test images.
+
+    Args:
+        path: path of the file or folder.
+    """
+
+    path: str
+
+    def load(self) -> tuple[MappedImages, MappedImages]:
+        path, pairs = Path(self.path), (("image", "label"), ("x_train", "y_train"), ("x", "y"))
+        found = names_of_arrays(path)
+        names = next((pair for pair in pairs if found.issuperset(pair)), None)
+        if names is None:
+            wanted = ", or ".join(" and ".join(pair) for pair in pairs)
+            raise UserError(f"{path} holds {', '.join(sorted(found)) or 'no arrays'}: wanted are {wanted}")
+        held = map_arrays(path, names)
+        labels = class_numbers(held[names[1]], self.path)
+        classes = tuple(map(str, range(max(2, int(labels.max(initial=0)) + 1))))
+        drawn = mapped_images(held[names[0]], labels, classes, self.path)
+        return drawn, drawn.part(torch.empty(0, dtype=torch.long))
+
+
+def mapped_images(images: Array, labels: Array, classes: tuple[str, ...], what: str) -> MappedImages:
+    """Return mapped images with their labels. Raises `UserError` unless they are bytes, and as many as labels."""
+    if images.dtype != np.uint8:
+        raise UserError(
+            f"{what}: images are {images.dtype}, and mapped images are bytes from 0 to 255: write them as uint8, "
+            "or name an npz:FILE, which is read into memory"
+        )
+    if len(images) != len(labels) or images.size == 0:
+        raise UserError(
+            f"{what}: there are images {images.shape} and {len(labels)} labels: wanted is a label for each of at "
+            "least one image"
+        )
+    y = torch.from_numpy(labels.astype(np.int64))
+    check_labels(y, len(classes), f"{what} labels")
+    check_images(torch.from_numpy(channels_first(images[:1], what).copy()), f"{what} images", bytes_too=True)
+    return MappedImages(images[:, None] if images.ndim == 3 else images, y, classes)

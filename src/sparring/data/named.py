@@ -18,6 +18,7 @@ _KNOWN: dict[str, Any] = {
     "cifar100": sources.CIFAR100,
     "digits": sources.Digits,
     "folder": sources.ImageFolder,
+    "generated": mapped.GeneratedImages,
     "hf": HubData,
     "fashion_mnist": sources.FashionMNIST,
     "kmnist": sources.KMNIST,
@@ -27,7 +28,12 @@ _KNOWN: dict[str, Any] = {
     "svhn": sources.SVHN,
     "torchvision": TorchvisionData,
 }
-_NEEDING = {"hf": "hf:org/name", "mapped": "mapped:FOLDER", "torchvision": "torchvision:GTSRB"}
+_NEEDING = {
+    "generated": "generated:FILE",
+    "hf": "hf:org/name",
+    "mapped": "mapped:FOLDER",
+    "torchvision": "torchvision:GTSRB",
+}
 _OF_PICTURES = (sources.ImageFolder, HubData, TorchvisionData)
 _CHANGE = re.compile(r"\+(?=(?:rotated|inverted|size=[^+/]*|classes=[^+/]*)(?:\+|$))")  # a path may contain a plus, too
 
@@ -41,7 +47,7 @@ def source_of(spec: str, cut: CentralSquare | None = None) -> sources.Source:
 
     Args:
         spec: name such as `fashion_mnist`, `cifar10:DIR`, `folder:DIR`, `npz:FILE`, `mapped:FOLDER`,
-            `torchvision:GTSRB` or `hf:org/name`, with any number of changes.
+            `generated:FILE`, `torchvision:GTSRB` or `hf:org/name`, with any number of changes.
         cut: how pictures in a folder are cut, unless the name changes their size; None for the default.
 
     Returns:

@@ -13,12 +13,14 @@ from .mart import MART
 from .mix_up import MixUp
 from .regularizers import Regularizer, Staged, Sum
 from .rocl import RoCL
+from .rslad import RSLAD
 from .temporal_ensembling import TemporalEnsembling
 from .trades import TRADES
 
 __all__ = [
     "ACL",
     "MART",
+    "RSLAD",
     "TRADES",
     "BatchNormStatistics",
     "Consistency",

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..core.errors import need_whole
 from ..core.modes import statistics_kept
-from ..core.types import Context, ForwardCache, LabelledData, Objective, PerExampleLoss, Terms
+from ..core.types import Attack, Context, ForwardCache, LabelledData, Objective, PerExampleLoss, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,17 @@ class BatchNormStatistics(Objective):
     def observe(self, ctx: Context) -> None:
         self.method.observe(ctx)
 
+    def start(self, ctx: Context) -> Tensor | None:
+        return self.method.start(ctx)
+
+    def attacking(self, ctx: Context, attack: Attack) -> Attack:
+        return self.method.attacking(ctx, attack)
+
     def inner(self, ctx: Context) -> PerExampleLoss:
         return self.method.inner(ctx)
+
+    def remember(self, ctx: Context, x_adv: Tensor) -> None:
+        self.method.remember(ctx, x_adv)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         lens = _SelectiveCache(ctx.lens.model, counts=lambda x: self._counts(x is ctx.batch.x))

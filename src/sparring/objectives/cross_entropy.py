@@ -13,6 +13,8 @@ from ..core.types import Context, Objective, PerExampleLoss, Terms
 class CrossEntropy(Objective):
     """Adversarial training of Madry et al.; with `Benign`, standard training.
 
+    Attack and update use soft targets where a batch has them.
+
     Args:
         label_smoothing: Smoothing s, in [0, 0.5], of the update only; the attack maximises the hard loss. The true
             class has 1 - s, every other class s / (C - 1), as in Bag of Tricks; torch's own smoothing gives the true
@@ -46,7 +48,7 @@ class CrossEntropy(Objective):
             raise UserError(f"weight = {self.weight:g} of the cross-entropy is not a finite number above 0")
 
     def inner(self, ctx: Context) -> PerExampleLoss:
-        return CE(ctx.lens.logits, ctx.batch.y)
+        return CE(ctx.lens.logits, ctx.batch.target)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         adversarial = self._at(ctx, x_adv)
@@ -58,4 +60,4 @@ class CrossEntropy(Objective):
         logits = ctx.lens.logits(x)
         classes = logits.shape[1]
         spread = self.label_smoothing * classes / (classes - 1) if self.label_smoothing else 0.0
-        return self.weight * F.cross_entropy(logits, ctx.batch.y, label_smoothing=min(1.0, spread))
+        return self.weight * F.cross_entropy(logits, ctx.batch.target, label_smoothing=min(1.0, spread))

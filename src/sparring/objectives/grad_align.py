@@ -18,10 +18,11 @@ from .regularizers import Regularizer
 class GradAlign(Regularizer):
     """Gradient alignment: keeps the loss locally linear, so that a single step remains a strong attack.
 
-    The term is `weight` x (1 - the mean cosine between the input gradients at the image and at a random point of the
-    perturbation set). As in the released code the first gradient is held fixed, the second is differentiated again, and
-    images without a gradient are left out. Its forward passes do not change the statistics of batch norm. Added to a
-    method: `Sum((CrossEntropy(), GradAlign(Linf("8/255"))))`.
+    The term is `weight` x (1 - the mean cosine between the input gradients at the image and at a random point of
+    the perturbation set). As in the released code the first gradient is held fixed, the second is differentiated
+    again, and images without a gradient are left out. Soft targets are used where a batch has them. Its forward
+    passes do not change the statistics of batch norm. Added to a method: `Sum((CrossEntropy(),
+    GradAlign(Linf("8/255"))))`.
 
     Args:
         threat: Perturbation set of the random point.
@@ -66,7 +67,7 @@ class GradAlign(Regularizer):
 def _gradient(ctx: Context, x: Tensor, twice: bool) -> Tensor:
     x = x.clone().requires_grad_()
     with twice_differentiable() if twice else nullcontext():
-        loss = F.cross_entropy(ctx.lens.model(x), ctx.batch.y, reduction="sum")
+        loss = F.cross_entropy(ctx.lens.model(x), ctx.batch.target, reduction="sum")
     (grad,) = torch.autograd.grad(loss, x, create_graph=twice)
     return grad.flatten(1)
 

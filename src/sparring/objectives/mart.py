@@ -17,7 +17,8 @@ class MART(Objective):
     The loss is cross-entropy at the adversarial point plus -log(1 - probability of the likeliest wrong class) plus
     `beta` x KL(clean ‖ adversarial), weighted by the uncertainty of the clean prediction, 1 - p_y. The attack maximises
     cross-entropy; the paper starts it with `GaussianStart(0.001)`. Both predictions are differentiated, and so is the
-    weight, as in the released code.
+    weight, as in the released code. Soft targets enter both cross-entropies; the wrong classes and the uncertainty are
+    those of the most probable class.
 
     Args:
         beta: Weight of the KL term, 5 to 6.
@@ -29,7 +30,7 @@ class MART(Objective):
     beta: float = 6.0
 
     def inner(self, ctx: Context) -> PerExampleLoss:
-        return CE(ctx.lens.logits, ctx.batch.y)
+        return CE(ctx.lens.logits, ctx.batch.target)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         y = ctx.batch.y
@@ -39,6 +40,6 @@ class MART(Objective):
         unsure = 1 - log_p.gather(1, y[:, None])[:, 0].exp()
         kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
         return {
-            "bce": F.nll_loss(log_q, y) - torch.log(_MARGIN - misclassified).mean(),
+            "bce": F.cross_entropy(adversarial, ctx.batch.target) - torch.log(_MARGIN - misclassified).mean(),
             "kl": self.beta * (kl * unsure).mean(),
         }

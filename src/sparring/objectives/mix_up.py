@@ -18,7 +18,7 @@ class MixUp(Objective):
 
     One share is drawn from Beta(alpha, alpha) for the whole batch. The images mixed are those that the attack returns:
     clean images with `Benign()`. Several processes mix the images of the whole batch; micro-batches are mixed each by
-    itself.
+    itself. Soft targets are mixed, too.
 
     Args:
         alpha: Parameter of the Beta distribution.
@@ -37,10 +37,10 @@ class MixUp(Objective):
             raise UserError(f"alpha = {self.alpha:g} of mixup is not above 0; for no mixing use CrossEntropy()")
 
     def inner(self, ctx: Context) -> PerExampleLoss:
-        return CE(ctx.lens.logits, ctx.batch.y)
+        return CE(ctx.lens.logits, ctx.batch.target)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
-        chance, y = ctx.chance("mixup"), ctx.batch.y
+        chance, y = ctx.chance("mixup"), ctx.batch.target
         share = float(np.random.default_rng(chance).beta(self.alpha, self.alpha))
         every_x, every_y = ranks.gathered(x_adv), ranks.gathered(y)
         pairs = torch.randperm(len(every_y), generator=make_rng(chance, y.device), device=y.device)

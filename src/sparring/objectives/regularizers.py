@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ..attacks.losses import SumLoss
 from ..core.errors import UserError
 from ..core.schedules import Cycle
-from ..core.types import Context, LabelledData, Objective, PerExampleLoss, Progress, Terms
+from ..core.types import Attack, Context, LabelledData, Objective, PerExampleLoss, Progress, Terms
 
 
 class Regularizer(Objective):
@@ -54,6 +54,19 @@ class Sum(Objective):
         for part, own in self._each(ctx):
             part.observe(own)
 
+    def start(self, ctx: Context) -> Tensor | None:
+        chosen = (part.start(own) for part, own in self._each(ctx))
+        return next((points for points in chosen if points is not None), None)
+
+    def attacking(self, ctx: Context, attack: Attack) -> Attack:
+        for part, own in self._each(ctx):
+            attack = part.attacking(own, attack)
+        return attack
+
+    def remember(self, ctx: Context, x_adv: Tensor) -> None:
+        for part, own in self._each(ctx):
+            part.remember(own, x_adv)
+
     def inner(self, ctx: Context) -> PerExampleLoss:
         both = [
             part.inner_term(own) if isinstance(part, Regularizer) else part.inner(own) for part, own in self._each(ctx)
@@ -100,6 +113,15 @@ class Staged(Objective):
     def observe(self, ctx: Context) -> None:
         for (_, part), memory in zip(self.stages, ctx.memory.children(), strict=True):
             part.observe(ctx.remembering(memory))
+
+    def start(self, ctx: Context) -> Tensor | None:
+        return self.at(ctx.progress).start(self._own(ctx))
+
+    def attacking(self, ctx: Context, attack: Attack) -> Attack:
+        return self.at(ctx.progress).attacking(self._own(ctx), attack)
+
+    def remember(self, ctx: Context, x_adv: Tensor) -> None:
+        self.at(ctx.progress).remember(self._own(ctx), x_adv)
 
     def inner(self, ctx: Context) -> PerExampleLoss:
         return self.at(ctx.progress).inner(self._own(ctx))

@@ -13,7 +13,7 @@ class TRADES(Objective):
 
     The attack maximises the same divergence from a clean prediction that is held fixed; start it with
     `GaussianStart(0.001)`, as the divergence has no gradient at the clean point. In the update both predictions are
-    differentiated.
+    differentiated. Soft targets enter the cross-entropy, and the attack does not see them.
 
     Args:
         beta: Weight of the divergence.
@@ -32,4 +32,4 @@ class TRADES(Objective):
         log_p, log_q = clean.log_softmax(1), adversarial.log_softmax(1)
         # in logarithms: where a probability underflows to 0, the gradient of p log p is NaN, that of exp(l) l is 0
         kl = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
-        return {"ce_clean": F.cross_entropy(clean, ctx.batch.y), "kl": self.beta * kl}
+        return {"ce_clean": F.cross_entropy(clean, ctx.batch.target), "kl": self.beta * kl}

@@ -12,7 +12,8 @@ from ..acceleration import Compile, Precision, worth_compiling
 from ..core import ranks
 from ..core.errors import Echo, UserError
 from ..core.serialization import differences
-from ..core.types import Progress
+from ..core.types import Objective, Progress
+from ..core.walk import walk
 from ..data import Batches, TrainingSet
 from ..objectives.example_bank import Bank
 from ..records.run_folder import RunFolder
@@ -95,8 +96,8 @@ def fit(
         precision, compile, update_precision, capture, deterministic, accumulate, batch_norm, recompute
     )
     settings = ranks.from_first(lambda: asked.resolved(where) if fresh else asked.kept(run.backend() or {}, run.path))
-    training, held_out = load_data(recipe, run.path, where)
-    state = initial_state(recipe, training.data, run, where, overwrite)
+    training, held_out, extra = load_data(recipe, run.path, where)
+    state = initial_state(recipe, training.data, extra, run, where, overwrite)
     state.local_batch_norm = settings.batch_norm == "local"
     batches = Batches(
         training.data,
@@ -107,6 +108,8 @@ def fit(
         recipe.drop_last,
         settings.accumulate,
         recipe.image_size,
+        extra,
+        any(each.needs_places for each in walk(recipe.method) if isinstance(each, Objective)),
     )
     if not run.writes:
         track, log, on_progress = (), lambda text: None, lambda progress: None

@@ -136,7 +136,7 @@ class Trials:
     def _steps(self, size: int) -> Iterator[None]:
         """Take two steps; the second one counts, as the optimiser has its state and the copy is made by then."""
         recipe, backend = self.recipe, self.settings.backend()
-        state = initial_state(recipe, self.data, RunFolder(self.folder), self.device, overwrite=True)
+        state = initial_state(recipe, self.data, None, RunFolder(self.folder), self.device, overwrite=True)
         batches = Batches(self.data, size, recipe.augment, recipe.seed, recipe.views_per_image, drop_last=False)
         batches = replace(batches, accumulate=self.settings.accumulate)
         batch = next(iter(batches.rest_of_epoch(0)))

@@ -14,7 +14,17 @@ from ..core.schedules import Ramp
 from ..core.serialization import Build, check_types, from_plain, to_plain
 from ..core.types import Attack, LabelledData, Schedule, TensorData, Update
 from ..core.walk import walk
-from ..data import Alteration, Augment, ProgressiveResizing, Source, TrainingSet, altered, hold_out
+from ..data import (
+    Alteration,
+    Augment,
+    ExtraData,
+    ProgressiveResizing,
+    Source,
+    TargetAugment,
+    TrainingSet,
+    altered,
+    hold_out,
+)
 from ..evaluation import Adversary, Cascade, check_adversary_name
 from ..models import Normalize
 from ..records.results import Memory
@@ -74,7 +84,10 @@ class Recipe:
         evaluation: Attacks and test images of `sparring evaluate`.
         batch_size: Number of images in a batch.
         views_per_image: Number of views of each image in a batch, each augmented separately.
-        augment: Augmentations of the training images, applied in order.
+        augment: Augmentations of the training images, applied in order; `CutMix`, `InputMixup` and `SmoothedLabels`
+            change the targets, too.
+        extra_data: A second source of training images, which has a fixed share of each batch, such as images of a
+            generative model; None for none.
         init_from: Run whose best weights training starts from: a folder, or the name of one next to the folder of this
             run, where {seed} stands for the seed. If it has another kind of head, only the body is used. Empty to start
             from random weights.
@@ -105,7 +118,8 @@ class Recipe:
     evaluation: Evaluation
     batch_size: int = 128
     views_per_image: int = 1
-    augment: tuple[Augment, ...] = ()
+    augment: tuple[Augment | TargetAugment, ...] = ()
+    extra_data: ExtraData | None = None
     init_from: str = ""
     image_size: ProgressiveResizing | None = None
     alterations: tuple[Alteration, ...] = ()

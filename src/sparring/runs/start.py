@@ -4,22 +4,28 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..acceleration import prefer_channels_last
 from ..core import ranks
 from ..core.errors import UserError
 from ..core.modes import eval_mode
+from ..core.teachers import TeacherMemory
 from ..core.types import LabelledData, TensorData, pixels, refreshable
 from ..core.validation import check_data, check_logits
 from ..data import TrainingSet
+from ..data.extra import ExtraImages
 from ..records.run_folder import RunFolder
 from ..training.checkpoint import Checkpoints
 from ..training.engine import State
-from .recipe import Recipe
+from .load import load_model
+from .recipe import Recipe, beside
 
 
-def load_data(recipe: Recipe, folder: Path, device: torch.device) -> tuple[TrainingSet, TensorData | None]:
-    """Return the training data and the held-out images, if any, on the device.
+def load_data(
+    recipe: Recipe, folder: Path, device: torch.device
+) -> tuple[TrainingSet, TensorData | None, ExtraImages | None]:
+    """Return the training data, the held-out images and the extra training images, if any, on the device.
 
     The test images are checked, but not used.
     """
@@ -29,11 +35,20 @@ def load_data(recipe: Recipe, folder: Path, device: torch.device) -> tuple[Train
         check_data(few, name)
     if train.shape != test.shape:
         raise UserError(f"training images are {train.shape}, but test images are {test.shape}")
-    return recipe.split(train, folder, device)
+    training, held_out = recipe.split(train, folder, device)
+    extra = None if recipe.extra_data is None else recipe.extra_data.load(training.data)
+    return training, held_out, extra
 
 
 @torch.no_grad()
-def initial_state(recipe: Recipe, train: LabelledData, run: RunFolder, device: torch.device, overwrite: bool) -> State:
+def initial_state(
+    recipe: Recipe,
+    train: LabelledData,
+    extra: ExtraImages | None,
+    run: RunFolder,
+    device: torch.device,
+    overwrite: bool,
+) -> State:
     """Return the state before the first step, with a model that was checked to give logits for these data."""
     if not overwrite and Checkpoints(run.checkpoints).paths():
         recipe = replace(recipe, init_from="")  # the checkpoint has the weights
@@ -54,7 +69,21 @@ def initial_state(recipe: Recipe, train: LabelledData, run: RunFolder, device: t
     if recipe.image_size is not None:
         recipe.image_size.check(model, few)
     prefer_channels_last(model, few)
-    state = State.start(recipe.method, model, recipe.optimizer.build(model), train, recipe.seed)
+    every = train if extra is None else extra.joined(train)
+    state = State.start(recipe.method, model, recipe.optimizer.build(model), every, recipe.seed)
+    for holder in (each for each in state.memory.modules() if isinstance(each, TeacherMemory)):
+        _fill(holder, recipe, run.path, few, len(train.classes))
     if recipe.averaging is not None:
         state.average = recipe.averaging.init(model)
     return state
+
+
+def _fill(holder: TeacherMemory, recipe: Recipe, folder: Path, few: Tensor, classes: int) -> None:
+    """Load the model of a teacher unless it was given, and check that it gives logits of as many classes."""
+    if not holder.is_filled:
+        holder.fill(load_model(beside(holder.teacher.source, folder, recipe.seed)))
+    try:
+        check_logits(holder.logits(few), len(few), classes)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"the teacher {holder.teacher.source!r} does not fit the training data: {reason}") from error

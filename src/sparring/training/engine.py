@@ -98,8 +98,8 @@ class Method:
 
         Args:
             model: Any module that maps images to logits; not wrapped in DistributedDataParallel.
-            batch: Images `[B, C, H, W]` in [0, 1] and labels `[B]`, or a `Batch`, whose `index` methods need that
-                remember examples.
+            batch: Images `[B, C, H, W]` in [0, 1] and labels `[B]` or soft targets `[B, K]`; or a `Batch`, whose
+                `index` methods need that remember examples.
             progress: Position in training, which schedules read; None for methods without schedules.
             memory: What `method.init(data)` has given, for methods that remember examples.
             seed: Seed of what the method draws; None draws one from torch's own generator.
@@ -114,19 +114,20 @@ class Method:
         """
         if not isinstance(batch, Batch):
             x, y = batch
-            batch = Batch(x, y, torch.arange(len(x), device=x.device))
+            soft = y if y.ndim == 2 else None
+            batch = Batch(x, y if soft is None else y.argmax(1), torch.arange(len(x), device=x.device), soft=soft)
         if seed is None:
             seed = int(torch.randint(2**62, ()))
         refuse_wrapped(model)
         seen = _SEEN.get(model, 0)
         with alone(model), ranks.alone():  # another library averages over processes
             if not seen:
-                check_examples(model, batch.x, batch.y)
+                check_examples(model, batch.x, batch.y, batch.soft)
             _SEEN[model] = seen + 1
             backend, kept = backend or _GUEST.backend, self.init(no_data()) if memory is None else memory
             kind = backend.kind(model) if seen % PROVED_EVERY else None
             ctx = Context(ForwardCache(model), batch, kept, progress or Progress(seen, 1, 1), seed)
-            x_adv = _crafted(self, ctx, ctx, backend, kind, batch.x[:8], nullcontext())
+            ctx, x_adv = _crafted(self, ctx, ctx, backend, kind, batch.x[:8], nullcontext())
             with self.outer_mode(model):
                 terms = self.objective.outer(ctx.on(model), x_adv)
         return torch.stack(list(terms.values())).sum()
@@ -276,8 +277,10 @@ class State:
         seed: int = 0,
     ) -> "State":
         """Return the initial state of a loop of your own; methods with a memory per example need `data`."""
-        device = next(model.parameters()).device
-        return cls(model, optimizer, method.init(data or no_data()).to(device), seed)
+        memory = method.init(data or no_data()).to(next(model.parameters()).device)
+        if own := [p for p in memory.parameters() if p.requires_grad]:
+            optimizer.add_param_group({"params": own})
+        return cls(model, optimizer, memory, seed)
 
     @property
     def device(self) -> torch.device:
@@ -312,19 +315,25 @@ class State:
                 "to begin with the same weights"
             )
 
+    @property
+    def trained(self) -> nn.Module:
+        """All that the optimiser changes: the model, and parameters of the memory of the method if it has any."""
+        own = any(p.requires_grad for p in self.memory.parameters())
+        return nn.ModuleList([self.model, self.memory]) if own else self.model
+
     def context(self, batch: Batch, memory: nn.Module, progress: Progress) -> Context:
         """Return the context of a step for an objective."""
         return Context(ForwardCache(self.model), batch, memory, progress, mixed_seed(self.seed, progress.step))
 
     def batch_norm(self) -> AbstractContextManager[None]:
         """Let batch norm in an update use the batch of all processes, unless it shall be local."""
-        return nullcontext() if self.local_batch_norm else global_batch_norm(self.model)
+        return nullcontext() if self.local_batch_norm else global_batch_norm(self.trained)
 
     def local_statistics(self) -> tuple[Tensor, ...]:
         """Return the running statistics of local batch norm, which the processes have to average."""
         if ranks.world() == 1 or not self.local_batch_norm:
             return ()
-        layers = [m for m in self.model.modules() if isinstance(m, _BatchNorm)]
+        layers = [m for m in self.trained.modules() if isinstance(m, _BatchNorm)]
         return tuple(b for m in layers for b in (m.running_mean, m.running_var) if b is not None)
 
     def modules(self) -> dict[str, nn.Module]:
@@ -419,7 +428,7 @@ def train_step(
     refuse_wrapped(state.model)
     with alone(state.model):
         if progress.step == 0:  # once, as it waits for the device and costs a forward pass of 8 images
-            check_examples(state.model, batch.x, batch.y)
+            check_examples(state.model, batch.x, batch.y, batch.soft)
         return _step(method, state, batch, progress, update, backend or state.backend)
 
 
@@ -442,14 +451,14 @@ def _step(
 
     parts: list[Closure] = []
     for part in batch.micro_batches():
-        ctx = replace(whole, batch=part)
         observed = None if parts else whole
-        parts.append(closure(ctx, _crafted(method, ctx, observed, backend, kind, few, state.batch_norm())))
+        ctx = replace(whole, batch=part)
+        parts.append(closure(*_crafted(method, ctx, observed, backend, kind, few, state.batch_norm())))
         kind = backend.kind(state.model)
     state.notes["search"] = kind
     with record_function(STAGES[1]), method.outer_mode(state.model), state.batch_norm():
         alongside = (*state.requests.send(batch.x.device), *state.local_statistics())
-        return update(state.model, state.optimizer, BatchLoss(tuple(parts), alongside))
+        return update(state.trained, state.optimizer, BatchLoss(tuple(parts), alongside))
 
 
 def _crafted(
@@ -460,34 +469,40 @@ def _crafted(
     kind: str | None,
     few: Tensor,
     batch_norm: AbstractContextManager[None],
-) -> Tensor:
-    """Return the adversarial examples of a batch, after the memory has seen what is `observed`."""
+) -> tuple[Context, Tensor]:
+    """Return the adversarial examples of a batch, after the memory has seen what is `observed`, and their context."""
     model, batch, rng = ctx.lens.model, ctx.batch, ctx.rng("attack")
     with record_function(STAGES[0]), method.inner_mode(model), frozen(model), ExitStack() as stack:
         if ranks.world() > 1 and by_batch(model) is not None:
             stack.enter_context(batch_norm)
             backend = OriginalModel()  # a copy would take the mean and variance of its own part of the batch
         attacked = stack.enter_context(backend(model, few, kind))
-        if observed is not None:
-            with torch.no_grad():
+        with torch.no_grad():
+            if observed is not None:
                 method.objective.observe(observed)  # the memory has the precision of the model
-        attack = at(method.attack, ctx.progress)
+            ctx = replace(ctx, start=method.objective.start(ctx))
+        attack = method.objective.attacking(ctx, at(method.attack, ctx.progress))
 
         def searching(memory: Any, progress: Any, seed: Any) -> Search:
             def find(inputs: Sequence[Tensor], rng: Rng) -> Tensor:
-                x, y, index = inputs
-                part = replace(batch, x=x, y=y, index=index)
+                x, y, index, *soft = inputs
+                part = replace(batch, x=x, y=y, index=index, soft=soft[0] if soft else None)
                 seen = Context(ForwardCache(attacked), part, memory, progress, seed)
                 return attack(served(method.objective.inner(seen), model), x, rng)
 
             return find
 
-        find, inputs = searching(ctx.memory, ctx.progress, ctx.seed), (batch.x, batch.y, batch.index)
-        if not recordable(attack):
-            return find(inputs, rng)
-        key = (repr(method.objective), repr(attack), batch.views)
-        fixed = searching(Unread("memory"), Unread("progress"), Unread("seed"))
-        return backend.search(attacked, SearchCall(key, find, inputs, rng, fixed))
+        inputs = (batch.x, batch.y, batch.index, *(() if batch.soft is None else (batch.soft,)))
+        find = searching(ctx.memory, ctx.progress, ctx.seed)
+        if recordable(attack) and ctx.start is None:
+            key = (repr(method.objective), repr(attack), batch.views, len(inputs))
+            fixed = searching(Unread("memory"), Unread("progress"), Unread("seed"))
+            x_adv = backend.search(attacked, SearchCall(key, find, inputs, rng, fixed))
+        else:
+            x_adv = find(inputs, rng)
+        with torch.no_grad():
+            method.objective.remember(ctx, x_adv)
+        return ctx, x_adv
 
 
 @dataclass(frozen=True, slots=True)
