@@ -167,7 +167,7 @@ class Hidden(Objective):
         (Vector(), "scalar terms"),
         (Whole(), "one number per example"),
         (Constant(), "the terms have a gradient"),
-        (Forgetful(), "only observe changes the memory"),
+        (Forgetful(), "the loss of the update changes no memory"),
         (Hidden(), "training is reproducible"),
     ],
     ids=lambda v: type(v).__name__,

@@ -309,3 +309,15 @@ def test_a_new_method_is_a_file_that_trains_resumes_and_stands_in_a_study(here, 
 def test_what_cannot_be_new_gets_a_sentence(here, capsys, args, message):
     assert shell(args) == 2
     assert message in capsys.readouterr().err
+
+
+def test_extra_data_are_named_and_their_share_is_a_flag(here, capsys):
+    x = np.random.default_rng(1).integers(0, 256, (90, 8, 8), dtype=np.uint8)
+    np.savez(here / "drawn.npz", image=x, label=np.arange(90) % 3)
+    more = ["--eps", "8/255", "--epochs", "1", "--batch-size", "20", "--method.attack.steps", "1"]
+    extra = ["--extra-data", "generated:drawn.npz", "--extra-data.share", "0.5", "--out", "run"]
+    assert shell([*OWN, *more, *extra]) == 0
+    recipe = json.loads((here / "run" / "recipe.json").read_text())["extra_data"]
+    assert recipe["share"] == 0.5 and recipe["source"] == {"$": "GeneratedImages", "path": "drawn.npz"}
+    assert shell([*OWN, *more, "--extra-data", "generated:none.npz", "--out", "other"]) == 2
+    assert "none.npz" in capsys.readouterr().err

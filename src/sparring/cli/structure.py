@@ -1,4 +1,4 @@
-"""Flags that replace whole parts of a recipe: --config, --model, --data, --method, --attack, --optimizer, ...
+"""Flags that replace whole parts of a recipe: --config, --model, --data, --extra-data, --method, --attack, ...
 
 They are read before the flags of its fields.
 """
@@ -25,6 +25,7 @@ HELP = f"""\
                       {MODELS}
                       (timm:NAME,pretrained=True begins with its weights)
   --data DATA         other data: npz:FILE, folder:DIR, cifar10, cifar10:DIR, ...
+  --extra-data DATA   extra training images, 0.7 of each batch: generated:FILE, or as --data; --extra-data.share 0.5
   --method METHOD     another method: file.py:Objective, or one of
                       {METHODS}
   --threat THREAT     another set of perturbations in training, selection and evaluation: linf:8/255, l2:0.5 or l1:12
@@ -44,6 +45,7 @@ class Structure:
     config: str | None = None
     model: str | None = None
     data: str | None = None
+    extra_data: str | None = None
     method: str | None = None
     threat: str | None = None
     attack: str | None = None
@@ -63,7 +65,7 @@ def taken(args: list[str], *, of_recipe: bool) -> tuple[Structure, list[str]]:
     at = iter(args)
     for arg in at:
         flag, joined, value = arg.partition("=")
-        name = flag.removeprefix("--")
+        name = flag.removeprefix("--").replace("-", "_")
         if not flag.startswith("--") or name not in names:
             rest.append(arg)
             continue
@@ -123,9 +125,12 @@ def changed(recipe: "Recipe", parts: Structure) -> "Recipe":
 
 
 def _with_parts(recipe: "Recipe", parts: Structure) -> "Recipe":
-    """Return the recipe with the attack, the optimiser and the schedule that are named."""
+    """Return the recipe with the extra data, the attack, the optimiser and the schedule that are named."""
+    from ..data import ExtraData, source_of
     from ..runs.parts import with_attack, with_optimizer, with_schedule
 
+    if parts.extra_data is not None:
+        recipe = replace(recipe, extra_data=ExtraData(source_of(parts.extra_data)))
     if parts.attack is not None:
         recipe = with_attack(recipe, parts.attack, _threat_of(recipe, parts.threat))
     if parts.optimizer is not None:

@@ -49,6 +49,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "data.extra": ("ExtraData",),
     "data.mixing": ("CutMix", "InputMixup", "SmoothedLabels"),
     "core.teachers": ("Teacher",),
+    "data.auto_augment": ("AutoAugment", "RandAugment"),
     "data.image_size": ("ProgressiveResizing",),
     "data.alterations": ("DifficultySubset", "LabelNoise", "PixelNoise"),
     "data.sources": (

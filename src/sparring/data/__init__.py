@@ -3,6 +3,7 @@
 from .adapt import ClassSubset, InvertedImages, Resized, Rotated
 from .alterations import Alteration, DifficultySubset, LabelNoise, PixelNoise, TrainingSet, altered
 from .augment import Augment, Crop, Cutout, Flip, Grey, Jitter, ResizedCrop
+from .auto_augment import AutoAugment, RandAugment
 from .batches import Batches, hold_out
 from .extra import ExtraData
 from .image_size import ProgressiveResizing
@@ -38,6 +39,7 @@ __all__ = [
     "SVHN",
     "Alteration",
     "Augment",
+    "AutoAugment",
     "Batches",
     "ClassSubset",
     "Crop",
@@ -61,6 +63,7 @@ __all__ = [
     "Order",
     "PixelNoise",
     "ProgressiveResizing",
+    "RandAugment",
     "Resized",
     "ResizedCrop",
     "Rotated",
