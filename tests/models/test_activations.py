@@ -30,6 +30,7 @@ FORMULAS = [
     ("parametric_softplus", lambda x: math.log1p(math.exp(10 * x)) / 10, True),
     ("parametric_softplus:3", lambda x: math.log1p(math.exp(3 * x)) / 3, True),
     ("silu", lambda x: x / (1 + math.exp(-x)), True),
+    ("pssilu", lambda x: x / (1 + math.exp(-x)), True),  # as it begins
     ("gelu", lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2))), True),
     ("gelu_tanh", lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))), True),
     ("elu", lambda x: x if x > 0 else math.expm1(x), True),
@@ -263,3 +264,12 @@ def test_calls_that_are_never_reached_can_be_left():
     assert isinstance(model.act, nn.SiLU)
     with pytest.raises(UserError, match="no activation 'sillu'"):
         swap_activation(model, "sillu")
+
+
+def test_the_shift_and_the_slope_of_pssilu_are_learned_by_their_absolute_values():
+    layer, x = activation("pssilu"), torch.linspace(-2, 2, 9)
+    layer.alpha.data.fill_(-1.5)
+    layer.beta.data.fill_(-0.2)
+    assert torch.allclose(layer(x), x * (torch.sigmoid(1.5 * x) - 0.2) / 0.8, atol=1e-6)
+    layer(x).sum().backward()
+    assert layer.alpha.grad != 0 and layer.beta.grad != 0

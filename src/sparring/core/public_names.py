@@ -86,12 +86,13 @@ VALUES: Mapping[str, tuple[str, ...]] = {
 """Dataclasses, written as `{"$": name, ..}` with their fields."""
 
 CALLS: Mapping[str, tuple[str, ...]] = {
+    "models.deepmind": ("dm_preact_resnet18", "dm_wide_resnet", "ra_wide_resnet"),
     "models.encoders": ("amdim", "contrastive_encoder"),
     "models.imagenet": ("efficientnet", "imagenet_resnet"),
     "models.libraries": ("hub_model", "timm_model", "torchvision_model"),
-    "models.resnet": ("preact_resnet18", "resnet18"),
+    "models.resnet": ("preact_resnet18", "resnet18", "resnet50"),
     "models.small_cnn": ("small_cnn",),
-    "models.wide_resnet": ("wide_resnet",),
+    "models.wide_resnet": ("robust_wide_resnet", "wide_resnet"),
 }
 """Functions that build a model, written as `{"$call": name, ..}` with their options."""
 

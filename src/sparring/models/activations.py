@@ -77,6 +77,25 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+class PSSiLU(Pointwise):
+    """Parametric shifted SiLU: x (sigmoid(|alpha| x) - |beta|) / (1 - |beta|), with learned alpha and beta.
+
+    It maps `[...]` to `[...]`, and begins as SiLU. The learned parameters have no dimension, so the optimisers of
+    `sparring.training.optimizers` do not decay them.
+
+    References:
+        Parameterizing Activation Functions for Adversarial Robustness: https://arxiv.org/abs/2110.05626.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha, self.beta = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(1e-8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift = self.beta.abs()
+        return x * (torch.sigmoid(self.alpha.abs() * x) - shift) / (1 - shift)
+
+
 class _Kind(NamedTuple):
     """Builder of an activation, and the default of its parameter if it has one."""
 
@@ -94,6 +113,7 @@ KINDS: dict[str, _Kind] = {
     "softplus": _Kind(_softplus, 1.0),
     "parametric_softplus": _Kind(_softplus, 10.0),
     "silu": _Kind(nn.SiLU),
+    "pssilu": _Kind(PSSiLU),
     "gelu": _Kind(nn.GELU),
     "gelu_tanh": _Kind(lambda: nn.GELU(approximate="tanh")),
     "elu": _Kind(nn.ELU, 1.0),

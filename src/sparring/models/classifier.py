@@ -46,6 +46,17 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
+class StandardizeImage(nn.Module):
+    """Subtracts the mean of each image and divides by its standard deviation, over all channels and pixels.
+
+    The deviation, with Bessel's correction, is at least 1 / sqrt(number of values), so that a flat image becomes 0.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean((1, 2, 3), keepdim=True)
+        return centred / x.std((1, 2, 3), keepdim=True).clamp_min(x[0].numel() ** -0.5)
+
+
 def normalized(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
     """Turn a model that expects normalised images into one that takes pixels in [0, 1].
 

@@ -3,7 +3,7 @@
 Names inside a body are those of RobustBench's models, so that published weights load (`models.robustbench`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, get_args
 
@@ -52,6 +52,23 @@ class BasicBlock(nn.Module):
         return self.act2(out + self.shortcut(x))
 
 
+class Bottleneck(nn.Module):
+    """Residual block of convolutions 1x1, 3x3 and 1x1, each with a norm; it gives four times `outer` channels."""
+
+    def __init__(self, inner: int, outer: int, stride: int, activation: str) -> None:
+        super().__init__()
+        wide = 4 * outer
+        self.conv1, self.bn1, self.act1 = conv(inner, outer, 1), nn.BatchNorm2d(outer), act(activation)
+        self.conv2, self.bn2, self.act2 = conv(outer, outer, 3, stride), nn.BatchNorm2d(outer), act(activation)
+        self.conv3, self.bn3, self.act3 = conv(outer, wide, 1), nn.BatchNorm2d(wide), act(activation)
+        changes = stride != 1 or inner != wide
+        self.shortcut = nn.Sequential(*([conv(inner, wide, 1, stride), nn.BatchNorm2d(wide)] if changes else []))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.act2(self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x))))))
+        return self.act3(self.bn3(self.conv3(out)) + self.shortcut(x))
+
+
 class PreActBlock(nn.Module):
     """Pre-activation residual block: norm, act, conv, norm, act, conv, add (https://arxiv.org/abs/1603.05027).
 
@@ -77,16 +94,24 @@ Block = Callable[[int, int, int, str], nn.Module]
 
 
 class _Stages(nn.Module):
-    """Four stages of two blocks; each stage but the first halves the image."""
+    """Four stages of blocks, by default of two; each stage but the first halves the image."""
 
-    def __init__(self, block: Block, widths: tuple[int, ...], channels: int, activation: str) -> None:
+    def __init__(
+        self,
+        block: Block,
+        widths: tuple[int, ...],
+        channels: int,
+        activation: str,
+        depths: Sequence[int] = (2, 2, 2, 2),
+    ) -> None:
         super().__init__()
         self.conv1 = conv(channels, widths[0])
-        inner = widths[0]
-        for i, outer in enumerate(widths):
+        inner, wider = widths[0], 4 if block is Bottleneck else 1
+        for i, (outer, depth) in enumerate(zip(widths, depths, strict=True)):
             first = block(inner, outer, 1 if i == 0 else 2, activation)
-            setattr(self, f"layer{i + 1}", nn.Sequential(first, block(outer, outer, 1, activation)))
-            inner = outer
+            inner = wider * outer
+            rest = (block(inner, outer, 1, activation) for _ in range(depth - 1))
+            setattr(self, f"layer{i + 1}", nn.Sequential(first, *rest))
 
     def stages(self, x: Tensor) -> Tensor:
         for i in range(1, 5):
@@ -97,8 +122,15 @@ class _Stages(nn.Module):
 class ResNetBody(_Stages):
     """Convolution, norm, activation, four stages and average pooling."""
 
-    def __init__(self, widths: tuple[int, ...], channels: int, activation: str) -> None:
-        super().__init__(BasicBlock, widths, channels, activation)
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        channels: int,
+        activation: str,
+        block: Block = BasicBlock,
+        depths: Sequence[int] = (2, 2, 2, 2),
+    ) -> None:
+        super().__init__(block, widths, channels, activation, depths)
         self.bn1, self.act = nn.BatchNorm2d(widths[0]), act(activation)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,6 +184,38 @@ def resnet18(
     """
     widths = _widths(width)
     return Classifier(ResNetBody(widths, shape[0], activation), nn.Linear(widths[-1], num_classes), normalize)
+
+
+def resnet50(
+    num_classes: int = 10,
+    shape: tuple[int, int, int] = (3, 32, 32),
+    normalize: nn.Module | None = None,
+    width: float = 1.0,
+    activation: str = "relu",
+) -> Classifier:
+    """ResNet-50 with the CIFAR stem (3x3, stride 1, no pooling).
+
+    It has 23.5 M parameters at `width` 1. For large images, see `imagenet_resnet`.
+
+    Args:
+        num_classes: Number of classes.
+        shape: Shape of an image: (channels, height, width); only the number of channels matters.
+        normalize: Module applied to the pixels first; None applies nothing.
+        width: Factor on the number of channels.
+        activation: Name of the activation, as for `activation`.
+
+    Returns:
+        A classifier with random weights.
+
+    Raises:
+        UserError: If the activation is unknown.
+
+    References:
+        ResNet: https://arxiv.org/abs/1512.03385.
+    """
+    widths = _widths(width)
+    body = ResNetBody(widths, shape[0], activation, Bottleneck, (3, 4, 6, 3))
+    return Classifier(body, nn.Linear(4 * widths[-1], num_classes), normalize)
 
 
 def preact_resnet18(

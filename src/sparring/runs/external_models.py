@@ -22,9 +22,14 @@ from ..models import Normalize, load_robustbench
 from ..training.checkpoint import fill, read_weights
 
 _ARCHITECTURES: dict[str, Callable[..., Classifier]] = {
+    "dm_preact_resnet18": models.dm_preact_resnet18,
+    "dm_wide_resnet": models.dm_wide_resnet,
     "imagenet_resnet": models.imagenet_resnet,
     "preact_resnet18": models.preact_resnet18,
+    "ra_wide_resnet": models.ra_wide_resnet,
     "resnet18": models.resnet18,
+    "resnet50": models.resnet50,
+    "robust_wide_resnet": models.robust_wide_resnet,
     "small_cnn": models.small_cnn,
     "wide_resnet": models.wide_resnet,
 }
@@ -154,7 +159,7 @@ def options_of(text: str) -> dict[str, Any]:
 
 def _classes(tensors: dict[str, torch.Tensor]) -> int | None:
     """Return the number of classes of the last layer, or None if there is no known last layer."""
-    last = ("linear.weight", "fc.weight", "head.weight")
+    last = ("linear.weight", "fc.weight", "logits.weight", "head.weight")
     sizes = [t.shape[0] for name, t in tensors.items() if t.ndim and name.endswith(last)]
     return sizes[-1] if sizes else None
 
