@@ -129,3 +129,14 @@ def test_every_objective_says_what_it_does_with_a_soft_target():
     by_class = {"KNNContrastiveAT"}
     named = {kind.__name__ for kind in labelled} | without_labels | by_class
     assert set(sp.objectives.__all__) == named
+
+
+def test_trades_may_be_attacked_away_from_the_target():
+    batch = Batch(X, SOFT.argmax(1), torch.arange(12), soft=SOFT)
+    value, found = terms(TRADES(away_from="target"), batch)
+    _, usual = terms(TRADES(), batch)
+    x_adv = (X + 0.05).clamp(0, 1)
+    assert torch.allclose(value, -(SOFT * net()(x_adv).log_softmax(1)).sum(1).detach())
+    assert all(torch.equal(found[key], usual[key]) for key in usual), "the update is the same"
+    with pytest.raises(UserError, match="away_from = 'label' is not one of"):
+        TRADES(away_from="label")

@@ -97,7 +97,7 @@ def test_a_preact_resnet_in_a_recipe_is_that_of_the_code_of_its_paper():
         ("method", "trades", "Recipe.method is 'trades', wanted is Method | Free"),
         ("model", "resnet18", "Recipe.model is 'resnet18', wanted is Union[Build[Module], GivenModel]"),
         ("epochs", 2.5, "Recipe.epochs is 2.5, wanted is int"),
-        ("augment", [], "Recipe.augment is [], wanted is tuple[Augment, ...]"),
+        ("augment", [], "Recipe.augment is [], wanted is tuple[Augment | TargetAugment, ...]"),
         ("selection", None, "Recipe.selection is None, wanted is Attack"),
     ],
 )

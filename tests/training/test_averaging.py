@@ -2,11 +2,12 @@
 
 import copy
 
+import pytest
 import torch
 from conftest import toy_net
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from sparring import EMA, SWA, Progress
+from sparring import EMA, SWA, Progress, UserError
 
 
 def moved(model, step):
@@ -43,3 +44,18 @@ def test_swa_is_that_of_torch():
         if epoch > 1:
             theirs.update_parameters(model)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights(ours), weights(theirs.module), strict=True))
+
+
+def test_an_average_that_warms_up_is_the_model_until_then():
+    model, other = toy_net(0), toy_net(1)
+    rule = EMA(0.9, warm_up=0.25)
+    average = rule.init(other)
+    for step in (1, 4):
+        rule.update(average, model, Progress(step, 5, 4))
+        if step == 1:
+            assert all(torch.equal(a, b) for a, b in zip(average.parameters(), model.parameters(), strict=True))
+    rule.update(average, other, Progress(7, 5, 4))  # two steps after the warm-up: (1 + 2) / (10 + 2) is kept
+    for kept, a, b in zip(average.parameters(), model.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(kept, 0.25 * a + 0.75 * b, atol=1e-6)
+    with pytest.raises(UserError, match="no share of the training"):
+        EMA(warm_up=1.0)

@@ -56,18 +56,29 @@ class EMA:
 
     Args:
         decay: share of the average that a step keeps; the paper's is 0.995.
+        warm_up: share of the training, in [0, 1), in which the average is the model; 0.025 in the released code for
+            PyTorch.
+
+    Raises:
+        UserError: when `warm_up` is not in [0, 1).
 
     References:
         Gowal et al.: https://arxiv.org/abs/2010.03593.
     """
 
     decay: float = 0.995
+    warm_up: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warm_up < 1:
+            raise UserError(f"warm_up = {self.warm_up:g} of the average is no share of the training in [0, 1)")
 
     def init(self, model: nn.Module) -> nn.Module:
         return _copied(model)
 
     def update(self, average: nn.Module, model: nn.Module, progress: Progress) -> None:
-        _approach(average, model, 1 - min(self.decay, (1 + progress.step) / (10 + progress.step)))
+        step = progress.step - self.warm_up * progress.epochs * progress.steps_per_epoch
+        _approach(average, model, 1.0 if step < 0 else 1 - min(self.decay, (1 + step) / (10 + step)))
 
     def settle(self, average: nn.Module, images: Iterable[Tensor], progress: Progress) -> None: ...
 
