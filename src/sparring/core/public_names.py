@@ -50,6 +50,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "data.mixing": ("CutMix", "InputMixup", "SmoothedLabels"),
     "core.teachers": ("Teacher",),
     "data.auto_augment": ("AutoAugment", "RandAugment"),
+    "data.gaussian_mixtures": ("GaussianMixtureImages",),
     "data.image_size": ("ProgressiveResizing",),
     "data.alterations": ("DifficultySubset", "LabelNoise", "PixelNoise"),
     "data.sources": (

@@ -6,6 +6,7 @@ from .augment import Augment, Crop, Cutout, Flip, Grey, Jitter, ResizedCrop
 from .auto_augment import AutoAugment, RandAugment
 from .batches import Batches, hold_out
 from .extra import ExtraData
+from .gaussian_mixtures import GaussianMixtureImages
 from .image_size import ProgressiveResizing
 from .libraries import HubData, TorchvisionData
 from .mapped import GeneratedImages, MappedArrays
@@ -50,6 +51,7 @@ __all__ = [
     "ExtraData",
     "FashionMNIST",
     "Flip",
+    "GaussianMixtureImages",
     "GeneratedImages",
     "Grey",
     "HubData",
