@@ -116,7 +116,7 @@ TRAININGS = {
     "swa": at(CrossEntropy(), averaging=SWA(0)),
     "ema": at(CrossEntropy(), averaging=EMA(0.9), augment=(sp.data.Jitter(), sp.data.ResizedCrop(), sp.data.Grey(0.5))),
     "cutmix": at(TRADES(), GAUSSIAN, augment=(Flip(), CutMix(), SmoothedLabels(0.1))),
-    "mixed before the attack": at(CrossEntropy(), augment=(InputMixup(0.4),), net="plain"),
+    "mixed before the attack": at(CrossEntropy(), augment=(InputMixup(0.4),)),
     "accumulated": at(TRADES(), GAUSSIAN, net="plain", accumulate=2),
     "accumulated awp": at(CrossEntropy(), update=sp.AWP(0.01), net="plain", accumulate=3),
     "local batch norm": at(CrossEntropy(), local_batch_norm=True),
