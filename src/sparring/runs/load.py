@@ -12,6 +12,7 @@ from torch import nn
 from ..core.errors import UserError
 from ..core.reading import reading
 from ..core.types import AttackBackend, Classifier, LabelledData, TensorData
+from ..data.sources import test_images
 from ..evaluation import EvaluationProgress, evaluate
 from ..evaluation.examples import shard_of
 from ..models import load_robustbench
@@ -313,7 +314,7 @@ def _on(test: LabelledData, path: Path, recipe: Recipe) -> nn.Module:
 
 def _test_images(recipe: Recipe, device: str) -> LabelledData:
     where = device_of(device)  # report a missing device before anything is loaded
-    test = recipe.data.load()[1]
+    test = test_images(recipe.data)
     if not len(test):
         raise UserError(
             "no test data were given to sparring.fit: evaluate the model with sparring.evaluate(model, data, ..), or "
