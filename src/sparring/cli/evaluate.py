@@ -2,14 +2,17 @@
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..core.errors import UserError
 from .common import argument, check_options, plainly, print_json, say, value_of
 from .models import ForeignOptions, foreign, is_foreign
+
+R = TypeVar("R")
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from ..core.types import Threat
@@ -39,7 +42,7 @@ each; --merge, with the same flags, makes one result of them. `sparring evaluate
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options:
+class Options:
     recipe: str | None = None
     """The recipe whose model, data and attacks to use, for weights that do not contain it."""
     autoattack: Literal["standard", "plus", "rand"] | None = None
@@ -53,6 +56,11 @@ class _Options:
     of the recipe. Given alone, it adds AutoAttack."""
     eps: str | None = None
     """Radius in Linf, such as 8/255, instead of --threat."""
+    certify: float | None = None
+    """Certify in L2 by randomized smoothing, instead of attacking: the sigma of the Gaussian noise, best that of the
+    training."""
+    certify_samples: int = 100_000
+    """Number of noisy copies of each image for --certify."""
     weights: Literal["both", "best", "last"] = "both"
     """Weights of a run to evaluate."""
     keep_images: bool = False
@@ -80,7 +88,7 @@ class _Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ForeignOptions(ForeignOptions, _Options): ...
+class ForeignEvaluation(ForeignOptions, Options): ...
 
 
 def evaluate(args: list[str]) -> int:
@@ -93,6 +101,10 @@ def evaluate(args: list[str]) -> int:
 
     tune_process()
     with together(value_of("--device", rest) or "auto") as device:
+        if value_of("--certify", rest) is not None:
+            from .certify import certify
+
+            return certify(target, rest, device)
         result = _evaluated(target, rest, device)
     if result is None:
         return 0
@@ -117,7 +129,7 @@ def evaluate(args: list[str]) -> int:
 
 
 def _evaluated(target: str, args: list[str], device: str) -> "_Found | None":
-    """Evaluate a target; several processes divide its images, and all but the first get None."""
+    """Evaluate a target; of several processes, all but the first get None."""
     from ..core import ranks
     from ..records.merging import merge_evaluations
     from . import console
@@ -128,6 +140,21 @@ def _evaluated(target: str, args: list[str], device: str) -> "_Found | None":
             if is_foreign(target, args):
                 return _evaluate_foreign(target, [*args, *more], news)
             return _evaluate_ours(Path(target), [*args, *more], news)
+
+    return divided(args, device, evaluated, merge_evaluations)
+
+
+def divided(
+    args: list[str],
+    device: str,
+    evaluated: "Callable[..., tuple[Options, dict[str, R], T, str | None]]",
+    merged: "Callable[[Iterable[R]], R]",
+) -> "tuple[Options, dict[str, R], T, str | None] | None":
+    """Return what `evaluated` gives, called with more flags: several processes divide the images between them.
+
+    All processes but the first get None.
+    """
+    from ..core import ranks
 
     if ranks.world() == 1:
         return evaluated()
@@ -141,7 +168,7 @@ def _evaluated(target: str, args: list[str], device: str) -> "_Found | None":
     parts = ranks.each_of(found)
     if not ranks.first():
         return None
-    return options, {each: merge_evaluations(part[each] for part in parts) for each in found}, attacks, out
+    return options, {each: merged(part[each] for part in parts) for each in found}, attacks, out
 
 
 def _say_shards(path: Path, which: list[str], shard: str) -> None:
@@ -154,7 +181,7 @@ def _say_shards(path: Path, which: list[str], shard: str) -> None:
     say(f"{done} of {of} shards are done: {then}")
 
 
-def _shard(options: _Options, out: str | None) -> tuple[int, int] | None:
+def shard_of_flags(options: Options, out: str | None) -> tuple[int, int] | None:
     """Return the number of the shard and the number of all, from `2/8`; None for all images."""
     if options.merge and options.shard is not None:
         raise UserError("--merge makes one result of all shards: give it without --shard")
@@ -197,7 +224,7 @@ def _say_where(path: Path) -> None:
             say(f"picture: {picture}")
 
 
-_Found = tuple[_Options, "dict[str, EvaluationResult]", "Mapping[str, object]", str | None]
+_Found = tuple[Options, "dict[str, EvaluationResult]", "Mapping[str, object]", str | None]
 
 
 def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
@@ -207,7 +234,7 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
     from ..records.run_folder import RunFolder
     from ..runs.load import evaluate_run, evaluate_weights
 
-    options, recipe = _chosen(path, args)
+    options, recipe = chosen(path, args)
     _check_track(path, options)
     recipe = replace(recipe, evaluation=_with_more(recipe.evaluation, options))
     backend = AcceleratedCopy(options.precision, options.compile)
@@ -216,7 +243,7 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
         "overwrite": options.overwrite,
         "keep_images": options.keep_images,
         "backend": backend,
-        "shard": _shard(options, str(path) if path.is_dir() else options.out),
+        "shard": shard_of_flags(options, str(path) if path.is_dir() else options.out),
         "merge": options.merge,
         "on_progress": on_progress,
     }
@@ -232,12 +259,12 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
     return options, found, recipe.evaluation.adversaries, str(path) if path.is_dir() else options.out
 
 
-def _check_track(path: Path, options: _Options) -> None:
+def _check_track(path: Path, options: Options) -> None:
     if options.track and not path.is_dir():
         raise UserError("--track shows the results of a run beside its training: name a run folder")
 
 
-def _chosen(path: Path, args: list[str]) -> "tuple[_Options, Recipe]":
+def chosen(path: Path, args: list[str]) -> "tuple[Options, Recipe]":
     """Return the recipe of the run, of the weights or of --recipe, with data and evaluation changed by the flags."""
     from ..recipes import find
     from ..runs.load import recipe_of
@@ -247,11 +274,11 @@ def _chosen(path: Path, args: list[str]) -> "tuple[_Options, Recipe]":
     recipe = find(named)() if named else recipe_of(path)
     what = "Measures accuracy on the test set, clean and under each attack. Flags change fields of the recipe."
     fields = ("data", "evaluation", "seed")
-    options, recipe, _ = parse(_Options, recipe, {}, args, f"sparring evaluate {path}", what, fields)
+    options, recipe, _ = parse(Options, recipe, {}, args, f"sparring evaluate {path}", what, fields)
     return options, recipe
 
 
-def _with_more(evaluation: "Evaluation", options: _Options) -> "Evaluation":
+def _with_more(evaluation: "Evaluation", options: Options) -> "Evaluation":
     """Return the evaluation of the recipe, with the attacks that the flags add."""
     if options.autoattack is None and not options.min_norm and not options.attack:
         if options.threat is None and options.eps is None:
@@ -262,7 +289,7 @@ def _with_more(evaluation: "Evaluation", options: _Options) -> "Evaluation":
     return replace(evaluation, adversaries={**own, **_added(options, threat)})
 
 
-def _added(options: _Options, threat: "Threat") -> "dict[str, Adversary]":
+def _added(options: Options, threat: "Threat") -> "dict[str, Adversary]":
     from ..evaluation import AutoAttack, MinimumNorm
     from ..evaluation.named import adversaries_of
 
@@ -274,7 +301,7 @@ def _added(options: _Options, threat: "Threat") -> "dict[str, Adversary]":
     return more
 
 
-def _threat(options: _Options, evaluation: "Evaluation | None") -> "Threat":
+def _threat(options: Options, evaluation: "Evaluation | None") -> "Threat":
     from ..attacks.threats import threat
     from ..evaluation import threat_of
 
@@ -297,12 +324,12 @@ def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Fou
     from .flags import parse
 
     what = "Measures the accuracy of a model of your own, clean and under AutoAttack."
-    options, _, _ = parse(_ForeignOptions, None, {}, args, f"sparring evaluate {target}", what)
+    options, _, _ = parse(ForeignEvaluation, None, {}, args, f"sparring evaluate {target}", what)
     check_options(options)
     _check_track(Path(target), options)
     recipe = find(options.recipe)() if options.recipe else None
     threat = _threat(options, recipe.evaluation if recipe else None)
-    shard, device = _shard(options, options.out), device_of(options.device)
+    shard, device = shard_of_flags(options, options.out), device_of(options.device)
     model, test = foreign(target, options)
     version = options.autoattack if options.attack else options.autoattack or "standard"
     evaluation = Evaluation(_added(replace(options, autoattack=version), threat), options.examples, options.batch_size)

@@ -54,6 +54,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "objectives.contrastive": ("ContrastiveAT", "ContrastivePretraining", "KNNContrastiveAT"),
     "objectives.contrasts": ("InfoNCE", "Multiscale", "NTXent"),
     "objectives.cross_entropy": ("CrossEntropy",),
+    "objectives.gaussian_noise": ("GaussianNoise",),
     "objectives.grad_align": ("GradAlign",),
     "objectives.instance_discrimination": ("InstanceDiscrimination",),
     "objectives.mart": ("MART",),

@@ -9,6 +9,7 @@ from .gradient_masking import audit
 from .minimum_norm import MinimumNorm
 from .neighbours import FeatureAttack, KNNAttackSuite, KNNVoteAttack, PGDkNN, ProbeTransfer
 from .runner import Cascade, EvaluationProgress
+from .smoothing import Smoothed, certify
 from .standard import autoattack
 
 __all__ = [
@@ -25,10 +26,12 @@ __all__ = [
     "MultiTargeted",
     "PGDkNN",
     "ProbeTransfer",
+    "Smoothed",
     "SurrogateGradient",
     "WhiteBox",
     "audit",
     "autoattack",
+    "certify",
     "check_adversary_name",
     "evaluate",
     "perturb",
