@@ -4,6 +4,7 @@ from .adapt import ClassSubset, InvertedImages, Resized, Rotated
 from .alterations import Alteration, DifficultySubset, LabelNoise, PixelNoise, TrainingSet, altered
 from .augment import Augment, Crop, Cutout, Flip, Grey, Jitter, ResizedCrop
 from .batches import Batches, hold_out
+from .corruptions import CorruptedImages
 from .image_size import ProgressiveResizing
 from .libraries import HubData, TorchvisionData
 from .mapped import MappedArrays
@@ -38,6 +39,7 @@ __all__ = [
     "Augment",
     "Batches",
     "ClassSubset",
+    "CorruptedImages",
     "Crop",
     "Cutout",
     "DifficultySubset",

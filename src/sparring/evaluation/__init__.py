@@ -11,6 +11,8 @@ from .neighbours import FeatureAttack, KNNAttackSuite, KNNVoteAttack, PGDkNN, Pr
 from .runner import Cascade, EvaluationProgress
 from .smoothing import Smoothed, certify
 from .standard import autoattack
+from .suite import full_suite
+from .transfer import Transfer
 
 __all__ = [
     "Adversary",
@@ -28,12 +30,14 @@ __all__ = [
     "ProbeTransfer",
     "Smoothed",
     "SurrogateGradient",
+    "Transfer",
     "WhiteBox",
     "audit",
     "autoattack",
     "certify",
     "check_adversary_name",
     "evaluate",
+    "full_suite",
     "perturb",
     "rows_of_shard",
     "threat_of",

@@ -4,6 +4,7 @@ from .certification import Certification, merge_certifications
 from .merging import merge_evaluations
 from .results import Accuracy, EvaluationResult, PairedComparison
 from .run_folder import RunFolder
+from .summary import Summary
 
 __all__ = [
     "Accuracy",
@@ -11,6 +12,7 @@ __all__ = [
     "EvaluationResult",
     "PairedComparison",
     "RunFolder",
+    "Summary",
     "merge_certifications",
     "merge_evaluations",
 ]

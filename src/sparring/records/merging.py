@@ -11,6 +11,7 @@ from ..core.serialization import differences
 from .notes import counted_notes
 from .results import PICTURES, Array, EvaluationResult, Examples, Shard
 
+_GROUPS = ("robust", "margin", "norm", "adversarial", "calibration", "corrupted")
 _NAMED = 5  # examples and shards that a message names
 
 
@@ -71,6 +72,8 @@ def merge_evaluations(parts: Iterable[EvaluationResult]) -> EvaluationResult:
         hardest=_shown([part.hardest for part in parts], "index", "norm"),
         image_hash=joined([part.image_hash for part in parts]),
         settings=first.settings,
+        calibration=group("calibration"),
+        corrupted=group("corrupted"),
     )
     return replace(whole, notes=(*counted_notes(whole), *_notes(parts)))
 
@@ -92,7 +95,7 @@ def check_same(first: dict[str, Any], other: dict[str, Any]) -> None:
 
 def _identity(part: EvaluationResult) -> dict[str, Any]:
     """Everything that all parts of one evaluation have in common."""
-    groups = {name: sorted(getattr(part, name)) for name in ("robust", "margin", "norm", "adversarial")}
+    groups = {name: sorted(getattr(part, name)) for name in _GROUPS}
     return {
         **part.settings,
         "classes": list(part.classes),
