@@ -14,7 +14,7 @@ from ..core.schedules import Ramp
 from ..core.serialization import Build, check_types, from_plain, to_plain
 from ..core.types import Attack, LabelledData, Schedule, TensorData, Update
 from ..core.walk import walk
-from ..data import Alteration, Augment, ProgressiveResizing, Source, TrainingSet, altered, hold_out
+from ..data import Alteration, Augment, CorruptedImages, ProgressiveResizing, Source, TrainingSet, altered, hold_out
 from ..evaluation import Adversary, Cascade, check_adversary_name
 from ..models import Normalize
 from ..records.results import Memory
@@ -38,6 +38,7 @@ class Evaluation:
         adversaries: The attacks by name.
         examples: Number of test images, taken from the beginning; None for all.
         batch_size: Number of images at a time; None for the default of `evaluate`.
+        corruptions: Corrupted versions of the test images, on which the model is run without an attack; None for none.
 
     Raises:
         UserError: If a number is below 1, or a name is not allowed.
@@ -46,6 +47,7 @@ class Evaluation:
     adversaries: Mapping[str, Adversary | Cascade]
     examples: int | None = None
     batch_size: int | None = None
+    corruptions: CorruptedImages | None = None
 
     def __post_init__(self) -> None:
         if any(count is not None and count < 1 for count in (self.batch_size, self.examples)):
