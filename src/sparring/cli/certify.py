@@ -108,6 +108,9 @@ def _refuse_attacks(options: Options) -> None:
         "--attack": options.attack,
         "--autoattack": options.autoattack,
         "--min-norm": options.min_norm,
+        "--suite": options.suite,
+        "--transfer-from": options.transfer_from,
+        "--corruptions": options.corruptions,
     }
     given |= {"--threat": options.threat, "--eps": options.eps, "--keep-images": options.keep_images}
     named = [flag for flag, value in given.items() if value]

@@ -15,6 +15,8 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..core.types import Threat
     from ..evaluation import Adversary
     from ..records.results import EvaluationResult
@@ -38,6 +40,8 @@ each; --merge, with the same flags, makes one result of them. `sparring evaluate
 
   sparring evaluate runs/quickstart --autoattack standard --min-norm
   sparring evaluate runs/quickstart --shard 2/8
+  sparring evaluate runs/quickstart --suite full --transfer-from runs/other
+  sparring evaluate runs/quickstart --certify 0.25
   sparring evaluate mymodels:build --data npz:test.npz --threat linf:8/255 --out runs/mine"""
 
 
@@ -56,6 +60,16 @@ class Options:
     of the recipe. Given alone, it adds AutoAttack."""
     eps: str | None = None
     """Radius in Linf, such as 8/255, instead of --threat."""
+    suite: Literal["full"] | None = None
+    """Instead of the attacks of the recipe, a suite: full is AutoAttack in several norms and their union, decisions
+    alone, smallest distances, and what --transfer-from and --corruptions add."""
+    suite_threats: tuple[str, ...] = ()
+    """Sets of the norms of --suite, besides that of the training or of --threat; by default linf:8/255, l2:0.5 and
+    l1:12."""
+    transfer_from: str | None = None
+    """Add an attack on another model, a run folder or a file of weights, whose examples are shown to this one."""
+    corruptions: str | None = None
+    """Folder of the test images with common corruptions, in the format of CIFAR-10-C, on which to measure accuracy."""
     certify: float | None = None
     """Certify in L2 by randomized smoothing, instead of attacking: the sigma of the Gaussian noise, best that of the
     training."""
@@ -116,7 +130,10 @@ def evaluate(args: list[str]) -> int:
         return 0
     from rich import print as rich_print
 
-    rich_print(console.accuracy_table({which: each.table() for which, each in found.items()}))
+    from ..records.summary import Summary
+
+    summaries = {which: Summary.of(each).rows() for which, each in found.items()}
+    rich_print(console.accuracy_table({which: each.table() for which, each in found.items()}, summaries))
     for which, each in found.items():
         say("\n".join(console.remarks(which, each)))
     for name, adversary in attacks.items():
@@ -211,6 +228,9 @@ def _plain(evaluated: "EvaluationResult") -> dict[str, object]:
     plain: dict[str, object] = {name: accuracy.plain() for name, accuracy in evaluated.table().items()}
     if evaluated.distance is not None:
         plain["median distance"] = evaluated.median_distance()
+    from ..records.summary import Summary
+
+    plain["summary"] = Summary.of(evaluated).plain()
     return {**plain, "notes": list(evaluated.notes)} if evaluated.notes else plain
 
 
@@ -279,13 +299,17 @@ def chosen(path: Path, args: list[str]) -> "tuple[Options, Recipe]":
 
 
 def _with_more(evaluation: "Evaluation", options: Options) -> "Evaluation":
-    """Return the evaluation of the recipe, with the attacks that the flags add."""
-    if options.autoattack is None and not options.min_norm and not options.attack:
+    """Return the evaluation of the recipe, with the attacks and the corruptions that the flags add."""
+    if options.corruptions is not None:
+        from ..data import CorruptedImages
+
+        evaluation = replace(evaluation, corruptions=CorruptedImages(options.corruptions))
+    if not (options.autoattack or options.min_norm or options.attack or options.suite or options.transfer_from):
         if options.threat is None and options.eps is None:
             return evaluation
         options = replace(options, autoattack="standard")
     threat = _threat(options, evaluation)
-    own = {} if options.attack else evaluation.adversaries
+    own = {} if options.attack or options.suite else evaluation.adversaries
     return replace(evaluation, adversaries={**own, **_added(options, threat)})
 
 
@@ -293,12 +317,37 @@ def _added(options: Options, threat: "Threat") -> "dict[str, Adversary]":
     from ..evaluation import AutoAttack, MinimumNorm
     from ..evaluation.named import adversaries_of
 
-    more: dict[str, Any] = dict(adversaries_of(list(options.attack), threat))
+    more: dict[str, Any] = {**_suite(options, threat), **adversaries_of(list(options.attack), threat)}
     if options.autoattack is not None:
         more["autoattack"] = AutoAttack(threat, options.autoattack)
     if options.min_norm:
         more["nearest"] = MinimumNorm.of(threat)
     return more
+
+
+def _suite(options: Options, threat: "Threat") -> dict[str, Any]:
+    """Return the attacks of --suite and --transfer-from."""
+    from ..attacks.threats import threat as parsed
+    from ..evaluation import full_suite
+    from ..evaluation.suite import RADII, transfer
+
+    if options.suite_threats and options.suite is None:
+        raise UserError("--suite-threats are the sets of a suite: give --suite full with them")
+    surrogate = None if options.transfer_from is None else (options.transfer_from, _surrogate(options))
+    if options.suite is not None:
+        others = tuple(parsed(each) for each in options.suite_threats) or RADII
+        return dict(full_suite(threat, others, surrogate))  # type: ignore[arg-type]
+    return {} if surrogate is None else {"transfer": transfer(*surrogate, threat)}  # type: ignore[arg-type]
+
+
+def _surrogate(options: Options) -> "nn.Module":
+    from ..runs.environment import device_of
+    from ..runs.load import load_model
+
+    assert options.transfer_from is not None
+    if not Path(options.transfer_from).exists():
+        raise UserError(f"--transfer-from {options.transfer_from}: there is no such run folder or file of weights")
+    return load_model(options.transfer_from).to(device_of(options.device))
 
 
 def _threat(options: Options, evaluation: "Evaluation | None") -> "Threat":
@@ -316,6 +365,7 @@ def _threat(options: Options, evaluation: "Evaluation | None") -> "Threat":
 
 def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Found:
     from ..acceleration import AcceleratedCopy
+    from ..data import CorruptedImages
     from ..recipes import find
     from ..records.run_folder import RunFolder
     from ..runs.environment import device_of
@@ -331,8 +381,14 @@ def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Fou
     threat = _threat(options, recipe.evaluation if recipe else None)
     shard, device = shard_of_flags(options, options.out), device_of(options.device)
     model, test = foreign(target, options)
-    version = options.autoattack if options.attack else options.autoattack or "standard"
-    evaluation = Evaluation(_added(replace(options, autoattack=version), threat), options.examples, options.batch_size)
+    named = options.attack or options.suite or options.transfer_from
+    version = options.autoattack if named else options.autoattack or "standard"
+    evaluation = Evaluation(
+        _added(replace(options, autoattack=version), threat),
+        options.examples,
+        options.batch_size,
+        None if options.corruptions is None else CorruptedImages(options.corruptions),
+    )
     model, test = model.to(device), test.to(device)
     how = {"target": target, "data": options.data, "threat": repr(threat), "version": version, "seed": options.seed}
     found = evaluate_models(

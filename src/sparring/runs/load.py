@@ -275,6 +275,7 @@ def _evaluated(
             raise UserError("merge reads the results of all shards from a folder: give out, and no shard")
         return merge_shards(out, list(loaders), subset, evaluation, how)
     part = shard_of(shard, len(subset))
+    corrupted = {} if evaluation.corruptions is None else evaluation.corruptions.load(subset)
     found: dict[str, EvaluationResult] = {}
     done: dict[Callable[[], nn.Module], EvaluationResult] = {}  # the last weights may be the best
     for which, load in loaders.items():
@@ -287,6 +288,7 @@ def _evaluated(
                 seed=seed,
                 shard=shard,
                 keep_images=keep_images,
+                corrupted=corrupted,
                 backend=backend,
                 state=None if out is None else out.state(sharded(which, part)),
                 on_progress=partial(on_progress, which),

@@ -17,6 +17,7 @@ from ..evaluation import MinimumNorm, threat_of
 from ..records.merging import merge_evaluations
 from ..records.results import EvaluationResult
 from ..records.run_folder import RunFolder, sharded
+from ..records.summary import Summary
 from ..report.figures import plot_adversarial_examples, plot_robustness_curve
 from .recipe import Evaluation
 
@@ -79,7 +80,8 @@ def write_results(
     plain = {which: {name: a.plain() for name, a in each.table().items()} for which, each in found.items()}
     notes = {which: list(each.notes) for which, each in found.items() if each.notes}
     search = {"search": first.settings["search"]}
-    out.write_evaluation({**plain, **({"notes": notes} if notes else {}), "how": {**how, **search}})
+    beyond = {"summary": {which: Summary.of(each).plain() for which, each in found.items()}}
+    out.write_evaluation({**plain, **beyond, **({"notes": notes} if notes else {}), "how": {**how, **search}})
     for path in (out.adversarial_examples, out.hardest_examples, out.robustness_curve):
         path.unlink(missing_ok=True)
     if first.examples is not None:
