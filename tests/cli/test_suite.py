@@ -56,7 +56,7 @@ def test_the_full_suite_gives_one_table_in_the_console_in_json_and_in_the_folder
     assert set(found["summary"]["calibration"]) == {"ece", "nll", "brier"}
     assert len(found["summary"]["curve"]) == 6
     written = json.loads((trained.path / "evaluation.json").read_text())
-    assert written["summary"]["last"] == found["summary"]
+    assert written["last"]["summary"] == found["summary"]
     assert written["how"]["evaluation"]["corruptions"]["folder"] == str(corrupted)
     assert shell(command) == 0
     shown = " ".join(capsys.readouterr().out.split())

@@ -77,11 +77,13 @@ def write_results(
     first = next(iter(found.values()))
     for which, evaluated in found.items():
         out.write_flags(which, evaluated)
-    plain = {which: {name: a.plain() for name, a in each.table().items()} for which, each in found.items()}
+    plain = {
+        which: {**{name: a.plain() for name, a in each.table().items()}, "summary": Summary.of(each).plain()}
+        for which, each in found.items()
+    }
     notes = {which: list(each.notes) for which, each in found.items() if each.notes}
     search = {"search": first.settings["search"]}
-    beyond = {"summary": {which: Summary.of(each).plain() for which, each in found.items()}}
-    out.write_evaluation({**plain, **beyond, **({"notes": notes} if notes else {}), "how": {**how, **search}})
+    out.write_evaluation({**plain, **({"notes": notes} if notes else {}), "how": {**how, **search}})
     for path in (out.adversarial_examples, out.hardest_examples, out.robustness_curve):
         path.unlink(missing_ok=True)
     if first.examples is not None:
