@@ -34,6 +34,7 @@ _DRAWING = [False]
 @pytest.fixture(scope="session", autouse=True)
 def undrawn() -> "Iterator[None]":
     """The pictures of runs are a dot, which saves time. Tests about pictures ask for `drawn`."""
+    import sparring.runs.certified
     import sparring.runs.fit
     import sparring.runs.result_files
 
@@ -50,6 +51,7 @@ def undrawn() -> "Iterator[None]":
         (sparring.runs.fit, "plot_learning_curve"),
         (sparring.runs.result_files, "plot_adversarial_examples"),
         (sparring.runs.result_files, "plot_robustness_curve"),
+        (sparring.runs.certified, "plot_certified_accuracy"),
     )
     with pytest.MonkeyPatch.context() as patch:
         for module, name in places:

@@ -44,6 +44,7 @@ CHANGES = {
     "n-fgsm": method(CrossEntropy(), sp.attacks.NFGSM(BALL)),
     "zero-grad": method(CrossEntropy(), sp.attacks.ZeroGrad(BALL)),
     "multi-grad": method(CrossEntropy(), sp.attacks.MultiGrad(BALL)),
+    "gaussian noise": method(sp.objectives.GaussianNoise(), Benign()),
     "grad-align": method(Sum((CrossEntropy(), sp.objectives.GradAlign(BALL))), FGSM(BALL)),
     "free": {"method": sp.training.Free(BALL, 3)},
     "moat": method(CrossEntropy(), Cycle(((1, Benign()), (2, RS), (1, SHORT)))),

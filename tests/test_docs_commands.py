@@ -28,7 +28,10 @@ pytestmark = pytest.mark.slow
 
 LONG = {
     "train": ("sparring.runs.fit.fit",),
-    "evaluate": ("sparring.runs.load.evaluate_run", "sparring.runs.load.evaluate_models"),
+    "evaluate": (
+        *("sparring.runs.load.evaluate_run", "sparring.runs.load.evaluate_models"),
+        "sparring.runs.certified.certify_run",
+    ),
     "audit": ("sparring.runs.load.load_model",),
     "analyze": ("sparring.analysis.runs.open_run",),
     "study": ("sparring.studies.running.run_study", "sparring.cli.study._status", "sparring.cli.slurm.submit"),

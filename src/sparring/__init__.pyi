@@ -54,6 +54,7 @@ from .evaluation import SurrogateGradient as SurrogateGradient
 from .evaluation import WhiteBox as WhiteBox
 from .evaluation import audit as audit
 from .evaluation import autoattack as autoattack
+from .evaluation import certify as certify
 from .evaluation import evaluate as evaluate
 from .evaluation import perturb as perturb
 from .objectives import MART as MART

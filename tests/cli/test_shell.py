@@ -187,7 +187,7 @@ def test_evaluate_prints_one_json_object_and_nothing_else(trained):
     found = json.loads(done.stdout)
     assert set(found) == {"best", "last"}
     for table in found.values():
-        assert set(table) == {"clean", "fgsm", "pgd-50-10"}
+        assert set(table) == {"clean", "fgsm", "pgd-50-10", "summary"}
         assert set(table["clean"]) == {"accuracy", "low", "high", "examples"}
         assert table["clean"]["examples"] == 30
         assert table["clean"]["low"] <= table["clean"]["accuracy"] <= table["clean"]["high"]

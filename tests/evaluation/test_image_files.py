@@ -1,6 +1,7 @@
 """An evaluation of images in files, which are read batch by batch."""
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,9 @@ from sparring import (
     fit,
 )
 from sparring.attacks import DDN
-from sparring.data import ImageStream
+from sparring.cli import run
+from sparring.data import ImageStream, load_test, source_of
+from sparring.data.mapped import MappedImages
 from sparring.data.pictures import Pictures
 from sparring.evaluation import Ensemble, MinimumNorm
 from sparring.records import merge_evaluations
@@ -109,20 +112,83 @@ def small_net():
     return nn.Sequential(nn.Flatten(), nn.Linear(48, 2)).eval()
 
 
-def test_pictures_of_a_stream_are_decoded_batch_by_batch(pictures, monkeypatch):
-    source = ImageStream(str(pictures), size=4)
-    whole = evaluate(small_net(), source.load()[1][:], PGD_3, **ON_MODEL)
-    decoded, decode = [], Pictures.__getitem__
+@pytest.fixture
+def decoded(monkeypatch):
+    """The number of pictures that each read decodes."""
+    counts, decode = [], Pictures.__getitem__
 
     def counted(self, rows):
         found = decode(self, rows)
-        decoded.append(len(found))
+        counts.append(len(found))
         return found
 
     monkeypatch.setattr(Pictures, "__getitem__", counted)
+    return counts
+
+
+def test_pictures_of_a_stream_are_decoded_batch_by_batch(pictures, decoded):
+    source = ImageStream(str(pictures), size=4)
+    whole = evaluate(small_net(), source.load()[1][:], PGD_3, **ON_MODEL)
+    decoded.clear()
     found = evaluate(small_net(), source, PGD_3, batch_size=8, **ON_MODEL)
     assert max(decoded) == 8 < len(whole.label)
     same_results(found, whole)
+
+
+@pytest.mark.parametrize("change", ["", "+rotated", "+inverted", "+classes=1,0"])
+def test_pictures_of_a_named_folder_are_decoded_batch_by_batch(pictures, decoded, change):
+    """With `sparring.evaluate` and on the command line; the same as if all had been decoded first."""
+    name = f"folder:{pictures}+size=4{change}"
+    whole = evaluate(small_net(), source_of(name).load()[1], PGD_3, **ON_MODEL)
+    decoded.clear()
+    found = evaluate(small_net(), name, PGD_3, batch_size=8, **ON_MODEL)
+    assert max(decoded) == 8 < len(whole.label)
+    same_results(found, whole)
+
+
+def test_a_command_on_named_pictures_decodes_a_batch_at_a_time(pictures, decoded, monkeypatch, capsys):
+    monkeypatch.setattr("sparring.cli.models.foreign_model", lambda *given: small_net())
+    command = ["evaluate", "my:net", "--data", f"folder:{pictures}+size=4", "--attack", "fgsm", "--eps", "0.1"]
+    assert run([*command, "--batch-size", "8", "--json"]) == 0
+    assert '"examples": 16' in capsys.readouterr().out
+    assert max(decoded) == 8
+
+
+def test_a_library_decodes_named_pictures_when_they_are_read(monkeypatch):
+    """A library as torchvision is: its class gives a list of pictures with their labels."""
+    asked = []
+
+    class Few:
+        classes = ("ant", "bee")
+        targets = tuple(i % 2 for i in range(12))
+
+        def __init__(self, root, split, download):
+            pass
+
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, row):
+            asked.append(row)
+            return Image.new("RGB", (6, 5), (row * 7, 0, 0)), range(2)[self.targets[row]]
+
+    sets = SimpleNamespace(Few=Few, __all__=["Few"])
+    monkeypatch.setattr("sparring.data.libraries.library", lambda *given: sets)
+    data = load_test("torchvision:Few+size=4")
+    assert not asked
+    first = data[:3]
+    assert len(asked) == 3 and first.x.shape == (3, 3, 4, 4)
+    whole = source_of("torchvision:Few+size=4").load()[1]
+    assert torch.equal(data[:].x, whole.x) and torch.equal(data.y, whole.y) and data.classes == whole.classes
+
+
+def test_a_mapped_file_stays_a_file_when_it_is_named(tmp_path, monkeypatch):
+    x, y = np.random.default_rng(0).integers(0, 255, (16, 4, 4, 3), dtype=np.uint8), np.arange(16) % 2
+    np.savez(tmp_path / "t.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    read, gather = [], MappedImages.__getitem__
+    monkeypatch.setattr(MappedImages, "__getitem__", lambda self, rows: read.append(len(rows)) or gather(self, rows))
+    evaluate(small_net(), f"mapped:{tmp_path / 't.npz'}", PGD_3, batch_size=8, **ON_MODEL)
+    assert max(read) == 8
 
 
 @pytest.mark.filterwarnings("ignore:.*it is skipped")

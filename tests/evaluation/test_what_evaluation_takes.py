@@ -92,13 +92,13 @@ def test_weights_that_are_drawn_are_drawn_from_the_seed(here, capsys):
         assert shell(command) == 0
         found.append(json.loads(capsys.readouterr().out)["model"])
     assert found[0] == found[1] != found[2]
-    assert set(found[0]) == {"clean", "fgsm"}
+    assert set(found[0]) == {"clean", "fgsm", "summary"}
 
 
 def test_a_model_of_more_classes_than_the_data_gets_a_note(here, capsys):
     assert shell(["evaluate", "randomnets:wide", *FEW, "--attack", "fgsm", "pgd", "--threat", "l2:0.1"]) == 0
     out, err = capsys.readouterr()
-    assert set(json.loads(out)["model"]) == {"clean", "fgsm", "pgd"}
+    assert set(json.loads(out)["model"]) == {"clean", "fgsm", "pgd", "summary"}
     assert "note: the model gives 20 classes and the data have 10: label k is compared with output k" in err
 
 
@@ -118,7 +118,7 @@ def test_an_attack_that_is_not_clear_gets_a_sentence(here, args, message, capsys
 def test_a_recipe_gives_the_set_for_a_model_of_ones_own(here, capsys):
     command = ["evaluate", "randomnets:build", *FEW, "--attack", "fgsm", "--recipe", "quickstart"]
     assert shell(command) == 0
-    assert set(json.loads(capsys.readouterr().out)["model"]) == {"clean", "fgsm"}
+    assert set(json.loads(capsys.readouterr().out)["model"]) == {"clean", "fgsm", "summary"}
 
 
 def test_a_run_is_evaluated_by_attacks_and_weights_of_ones_choice(tiny, tmp_path, capsys):
@@ -127,7 +127,7 @@ def test_a_run_is_evaluated_by_attacks_and_weights_of_ones_choice(tiny, tmp_path
     assert shell([*command, "--evaluation.examples", "8", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {"best"}
-    assert set(found["best"]) == {"clean", "fgsm", "pgd"}
+    assert set(found["best"]) == {"clean", "fgsm", "pgd", "summary"}
 
 
 def test_the_first_pictures_of_a_folder_are_of_all_classes(tmp_path):

@@ -182,13 +182,13 @@ def pictures(tmp_path):
 
 
 def test_pictures_are_cut_as_the_model_wants_them(pictures):
-    whole = load_test(f"folder:{pictures}+size=20").x
+    whole = load_test(f"folder:{pictures}+size=20")[:].x
     assert whole.shape == (4, 3, 20, 20)
     assert int(whole[0, 0, 0, 0]) == 255, "the frame is seen"
-    cut = load_test(f"folder:{pictures}", CentralSquare(20, 0.8, "bilinear")).x
+    cut = load_test(f"folder:{pictures}", CentralSquare(20, 0.8, "bilinear"))[:].x
     assert cut.shape == (4, 3, 20, 20)
     assert int(cut[0, 0, 1:-1, 1:-1].max()) == 0, "the central 80 % of the shorter side are green"
-    assert load_test(f"folder:{pictures}+size=10", CentralSquare(20, 0.8)).x.shape[-1] == 10, "the name decides"
+    assert load_test(f"folder:{pictures}+size=10", CentralSquare(20, 0.8)).shape[-1] == 10, "the name decides"
     with pytest.raises(UserError, match=r"share = 1\.5 of the shorter side"):
         CentralSquare(20, 1.5)
     with pytest.raises(UserError, match="interpolation = 'cubic' is neither"):

@@ -255,6 +255,7 @@ NO_RECIPE = {
         "attacks.square:_Pyramids",
         "attacks.threats:ScaledThreat",
         "evaluation.adversaries:Dividing",
+        "evaluation.smoothing:Smoothed",
     ),
     "training.updates:BatchLoss",
     # settings of the run, `update_precision` and `recompute`
@@ -262,6 +263,7 @@ NO_RECIPE = {
     "training.updates:Recomputing",
     # data as they are, and not where they are from
     *(
+        "data.adapt:ChangedImages",
         "data.batches:Batches",
         "data.extra:ExtraImages",
         "data.extra:JoinedData",

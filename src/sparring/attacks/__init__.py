@@ -3,6 +3,7 @@
 from .apgd import APGD
 from .compose import CoarseToFine, Restarts, Split, Worst
 from .fab import FAB
+from .hop_skip_jump import HopSkipJump
 from .image_prior import ParametrizedSearch
 from .losses import CE, DLR, EOT, FeatureMatch, KLDivergence, Margin, SquaredDistance, SumLoss, TargetedCE, TargetedDLR
 from .minimum_norm import CWL2, DDN, MinimumNormAttack, NearestAdversarial
@@ -30,6 +31,7 @@ __all__ = [
     "CoarseToFine",
     "FeatureMatch",
     "GaussianStart",
+    "HopSkipJump",
     "KLDivergence",
     "Linf",
     "Margin",

@@ -90,7 +90,7 @@ class DDN:
         for step in range(self.steps):
             z = (x + delta).clamp_(0, 1)
             seen = value_and_grad(loss, z)
-            fooled = _need_fooled(loss, seen.fooled)
+            fooled = need_fooled(loss, seen.fooled)
             found.keep(slice(None), fooled, z, ball.norm(z - x))
             length = 0.01 + 0.99 * (1 + math.cos(math.pi * step / self.steps)) / 2
             delta = (z - x) + length * ball.ascent(seen.grad)
@@ -153,7 +153,7 @@ class CWL2:
             z = (hidden.tanh() + 1) / 2
             delta = z - x
             seen = value_and_grad(loss, z)
-            fooled = _need_fooled(loss, seen.fooled)
+            fooled = need_fooled(loss, seen.fooled)
             ever = ever | fooled
             norm = delta.detach().flatten(1).norm(dim=1)
             found.keep(slice(None), fooled, z.detach(), norm)
@@ -164,7 +164,7 @@ class CWL2:
         return ever
 
 
-def _need_fooled(loss: PerExampleLoss, fooled: Tensor | None) -> Tensor:
+def need_fooled(loss: PerExampleLoss, fooled: Tensor | None) -> Tensor:
     """Return `fooled`, or raise `UserError` if the loss does not report it."""
     if fooled is None:
         raise UserError(

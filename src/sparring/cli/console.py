@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 
 from rich.console import Console
 from rich.markup import escape
@@ -58,8 +59,13 @@ def _standing(news: EvaluationProgress) -> str:
     return f"{int(news.flags.sum())} of {len(news.flags)} robust{left}"
 
 
-def accuracy_table(tables: Mapping[str, Mapping[str, Accuracy]]) -> Table:
-    """Build a table with a row per attack and a column per model; a cell is an accuracy with its 95 % interval."""
+def accuracy_table(
+    tables: Mapping[str, Mapping[str, Accuracy]], summaries: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+) -> Table:
+    """Build a table with a row per attack and a column per model; a cell is an accuracy with its 95 % interval.
+
+    The rows of the `summaries` of the models follow.
+    """
     count = next(each.examples for column in tables.values() for each in column.values())
     table = Table(caption=f"accuracy on {count:,} images with its 95 % Wilson interval", caption_justify="left")
     table.add_column("attack")
@@ -67,6 +73,9 @@ def accuracy_table(tables: Mapping[str, Mapping[str, Accuracy]]) -> Table:
         table.add_column(which, justify="right")
     for name in next(iter(tables.values())):
         table.add_row(name, *(str(column[name]) for column in tables.values()))
+    table.add_section()
+    for name in next(iter(summaries.values()), {}):
+        table.add_row(name, *(column[name] for column in summaries.values()))
     return table
 
 

@@ -2,16 +2,21 @@
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..core.errors import UserError
 from .common import argument, check_options, plainly, print_json, say, value_of
 from .models import ForeignOptions, foreign, is_foreign
 
+R = TypeVar("R")
+T = TypeVar("T")
+
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..core.types import Threat
     from ..evaluation import Adversary
     from ..records.results import EvaluationResult
@@ -35,11 +40,13 @@ each; --merge, with the same flags, makes one result of them. `sparring evaluate
 
   sparring evaluate runs/quickstart --autoattack standard --min-norm
   sparring evaluate runs/quickstart --shard 2/8
+  sparring evaluate runs/quickstart --suite full --transfer-from runs/other
+  sparring evaluate runs/quickstart --certify 0.25
   sparring evaluate mymodels:build --data npz:test.npz --threat linf:8/255 --out runs/mine"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options:
+class Options:
     recipe: str | None = None
     """The recipe whose model, data and attacks to use, for weights that do not contain it."""
     autoattack: Literal["standard", "plus", "rand"] | None = None
@@ -53,6 +60,21 @@ class _Options:
     of the recipe. Given alone, it adds AutoAttack."""
     eps: str | None = None
     """Radius in Linf, such as 8/255, instead of --threat."""
+    suite: Literal["full"] | None = None
+    """Instead of the attacks of the recipe, a suite: full is AutoAttack in several norms and their union, decisions
+    alone, smallest distances, and what --transfer-from and --corruptions add."""
+    suite_threats: tuple[str, ...] = ()
+    """Sets of the norms of --suite, besides that of the training or of --threat; by default linf:8/255, l2:0.5 and
+    l1:12."""
+    transfer_from: str | None = None
+    """Add an attack on another model, a run folder or a file of weights, whose examples are shown to this one."""
+    corruptions: str | None = None
+    """Folder of the test images with common corruptions, in the format of CIFAR-10-C, on which to measure accuracy."""
+    certify: float | None = None
+    """Certify in L2 by randomized smoothing, instead of attacking: the sigma of the Gaussian noise, best that of the
+    training."""
+    certify_samples: int = 100_000
+    """Number of noisy copies of each image for --certify."""
     weights: Literal["both", "best", "last"] = "both"
     """Weights of a run to evaluate."""
     keep_images: bool = False
@@ -80,7 +102,7 @@ class _Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ForeignOptions(ForeignOptions, _Options): ...
+class ForeignEvaluation(ForeignOptions, Options): ...
 
 
 def evaluate(args: list[str]) -> int:
@@ -93,6 +115,10 @@ def evaluate(args: list[str]) -> int:
 
     tune_process()
     with together(value_of("--device", rest) or "auto") as device:
+        if value_of("--certify", rest) is not None:
+            from .certify import certify
+
+            return certify(target, rest, device)
         result = _evaluated(target, rest, device)
     if result is None:
         return 0
@@ -104,7 +130,10 @@ def evaluate(args: list[str]) -> int:
         return 0
     from rich import print as rich_print
 
-    rich_print(console.accuracy_table({which: each.table() for which, each in found.items()}))
+    from ..records.summary import Summary
+
+    summaries = {which: Summary.of(each).rows() for which, each in found.items()}
+    rich_print(console.accuracy_table({which: each.table() for which, each in found.items()}, summaries))
     for which, each in found.items():
         say("\n".join(console.remarks(which, each)))
     for name, adversary in attacks.items():
@@ -117,7 +146,7 @@ def evaluate(args: list[str]) -> int:
 
 
 def _evaluated(target: str, args: list[str], device: str) -> "_Found | None":
-    """Evaluate a target; several processes divide its images, and all but the first get None."""
+    """Evaluate a target; of several processes, all but the first get None."""
     from ..core import ranks
     from ..records.merging import merge_evaluations
     from . import console
@@ -128,6 +157,21 @@ def _evaluated(target: str, args: list[str], device: str) -> "_Found | None":
             if is_foreign(target, args):
                 return _evaluate_foreign(target, [*args, *more], news)
             return _evaluate_ours(Path(target), [*args, *more], news)
+
+    return divided(args, device, evaluated, merge_evaluations)
+
+
+def divided(
+    args: list[str],
+    device: str,
+    evaluated: "Callable[..., tuple[Options, dict[str, R], T, str | None]]",
+    merged: "Callable[[Iterable[R]], R]",
+) -> "tuple[Options, dict[str, R], T, str | None] | None":
+    """Return what `evaluated` gives, called with more flags: several processes divide the images between them.
+
+    All processes but the first get None.
+    """
+    from ..core import ranks
 
     if ranks.world() == 1:
         return evaluated()
@@ -141,7 +185,7 @@ def _evaluated(target: str, args: list[str], device: str) -> "_Found | None":
     parts = ranks.each_of(found)
     if not ranks.first():
         return None
-    return options, {each: merge_evaluations(part[each] for part in parts) for each in found}, attacks, out
+    return options, {each: merged(part[each] for part in parts) for each in found}, attacks, out
 
 
 def _say_shards(path: Path, which: list[str], shard: str) -> None:
@@ -154,7 +198,7 @@ def _say_shards(path: Path, which: list[str], shard: str) -> None:
     say(f"{done} of {of} shards are done: {then}")
 
 
-def _shard(options: _Options, out: str | None) -> tuple[int, int] | None:
+def shard_of_flags(options: Options, out: str | None) -> tuple[int, int] | None:
     """Return the number of the shard and the number of all, from `2/8`; None for all images."""
     if options.merge and options.shard is not None:
         raise UserError("--merge makes one result of all shards: give it without --shard")
@@ -184,6 +228,9 @@ def _plain(evaluated: "EvaluationResult") -> dict[str, object]:
     plain: dict[str, object] = {name: accuracy.plain() for name, accuracy in evaluated.table().items()}
     if evaluated.distance is not None:
         plain["median distance"] = evaluated.median_distance()
+    from ..records.summary import Summary
+
+    plain["summary"] = Summary.of(evaluated).plain()
     return {**plain, "notes": list(evaluated.notes)} if evaluated.notes else plain
 
 
@@ -197,7 +244,7 @@ def _say_where(path: Path) -> None:
             say(f"picture: {picture}")
 
 
-_Found = tuple[_Options, "dict[str, EvaluationResult]", "Mapping[str, object]", str | None]
+_Found = tuple[Options, "dict[str, EvaluationResult]", "Mapping[str, object]", str | None]
 
 
 def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
@@ -207,7 +254,7 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
     from ..records.run_folder import RunFolder
     from ..runs.load import evaluate_run, evaluate_weights
 
-    options, recipe = _chosen(path, args)
+    options, recipe = chosen(path, args)
     _check_track(path, options)
     recipe = replace(recipe, evaluation=_with_more(recipe.evaluation, options))
     backend = AcceleratedCopy(options.precision, options.compile)
@@ -216,7 +263,7 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
         "overwrite": options.overwrite,
         "keep_images": options.keep_images,
         "backend": backend,
-        "shard": _shard(options, str(path) if path.is_dir() else options.out),
+        "shard": shard_of_flags(options, str(path) if path.is_dir() else options.out),
         "merge": options.merge,
         "on_progress": on_progress,
     }
@@ -232,12 +279,12 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
     return options, found, recipe.evaluation.adversaries, str(path) if path.is_dir() else options.out
 
 
-def _check_track(path: Path, options: _Options) -> None:
+def _check_track(path: Path, options: Options) -> None:
     if options.track and not path.is_dir():
         raise UserError("--track shows the results of a run beside its training: name a run folder")
 
 
-def _chosen(path: Path, args: list[str]) -> "tuple[_Options, Recipe]":
+def chosen(path: Path, args: list[str]) -> "tuple[Options, Recipe]":
     """Return the recipe of the run, of the weights or of --recipe, with data and evaluation changed by the flags."""
     from ..recipes import find
     from ..runs.load import recipe_of
@@ -247,26 +294,30 @@ def _chosen(path: Path, args: list[str]) -> "tuple[_Options, Recipe]":
     recipe = find(named)() if named else recipe_of(path)
     what = "Measures accuracy on the test set, clean and under each attack. Flags change fields of the recipe."
     fields = ("data", "evaluation", "seed")
-    options, recipe, _ = parse(_Options, recipe, {}, args, f"sparring evaluate {path}", what, fields)
+    options, recipe, _ = parse(Options, recipe, {}, args, f"sparring evaluate {path}", what, fields)
     return options, recipe
 
 
-def _with_more(evaluation: "Evaluation", options: _Options) -> "Evaluation":
-    """Return the evaluation of the recipe, with the attacks that the flags add."""
-    if options.autoattack is None and not options.min_norm and not options.attack:
+def _with_more(evaluation: "Evaluation", options: Options) -> "Evaluation":
+    """Return the evaluation of the recipe, with the attacks and the corruptions that the flags add."""
+    if options.corruptions is not None:
+        from ..data import CorruptedImages
+
+        evaluation = replace(evaluation, corruptions=CorruptedImages(options.corruptions))
+    if not (options.autoattack or options.min_norm or options.attack or options.suite or options.transfer_from):
         if options.threat is None and options.eps is None:
             return evaluation
         options = replace(options, autoattack="standard")
     threat = _threat(options, evaluation)
-    own = {} if options.attack else evaluation.adversaries
+    own = {} if options.attack or options.suite else evaluation.adversaries
     return replace(evaluation, adversaries={**own, **_added(options, threat)})
 
 
-def _added(options: _Options, threat: "Threat") -> "dict[str, Adversary]":
+def _added(options: Options, threat: "Threat") -> "dict[str, Adversary]":
     from ..evaluation import AutoAttack, MinimumNorm
     from ..evaluation.named import adversaries_of
 
-    more: dict[str, Any] = dict(adversaries_of(list(options.attack), threat))
+    more: dict[str, Any] = {**_suite(options, threat), **adversaries_of(list(options.attack), threat)}
     if options.autoattack is not None:
         more["autoattack"] = AutoAttack(threat, options.autoattack)
     if options.min_norm:
@@ -274,7 +325,32 @@ def _added(options: _Options, threat: "Threat") -> "dict[str, Adversary]":
     return more
 
 
-def _threat(options: _Options, evaluation: "Evaluation | None") -> "Threat":
+def _suite(options: Options, threat: "Threat") -> dict[str, Any]:
+    """Return the attacks of --suite and --transfer-from."""
+    from ..attacks.threats import threat as parsed
+    from ..evaluation import full_suite
+    from ..evaluation.suite import RADII, transfer
+
+    if options.suite_threats and options.suite is None:
+        raise UserError("--suite-threats are the sets of a suite: give --suite full with them")
+    surrogate = None if options.transfer_from is None else (options.transfer_from, _surrogate(options))
+    if options.suite is not None:
+        others = tuple(parsed(each) for each in options.suite_threats) or RADII
+        return dict(full_suite(threat, others, surrogate))  # type: ignore[arg-type]
+    return {} if surrogate is None else {"transfer": transfer(*surrogate, threat)}  # type: ignore[arg-type]
+
+
+def _surrogate(options: Options) -> "nn.Module":
+    from ..runs.environment import device_of
+    from ..runs.load import load_model
+
+    assert options.transfer_from is not None
+    if not Path(options.transfer_from).exists():
+        raise UserError(f"--transfer-from {options.transfer_from}: there is no such run folder or file of weights")
+    return load_model(options.transfer_from).to(device_of(options.device))
+
+
+def _threat(options: Options, evaluation: "Evaluation | None") -> "Threat":
     from ..attacks.threats import threat
     from ..evaluation import threat_of
 
@@ -289,6 +365,7 @@ def _threat(options: _Options, evaluation: "Evaluation | None") -> "Threat":
 
 def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Found:
     from ..acceleration import AcceleratedCopy
+    from ..data import CorruptedImages
     from ..recipes import find
     from ..records.run_folder import RunFolder
     from ..runs.environment import device_of
@@ -297,15 +374,21 @@ def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Fou
     from .flags import parse
 
     what = "Measures the accuracy of a model of your own, clean and under AutoAttack."
-    options, _, _ = parse(_ForeignOptions, None, {}, args, f"sparring evaluate {target}", what)
+    options, _, _ = parse(ForeignEvaluation, None, {}, args, f"sparring evaluate {target}", what)
     check_options(options)
     _check_track(Path(target), options)
     recipe = find(options.recipe)() if options.recipe else None
     threat = _threat(options, recipe.evaluation if recipe else None)
-    shard, device = _shard(options, options.out), device_of(options.device)
+    shard, device = shard_of_flags(options, options.out), device_of(options.device)
     model, test = foreign(target, options)
-    version = options.autoattack if options.attack else options.autoattack or "standard"
-    evaluation = Evaluation(_added(replace(options, autoattack=version), threat), options.examples, options.batch_size)
+    named = options.attack or options.suite or options.transfer_from
+    version = options.autoattack if named else options.autoattack or "standard"
+    evaluation = Evaluation(
+        _added(replace(options, autoattack=version), threat),
+        options.examples,
+        options.batch_size,
+        None if options.corruptions is None else CorruptedImages(options.corruptions),
+    )
     model, test = model.to(device), test.to(device)
     how = {"target": target, "data": options.data, "threat": repr(threat), "version": version, "seed": options.seed}
     found = evaluate_models(

@@ -11,7 +11,7 @@ from .common import say, value_of
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..core.types import TensorData
+    from ..core.types import LabelledData
     from ..data.looks import CentralSquare
 
 
@@ -51,7 +51,7 @@ def is_foreign(target: str, args: list[str]) -> bool:
     return (not path.exists() and ":" in target) or (path.is_file() and value_of("--model", args) is not None)
 
 
-def foreign(target: str, options: ForeignOptions) -> "tuple[nn.Module, TensorData]":
+def foreign(target: str, options: ForeignOptions) -> "tuple[nn.Module, LabelledData]":
     """Return the model that a target names, and its test images, cut as the model wants them."""
     from ..data import load_test
     from ..runs.external_models import fitting
@@ -69,7 +69,7 @@ def foreign(target: str, options: ForeignOptions) -> "tuple[nn.Module, TensorDat
     return model, found
 
 
-def foreign_model(target: str, options: ModelOptions, like: "TensorData | None" = None, seed: int = 0) -> "nn.Module":
+def foreign_model(target: str, options: ModelOptions, like: "LabelledData | None" = None, seed: int = 0) -> "nn.Module":
     """Return the model that a target names; weights of an architecture need images `like` those that it takes.
 
     What is not loaded is initialised from the seed.

@@ -33,6 +33,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "attacks.apgd": ("APGD",),
     "attacks.compose": ("CoarseToFine", "Restarts", "Split", "Worst"),
     "attacks.fab": ("FAB",),
+    "attacks.hop_skip_jump": ("HopSkipJump",),
     "attacks.pgd": ("PGD", "RandomStart", "Benign", "CleanStart", "GaussianStart", "SphereStart", "MixedStart"),
     "attacks.minimum_norm": ("CWL2", "DDN"),
     "attacks.image_prior": ("ParametrizedSearch",),
@@ -51,6 +52,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "core.teachers": ("Teacher",),
     "data.auto_augment": ("AutoAugment", "RandAugment"),
     "data.gaussian_mixtures": ("GaussianMixtureImages",),
+    "data.corruptions": ("CorruptedImages",),
     "data.image_size": ("ProgressiveResizing",),
     "data.alterations": ("DifficultySubset", "LabelNoise", "PixelNoise"),
     "data.sources": (
@@ -61,6 +63,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "evaluation.adversaries": ("MultiTargeted", "SurrogateGradient", "WhiteBox"),
     "evaluation.auto_attack": ("AutoAttack", "Ensemble"),
     "evaluation.minimum_norm": ("MinimumNorm",),
+    "evaluation.transfer": ("Transfer",),
     "evaluation.neighbours": ("ProbeTransfer", "FeatureAttack", "PGDkNN", "KNNVoteAttack", "KNNAttackSuite"),
     "training.free": ("Free",),
     "training.guard": ("Guard",),

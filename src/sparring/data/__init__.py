@@ -5,6 +5,7 @@ from .alterations import Alteration, DifficultySubset, LabelNoise, PixelNoise, T
 from .augment import Augment, Crop, Cutout, Flip, Grey, Jitter, ResizedCrop
 from .auto_augment import AutoAugment, RandAugment
 from .batches import Batches, hold_out
+from .corruptions import CorruptedImages
 from .extra import ExtraData
 from .gaussian_mixtures import GaussianMixtureImages
 from .image_size import ProgressiveResizing
@@ -43,6 +44,7 @@ __all__ = [
     "AutoAugment",
     "Batches",
     "ClassSubset",
+    "CorruptedImages",
     "Crop",
     "CutMix",
     "Cutout",

@@ -1,7 +1,10 @@
-"""Data sets made from others: resized, rotated, inverted, or some of the classes. All are in memory."""
+"""Data sets made from others: resized, rotated, inverted, or some of the classes.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+They are in memory, but for test pictures that an evaluation reads from their files, each changed when it is read.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -9,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import UserError, need_one_of
-from ..core.types import TensorData, pixels
-from .sources import Source
+from ..core.types import LabelledData, TensorData, pixels
+from .sources import Source, test_images
 
 Both: TypeAlias = tuple[TensorData, TensorData]
 Fit: TypeAlias = Literal["stretch", "crop"]
@@ -21,6 +24,54 @@ _LUMA = (0.299, 0.587, 0.114)
 def _each(source: Source, change: Callable[[TensorData], TensorData]) -> Both:
     train, test = source.load()
     return change(train[:]), change(test[:])
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedImages:
+    """Images in files, as `sparring.core.types.LabelledData`, each changed when it is read.
+
+    Args:
+        data: images as they are in their files.
+        change: makes the changed images of some.
+        classes: names of the classes.
+    """
+
+    data: LabelledData
+    change: Callable[[TensorData], TensorData]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def y(self) -> Tensor:
+        return self.data.y
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self[:1].shape
+
+    def to(self, device: torch.device | str) -> "ChangedImages":
+        return replace(self, data=self.data.to(device))
+
+    def part(self, rows: Tensor) -> "ChangedImages":
+        return replace(self, data=self.data.part(rows))
+
+    def relabelled(self, y: Tensor) -> "ChangedImages":
+        return replace(self, data=self.data.relabelled(y))
+
+    def __getitem__(self, rows: Tensor | slice) -> TensorData:
+        return replace(self.change(self.data[rows]), classes=self.classes)
+
+    def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple[TensorData, Tensor]]:
+        for found, rows in self.data.read(batches, seed):
+            yield replace(self.change(found), classes=self.classes), rows
+
+
+def _test(source: Source, change: Callable[[TensorData], TensorData]) -> LabelledData:
+    """Return the changed test images of a source; pictures in files stay there."""
+    test = test_images(source)
+    return change(test) if isinstance(test, TensorData) else ChangedImages(test, change, test.classes)
 
 
 def _bytes(x: Tensor, like: Tensor) -> Tensor:
@@ -60,6 +111,9 @@ class Resized:
     def load(self) -> Both:
         return _each(self.source, self._changed)
 
+    def load_test(self) -> LabelledData:
+        return _test(self.source, self._changed)
+
     def _changed(self, data: TensorData) -> TensorData:
         x = pixels(data.x)
         if self.channels is not None and x.shape[1] != self.channels:
@@ -94,7 +148,13 @@ class Rotated:
     quarters: int = 1
 
     def load(self) -> Both:
-        return _each(self.source, lambda d: TensorData(d.x.rot90(self.quarters, (2, 3)).contiguous(), d.y, d.classes))
+        return _each(self.source, self._changed)
+
+    def load_test(self) -> LabelledData:
+        return _test(self.source, self._changed)
+
+    def _changed(self, data: TensorData) -> TensorData:
+        return replace(data, x=data.x.rot90(self.quarters, (2, 3)).contiguous())
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +168,13 @@ class InvertedImages:
     source: Source
 
     def load(self) -> Both:
-        return _each(self.source, lambda d: TensorData((255 if d.x.dtype == torch.uint8 else 1) - d.x, d.y, d.classes))
+        return _each(self.source, self._changed)
+
+    def load_test(self) -> LabelledData:
+        return _test(self.source, self._changed)
+
+    def _changed(self, data: TensorData) -> TensorData:
+        return replace(data, x=(255 if data.x.dtype == torch.uint8 else 1) - data.x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +197,19 @@ class ClassSubset:
             raise UserError(f"at least two classes are chosen, none twice, not {self.chosen}")
 
     def load(self) -> Both:
-        return _each(self.source, self._changed)
+        train, test = self.source.load()
+        return self._chosen(train)[:], self._chosen(test)[:]
 
-    def _changed(self, data: TensorData) -> TensorData:
+    def load_test(self) -> LabelledData:
+        return self._chosen(test_images(self.source))
+
+    def _chosen(self, data: LabelledData) -> LabelledData:
         count = len(data.classes)
         if not all(0 <= number < count for number in self.chosen):
             raise UserError(f"classes {self.chosen} are chosen of those numbered 0 to {count - 1}")
         new = torch.full((count,), -1)
         new[list(self.chosen)] = torch.arange(len(self.chosen))
         y = new.to(data.y.device)[data.y]
-        rows = y >= 0
-        return TensorData(data.x[rows], y[rows], tuple(data.classes[number] for number in self.chosen))
+        rows = (y >= 0).nonzero()[:, 0]
+        names = tuple(data.classes[number] for number in self.chosen)
+        return replace(data.part(rows).relabelled(y[rows]), classes=names)  # type: ignore[type-var]

@@ -25,7 +25,7 @@ from ..core.validation import check_data
 from .arrays import channels_first, class_numbers, labelled
 from .dataset_images import DatasetImages, image_and_label, own_random_state
 from .named import load_test, source_of
-from .sources import Source, TrainTest
+from .sources import Source, TrainTest, test_images
 
 _WANTED = (
     "give (images, labels), a torch Dataset or DataLoader, a pair (training data, test data) of these, a source such "
@@ -219,8 +219,7 @@ def evaluation_data(data: object, what: str) -> LabelledData:
     if isinstance(data, str):
         return load_test(data)
     if hasattr(data, "load"):
-        found: LabelledData = data.load()[1]
-        return found
+        return test_images(data)
     if isinstance(data, tuple | list) and len(data) == 2 and not _is_arrays(data):
         return labelled_data(data[1], what)
     return labelled_data(data, what)

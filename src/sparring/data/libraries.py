@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..core.errors import UserError, nearest
 from ..core.optional import first_line, library
 from ..core.types import TensorData
 from ..core.validation import check_data
 from .arrays import varied
+from .dataset_images import DatasetImages
 from .files import cache_folder
 from .looks import CentralSquare, Interpolation
 from .pictures import mixed_order
@@ -45,16 +47,27 @@ class TorchvisionData:
     interpolation: Interpolation = "bicubic"
 
     def load(self) -> TrainTest:
+        train, test, classes = self._parts()
+        return _in_memory(train, test, classes, self._cut, f"torchvision:{self.name}")
+
+    def load_test(self) -> DatasetImages:
+        """Return the test images alone, cut when they are read."""
+        _, test, classes = self._parts()
+        return _on_demand(test, (0, 1), _labels(test), classes, self._cut)
+
+    @property
+    def _cut(self) -> CentralSquare:
+        return CentralSquare(self.size, self.share, self.interpolation)
+
+    def _parts(self) -> tuple[Any, Any, tuple[str, ...]]:
+        """Return the training part, the test part, and the names of the classes."""
         sets = library("torchvision.datasets", "imagenet", "this data set")
         known = [name for name in sets.__all__ if inspect.isclass(getattr(sets, name, None))]
         if self.name not in known:
             raise UserError(f"torchvision has no data set {self.name!r}: {nearest(self.name, known)}")
         train, test = (self._part(getattr(sets, self.name), number) for number in (0, 1))
         names = getattr(train, "classes", None) or range(1 + max(_labels(train)))
-        cut = CentralSquare(self.size, self.share, self.interpolation)
-        classes, what = tuple(map(str, names)), f"torchvision:{self.name}"
-        first, second = (_in_memory(data, classes, cut, what) for data in (train, test))
-        return varied(first, self.name), second[mixed_order(len(second))]
+        return train, test, tuple(map(str, names))
 
     def _part(self, make: Callable[..., Any], number: int) -> Any:
         """Return a part of the data set. Its class names parts by `train` or by `split`."""
@@ -94,6 +107,21 @@ class HubData:
     interpolation: Interpolation = "bicubic"
 
     def load(self) -> TrainTest:
+        train, test, (image, label), classes = self._parts()
+        first, second = ([(row[image], row[label]) for row in part] for part in (train, test))
+        return _in_memory(first, second, classes, self._cut, f"hf:{self.name}")
+
+    def load_test(self) -> DatasetImages:
+        """Return the test images alone, decoded and cut when they are read."""
+        _, test, columns, classes = self._parts()
+        return _on_demand(test, columns, test[columns[1]], classes, self._cut)
+
+    @property
+    def _cut(self) -> CentralSquare:
+        return CentralSquare(self.size, self.share, self.interpolation)
+
+    def _parts(self) -> tuple[Any, Any, tuple[str, str], tuple[str, ...]]:
+        """Return the training part, the test part, the columns of images and of labels, and the classes."""
         datasets = library("datasets", "hub", "this data set")
         repository, _, revision = self.name.partition("@")
         try:
@@ -104,14 +132,8 @@ class HubData:
         if "train" not in found or test is None:
             parts = ", ".join(found)
             raise UserError(f"hf:{self.name} has the parts {parts}: wanted are train, and test or validation")
-        image, label = _columns(datasets, found["train"].features, self.name)
-        classes = tuple(map(str, found["train"].features[label].names))
-        cut = CentralSquare(self.size, self.share, self.interpolation)
-        first, second = (
-            _in_memory([(row[image], row[label]) for row in found[part]], classes, cut, f"hf:{self.name}")
-            for part in ("train", test)
-        )
-        return varied(first, self.name), second[mixed_order(len(second))]
+        columns = _columns(datasets, found["train"].features, self.name)
+        return found["train"], found[test], columns, tuple(map(str, found["train"].features[columns[1]].names))
 
 
 def _columns(datasets: ModuleType, features: Any, name: str) -> tuple[str, str]:
@@ -130,7 +152,37 @@ def _labels(data: Any) -> Sequence[int]:
     return [int(each) for each in listed[0]] if listed else [int(label) for _, label in data]
 
 
-def _in_memory(items: Iterable[Any], classes: tuple[str, ...], cut: CentralSquare, what: str) -> TensorData:
+def _in_memory(
+    train: Iterable[Any], test: Iterable[Any], classes: tuple[str, ...], cut: CentralSquare, what: str
+) -> TrainTest:
+    first, second = (_squares(part, classes, cut, what) for part in (train, test))
+    return varied(first, what), second[mixed_order(len(second))]
+
+
+def _on_demand(
+    items: Any, columns: Sequence[Any], labels: Sequence[int], classes: tuple[str, ...], cut: CentralSquare
+) -> DatasetImages:
+    """Return items in a fixed random order, each cut to a square when it is read."""
+    y, shape = torch.tensor([int(label) for label in labels]), (3, cut.size, cut.size)
+    data = DatasetImages(_Squares(items, tuple(columns), cut), torch.arange(len(y)), y, classes, shape)
+    return data.part(mixed_order(len(y)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Squares:
+    """Items of a library, each cut to a square when it is asked for."""
+
+    items: Any
+    columns: tuple[Any, ...]
+    cut: CentralSquare
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        item = self.items[row]
+        image, label = (item[column] for column in self.columns)
+        return torch.from_numpy(self.cut.of(image).copy()), int(label)
+
+
+def _squares(items: Iterable[Any], classes: tuple[str, ...], cut: CentralSquare, what: str) -> TensorData:
     """Return (picture, label) items as bytes, each cut to a square."""
     images, labels = [], []
     for picture, label in items:

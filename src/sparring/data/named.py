@@ -7,7 +7,7 @@ from typing import Any
 
 from ..core import foreign
 from ..core.errors import UserError, nearest
-from ..core.types import TensorData
+from ..core.types import LabelledData, TensorData
 from . import adapt, mapped, sources
 from .arrays import MOST_CLASSES, channels_first, class_numbers, labelled, own_arrays
 from .libraries import HubData, TorchvisionData
@@ -112,7 +112,7 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise UserError(f"classes are numbers, as +classes=0-4 or +classes=1,3,7, not {text!r}") from None
 
 
-def load_test(spec: str, cut: CentralSquare | None = None) -> TensorData:
+def load_test(spec: str, cut: CentralSquare | None = None) -> LabelledData:
     """Return the test set of the data set that a name on the command line stands for.
 
     Args:
@@ -128,8 +128,7 @@ def load_test(spec: str, cut: CentralSquare | None = None) -> TensorData:
     name, _, where = spec.partition(":")
     if name == "npz" and not _CHANGE.search(where):
         return _npz(where)
-    source = source_of(spec, cut)
-    return source.load_test() if isinstance(source, sources.ImageFolder) else source.load()[1][:]
+    return sources.test_images(source_of(spec, cut))
 
 
 def _npz(path: str) -> TensorData:

@@ -1,13 +1,14 @@
 """Data sets as values; their `load` returns the checked training set and test set."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from ..core.errors import UserError
 from ..core.reading import Array
@@ -29,6 +30,22 @@ class Source(Protocol):
     def load(self) -> TrainTest:
         """Return the training and the test set. Raises `UserError`, which names a missing or broken file."""
         ...
+
+
+def test_images(source: Source) -> LabelledData:
+    """Return the test set of a source, without its training set where that can be.
+
+    Args:
+        source: the source; its method `load_test`, if it has one, gives the test set alone.
+
+    Returns:
+        The test images; pictures in files stay there.
+
+    Raises:
+        UserError: when a file is missing or broken.
+    """
+    alone: Callable[[], LabelledData] | None = getattr(source, "load_test", None)
+    return source.load()[1] if alone is None else alone()
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,8 +270,8 @@ class NPZ:
 class ImageFolder:
     """Pictures in `folder`/train/CLASS/ and `folder`/test/CLASS/ (or val), cut to their central square and resized.
 
-    All pictures are held in memory; for larger data sets see `ImageStream`. The test pictures are in a fixed random
-    order, so that the first few are of all classes.
+    In training all pictures are held in memory; for larger data sets see `ImageStream`. An evaluation reads the test
+    pictures batch by batch; they are in a fixed random order, so that the first few are of all classes.
 
     Args:
         folder: folder that holds the folders train and test (or val).
@@ -276,21 +293,23 @@ class ImageFolder:
         train, test = self._part(top / "train", classes), self._part(self._of_test(), classes)
         return varied(train, self.folder), test[mixed_order(len(test))]
 
-    def load_test(self) -> TensorData:
-        """Return the test images alone: the folder need not hold training images."""
+    def load_test(self) -> Pictures:
+        """Return the test pictures, which stay in their files: the folder need not hold training pictures."""
         top, test = Path(self.folder), self._of_test()
-        data = self._part(test, class_folders(top / "train" if (top / "train").is_dir() else test))
-        return data[mixed_order(len(data))]
+        return mixed(self._pictures(test, class_folders(top / "train" if (top / "train").is_dir() else test)))
 
     def _of_test(self) -> Path:
         top = Path(self.folder)
         return next((top / name for name in ("test", "val") if (top / name).is_dir()), top / "test")
 
     def _part(self, top: Path, classes: list[str]) -> TensorData:
-        look = CentralSquare(self.size, self.share, self.interpolation)
-        data = Pictures(top, *listed(top, classes), tuple(classes), look, self.unreadable)[:]
+        data = self._pictures(top, classes)[:]
         check_data(data, str(top))
         return data
+
+    def _pictures(self, top: Path, classes: list[str]) -> Pictures:
+        look = CentralSquare(self.size, self.share, self.interpolation)
+        return Pictures(top, *listed(top, classes), tuple(classes), look, self.unreadable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +370,17 @@ class Subset:
 
     def load(self) -> TrainTest:
         train, test = self.source.load()
-        for count, data, name in ((self.train, train, "training"), (self.test or 1, test, "test")):
-            if count > len(data):
-                raise UserError(f"{count} {name} images are asked for, and there are {len(data)}")
+        _need(self.train, len(train), "training")
+        _need(self.test or 1, len(test), "test")
         return train[: self.train], test[: self.test]
+
+    def load_test(self) -> LabelledData:
+        """Return the test images alone; pictures in files stay there."""
+        test = test_images(self.source)
+        _need(self.test or 1, len(test), "test")
+        return test.part(torch.arange(len(test) if self.test is None else self.test))
+
+
+def _need(count: int, there: int, name: str) -> None:
+    if count > there:
+        raise UserError(f"{count} {name} images are asked for, and there are {there}")

@@ -9,7 +9,10 @@ from .gradient_masking import audit
 from .minimum_norm import MinimumNorm
 from .neighbours import FeatureAttack, KNNAttackSuite, KNNVoteAttack, PGDkNN, ProbeTransfer
 from .runner import Cascade, EvaluationProgress
+from .smoothing import Smoothed, certify
 from .standard import autoattack
+from .suite import full_suite
+from .transfer import Transfer
 
 __all__ = [
     "Adversary",
@@ -25,12 +28,16 @@ __all__ = [
     "MultiTargeted",
     "PGDkNN",
     "ProbeTransfer",
+    "Smoothed",
     "SurrogateGradient",
+    "Transfer",
     "WhiteBox",
     "audit",
     "autoattack",
+    "certify",
     "check_adversary_name",
     "evaluate",
+    "full_suite",
     "perturb",
     "rows_of_shard",
     "threat_of",

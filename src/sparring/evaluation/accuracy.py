@@ -2,6 +2,7 @@
 
 import math
 import re
+import types
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from ..core.errors import UserError, need_seed, need_whole
 from ..core.gate import FEW, alone, answer, check_model, switched_to_eval
 from ..core.modes import frozen, full_precision
 from ..core.types import Attack, AttackBackend, LabelledData, Threat, pixels
-from ..core.validation import refuse_probabilities
+from ..core.validation import check_images, refuse_probabilities
 from ..data.given import evaluation_data
 from ..models.classifier import normalized
 from ..records.notes import LOST_UNDER, lost_notes, square_notes
@@ -44,6 +45,7 @@ def evaluate(
     index: Tensor | None = None,
     shard: tuple[int, int] | None = None,
     keep_images: bool = False,
+    corrupted: Mapping[str, LabelledData] = types.MappingProxyType({}),
     state: Path | str | None = None,
     backend: AttackBackend | None = None,
     on_progress: OnProgress = lambda news: None,
@@ -82,6 +84,8 @@ def evaluate(
             of all parts, evaluated in any order and on any machines, become one by
             `sparring.records.merge_evaluations`.
         keep_images: Whether the result holds the adversarial images of broken examples, all of them in memory.
+        corrupted: Other versions of the same images, each with the rows of `data`, by names such as "fog-3": the model
+            is run on them without an attack.
         state: Folder to which results are written as they come; after a crash, the same call continues from it.
         backend: Gives the model that attacks run on; by default `AcceleratedCopy()`.
         on_progress: Called with an `EvaluationProgress` after each batch and at the end of each stage.
@@ -103,6 +107,7 @@ def evaluate(
     if batch_size is not None:
         need_whole("batch_size", batch_size)
     need_seed(seed)
+    _check_corrupted(corrupted, source)
     index = checked_index(index, len(source), torch.device("cpu"))
     part = shard_of(shard, len(source))
     known = adversaries_of(adversaries, within_of(eps, threat))
@@ -145,8 +150,9 @@ def evaluate(
             work = sum(chain.work * int(clean.right.sum()) for chain in chains)
             run = Run(setting, clean, work, known=all(chain.known for chain in chains))
             books = {chain.name: (chain, run.through(chain)) for chain in chains}
+            right = {name: _right(setting, other) for name, other in corrupted.items()}
             flat = flat_gradients(model, *setting.batch(slice(batch_size))) if chains else []
-    found = replace(_assembled(setting, clean, books), settings=settings, shard=part)
+    found = replace(_assembled(setting, clean, books), settings=settings, shard=part, corrupted=right)
     lost = [*lost_notes(found), *_lost_at_smallest_norms(books, clean)]
     for note in (*lost, *oddities):
         warnings.warn(note, stacklevel=2)
@@ -182,6 +188,26 @@ def _enough_memory(batch_size: int) -> Iterator[None]:
             f"the device has not enough memory to attack {batch_size} images at once: give a smaller batch size, "
             f"{max(1, batch_size // 2)} for example"
         ) from error
+
+
+def _check_corrupted(corrupted: Mapping[str, LabelledData], source: LabelledData) -> None:
+    for name, other in corrupted.items():
+        if len(other) != len(source) or other.shape != source.shape:
+            raise UserError(
+                f"the corrupted images {name} are {len(other):,} of shape {other.shape}, and there are "
+                f"{len(source):,} images of shape {source.shape}: give a corrupted version of each, in their order"
+            )
+
+
+def _right(setting: EvaluationContext, other: LabelledData) -> Array:
+    """Return whether the model is right on another version of each image, bools `[N]`."""
+    data = replace(setting.data, source=other)
+    found = []
+    for rows in torch.arange(len(data)).split(setting.batch_size):
+        x = data[rows].x
+        check_images(x, "corrupted images", bytes_too=True)
+        found.append(setting.judge(pixels(x).to(setting.like), data.label[rows].to(setting.like.device)).right.cpu())
+    return torch.cat(found).numpy()
 
 
 def _settings(
@@ -262,11 +288,20 @@ def _assembled(setting: EvaluationContext, clean: Verdict, books: Books) -> Eval
         data.index.numpy(),
         distance,
         images,
-        about={name: repr(chain.threat()) for name, (chain, _) in books.items() if chain.nearest is None},
+        about={name: repr(_measured(chain)) for name, (chain, _) in books.items()},
         examples=None if last is None else _shown(last, data, clean),
         hardest=hardest,
         image_hash=data.image_hash,
+        calibration=dict(zip(_CALIBRATION, clean.calibration.numpy().T, strict=True)),
     )
+
+
+_CALIBRATION = ("confidence", "nll", "brier")
+
+
+def _measured(chain: AttackPlan) -> Threat | None:
+    """Return the set that all points are in, or in whose norm smallest distances are measured."""
+    return chain.threat() if chain.nearest is None else chain.nearest.threat
 
 
 def _distances(nearest: MinimumNorm, book: AttackRecord, books: Books) -> Array:

@@ -12,6 +12,7 @@ from ..attacks import (
     PGD,
     Benign,
     CoarseToFine,
+    HopSkipJump,
     MultiGrad,
     ParametrizedSearch,
     RandomEps,
@@ -25,6 +26,7 @@ from ..attacks.losses import Margin
 from .adversaries import MultiTargeted, SurrogateGradient, WhiteBox
 from .minimum_norm import MinimumNorm
 from .neighbours import FeatureAttack, KNNVoteAttack, PGDkNN, ProbeTransfer
+from .transfer import Transfer
 
 BACKWARD = 1.8
 """A backward pass to the input, in forward passes: measured with convolutional nets on the CPU."""
@@ -40,6 +42,8 @@ def passes(adversary: object, num_classes: int) -> float | None:
     if isinstance(adversary, MultiTargeted):
         return _times(min(adversary.targets, num_classes - 1), _attack(adversary.attack, boundaries=1))
     if isinstance(adversary, ProbeTransfer | FeatureAttack | PGDkNN | KNNVoteAttack):
+        return _attack(adversary.attack, boundaries=1)
+    if isinstance(adversary, Transfer):
         return _attack(adversary.attack, boundaries=1)
     if isinstance(adversary, WhiteBox):
         boundaries = num_classes - 1 if adversary.loss is Margin else 1
@@ -63,6 +67,7 @@ _COSTS: dict[type, Callable[[Any, int], float | None]] = {
     CWL2: lambda attack, boundaries: attack.searches * attack.steps * _STEP,
     FAB: lambda attack, boundaries: attack.steps * (2 + boundaries * BACKWARD),
     Square: lambda attack, boundaries: attack.queries,
+    HopSkipJump: lambda attack, boundaries: attack.queries,
     RandomEps: lambda attack, boundaries: _attack(attack.attack, boundaries),
     Restarts: lambda attack, boundaries: _times(attack.times, _attack(attack.attack, boundaries)),
     CoarseToFine: lambda attack, boundaries: _times(attack.times, _attack(attack.attack, boundaries)),

@@ -11,10 +11,11 @@ import math
 import re
 import uuid
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -43,7 +44,16 @@ class Part(NamedTuple):
     images: Array
 
 
-class PartStore:
+P = TypeVar("P", bound="Kept")
+
+
+class Kept(Protocol):
+    """The results of one batch, a tuple of arrays by name."""
+
+    def _asdict(self) -> dict[str, Any]: ...
+
+
+class Journal(ABC, Generic[P]):
     """The parts in `folder`, which belong to the evaluation that `about` describes.
 
     Parts that do not fit `images`, the shape of the evaluated images, count as damaged. Raises `UserError` if the
@@ -65,6 +75,41 @@ class PartStore:
                 f"{folder} holds the state of another evaluation ({'; '.join(changed)[:300]}): choose "
                 "another folder, or delete it"
             )
+
+    @abstractmethod
+    def read(self, content: bytes) -> P:
+        """Return a part from the bytes of its file. Raises any exception for bytes that are no part."""
+
+    def parts(self, stage: str) -> Iterator[P]:
+        """The readable parts of a stage; a damaged part is renamed and skipped with a warning."""
+        name = _file_name(stage)
+        for path in sorted(self.folder.glob(f"{name}-*.npz")):
+            if not _ENDING.fullmatch(path.name.removeprefix(name)):
+                continue
+            try:
+                part = self.read(read_bytes(path))
+            except FileNotFoundError:  # another process found it damaged
+                continue
+            except OSError as error:  # possibly temporary, so the part is not renamed
+                raise UserError(f"{path} cannot be read ({error.strerror or error}): try again") from error
+            except Exception as error:  # flipped bits in a zip file can raise anything
+                warnings.warn(f"{path} is damaged ({error}): its examples are attacked again", stacklevel=2)
+                with suppress(FileNotFoundError):
+                    path.rename(path.with_suffix(".damaged"))
+                continue
+            yield part
+
+    def add(self, stage: str, part: P) -> None:
+        """Write a part of a stage under a name that no other process gives."""
+        with replacing(self.folder / f"{_file_name(stage)}-{uuid.uuid4().hex}.npz") as file:
+            np.savez(file, **part._asdict())
+
+
+class PartStore(Journal[Part]):
+    """The parts of attacks."""
+
+    def read(self, content: bytes) -> Part:
+        return _part(content, self._images)
 
     def same_answers(self, predicted: Array, margin: Array) -> None:
         """Check that the model answers clean images `[N]` as it did when the state was begun.
@@ -89,30 +134,6 @@ class PartStore:
                 f"the model gives other answers than when the state in {self.folder} was begun, though its weights are "
                 "the same: its code has changed. Delete the folder, or choose another"
             )
-
-    def parts(self, stage: str) -> Iterator[Part]:
-        """The readable parts of a stage; a damaged part is renamed and skipped with a warning."""
-        name = _file_name(stage)
-        for path in sorted(self.folder.glob(f"{name}-*.npz")):
-            if not _ENDING.fullmatch(path.name.removeprefix(name)):
-                continue
-            try:
-                part = _part(read_bytes(path), self._images)
-            except FileNotFoundError:  # another process found it damaged
-                continue
-            except OSError as error:  # possibly temporary, so the part is not renamed
-                raise UserError(f"{path} cannot be read ({error.strerror or error}): try again") from error
-            except Exception as error:  # flipped bits in a zip file can raise anything
-                warnings.warn(f"{path} is damaged ({error}): its examples are attacked again", stacklevel=2)
-                with suppress(FileNotFoundError):
-                    path.rename(path.with_suffix(".damaged"))
-                continue
-            yield part
-
-    def add(self, stage: str, part: Part) -> None:
-        """Write a part of a stage under a name that no other process gives."""
-        with replacing(self.folder / f"{_file_name(stage)}-{uuid.uuid4().hex}.npz") as file:
-            np.savez(file, **part._asdict())
 
 
 _ENDING = re.compile(r"-(\d{6}|[0-9a-f]{32})\.npz")  # earlier versions numbered the parts

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..attacks import APGD, FGSM, PGD, Restarts, Square
+from ..attacks import APGD, FGSM, PGD, HopSkipJump, Restarts, Square
 from ..attacks.losses import CE, Margin
 from ..attacks.threats import L1, L2, Linf, threat
 from ..core.errors import UserError, nearest
@@ -18,6 +18,7 @@ ADVERSARIES: Mapping[str, Callable[[Any], Adversary | Cascade]] = {
     "pgd": lambda within: WhiteBox(PGD(within, 20, within.eps / 4, patience=0)),
     "pgd-50-10": lambda within: WhiteBox(Restarts(PGD(within, 50, within.eps / 4, patience=0), 10)),
     "apgd": lambda within: WhiteBox(APGD(within, 100), CE),
+    "hopskipjump": lambda within: WhiteBox(HopSkipJump(within), Margin),
     "square": lambda within: WhiteBox(Square(within, 5000), Margin),
     "autoattack": AutoAttack,
     "autoattack-plus": lambda within: AutoAttack(within, "plus"),

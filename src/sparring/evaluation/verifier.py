@@ -28,6 +28,8 @@ class Verdict(NamedTuple):
     predicted: Tensor
     margin: Tensor
     probable: Tensor
+    calibration: Tensor
+    """Probability of the predicted class, negative log-likelihood and Brier score, `[B, 3]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,9 @@ class Verifier:
             return verdicts[0]
         right = torch.stack([v.right for v in verdicts]).float().mean(0) > 0.5
         predicted = torch.stack([v.predicted for v in verdicts]).mode(0).values
-        return Verdict(right, predicted, torch.stack([v.margin for v in verdicts]).mean(0), verdicts[0].probable)
+        margin = torch.stack([v.margin for v in verdicts]).mean(0)
+        calibration = torch.stack([v.calibration for v in verdicts]).mean(0)
+        return Verdict(right, predicted, margin, verdicts[0].probable, calibration)
 
     def confirm(self, z: Tensor, x: Tensor, y: Tensor, threat: Threat | None) -> tuple[Tensor, Verdict]:
         """Return the points after projection into the ball, and the verdict on them.
@@ -68,7 +72,16 @@ def _verdict(out: Tensor, y: Tensor, num_classes: int | None) -> Verdict:
     predicted = out.argmax(1).masked_fill(~finite, -1)
     others = out.scatter(1, y[:, None], -torch.inf).amax(1)
     margin = (out.gather(1, y[:, None])[:, 0] - others).float().masked_fill(~finite, -torch.inf)
-    return Verdict(predicted == y, predicted, margin, probable(out))
+    return Verdict(predicted == y, predicted, margin, probable(out), _calibration(out, y, finite))
+
+
+def _calibration(out: Tensor, y: Tensor, finite: Tensor) -> Tensor:
+    """Confidence, negative log-likelihood and Brier score, `[B, 3]`; logits that are not finite are the worst."""
+    logs = out.float().log_softmax(1)
+    share, of_label = logs.exp(), logs.gather(1, y[:, None])[:, 0]
+    found = (share.amax(1), -of_label, share.square().sum(1) - 2 * of_label.exp() + 1)
+    worst = (1.0, torch.inf, 2.0)
+    return torch.stack([value.masked_fill(~finite, bad) for value, bad in zip(found, worst, strict=True)], 1)
 
 
 def oddities(judge: Verifier, x: Tensor, y: Tensor, right: Tensor) -> list[str]:

@@ -6,6 +6,7 @@ from .consistency import Consistency
 from .contrastive import ContrastiveAT, ContrastivePretraining, KNNContrastiveAT
 from .contrasts import InfoNCE, Multiscale, NTXent
 from .cross_entropy import CrossEntropy
+from .gaussian_noise import GaussianNoise
 from .grad_align import GradAlign
 from .instance_discrimination import InstanceDiscrimination
 from .logit_pairing import LogitPairing
@@ -27,6 +28,7 @@ __all__ = [
     "ContrastiveAT",
     "ContrastivePretraining",
     "CrossEntropy",
+    "GaussianNoise",
     "GradAlign",
     "InfoNCE",
     "InstanceDiscrimination",

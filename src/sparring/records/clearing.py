@@ -32,16 +32,16 @@ STATE: Tree = {
 _CHECKPOINT: Tree = {r"weights\.safetensors|state\.pt|checksums\.json": None}
 
 RUN: Tree = {
-    r"(environment|status|search|guard|profile|evaluation|tracking)\.json": None,
+    r"(environment|status|search|guard|profile|evaluation|certification|tracking)\.json": None,
     r"metrics\.jsonl|profile\.txt|training\.npz": None,
     r"(best|last)\.safetensors": None,
-    rf"evaluation-(best|last)({SHARD})?\.npz": None,
+    rf"(evaluation|certification)-(best|last)({SHARD})?\.npz": None,
     rf"analysis-({'|'.join(ANALYSES)})\.(json|npz|png)|analysis-inversion-features\.png": None,
-    r"(learning-curve|adversarial-examples|hardest-examples|robustness-curve)\.png": None,
+    r"(learning-curve|adversarial-examples|hardest-examples|robustness-curve|certified-accuracy)\.png": None,
     r"checkpoints": {rf"{STEP}|\.{STEP}\.old|\.writing": _CHECKPOINT},
     r"memory": {r"step-\d{8}\.npz": None},
     r"tensorboard": {r"events\.out\.tfevents\..+": None},
-    rf"evaluation-\w+({SHARD})?\.state": STATE,
+    rf"(evaluation|certification)-\w+({SHARD})?\.state": STATE,
     r"recipe\.json": None,  # last: without it, no run is here
 }
 

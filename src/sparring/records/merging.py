@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -11,7 +11,17 @@ from ..core.serialization import differences
 from .notes import counted_notes
 from .results import PICTURES, Array, EvaluationResult, Examples, Shard
 
+_GROUPS = ("robust", "margin", "norm", "adversarial", "calibration", "corrupted")
 _NAMED = 5  # examples and shards that a message names
+
+
+class ShardResult(Protocol):
+    """A result on a part of the examples."""
+
+    @property
+    def index(self) -> Array | None: ...
+    @property
+    def shard(self) -> Shard | None: ...
 
 
 def merge_evaluations(parts: Iterable[EvaluationResult]) -> EvaluationResult:
@@ -37,8 +47,8 @@ def merge_evaluations(parts: Iterable[EvaluationResult]) -> EvaluationResult:
     first = parts[0]
     for other in parts[1:]:
         _check_alike(first, other)
-    _check_shards([part.shard for part in parts])
-    index = _checked_index(parts)
+    check_shards([part.shard for part in parts])
+    index = checked_index(parts)
     order = np.argsort(index, kind="stable")
 
     def joined(arrays: Sequence[Array | None]) -> Any:
@@ -62,13 +72,20 @@ def merge_evaluations(parts: Iterable[EvaluationResult]) -> EvaluationResult:
         hardest=_shown([part.hardest for part in parts], "index", "norm"),
         image_hash=joined([part.image_hash for part in parts]),
         settings=first.settings,
+        calibration=group("calibration"),
+        corrupted=group("corrupted"),
     )
     return replace(whole, notes=(*counted_notes(whole), *_notes(parts)))
 
 
 def _check_alike(first: EvaluationResult, other: EvaluationResult) -> None:
     """Check that two results are of the same model, adversaries and settings."""
-    found = differences(_identity(first), _identity(other))
+    check_same(_identity(first), _identity(other))
+
+
+def check_same(first: dict[str, Any], other: dict[str, Any]) -> None:
+    """Raise `UserError` if what all parts of one evaluation have in common differs between two of them."""
+    found = differences(first, other)
     if found:
         raise UserError(
             f"the results are of different evaluations ({'; '.join(found)[:300]}): evaluate all parts with the same "
@@ -78,7 +95,7 @@ def _check_alike(first: EvaluationResult, other: EvaluationResult) -> None:
 
 def _identity(part: EvaluationResult) -> dict[str, Any]:
     """Everything that all parts of one evaluation have in common."""
-    groups = {name: sorted(getattr(part, name)) for name in ("robust", "margin", "norm", "adversarial")}
+    groups = {name: sorted(getattr(part, name)) for name in _GROUPS}
     return {
         **part.settings,
         "classes": list(part.classes),
@@ -88,7 +105,7 @@ def _identity(part: EvaluationResult) -> dict[str, Any]:
     }
 
 
-def _check_shards(shards: Sequence[Shard | None]) -> None:
+def check_shards(shards: Sequence[Shard | None]) -> None:
     """Check that the results are of all shards of one number of examples, or of no shards."""
     known = [shard for shard in shards if shard is not None]
     if not known:
@@ -107,7 +124,7 @@ def _check_shards(shards: Sequence[Shard | None]) -> None:
         raise UserError(f"results of the shards {_listed(twice)} are there twice: give each once")
 
 
-def _checked_index(parts: Sequence[EvaluationResult]) -> Array:
+def checked_index(parts: Sequence[ShardResult]) -> Array:
     """Return the indices of all examples, after checking that none is missing or there twice."""
     if any(part.index is None for part in parts):
         raise UserError("a result has no index of its examples, and cannot be merged: evaluate its examples again")

@@ -196,13 +196,18 @@ class EvaluationResult:
         adversarial: Images `[N, C, H, W]` under each adversary, if they were asked for; the clean image where no attack
             broke an example.
         notes: Sentences that a reader of the result has to know.
-        about: The threat of each adversary under its name.
+        about: The threat of each adversary under its name; for smallest distances, the one in whose norm they are.
         examples: Images of the first few examples that the last adversary broke.
         hardest: Images of the examples with the smallest distances, if minimum-norm attacks were run.
         image_hash: A hash of each image with its label, `[N]` (int64), which identifies it in other results.
         settings: What the verdicts depend on besides the images: a fingerprint of the model, the adversaries, the seed,
             and what the attacks ran on.
         shard: The part of the examples that was evaluated; None for all of them.
+        calibration: Facts about the probabilities of the clean images, each `[N]`: `confidence`, the probability of the
+            predicted class; `nll`, the negative log-likelihood of the label; `brier`, the squared distance from the
+            label. Logits that are not finite count as certainty in a wrong class.
+        corrupted: Bools `[N]`, whether the model is right on a corrupted image of each example, by names such as
+            "fog-3".
     """
 
     robust: Mapping[str, Array]
@@ -220,6 +225,8 @@ class EvaluationResult:
     image_hash: Array | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     shard: Shard | None = None
+    calibration: Mapping[str, Array] = field(default_factory=dict)
+    corrupted: Mapping[str, Array] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Return a line per adversary, with 95 % intervals, and the notes."""
@@ -233,6 +240,11 @@ class EvaluationResult:
     def table(self) -> dict[str, Accuracy]:
         """The accuracy on clean images, and under each adversary and stage, by name."""
         return {name: Accuracy(int(flags.sum()), len(flags)) for name, flags in self.robust.items()}
+
+    def union(self, names: Iterable[str]) -> Accuracy:
+        """The share of examples that are robust under all of several adversaries."""
+        flags = np.logical_and.reduce([self._flags(name) for name in names])
+        return Accuracy(int(flags.sum()), len(flags))
 
     def defense_success_rate(self, name: str) -> Accuracy:
         """The defence success rate: the share of correctly classified examples that are robust under an adversary."""
@@ -320,7 +332,7 @@ class EvaluationResult:
         return cls(label=held["label"], **found)
 
 
-_GROUPS = ("robust", "margin", "norm", "adversarial")
+_GROUPS = ("robust", "margin", "norm", "adversarial", "calibration", "corrupted")
 _TEXTS = ("about", "settings")
 _SHOWN = ("examples", "hardest")
 

@@ -373,7 +373,15 @@ def write_evaluated(path: Path, evaluated: EvaluationResult) -> None:
 
 
 _WHOLE = {"label": "i", "index": "i", "image_hash": "int64"}
-_EVALUATED = {**_WHOLE, "distance": "f", "robust": "b", "margin": "f", "norm": "f"}
+_EVALUATED = {
+    **_WHOLE,
+    "distance": "f",
+    "robust": "b",
+    "margin": "f",
+    "norm": "f",
+    "calibration": "f",
+    "corrupted": "b",
+}
 
 
 def read_evaluated(path: Path) -> EvaluationResult:

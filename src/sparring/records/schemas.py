@@ -38,6 +38,12 @@ class Counted(TypedDict):
     examples: int
 
 
+class Certified(TypedDict):
+    """The checked fields of a certified accuracy."""
+
+    images: int
+
+
 class Begun(TypedDict):
     """The settings of a run that say how it computes; older runs have only the first two."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.writing import write_bytes
+from ..records.certification import Certification
 from ..records.results import Array, EvaluationResult, Examples
 
 if TYPE_CHECKING:
@@ -93,6 +94,22 @@ def plot_robustness_curve(
             style: dict[str, Any] = {"fmt": marker, "color": line.get_color(), "capsize": 3, "markersize": 4}
             axes.errorbar([eps], [100 * accuracy.value], yerr=bars, label=f"{which}: {name}", **style)
     axes.set(xlabel=f"eps ({norm})", ylabel="accuracy, %", xlim=(0, reach), ylim=(0, 100))
+    finish(axes)
+    save(figure, path)
+
+
+def plot_certified_accuracy(found: Mapping[str, Certification], path: Path) -> None:
+    """Plot certified accuracy against the L2 radius, with 95 % Wilson bands."""
+    figure = new_figure(6, 3.8)
+    axes = figure.subplots()
+    reach = max(1e-3, *(each.largest_radius for each in found.values()))
+    grid = np.linspace(0, 1.05 * reach, 200)
+    for which, each in found.items():
+        at = list(each.accuracies(grid.tolist()).values())
+        (line,) = axes.plot(grid, [100 * a.value for a in at], label=f"{which}, {each.terms}")
+        low, high = zip(*(a.interval for a in at), strict=True)
+        axes.fill_between(grid, 100 * np.array(low), 100 * np.array(high), alpha=0.2, color=line.get_color())
+    axes.set(xlabel="radius (L2)", ylabel="certified accuracy, %", xlim=(0, grid[-1]), ylim=(0, 100))
     finish(axes)
     save(figure, path)
 

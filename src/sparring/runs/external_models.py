@@ -7,6 +7,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from .. import models
 from ..core.errors import UserError, nearest
 from ..core.foreign import member
 from ..core.modes import eval_mode
-from ..core.types import Classifier, TensorData, pixels
+from ..core.types import Classifier, LabelledData, pixels
 from ..models import Normalize, load_robustbench
 from ..training.checkpoint import fill, read_weights
 
@@ -126,7 +127,7 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".removesuffix(": ")
 
 
-def named_model(spec: str, weights: Path, like: TensorData) -> nn.Module:
+def named_model(spec: str, weights: Path, like: LabelledData) -> nn.Module:
     """Load weights into an architecture of ours: `preact_resnet18`, or with options `wide_resnet:depth=34,width=10`.
 
     Our own parameter names and RobustBench's are read. Raises `UserError` for unknown names and options, and for
@@ -172,14 +173,14 @@ def _value(text: str) -> object:
 
 
 @torch.no_grad()
-def fitting(model: nn.Module, test: TensorData) -> TensorData:
+def fitting(model: nn.Module, test: LabelledData) -> LabelledData:
     """Return test images with as many classes as the model has: a test set may lack some of them."""
-    few = pixels(test.x[:2]).to(next((p.device for p in model.parameters()), torch.device("cpu")))
+    few = pixels(test[:2].x).to(next((p.device for p in model.parameters()), torch.device("cpu")))
     with eval_mode(model):
         try:
             out = model(few)
         except Exception as error:  # the user's code may raise anything
             raise UserError(f"the model cannot take images of shape {test.shape} ({_line(error)})") from error
     if isinstance(out, torch.Tensor) and out.ndim == 2 and out.shape[1] > len(test.classes):
-        return TensorData(test.x, test.y, tuple(str(k) for k in range(out.shape[1])))
+        return replace(test, classes=tuple(str(k) for k in range(out.shape[1])))  # type: ignore[type-var]
     return test

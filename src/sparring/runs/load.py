@@ -12,6 +12,7 @@ from torch import nn
 from ..core.errors import UserError
 from ..core.reading import reading
 from ..core.types import AttackBackend, Classifier, LabelledData, TensorData
+from ..data.sources import test_images
 from ..evaluation import EvaluationProgress, evaluate
 from ..evaluation.examples import shard_of
 from ..models import load_robustbench
@@ -126,10 +127,8 @@ def evaluate_run(
             raise UserError(
                 f"{run.path} holds an unfinished run: train it to its end, or evaluate {best}, its best yet"
             )
-        test = _test_images(recipe, device)
-        loaders = {each: partial(_on, test, run.weights(each), recipe) for each in which}
-        if len(loaders) > 1 and _step_of(run.weights("best")) == _step_of(run.weights("last")):
-            loaders["last"] = loaders["best"]
+        test = test_images_of(recipe, device)
+        loaders = loaders_of(run, recipe, test, which)
         how = {key: recipe.plain()[key] for key in ("data", "evaluation", "seed")}
         admit(run, test, recipe.evaluation, overwrite)
         how["selected"] = recipe.selected
@@ -188,9 +187,9 @@ def evaluate_weights(
         UserError: If `out` cannot be written, holds a result on more images and `overwrite` is off, or has no results
             of all shards of this evaluation to merge.
     """
-    test = _test_images(recipe, device)
+    test = test_images_of(recipe, device)
     how = {"weights": str(path), **{key: recipe.plain()[key] for key in ("data", "evaluation", "seed")}}
-    loaders = {"weights": partial(_on, test, path, recipe)}
+    loaders = {"weights": partial(model_on, test, path, recipe)}
     return evaluate_models(
         loaders,
         test,
@@ -270,12 +269,13 @@ def _evaluated(
     merge: bool,
     on_progress: OnProgress,
 ) -> dict[str, EvaluationResult]:
-    subset = _first(test, evaluation.examples)
+    subset = first_examples(test, evaluation.examples)
     if merge:
         if out is None or shard is not None:
             raise UserError("merge reads the results of all shards from a folder: give out, and no shard")
         return merge_shards(out, list(loaders), subset, evaluation, how)
     part = shard_of(shard, len(subset))
+    corrupted = {} if evaluation.corruptions is None else evaluation.corruptions.load(subset)
     found: dict[str, EvaluationResult] = {}
     done: dict[Callable[[], nn.Module], EvaluationResult] = {}  # the last weights may be the best
     for which, load in loaders.items():
@@ -288,6 +288,7 @@ def _evaluated(
                 seed=seed,
                 shard=shard,
                 keep_images=keep_images,
+                corrupted=corrupted,
                 backend=backend,
                 state=None if out is None else out.state(sharded(which, part)),
                 on_progress=partial(on_progress, which),
@@ -300,20 +301,72 @@ def _evaluated(
     return found
 
 
-def _first(test: LabelledData, examples: int | None) -> LabelledData:
-    """Return the first examples; images in files stay there."""
+def first_examples(test: LabelledData, examples: int | None) -> LabelledData:
+    """Selects the first test images.
+
+    Args:
+        test: The test images.
+        examples: Number of images; None for all.
+
+    Returns:
+        The images; those in files stay there.
+    """
     if examples is None or examples >= len(test):
         return test
     return test.part(torch.arange(examples, device=test.y.device))
 
 
-def _on(test: LabelledData, path: Path, recipe: Recipe) -> nn.Module:
+def loaders_of(
+    run: RunFolder, recipe: Recipe, test: LabelledData, which: Sequence[str]
+) -> dict[str, Callable[[], nn.Module]]:
+    """Gives the functions that load the weights of a run.
+
+    Args:
+        run: The run folder.
+        recipe: Its recipe.
+        test: The test images, on whose device the models are.
+        which: The weights: "best", "last" or both.
+
+    Returns:
+        The functions by the name of the weights; the same one twice if the last weights are the best.
+    """
+    loaders: dict[str, Callable[[], nn.Module]] = {
+        each: partial(model_on, test, run.weights(each), recipe) for each in which
+    }
+    if len(loaders) > 1 and _step_of(run.weights("best")) == _step_of(run.weights("last")):
+        loaders["last"] = loaders["best"]
+    return loaders
+
+
+def model_on(test: LabelledData, path: Path, recipe: Recipe) -> nn.Module:
+    """Loads a model on the device of the test images.
+
+    Args:
+        test: The test images.
+        path: The file of weights.
+        recipe: The recipe of the model.
+
+    Returns:
+        The model.
+    """
     return load_model(path, recipe).to(test.y.device)
 
 
-def _test_images(recipe: Recipe, device: str) -> LabelledData:
+def test_images_of(recipe: Recipe, device: str) -> LabelledData:
+    """Loads the test images of a recipe.
+
+    Args:
+        recipe: The recipe.
+        device: Name of the device.
+
+    Returns:
+        The images on the device; those in files stay there.
+
+    Raises:
+        UserError: If the device is missing, or if there are no images.
+    """
     where = device_of(device)  # report a missing device before anything is loaded
-    test = recipe.data.load()[1]
+    test = test_images(recipe.data)
     if not len(test):
         raise UserError(
             "no test data were given to sparring.fit: evaluate the model with sparring.evaluate(model, data, ..), or "

@@ -17,6 +17,7 @@ from ..core.walk import walk
 from ..data import (
     Alteration,
     Augment,
+    CorruptedImages,
     ExtraData,
     ProgressiveResizing,
     Source,
@@ -48,6 +49,7 @@ class Evaluation:
         adversaries: The attacks by name.
         examples: Number of test images, taken from the beginning; None for all.
         batch_size: Number of images at a time; None for the default of `evaluate`.
+        corruptions: Corrupted versions of the test images, on which the model is run without an attack; None for none.
 
     Raises:
         UserError: If a number is below 1, or a name is not allowed.
@@ -56,6 +58,7 @@ class Evaluation:
     adversaries: Mapping[str, Adversary | Cascade]
     examples: int | None = None
     batch_size: int | None = None
+    corruptions: CorruptedImages | None = None
 
     def __post_init__(self) -> None:
         if any(count is not None and count < 1 for count in (self.batch_size, self.examples)):

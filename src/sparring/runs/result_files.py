@@ -17,6 +17,7 @@ from ..evaluation import MinimumNorm, threat_of
 from ..records.merging import merge_evaluations
 from ..records.results import EvaluationResult
 from ..records.run_folder import RunFolder, sharded
+from ..records.summary import Summary
 from ..report.figures import plot_adversarial_examples, plot_robustness_curve
 from .recipe import Evaluation
 
@@ -76,7 +77,10 @@ def write_results(
     first = next(iter(found.values()))
     for which, evaluated in found.items():
         out.write_flags(which, evaluated)
-    plain = {which: {name: a.plain() for name, a in each.table().items()} for which, each in found.items()}
+    plain = {
+        which: {**{name: a.plain() for name, a in each.table().items()}, "summary": Summary.of(each).plain()}
+        for which, each in found.items()
+    }
     notes = {which: list(each.notes) for which, each in found.items() if each.notes}
     search = {"search": first.settings["search"]}
     out.write_evaluation({**plain, **({"notes": notes} if notes else {}), "how": {**how, **search}})
