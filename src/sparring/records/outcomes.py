@@ -38,17 +38,23 @@ class Outcomes:
     Args:
         flags: Which test images are classified correctly, `[S, N]`, by cell.
         numbers: Other numbers, `[S]`, by cell.
+        margins: Numbers of every test image, `[S, N]`, by cell.
 
     Raises:
         UserError: If the test images are not the same everywhere.
     """
 
-    def __init__(self, flags: Mapping[Cell, Array], numbers: Mapping[Cell, Array] | None = None) -> None:
-        images = {each.shape[1] for each in flags.values()}
+    def __init__(
+        self,
+        flags: Mapping[Cell, Array],
+        numbers: Mapping[Cell, Array] | None = None,
+        margins: Mapping[Cell, Array] | None = None,
+    ) -> None:
+        self.flags, self._of_images = flags, {**flags, **(margins or {})}
+        images = {each.shape[1] for each in self._of_images.values()}
         if len(images) > 1:
             raise UserError(f"a paired comparison needs the same test images everywhere, not {sorted(images)} of them")
-        self.flags = flags
-        self.by_seed = {**{cell: each.mean(1) for cell, each in flags.items()}, **(numbers or {})}
+        self.by_seed = {**{cell: each.mean(1) for cell, each in self._of_images.items()}, **(numbers or {})}
         self._drawn: dict[Cell, Array] = {}
 
     def asked(self, statistic: Statistic) -> frozenset[Cell]:
@@ -70,7 +76,7 @@ class Outcomes:
         used = self.asked(statistic)
         seeds = seeds or min(len(self.by_seed[cell]) for cell in used)
         values = np.asarray(statistic(Cells({cell: self.by_seed[cell][:seeds] for cell in used})), dtype=float)
-        if used.isdisjoint(self.flags):
+        if used.isdisjoint(self._of_images):
             return Mean(values)
         drawn = np.asarray(statistic(Cells({cell: self._draws(cell)[:, :seeds] for cell in used})))
         together, single = float(drawn.mean(1).var()), float(drawn.var(0).mean())
@@ -79,11 +85,11 @@ class Outcomes:
 
     def _draws(self, cell: Cell) -> Array:
         """Return a cell for each draw of the test images, `[R, S]`."""
-        if cell not in self.flags:
+        if cell not in self._of_images:
             return np.broadcast_to(self.by_seed[cell], (_DRAWS, len(self.by_seed[cell])))
         if cell not in self._drawn:
-            flags = self.flags[cell]
-            self._drawn[cell] = _weights(flags.shape[1]) @ flags.T.astype(np.float32)
+            images = self._of_images[cell]
+            self._drawn[cell] = _weights(images.shape[1]) @ images.T.astype(np.float32)
         return self._drawn[cell]
 
 

@@ -13,7 +13,7 @@ from ..records.run_folder import RunFolder
 from ..records.statistics import DECIDED, TAIL, Claim, Verdict, judge
 from ..training.cost import cost
 from .collapse import COLLAPSED, ONSET, collapse
-from .study import RUN, WEIGHTS, WORST, Arm, Runs, Study
+from .study import MARGIN, RUN, WEIGHTS, WORST, Arm, Runs, Study
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,8 @@ def aggregate(study: Study, runs: Runs, looks: tuple[int, ...] = ()) -> Findings
     histories = {key: _history(run) for key, run in runs.items()}
     flags, falls = _flags(study, runs), _collapses(study, histories)
     given = {} if study.numbers is None else _numbers(study, study.numbers, runs)
-    outcomes = Outcomes(flags, {(owner, RUN, name): each for (owner, name), each in {**falls, **given}.items()})
+    numbers = {(owner, RUN, name): each for (owner, name), each in {**falls, **given}.items()}
+    outcomes = Outcomes(flags, numbers, _margins(study, runs))
     verdicts = judge(study.claims, outcomes, looks)
     used = {(arm, name) for claim in study.claims for arm, _, name in outcomes.asked(claim.statistic)}
     if not used.isdisjoint(falls):
@@ -146,6 +147,17 @@ def _flags(study: Study, runs: Runs) -> dict[Cell, Array]:
                 for under, flags in whole.items():
                     found.setdefault((arm.name, which, under), []).append(flags)
     return {cell: np.stack(flags) for cell, flags in found.items()}
+
+
+def _margins(study: Study, runs: Runs) -> dict[Cell, Array]:
+    """Return the lowest margin of logits that was found of every example, `[S, N]`, by arm, weights and adversary."""
+    found: dict[Cell, list[Array]] = {}
+    for arm in study.arms:
+        for seed in range(study.seeds_of(arm)):
+            for which in WEIGHTS:
+                for under, margins in runs[arm.name, seed].read_flags(which).margin.items():
+                    found.setdefault((arm.name, which, f"{MARGIN}{under}"), []).append(margins)
+    return {cell: np.stack(margins) for cell, margins in found.items()}
 
 
 def _history(run: RunFolder) -> tuple[Array, Array]:

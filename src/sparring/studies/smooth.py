@@ -20,11 +20,13 @@ from ..runs.recipe import Evaluation, Recipe
 from ..training.engine import Method
 from ..training.optimizers import SGD
 from ._common import Sizes, base, evaluation, sizes_of
-from .study import WORST, Arm, Study
+from .one_step import SHARE, one_step, share_of_one_step
+from .study import RUN, WORST, Arm, Runs, Study, of_each
 
 _SIZES = {"smoke": Sizes(200, 40, 1), "cpu": Sizes(5000, 250, 3), "gpu": Sizes(20000, 2000, 5)}
 _EPOCHS = {"smoke": 1, "cpu": 9, "gpu": 30}
 _QUERIES = {"smoke": 10, "cpu": 200, "gpu": 1000}
+_LOOK = {"smoke": (40, 4), "cpu": (2000, 200), "gpu": (10_000, 200)}  # images, and steps to compare one step with
 _DECAY, _RATE = 1e-3, 0.05
 _SURROGATES: dict[float, Start] = {1.0: CleanStart(), 10.0: GaussianStart(0.01), 100.0: SphereStart()}
 _TIMES = (2, 4, 8)
@@ -51,6 +53,8 @@ def study(scale: str) -> Study:
         arms=tuple(Arm(name, recipe) for name, recipe in _arms(bench).items()),
         claims=_claims(bench),
         seeds=bench.sizes.seeds,
+        measurements=(one_step(*_LOOK[scale]),),
+        numbers=_numbers,
         apart=tuple(bench.strong()),
         remarks=(
             "All train by PGD-1: one step of eps from a random start. Nothing was tuned for one activation, but the "
@@ -149,6 +153,11 @@ def _arms(bench: _Bench) -> dict[str, Recipe]:
     }
 
 
+def _numbers(runs: Runs) -> dict[tuple[str, str], Array]:
+    """Return the share of one step `[S]` of every training."""
+    return of_each(runs, lambda arm, seed: {SHARE: share_of_one_step(runs[arm, seed])})
+
+
 def _less(arm: str, other: str = "ReLU", under: str = WORST) -> Callable[[Cells], Array]:
     """Return the accuracy of an arm less that of another."""
     return lambda cells: cells(arm, under) - cells(other, under)
@@ -189,6 +198,13 @@ def _about_smoothness() -> tuple[Claim, ...]:
                 family="six activations",
             )
             for name in _SMOOTH
+        ),
+        Claim(
+            "One step of the attack comes nearer to many steps on SiLU than on ReLU.",
+            f"the {SHARE} (the rise of the loss by one step of eps as a share of that by PGD-{_LOOK['cpu'][1]}), less "
+            "that on ReLU, is above 0",
+            lambda cells: cells("SiLU", SHARE, RUN) - cells("ReLU", SHARE, RUN),
+            unit="(share)",
         ),
         Claim(
             "With a = 2, ELU, which is not smooth, is less robust than CELU, which is smooth.",

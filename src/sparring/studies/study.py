@@ -24,6 +24,9 @@ WORST = "worst"
 RUN = "run"
 """Stands in for the kind of weights, for numbers of a training that are not accuracies on the test images."""
 
+MARGIN = "margin: "
+"""Beginning of the names of margins: `margin: pgd-20` is the mean over images of z_y - max_k z_k under PGD-20."""
+
 Runs: TypeAlias = Mapping[tuple[str, int], RunFolder]  # by arm and seed
 
 
