@@ -70,7 +70,7 @@ class Mean(NamedTuple):
             return "one seed does not show how much trainings differ"
         images = float(half_width(0.0, self.shared, self.seeds, tail))
         if within is not None and images >= within:
-            return f"the choice of the test images alone moves the number by {images:.2g}, more than the margin"
+            return f"the choice of the test images alone moves the number by {images / within:.1f} times the margin"
         return ""
 
 
