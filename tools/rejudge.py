@@ -109,6 +109,12 @@ def _images(interval: dict[str, float], values: Any) -> float:
     return float(totals[below[-1]] - between) if len(below) else 0.0
 
 
+def studied(plain: dict[str, Any]) -> Study:
+    """Return the study of stored results, with the claims that these can decide."""
+    study = find(plain["study"])(plain["scale"])
+    return replace(study, claims=tuple(claim for claim in study.claims if claim.sentence not in NEW))
+
+
 def origins(study: Study) -> list[int]:
     """Return the number of the earlier claim that each claim comes from."""
     if study.name in MOVED:
@@ -133,8 +139,7 @@ def rejudged(folder: Path) -> tuple[Study, list[Any], tuple[Verdict, ...]]:
     """Return a study, its earlier verdicts, and those of today, and write these into its folder."""
     path = folder / "study.json"
     plain = json.loads(path.read_text())
-    study = find(plain["study"])(plain["scale"])
-    study = replace(study, claims=tuple(claim for claim in study.claims if claim.sentence not in NEW))
+    study = studied(plain)
     plain["earlier_verdicts"] = plain.get("earlier_verdicts", plain["verdicts"])
     verdicts = judge(study.claims, Stored(plain))
     plain["verdicts"] = [verdict.plain() for verdict in verdicts]
