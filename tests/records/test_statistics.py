@@ -6,7 +6,7 @@ from scipy import stats
 
 from sparring.core.errors import UserError
 from sparring.records.outcomes import Outcomes
-from sparring.records.statistics import TAIL, Claim, judge
+from sparring.records.statistics import TAIL, Claim, judge, untestable
 
 
 def cells(seed, rate, seeds=4, examples=200, between=0.0, extra=0.0):
@@ -208,6 +208,21 @@ def test_most_trainings_are_not_half_of_them():
     assert (found.outcome, found.value, found.unit) == ("undecided", 0.5, "(share of trainings)")
     [never] = judge([Claim("it collapses", "a", number("a"), 0.5, most=True)], numbers(a=[0] * 6))
     assert never.outcome == "not supported"
+
+
+def test_what_no_result_could_decide_is_known_before_anything_is_trained():
+    claims = [
+        Claim("it is above 0", "a", number("a")),
+        Claim("it collapses", "a", number("a"), most=True),
+        *(Claim(f"{arm} collapses, too", "a", number(arm), most=True, family="all") for arm in "ab"),
+        Claim("it overfits", "a", number("a"), untestable="the rate never drops"),
+    ]
+    assert untestable(claims, 6) == {
+        **{f"{arm} collapses, too": "it needs at least 7 seeds, and there are 6" for arm in "ab"},
+        "it overfits": "the rate never drops",
+    }
+    assert [*untestable(claims, 7)] == ["it overfits"]
+    assert len(untestable(claims, 1)) == 5
 
 
 # -- families

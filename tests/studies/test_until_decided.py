@@ -13,9 +13,11 @@ import pytest
 
 from sparring import RunFolder, UserError, fit
 from sparring.cli import run as shell
-from sparring.records.statistics import Claim
+from sparring.records.outcomes import Outcomes
+from sparring.records.statistics import Claim, judge
 from sparring.runs.load import evaluate_run
 from sparring.studies import running, work
+from sparring.studies.findings import _open
 from sparring.studies.jobs import Plan, leases_of
 from sparring.studies.running import run_study
 from sparring.studies.study import Arm, JointMeasurement, Study
@@ -104,6 +106,20 @@ def test_nothing_is_added_when_all_claims_are_decided(study, trained, tmp_path):
 def test_no_seeds_are_added_for_a_claim_that_the_setting_cannot_decide(study, trained, tmp_path):
     run(replace(study, claims=(more("as bad", "bad", untestable="they are the same"),)), tmp_path)
     assert seeds_in(tmp_path) == {"good": 3, "bad": 3, "as-bad": 3}
+
+
+def test_no_seeds_are_added_for_a_margin_that_the_test_images_exceed():
+    rng = np.random.default_rng(0)
+    flags = {
+        (arm, "last", "worst"): np.repeat(rng.random((1, 100)) < 0.5, 6, axis=0) ^ (rng.random((6, 100)) < 0.02)
+        for arm in ("a", "b")
+    }
+    claim, wide = more("a", "b", within=0.01), more("a", "b", within=0.5)
+    for one, opened in ((claim, False), (wide, False), (replace(claim, within=None), True)):
+        [verdict] = judge([one], Outcomes(flags))
+        assert _open(one, verdict) is opened
+    [single] = judge([claim], Outcomes({cell: each[:1] for cell, each in flags.items()}))
+    assert _open(claim, single), "one seed says nothing of the images' part alone"
 
 
 def test_a_command_whose_time_is_over_begins_nothing_and_the_next_goes_on(study, trained, tmp_path):

@@ -1,6 +1,7 @@
 """Verdicts on claims about trainings: numbers of each seed, and Student's t over the seeds. Needs no torch."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
@@ -8,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..core.errors import UserError
-from .estimates import Estimate, Share
+from .estimates import Estimate, Mean, Share
 from .outcomes import Outcomes, Statistic
 from .results import Array
 from .sequential import levels
@@ -146,6 +147,18 @@ def judge(claims: Sequence[Claim], outcomes: Outcomes, looks: tuple[int, ...] = 
         families.setdefault(test.claim.family or f"alone {number}", []).append(test)
     found = {id(test): verdict for family in families.values() for test, verdict in _of_family(family)}
     return tuple(found[id(test)] for test in tests)
+
+
+def untestable(claims: Sequence[Claim], seeds: int) -> dict[str, str]:
+    """Return the claims that no result could decide with so many seeds, or in this setting, each with the reason."""
+    sizes = Counter(claim.family for claim in claims)
+    found = {}
+    for claim in claims:
+        tail = TAIL / (sizes[claim.family] if claim.family else 1)
+        nothing: Estimate = Share(np.zeros(seeds, dtype=bool)) if claim.most else Mean(np.zeros(seeds))
+        if reason := claim.untestable or nothing.hopeless(tail, None):
+            found[claim.sentence] = reason
+    return found
 
 
 def _of_family(tests: list["_Test"]) -> list[tuple["_Test", Verdict]]:

@@ -55,7 +55,13 @@ class Findings:
     def open(self) -> tuple[Claim, ...]:
         """Return the claims that more seeds may decide."""
         both = zip(self.study.claims, self.verdicts, strict=True)
-        return tuple(claim for claim, verdict in both if verdict.outcome not in DECIDED and not claim.untestable)
+        return tuple(claim for claim, verdict in both if _open(claim, verdict))
+
+
+def _open(claim: Claim, verdict: Verdict) -> bool:
+    """Return True for a claim that more seeds may decide: neither the setting nor the test images stand in the way."""
+    images = claim.within is not None and verdict.outcome == "not testable here" and verdict.seeds > 1
+    return verdict.outcome not in DECIDED and not claim.untestable and not images
 
 
 def aggregate(study: Study, runs: Runs, looks: tuple[int, ...] = ()) -> Findings:

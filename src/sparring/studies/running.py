@@ -18,6 +18,7 @@ from ..core.serialization import differences
 from ..records.leases import Attempt, Leases
 from ..records.run_folder import RunFolder
 from ..records.sequential import looks
+from ..records.statistics import untestable
 from ..runs.environment import device_of
 from . import work
 from .findings import Findings, added, aggregate, extended
@@ -74,6 +75,9 @@ def run_study(
         raise UserError(f"hours = {hours:g} is no budget: give a number above 0")
     planned = looks(study.seeds) if until_decided else ()
     prepare(study, folder, scale, overwrite=overwrite)
+    if not planned and (reasons := untestable(study.claims, study.seeds)):
+        first, why = next(iter(reasons.items()))
+        log(f"{len(reasons)} of {len(study.claims)} claims are not testable here, such as {first!r}: {why}")
     gpus = torch.cuda.device_count() if where.type == "cuda" else 0
     leases = leases_of(folder, uuid.uuid4().hex)
     command = _Command(folder, scale, device, workers, gpus, leases, time.time() + 3600 * hours, log)
