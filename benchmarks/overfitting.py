@@ -28,14 +28,17 @@ def main() -> None:
         raise UserError("--out is missing")
     tune_process()
     whole = find("memorization")(options.scale)
-    wanted = ("Robust overfitting", "Temporal ensembling", "It does more than stopping early")
+    wanted = (
+        *("Robust overfitting", "Temporal ensembling reduces", "Temporal ensembling makes"),
+        "It does more than stopping early",
+    )
     study = replace(
         whole,
         title="Robust overfitting and temporal ensembling",
         arms=tuple(arm for arm in whole.arms if arm.name in ARMS),
         claims=tuple(claim for claim in whole.claims if claim.sentence.startswith(wanted)),
         seeds=options.seeds,
-        look=None,
+        measurements=(),
         numbers=None,
     )
     found = run_study(study, options.out / "overfitting", scale=options.scale, log=print)

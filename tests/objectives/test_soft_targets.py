@@ -19,6 +19,7 @@ from sparring.objectives import (
     RSLAD,
     TRADES,
     BatchNormStatistics,
+    GaussianNoise,
     GradAlign,
     LogitPairing,
     MixUp,
@@ -58,6 +59,7 @@ OF_LABELS = {
     "ensembling": Sum((CrossEntropy(), TemporalEnsembling(3.0))),
     "grad-align": Sum((CrossEntropy(), GradAlign(BALL))),
     "statistics": BatchNormStatistics(CrossEntropy()),
+    "noise": GaussianNoise(0.1),
     "staged": Staged(((1, CrossEntropy()), (1, TRADES()))),
 }
 

@@ -81,7 +81,7 @@ def test_the_training_of_a_command_that_was_killed_goes_on_from_its_checkpoint(s
 
 def test_what_all_trainings_are_needed_for_is_done_once(shared):
     leases = leases_of(shared.folder)
-    assert [leases.last(name).number for name in ("_together-0", "_together-1", "_tables-2")] == [1, 1, 1]
+    assert [leases.last(name).number for name in ("_together-0", "_together-1", "_tables-4")] == [1, 1, 1]
     assert [(shared.folder / f"together-{seed}.times").read_text() for seed in (0, 1)] == ["x", "x"]
     assert json.loads((shared.folder / "study.json").read_text())["verdicts"]
 

@@ -1,5 +1,6 @@
 """The command `sparring study`."""
 
+import math
 import shlex
 import sys
 from dataclasses import dataclass, replace
@@ -15,10 +16,12 @@ from ..studies.jobs import Plan
 from .common import argument, ourselves, print_json, say
 
 if TYPE_CHECKING:
+    from ..records.statistics import Verdict
     from ..studies.study import Study
 
 _STUDY = """\
 usage: sparring study NAME [--scale smoke|cpu|gpu] [--out DIR] [--workers N] [--overwrite] [--json]
+       sparring study NAME --until-decided [--budget HOURS] [--scale smoke|cpu|gpu] [--out DIR] [--workers N]
        sparring study NAME --status [--scale smoke|cpu|gpu] [--out DIR] [--json]
        sparring study NAME --slurm [local] [--slurm-option KEY=VALUE] [--out DIR] [--workers N]
 
@@ -37,6 +40,10 @@ class _Options:
     """Folder of the study; by default results/NAME-SCALE."""
     seeds: int | None = None
     """Number of seeds; by default that of the study."""
+    until_decided: bool = False
+    """Add seeds to the trainings that open claims need, up to 18, by a rule that was fixed before (docs/studies.md)."""
+    budget: float | None = None
+    """Hours after which no training begins any more; the command may be given again."""
     workers: int | None = None
     """Number of trainings at a time, by default one on each GPU, and on a CPU one on each core, which share the cores;
     with --slurm the number of SLURM jobs, by default one for each training."""
@@ -101,6 +108,8 @@ def _run(name: str, options: _Options, args: list[str]) -> int:
             device=options.device,
             workers=options.workers,
             overwrite=options.overwrite,
+            until_decided=options.until_decided,
+            hours=math.inf if options.budget is None else options.budget,
             log=lambda text: say(text, sys.stderr),
         )
     except KeyboardInterrupt:
@@ -111,9 +120,16 @@ def _run(name: str, options: _Options, args: list[str]) -> int:
         print_json(read_json(folder / "study.json"))
         return 0
     for verdict in findings.verdicts:
-        say(f"{verdict.outcome}: {verdict.claim} ({verdict.found()}{'' if verdict.unit else ' points'})")
+        say(_sentence(verdict))
     say(f"{folder / 'table.md'}, {folder / 'figure.svg'}")
     return 0
+
+
+def _sentence(verdict: "Verdict") -> str:
+    unit, reason = "" if verdict.unit else " points", f"; {verdict.reason}" if verdict.reason else ""
+    power = "" if verdict.detectable is None else f", detectable {verdict.power()}{unit}"
+    seeds = "1 seed" if verdict.seeds == 1 else f"{verdict.seeds} seeds"
+    return f"{verdict.outcome}: {verdict.claim} ({verdict.found()}{unit}, {seeds}{power}{reason})"
 
 
 # -- look
@@ -163,9 +179,11 @@ def _submit(name: str, options: _Options) -> int:
     prepare(wanted, folder, options.scale, overwrite=options.overwrite)
     left = sum(not job.done() for job in wanted.plan(options.scale).trainings(folder))
     given = ["--scale", options.scale, "--out", str(folder), "--device", options.device]
-    seeds = [] if options.seeds is None else ["--seeds", str(options.seeds)]
+    more = [] if options.seeds is None else ["--seeds", str(options.seeds)]
+    more += ["--until-decided"] if options.until_decided else []
+    more += [] if options.budget is None else ["--budget", str(options.budget)]
     jobs = submit(
-        ["study", name, *given, *seeds],
+        ["study", name, *given, *more],
         options.workers or max(1, left),
         folder / "slurm",
         cluster=str(options.slurm),

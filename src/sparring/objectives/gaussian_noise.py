@@ -15,7 +15,8 @@ class GaussianNoise(Objective):
     """Cross-entropy on images with Gaussian noise, as randomized smoothing trains.
 
     The noise is added to the images that the attack returns: to clean images with `Benign()`. Pixels leave [0, 1] by
-    it, as they do when `sparring.evaluation.certify` adds noise of the same sigma.
+    it, as they do when `sparring.evaluation.certify` adds noise of the same sigma. Soft
+    targets are used where a batch has them.
 
     Args:
         sigma: Standard deviation of the noise, in pixel units.
@@ -36,8 +37,8 @@ class GaussianNoise(Objective):
             )
 
     def inner(self, ctx: Context) -> PerExampleLoss:
-        return CE(ctx.lens.logits, ctx.batch.y)
+        return CE(ctx.lens.logits, ctx.batch.target)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         noisy = x_adv + self.sigma * normal(x_adv, ctx.rng("noise"))
-        return {"ce_noisy": F.cross_entropy(ctx.lens.logits(noisy), ctx.batch.y)}
+        return {"ce_noisy": F.cross_entropy(ctx.lens.logits(noisy), ctx.batch.target)}

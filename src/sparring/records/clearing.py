@@ -13,6 +13,8 @@ from ..core.errors import UserError
 
 ANALYSES = ("landscape", "memorization", "representation", "information", "transfer", "inversion")
 """The kinds of analysis that leave files in a run folder."""
+OF_STUDIES = ("one-step",)
+"""Those that only studies do."""
 
 Tree: TypeAlias = Mapping[str, "Tree | None"]
 """Patterns of names: None for a file, another tree for a folder and what it holds."""
@@ -36,7 +38,7 @@ RUN: Tree = {
     r"metrics\.jsonl|profile\.txt|training\.npz": None,
     r"(best|last)\.safetensors": None,
     rf"(evaluation|certification)-(best|last)({SHARD})?\.npz": None,
-    rf"analysis-({'|'.join(ANALYSES)})\.(json|npz|png)|analysis-inversion-features\.png": None,
+    rf"analysis-({'|'.join((*ANALYSES, *OF_STUDIES))})\.(json|npz|png)|analysis-inversion-features\.png": None,
     r"(learning-curve|adversarial-examples|hardest-examples|robustness-curve|certified-accuracy)\.png": None,
     r"checkpoints": {rf"{STEP}|\.{STEP}\.old|\.writing": _CHECKPOINT},
     r"memory": {r"step-\d{8}\.npz": None},

@@ -1,101 +1,45 @@
-"""Confidence intervals for comparisons of trainings, resampled over seeds and examples together. Needs no torch."""
+"""Verdicts on claims about trainings: numbers of each seed, and Student's t over the seeds. Needs no torch."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from ..core.errors import UserError
+from .estimates import Estimate, Mean, Share
+from .outcomes import Outcomes, Statistic
 from .results import Array
+from .sequential import levels
 
-Cell: TypeAlias = tuple[str, str, str]  # training, which of its weights, adversary or name of a number
-Outcome = Literal["supported", "not supported", "undecided"]
+Outcome = Literal["supported", "not supported", "undecided", "not testable here"]
 
-REPLICAS = 4000
+DECIDED: tuple[Outcome, ...] = ("supported", "not supported")
 LEVEL = 0.95
+TAIL = (1 - LEVEL) / 2
+"""Probability of an error in each direction, for a claim or for a family of claims together."""
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Cells:
-    """Accuracies, 0 to 1, and other numbers of trainings, each `[R]`.
-
-    They are observed (R = 1), or R replicas from resampling.
-    """
-
-    values: Mapping[Cell, Array]
-
-    def __call__(self, arm: str, under: str, which: str = "last") -> Array:
-        return self.values[arm, which, under]
-
-
-Statistic: TypeAlias = Callable[[Cells], Array]
-
-
-def observed(flags: Mapping[Cell, Array], numbers: Mapping[Cell, Array] | None = None) -> Cells:
-    """Observed accuracies: means of `flags` `[S, N]` (right or not, by seed and example), and of `numbers` `[S]`."""
-    return Cells({cell: np.array([each.mean()]) for cell, each in {**flags, **(numbers or {})}.items()})
-
-
-@dataclass(frozen=True, slots=True)
-class Resampled:
-    """Replicas of the accuracies of `seeds` trainings: with seeds and examples drawn, and with only the seeds drawn."""
-
-    both: Cells
-    seeds_alone: Cells
-    seeds: int
-
-    def interval(self, statistic: Statistic, value: float) -> tuple[float, float]:
-        """95 % interval around the observed `value`: Student's t, with the standard error of the replicas.
-
-        Its degrees of freedom are Satterthwaite's (https://doi.org/10.2307/3002019): S - 1 if all variance is between
-        seeds, many if it is between examples. A percentile interval of a few seeds would never reach beyond them.
-        """
-        from scipy.stats import t
-
-        total = float(statistic(self.both).var())
-        between = min(float(statistic(self.seeds_alone).var()), total)
-        real = self.seeds > 1 and between > _ROUNDING * total
-        freedom = (self.seeds - 1) * (total / between) ** 2 if real else math.inf
-        half = float(t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(total)
-        return value - half, value + half
-
-
-def resampled(
-    flags: Mapping[Cell, Array],
-    replicas: int = REPLICAS,
-    seed: int = 0,
-    numbers: Mapping[Cell, Array] | None = None,
-) -> Resampled:
-    """Accuracies in `replicas` draws of seeds and examples.
-
-    The draws are the same in all cells, so that differences are paired; `numbers` `[S]` vary with the seeds alone. Only
-    S - 1 of S seeds are drawn, which makes the variance between seeds unbiased for few seeds (the rescaling bootstrap
-    of Rao and Wu, https://doi.org/10.1080/01621459.1988.10478591, with m = n - 1). With one seed, the intervals cover
-    the variation between examples alone.
-    """
-    shapes = {each.shape for each in flags.values()}
-    if len(shapes) != 1:
-        raise UserError(f"a paired comparison needs the same seeds and examples everywhere, not {sorted(shapes)}")
-    ((seeds, examples),) = shapes
-    rng = np.random.default_rng(seed)
-    chosen = rng.integers(seeds, size=(replicas, max(1, seeds - 1)))
-    weights = rng.multinomial(examples, np.full(examples, 1 / examples), size=replicas).astype(np.float32) / examples
-    rows = np.arange(replicas)[:, None]
-    both = {cell: (weights @ each.T.astype(np.float32))[rows, chosen].mean(1) for cell, each in flags.items()}
-    alone = {cell: each.mean(1)[chosen].mean(1) for cell, each in flags.items()}
-    others = {cell: each[chosen].mean(1) for cell, each in (numbers or {}).items()}
-    return Resampled(Cells({**both, **others}), Cells({**alone, **others}), seeds)
-
-
-@dataclass(frozen=True, slots=True)
 class Claim:
-    """A claim of a paper, with a number that has to be above `more_than` if the claim holds.
+    """A claim of a paper, with a number of each seed whose mean has to be above `more_than` if the claim holds.
 
-    `sentence` is the claim, `rule` describes the number in words, `statistic` computes it from accuracies and other
-    numbers. A number that is no accuracy has a `unit`; the unit of an accuracy is points.
+    Args:
+        sentence: The claim.
+        rule: The number and its bound in words.
+        statistic: Function that computes the number of each seed from accuracies and other numbers of that seed.
+        more_than: The bound.
+        unit: Unit of a number that is no accuracy; that of an accuracy is points.
+        within: For a claim of no difference, the margin: the mean has to be between -within and within.
+        most: True to count seeds instead: of more than half of all trainings the number has to be above the bound.
+        family: Claims of a family are parts of one claim of the paper, and are corrected for their number.
+        untestable: Reason why the setting cannot decide the claim, "" if it can.
+
+    Raises:
+        UserError: If the margin is not positive, or is given with another bound.
     """
 
     sentence: str
@@ -103,14 +47,46 @@ class Claim:
     statistic: Statistic
     more_than: float = 0.0
     unit: str | None = None
+    within: float | None = None
+    most: bool = False
+    family: str = ""
+    untestable: str = ""
+
+    def __post_init__(self) -> None:
+        if self.within is not None and not (self.within > 0 and self.more_than == 0 and not self.most):
+            raise UserError(
+                f"{self.sentence!r}: the margin of a claim of no difference is a number above 0 without another bound, "
+                f"not within = {self.within:g}, more_than = {self.more_than:g}, most = {self.most}"
+            )
+
+    def outcome(self, low: float, high: float) -> Outcome:
+        """Return what bounds for the mean, or for the share of trainings, say of the claim."""
+        if self.within is not None:
+            inside, outside = -self.within < low and high < self.within, low >= self.within or high <= -self.within
+        else:
+            bound = 0.5 if self.most else self.more_than
+            inside, outside = low > bound, high <= bound
+        return "supported" if inside else "not supported" if outside else "undecided"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The verdict on a claim: supported if its whole interval is above the bound, not supported if no part of it is.
+    """The verdict on a claim: supported if its whole interval agrees with it, not supported if no part of it does.
 
-    One seed decides nothing, nor do numbers of trainings that are equal for all seeds, since they do not show their
-    spread.
+    Args:
+        claim: The claim.
+        rule: The number and its bound in words.
+        value: Mean over the seeds, or the share of them.
+        low: Lower bound of the interval.
+        high: Upper bound of the interval.
+        outcome: The verdict.
+        unit: Unit of the number; None for points of accuracy.
+        level: Confidence of the interval: 0.95 for a claim alone, more in a family or at an interim look.
+        seeds: Number of seeds.
+        deviation: Standard deviation of the number between seeds.
+        detectable: Smallest effect beyond the bound that would be supported in 80 % of such studies; for a claim of no
+            difference the smallest margin, for a share of trainings the smallest share. None if seeds do not show it.
+        reason: Why a claim is not testable here, or stays undecided in any case.
     """
 
     claim: str
@@ -119,32 +95,169 @@ class Verdict:
     low: float
     high: float
     outcome: Outcome
-    unit: str | None = None
+    unit: str | None
+    level: float
+    seeds: int
+    deviation: float
+    detectable: float | None
+    reason: str = ""
 
     def found(self) -> str:
-        """The number with its interval."""
+        """Return the number with its interval."""
         if self.unit is None:
             value, low, high = (100 * number for number in (self.value, self.low, self.high))
             return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
         return f"{self.value:+.3g} [{self.low:+.3g}, {self.high:+.3g}] {self.unit}"
 
+    def power(self) -> str:
+        """Return the smallest detectable effect in words."""
+        if self.detectable is None:
+            return "unknown"
+        return f"{100 * self.detectable:.1f}" if self.unit is None else f"{self.detectable:.3g} {self.unit}"
+
     def plain(self) -> dict[str, Any]:
+        """Return the verdict as JSON."""
         return asdict(self)
 
 
-def judge(claim: Claim, seen: Cells, replicas: Resampled) -> Verdict:
-    """Decide a claim from the observed numbers `seen` and their replicas."""
-    value = float(claim.statistic(seen)[0])
-    if math.isnan(value):
-        raise UserError(f"the number of the claim {claim.sentence!r} is not defined: it is NaN")
-    low, high = replicas.interval(claim.statistic, value)
-    outcome: Outcome = "undecided"
-    telling = replicas.seeds > 1 and (claim.unit is None or low < high)
-    if telling and low > claim.more_than:
-        outcome = "supported"
-    elif telling and high <= claim.more_than:
-        outcome = "not supported"
-    return Verdict(claim.sentence, claim.rule, value, low, high, outcome, claim.unit)
+def judge(claims: Sequence[Claim], outcomes: Outcomes, looks: tuple[int, ...] = ()) -> tuple[Verdict, ...]:
+    """Decide claims.
+
+    Claims of a family are decided by Holm's procedure, once for "supported" and once for "not supported": in each
+    direction, the probability of any error in a family is at most `TAIL`, however its claims depend on each other.
+
+    Args:
+        claims: The claims.
+        outcomes: Results of the trainings.
+        looks: Numbers of seeds at which claims are looked at, if seeds are added until claims are decided; each claim
+            keeps the verdict of the look that decided it.
+
+    Returns:
+        A verdict on each.
+
+    Raises:
+        UserError: If the number of a claim is NaN.
+
+    References:
+        Holm, https://www.jstor.org/stable/4615733
+    """
+    tests = [_test(claim, outcomes, looks) for claim in claims]
+    families: dict[str, list[_Test]] = {}
+    for number, test in enumerate(tests):
+        families.setdefault(test.claim.family or f"alone {number}", []).append(test)
+    found = {id(test): verdict for family in families.values() for test, verdict in _of_family(family)}
+    return tuple(found[id(test)] for test in tests)
+
+
+def untestable(claims: Sequence[Claim], seeds: int) -> dict[str, str]:
+    """Return the claims that no result could decide with so many seeds, or in this setting, each with the reason."""
+    sizes = Counter(claim.family for claim in claims)
+    found = {}
+    for claim in claims:
+        tail = TAIL / (sizes[claim.family] if claim.family else 1)
+        nothing: Estimate = Share(np.zeros(seeds, dtype=bool)) if claim.most else Mean(np.zeros(seeds))
+        if reason := claim.untestable or nothing.hopeless(tail, None):
+            found[claim.sentence] = reason
+    return found
+
+
+def _of_family(tests: list["_Test"]) -> list[tuple["_Test", Verdict]]:
+    up, down = _step_down(tests, "supported"), _step_down(tests, "not supported")
+    return [(test, test.verdict(more, less)) for test, more, less in zip(tests, up, down, strict=True)]
+
+
+def _step_down(tests: list["_Test"], outcome: Outcome) -> list[float]:
+    """Return the probability of an error at which Holm's procedure comes to test each claim for an outcome."""
+    left, tails = list(range(len(tests))), [TAIL / len(tests)] * len(tests)
+    while left:
+        tail = TAIL / len(left)
+        for number in left:
+            tails[number] = tail
+        kept = [number for number in left if tests[number].at(tail).outcome != outcome]
+        if len(kept) == len(left):
+            break
+        left = kept
+    return tails
+
+
+# -- one claim
+
+
+class _Look(NamedTuple):
+    """What one look at a claim has found: the outcome, and why, if errors have probability `tail` in each direction."""
+
+    estimate: Estimate
+    tail: float
+    outcome: Outcome
+    reason: str = ""
+
+
+class _Test(NamedTuple):
+    """A claim, and what is known of its number at each look."""
+
+    claim: Claim
+    found: tuple[Estimate, ...]
+    looks: tuple[int, ...]
+
+    def at(self, tail: float) -> _Look:
+        """Return the first look that decides, or the last, if errors have this probability over all looks."""
+        spent = levels(self.looks, tail) if self.looks else (tail,)
+        seen = [_look(self.claim, *each) for each in zip(self.found, spent, strict=False)]
+        return next((look for look in seen if look.outcome in DECIDED), seen[-1])
+
+    def verdict(self, up: float, down: float) -> Verdict:
+        """Return the verdict, if each direction is tested with an error of its own."""
+        ups, downs = self.at(up), self.at(down)
+        if ups.outcome == "supported":
+            return _verdict(self.claim, ups)
+        decided = downs.outcome == "not supported"
+        return _verdict(self.claim, downs if decided or down <= up else ups)
+
+
+def _test(claim: Claim, outcomes: Outcomes, looks: tuple[int, ...]) -> _Test:
+    seeds = outcomes.seeds(claim.statistic)
+    found: list[Estimate] = []
+    for count in [look for look in looks if look <= seeds] or [seeds]:
+        mean = outcomes.estimate(claim.statistic, count)
+        if math.isnan(mean.value):
+            raise UserError(f"the number of the claim {claim.sentence!r} is not defined: it is NaN for some seed")
+        found.append(Share(mean.values > claim.more_than) if claim.most else mean)
+    return _Test(claim, tuple(found), looks)
+
+
+def _look(claim: Claim, estimate: Estimate, tail: float) -> _Look:
+    if claim.untestable:
+        return _Look(estimate, tail, "not testable here", claim.untestable)
+    low, high = estimate.interval(tail)
+    if estimate.seeds > 1 and _same(low, high):
+        return _Look(estimate, tail, "undecided", "it is the same for all seeds, which does not show their spread")
+    outcome = claim.outcome(low, high) if estimate.seeds > 1 else "undecided"
+    if outcome == "undecided" and (reason := estimate.hopeless(tail, claim.within)):
+        return _Look(estimate, tail, "not testable here", reason)
+    return _Look(estimate, tail, outcome)
+
+
+def _same(low: float, high: float) -> bool:
+    return high - low <= _ROUNDING * max(1.0, abs(low))
+
+
+def _verdict(claim: Claim, look: _Look) -> Verdict:
+    estimate, tail, outcome, reason = look
+    low, high = estimate.interval(tail)
+    return Verdict(
+        claim=claim.sentence,
+        rule=claim.rule,
+        value=estimate.value,
+        low=low,
+        high=high,
+        outcome=outcome,
+        unit="(share of trainings)" if claim.most else claim.unit,
+        level=1 - 2 * tail,
+        seeds=estimate.seeds,
+        deviation=estimate.deviation,
+        detectable=None if claim.untestable or _same(low, high) else estimate.detectable(tail, claim.within),
+        reason=reason,
+    )
 
 
 def interval(

@@ -24,9 +24,10 @@ from ..evaluation import Adversary, MultiTargeted, WhiteBox
 from ..models import small_cnn
 from ..objectives.cross_entropy import CrossEntropy
 from ..recipes.small import quickstart
+from ..records.outcomes import Cells
 from ..records.results import Array
 from ..records.run_folder import RunFolder
-from ..records.statistics import Cells, Claim
+from ..records.statistics import Claim
 from ..runs.recipe import Evaluation, Recipe
 from ..training.engine import Method
 from ._common import Sizes, sizes_of
@@ -194,7 +195,7 @@ def _remarks(scale: str, sizes: Sizes) -> tuple[str, ...]:
 def _numbers(runs: Runs) -> dict[tuple[str, str], Array]:
     """Return numbers `[S]` of every training, rank correlations with eps, and similarities of the ways to invert."""
     seeds, found = seeds_of(runs), of_each(runs, lambda arm, seed: _of_run(runs, arm, seed))
-    for owner, of in (("Rank correlation with eps", _with_eps), ("Similarity by way", _by_way)):
+    for owner, of in (("Rank correlation with eps", _with_eps), (_WAYS, _by_way)):
         facts = [of(runs, seed, seeds) for seed in range(seeds)]
         found |= {(owner, name): np.array([one[name] for one in facts]) for name in facts[0]}
     return found
@@ -211,6 +212,8 @@ _FIGURES = {
 }
 _EFFECTIVE, _RANK = "effective information, nats", "effective rank"
 _SSIM, _AGREES = "similarity", "agreement"
+_WAYS = "Similarity by way"
+_UNIT = "(similarity)"
 
 
 def _of_run(runs: Runs, arm: str, seed: int) -> dict[str, float]:
@@ -339,37 +342,23 @@ _SHOWN = 4
 # -- claims
 
 
-def _fall(name: str, line: tuple[str, ...] = _LINE) -> Callable[[Cells], Array]:
-    """Return the decrease of a number from the first arm to the last."""
-    return lambda cells: cells(line[0], name, RUN) - cells(line[-1], name, RUN)
-
-
-def _least_fall(name: str) -> Callable[[Cells], Array]:
-    """Return the smallest decrease of a number from one eps to the next."""
-
-    def least(cells: Cells) -> Array:
-        each = [cells(arm, name, RUN) for arm in _LINE]
-        return np.min([one - other for one, other in pairwise(each)], axis=0)
-
-    return least
+def _fall(name: str, arm: str = _LINE[0], other: str = _LINE[-1]) -> Callable[[Cells], Array]:
+    """Return the decrease of a number from one arm to another."""
+    return lambda cells: cells(arm, name, RUN) - cells(other, name, RUN)
 
 
 def _gain(name: str, arm: str = _CENTRE, other: str = _LINE[0]) -> Callable[[Cells], Array]:
     return lambda cells: cells(arm, name, RUN) - cells(other, name, RUN)
 
 
-def _way(name: str, nets: tuple[str, ...] = (_CENTRE,)) -> Callable[[Cells], Array]:
-    """Return the similarity of a way to invert less the best of the networks alone."""
-    return lambda cells: (
-        cells("Similarity by way", name, RUN) - np.max([cells(arm, _SSIM, RUN) for arm in nets], axis=0)
-    )
+def _better(name: str, other: str) -> Callable[[Cells], Array]:
+    """Return the similarity of a way to invert less that of another."""
+    return lambda cells: cells(_WAYS, name, RUN) - cells(_WAYS, other, RUN)
 
 
-def _both(cells: Cells) -> Array:
-    """Return the smaller of the lost share of the effective information and the gained similarity."""
-    first, middle = (cells(arm, _EFFECTIVE, RUN) for arm in (_LINE[0], _CENTRE))
-    more = cells(_CENTRE, _SSIM, RUN) - cells(_LINE[0], _SSIM, RUN)
-    return np.minimum((first - middle) / np.maximum(first, 1e-9), more)
+def _way(name: str, net: str = _CENTRE) -> Callable[[Cells], Array]:
+    """Return the similarity of a way to invert less that of a network alone."""
+    return lambda cells: cells(_WAYS, name, RUN) - cells(net, _SSIM, RUN)
 
 
 _FALLING = {
@@ -392,12 +381,14 @@ _CLAIMS = (
     ),
     *(
         Claim(
-            f"It decreases with every step of eps: {name.removeprefix('log trace, ')}.",
-            "the smallest decrease from one eps to the next is above 0",
-            _least_fall(name),
+            f"It decreases with every step of eps: {name.removeprefix('log trace, ')}, {arm} to {other}.",
+            f"{name} at {arm}, less that at {other}, is above 0",
+            _fall(name, arm, other),
             unit="(log)",
+            family=f"every step: {name}",
         )
         for name in ("log trace, weights", "log trace, prediction", "log trace, representation")
+        for arm, other in pairwise(_LINE)
     ),
     Claim(
         "It reduces the effective information.",
@@ -415,6 +406,7 @@ _CLAIMS = (
             f"A robust net transfers better: {task}.",
             f"accuracy with 400 images at eps {_MIDDLE:g}, less that at eps 0, is above 0",
             _gain(f"transfer: {task}"),
+            family="transfer",
         )
         for task in _TASKS
     ),
@@ -428,12 +420,15 @@ _CLAIMS = (
         "Robust nets are easier to invert.",
         f"median similarity at eps {_MIDDLE:g}, less that at eps 0, is above 0",
         _gain(_SSIM),
+        unit=_UNIT,
     ),
     *(
         Claim(
             f"They are out of distribution, too: {where}.",
             "the same difference, for images of other tasks, is above 0",
             _gain(f"{_SSIM}, {where}"),
+            unit=_UNIT,
+            family="out of distribution",
         )
         for where in _OUTSIDE
     ),
@@ -443,47 +438,58 @@ _CLAIMS = (
         _gain(_AGREES),
     ),
     Claim(
-        "A net may keep less and be easier to invert.",
-        f"the smaller of the share of the effective information that eps {_MIDDLE:g} loses, and the similarity that it "
-        "gains, is above 0",
-        _both,
-        unit="(the smaller of two shares)",
+        "The net that is easier to invert keeps less of an image.",
+        f"effective information at eps 0, less that at eps {_MIDDLE:g}, is above 0",
+        _fall(_EFFECTIVE, _LINE[0], _CENTRE),
+        unit="(nats)",
     ),
     Claim(
         "Each image has an eps of its own.",
         "median similarity at the best eps of each image, less that at the best eps of all images, is above 0 (both "
         "chosen on nets of the other seeds)",
-        lambda cells: cells("Similarity by way", _BEST, RUN) - cells("Similarity by way", _BEST_OF_ALL, RUN),
+        _better(_BEST, _BEST_OF_ALL),
+        unit=_UNIT,
     ),
     Claim(
         "Training at varied eps inverts better.",
         f"median similarity of eps drawn up to {_MOST:g}, less that at eps {_MIDDLE:g}, is above 0",
         _gain(_SSIM, _VARIED, _CENTRE),
+        unit=_UNIT,
     ),
     Claim(
         "A wider net inverts better.",
         "median similarity of twice the width, less that of the net, is above 0",
         _gain(_SSIM, _WIDE, _CENTRE),
+        unit=_UNIT,
     ),
     Claim(
         "A fake ReLU helps.",
         "median similarity of the plain way, less that without a fake ReLU, is above 0",
-        lambda cells: cells("Similarity by way", "plain", RUN) - cells("Similarity by way", "without fake ReLU", RUN),
+        _better("plain", "without fake ReLU"),
+        unit=_UNIT,
     ),
     *(
         Claim(
             f"Inversion is better {what}.",
             f"median similarity, less that of {than}, is above 0",
-            _way(name, nets),
+            _way(name, net),
+            unit=_UNIT,
+            family=name,
         )
-        for what, than, name, nets in (
-            ("from two layers", "features alone", "two layers", (_CENTRE,)),
-            ("from two nets jointly", "the better of the two", "two nets", (_named(0.75), _CENTRE)),
-            ("annealed from robust to less robust nets", "the best of the three", "annealed", _ANNEALED),
-            ("with a prior, total variation", "the plain way", "total variation", (_CENTRE,)),
-            ("with a prior, an image painted by a net", "the plain way", "painted by a net", (_CENTRE,)),
-            ("by Adam", "the plain way", "by Adam", (_CENTRE,)),
-            ("in Fourier coefficients", "the plain way", "by Fourier", (_CENTRE,)),
+        for what, than, name, net in (
+            ("from two layers", "features alone", "two layers", _CENTRE),
+            *(
+                (f"from two nets jointly than from {net}", "that net", "two nets", net)
+                for net in (_named(0.75), _CENTRE)
+            ),
+            *(
+                (f"annealed from robust to less robust nets than from {net}", "that net", "annealed", net)
+                for net in _ANNEALED
+            ),
+            ("with a prior, total variation", "the plain way", "total variation", _CENTRE),
+            ("with a prior, an image painted by a net", "the plain way", "painted by a net", _CENTRE),
+            ("by Adam", "the plain way", "by Adam", _CENTRE),
+            ("in Fourier coefficients", "the plain way", "by Fourier", _CENTRE),
         )
     ),
 )

@@ -21,17 +21,17 @@ def recorded(path: Path, how: How) -> bool:
 
 
 class PlannedArm(TypedDict):
-    """An arm of a study: its name, the beginning of the names of its run folders, and if it is trained after others."""
+    """An arm of a study: its name, the beginning of its run folders' names, if it comes after others, and its seeds."""
 
     name: str
     folder: str
     after: bool
+    seeds: int
 
 
 class _Written(TypedDict):
     study: str
     scale: str
-    seeds: int
     arms: list[PlannedArm]
     analyses: dict[str, dict[str, Any]]
     joint: dict[str, Any] | None
@@ -123,7 +123,6 @@ class Plan:
     Args:
         study: Name of the study.
         scale: Scale of the study.
-        seeds: Number of seeds.
         arms: The arms.
         analyses: Settings of the analyses of each run, by kind.
         joint: Settings of the joint analysis; None for a study without one.
@@ -131,7 +130,6 @@ class Plan:
 
     study: str
     scale: str
-    seeds: int
     arms: tuple[PlannedArm, ...]
     analyses: Mapping[str, How]
     joint: How | None
@@ -152,7 +150,7 @@ class Plan:
 
     def write(self, folder: Path) -> None:
         """Write the plan."""
-        plain = {name: getattr(self, name) for name in ("study", "scale", "seeds", "analyses", "joint")}
+        plain = {name: getattr(self, name) for name in ("study", "scale", "analyses", "joint")}
         write_json(Plan.path(folder), {**plain, "arms": [*self.arms]})
 
     def trainings(self, folder: Path) -> tuple[Training, ...]:
@@ -161,17 +159,17 @@ class Plan:
         return tuple(
             Training(arm["name"], seed, runs / f"{arm['folder']}-{seed}", arm["after"], self.analyses)
             for arm in self.arms
-            for seed in range(self.seeds)
+            for seed in range(arm["seeds"])
         )
 
     def joined(self, folder: Path) -> tuple[Together, ...]:
-        """Return the joint analyses of the study in a folder, one of each seed, if it has any."""
+        """Return the joint analyses of the study in a folder, one of each seed that all arms have, if it has any."""
         if self.joint is None:
             return ()
         jobs = self.trainings(folder)
         return tuple(
             Together(seed, folder / f"together-{seed}.json", self.joint, tuple(job for job in jobs if job.seed == seed))
-            for seed in range(self.seeds)
+            for seed in range(min(arm["seeds"] for arm in self.arms))
         )
 
     def jobs(self, folder: Path) -> list[Job]:

@@ -1,6 +1,7 @@
 """The processes of one command, each of which works through a study on a device of its own."""
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
@@ -45,19 +46,30 @@ def spread(device: str, workers: int | None, jobs: int, gpus: int, cores: int) -
     return tuple(devices[number % len(devices)] for number in range(count))
 
 
-def work_together(works: Sequence[Work], leases: Leases, before: Before, devices: Sequence[str], tell: Tell) -> None:
+def work_together(
+    works: Sequence[Work],
+    leases: Leases,
+    before: Before,
+    devices: Sequence[str],
+    tell: Tell,
+    until: float = math.inf,
+) -> None:
     """Work through the jobs, in a process for each device; for a single one, in this process.
+
+    After the time `until` (of `time.time`) no job begins any more.
 
     An exception, or SIGTERM, ends the processes once they have saved. Raises `UserError` if all of them died.
     """
     with terminable():
         if len(devices) == 1:
-            work_through(works, leases, before, devices[0], tell)
+            work_through(works, leases, before, devices[0], tell, until)
             return
         processes: dict[Connection, BaseProcess] = {}
         try:
             for device in devices:
-                processes.update([_started(works, leases, before, device, max(1, usable_cores() // len(devices)))])
+                processes.update(
+                    [_started(works, leases, before, device, max(1, usable_cores() // len(devices)), until)]
+                )
             codes = list(_listen(processes, tell))
         except BaseException:
             for process in processes.values():
@@ -73,12 +85,12 @@ def work_together(works: Sequence[Work], leases: Leases, before: Before, devices
 
 
 def _started(
-    works: Sequence[Work], leases: Leases, before: Before, device: str, threads: int
+    works: Sequence[Work], leases: Leases, before: Before, device: str, threads: int, until: float
 ) -> tuple[Connection, BaseProcess]:
     """Start a process, and return it with the connection on which it tells what happens."""
     context = _context()
     ours, theirs = context.Pipe(duplex=False)
-    arguments = (theirs, works, leases, before, device, threads, foreign.known())
+    arguments = (theirs, works, leases, before, device, threads, until, foreign.known())
     process = context.Process(target=_work, args=arguments)
     process.start()
     theirs.close()  # so that the end of the process is the end of the connection
@@ -141,6 +153,7 @@ def _work(
     before: Before,
     device: str,
     threads: int,
+    until: float,
     known: foreign.Known,
 ) -> None:
     """Work through the jobs. The process gets a session of its own, so that Ctrl-C does not reach it twice."""
@@ -152,7 +165,7 @@ def _work(
     try:
         with terminable():
             threading.Thread(target=_follow, daemon=True).start()
-            work_through(works, leases, before, device, lambda name, text: told.send((name, text)))
+            work_through(works, leases, before, device, lambda name, text: told.send((name, text)), until)
     except KeyboardInterrupt:
         sys.exit(1)
     except Exception as error:

@@ -1,12 +1,14 @@
 """Runs a study: every training in a folder of its own, shared with all that were given the same command."""
 
+import math
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
@@ -15,16 +17,16 @@ from ..core.errors import UserError
 from ..core.serialization import differences
 from ..records.leases import Attempt, Leases
 from ..records.run_folder import RunFolder
+from ..records.sequential import looks
+from ..records.statistics import untestable
 from ..runs.environment import device_of
-from ..runs.fit import fit
-from ..runs.load import evaluate_run
-from ..runs.recipe import recipe_from_plain
-from ..training.cost import cost
-from ..training.hooks import Interrupted
-from .jobs import Job, Plan, Together, Training, leases_of
+from . import work
+from .findings import Findings, added, aggregate, extended
+from .jobs import Job, Plan, Training, leases_of
 from .processes import spread, terminable, work_together
 from .sharing import Before, Tell, Work, end_of, work_through
-from .study import Findings, JointMeasurement, Measurement, Runs, Study, aggregate
+from .study import Runs, Study
+from .work import recipe_of
 from .writing import precision_of, write
 
 Log = Callable[[str], None]
@@ -38,6 +40,8 @@ def run_study(
     device: str = "auto",
     workers: int | None = None,
     overwrite: bool = False,
+    until_decided: bool = False,
+    hours: float = math.inf,
     log: Log = lambda text: None,
 ) -> Findings:
     """Train and evaluate what is missing, and write the results: see `writing.write`.
@@ -53,42 +57,99 @@ def run_study(
         workers: Number of trainings at a time, each on its share of the cores; by default one on each GPU, and on a CPU
             one on each core.
         overwrite: Delete the trainings in the folder, and start anew.
+        until_decided: Add seeds to the arms that open claims need, until all are decided: see `sequential.looks`.
+        hours: Time after which no training begins any more.
         log: Called with lines of text for the user.
 
     Returns:
         The results.
 
     Raises:
-        UserError: If the folder holds trainings of other recipes, a training failed, or others work on what is to be
-            overwritten.
+        UserError: If the folder holds trainings of other recipes, a training failed, the time was too short for the
+            seeds of the study, or others work on what is to be overwritten.
     """
     folder, where = Path(folder), device_of(device)
     if workers is not None and workers < 1:
         raise UserError(f"workers = {workers} is not at least 1")
+    if not hours > 0:
+        raise UserError(f"hours = {hours:g} is no budget: give a number above 0")
+    planned = looks(study.seeds) if until_decided else ()
     prepare(study, folder, scale, overwrite=overwrite)
-    plan, leases = study.plan(scale), leases_of(folder, uuid.uuid4().hex)
-    tables = _OfAll(f"_tables-{study.seeds}", lambda: False)  # a command that is given again writes them again
-    trainings, joined = plan.trainings(folder), plan.joined(folder)
-    before = leases.numbers(job.name for job in (*plan.jobs(folder), tables))
-    missing = [job for job in trainings if _at_work(leases, job) or not job.done()]
-    left = [*_trainings(study, missing, joined), *_analyses(study, missing, joined)]
+    if not planned and (reasons := untestable(study.claims, study.seeds)):
+        first, why = next(iter(reasons.items()))
+        log(f"{len(reasons)} of {len(study.claims)} claims are not testable here, such as {first!r}: {why}")
     gpus = torch.cuda.device_count() if where.type == "cuda" else 0
-    devices = spread(device, workers, max(len(missing), len(left) - len(missing)), gpus, usable_cores())
-    done = len(trainings) - len(missing)
-    log(f"{study.title}: {len(trainings)} trainings, {done} of them done; {len(devices)} at a time")
-    report = _Report(left, leases, before, log)
-    work_together(left, leases, before, devices, report)
-    if failed := _failures(left, leases, before):
-        first, why = failed[0]
-        raise UserError(
-            f"{len(failed)} of {len(left)} trainings failed, the others are done. The first: {first.job}: {why}"
-        )
-    _admit(study, trainings)  # others may have begun those of another study meanwhile
-    runs = {(job.arm, job.seed): RunFolder(job.path) for job in trainings}
-    findings = aggregate(study, runs)
-    with terminable():
-        _once(tables, partial(_write, findings, folder, scale, runs), leases, before, report)
+    leases = leases_of(folder, uuid.uuid4().hex)
+    command = _Command(folder, scale, device, workers, gpus, leases, time.time() + 3600 * hours, log)
+    trained = command.train(study)
+    findings = aggregate(study, trained.runs, planned)
+    while planned and (more := extended(findings)) is not None:
+        log(f"{len(findings.open())} of {len(study.claims)} claims are open: {added(findings.study, more)}")
+        try:
+            trained = command.train(more)
+        except BudgetError as error:
+            log(f"{error}. The verdicts are those of the seeds before")
+            break
+        findings = aggregate(more, trained.runs, planned)
+    command.write(findings, trained)
     return findings
+
+
+class BudgetError(UserError):
+    """The budget of a command was spent before all trainings were done."""
+
+
+class _Trained(NamedTuple):
+    """All runs of a study, and how many attempts at writing its tables there were before."""
+
+    runs: Runs
+    tables: "_OfAll"
+    before: Before
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """A command that was given in the folder of a study, on which it works until a time."""
+
+    folder: Path
+    scale: str
+    device: str
+    workers: int | None
+    gpus: int
+    leases: Leases
+    until: float
+    log: Log
+
+    def train(self, study: Study) -> _Trained:
+        """Do what is missing of a study; raises `BudgetError` if there is no time for all of it."""
+        plan, leases = study.plan(self.scale), self.leases
+        trainings, joined = plan.trainings(self.folder), plan.joined(self.folder)
+        tables = _OfAll(f"_tables-{len(trainings)}", lambda: False)  # a command that is given again writes them again
+        before = leases.numbers(job.name for job in (*plan.jobs(self.folder), tables))
+        missing = [job for job in trainings if _at_work(leases, job) or not job.done()]
+        if missing:
+            prepare(study, self.folder, self.scale)
+        left = [*work.trainings(study, missing, joined), *work.analyses(study, missing, joined)]
+        most = max(len(missing), len(left) - len(missing))
+        devices = spread(self.device, self.workers, most, self.gpus, usable_cores())
+        done = len(trainings) - len(missing)
+        self.log(f"{study.title}: {len(trainings)} trainings, {done} of them done; {len(devices)} at a time")
+        work_together(left, leases, before, devices, _Report(left, leases, before, self.log), self.until)
+        if failed := _failures(left, leases, before):
+            first, why = failed[0]
+            raise UserError(
+                f"{len(failed)} of {len(left)} trainings failed, the others are done. The first: {first.job}: {why}"
+            )
+        if time.time() > self.until and (undone := [job for job in plan.jobs(self.folder) if not job.done()]):
+            raise BudgetError(f"the time is over, and {len(undone)} trainings are not done: give the command again")
+        _admit(study, trainings)  # others may have begun those of another study meanwhile
+        return _Trained({(job.arm, job.seed): RunFolder(job.path) for job in trainings}, tables, before)
+
+    def write(self, findings: Findings, trained: _Trained) -> None:
+        """Write the results of a study, unless another command has done so meanwhile."""
+        with terminable():
+            do = partial(_write, findings, self.folder, self.scale, trained.runs)
+            _once(trained.tables, do, self.leases, trained.before, lambda name, text: None)
 
 
 def prepare(study: Study, folder: Path, scale: str, *, overwrite: bool = False) -> None:
@@ -148,14 +209,10 @@ def _in_use(leases: Leases, job: Job, attempt: Attempt | None) -> str:
     )
 
 
-def _recipe(study: Study, job: Training) -> dict[str, Any]:
-    return next(arm for arm in study.arms if arm.name == job.arm).seeded(job.seed).plain()
-
-
 def _admit(study: Study, trainings: Sequence[Training]) -> None:
     """Refuse to take the training of another recipe for one of this study."""
     for job in trainings:
-        known, recipe = RunFolder(job.path).recipe(), _recipe(study, job)
+        known, recipe = RunFolder(job.path).recipe(), recipe_of(study, job)
         if known is not None and known != recipe:
             changed = "; ".join(differences(known, recipe)[:3])
             raise UserError(
@@ -164,64 +221,7 @@ def _admit(study: Study, trainings: Sequence[Training]) -> None:
             )
 
 
-# -- the jobs
-
-
-def _trainings(study: Study, missing: Sequence[Training], joined: Sequence[Together]) -> list[Work]:
-    """Return the trainings to do, the longest first; arms that come after others have to wait for these."""
-    passes = {}
-    for arm in study.arms:
-        recipe = arm.recipe
-        passes[arm.name] = cost(recipe.method, recipe.update, recipe.epochs, 100).both * recipe.epochs
-    first = {job.name for job in missing if not job.after}
-    outdated = {each.seed: each.path for each in joined}
-    return [
-        Work(
-            job,
-            partial(_trained, job, _recipe(study, job), study.measurements, outdated.get(job.seed)),
-            after=first if job.after else (),
-        )
-        for job in sorted(missing, key=lambda job: (job.after, -passes[job.arm]))
-    ]
-
-
-def _trained(
-    job: Training, plain: dict[str, Any], measurements: Sequence[Measurement], outdated: Path | None, device: str
-) -> str:
-    """Train, evaluate and analyze as far as this is missing, and return the accuracies as text."""
-    if outdated is not None:
-        outdated.unlink(missing_ok=True)  # the joint analysis of what this run was
-    recipe, run = recipe_from_plain(plain), RunFolder(job.path)
-    try:
-        if run.recipe() is None or not run.finished():
-            fit(recipe, job.path, device=device)
-    except Interrupted:
-        raise KeyboardInterrupt from None
-    if not run.evaluated():
-        evaluate_run(run, recipe, device=device)
-    for look in measurements:
-        if not look.done(run):
-            with run.locked():
-                look.look(run, device, look.how)
-    table = run.read_flags("last").table()
-    return ", ".join(f"{name} {100 * accuracy.value:.1f} %" for name, accuracy in table.items() if "/" not in name)
-
-
-def _analyses(study: Study, missing: Sequence[Training], joined: Sequence[Together]) -> list[Work]:
-    """Return the joint analyses to do, each of which needs all trainings of its seed."""
-    if study.joint is None:
-        return []
-    changed = {job.seed for job in missing}
-    return [
-        Work(job, partial(_analyzed, job, study.joint), [each.name for each in job.trainings], needs_all=True)
-        for job in joined
-        if job.seed in changed or not job.done()
-    ]
-
-
-def _analyzed(job: Together, joint: JointMeasurement, device: str) -> str:
-    joint.look({each.arm: RunFolder(each.path) for each in job.trainings}, job.path, device, joint.how)
-    return "done"
+# -- what one command does for all
 
 
 @dataclass(frozen=True, slots=True)

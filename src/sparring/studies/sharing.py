@@ -1,5 +1,6 @@
 """Shares the jobs of a study among all processes that work in its folder, on one machine or on many. Needs no torch."""
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,9 @@ def end_of(work: Work, last: Attempt | None, before: Before) -> str:
     return "done" if work.job.done() else ""
 
 
-def work_through(works: Sequence[Work], leases: Leases, before: Before, device: str, tell: Tell) -> None:
+def work_through(
+    works: Sequence[Work], leases: Leases, before: Before, device: str, tell: Tell, until: float = math.inf
+) -> None:
     """Do what nobody else does, in order, until all jobs have ended, here or elsewhere.
 
     What others do is waited for, and taken over if their process dies. Failures are recorded, not raised; other
@@ -71,12 +74,13 @@ def work_through(works: Sequence[Work], leases: Leases, before: Before, device: 
         before: How many attempts at each job there were before the command.
         device: Device to work on.
         tell: Takes what happens here.
+        until: Time, of `time.time`, after which nothing is begun or waited for any more.
     """
     left, failed, pause = list(works), set[str](), _SHORTEST
     while True:
         last = {work.name: leases.last(work.name) for work in left}  # before it is looked at what is done
         left = _unended(left, last, before, failed)
-        if not left:
+        if not left or time.time() > until:
             return
         names = {work.name for work in left}
         ready = [work for work in left if names.isdisjoint(work.after)]

@@ -1,8 +1,7 @@
 """Smooth Adversarial Training (https://arxiv.org/abs/2006.14536): smooth activations, and smooth gradients alone."""
 
+from collections.abc import Callable
 from dataclasses import replace
-
-import numpy as np
 
 from ..attacks import FGSM, PGD, CleanStart, GaussianStart, RandomStart, SphereStart, Square, Start
 from ..attacks.losses import Margin
@@ -14,17 +13,20 @@ from ..core.types import ModelMode
 from ..evaluation import Adversary, AutoAttack, Cascade, SurrogateGradient, WhiteBox
 from ..models import SmoothBackward, small_cnn
 from ..objectives.cross_entropy import CrossEntropy
+from ..records.outcomes import Cells
 from ..records.results import Array
-from ..records.statistics import Cells, Claim
+from ..records.statistics import Claim
 from ..runs.recipe import Evaluation, Recipe
 from ..training.engine import Method
 from ..training.optimizers import SGD
 from ._common import Sizes, base, evaluation, sizes_of
-from .study import WORST, Arm, Study
+from .one_step import SHARE, one_step, share_of_one_step
+from .study import RUN, WORST, Arm, Runs, Study, of_each
 
 _SIZES = {"smoke": Sizes(200, 40, 1), "cpu": Sizes(5000, 250, 3), "gpu": Sizes(20000, 2000, 5)}
 _EPOCHS = {"smoke": 1, "cpu": 9, "gpu": 30}
 _QUERIES = {"smoke": 10, "cpu": 200, "gpu": 1000}
+_LOOK = {"smoke": (40, 4), "cpu": (2000, 200), "gpu": (10_000, 200)}  # images, and steps to compare one step with
 _DECAY, _RATE = 1e-3, 0.05
 _SURROGATES: dict[float, Start] = {1.0: CleanStart(), 10.0: GaussianStart(0.01), 100.0: SphereStart()}
 _TIMES = (2, 4, 8)
@@ -49,8 +51,10 @@ def study(scale: str) -> Study:
         source="https://arxiv.org/abs/2006.14536",
         baseline="ReLU",
         arms=tuple(Arm(name, recipe) for name, recipe in _arms(bench).items()),
-        claims=_CLAIMS,
+        claims=_claims(bench),
         seeds=bench.sizes.seeds,
+        measurements=(one_step(*_LOOK[scale]),),
+        numbers=_numbers,
         apart=tuple(bench.strong()),
         remarks=(
             "All train by PGD-1: one step of eps from a random start. Nothing was tuned for one activation, but the "
@@ -149,90 +153,129 @@ def _arms(bench: _Bench) -> dict[str, Recipe]:
     }
 
 
-def _less(cells: Cells, arm: str, other: str, under: str = WORST) -> Array:
-    return cells(arm, under) - cells(other, under)
+def _numbers(runs: Runs) -> dict[tuple[str, str], Array]:
+    """Return the share of one step `[S]` of every training."""
+    return of_each(runs, lambda arm, seed: {SHARE: share_of_one_step(runs[arm, seed])})
 
 
-def _least(cells: Cells, arms: tuple[str, ...], other: str = "ReLU") -> Array:
-    return np.min([_less(cells, arm, other) for arm in arms], axis=0)
+def _less(arm: str, other: str = "ReLU", under: str = WORST) -> Callable[[Cells], Array]:
+    """Return the accuracy of an arm less that of another."""
+    return lambda cells: cells(arm, under) - cells(other, under)
 
 
-def _more_steps(cells: Cells) -> Array:
-    """Return the largest drop of accuracy from PGD-20 to PGD with many steps or AutoAttack."""
-    names = {under for _, _, under in cells.values}
-    known = [name for name in names if name.startswith("pgd-") or name == "autoattack"]
-    first = min(known, key=lambda name: int(name.removeprefix("pgd-")) if name != "autoattack" else 10**6)
-    return np.max([cells(arm, first) - cells(arm, name) for arm in _STRONG for name in known], axis=0)
+def _broken(arm: str, weak: str, strong: str) -> Callable[[Cells], Array]:
+    """Return 5 points less those that a stronger adversary breaks beyond a weaker one."""
+    return lambda cells: 0.05 - (cells(arm, weak) - cells(arm, strong))
+
+
+def _vanished(arm: str, under: str) -> Callable[[Cells], Array]:
+    """Return 1 point less the accuracy of an arm."""
+    return lambda cells: 0.01 - cells(arm, under)
 
 
 _STRONG = ("ReLU", "SiLU", "ReLU, smooth both")
-_NAMED = "; ".join(_STRONG)
+_MORE_ROBUST = "robust accuracy (worst), less that of ReLU, is above 0"
 
-_CLAIMS = (
-    Claim(
-        "SiLU is more robust than ReLU.",
-        "its robust accuracy (worst), less that of ReLU, is above 0",
-        lambda cells: _less(cells, "SiLU", "ReLU"),
-    ),
-    Claim(
-        "SiLU is as accurate as ReLU.",
-        "its clean accuracy, less that of ReLU, is above -1 point",
-        lambda cells: _less(cells, "SiLU", "ReLU", "clean"),
-        more_than=-0.01,
-    ),
-    Claim(
-        "Each of the six smooth activations is more robust than ReLU.",
-        "the lowest of their robust accuracies (worst), less that of ReLU, is above 0",
-        lambda cells: _least(cells, tuple(_SMOOTH)),
-    ),
-    Claim(
-        "With a = 2, ELU, which is not smooth, is less robust than CELU, which is smooth.",
-        "robust accuracy (worst) of CELU, less that of ELU, is above 0",
-        lambda cells: _less(cells, "CELU, a = 2", "ELU, a = 2"),
-    ),
-    Claim(
-        "A smooth gradient for the attacker alone helps.",
-        "robust accuracy (worst), less that of ReLU, is above 0",
-        lambda cells: _less(cells, "ReLU, smooth attacker", "ReLU"),
-    ),
-    Claim(
-        "A smooth gradient for the update alone helps.",
-        "robust accuracy (worst), less that of ReLU, is above 0",
-        lambda cells: _less(cells, "ReLU, smooth update", "ReLU"),
-    ),
-    Claim(
-        "Both together help.",
-        "robust accuracy (worst), less that of ReLU, is above 0",
-        lambda cells: _less(cells, "ReLU, smooth both", "ReLU"),
-    ),
-    Claim(
-        "A smooth forward pass helps beyond smooth gradients.",
-        "robust accuracy (worst) of Parametric Softplus, less that of ReLU with both gradients smooth, is above 0",
-        lambda cells: _less(cells, "Parametric Softplus", "ReLU, smooth both"),
-    ),
-    Claim(
-        "A stronger attacker and longer training do not bring ReLU to SiLU.",
-        "robust accuracy (worst) of SiLU, less the better of ReLU with PGD-2 and ReLU twice as long, is above 0",
-        lambda cells: np.minimum(_less(cells, "SiLU", "ReLU, PGD-2"), _less(cells, "SiLU", "ReLU, twice as long")),
-    ),
-    Claim(
-        "Wider and deeper nets with SiLU are more robust.",
-        "robust accuracy (worst) of the less robust of wide and deep, less that of SiLU, is above 0",
-        lambda cells: _least(cells, ("SiLU, wide", "SiLU, deep"), "SiLU"),
-    ),
-    Claim(
-        "At each size SiLU is more robust than ReLU.",
-        "the smaller of its gains in robust accuracy (worst) over ReLU, wide and deep, is above 0",
-        lambda cells: np.minimum(*(_less(cells, f"SiLU, {size}", f"ReLU, {size}") for size in ("wide", "deep"))),
-    ),
-    Claim(
-        "Robustness falls to zero as eps grows.",
-        f"1 point, less the highest accuracy of {_NAMED} under PGD at {_TIMES[-1]} eps, is above 0",
-        lambda cells: 0.01 - np.max([cells(arm, f"eps x {_TIMES[-1]}") for arm in _STRONG], axis=0),
-    ),
-    Claim(
-        "More steps and AutoAttack find little more.",
-        f"5 points, less the largest drop in accuracy of {_NAMED} from PGD-20 to PGD-200 or AutoAttack, is above 0",
-        lambda cells: 0.05 - _more_steps(cells),
-    ),
-)
+
+def _claims(bench: _Bench) -> tuple[Claim, ...]:
+    return (*_about_smoothness(), *_about_size(), *_about_attacks(bench))
+
+
+def _about_smoothness() -> tuple[Claim, ...]:
+    return (
+        Claim("SiLU is more robust than ReLU.", f"its {_MORE_ROBUST}", _less("SiLU")),
+        Claim(
+            "SiLU is at least as accurate as ReLU, within a point.",
+            "its clean accuracy, less that of ReLU, is above -1 point",
+            _less("SiLU", under="clean"),
+            more_than=-0.01,
+        ),
+        *(
+            Claim(
+                f"Each of the six smooth activations is more robust than ReLU: {name}.",
+                f"its {_MORE_ROBUST}",
+                _less(name),
+                family="six activations",
+            )
+            for name in _SMOOTH
+        ),
+        Claim(
+            "One step of the attack comes nearer to many steps on SiLU than on ReLU.",
+            f"the {SHARE} (the rise of the loss by one step of eps as a share of that by PGD-{_LOOK['cpu'][1]}), less "
+            "that on ReLU, is above 0",
+            lambda cells: cells("SiLU", SHARE, RUN) - cells("ReLU", SHARE, RUN),
+            unit="(share)",
+        ),
+        Claim(
+            "With a = 2, ELU, which is not smooth, is less robust than CELU, which is smooth.",
+            "robust accuracy (worst) of CELU, less that of ELU, is above 0",
+            _less("CELU, a = 2", "ELU, a = 2"),
+        ),
+        Claim("A smooth gradient for the attacker alone helps.", _MORE_ROBUST, _less("ReLU, smooth attacker")),
+        Claim("A smooth gradient for the update alone helps.", _MORE_ROBUST, _less("ReLU, smooth update")),
+        Claim("Both together help.", _MORE_ROBUST, _less("ReLU, smooth both")),
+        Claim(
+            "A smooth forward pass helps beyond smooth gradients.",
+            "robust accuracy (worst) of Parametric Softplus, less that of ReLU with both gradients smooth, is above 0",
+            _less("Parametric Softplus", "ReLU, smooth both"),
+        ),
+    )
+
+
+def _about_size() -> tuple[Claim, ...]:
+    return (
+        *(
+            Claim(
+                f"{what} does not bring ReLU to SiLU.",
+                "robust accuracy (worst) of SiLU, less that of this ReLU, is above 0",
+                _less("SiLU", arm),
+                family="efforts",
+            )
+            for what, arm in (("A stronger attacker", "ReLU, PGD-2"), ("Longer training", "ReLU, twice as long"))
+        ),
+        *(
+            Claim(
+                f"Larger nets with SiLU are more robust: {size}.",
+                "robust accuracy (worst), less that of SiLU, is above 0",
+                _less(f"SiLU, {size}", "SiLU"),
+                family="larger nets",
+            )
+            for size in ("wide", "deep")
+        ),
+        *(
+            Claim(
+                f"At each size SiLU is more robust than ReLU: {size}.",
+                "its robust accuracy (worst), less that of ReLU of this size, is above 0",
+                _less(f"SiLU, {size}", f"ReLU, {size}"),
+                family="each size",
+            )
+            for size in ("wide", "deep")
+        ),
+    )
+
+
+def _about_attacks(bench: _Bench) -> tuple[Claim, ...]:
+    far, weak = f"eps x {_TIMES[-1]}", f"pgd-{bench.pgd.steps}"
+    more = [name for name in bench.strong() if not name.startswith("eps")]
+    return (
+        *(
+            Claim(
+                f"Robustness falls to zero as eps grows: {arm}.",
+                f"in more than half of its trainings, accuracy under PGD at {_TIMES[-1]} eps is below 1 point",
+                _vanished(arm, far),
+                most=True,
+                family="large eps",
+            )
+            for arm in _STRONG
+        ),
+        *(
+            Claim(
+                f"More steps and AutoAttack find little more: {arm}, {name}.",
+                f"5 points, less the drop in accuracy from {weak} to {name}, is above 0",
+                _broken(arm, weak, name),
+                family="stronger attacks",
+            )
+            for arm in _STRONG
+            for name in more
+        ),
+    )

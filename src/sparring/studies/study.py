@@ -1,21 +1,21 @@
 """A study: arms x seeds, the results of the runs, and their verdicts on the claims of a paper."""
 
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from ..core.errors import UserError, nearest
-from ..core.reading import reading
+from ..records.outcomes import Cell
 from ..records.results import Array
 from ..records.run_folder import RunFolder
-from ..records.statistics import Cell, Cells, Claim, Resampled, Statistic, Verdict, judge, observed, resampled
+from ..records.statistics import Claim
 from ..runs.recipe import Recipe
-from ..training.cost import cost
+from .collapse import COLLAPSED, ONSET
 from .jobs import Plan, recorded
 
 WEIGHTS = ("best", "last")
@@ -23,6 +23,9 @@ WORST = "worst"
 """Name of the accuracy that counts an example only if it is robust to every adversary that is not set apart."""
 RUN = "run"
 """Stands in for the kind of weights, for numbers of a training that are not accuracies on the test images."""
+
+MARGIN = "margin: "
+"""Beginning of the names of margins: `margin: pgd-20` is the mean over images of z_y - max_k z_k under PGD-20."""
 
 Runs: TypeAlias = Mapping[tuple[str, int], RunFolder]  # by arm and seed
 
@@ -35,6 +38,8 @@ class Arm:
     recipe: Recipe
     after: bool = False
     """True to train this arm only after all other arms, so that its recipe may name their folders."""
+    seeds: int | None = None
+    """Number of its seeds; by default that of the study."""
 
     @property
     def folder(self) -> str:
@@ -90,7 +95,8 @@ class Study:
         draw: Function that writes further figures of all runs to the folder of the study.
 
     Raises:
-        UserError: If names clash or are unknown, there is no seed, or the arms have different evaluations.
+        UserError: If names clash or are unknown, there is no seed, a claim is made twice, or the arms have different
+            evaluations.
     """
 
     name: str
@@ -115,6 +121,9 @@ class Study:
             raise UserError(f"the baseline {self.baseline!r} is none of the arms")
         if self.seeds < 1:
             raise UserError(f"a study has at least one seed, not {self.seeds}")
+        sentences = [claim.sentence for claim in self.claims]
+        if twice := sorted({sentence for sentence in sentences if sentences.count(sentence) > 1}):
+            raise UserError(f"a study makes each claim once, not twice: {twice}; say in each what is claimed of what")
         known = {name for arm in self.arms for name in arm.recipe.evaluation.adversaries}
         for name in self.apart:
             if name not in known:
@@ -126,109 +135,42 @@ class Study:
                 "that differ in `apart`"
             )
 
+    def seeds_of(self, arm: Arm) -> int:
+        """Return the number of seeds of an arm."""
+        return arm.seeds or self.seeds
+
+    @property
+    def common(self) -> int:
+        """Number of seeds that all arms have."""
+        return min(self.seeds_of(arm) for arm in self.arms)
+
+    def needed(self, asked: Iterable[Cell]) -> frozenset[str]:
+        """Return the arms that have to be trained for some results, those included that recipes name.
+
+        All arms are needed for the numbers of analyses, which are computed from all runs of a seed.
+        """
+        cells = list(asked)
+        if any(which == RUN and name not in (COLLAPSED, ONSET) for _, which, name in cells):
+            return frozenset(arm.name for arm in self.arms)
+        found = {name for name, _, _ in cells}
+        for arm in self.arms:
+            if arm.name in found and arm.after:
+                written = json.dumps(arm.recipe.plain())
+                found |= {other.name for other in self.arms if f"{other.folder}-{{seed}}" in written}
+        return frozenset(found)
+
     def plan(self, scale: str) -> Plan:
         """Return what the study consists of, as its folder says it."""
         return Plan(
             study=self.name,
             scale=scale,
-            seeds=self.seeds,
-            arms=tuple({"name": arm.name, "folder": arm.folder, "after": arm.after} for arm in self.arms),
+            arms=tuple(
+                {"name": arm.name, "folder": arm.folder, "after": arm.after, "seeds": self.seeds_of(arm)}
+                for arm in self.arms
+            ),
             analyses={each.kind: each.how for each in self.measurements},
             joint=None if self.joint is None else self.joint.how,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Results of an arm. Accuracies and differences are (value, low, high), 0 to 1, by (weights, adversary)."""
-
-    arm: str
-    passes_a_step: float
-    passes: float
-    """Forward-backward passes of the whole training, in millions of images."""
-    accuracy: Mapping[tuple[str, str], tuple[float, float, float]]
-    difference: Mapping[tuple[str, str], tuple[float, float, float]]
-    """Paired difference to the baseline."""
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """Results of a study: the table, the verdicts, the flags of every example, further numbers, and training curves."""
-
-    study: Study
-    adversaries: tuple[str, ...]
-    rows: tuple[Row, ...]
-    verdicts: tuple[Verdict, ...]
-    flags: Mapping[Cell, Array]
-    numbers: Mapping[tuple[str, str], Array]
-    """Further numbers `[S]`, by arm (or the name of a group of arms) and name."""
-    estimates: Mapping[tuple[str, str], tuple[float, float, float]]
-    """The further numbers as (mean, low, high)."""
-    curves: Mapping[str, tuple[Array, Array]]
-    """For each arm, passes so far and robust accuracy on the held-out set, averaged over seeds, after each epoch."""
-
-
-def aggregate(study: Study, runs: Runs) -> Findings:
-    """Combine the runs, given by arm and seed, into the results of the study."""
-    flags = _flags(study, runs)
-    given = {} if study.numbers is None else _numbers(study.numbers, runs)
-    cells = {(owner, RUN, name): each for (owner, name), each in given.items()}
-    replicas, seen = resampled(flags, numbers=cells), observed(flags, cells)
-    adversaries = tuple(dict.fromkeys(under for _, _, under in flags))
-    rows, curves = [], {}
-    for arm in study.arms:
-        history = [_history(runs[arm.name, seed]) for seed in range(study.seeds)]
-        steps, held_out = history[0][0], np.mean([h[1] for h in history], axis=0)
-        each = _passes(arm, steps)
-        curves[arm.name] = (each * steps * arm.recipe.batch_size * arm.recipe.views_per_image / 1e6, held_out)
-        accuracy, difference = {}, {}
-        for which, under in ((which, under) for name, which, under in flags if name == arm.name):
-            own = partial(_accuracy, arm=arm.name, which=which, under=under)
-            value, low, high = _estimate(seen, replicas, own)
-            accuracy[which, under] = value, max(0.0, low), min(1.0, high)
-            if (study.baseline, which, under) in flags:
-                less = partial(_difference, arm=arm.name, other=study.baseline, which=which, under=under)
-                difference[which, under] = _estimate(seen, replicas, less)
-        rows.append(Row(arm.name, each, float(curves[arm.name][0][-1]), accuracy, difference))
-    estimates = {
-        (owner, name): _estimate(seen, replicas, partial(_accuracy, arm=owner, which=RUN, under=name))
-        for owner, name in given
-    }
-    verdicts = tuple(judge(claim, seen, replicas) for claim in study.claims)
-    return Findings(study, adversaries, tuple(rows), verdicts, flags, given, estimates, curves)
-
-
-def _numbers(numbers: Callable[[Runs], Mapping[tuple[str, str], Array]], runs: Runs) -> Mapping[tuple[str, str], Array]:
-    folder = next(iter(runs.values())).path.parent
-    with reading(folder, "an analysis of a run is damaged or from another version: delete it and repeat the command"):
-        return numbers(runs)
-
-
-def _accuracy(cells: Cells, arm: str, which: str, under: str) -> Array:
-    return cells(arm, under, which)
-
-
-def _difference(cells: Cells, arm: str, other: str, which: str, under: str) -> Array:
-    return cells(arm, under, which) - cells(other, under, which)
-
-
-def _estimate(seen: Cells, replicas: Resampled, statistic: Statistic) -> tuple[float, float, float]:
-    value = float(statistic(seen)[0])
-    return value, *replicas.interval(statistic, value)
-
-
-def _flags(study: Study, runs: Runs) -> dict[Cell, Array]:
-    """Return which examples are classified correctly, `[S, N]`, by arm, weights and adversary (and the worst case)."""
-    found: dict[Cell, list[Array]] = {}
-    for arm in study.arms:
-        for seed in range(study.seeds):
-            for which in WEIGHTS:
-                robust = runs[arm.name, seed].read_flags(which).robust
-                whole = {name: flags for name, flags in robust.items() if "/" not in name}
-                whole[WORST] = np.logical_and.reduce([whole[name] for name in whole if name not in study.apart])
-                for under, flags in whole.items():
-                    found.setdefault((arm.name, which, under), []).append(flags)
-    return {cell: np.stack(flags) for cell, flags in found.items()}
 
 
 def of_each(runs: Runs, facts: Callable[[str, int], Mapping[str, float]]) -> dict[tuple[str, str], Array]:
@@ -243,14 +185,3 @@ def of_each(runs: Runs, facts: Callable[[str, int], Mapping[str, float]]) -> dic
 
 def seeds_of(runs: Runs) -> int:
     return 1 + max(seed for _, seed in runs)
-
-
-def _history(run: RunFolder) -> tuple[Array, Array]:
-    rows = [row for row in run.metrics() if "held_out" in row]
-    return np.array([row["step"] for row in rows]), np.array([row["held_out"]["robust"] for row in rows])
-
-
-def _passes(arm: Arm, steps: Array) -> float:
-    """Return forward-backward passes per example and step, for the epoch length that the run had."""
-    recipe = arm.recipe
-    return cost(recipe.method, recipe.update, recipe.epochs, int(steps[0])).both

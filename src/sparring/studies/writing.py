@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import numpy as np
 
 from ..core.writing import replacing, write_bytes, write_json
 from ..records.run_folder import RunFolder
+from ..records.statistics import Verdict
 from ..report.studies import plot_study
-from .study import WEIGHTS, Findings, Row, Study
+from .findings import Findings, Row
+from .study import WEIGHTS, WORST, Study
 
 Estimate = tuple[float, float, float]
 
@@ -64,6 +66,7 @@ def _plain(findings: Findings, scale: str) -> dict[str, Any]:
         row.arm: {
             "passes_a_step": row.passes_a_step,
             "million_passes": row.passes,
+            "seeds": len(findings.flags[row.arm, "last", WORST]),
             "accuracy": _nested(row.accuracy),
             "difference": _nested(row.difference),
             "by_seed": {
@@ -82,6 +85,7 @@ def _plain(findings: Findings, scale: str) -> dict[str, Any]:
         "source": study.source,
         "scale": scale,
         "seeds": study.seeds,
+        **({"looks": list(findings.looks)} if findings.looks else {}),
         "examples": int(next(iter(findings.flags.values())).shape[1]),
         "baseline": study.baseline,
         "arms": arms,
@@ -142,9 +146,10 @@ def _markdown(findings: Findings, scale: str) -> list[str]:
     return [
         f"# {study.title}",
         "",
-        f"`sparring study {study.name} --scale {scale}`: {len(findings.rows)} trainings x {study.seeds} seeds, "
-        f"{examples} test images, the last weights. Accuracy in per cent with 95 % intervals (bootstrap over seeds and "
-        "images, paired for differences). *worst* counts an image only if it is robust to every attack"
+        f"`sparring study {study.name} --scale {scale}`: {len(findings.rows)} trainings x {_seeds(study)} seeds, "
+        f"{examples} test images, the last weights. Accuracy in per cent with 95 % intervals (Student's t over seeds, "
+        "with the variance of the test images; paired for differences). *worst* counts an image only if it is robust "
+        "to every attack"
         f"{_apart(study)}. A pass is forward and backward.",
         "",
         _row(head),
@@ -152,25 +157,35 @@ def _markdown(findings: Findings, scale: str) -> list[str]:
         *(_row(_cells(row, findings)) for row in ranked),
         "",
         *_numbers(findings),
-        "## Claims",
-        "",
-        _row(["claim", "number", "found: points of accuracy unless noted", "verdict at this scale"]),
-        _row(["---", "---", "---:", "---"]),
-        *(
-            _row(
-                [
-                    verdict.claim,
-                    verdict.rule,
-                    verdict.found(),
-                    f"**{verdict.outcome}**",
-                ]
-            )
-            for verdict in findings.verdicts
-        ),
+        *claims_table(findings.verdicts),
         "",
         *(f"- {remark}" for remark in study.remarks),
         "",
     ]
+
+
+def claims_table(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return the claims with their verdicts as Markdown, with what the columns mean."""
+    levels = sorted({round(100 * verdict.level, 2) for verdict in verdicts})
+    head = ["claim", "number", "found", "seeds", "detectable", "verdict at this scale"]
+    return [
+        "## Claims",
+        "",
+        "*Found* is the mean over seeds (points of accuracy unless noted) with its interval, in which seeds are the "
+        f"replications. Its confidence is {' or '.join(f'{level:g}' for level in levels)} %: the more, the more claims "
+        "belong together or the more often they are looked at. *Detectable* is the smallest effect beyond the bound "
+        "that would be supported in 80 % of such studies, if seeds differ as much as here; for a claim that something "
+        "does not matter, the smallest margin; for a share of trainings, the smallest share.",
+        "",
+        _row(head),
+        _row(["---", "---", "---:", "---:", "---:", "---"]),
+        *(_row(_claim(verdict)) for verdict in verdicts),
+    ]
+
+
+def _claim(verdict: Verdict) -> list[str]:
+    outcome = f"**{verdict.outcome}**{f': {verdict.reason}' if verdict.reason else ''}"
+    return [verdict.claim, verdict.rule, verdict.found(), str(verdict.seeds), verdict.power(), outcome]
 
 
 def _numbers(findings: Findings) -> list[str]:
@@ -203,6 +218,12 @@ def _number(estimate: Estimate | None) -> str:
         return ""
     value, low, high = estimate
     return f"{value:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def _seeds(study: Study) -> str:
+    """Return the number of seeds of an arm, or the smallest and the largest."""
+    counts = sorted({study.seeds_of(arm) for arm in study.arms})
+    return " to ".join(str(count) for count in (counts if len(counts) == 1 else (counts[0], counts[-1])))
 
 
 def _apart(study: Study) -> str:

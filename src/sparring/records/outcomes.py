@@ -1,0 +1,100 @@
+"""Results of trainings by seed, and estimates of what can be computed from them. Needs no torch."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TypeAlias
+
+import numpy as np
+
+from ..core.errors import UserError
+from .estimates import Mean
+from .results import Array
+
+Cell: TypeAlias = tuple[str, str, str]  # training, which of its weights, adversary or name of a number
+
+_DRAWS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """Accuracies, 0 to 1, and other numbers of trainings, each `[.., S]`, by seed; `asked` are those that were used."""
+
+    values: Mapping[Cell, Array]
+    asked: set[Cell] = field(default_factory=set)
+
+    def __call__(self, arm: str, under: str, which: str = "last") -> Array:
+        self.asked.add((arm, which, under))
+        return self.values[arm, which, under]
+
+
+Statistic: TypeAlias = Callable[[Cells], Array]
+"""A number of each seed, computed from the accuracies and other numbers of that seed alone."""
+
+
+class Outcomes:
+    """Results of all trainings, which may have different numbers of seeds: they are compared on those in common.
+
+    Args:
+        flags: Which test images are classified correctly, `[S, N]`, by cell.
+        numbers: Other numbers, `[S]`, by cell.
+        margins: Numbers of every test image, `[S, N]`, by cell.
+
+    Raises:
+        UserError: If the test images are not the same everywhere.
+    """
+
+    def __init__(
+        self,
+        flags: Mapping[Cell, Array],
+        numbers: Mapping[Cell, Array] | None = None,
+        margins: Mapping[Cell, Array] | None = None,
+    ) -> None:
+        self.flags, self._of_images = flags, {**flags, **(margins or {})}
+        images = {each.shape[1] for each in self._of_images.values()}
+        if len(images) > 1:
+            raise UserError(f"a paired comparison needs the same test images everywhere, not {sorted(images)} of them")
+        self.by_seed = {**{cell: each.mean(1) for cell, each in self._of_images.items()}, **(numbers or {})}
+        self._drawn: dict[Cell, Array] = {}
+
+    def asked(self, statistic: Statistic) -> frozenset[Cell]:
+        """Return the cells that a statistic uses."""
+        cells = Cells({cell: each[:1] for cell, each in self.by_seed.items()})
+        statistic(cells)
+        return frozenset(cells.asked)
+
+    def seeds(self, statistic: Statistic) -> int:
+        """Return the number of seeds that all trainings have that a statistic uses."""
+        return min(len(self.by_seed[cell]) for cell in self.asked(statistic))
+
+    def estimate(self, statistic: Statistic, seeds: int | None = None) -> Mean:
+        """Return a statistic of the first `seeds` seeds, by default of all that its trainings have in common.
+
+        The variance that seeds share is the covariance between seeds as test images are drawn anew, the same for all
+        seeds and trainings (bootstrap). What varies by seed and image is in the variance between seeds already.
+        """
+        used = self.asked(statistic)
+        seeds = seeds or min(len(self.by_seed[cell]) for cell in used)
+        values = np.asarray(statistic(Cells({cell: self.by_seed[cell][:seeds] for cell in used})), dtype=float)
+        if used.isdisjoint(self._of_images):
+            return Mean(values)
+        drawn = np.asarray(statistic(Cells({cell: self._draws(cell)[:, :seeds] for cell in used})))
+        together, single = float(drawn.mean(1).var()), float(drawn.var(0).mean())
+        shared = (seeds * together - single) / (seeds - 1) if seeds > 1 else single
+        return Mean(values, max(0.0, shared))
+
+    def _draws(self, cell: Cell) -> Array:
+        """Return a cell for each draw of the test images, `[R, S]`."""
+        if cell not in self._of_images:
+            return np.broadcast_to(self.by_seed[cell], (_DRAWS, len(self.by_seed[cell])))
+        if cell not in self._drawn:
+            images = self._of_images[cell]
+            self._drawn[cell] = _weights(images.shape[1]) @ images.T.astype(np.float32)
+        return self._drawn[cell]
+
+
+@lru_cache(maxsize=1)
+def _weights(images: int) -> Array:
+    """Return the share of each image in each draw, `[R, N]`."""
+    drawn = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=_DRAWS)
+    return drawn.astype(np.float32) / np.float32(images)

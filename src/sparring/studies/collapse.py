@@ -1,0 +1,22 @@
+"""Catastrophic overfitting as a number of a training: whether, and how early, robust accuracy collapses."""
+
+import numpy as np
+
+from ..records.results import Array
+
+COLLAPSED, ONSET = "collapsed", "onset"
+_SHARE = 0.5
+
+
+def collapse(robust: Array) -> dict[str, float]:
+    """Return whether a training collapsed, and when.
+
+    Args:
+        robust: Robust accuracy on held-out images after each epoch, under the attack that selects, `[E]`.
+
+    Returns:
+        `collapsed`: 1 if robust accuracy fell below half of its maximum so far, else 0. `onset`: the share of the
+        epochs before it first did, 1 if it never did.
+    """
+    fallen = np.flatnonzero(robust < _SHARE * np.maximum.accumulate(robust))
+    return {COLLAPSED: float(len(fallen) > 0), ONSET: float(fallen[0] / len(robust)) if len(fallen) else 1.0}

@@ -1,0 +1,203 @@
+"""What a study has found: a table, the verdicts on its claims, and training curves."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from ..core.reading import reading
+from ..records.outcomes import Cell, Cells, Outcomes, Statistic
+from ..records.results import Array
+from ..records.run_folder import RunFolder
+from ..records.statistics import DECIDED, TAIL, Claim, Verdict, judge
+from ..training.cost import cost
+from .collapse import COLLAPSED, ONSET, collapse
+from .study import MARGIN, RUN, WEIGHTS, WORST, Arm, Runs, Study
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Results of an arm. Accuracies and differences are (value, low, high), 0 to 1, by (weights, adversary)."""
+
+    arm: str
+    passes_a_step: float
+    passes: float
+    """Forward-backward passes of the whole training, in millions of images."""
+    accuracy: Mapping[tuple[str, str], tuple[float, float, float]]
+    difference: Mapping[tuple[str, str], tuple[float, float, float]]
+    """Paired difference to the baseline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Results of a study: the table, the verdicts, the results of each seed, further numbers, and training curves."""
+
+    study: Study
+    adversaries: tuple[str, ...]
+    rows: tuple[Row, ...]
+    verdicts: tuple[Verdict, ...]
+    outcomes: Outcomes
+    numbers: Mapping[tuple[str, str], Array]
+    """Further numbers `[S]`, by arm (or the name of a group of arms) and name."""
+    estimates: Mapping[tuple[str, str], tuple[float, float, float]]
+    """The further numbers as (mean, low, high)."""
+    curves: Mapping[str, tuple[Array, Array]]
+    """For each arm, passes so far and robust accuracy on the held-out set, averaged over seeds, after each epoch."""
+    looks: tuple[int, ...] = ()
+    """Numbers of seeds at which claims were looked at, if seeds were added until claims were decided."""
+
+    @property
+    def flags(self) -> Mapping[Cell, Array]:
+        """Which test images are classified correctly, `[S, N]`."""
+        return self.outcomes.flags
+
+    def open(self) -> tuple[Claim, ...]:
+        """Return the claims that more seeds may decide."""
+        both = zip(self.study.claims, self.verdicts, strict=True)
+        return tuple(claim for claim, verdict in both if _open(claim, verdict))
+
+
+def _open(claim: Claim, verdict: Verdict) -> bool:
+    """Return True for a claim that more seeds may decide: neither the setting nor the test images stand in the way."""
+    images = claim.within is not None and verdict.outcome == "not testable here" and verdict.seeds > 1
+    return verdict.outcome not in DECIDED and not claim.untestable and not images
+
+
+def aggregate(study: Study, runs: Runs, looks: tuple[int, ...] = ()) -> Findings:
+    """Combine runs into the results of a study.
+
+    Args:
+        study: The study.
+        runs: The runs, by arm and seed.
+        looks: Numbers of seeds at which claims are looked at, if seeds are added until claims are decided.
+
+    Returns:
+        The results.
+    """
+    histories = {key: _history(run) for key, run in runs.items()}
+    flags, falls = _flags(study, runs), _collapses(study, histories)
+    given = {} if study.numbers is None else _numbers(study, study.numbers, runs)
+    numbers = {(owner, RUN, name): each for (owner, name), each in {**falls, **given}.items()}
+    outcomes = Outcomes(flags, numbers, _margins(study, runs))
+    verdicts = judge(study.claims, outcomes, looks)
+    used = {(arm, name) for claim in study.claims for arm, _, name in outcomes.asked(claim.statistic)}
+    if not used.isdisjoint(falls):
+        given = {**falls, **given}
+    rows, curves = [], {}
+    for arm in study.arms:
+        history = [histories[arm.name, seed] for seed in range(study.seeds_of(arm))]
+        steps, held_out = history[0][0], np.mean([h[1] for h in history], axis=0)
+        each = _passes(arm, steps)
+        curves[arm.name] = (each * steps * arm.recipe.batch_size * arm.recipe.views_per_image / 1e6, held_out)
+        rows.append(_row(study, arm, outcomes, each, float(curves[arm.name][0][-1])))
+    estimates = {
+        (owner, name): _estimate(outcomes, partial(_accuracy, arm=owner, which=RUN, under=name))
+        for owner, name in given
+    }
+    adversaries = tuple(dict.fromkeys(under for _, _, under in flags))
+    return Findings(study, adversaries, tuple(rows), verdicts, outcomes, given, estimates, curves, looks)
+
+
+def _row(study: Study, arm: Arm, outcomes: Outcomes, passes_a_step: float, passes: float) -> Row:
+    accuracy, difference = {}, {}
+    for which, under in ((which, under) for name, which, under in outcomes.flags if name == arm.name):
+        value, low, high = _estimate(outcomes, partial(_accuracy, arm=arm.name, which=which, under=under))
+        accuracy[which, under] = value, max(0.0, low), min(1.0, high)
+        if (study.baseline, which, under) in outcomes.flags:
+            less = partial(_difference, arm=arm.name, other=study.baseline, which=which, under=under)
+            difference[which, under] = _estimate(outcomes, less)
+    return Row(arm.name, passes_a_step, passes, accuracy, difference)
+
+
+def _numbers(
+    study: Study, numbers: Callable[[Runs], Mapping[tuple[str, str], Array]], runs: Runs
+) -> Mapping[tuple[str, str], Array]:
+    """Return the numbers of the seeds that all arms have."""
+    folder = next(iter(runs.values())).path.parent
+    common = {(arm, seed): run for (arm, seed), run in runs.items() if seed < study.common}
+    with reading(folder, "an analysis of a run is damaged or from another version: delete it and repeat the command"):
+        return numbers(common)
+
+
+def _collapses(study: Study, histories: Mapping[tuple[str, int], tuple[Array, Array]]) -> dict[tuple[str, str], Array]:
+    found: dict[tuple[str, str], Array] = {}
+    for arm in study.arms:
+        each = [collapse(histories[arm.name, seed][1]) for seed in range(study.seeds_of(arm))]
+        found |= {(arm.name, name): np.array([one[name] for one in each]) for name in (COLLAPSED, ONSET)}
+    return found
+
+
+def _accuracy(cells: Cells, arm: str, which: str, under: str) -> Array:
+    return cells(arm, under, which)
+
+
+def _difference(cells: Cells, arm: str, other: str, which: str, under: str) -> Array:
+    return cells(arm, under, which) - cells(other, under, which)
+
+
+def _estimate(outcomes: Outcomes, statistic: Statistic) -> tuple[float, float, float]:
+    estimate = outcomes.estimate(statistic)
+    return estimate.value, *estimate.interval(TAIL)
+
+
+def _flags(study: Study, runs: Runs) -> dict[Cell, Array]:
+    """Return which examples are classified correctly, `[S, N]`, by arm, weights and adversary (and the worst case)."""
+    found: dict[Cell, list[Array]] = {}
+    for arm in study.arms:
+        for seed in range(study.seeds_of(arm)):
+            for which in WEIGHTS:
+                robust = runs[arm.name, seed].read_flags(which).robust
+                whole = {name: flags for name, flags in robust.items() if "/" not in name}
+                whole[WORST] = np.logical_and.reduce([whole[name] for name in whole if name not in study.apart])
+                for under, flags in whole.items():
+                    found.setdefault((arm.name, which, under), []).append(flags)
+    return {cell: np.stack(flags) for cell, flags in found.items()}
+
+
+def _margins(study: Study, runs: Runs) -> dict[Cell, Array]:
+    """Return the lowest margin of logits that was found of every example, `[S, N]`, by arm, weights and adversary."""
+    found: dict[Cell, list[Array]] = {}
+    for arm in study.arms:
+        for seed in range(study.seeds_of(arm)):
+            for which in WEIGHTS:
+                for under, margins in runs[arm.name, seed].read_flags(which).margin.items():
+                    found.setdefault((arm.name, which, f"{MARGIN}{under}"), []).append(margins)
+    return {cell: np.stack(margins) for cell, margins in found.items()}
+
+
+def _history(run: RunFolder) -> tuple[Array, Array]:
+    rows = [row for row in run.metrics() if "held_out" in row]
+    return np.array([row["step"] for row in rows]), np.array([row["held_out"]["robust"] for row in rows])
+
+
+def _passes(arm: Arm, steps: Array) -> float:
+    """Return forward-backward passes per example and step, for the epoch length that the run had."""
+    recipe = arm.recipe
+    return cost(recipe.method, recipe.update, recipe.epochs, int(steps[0])).both
+
+
+# -- more seeds
+
+
+def extended(findings: Findings) -> Study | None:
+    """Return the study with the seeds of the next look for the arms that open claims need; None if there is no more."""
+    study, wanted = findings.study, {arm.name: findings.study.seeds_of(arm) for arm in findings.study.arms}
+    for claim in findings.open():
+        asked = findings.outcomes.asked(claim.statistic)
+        have = min(study.seeds_of(arm) for arm in study.arms if arm.name in study.needed(asked))
+        following = next((look for look in findings.looks if look > have), have)
+        for arm in study.needed(asked):
+            wanted[arm] = max(wanted[arm], following)
+    arms = tuple(replace(arm, seeds=wanted[arm.name]) for arm in study.arms)
+    more = any(wanted[arm.name] > study.seeds_of(arm) for arm in study.arms)
+    return replace(study, arms=arms) if more else None
+
+
+def added(before: Study, after: Study) -> str:
+    """Return in words which arms get more seeds."""
+    by_seeds: dict[int, int] = {}
+    for old, arm in zip(before.arms, after.arms, strict=True):
+        if after.seeds_of(arm) > before.seeds_of(old):
+            by_seeds[after.seeds_of(arm)] = by_seeds.get(after.seeds_of(arm), 0) + 1
+    return ", ".join(f"{arms} trainings get {seeds} seeds" for seeds, arms in sorted(by_seeds.items()))
