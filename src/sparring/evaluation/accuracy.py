@@ -24,6 +24,7 @@ from ..records.notes import LOST_UNDER, lost_notes, square_notes
 from ..records.results import Array, EvaluationResult, Examples
 from .adversaries import Adversary, checked_index
 from .examples import EvaluationData, check_source, shard_of
+from .gallery import gallery_of
 from .journal import PartStore, fingerprint
 from .minimum_norm import MinimumNorm
 from .named import adversaries_of, within_of
@@ -146,7 +147,9 @@ def evaluate(
             run = Run(setting, clean, work, known=all(chain.known for chain in chains))
             books = {chain.name: (chain, run.through(chain)) for chain in chains}
             flat = flat_gradients(model, *setting.batch(slice(batch_size))) if chains else []
-    found = replace(_assembled(setting, clean, books), settings=settings, shard=part)
+        found = _assembled(setting, clean, books)
+        found = replace(found, settings=settings, shard=part, **_costs(books, run.seconds))
+        found = replace(found, gallery=gallery_of(setting, found, books))
     lost = [*lost_notes(found), *_lost_at_smallest_norms(books, clean)]
     for note in (*lost, *oddities):
         warnings.warn(note, stacklevel=2)
@@ -242,6 +245,7 @@ def _assembled(setting: EvaluationContext, clean: Verdict, books: Books) -> Eval
     data = setting.data
     robust, margin = {"clean": clean.right.numpy()}, {"clean": clean.margin.float().numpy()}
     norm, images, distance, hardest, last = {}, {}, None, None, None
+    predicted = {"clean": clean.predicted.numpy()}
     for name, (chain, book) in books.items():
         if chain.nearest is not None:
             distance, hardest = _distances(chain.nearest, book, books), _shown(book, data, clean)
@@ -251,6 +255,7 @@ def _assembled(setting: EvaluationContext, clean: Verdict, books: Books) -> Eval
             robust[row] = book.robust(stage).numpy()
         robust[name] = book.robust().numpy()
         margin[name], norm[name] = book.margin.numpy(), book.norm.numpy()
+        predicted[name] = book.predicted.numpy()
         if setting.keep_images:
             images[name] = _with_clean(book, data, setting.batch_size)
     return EvaluationResult(
@@ -265,8 +270,20 @@ def _assembled(setting: EvaluationContext, clean: Verdict, books: Books) -> Eval
         about={name: repr(chain.threat()) for name, (chain, _) in books.items() if chain.nearest is None},
         examples=None if last is None else _shown(last, data, clean),
         hardest=hardest,
+        predicted=predicted,
         image_hash=data.image_hash,
     )
+
+
+def _costs(books: Books, seconds: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Passes and seconds of each stage, as far as they are known."""
+    passes = {
+        stage: cost
+        for chain, _ in books.values()
+        if chain.known
+        for stage, cost in zip(chain.stages, chain.costs, strict=True)
+    }
+    return {"passes": passes, "seconds": {stage: each for stage, each in seconds.items() if not math.isnan(each)}}
 
 
 def _distances(nearest: MinimumNorm, book: AttackRecord, books: Books) -> Array:

@@ -32,11 +32,12 @@ STATE: Tree = {
 _CHECKPOINT: Tree = {r"weights\.safetensors|state\.pt|checksums\.json": None}
 
 RUN: Tree = {
-    r"(environment|status|search|guard|profile|evaluation|tracking)\.json": None,
+    r"(environment|status|search|guard|profile|evaluation|tracking|audit)\.json": None,
     r"metrics\.jsonl|profile\.txt|training\.npz": None,
     r"(best|last)\.safetensors": None,
     rf"evaluation-(best|last)({SHARD})?\.npz": None,
     rf"analysis-({'|'.join(ANALYSES)})\.(json|npz|png)|analysis-inversion-features\.png": None,
+    r"report\.html|model-card\.md": None,
     r"(learning-curve|adversarial-examples|hardest-examples|robustness-curve)\.png": None,
     r"checkpoints": {rf"{STEP}|\.{STEP}\.old|\.writing": _CHECKPOINT},
     r"memory": {r"step-\d{8}\.npz": None},

@@ -296,7 +296,7 @@ def _evaluated(
         if out is not None and part is not None:
             write_shard(out, which, found[which], how)
     if out is not None and part is None:
-        write_results(out, found, subset.classes, evaluation, how)
+        write_results(out, found, subset, evaluation, how)
     return found
 
 
