@@ -208,6 +208,10 @@ class RunFolder:
         before = self.sessions() if self._environment.exists() else []
         write_json(self._environment, {"sessions": [*before, dict(session)]})
 
+    def has_sessions(self) -> bool:
+        """Return True if a training was started here."""
+        return self._environment.exists()
+
     def sessions(self) -> list[dict[str, Any]]:
         """The starts and resumptions of the run."""
         return list(read_json(self._environment, hint=Sessions)["sessions"])
@@ -319,6 +323,10 @@ class RunFolder:
     def evaluated(self) -> bool:
         """Return True if the best and the last weights were evaluated."""
         return self._evaluation.exists() and all(self.flags(which).exists() for which in ("best", "last"))
+
+    def has_evaluation(self) -> bool:
+        """Return True if there is an evaluation."""
+        return self._evaluation.exists()
 
     def evaluated_images(self) -> int:
         """Number of images of the evaluation in the folder; 0 if there is no evaluation."""

@@ -79,6 +79,7 @@ def _plain(findings: Findings, scale: str) -> dict[str, Any]:
     }
     return {
         "study": study.name,
+        "title": study.title,
         "source": study.source,
         "scale": scale,
         "seeds": study.seeds,
