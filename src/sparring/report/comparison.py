@@ -88,7 +88,10 @@ def compared(found: Sequence[Subject]) -> Plain | None:
 
 def _named(found: Sequence[Subject]) -> list[tuple[str, EvaluationResult]]:
     if len(found) == 1:
-        return list(found[0].evaluations.items())
+        alike: dict[str, tuple[str, EvaluationResult]] = {}
+        for name, each in found[0].evaluations.items():
+            alike.setdefault(each.settings.get("model", name), (name, each))  # the last weights may be the best
+        return list(alike.values())
     return [(each.name, each.result) for each in found if each.result is not None]
 
 

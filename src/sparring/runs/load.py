@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.errors import UserError
 from ..core.reading import reading
@@ -164,6 +164,7 @@ def evaluate_weights(
     backend: AttackBackend | None = None,
     shard: tuple[int, int] | None = None,
     merge: bool = False,
+    only: Sequence[int] = (),
     on_progress: OnProgress = lambda which, news: None,
 ) -> EvaluationResult:
     """Evaluates a file of weights on the test set of a recipe.
@@ -179,6 +180,8 @@ def evaluate_weights(
         shard: Part of the examples to evaluate, as (2, 8) for the second of eight. Its results go to a file of their
             own, and `merge` makes one result of all. Machines that share the folder may each evaluate a part.
         merge: Merge the results of all parts that were evaluated, with the same arguments, instead of evaluating.
+        only: Numbers of the examples to evaluate, without `out`; none for all. Their random numbers are those that they
+            have among all.
         on_progress: Called with the name "weights" and the state of the evaluation.
 
     Returns:
@@ -203,6 +206,7 @@ def evaluate_weights(
         backend=backend,
         shard=shard,
         merge=merge,
+        only=only,
         on_progress=on_progress,
     )["weights"]
 
@@ -220,6 +224,7 @@ def evaluate_models(
     backend: AttackBackend | None = None,
     shard: tuple[int, int] | None = None,
     merge: bool = False,
+    only: Sequence[int] = (),
     on_progress: OnProgress = lambda which, news: None,
 ) -> dict[str, EvaluationResult]:
     """Evaluates models, loading them one after the other, and writes the results to a folder.
@@ -239,6 +244,8 @@ def evaluate_models(
         shard: Part of the examples to evaluate, as (2, 8) for the second of eight. Its results go to a file of their
             own, and `merge` makes one result of all. Machines that share the folder may each evaluate a part.
         merge: Merge the results of all parts that were evaluated, with the same arguments, instead of evaluating.
+        only: Numbers of the examples to evaluate, without `out`; none for all. Their random numbers are those that they
+            have among all.
         on_progress: Called with the name of the model and the state of its evaluation.
 
     Returns:
@@ -252,7 +259,7 @@ def evaluate_models(
         if out is not None:
             admit(out, test, evaluation, overwrite)
         given: dict[str, Any] = {"keep_images": keep_images, "backend": backend, "on_progress": on_progress}
-        given |= {"shard": shard, "merge": merge}
+        given |= {"shard": shard, "merge": merge, "only": only}
         return _evaluated(loaders, test, evaluation, out, seed=seed, how=how or {}, **given)
 
 
@@ -269,8 +276,9 @@ def _evaluated(
     shard: tuple[int, int] | None,
     merge: bool,
     on_progress: OnProgress,
+    only: Sequence[int] = (),
 ) -> dict[str, EvaluationResult]:
-    subset = _first(test, evaluation.examples)
+    subset, index = _chosen(_first(test, evaluation.examples), only, out)
     if merge:
         if out is None or shard is not None:
             raise UserError("merge reads the results of all shards from a folder: give out, and no shard")
@@ -286,6 +294,7 @@ def _evaluated(
                 evaluation.adversaries,
                 batch_size=evaluation.batch_size,
                 seed=seed,
+                index=index,
                 shard=shard,
                 keep_images=keep_images,
                 backend=backend,
@@ -305,6 +314,21 @@ def _first(test: LabelledData, examples: int | None) -> LabelledData:
     if examples is None or examples >= len(test):
         return test
     return test.part(torch.arange(examples, device=test.y.device))
+
+
+def _chosen(test: LabelledData, only: Sequence[int], out: RunFolder | None) -> tuple[LabelledData, Tensor | None]:
+    """Return the examples of some numbers, with these; all examples for no numbers."""
+    if not only:
+        return test, None
+    if out is not None:
+        raise UserError("results on single examples are not written to a folder: leave out --out")
+    strange = [number for number in only if not 0 <= number < len(test)]
+    if strange or len(set(only)) < len(only):
+        raise UserError(
+            f"the examples {', '.join(map(str, only))} cannot be chosen: give each once, from 0 to {len(test) - 1}"
+        )
+    index = torch.tensor(sorted(only))
+    return test.part(index.to(test.y.device)), index
 
 
 def _on(test: LabelledData, path: Path, recipe: Recipe) -> nn.Module:

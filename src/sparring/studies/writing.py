@@ -12,6 +12,7 @@ import numpy as np
 from ..core.writing import replacing, write_bytes, write_json
 from ..records.run_folder import RunFolder
 from ..report.studies import plot_study
+from ..report.write import write_report
 from .study import WEIGHTS, Findings, Row, Study
 
 Estimate = tuple[float, float, float]
@@ -20,7 +21,7 @@ Estimate = tuple[float, float, float]
 def write(
     findings: Findings, folder: Path, scale: str, environment: dict[str, Any], precision: dict[str, list[str]]
 ) -> None:
-    """Write `study.json`, `table.csv`, `table.md` with the verdicts, `figure.svg`, `figure.png` and `examples.npz`.
+    """Write `study.json`, `table.csv`, `table.md` with the verdicts, figures, `examples.npz` and `report.html`.
 
     `environment` describes where the trainings ran, from their run folders, and `precision` the precision of the
     attacks.
@@ -38,6 +39,7 @@ def write(
     ]
     for kind in ("svg", "png"):
         plot_study(rows, findings.curves, findings.study.title, folder / f"figure.{kind}")
+    write_report([folder])
 
 
 def precision_of(runs: Iterable[RunFolder]) -> dict[str, list[str]]:

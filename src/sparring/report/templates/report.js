@@ -131,12 +131,13 @@ function lines(host, width, series, options) {
     parts.push(mark(x(dot.x), y(dot.y), dot.series));
     parts.push(draw("text", { x: x(dot.x) + 10, y: y(dot.y) + (dot.shift ?? 4), class: "halo" }, dot.name));
   }
-  if (labels) parts.push(...endLabels(series, width - margin.right + 8, y, margin.right - 8));
+  if (labels) parts.push(...endLabels(series, width - margin.right + 8, y, margin.right - 8, height - margin.bottom + 4));
   host.append(canvas(width, height, host.dataset.label, ...parts));
 }
-function endLabels(series, x, y, room) {
+function endLabels(series, x, y, room, bottom) {
   const wanted = series.map((each) => ({ name: each.name, y: y(each.points.at(-1)[1]) + 4 })).sort((a, b) => a.y - b.y);
   wanted.forEach((each, i) => { if (i) each.y = Math.max(each.y, wanted[i - 1].y + 15); });
+  wanted.reverse().forEach((each, i) => { each.y = Math.min(each.y, i ? wanted[i - 1].y - 15 : bottom); });
   return wanted.map((each) => draw("text", { x, y: each.y }, fitted(each.name, room)));
 }
 
@@ -200,7 +201,7 @@ const CHARTS = {
     const cell = (n, i, j) => {
       const share = Math.round(Math.min(1, n / (i === j ? Math.max(...counts.map((row, k) => row[k])) || 1 : most)) * 42);
       const look = i === j ? `background: color-mix(in srgb, var(--accent) ${share}%, transparent)` : `background: color-mix(in srgb, var(--s1) ${share}%, transparent)`;
-      return make("td", { style: look, class: i === j ? "right" : null }, n ? String(n) : "");
+      return make("td", { style: look, class: i === j ? "right" : null }, n || i === j ? String(n) : "");
     };
     const rows = counts.map((row, i) => make("tr", {}, make("th", { scope: "row", dir: "auto" }, names[i]), ...row.map((n, j) => cell(n, i, j)), ...(lost ? [cell(none[i], i, -1)] : [])));
     host.append(make("div", { class: "table", tabindex: "0", role: "region", "aria-label": host.dataset.label }, make("table", { class: "matrix" },
