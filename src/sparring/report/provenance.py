@@ -88,8 +88,7 @@ def _sha256(path: Path) -> str:
 
 # -- the example that is evaluated again
 
-_DROPPED = {"--out": 1, "--shard": 1, "--weights": 1, "--only": 1, "--track": 1}
-_FLAGS = ("--overwrite", "--merge", "--json", "--keep-images")
+_DROPPED = ("--out", "--shard", "--weights", "--only", "--track", "--overwrite", "--merge", "--json", "--keep-images")
 
 
 def again(subject: Subject) -> str | None:
@@ -97,17 +96,12 @@ def again(subject: Subject) -> str | None:
     command = _command(how_evaluated(subject.run))
     if command[1:2] != ["evaluate"]:
         return None
-    kept, skip = [], 0
-    for word in command:
-        name = word.partition("=")[0]
-        if skip and not word.startswith("--"):
-            skip -= 1
-            continue
-        skip = _DROPPED.get(name, 0) if "=" not in word else 0
-        if name not in _DROPPED and name not in _FLAGS:
-            kept.append(word)
+    kept, dropped = [], False
+    for word in command[1:]:
+        dropped = word.partition("=")[0] in _DROPPED if word.startswith("--") else dropped
+        kept += [] if dropped else [word]
     which = ["--weights", subject.weights] if subject.weights in ("best", "last") else []
-    return f"{shlex.join(['sparring', *kept[1:], *which])} --only {{index}}"
+    return f"{shlex.join(['sparring', *kept, *which])} --only {{index}}"
 
 
 # -- references

@@ -204,8 +204,8 @@ const CHARTS = {
       return make("td", { style: look, class: i === j ? "right" : null }, n || i === j ? String(n) : "");
     };
     const rows = counts.map((row, i) => make("tr", {}, make("th", { scope: "row", dir: "auto" }, names[i]), ...row.map((n, j) => cell(n, i, j)), ...(lost ? [cell(none[i], i, -1)] : [])));
+    host.append(make("p", { class: "aside" }, "Rows are true classes, columns what the model takes them for. Framed and blue: images that are still right; orange: the others."));
     host.append(make("div", { class: "table", tabindex: "0", role: "region", "aria-label": host.dataset.label }, make("table", { class: "matrix" },
-      make("caption", {}, "Rows are true classes, columns what the model takes them for; framed: right. Blue counts robust images, orange the others."),
       make("thead", {}, make("tr", {}, make("td"), ...head.map((name) => make("th", { scope: "col" }, make("span", { dir: "auto" }, name))))),
       make("tbody", {}, ...rows))));
   },
@@ -248,7 +248,7 @@ const CHARTS = {
     if (!arms.length) return;
     const sizes = arms.map(([, d]) => Math.max(Math.abs(d.low), Math.abs(d.high))).sort((a, b) => a - b);
     const most = Math.max(0.02, Math.min(sizes.at(-1), 2 * sizes[Math.floor(sizes.length * 0.7)])) * 1.05;
-    intervals(host, width, arms.map(([name, d]) => ({ label: name, text: `${points(d.value)} [${points(d.low)}, ${points(d.high)}]`, marks: [marked(d, 0)] })), { domain: [-most, most], format: (at) => points(at).replace(".0", ""), zero: 0 });
+    intervals(host, width, arms.map(([name, d]) => ({ label: name, text: `${points(d.value)} [${points(d.low)}, ${points(d.high)}]`, marks: [marked(d, 0)] })), { domain: [-most, most], format: (at) => (at ? points(at).replace(".0", "") : "0"), zero: 0 });
   },
   multiples(host) {
     const { curves, baseline } = report.study, grid = make("div", { class: "multiples" });
@@ -330,7 +330,9 @@ const reading = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     if (!entry.isIntersecting) continue;
     links.forEach((link) => link.removeAttribute("aria-current"));
-    links.get(entry.target.id)?.setAttribute("aria-current", "true");
+    const link = links.get(entry.target.id);
+    link.setAttribute("aria-current", "true");
+    find("nav ul").scrollLeft = link.offsetLeft - 40; // on narrow screens the list of panels scrolls sideways
   }
 }, { rootMargin: "-20% 0px -70% 0px" });
 links.forEach((_, id) => { const section = document.getElementById(id); if (section) reading.observe(section); });
