@@ -188,7 +188,9 @@ def test_all_can_be_reached_with_the_tab_key(shown):
     page = shown("run")
     page.press("TAB")
     assert "Skip to the report" in page.focused()
-    page.run("window.reached = []; addEventListener('focusin', (e) => reached.push(e.target.tagName + e.target.className))")
+    page.run(
+        "window.reached = []; addEventListener('focusin', (e) => reached.push(e.target.tagName + e.target.className))"
+    )
     page.press(*["TAB"] * 100)
     reached = set(page.run("return window.reached"))
     assert {"A", "SELECT", "BUTTONcard", "BUTTONcommand", "SUMMARY"} <= reached
