@@ -133,14 +133,14 @@ def test_two_models_are_compared_in_pairs(tmp_path):
     wanted = results[0].paired(results[1], "autoattack").plain()
     assert found["compare"]["pairs"][0]["by"]["autoattack"] == wanted
     assert wanted["low"] > 0
-    assert found["compare"]["conclusions"][0].startswith("a is better than b, by ")
+    assert found["compare"]["conclusions"][0].startswith("a is more robust than b, by ")
     assert found["compare"]["best"] == "a"
 
 
 def test_the_better_model_is_named_whichever_comes_first(tmp_path):
     runs = [made_run(tmp_path / name, which=("best",), harder=harder) for name, harder in (("a", 0.015), ("b", 0))]
     found, _ = facts([run.path for run in runs])
-    assert found["compare"]["conclusions"][0].startswith("b is better than a, by ")
+    assert found["compare"]["conclusions"][0].startswith("b is more robust than a, by ")
     same, _ = facts([runs[0].path, runs[0].path])
     assert "not told apart" in same["compare"]["conclusions"][0]
 

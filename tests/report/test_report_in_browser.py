@@ -202,7 +202,7 @@ def test_three_questions_are_answered_on_the_first_screen_and_in_the_attacks(sho
     assert page.texts(".big")[0].endswith(" %") and "AutoAttack standard" in page.texts(".figure")[0]
     assert [name in text for name, text in zip(STAGES, page.texts("#attacks .stage th"), strict=True)] == [True] * 4
     page = shown("comparison")
-    assert any(text.startswith("plain is better than harder, by ") for text in page.texts(".conclusions li"))
+    assert any(text.startswith("plain is more robust than harder, by ") for text in page.texts(".conclusions li"))
 
 
 def test_a_frame_has_at_most_seven_series(shown):

@@ -116,7 +116,8 @@ def _conclusion(pair: Plain, main: str) -> str:
         )
     better, worse = (first, second) if low > 0 else (second, first)
     low, high = sorted(map(abs, (low, high)))
-    return f"{better} is better than {worse}, by {low:.1f} to {high:.1f} points."
+    more = "accurate" if main == "clean" else "robust"
+    return f"{better} is more {more} than {worse}, by {low:.1f} to {high:.1f} points."
 
 
 def _differing(named: Sequence[tuple[str, EvaluationResult]], names: Sequence[str]) -> list[str]:

@@ -176,7 +176,7 @@ const CHARTS = {
       parts.push(draw("rect", { x: left, y: top, width: width - left - right, height: high, class: "track", rx: 2 }));
       parts.push(draw("rect", { x: x(a), y: top, width: Math.max(b > a ? 1.5 : 0, x(b) - x(a)), height: high, class: step.end ? "left" : "lost", rx: 2 }));
       parts.push(draw("text", { x: 0, y: text }, fitted(step.name, narrow ? width * 0.6 : left - 10)));
-      parts.push(draw("text", { x: width, y: text, "text-anchor": "end", class: "quiet" }, step.end ? `${count(step.left)} of ${count(total)}` : `−${count(step.lost)}, ${count(step.left)} left`));
+      parts.push(draw("text", { x: width, y: text, "text-anchor": "end", class: "quiet" }, step.end ? `${count(step.left)} of ${count(total)}` : `${step.lost ? `−${count(step.lost)}` : "none"}, ${count(step.left)} left`));
     });
     host.append(canvas(width, rows.length * pitch + 4, host.dataset.label, ...parts));
   },
@@ -385,7 +385,8 @@ function browse({ adversary, fates, columns, classes, pictured, again }) {
     return taken && taken !== truth ? `${truth} → ${taken}` : truth;
   }
   function card(row, position) {
-    const facts = [fateName(at("fate", row)), at("margin", row) === null ? "" : `margin ${short(at("margin", row))}`].filter(Boolean).join(" · ");
+    const facts = [fateName(at("fate", row)),
+      form.sort.value === "eps" ? `eps ${short(at(smallest, row))}` : at("margin", row) === null ? "" : `margin ${short(at("margin", row))}`].filter(Boolean).join(" · ");
     const button = make("button", { type: "button", class: "card", "data-row": row }, thumbs(row), make("span", { class: "title", dir: "auto" }, title(row)), make("span", { class: "quiet" }, `no. ${at("index", row)}, ${facts}`));
     button.addEventListener("click", () => open(position));
     return button;
