@@ -1,9 +1,9 @@
 """Every command and every Python block of the documents, from the text itself.
 
 Wholly run are `list`, `show`, `compare`, `report`, the Python blocks, and training and evaluation of `quickstart`,
-smaller than the text says. Every other command runs up to where the long work begins: its options are parsed, its recipe, study,
-model and run are found, and `LONG` says what it then calls. A block that is not run says why in the line before it:
-`<!-- not run: it needs root -->`.
+smaller than the text says. Every other command runs up to where the long work begins: its options are parsed, its
+recipe, study, model and run are found, and `LONG` says what it then calls. A block that is not run says why in the line
+before it: `<!-- not run: it needs root -->`.
 """
 
 import re
