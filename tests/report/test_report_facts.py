@@ -227,3 +227,23 @@ def test_the_folder_of_a_run_is_cleared_of_its_report(run):
     again = RunFolder(run.path)
     again.clear()
     assert [path.name for path in run.path.iterdir()] == []
+
+
+def test_memorised_labels_are_counted_apart_from_true_ones(run):
+    y, true = np.array([0, 1, 2, 3]), np.array([0, 1, 2, 9])
+    run.settle_training({"rows": np.arange(4), "y": y, "true": true})
+    for step, right in ((10, [1, 0, 0, 0]), (20, [1, 1, 0, 1])):
+        flags = np.array(right, bool)
+        losses = {"clean_loss": np.ones(4, np.float32), "adversarial_loss": np.ones(4, np.float32)}
+        run.add_memory(step, step / 10, {**losses, "clean_right": flags, "adversarial_right": flags})
+    found = facts([run.path])[0]["training"]["memorised"]
+    assert found["examples"] == {"labels as they were": 3, "changed labels": 1}
+    assert found["epochs"] == [1, 2]
+    assert found["robust"] == {"labels as they were": [1 / 3, 2 / 3], "changed labels": [0, 1]}
+
+
+def test_a_long_training_is_drawn_by_a_few_hundred_points(run):
+    for step in range(50, 1500):
+        run.add_metrics({"step": step, "epoch": step / 10, "lr": 0.1, "terms": {"ce": 1.0}})
+    found = facts([run.path])[0]["training"]
+    assert 200 < len(found["lr"]) <= 400 and len(found["terms"]["ce"]) == len(found["lr"]) - 1
