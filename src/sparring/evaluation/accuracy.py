@@ -148,7 +148,8 @@ def evaluate(
             books = {chain.name: (chain, run.through(chain)) for chain in chains}
             flat = flat_gradients(model, *setting.batch(slice(batch_size))) if chains else []
         found = _assembled(setting, clean, books)
-        found = replace(found, settings=settings, shard=part, **_costs(books, run.seconds))
+        seconds = {stage: each for stage, each in run.seconds.items() if not math.isnan(each)}
+        found = replace(found, settings=settings, shard=part, passes=_passes(books), seconds=seconds)
         found = replace(found, gallery=gallery_of(setting, found, books))
     lost = [*lost_notes(found), *_lost_at_smallest_norms(books, clean)]
     for note in (*lost, *oddities):
@@ -275,15 +276,10 @@ def _assembled(setting: EvaluationContext, clean: Verdict, books: Books) -> Eval
     )
 
 
-def _costs(books: Books, seconds: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Passes and seconds of each stage, as far as they are known."""
-    passes = {
-        stage: cost
-        for chain, _ in books.values()
-        if chain.known
-        for stage, cost in zip(chain.stages, chain.costs, strict=True)
-    }
-    return {"passes": passes, "seconds": {stage: each for stage, each in seconds.items() if not math.isnan(each)}}
+def _passes(books: Books) -> dict[str, float]:
+    """Passes of each stage of the adversaries whose stages all state them."""
+    known = [chain for chain, _ in books.values() if chain.known]
+    return {stage: cost for chain in known for stage, cost in zip(chain.stages, chain.costs, strict=True)}
 
 
 def _distances(nearest: MinimumNorm, book: AttackRecord, books: Books) -> Array:

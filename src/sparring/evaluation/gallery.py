@@ -19,7 +19,7 @@ def gallery_of(
 
     Fates are: wrong on the clean image, broken by one of the stages, robust.
     """
-    name = next((name for name, (chain, _) in reversed(books.items()) if chain.nearest is None), None)
+    name = next((name for name, (chain, _) in reversed(list(books.items())) if chain.nearest is None), None)
     if name is None:
         return None
     images, fates = books[name][1].images, found.broken_by(name)

@@ -69,7 +69,7 @@ def compared(found: Sequence[Subject]) -> Plain | None:
     if len(named) < 2:
         return None
     common = [name for name in adversaries(named[0][1]) if all(name in each.robust for _, each in named)]
-    rows = [
+    rows: list[Plain] = [
         {"name": name, **{under: accuracy(each.table()[under]) for under in ("clean", *common)}} for name, each in named
     ]
     pairs = [_pair(a, b, ["clean", *common]) for a, b in combinations(named, 2)]

@@ -88,7 +88,7 @@ def curve(result: EvaluationResult) -> Plain | None:
     if result.distance is None:
         return None
     norm = distance_norm(result)
-    points = [
+    points: list[Plain] = [
         {"name": name, "eps": eps, "accuracy": _of(result, name)}
         for name in adversaries(result)
         if (eps := eps_of(text := result.about.get(name, ""))) is not None and text.startswith(norm)

@@ -31,7 +31,8 @@ def plot_study(
     than a frame can show have a small frame each, with all others in grey.
     """
     figure = new_figure(14, 1.9 + max(0.3 * len(rows), 0.85 * math.ceil(len(curves) / FRAMES)))
-    left, right = figure.subfigures(1, 2, width_ratios=(1.1, 1), wspace=0.03)
+    parts: Any = figure.subfigures(1, 2, width_ratios=(1.1, 1), wspace=0.03)
+    left, right = parts
     _plot_accuracies(left.subplots(), rows)
     if len(curves) <= len(PALETTE):
         _plot_together(right.subplots(), curves)
