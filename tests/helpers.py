@@ -72,6 +72,8 @@ def same_results(found, wanted):
     ours, theirs = found.arrays(pictures=True), wanted.arrays(pictures=True)
     assert ours.keys() == theirs.keys()
     for name, values in theirs.items():
+        if name.startswith("seconds/"):
+            continue
         assert ours[name].dtype.kind == values.dtype.kind, name
         if values.dtype.kind == "f":
             assert np.allclose(ours[name], values, atol=1e-5, equal_nan=True), name

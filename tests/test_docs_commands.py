@@ -1,13 +1,14 @@
 """Every command and every Python block of the documents, from the text itself.
 
-Wholly run are `list`, `show`, `compare`, the Python blocks, and training and evaluation of `quickstart`, smaller than
-the text says. Every other command runs up to where the long work begins: its options are parsed, its recipe, study,
-model and run are found, and `LONG` says what it then calls. A block that is not run says why in the line before it:
-`<!-- not run: it needs root -->`.
+Wholly run are `list`, `show`, `compare`, `report`, the Python blocks, and training and evaluation of `quickstart`,
+smaller than the text says. Every other command runs up to where the long work begins: its options are parsed, its
+recipe, study, model and run are found, and `LONG` says what it then calls. A block that is not run says why in the line
+before it: `<!-- not run: it needs root -->`.
 """
 
 import re
 import shlex
+import shutil
 import sys
 
 import numpy as np
@@ -39,7 +40,7 @@ LONG = {
     "data": ("sparring.data.shrink_pictures",),
 }
 LAUNCHERS = ("torchrun", "srun")  # what follows their own options is a command of ours
-WHOLE = ("list", "show", "compare")
+WHOLE = ("list", "show", "compare", "report")
 MARK = re.compile(r"<!-- not run: \S.+ -->\n\Z")
 
 
@@ -77,6 +78,8 @@ def whole(tmp_path_factory):
         made = RunFolder(folder / "runs" / name)
         made.begin(find(name if name in entries() else "quickstart")().plain())
         made.write_flags("best", EvaluationResult(robust, y, tuple("0123456789")))
+    (folder / "results" / "tricks-cpu").mkdir(parents=True)
+    shutil.copy(ROOT / "results" / "tricks-cpu" / "study.json", folder / "results" / "tricks-cpu")
     return folder
 
 

@@ -126,7 +126,7 @@ def test_a_state_keeps_a_few_images_of_each_part_and_all_if_the_result_holds_the
     broken = int((shown.robust["clean"] & ~shown.robust["fgsm"]).sum())
     (path,) = tmp_path.glob("*.npz")
     with np.load(path) as held:
-        assert len(held["images"]) == 8 < held["broken"].sum() == broken
+        assert len(held["images"]) == 24 < held["broken"].sum() == broken
     whole = evaluate(net, data, attack, **given, keep_images=True)
     fresh = evaluate(net, data, attack, backend=OriginalModel(), keep_images=True)
     assert np.array_equal(whole.adversarial["fgsm"], fresh.adversarial["fgsm"])

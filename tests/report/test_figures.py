@@ -9,6 +9,7 @@ from PIL import Image
 
 from sparring.records.results import EvaluationResult, Examples
 from sparring.report.figures import plot_adversarial_examples, plot_learning_curve, plot_robustness_curve
+from sparring.report.studies import plot_study
 
 ROWS = [
     {"step": 10, "epoch": 0.5, "lr": 0.1, "terms": {"ce_clean": 2.0, "kl": 0.1}},
@@ -100,3 +101,32 @@ def test_a_curve_of_a_model_that_is_always_wrong_is_drawn_too(tmp_path):
     found = EvaluationResult({"clean": np.zeros(3, dtype=bool)}, np.zeros(3, dtype=int), ("a",), distance=np.zeros(3))
     plot_robustness_curve({"best": found}, "L2", {}, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 3000
+
+
+def study_figure(count, tmp_path, monkeypatch):
+    """The figure of a study with `count` trainings, before it is written."""
+    drawn = []
+    monkeypatch.setattr("sparring.report.studies.save", lambda figure, path: drawn.append(figure))
+    rows = [(f"training {k}", {"clean": (0.8, 0.7, 0.9), "worst": (0.4 + k / 100, 0.3, 0.5)}) for k in range(count)]
+    curves = {name: (np.array([0.1, 0.2]), np.array([0.3, 0.4])) for name, _ in rows}
+    plot_study(rows, curves, "a study", tmp_path / "a.svg")
+    return drawn[0]
+
+
+def coloured(axes):
+    """The lines of a frame that are not grey context."""
+    return [line for line in axes.get_lines() if line.get_color() != "0.85"]
+
+
+def test_seven_curves_share_a_frame_with_their_names_at_their_ends(tmp_path, monkeypatch):
+    figure = study_figure(7, tmp_path, monkeypatch)
+    frame = figure.axes[-1]
+    assert len(coloured(frame)) == 7 == len({line.get_color() for line in coloured(frame)})
+    assert [text.get_text() for text in frame.texts] == [f"training {k}" for k in range(7)]
+
+
+def test_more_curves_have_a_frame_each(tmp_path, monkeypatch):
+    figure = study_figure(8, tmp_path, monkeypatch)
+    frames = [axes for axes in figure.axes[1:] if axes.get_visible()]
+    assert len(frames) == 8 and all(len(coloured(axes)) == 1 for axes in frames)
+    assert [axes.get_title(loc="left") for axes in frames] == [f"training {k}" for k in range(8)]

@@ -24,6 +24,7 @@ commands:
   audit TARGET                   is the robustness real, or are gradients masked?
   analyze RUN KIND               analyse a trained model: loss landscape, memorization, features
   compare A B                    paired comparison of two evaluations of the same images
+  report TARGET ...              a page to look at: a run, a study, or several evaluations compared
   study NAME                     re-examine the claims of a paper
   data shrink FOLDER             make pictures small once, so that training decodes less
   bench                          measure how fast this machine attacks and trains
@@ -45,6 +46,7 @@ _COMMANDS = {
     "analyze": "analyze:analyze",
     "audit": "audit:audit",
     "compare": "evaluate:compare",
+    "report": "report:report",
     "study": "study:study",
     "data": "data:data",
     "bench": "bench:bench",
@@ -55,8 +57,8 @@ _COMMANDS = {
 def main() -> None:
     """The entry point of the command.
 
-    Exit codes: 0 done, 1 an audit that failed or files that are no pictures, 2 a mistake that the message explains, 130
-    interrupted.
+    Exit codes: 0 done, 1 an audit that failed, an accuracy below its bound or files that are no pictures, 2 a mistake
+    that the message explains, 130 interrupted.
     """
     sys.exit(run(sys.argv[1:]))
 

@@ -19,7 +19,8 @@ usage: sparring audit TARGET [--threat THREAT] [--examples N] [--surrogate RUN_O
 
 Checks for signs that robustness comes from masked gradients. Each check reports its figure, threshold and source, a
 verdict, and what to do next. TARGET is as for `sparring evaluate`: a run folder (its best weights), a file of weights,
-or module:function with --data. Exit status: 0 if no check fails, 1 if one does, 2 for a mistake in the command.
+or module:function with --data. The findings on a run are written to its audit.json. Exit status: 0 if no check fails, 1
+if one does, 2 for a mistake in the command.
 
   sparring audit runs/quickstart
   sparring audit mymodels:build --data npz:test.npz --threat linf:8/255"""
@@ -59,6 +60,7 @@ def audit(args: list[str]) -> int:
     target, rest = argument(args, "TARGET", _AUDIT)
     from ..acceleration import tune_process
     from ..records.results import passed
+    from ..records.run_folder import RunFolder
     from ..runs.environment import device_of
     from .flags import parse
 
@@ -82,8 +84,11 @@ def audit(args: list[str]) -> int:
         seed=options.seed,
         on_check=lambda name: None if options.json else say(f"checking {name}", sys.stderr),
     )
+    plain = {"target": target, "passed": passed(found), "checks": [finding.plain() for finding in found]}
+    if Path(target).is_dir():
+        RunFolder(target).write_audit({**plain, "threat": repr(threat), "examples": len(data), "seed": options.seed})
     if options.json:
-        print_json({"target": target, "passed": passed(found), "checks": [finding.plain() for finding in found]})
+        print_json(plain)
     else:
         from rich import print as rich_print
 

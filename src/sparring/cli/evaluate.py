@@ -86,6 +86,9 @@ class Options:
     file of its own in the folder, and may be evaluated on another machine."""
     merge: bool = False
     """Merge the results of all shards in the folder. Give the flags that the shards had."""
+    only: tuple[int, ...] = ()
+    """Evaluate only the examples with these numbers, with the random numbers that they have among all, and write
+    nothing. Of a run, its best weights or those of --weights."""
     overwrite: bool = False
     """Replace the results in the folder, even if they are on more images."""
     device: str = "auto"
@@ -125,6 +128,11 @@ def evaluate(args: list[str]) -> int:
     from . import console
 
     options, found, attacks, out = result
+    if out is not None and options.shard is None:
+        from ..report.write import write_report
+        from .report import base_recipe
+
+        write_report([Path(out)], base=base_recipe)
     if options.json:
         print_json({which: _plain(each) for which, each in found.items()})
         return 0
@@ -239,6 +247,7 @@ def _say_where(path: Path) -> None:
 
     run = RunFolder(path)
     say(f"run folder: {path}")
+    say(f"report: {run.report}")
     for picture in (run.adversarial_examples, run.robustness_curve, run.hardest_examples):
         if picture.exists():
             say(f"picture: {picture}")
@@ -255,7 +264,10 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
     from ..runs.load import evaluate_run, evaluate_weights
 
     options, recipe = chosen(path, args)
+    if options.only and path.is_dir():
+        path = RunFolder(path).weights("last" if options.weights == "last" else "best")
     _check_track(path, options)
+    _check_only(options)
     recipe = replace(recipe, evaluation=_with_more(recipe.evaluation, options))
     backend = AcceleratedCopy(options.precision, options.compile)
     common = {
@@ -275,8 +287,14 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
         found = evaluate_run(RunFolder(path), recipe, which=which, track=track, **common)  # type: ignore[arg-type]
     else:
         out = RunFolder(options.out) if options.out else None
-        found = {"weights": evaluate_weights(path, recipe, out=out, **common)}  # type: ignore[arg-type]
+        given = {**common, "only": options.only}
+        found = {"weights": evaluate_weights(path, recipe, out=out, **given)}  # type: ignore[arg-type]
     return options, found, recipe.evaluation.adversaries, str(path) if path.is_dir() else options.out
+
+
+def _check_only(options: Options) -> None:
+    if options.only and (options.shard is not None or options.merge):
+        raise UserError("--only chooses single examples, and --shard and --merge are about all: give it without them")
 
 
 def _check_track(path: Path, options: Options) -> None:
@@ -377,6 +395,7 @@ def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Fou
     options, _, _ = parse(ForeignEvaluation, None, {}, args, f"sparring evaluate {target}", what)
     check_options(options)
     _check_track(Path(target), options)
+    _check_only(options)
     recipe = find(options.recipe)() if options.recipe else None
     threat = _threat(options, recipe.evaluation if recipe else None)
     shard, device = shard_of_flags(options, options.out), device_of(options.device)
@@ -403,6 +422,7 @@ def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Fou
         backend=AcceleratedCopy(options.precision, options.compile),
         shard=shard,
         merge=options.merge,
+        only=options.only,
         on_progress=on_progress,  # type: ignore[arg-type]
     )
     return options, found, evaluation.adversaries, options.out

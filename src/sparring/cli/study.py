@@ -26,7 +26,7 @@ usage: sparring study NAME [--scale smoke|cpu|gpu] [--out DIR] [--workers N] [--
        sparring study NAME --slurm [local] [--slurm-option KEY=VALUE] [--out DIR] [--workers N]
 
 Re-examines the claims of a paper: trainings x seeds, all evaluated in the same way, and a verdict on each claim by a
-stated rule. Writes table.md, table.csv, figure.svg, figure.png, study.json and the results of every example to its
+stated rule. Writes report.html, table.md, table.csv, figures, study.json and the results of every example to its
 folder. A study that was interrupted is resumed; finished trainings are not repeated. The same command may be given any
 number of times at once, on all machines that see the folder: they share the trainings."""
 
@@ -121,7 +121,7 @@ def _run(name: str, options: _Options, args: list[str]) -> int:
         return 0
     for verdict in findings.verdicts:
         say(_sentence(verdict))
-    say(f"{folder / 'table.md'}, {folder / 'figure.svg'}")
+    say(f"{folder / 'table.md'}, {folder / 'report.html'}")
     return 0
 
 

@@ -25,6 +25,7 @@ from ..records.notes import LOST_UNDER, lost_notes, square_notes
 from ..records.results import Array, EvaluationResult, Examples
 from .adversaries import Adversary, checked_index
 from .examples import EvaluationData, check_source, shard_of
+from .gallery import gallery_of
 from .journal import PartStore, fingerprint
 from .minimum_norm import MinimumNorm
 from .named import adversaries_of, within_of
@@ -152,7 +153,10 @@ def evaluate(
             books = {chain.name: (chain, run.through(chain)) for chain in chains}
             right = {name: _right(setting, other) for name, other in corrupted.items()}
             flat = flat_gradients(model, *setting.batch(slice(batch_size))) if chains else []
-    found = replace(_assembled(setting, clean, books), settings=settings, shard=part, corrupted=right)
+        found = _assembled(setting, clean, books)
+        seconds = {stage: each for stage, each in run.seconds.items() if not math.isnan(each)}
+        found = replace(found, settings=settings, shard=part, passes=_passes(books), seconds=seconds, corrupted=right)
+        found = replace(found, gallery=gallery_of(setting, found, books))
     lost = [*lost_notes(found), *_lost_at_smallest_norms(books, clean)]
     for note in (*lost, *oddities):
         warnings.warn(note, stacklevel=2)
@@ -268,6 +272,7 @@ def _assembled(setting: EvaluationContext, clean: Verdict, books: Books) -> Eval
     data = setting.data
     robust, margin = {"clean": clean.right.numpy()}, {"clean": clean.margin.float().numpy()}
     norm, images, distance, hardest, last = {}, {}, None, None, None
+    predicted = {"clean": clean.predicted.numpy()}
     for name, (chain, book) in books.items():
         if chain.nearest is not None:
             distance, hardest = _distances(chain.nearest, book, books), _shown(book, data, clean)
@@ -277,6 +282,7 @@ def _assembled(setting: EvaluationContext, clean: Verdict, books: Books) -> Eval
             robust[row] = book.robust(stage).numpy()
         robust[name] = book.robust().numpy()
         margin[name], norm[name] = book.margin.numpy(), book.norm.numpy()
+        predicted[name] = book.predicted.numpy()
         if setting.keep_images:
             images[name] = _with_clean(book, data, setting.batch_size)
     return EvaluationResult(
@@ -291,6 +297,7 @@ def _assembled(setting: EvaluationContext, clean: Verdict, books: Books) -> Eval
         about={name: repr(_measured(chain)) for name, (chain, _) in books.items()},
         examples=None if last is None else _shown(last, data, clean),
         hardest=hardest,
+        predicted=predicted,
         image_hash=data.image_hash,
         calibration=dict(zip(_CALIBRATION, clean.calibration.numpy().T, strict=True)),
     )
@@ -302,6 +309,12 @@ _CALIBRATION = ("confidence", "nll", "brier")
 def _measured(chain: AttackPlan) -> Threat | None:
     """Return the set that all points are in, or in whose norm smallest distances are measured."""
     return chain.threat() if chain.nearest is None else chain.nearest.threat
+
+
+def _passes(books: Books) -> dict[str, float]:
+    """Passes of each stage of the adversaries whose stages all state them."""
+    known = [chain for chain, _ in books.values() if chain.known]
+    return {stage: cost for chain in known for stage, cost in zip(chain.stages, chain.costs, strict=True)}
 
 
 def _distances(nearest: MinimumNorm, book: AttackRecord, books: Books) -> Array:

@@ -33,7 +33,7 @@ class Part(NamedTuple):
     """The results of one batch under one stage.
 
     `rows`, `broken`, `margin`, `norm` and `predicted` are `[B]`; `images` are the adversarial images of all broken
-    examples, or of the first `PICTURES` of them.
+    examples, or of the first few of them.
     """
 
     rows: Array
@@ -150,11 +150,8 @@ def _part(content: bytes, images: tuple[int, ...]) -> Part:
     if (part.rows < 0).any() or (part.rows >= (images or (math.inf,))[0]).any():
         raise ValueError("its rows are out of range")
     broken = int(part.broken.sum())
-    if (
-        part.images.dtype != np.float32
-        or part.images.ndim != 4
-        or len(part.images) not in (broken, min(broken, PICTURES))
-    ):
+    few = min(broken, PICTURES)
+    if part.images.dtype != np.float32 or part.images.ndim != 4 or not few <= len(part.images) <= broken:
         raise ValueError("its images do not fit its broken examples")
     if images[1:] and part.images.shape[1:] != images[1:]:
         raise ValueError(f"its images are {part.images.shape[1:]}, the evaluated images are {images[1:]}")

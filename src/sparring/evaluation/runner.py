@@ -15,6 +15,7 @@ from ..attacks.threats import Linf
 from ..core.errors import UserError
 from ..core.rng import PerExample, Rng, mixed_seed
 from ..core.types import AttackBackend, SearchCall, Threat, pixels, recordable
+from ..records.gallery import gallery_size
 from ..records.results import PICTURES, Array
 from .adversaries import (
     Adversary,
@@ -151,7 +152,7 @@ class AttackRecord:
     """The results of each example under one adversary; all tensors are `[N]`, on the CPU.
 
     `images` are the adversarial images of broken examples by their rows: all of them with `all_images`, else a few to
-    be shown: the first, or with `hardest` those with the smallest norms.
+    be shown: the first of each stage, or with `hardest` those with the smallest norms.
     """
 
     broken_by: Tensor
@@ -184,7 +185,14 @@ class AttackRecord:
         self.predicted[lost] = torch.from_numpy(part.predicted)[broken]
         self.images.update(zip(lost.tolist(), torch.from_numpy(part.images), strict=False))
         if not self.all_images:
-            self.images = {row: self.images[row] for row in self.shown()}
+            self.images = {row: self.images[row] for row in (self.shown() if self.hardest else self.of_each_stage())}
+
+    def of_each_stage(self) -> list[int]:
+        """The rows of the first images of each stage."""
+        found: dict[int, list[int]] = {}
+        for row in sorted(self.images):
+            found.setdefault(int(self.broken_by[row]), []).append(row)
+        return [row for rows in found.values() for row in rows[: gallery_size(self.images[rows[0]].shape)]]
 
     def shown(self) -> list[int]:
         """The rows of the images to be shown."""
@@ -301,6 +309,8 @@ class Run:
     done: float = 0.0
     started: float = field(default_factory=time.monotonic)
     notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """How long each stage ran; NaN if a part of its results was there before."""
 
     def through(self, chain: AttackPlan) -> AttackRecord:
         """Run one adversary on all examples, each stage on those that are still robust.
@@ -336,14 +346,14 @@ class Run:
     def _stage(self, chain: AttackPlan, stage: int, book: AttackRecord, todo: Tensor, where: str = "") -> None:
         """Run one stage on the rows `todo`: on a copy of the model or, if `where` is given, on the model itself."""
         cost, setting = chain.costs[stage - 1], self.setting
-        name, adversary = list(chain.stages.items())[stage - 1]
-        name, count = name + where, len(todo)
+        stage_name, adversary = list(chain.stages.items())[stage - 1]
+        name, count, began = stage_name + where, len(todo), time.monotonic()
         for part in filter(book.holds, setting.journal.parts(name)) if setting.journal is not None else ():
             book.enter(stage, part)
             todo = todo[~torch.isin(todo, torch.from_numpy(part.rows))]
         expected = 0 if where else int(self.clean.right.sum())  # examples of this stage in `work`
         self.work += cost * (len(todo) - expected)
-        done, seed = count - len(todo), mixed_seed(setting.seed, stage)
+        done, seed, resumed = count - len(todo), mixed_seed(setting.seed, stage), len(todo) < count
         adversary, size = setting.divided(adversary)
         for rows in todo.split(size) if len(todo) else ():
             part = self._attacked(name, adversary, rows, seed, book, on_model=bool(where))
@@ -354,6 +364,8 @@ class Run:
             self._notify(chain.name, name, done, count, book)
         self._notify(chain.name, name, count, count, book, stage_done=True)
         setting.unaltered.check()
+        ran = math.nan if resumed else time.monotonic() - began
+        self.seconds[stage_name] = self.seconds.get(stage_name, 0.0) + ran
 
     def _attacked(
         self, name: str, adversary: Adversary, rows: Tensor, seed: int, book: AttackRecord, on_model: bool
@@ -399,7 +411,8 @@ def _part(facts: Sequence[Tensor], z: Tensor, book: AttackRecord) -> Part:
         order = norm.argsort(stable=True)
         rows, broken, margin, norm, predicted = (fact[order] for fact in (rows, broken, margin, norm, predicted))
         z = z[order.to(z.device)]
-    shown = _rows(broken) if book.all_images else _rows(broken)[:PICTURES]
+    few = PICTURES if book.hardest else gallery_size(z.shape[1:])
+    shown = _rows(broken) if book.all_images else _rows(broken)[:few]
     images = z[shown.to(z.device)].float().contiguous()
     return Part(*(tensor.cpu().numpy() for tensor in (rows, broken, margin, norm, predicted, images)))
 

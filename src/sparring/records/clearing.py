@@ -34,11 +34,12 @@ STATE: Tree = {
 _CHECKPOINT: Tree = {r"weights\.safetensors|state\.pt|checksums\.json": None}
 
 RUN: Tree = {
-    r"(environment|status|search|guard|profile|evaluation|certification|tracking)\.json": None,
+    r"(environment|status|search|guard|profile|evaluation|certification|tracking|audit)\.json": None,
     r"metrics\.jsonl|profile\.txt|training\.npz": None,
     r"(best|last)\.safetensors": None,
     rf"(evaluation|certification)-(best|last)({SHARD})?\.npz": None,
     rf"analysis-({'|'.join((*ANALYSES, *OF_STUDIES))})\.(json|npz|png)|analysis-inversion-features\.png": None,
+    r"report\.html|model-card\.md": None,
     r"(learning-curve|adversarial-examples|hardest-examples|robustness-curve|certified-accuracy)\.png": None,
     r"checkpoints": {rf"{STEP}|\.{STEP}\.old|\.writing": _CHECKPOINT},
     r"memory": {r"step-\d{8}\.npz": None},

@@ -1,6 +1,6 @@
 """Results on parts of the examples become the result on all of them. Needs no torch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Protocol
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from ..core.errors import UserError
 from ..core.serialization import differences
+from .gallery import Gallery, chosen, gallery_size
 from .notes import counted_notes
 from .results import PICTURES, Array, EvaluationResult, Examples, Shard
 
@@ -70,12 +71,35 @@ def merge_evaluations(parts: Iterable[EvaluationResult]) -> EvaluationResult:
         about=first.about,
         examples=_shown([part.examples for part in parts], "index"),
         hardest=_shown([part.hardest for part in parts], "index", "norm"),
+        predicted=group("predicted"),
+        passes=first.passes,
+        seconds=_sums([part.seconds for part in parts]),
         image_hash=joined([part.image_hash for part in parts]),
         settings=first.settings,
         calibration=group("calibration"),
         corrupted=group("corrupted"),
     )
-    return replace(whole, notes=(*counted_notes(whole), *_notes(parts)))
+    return replace(whole, notes=(*counted_notes(whole), *_notes(parts)), gallery=_gallery(parts, whole))
+
+
+def _sums(seconds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """How long each stage ran in all parts, where all parts say so."""
+    known = [name for name in seconds[0] if all(name in each for each in seconds)]
+    return {name: sum(each[name] for each in seconds) for name in known}
+
+
+def _gallery(parts: Sequence[EvaluationResult], whole: EvaluationResult) -> Gallery | None:
+    """Return a gallery of the images in those of the parts."""
+    galleries = [(part.index, part.gallery) for part in parts if part.gallery is not None and part.index is not None]
+    if len(galleries) < len(parts) or whole.index is None:
+        return None
+    held = [replace(each, row=np.searchsorted(whole.index, index[each.row])) for index, each in galleries]
+    joined = {each.name: np.concatenate([getattr(one, each.name) for one in held]) for each in fields(Gallery)[1:]}
+    name, row = galleries[0][1].adversary, joined["row"]
+    kept = chosen(row, whole.broken_by(name), whole.margin[name], gallery_size(joined["clean"].shape[1:]))
+    places = {each: place for place, each in enumerate(row.tolist())}
+    order = [places[each] for each in kept.tolist()]
+    return Gallery(name, **{key: values[order] for key, values in joined.items()})
 
 
 def _check_alike(first: EvaluationResult, other: EvaluationResult) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..core.errors import UserError, nearest
+from .gallery import Gallery
 
 Array = np.ndarray[Any, Any]
 Z = 1.959963984540054  # 95 % of a normal distribution lie within Z standard deviations of the mean
@@ -199,6 +200,11 @@ class EvaluationResult:
         about: The threat of each adversary under its name; for smallest distances, the one in whose norm they are.
         examples: Images of the first few examples that the last adversary broke.
         hardest: Images of the examples with the smallest distances, if minimum-norm attacks were run.
+        predicted: The class predicted for the clean image and, where an adversary broke the example, for its
+            adversarial image, `[N]`; -1 where the logits are not finite.
+        passes: The most passes of one example under each stage, in forward passes of the model.
+        seconds: How long each stage ran, on all examples together.
+        gallery: A few examples with their images, under the last adversary.
         image_hash: A hash of each image with its label, `[N]` (int64), which identifies it in other results.
         settings: What the verdicts depend on besides the images: a fingerprint of the model, the adversaries, the seed,
             and what the attacks ran on.
@@ -222,6 +228,10 @@ class EvaluationResult:
     about: Mapping[str, str] = field(default_factory=dict)
     examples: Examples | None = None
     hardest: Examples | None = None
+    predicted: Mapping[str, Array] = field(default_factory=dict)
+    passes: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    gallery: Gallery | None = None
     image_hash: Array | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     shard: Shard | None = None
@@ -308,8 +318,10 @@ class EvaluationResult:
         }
         for group in _GROUPS:
             held |= {f"{group}/{name}": values for name, values in getattr(self, group).items()}
-        for group in _TEXTS:
-            held |= {f"{group}/{name}": np.array(text) for name, text in getattr(self, group).items()}
+        for group in (*_TEXTS, *_NUMBERS):
+            held |= {f"{group}/{name}": np.array(each) for name, each in getattr(self, group).items()}
+        if self.gallery is not None:
+            held |= {f"gallery/{name}": each for name, each in self.gallery.arrays().items()}
         more = {"index": self.index, "distance": self.distance, "image_hash": self.image_hash}
         more |= {"shard": None if self.shard is None else np.array(self.shard)}
         for group in _SHOWN if pictures else ():
@@ -322,9 +334,11 @@ class EvaluationResult:
         """The result that `arrays` turned into arrays."""
         found: dict[str, Any] = {
             group: {name.removeprefix(group + "/"): v for name, v in held.items() if name.startswith(group + "/")}
-            for group in (*_GROUPS, *_TEXTS, *_SHOWN)
+            for group in (*_GROUPS, *_TEXTS, *_NUMBERS, *_SHOWN, "gallery")
         }
         found |= {group: {name: str(text) for name, text in found[group].items()} for group in _TEXTS}
+        found |= {group: {name: float(each) for name, each in found[group].items()} for group in _NUMBERS}
+        found["gallery"] = Gallery.from_arrays(found["gallery"]) if found["gallery"] else None
         found |= {group: Examples(**found[group]) if found[group] else None for group in _SHOWN}
         found |= {name: tuple(str(part) for part in held[name]) for name in ("classes", "notes")}
         found |= {name: held.get(name) for name in ("index", "distance", "image_hash")}
@@ -332,8 +346,9 @@ class EvaluationResult:
         return cls(label=held["label"], **found)
 
 
-_GROUPS = ("robust", "margin", "norm", "adversarial", "calibration", "corrupted")
+_GROUPS = ("robust", "margin", "norm", "adversarial", "calibration", "corrupted", "predicted")
 _TEXTS = ("about", "settings")
+_NUMBERS = ("passes", "seconds")
 _SHOWN = ("examples", "hardest")
 
 

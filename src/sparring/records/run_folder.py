@@ -17,9 +17,10 @@ from ..core.errors import UserError
 from ..core.reading import REMEDY, Array, check_arrays, conform, open_file, parse_json, read_arrays, read_json, reading
 from ..core.writing import replacing, write_bytes, write_json
 from .clearing import RUN, SHARD, STATE, STEP, deletable, delete, settled
+from .gallery import Gallery
 from .locking import locked
 from .results import EvaluationResult, Memory, Shard
-from .schemas import Begun, Counted, Events, Row, Sessions, Status
+from .schemas import Audited, Begun, Counted, Events, Row, Sessions, Status
 
 P = ParamSpec("P")
 
@@ -59,12 +60,15 @@ class RunFolder:
         self._search = self.path / "search.json"
         self._guard = self.path / "guard.json"
         self._evaluation = self.path / "evaluation.json"
+        self._audit = self.path / "audit.json"
         self._training = self.path / "training.npz"
         self._tracking = self.path / "tracking.json"
         self.learning_curve = self.path / "learning-curve.png"
         self.adversarial_examples = self.path / "adversarial-examples.png"
         self.hardest_examples = self.path / "hardest-examples.png"
         self.robustness_curve = self.path / "robustness-curve.png"
+        self.report = self.path / "report.html"
+        self.model_card = self.path / "model-card.md"
 
     def __repr__(self) -> str:
         """Return what came out of the training, in a line."""
@@ -204,6 +208,10 @@ class RunFolder:
         before = self.sessions() if self._environment.exists() else []
         write_json(self._environment, {"sessions": [*before, dict(session)]})
 
+    def has_sessions(self) -> bool:
+        """Return True if a training was started here."""
+        return self._environment.exists()
+
     def sessions(self) -> list[dict[str, Any]]:
         """The starts and resumptions of the run."""
         return list(read_json(self._environment, hint=Sessions)["sessions"])
@@ -316,6 +324,10 @@ class RunFolder:
         """Return True if the best and the last weights were evaluated."""
         return self._evaluation.exists() and all(self.flags(which).exists() for which in ("best", "last"))
 
+    def has_evaluation(self) -> bool:
+        """Return True if there is an evaluation."""
+        return self._evaluation.exists()
+
     def evaluated_images(self) -> int:
         """Number of images of the evaluation in the folder; 0 if there is no evaluation."""
         if not self._evaluation.exists():
@@ -334,6 +346,15 @@ class RunFolder:
     def evaluation(self) -> dict[str, Any]:
         """The accuracies of the evaluations."""
         return read_json(self._evaluation)
+
+    @_writes
+    def write_audit(self, audit: Mapping[str, Any]) -> None:
+        """Write the findings of an audit, as `sparring audit --json` prints them."""
+        write_json(self._audit, audit)
+
+    def audit(self) -> dict[str, Any] | None:
+        """The findings of the last audit; None if there was none."""
+        return read_json(self._audit, "audit again", Audited) if self._audit.exists() else None
 
 
 _LARGEST = 65504.0  # the largest number in half precision
@@ -381,6 +402,7 @@ _EVALUATED = {
     "norm": "f",
     "calibration": "f",
     "corrupted": "b",
+    "predicted": "i",
 }
 
 
@@ -398,4 +420,19 @@ def read_evaluated(path: Path) -> EvaluationResult:
         for shown in (found.examples, found.hardest):
             if shown is not None and len({len(getattr(shown, each.name)) for each in fields(shown)}) > 1:
                 raise ValueError("it has fewer or more images to be shown than facts about them")
+        if found.gallery is not None:
+            _check_gallery(found.gallery, found)
         return found
+
+
+def _check_gallery(gallery: Gallery, found: EvaluationResult) -> None:
+    """Raise `ValueError` for a gallery that does not belong to the result, or whose images are none."""
+    arrays = {name: each for name, each in gallery.arrays().items() if name != "adversary"}
+    shapes = {arrays[name].shape for name in ("clean", "adversarial")}
+    if len({each.shape[:1] for each in arrays.values()}) > 1 or len(shapes) > 1 or arrays["clean"].ndim != 4:
+        raise ValueError("the images of its gallery have other shapes than the facts about them")
+    if any(each.dtype.kind != ("i" if name == "row" else "f") for name, each in arrays.items()):
+        raise ValueError("the gallery holds numbers of another kind")
+    row = gallery.row
+    if gallery.adversary not in found.robust or ((row < 0) | (row >= len(found.label))).any():
+        raise ValueError("its gallery is of other examples")

@@ -1,6 +1,6 @@
 """The fields of a run's files that are checked when they are read; the files may hold more. Needs no torch."""
 
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 
 class HeldOut(TypedDict):
@@ -87,6 +87,26 @@ class Events(TypedDict):
     """All events of the guard."""
 
     events: list[Event]
+
+
+class Check(TypedDict):
+    """The fields of a check of an audit."""
+
+    name: str
+    figure: float | None
+    meaning: str
+    verdict: Literal["pass", "warn", "fail", "skip"]
+    threshold: str
+    advice: str
+
+
+class Audited(TypedDict):
+    """The checked fields of an audit."""
+
+    passed: bool
+    checks: list[Check]
+    threat: NotRequired[str]
+    examples: NotRequired[int]
 
 
 class About(TypedDict):

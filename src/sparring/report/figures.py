@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A6200", "#56B4E9", "#565D68")
+"""Seven colours that all readers tell apart, after Okabe and Ito; a frame has at most as many series."""
+
+
 def plot_learning_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Plot loss terms and held-out accuracy, clean and robust, over the epochs. Without rows, no file is written."""
     steps = [row for row in rows if "terms" in row]
@@ -148,6 +152,7 @@ def new_figure(width: float, height: float, *, constrained: bool = True) -> "Fig
 
     figure = Figure(figsize=(width, height), layout="constrained" if constrained else None)
     FigureCanvasAgg(figure)  # instead of pyplot, which needs a window system and global state
+    figure.add_axobserver(lambda changed: changed.axes[-1].set_prop_cycle(color=PALETTE))
     return figure
 
 

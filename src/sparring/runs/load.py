@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.errors import UserError
 from ..core.reading import reading
@@ -163,6 +163,7 @@ def evaluate_weights(
     backend: AttackBackend | None = None,
     shard: tuple[int, int] | None = None,
     merge: bool = False,
+    only: Sequence[int] = (),
     on_progress: OnProgress = lambda which, news: None,
 ) -> EvaluationResult:
     """Evaluates a file of weights on the test set of a recipe.
@@ -178,6 +179,8 @@ def evaluate_weights(
         shard: Part of the examples to evaluate, as (2, 8) for the second of eight. Its results go to a file of their
             own, and `merge` makes one result of all. Machines that share the folder may each evaluate a part.
         merge: Merge the results of all parts that were evaluated, with the same arguments, instead of evaluating.
+        only: Numbers of the examples to evaluate, without `out`; none for all. Their random numbers are those that they
+            have among all.
         on_progress: Called with the name "weights" and the state of the evaluation.
 
     Returns:
@@ -202,6 +205,7 @@ def evaluate_weights(
         backend=backend,
         shard=shard,
         merge=merge,
+        only=only,
         on_progress=on_progress,
     )["weights"]
 
@@ -219,6 +223,7 @@ def evaluate_models(
     backend: AttackBackend | None = None,
     shard: tuple[int, int] | None = None,
     merge: bool = False,
+    only: Sequence[int] = (),
     on_progress: OnProgress = lambda which, news: None,
 ) -> dict[str, EvaluationResult]:
     """Evaluates models, loading them one after the other, and writes the results to a folder.
@@ -238,6 +243,8 @@ def evaluate_models(
         shard: Part of the examples to evaluate, as (2, 8) for the second of eight. Its results go to a file of their
             own, and `merge` makes one result of all. Machines that share the folder may each evaluate a part.
         merge: Merge the results of all parts that were evaluated, with the same arguments, instead of evaluating.
+        only: Numbers of the examples to evaluate, without `out`; none for all. Their random numbers are those that they
+            have among all.
         on_progress: Called with the name of the model and the state of its evaluation.
 
     Returns:
@@ -251,7 +258,7 @@ def evaluate_models(
         if out is not None:
             admit(out, test, evaluation, overwrite)
         given: dict[str, Any] = {"keep_images": keep_images, "backend": backend, "on_progress": on_progress}
-        given |= {"shard": shard, "merge": merge}
+        given |= {"shard": shard, "merge": merge, "only": only}
         return _evaluated(loaders, test, evaluation, out, seed=seed, how=how or {}, **given)
 
 
@@ -268,8 +275,9 @@ def _evaluated(
     shard: tuple[int, int] | None,
     merge: bool,
     on_progress: OnProgress,
+    only: Sequence[int] = (),
 ) -> dict[str, EvaluationResult]:
-    subset = first_examples(test, evaluation.examples)
+    subset, index = _chosen(first_examples(test, evaluation.examples), only, out)
     if merge:
         if out is None or shard is not None:
             raise UserError("merge reads the results of all shards from a folder: give out, and no shard")
@@ -286,6 +294,7 @@ def _evaluated(
                 evaluation.adversaries,
                 batch_size=evaluation.batch_size,
                 seed=seed,
+                index=index,
                 shard=shard,
                 keep_images=keep_images,
                 corrupted=corrupted,
@@ -297,7 +306,7 @@ def _evaluated(
         if out is not None and part is not None:
             write_shard(out, which, found[which], how)
     if out is not None and part is None:
-        write_results(out, found, subset.classes, evaluation, how)
+        write_results(out, found, subset, evaluation, how)
     return found
 
 
@@ -350,6 +359,21 @@ def model_on(test: LabelledData, path: Path, recipe: Recipe) -> nn.Module:
         The model.
     """
     return load_model(path, recipe).to(test.y.device)
+
+
+def _chosen(test: LabelledData, only: Sequence[int], out: RunFolder | None) -> tuple[LabelledData, Tensor | None]:
+    """Return the examples of some numbers, with these; all examples for no numbers."""
+    if not only:
+        return test, None
+    if out is not None:
+        raise UserError("results on single examples are not written to a folder: leave out --out")
+    strange = [number for number in only if not 0 <= number < len(test)]
+    if strange or len(set(only)) < len(only):
+        raise UserError(
+            f"the examples {', '.join(map(str, only))} cannot be chosen: give each once, from 0 to {len(test) - 1}"
+        )
+    index = torch.tensor(sorted(only))
+    return test.part(index.to(test.y.device)), index
 
 
 def test_images_of(recipe: Recipe, device: str) -> LabelledData:

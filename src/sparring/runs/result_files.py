@@ -19,6 +19,7 @@ from ..records.results import EvaluationResult
 from ..records.run_folder import RunFolder, sharded
 from ..records.summary import Summary
 from ..report.figures import plot_adversarial_examples, plot_robustness_curve
+from .environment import session
 from .recipe import Evaluation
 
 _HOW = "how"  # the setting in the file of a shard that will be recorded with the results
@@ -48,7 +49,7 @@ def merge_shards(
         except UserError as error:
             raise UserError(f"the shards of {each} in {out.path}: {error}") from error
         found[each] = replace(merged, settings={key: text for key, text in merged.settings.items() if key != _HOW})
-    write_results(out, found, subset.classes, evaluation, how)
+    write_results(out, found, subset, evaluation, how)
     for each in which:
         out.forget_shards(each)
     return found
@@ -69,7 +70,7 @@ def _check_how(out: RunFolder, part: EvaluationResult, how: Mapping[str, Any]) -
 def write_results(
     out: RunFolder,
     found: Mapping[str, EvaluationResult],
-    classes: tuple[str, ...],
+    test: LabelledData,
     evaluation: Evaluation,
     how: Mapping[str, Any],
 ) -> None:
@@ -83,13 +84,14 @@ def write_results(
     }
     notes = {which: list(each.notes) for which, each in found.items() if each.notes}
     search = {"search": first.settings["search"]}
-    out.write_evaluation({**plain, **({"notes": notes} if notes else {}), "how": {**how, **search}})
+    environment = {"environment": session(int(how.get("seed", 0)), test.y.device)}
+    out.write_evaluation({**plain, **({"notes": notes} if notes else {}), "how": {**how, **search}, **environment})
     for path in (out.adversarial_examples, out.hardest_examples, out.robustness_curve):
         path.unlink(missing_ok=True)
     if first.examples is not None:
-        plot_adversarial_examples(first.examples, classes, out.adversarial_examples)
+        plot_adversarial_examples(first.examples, test.classes, out.adversarial_examples)
     if first.hardest is not None:
-        plot_adversarial_examples(first.hardest, classes, out.hardest_examples)
+        plot_adversarial_examples(first.hardest, test.classes, out.hardest_examples)
     nearest = next((each for each in evaluation.adversaries.values() if isinstance(each, MinimumNorm)), None)
     if nearest is not None:
         norm = type(nearest.threat)

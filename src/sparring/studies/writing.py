@@ -13,6 +13,7 @@ from ..core.writing import replacing, write_bytes, write_json
 from ..records.run_folder import RunFolder
 from ..records.statistics import Verdict
 from ..report.studies import plot_study
+from ..report.write import write_report
 from .findings import Findings, Row
 from .study import WEIGHTS, WORST, Study
 
@@ -22,7 +23,7 @@ Estimate = tuple[float, float, float]
 def write(
     findings: Findings, folder: Path, scale: str, environment: dict[str, Any], precision: dict[str, list[str]]
 ) -> None:
-    """Write `study.json`, `table.csv`, `table.md` with the verdicts, `figure.svg`, `figure.png` and `examples.npz`.
+    """Write `study.json`, `table.csv`, `table.md` with the verdicts, figures, `examples.npz` and `report.html`.
 
     `environment` describes where the trainings ran, from their run folders, and `precision` the precision of the
     attacks.
@@ -40,6 +41,7 @@ def write(
     ]
     for kind in ("svg", "png"):
         plot_study(rows, findings.curves, findings.study.title, folder / f"figure.{kind}")
+    write_report([folder])
 
 
 def precision_of(runs: Iterable[RunFolder]) -> dict[str, list[str]]:
@@ -82,6 +84,7 @@ def _plain(findings: Findings, scale: str) -> dict[str, Any]:
     }
     return {
         "study": study.name,
+        "title": study.title,
         "source": study.source,
         "scale": scale,
         "seeds": study.seeds,

@@ -1,0 +1,158 @@
+"""The panel that compares: several evaluations on the same images, or the arms of a study. Imports no torch."""
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from ..core.errors import UserError
+from ..core.reading import read_json
+from ..records.results import EvaluationResult, Z
+from .evaluated import Plain, accuracy, adversaries, curve
+from .provenance import environment
+from .subjects import STUDY, Subject
+
+POWER = 0.8416212335729143  # the quantile of a normal distribution at 80 %
+
+
+class Estimate(TypedDict):
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class _Judged(TypedDict):
+    claim: str
+    rule: str
+    value: float
+    low: float
+    high: float
+    outcome: str
+    unit: NotRequired[str | None]
+
+
+class _Arm(TypedDict):
+    passes_a_step: float
+    million_passes: float
+    accuracy: dict[str, dict[str, Estimate]]
+    difference: dict[str, dict[str, Estimate]]
+
+
+class _Curve(TypedDict):
+    passes: list[float]
+    held_out: list[float]
+
+
+class _Study(TypedDict):
+    study: str
+    source: str
+    scale: str
+    seeds: int
+    examples: int
+    baseline: str
+    arms: dict[str, _Arm]
+    verdicts: list[_Judged]
+    curves: dict[str, _Curve]
+    title: NotRequired[str]
+
+
+def compared(found: Sequence[Subject]) -> Plain | None:
+    """Compare the evaluations that count of several subjects, or the weights of one; None if there is only one.
+
+    `main` is the strongest attack that all have, `best` the model with the highest accuracy under it, and `conclusions`
+    say which differences are real.
+    """
+    named = _named(found)
+    if len(named) < 2:
+        return None
+    common = [name for name in adversaries(named[0][1]) if all(name in each.robust for _, each in named)]
+    rows: list[Plain] = [
+        {"name": name, **{under: accuracy(each.table()[under]) for under in ("clean", *common)}} for name, each in named
+    ]
+    pairs = [_pair(a, b, ["clean", *common]) for a, b in combinations(named, 2)]
+    main = min(reversed(common), key=lambda name: sum(row[name]["correct"] for row in rows), default="clean")
+    return {
+        "attacks": ["clean", *common],
+        "main": main,
+        "best": max(rows, key=lambda row: row[main]["accuracy"])["name"],
+        "rows": rows,
+        "pairs": pairs,
+        "conclusions": [_conclusion(pair, main) for pair in pairs],
+        "curves": {name: curve(each) for name, each in named if each.distance is not None},
+        "differing": _differing(named, common),
+    }
+
+
+def _named(found: Sequence[Subject]) -> list[tuple[str, EvaluationResult]]:
+    if len(found) == 1:
+        alike: dict[str, tuple[str, EvaluationResult]] = {}
+        for name, each in found[0].evaluations.items():
+            alike.setdefault(each.settings.get("model", name), (name, each))  # the last weights may be the best
+        return list(alike.values())
+    return [(each.name, each.result) for each in found if each.result is not None]
+
+
+def _pair(a: tuple[str, EvaluationResult], b: tuple[str, EvaluationResult], names: Sequence[str]) -> Plain:
+    """The paired differences of two evaluations; without them, the reason why their images cannot be paired."""
+    try:
+        return {"first": a[0], "second": b[0], "by": {name: a[1].paired(b[1], name).plain() for name in names}}
+    except UserError as error:
+        return {"first": a[0], "second": b[0], "reason": str(error)}
+
+
+def _conclusion(pair: Plain, main: str) -> str:
+    """Which of two models is better under the strongest attack that both have, in a sentence."""
+    first, second = pair["first"], pair["second"]
+    if "reason" in pair:
+        return f"{first} and {second} cannot be paired: {pair['reason']}."
+    found = pair["by"][main]
+    low, high = 100 * found["low"], 100 * found["high"]
+    if low <= 0 <= high:
+        return (
+            f"{first} and {second} are not told apart: their difference is between {low:+.1f} and {high:+.1f} points."
+        )
+    better, worse = (first, second) if low > 0 else (second, first)
+    low, high = sorted(map(abs, (low, high)))
+    more = "accurate" if main == "clean" else "robust"
+    return f"{better} is more {more} than {worse}, by {low:.1f} to {high:.1f} points."
+
+
+def _differing(named: Sequence[tuple[str, EvaluationResult]], names: Sequence[str]) -> list[str]:
+    """The attacks that are called alike and differ in their threat."""
+    return [name for name in names if len({each.about.get(name) for _, each in named}) > 1]
+
+
+# -- studies
+
+
+def study(folder: Path) -> Plain:
+    """The results of a study, from its `study.json`."""
+    held: Any = read_json(folder / STUDY, "repeat the study", _Study)
+    return {
+        **{key: held.get(key) for key in ("study", "source", "scale", "seeds", "examples", "baseline", "numbers")},
+        "title": held.get("title") or held["study"],
+        "arms": {name: _arm(each) for name, each in held["arms"].items()},
+        "verdicts": [
+            {"unit": None, **each, "detectable": detectable(each["low"], each["high"])} for each in held["verdicts"]
+        ],
+        "curves": held["curves"],
+        "environment": environment(held.get("environment") or {}),
+        "precision": held.get("precision"),
+    }
+
+
+def _arm(arm: Plain) -> Plain:
+    return {key: arm[key] for key in ("passes_a_step", "million_passes", "accuracy", "difference")}
+
+
+def detectable(low: float, high: float) -> float | None:
+    """The effect that an experiment with such an interval finds in 80 % of repetitions, at a level of 5 %.
+
+    It is (z_0.975 + z_0.8) standard errors, where half the interval is taken for z_0.975 of them; with few seeds, whose
+    intervals are Student's, it is therefore somewhat too large.
+    """
+    half = (high - low) / 2
+    return half * (1 + POWER / Z) if math.isfinite(half) and half > 0 else None

@@ -1,0 +1,118 @@
+"""What a report says first: how robust the model is, and what that does not say. Imports no torch."""
+
+from collections import Counter
+from typing import Any
+
+from ..records.results import EvaluationResult
+from .evaluated import Plain, accuracy, adversaries, by_threat
+from .subjects import Subject
+from .wording import attack_name, threat_name, with_interval
+
+_ADAPTIVE = "AutoAttack"
+
+
+def verdict(subject: Subject, audit: Plain | None, how: Plain) -> Plain | None:
+    """The verdict on a model; None if it was not evaluated."""
+    result = subject.result
+    if result is None:
+        return None
+    table = result.table()
+    threats = [_under(result, text, names) for text, names in by_threat(result).items()]
+    return {
+        "clean": accuracy(table["clean"]),
+        "robust": min(threats, key=lambda each: each["accuracy"]["accuracy"], default=None),
+        "threats": threats,
+        "sentence": _sentence(result, threats, audit),
+        "weights": subject.weights,
+        "facts": _facts(subject, result, how),
+        "audit": None if audit is None else dict(Counter(check["verdict"] for check in audit["checks"])),
+        "notes": list(result.notes),
+        "silent": _silent(subject, result, audit),
+    }
+
+
+def _under(result: EvaluationResult, text: str, names: list[str]) -> Plain:
+    """The accuracy under the strongest adversary of a threat."""
+    table = result.table()
+    name = min(reversed(names), key=lambda each: table[each].correct)
+    described = attack_name(name, result.settings.get(f"adversary {name}", ""))
+    return {
+        "threat": threat_name(text) if text else "no bound",
+        "attack": name,
+        "described": described,
+        "accuracy": accuracy(table[name]),
+        "text": with_interval(table[name]),
+    }
+
+
+def _sentence(result: EvaluationResult, threats: list[Plain], audit: Plain | None) -> str:
+    parts = [f"{each['threat']}: {each['text']} under {each['described']}" for each in threats]
+    parts = parts or [f"clean: {with_interval(result.table()['clean'])}"]
+    parts.append(f"{len(result.label):,} images")
+    return f"{', '.join(parts)}; {audit_words(audit)}"
+
+
+def audit_words(audit: Plain | None) -> str:
+    """The outcome of an audit in a few words."""
+    if audit is None:
+        return "not audited"
+    counts = Counter(check["verdict"] for check in audit["checks"])
+    words = {"pass": "pass", "warn": "warning", "fail": "failed", "skip": "skipped"}
+    told = [
+        f"{counts[key]} {word}{'s' * (key == 'warn' and counts[key] > 1)}" for key, word in words.items() if counts[key]
+    ]
+    return f"audit {', '.join(told)}"
+
+
+_WEIGHTS = {"best": "best", "last": "last epoch", "weights": "the file of weights", "model": "a model of your own"}
+
+
+def _facts(subject: Subject, result: EvaluationResult, how: Plain) -> list[tuple[str, str]]:
+    """Name and value of what a reader has to know of the number."""
+    examples = _chosen(how, "evaluation", "examples")
+    count = f"{len(result.label):,}"
+    shard = "" if result.shard is None else f", part {result.shard} of the images"
+    found = [
+        ("weights", _WEIGHTS.get(subject.weights, subject.weights)),
+        ("chosen as", str(how.get("selected", ""))),
+        ("images", f"{count}{shard}"),
+        (
+            "split",
+            f"test, {'the first ' + f'{examples:,}' if examples else 'all of it'}" if "evaluation" in how else "",
+        ),
+        ("attacks ran on", str(result.settings.get("search", ""))),
+        ("verified in", "float32, on the model itself" if result.settings else ""),
+        ("seed", str(result.settings.get("seed", ""))),
+    ]
+    return [(name, value) for name, value in found if value]
+
+
+def _chosen(how: Plain, *path: str) -> Any:
+    value: Any = how
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _silent(subject: Subject, result: EvaluationResult, audit: Plain | None) -> list[str]:
+    """What the number does not say, in sentences."""
+    names, texts = adversaries(result), result.settings
+    said = []
+    if not names:
+        return ["Nothing attacked the model: clean accuracy says nothing about robustness."]
+    if not any(texts.get(f"adversary {name}", "").startswith(_ADAPTIVE) for name in names):
+        said.append("No ensemble of attacks was run: AutoAttack may find adversarial examples where these did not.")
+    if audit is None:
+        said.append("Nothing looked for masked gradients, which make weak models look robust to gradient attacks.")
+    elif not audit["passed"]:
+        said.append("The audit found signs of masked gradients: the true robust accuracy may be far lower.")
+    bounds = " and ".join(threat_name(text) for text in by_threat(result) if text)
+    if bounds:
+        said.append(
+            f"Nothing is said of perturbations outside {bounds}: other norms, larger ones, blur, noise, rotations."
+        )
+    said.append("Each number is an upper bound: an attack that was made for this model may break more images.")
+    said.append("The intervals are those of the images; another training of the same recipe gives another model.")
+    if subject.weights == "last":
+        said.append("These are the last weights, not those of the best epoch.")
+    return said
