@@ -8,7 +8,7 @@ _USAGE = """\
 usage: sparring doctor [--json]
 
 Says what this machine and this installation can do: versions, device, precision, threads, which data sets are here,
-which optional packages are missing and how to get them. Downloads nothing. Put what it prints into a report of a fault."""
+which optional packages are missing and how to get them. Downloads nothing. A report of a fault should begin with it."""
 
 
 def doctor(args: list[str]) -> int:

@@ -94,8 +94,12 @@ def resampled(
 class Claim:
     """A claim of a paper, with a number that has to be above `more_than` if the claim holds.
 
-    `sentence` is the claim, `rule` describes the number in words, `statistic` computes it from accuracies and other
-    numbers. A number that is no accuracy has a `unit`; the unit of an accuracy is points.
+    Args:
+        sentence: The claim.
+        rule: The number in words.
+        statistic: Function that computes the number from accuracies and other numbers of the trainings.
+        more_than: Bound that the number has to exceed.
+        unit: Unit of a number that is no accuracy; the unit of an accuracy is points.
     """
 
     sentence: str

@@ -117,14 +117,14 @@ def _remarks(facts: dict[str, Any]) -> list[str]:
     cases = (
         (
             device == "cpu" and shutil.which("nvidia-smi"),
-            f"nvidia-smi is here, but torch {torch_version} sees no GPU: install a build of torch for CUDA, or look at the "
-            "driver",
+            f"nvidia-smi is here, but torch {torch_version} sees no GPU: install a build of torch for CUDA, or look at "
+            "the driver",
         ),
         (not facts["bf16"], "the device has no instructions for bf16: attacks run in float32, which takes longer"),
         (
             threads["used"] < threads["cores"],
-            f"OMP_NUM_THREADS={threads['OMP_NUM_THREADS']} leaves {threads['cores']} cores to {threads['used']} threads: "
-            f"set it to {threads['cores']}, or unset it",
+            f"OMP_NUM_THREADS={threads['OMP_NUM_THREADS']} leaves {threads['cores']} cores to {threads['used']} threads"
+            f": set it to {threads['cores']}, or unset it",
         ),
         (
             device == "cpu" and facts["allocator"] != "kept",
