@@ -19,7 +19,9 @@ def pins():
 
 def test_every_requirement_is_pinned_to_its_lower_bound():
     found = pins()
-    extras = {name: extra for name, extra in PROJECT["optional-dependencies"].items() if name not in ("docs", "release")}
+    extras = {
+        name: extra for name, extra in PROJECT["optional-dependencies"].items() if name not in ("docs", "release")
+    }
     given = [*PROJECT["dependencies"], *(each for extra in extras.values() for each in extra)]
     wanted = [re.split(r"\W*>=\W*", each) for each in given if not each.startswith("sparring[")]
     assert found == dict(wanted)
