@@ -5,6 +5,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 LATEST := .venv-latest
 LOWEST := .venv-lowest
+DOCS   := .venv-docs
+RELEASE := .venv-release
 CASES  ?= 3000
 SEED   ?= 1
 FAST   := attacks/test_losses attacks/test_own_threat attacks/test_threats cli/test_console cli/test_flags core/test_gate \
@@ -13,7 +15,9 @@ FAST   := attacks/test_losses attacks/test_own_threat attacks/test_threats cli/t
           training/test_checkpoint training/test_optimizers test_lowest
 PIP    := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast fuzz mutants structure check format test-latest test-lowest clean
+EXTRA  := -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")'
+
+.PHONY: demo test test-fast fuzz mutants structure check format test-latest test-lowest docs dist sbom clean
 
 demo: $(VENV)/.run ## train a small robust classifier and evaluate it
 	$(BIN)/sparring train quickstart --out runs/demo --overwrite
@@ -60,6 +64,31 @@ test-lowest: ## the fast tests with every lower bound of pyproject.toml
 	$(LOWEST)/bin/python $(PIP) --no-deps --editable .
 	$(LOWEST)/bin/python -m pytest -o filterwarnings=default $(FAST:%=tests/%.py)
 
+# The reference is made from the source text, so the site needs neither torch nor the package.
+docs: ## the documentation site, in site/, checked: links, anchors of all public names, no warning, no network
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python $(EXTRA) docs > $(DOCS)/docs.txt
+	PIP_CONSTRAINT=constraints.txt $(DOCS)/bin/python $(PIP) --requirement $(DOCS)/docs.txt
+	$(DOCS)/bin/python tools/notebooks.py check
+	$(DOCS)/bin/python tools/documentation.py
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+	$(DOCS)/bin/python tools/documentation.py check
+
+dist: $(RELEASE)/.made ## the wheel and the source distribution, in dist/, checked
+	rm -rf dist
+	$(RELEASE)/bin/python -m build
+	$(RELEASE)/bin/twine check --strict dist/*
+
+sbom: $(RELEASE)/.made $(VENV)/.run ## the packages that an installation consists of, as CycloneDX, in dist/sparring.cdx.json
+	mkdir -p dist
+	$(RELEASE)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file dist/sparring.cdx.json $(BIN)/python
+
+$(RELEASE)/.made: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(RELEASE)
+	$(RELEASE)/bin/python $(EXTRA) release > $(RELEASE)/release.txt
+	PIP_CONSTRAINT=constraints.txt $(RELEASE)/bin/python $(PIP) --requirement $(RELEASE)/release.txt
+	touch $@
+
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; sys.exit("sparring needs Python 3.11 or newer, not " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
@@ -74,4 +103,4 @@ $(VENV)/.dev: $(VENV)/.run
 	touch $@
 
 clean: ## the environments and caches, not your runs
-	rm -rf $(VENV) $(LATEST) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(LATEST) $(LOWEST) $(DOCS) $(RELEASE) .site site dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

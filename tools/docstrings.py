@@ -2,7 +2,8 @@
 
     python tools/docstrings.py [PACKAGE ..]
 
-Public are the names in `__all__` of the packages below; of modules without it, what they define.
+Public are the names in `__all__` of the packages below; of modules without it, what they define; and single names of
+other modules.
 A docstring has one sentence first, then, in Google's style and
 as far as there is something to say, `Args` (the parameters, in order), `Returns` or `Yields`, `Raises`, `References`.
 Prints each fault and exits with 1 if there are any.
@@ -16,9 +17,16 @@ from collections.abc import Iterator
 from typing import Any
 
 PACKAGES = (
-    *("acceleration", "analysis", "attacks", "data", "evaluation", "models", "objectives", "records", "training"),
-    *("core.errors", "core.modes", "core.rng", "core.schedules", "core.serialization", "core.types"),
-    *("records.results", "runs.fit", "runs.load", "runs.recipe", "testing", "training.hooks"),
+    *("acceleration", "analysis", "attacks", "data", "evaluation", "models", "objectives", "recipes", "records"),
+    *("studies", "training", "core.errors", "core.modes", "core.rng", "core.schedules", "core.serialization"),
+    *("core.types", "records.results", "runs.doctor", "runs.fit", "runs.load", "runs.recipe", "testing"),
+    *("training.hooks", "bench"),
+)
+NAMES = (
+    *("attacks.gradients.value_and_grad", "core.foreign.trust", "data.looks.CentralSquare", "data.looks.RandomWindow"),
+    *("records.statistics.Claim", "runs.own.fit", "runs.own.recipe_for", "runs.trackers.Tracker"),
+    *("studies.running.run_study", "studies.study.Arm", "studies.study.JointMeasurement", "studies.study.Measurement"),
+    "studies.study.Study",
 )
 SECTIONS = ("Args", "Returns", "Yields", "Raises", "References", "Example")
 
@@ -31,6 +39,12 @@ def public(package: str) -> Iterator[tuple[str, Any]]:
         ours = hasattr(module, "__all__") or getattr(thing, "__module__", "") == module.__name__
         if ours and not name.startswith("_") and (inspect.isclass(thing) or inspect.isfunction(thing)):
             yield f"{thing.__module__}.{name}", thing
+
+
+def named(name: str) -> tuple[str, Any]:
+    """A public thing of a module whose other names are not public."""
+    module, _, last = name.rpartition(".")
+    return f"sparring.{name}", getattr(importlib.import_module(f"sparring.{module}"), last)
 
 
 def sections(doc: str) -> dict[str, str]:
@@ -76,14 +90,14 @@ def faults(thing: Any) -> Iterator[str]:
 def main(packages: list[str]) -> int:
     """Prints the faults of all packages, or of some; how many there are decides the exit status."""
     seen, count = set(), 0
-    for package in packages or PACKAGES:
-        for name, thing in public(package):
-            if id(thing) in seen:
-                continue
-            seen.add(id(thing))
-            for fault in faults(thing):
-                count += 1
-                print(f"{name} {fault}")
+    single = [] if packages else [named(name) for name in NAMES]
+    for name, thing in [*(each for package in packages or PACKAGES for each in public(package)), *single]:
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        for fault in faults(thing):
+            count += 1
+            print(f"{name} {fault}")
     print(f"{len(seen)} public names, {count} faults")
     return int(count > 0)
 

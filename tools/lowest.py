@@ -1,4 +1,4 @@
-"""Prints every lower bound of pyproject.toml as a pin, a line each, for `make test-lowest`."""
+"""Prints every lower bound of pyproject.toml as a pin, a line each, for `make test-lowest`; those of tools aside."""
 
 import re
 import sys
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+TOOLS = ("docs", "release")  # extras that build the site and the packages, in environments of their own
 BOUND = re.compile(r"([\w-]+) >= ([\w.]+)")
 
 
@@ -15,8 +16,8 @@ def pins(project: dict[str, Any]) -> Iterator[str]:
 
     Raises `ValueError` for one without a lower bound: there would be no lowest version to test.
     """
-    extras = project["optional-dependencies"]
-    for requirement in (*project["dependencies"], *(each for extra in extras.values() for each in extra)):
+    extras = [extra for name, extra in project["optional-dependencies"].items() if name not in TOOLS]
+    for requirement in (*project["dependencies"], *(each for extra in extras for each in extra)):
         if requirement.startswith(f"{project['name']}["):
             continue
         found = BOUND.fullmatch(requirement)

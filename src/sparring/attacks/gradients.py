@@ -26,6 +26,13 @@ def value_and_grad(loss: PerExampleLoss, z: Tensor) -> ValueAndGrad:
 
     A `Microbatched` loss is differentiated batch by batch and an `EOT` loss draw by draw, so that each needs the memory
     of one batch or draw only.
+
+    Args:
+        loss: Per-example loss.
+        z: Point `[B, ...]` at which it is differentiated.
+
+    Returns:
+        A named tuple: `value` `[B]`, `fooled` `[B]` or None, and `grad` `[B, ...]`.
     """
     return _answer(loss, z, judged=True)
 

@@ -29,9 +29,11 @@ commands:
   data shrink FOLDER             make pictures small once, so that training decodes less
   bench                          measure how fast this machine attacks and trains
   new method NAME                write a training method of your own to begin with
+  doctor                         what this machine and this installation can do, and what is missing
 
 A TARGET is a run folder, a file of weights, or module:function for a model of your own. Each command takes --help;
-those that report figures also take --json, and then print one JSON object on standard output.
+those that report figures also take --json, and then print one JSON object on standard output. `sparring --version`
+prints the version.
 
   sparring train quickstart
   sparring evaluate runs/quickstart --autoattack standard
@@ -51,6 +53,7 @@ _COMMANDS = {
     "data": "data:data",
     "bench": "bench:bench",
     "new": "new:new",
+    "doctor": "doctor:doctor",
 }
 
 

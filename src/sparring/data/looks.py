@@ -63,7 +63,13 @@ class Cut(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CentralSquare:
-    """The central square of a `share` of the shorter side, resized to `size` pixels, in evaluation and in training."""
+    """The central square of a `share` of the shorter side, resized to `size` pixels, in evaluation and in training.
+
+    Args:
+        size: Height and width of the images in pixels.
+        share: Side of the square, as a share of the shorter side of a picture, in (0, 1].
+        interpolation: "bicubic" or "bilinear".
+    """
 
     size: int
     share: float = 1.0

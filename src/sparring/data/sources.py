@@ -23,6 +23,9 @@ from .pictures import Pictures, Unreadable, mixed, mixed_order
 
 TrainTest = tuple[LabelledData, LabelledData]
 
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+"""Folder of Debian's package `dataset-fashion-mnist`."""
+
 
 class Source(Protocol):
     """Interface of a source of labelled images."""
@@ -149,8 +152,7 @@ class FashionMNIST:
         )
         names = ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"]
         base = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-        debian = Path("/usr/share/datasets/fashion-mnist")
-        return _load_idx("fashion-mnist", base, sums, self.folder, names, debian)
+        return _load_idx("fashion-mnist", base, sums, self.folder, names, DEBIAN)
 
 
 _CIFAR = "https://www.cs.toronto.edu/~kriz/"

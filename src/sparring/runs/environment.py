@@ -30,7 +30,7 @@ def session(seed: int, device: torch.device) -> dict[str, Any]:
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, **own},
-        "commit": _commit(),
+        "commit": commit(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
@@ -40,7 +40,7 @@ def session(seed: int, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Return the commit of this package if it runs from a checkout, with a + if files were changed."""
     here = ["git", "-C", str(Path(__file__).parent)]
     try:

@@ -32,14 +32,19 @@ Runs: TypeAlias = Mapping[tuple[str, int], RunFolder]  # by arm and seed
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One of the trainings that a study compares."""
+    """One of the trainings that a study compares.
+
+    Args:
+        name: Name of the arm in tables and figures.
+        recipe: What is trained; each seed of the study replaces the seed in it.
+        after: True to train this arm only after all other arms, so that its recipe may name their folders.
+        seeds: Number of its seeds; None for that of the study.
+    """
 
     name: str
     recipe: Recipe
     after: bool = False
-    """True to train this arm only after all other arms, so that its recipe may name their folders."""
     seeds: int | None = None
-    """Number of its seeds; by default that of the study."""
 
     @property
     def folder(self) -> str:
