@@ -17,7 +17,7 @@ from sparring import (
     Sum,
 )
 from sparring.core.schedules import Cycle, PiecewiseConstant
-from sparring.data import CutMix, Flip, SmoothedLabels
+from sparring.data import Crop, CutMix, Flip, SmoothedLabels
 from sparring.models import small_cnn
 
 BALL = Linf(0.1)
@@ -45,6 +45,8 @@ CHANGES = {
     "zero-grad": method(CrossEntropy(), sp.attacks.ZeroGrad(BALL)),
     "multi-grad": method(CrossEntropy(), sp.attacks.MultiGrad(BALL)),
     "grad-align": method(Sum((CrossEntropy(), sp.objectives.GradAlign(BALL))), FGSM(BALL)),
+    "fgsm-mep": method(sp.objectives.FGSMMEP(BALL, reset=2), FGSM(BALL)),
+    "atta": {**method(Sum((CrossEntropy(), sp.objectives.ATTA(2)))), "augment": (Crop(1), Flip())},
     "free": {"method": sp.training.Free(BALL, 3)},
     "moat": method(CrossEntropy(), Cycle(((1, Benign()), (2, RS), (1, SHORT)))),
     "moat, mixup": method(

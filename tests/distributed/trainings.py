@@ -31,10 +31,14 @@ from sparring.acceleration import OriginalModel
 from sparring.attacks import MixedStart, RandomEps, RandomStart, Split
 from sparring.core import ranks
 from sparring.core.rng import make_rng
+from sparring.core.types import Objective
+from sparring.core.walk import walk
 from sparring.data import Batches, Crop, CutMix, Cutout, Flip, InputMixup, SmoothedLabels
 from sparring.models import KNN, amdim, encode_bank, small_cnn
 from sparring.objectives import (
     ACL,
+    ATTA,
+    FGSMMEP,
     MART,
     TRADES,
     BatchNormStatistics,
@@ -110,6 +114,8 @@ TRAININGS = {
     "patience": at(CrossEntropy(), replace(SHORT, patience=0)),
     "restarts": at(CrossEntropy(), sp.Restarts(SHORT, 2)),
     "n-fgsm": at(CrossEntropy(), sp.attacks.NFGSM(BALL)),
+    "fgsm-mep": at(FGSMMEP(BALL, reset=2), FGSM(BALL), views=2, augment=(Crop(1),)),
+    "atta": at(Sum((CrossEntropy(), ATTA(2))), augment=(Crop(1), Flip())),
     "l2": at(CrossEntropy(), PGD(L2(0.5), 2)),
     "training mode": at(CrossEntropy(), inner_mode=sp.train_mode),
     "training mode, patience": at(CrossEntropy(), replace(SHORT, steps=4, patience=0), inner_mode=sp.train_mode),
@@ -168,7 +174,9 @@ def begun(training: Training, size: int = 11) -> tuple[State, TrainingLoop, Doub
         encode_bank(model, images)
     state = State.start(training.method, model, training.optimizer.build(model), images, seed=3)
     state.local_batch_norm = training.local_batch_norm
-    batches = Batches(images, size, training.augment, 3, training.views, accumulate=training.accumulate)
+    objective = getattr(training.method, "objective", None)
+    places = any(each.needs_places for each in walk(objective) if isinstance(each, Objective))
+    batches = Batches(images, size, training.augment, 3, training.views, True, training.accumulate, places=places)
     loop = TrainingLoop(2, 0.05, training.update, training.averaging, backend=OriginalModel())
     return state, loop, Double(batches)
 

@@ -8,7 +8,7 @@ from .losses import CE, DLR, EOT, FeatureMatch, KLDivergence, Margin, SquaredDis
 from .minimum_norm import CWL2, DDN, MinimumNormAttack, NearestAdversarial
 from .pgd import FGSM, PGD, Benign, CleanStart, GaussianStart, MixedStart, RandomStart, SphereStart, Start
 from .random_eps import RandomEps
-from .single_step import NFGSM, MultiGrad, ZeroGrad
+from .single_step import NFGSM, MultiGrad, SignStart, ZeroGrad
 from .square import Square
 from .threats import L1, L2, Linf
 
@@ -41,6 +41,7 @@ __all__ = [
     "RandomEps",
     "RandomStart",
     "Restarts",
+    "SignStart",
     "SphereStart",
     "Split",
     "Square",

@@ -36,7 +36,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "attacks.pgd": ("PGD", "RandomStart", "Benign", "CleanStart", "GaussianStart", "SphereStart", "MixedStart"),
     "attacks.minimum_norm": ("CWL2", "DDN"),
     "attacks.image_prior": ("ParametrizedSearch",),
-    "attacks.single_step": ("MultiGrad", "NFGSM", "ZeroGrad"),
+    "attacks.single_step": ("MultiGrad", "NFGSM", "SignStart", "ZeroGrad"),
     "attacks.square": ("Square",),
     "attacks.random_eps": ("RandomEps",),
     "training.averaging": ("EMA", "SWA"),

@@ -1,6 +1,7 @@
 """Training objectives, one file per method: the loss of the attack and the loss of the update."""
 
 from .acl import ACL
+from .atta import ATTA
 from .batch_norm_statistics import BatchNormStatistics
 from .consistency import Consistency
 from .contrastive import ContrastiveAT, ContrastivePretraining, KNNContrastiveAT
@@ -11,6 +12,7 @@ from .instance_discrimination import InstanceDiscrimination
 from .logit_pairing import LogitPairing
 from .mart import MART
 from .mix_up import MixUp
+from .prior_guided import FGSMMEP
 from .regularizers import Regularizer, Staged, Sum
 from .rocl import RoCL
 from .rslad import RSLAD
@@ -19,6 +21,8 @@ from .trades import TRADES
 
 __all__ = [
     "ACL",
+    "ATTA",
+    "FGSMMEP",
     "MART",
     "RSLAD",
     "TRADES",

@@ -1,18 +1,21 @@
 """Training methods by their names in the field."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from ..attacks import PGD, Benign, GaussianStart
+from ..attacks import FGSM, PGD, Benign, GaussianStart
 from ..attacks.single_step import NFGSM, MultiGrad, ZeroGrad
 from ..attacks.threats import Linf
 from ..core import foreign
 from ..core.errors import UserError, nearest
 from ..core.types import Threat
+from ..objectives.atta import ATTA
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.grad_align import GradAlign
 from ..objectives.logit_pairing import LogitPairing
 from ..objectives.mart import MART
+from ..objectives.prior_guided import FGSMMEP
 from ..objectives.regularizers import Sum
 from ..objectives.trades import TRADES
 from ..training.engine import Method
@@ -59,6 +62,16 @@ METHODS: dict[str, tuple[str, Make]] = {
         lambda threat, steps: {"method": Method(_pgd(threat, 1), CrossEntropy())},
     ),
     "n-fgsm": ("N-FGSM", lambda threat, steps: {"method": Method(NFGSM(_linf(threat, "n-fgsm")), CrossEntropy())}),
+    "fgsm-mep": (
+        "FGSM-PGI with the prior of all previous epochs",
+        lambda threat, steps: {"method": Method(FGSM(threat), FGSMMEP(_linf(threat, "fgsm-mep")))},
+    ),
+    "atta": (
+        "ATTA, PGD that goes on from epoch to epoch",
+        lambda threat, steps: {
+            "method": Method(replace(_pgd(threat, steps), start=GaussianStart()), Sum((CrossEntropy(), ATTA())))
+        },
+    ),
     "zero-grad": (
         "ZeroGrad",
         lambda threat, steps: {"method": Method(ZeroGrad(_linf(threat, "zero-grad")), CrossEntropy())},
