@@ -47,6 +47,8 @@ CHANGES = {
     "grad-align": method(Sum((CrossEntropy(), sp.objectives.GradAlign(BALL))), FGSM(BALL)),
     "fgsm-mep": method(sp.objectives.FGSMMEP(BALL, reset=2), FGSM(BALL)),
     "atta": {**method(Sum((CrossEntropy(), sp.objectives.ATTA(2)))), "augment": (Crop(1), Flip())},
+    "elle": method(Sum((CrossEntropy(), sp.objectives.ELLE(BALL))), RS),
+    "elle-a": method(Sum((CrossEntropy(), sp.objectives.ELLE(BALL, adaptive=True, sensitivity=0.5))), RS),
     "free": {"method": sp.training.Free(BALL, 3)},
     "moat": method(CrossEntropy(), Cycle(((1, Benign()), (2, RS), (1, SHORT)))),
     "moat, mixup": method(

@@ -38,6 +38,7 @@ from sparring.models import KNN, amdim, encode_bank, small_cnn
 from sparring.objectives import (
     ACL,
     ATTA,
+    ELLE,
     FGSMMEP,
     MART,
     TRADES,
@@ -116,6 +117,7 @@ TRAININGS = {
     "n-fgsm": at(CrossEntropy(), sp.attacks.NFGSM(BALL)),
     "fgsm-mep": at(FGSMMEP(BALL, reset=2), FGSM(BALL), views=2, augment=(Crop(1),)),
     "atta": at(Sum((CrossEntropy(), ATTA(2))), augment=(Crop(1), Flip())),
+    "elle-a": at(Sum((CrossEntropy(), ELLE(BALL, 9.0, adaptive=True, sensitivity=0.1))), FGSM(BALL)),
     "l2": at(CrossEntropy(), PGD(L2(0.5), 2)),
     "training mode": at(CrossEntropy(), inner_mode=sp.train_mode),
     "training mode, patience": at(CrossEntropy(), replace(SHORT, steps=4, patience=0), inner_mode=sp.train_mode),

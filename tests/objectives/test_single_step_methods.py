@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from sparring.core.rng import make_rng
 from sparring.core.types import Batch, TensorData
 from sparring.data import Batches, Crop, Flip
 from sparring.models import small_cnn
-from sparring.objectives import ATTA, FGSMMEP
+from sparring.objectives import ATTA, ELLE, FGSMMEP
 from sparring.testing import check_objective
 
 EPS = 0.1
@@ -148,3 +149,39 @@ def moved(batch):
 
 def test_atta_keeps_its_contract():
     check_objective(Sum((CrossEntropy(), ATTA(reset=2))), FGSM(BALL))
+
+
+def test_elle_is_the_squared_difference_of_the_loss_from_a_linear_one():
+    objective = ELLE(BALL, 7.0)
+    method = Method(FGSM(BALL), Sum((CrossEntropy(), objective)))
+    state = begun(method)
+    model, seen = copy.deepcopy(state.model), points(state)
+    terms = step(method, state, Progress(0, 1, 9))
+    a, b, c = next(z for z in seen if len(z) == 36).chunk(3)
+    assert bool((torch.stack([a, b]) - X).abs().max() <= EPS) and not close(a, b, 0.05)
+    share = ((c - a) * (b - a)).sum((1, 2, 3)) / (b - a).square().sum((1, 2, 3))
+    assert close(c, a + share.view(-1, 1, 1, 1) * (b - a)) and bool(((share > 0) & (share < 1)).all())
+    at = [F.cross_entropy(model(z), Y, reduction="none") for z in (a, b, c)]
+    assert close(terms["nonlinearity"], 7 * (at[2] - (1 - share) * at[0] - share * at[1]).square().mean())
+
+
+def test_elle_a_raises_its_weight_when_the_error_is_high():
+    method = Method(FGSM(BALL), Sum((CrossEntropy(), ELLE(BALL, 7.0, adaptive=True, sensitivity=0.5, decay=0.9))))
+    plain = Method(FGSM(BALL), Sum((CrossEntropy(), ELLE(BALL, 1.0))))
+    state, other = begun(method), begun(plain)
+    weight, errors, raised = 0.0, [], 0
+    for number in range(12):
+        progress = Progress(number, 12, 9)
+        error = float(step(plain, other, progress)["nonlinearity"])
+        if len(errors) > 2 and error > np.mean(errors) + 0.5 * np.std(errors):
+            weight, raised = 7.0, raised + 1
+        else:
+            weight *= 0.9
+        errors.append(error)
+        found = step(method, state, progress)["nonlinearity"]
+        assert float(found) == pytest.approx(weight * error, rel=1e-5)
+    assert 0 < raised < 9
+
+
+def test_elle_keeps_its_contract():
+    check_objective(Sum((CrossEntropy(), ELLE(BALL, adaptive=True))), FGSM(BALL))

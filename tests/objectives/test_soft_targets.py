@@ -15,6 +15,7 @@ from sparring.core.teachers import Teacher
 from sparring.core.types import Batch, Context, ForwardCache, Progress, TensorData
 from sparring.models import small_cnn
 from sparring.objectives import (
+    ELLE,
     FGSMMEP,
     MART,
     RSLAD,
@@ -59,6 +60,7 @@ OF_LABELS = {
     "pairing": Sum((CrossEntropy(), LogitPairing())),
     "ensembling": Sum((CrossEntropy(), TemporalEnsembling(3.0))),
     "grad-align": Sum((CrossEntropy(), GradAlign(BALL))),
+    "elle": Sum((CrossEntropy(), ELLE(BALL))),
     "fgsm-mep": FGSMMEP(BALL),
     "statistics": BatchNormStatistics(CrossEntropy()),
     "staged": Staged(((1, CrossEntropy()), (1, TRADES()))),

@@ -24,6 +24,8 @@ RS = FGSM(BALL, 1.25 * BALL.eps, RandomStart())
         (Method(PGD(BALL, 10), CrossEntropy()), PiecewiseConstant(((0, OptimizerStep()), (5, AWP()))), 11.5, 11.5),
         (sp.training.Free(BALL, 8), OptimizerStep(), 8, 8),
         (Method(FGSM(BALL), sp.objectives.FGSMMEP(BALL)), OptimizerStep(), 3, 3),
+        (Method(RS, sp.Sum((CrossEntropy(), sp.objectives.ELLE(BALL)))), OptimizerStep(), 5, 5),
+        (Method(RS, sp.Sum((CrossEntropy(), sp.objectives.ELLE(BALL, adaptive=True)))), OptimizerStep(), 8, 5),
     ],
     ids=lambda v: repr(v)[:60],
 )

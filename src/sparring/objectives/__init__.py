@@ -7,6 +7,7 @@ from .consistency import Consistency
 from .contrastive import ContrastiveAT, ContrastivePretraining, KNNContrastiveAT
 from .contrasts import InfoNCE, Multiscale, NTXent
 from .cross_entropy import CrossEntropy
+from .elle import ELLE
 from .grad_align import GradAlign
 from .instance_discrimination import InstanceDiscrimination
 from .logit_pairing import LogitPairing
@@ -22,6 +23,7 @@ from .trades import TRADES
 __all__ = [
     "ACL",
     "ATTA",
+    "ELLE",
     "FGSMMEP",
     "MART",
     "RSLAD",

@@ -12,6 +12,7 @@ from ..core.errors import UserError, nearest
 from ..core.types import Threat
 from ..objectives.atta import ATTA
 from ..objectives.cross_entropy import CrossEntropy
+from ..objectives.elle import ELLE
 from ..objectives.grad_align import GradAlign
 from ..objectives.logit_pairing import LogitPairing
 from ..objectives.mart import MART
@@ -70,6 +71,16 @@ METHODS: dict[str, tuple[str, Make]] = {
         "ATTA, PGD that goes on from epoch to epoch",
         lambda threat, steps: {
             "method": Method(replace(_pgd(threat, steps), start=GaussianStart()), Sum((CrossEntropy(), ATTA())))
+        },
+    ),
+    "elle": (
+        "FGSM from a random start with ELLE, weight 1000",
+        lambda threat, steps: {"method": Method(_pgd(threat, 1), Sum((CrossEntropy(), ELLE(_linf(threat, "elle")))))},
+    ),
+    "elle-a": (
+        "FGSM from a random start with ELLE-A, weight 1000",
+        lambda threat, steps: {
+            "method": Method(_pgd(threat, 1), Sum((CrossEntropy(), ELLE(_linf(threat, "elle-a"), adaptive=True))))
         },
     ),
     "zero-grad": (
