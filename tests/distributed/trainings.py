@@ -28,7 +28,7 @@ from sparring import (
     TrainingLoop,
 )
 from sparring.acceleration import OriginalModel
-from sparring.attacks import MixedStart, RandomEps, RandomStart, Split
+from sparring.attacks import MixedStart, RandomEps, RandomStart, SignStart, Split
 from sparring.core import ranks
 from sparring.core.rng import make_rng
 from sparring.core.types import Objective
@@ -40,6 +40,7 @@ from sparring.objectives import (
     ATTA,
     ELLE,
     FGSMMEP,
+    GAT,
     MART,
     TRADES,
     BatchNormStatistics,
@@ -118,6 +119,7 @@ TRAININGS = {
     "fgsm-mep": at(FGSMMEP(BALL, reset=2), FGSM(BALL), views=2, augment=(Crop(1),)),
     "atta": at(Sum((CrossEntropy(), ATTA(2))), augment=(Crop(1), Flip())),
     "elle-a": at(Sum((CrossEntropy(), ELLE(BALL, 9.0, adaptive=True, sensitivity=0.1))), FGSM(BALL)),
+    "gat": at(GAT(), FGSM(BALL, start=SignStart(0.5))),
     "l2": at(CrossEntropy(), PGD(L2(0.5), 2)),
     "training mode": at(CrossEntropy(), inner_mode=sp.train_mode),
     "training mode, patience": at(CrossEntropy(), replace(SHORT, steps=4, patience=0), inner_mode=sp.train_mode),

@@ -16,7 +16,7 @@ from sparring.core.rng import make_rng
 from sparring.core.types import Batch, TensorData
 from sparring.data import Batches, Crop, Flip
 from sparring.models import small_cnn
-from sparring.objectives import ATTA, ELLE, FGSMMEP
+from sparring.objectives import ATTA, ELLE, FGSMMEP, GAT
 from sparring.testing import check_objective
 
 EPS = 0.1
@@ -185,3 +185,25 @@ def test_elle_a_raises_its_weight_when_the_error_is_high():
 
 def test_elle_keeps_its_contract():
     check_objective(Sum((CrossEntropy(), ELLE(BALL, adaptive=True))), FGSM(BALL))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_gat_is_its_formula_and_relaxes_every_second_step(number):
+    method = Method(FGSM(BALL, start=SignStart(0.5)), GAT(6.0))
+    state = begun(method)
+    model, seen = copy.deepcopy(state.model), points(state)
+    terms = step(method, state, Progress(4 + number, 4, 9))
+    (start, x_adv), clean = seen[-3:-1], model(X).softmax(1).detach()
+    assert close(((start - X).abs() - EPS / 2)[(X > EPS) & (X < 1 - EPS)], torch.tensor(0.0).double())
+
+    def loss(z):
+        apart = (model(z).softmax(1) - clean).square().sum()
+        return F.cross_entropy(model(z), Y, reduction="sum") + 6 * number * apart
+
+    assert close(x_adv, inside(start + EPS * grad_of(loss, start).sign()))
+    assert close(terms["ce_clean"], F.cross_entropy(model(X), Y))
+    assert close(terms["distance"], 6 * (model(x_adv).softmax(1) - clean).square().sum(1).mean())
+
+
+def test_gat_keeps_its_contract():
+    check_objective(GAT(), FGSM(BALL, start=SignStart(0.5)))

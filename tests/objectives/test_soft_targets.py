@@ -17,6 +17,7 @@ from sparring.models import small_cnn
 from sparring.objectives import (
     ELLE,
     FGSMMEP,
+    GAT,
     MART,
     RSLAD,
     TRADES,
@@ -61,6 +62,7 @@ OF_LABELS = {
     "ensembling": Sum((CrossEntropy(), TemporalEnsembling(3.0))),
     "grad-align": Sum((CrossEntropy(), GradAlign(BALL))),
     "elle": Sum((CrossEntropy(), ELLE(BALL))),
+    "gat": GAT(),
     "fgsm-mep": FGSMMEP(BALL),
     "statistics": BatchNormStatistics(CrossEntropy()),
     "staged": Staged(((1, CrossEntropy()), (1, TRADES()))),

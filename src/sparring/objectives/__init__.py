@@ -8,6 +8,7 @@ from .contrastive import ContrastiveAT, ContrastivePretraining, KNNContrastiveAT
 from .contrasts import InfoNCE, Multiscale, NTXent
 from .cross_entropy import CrossEntropy
 from .elle import ELLE
+from .gat import GAT
 from .grad_align import GradAlign
 from .instance_discrimination import InstanceDiscrimination
 from .logit_pairing import LogitPairing
@@ -25,6 +26,7 @@ __all__ = [
     "ATTA",
     "ELLE",
     "FGSMMEP",
+    "GAT",
     "MART",
     "RSLAD",
     "TRADES",

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..attacks import FGSM, PGD, Benign, GaussianStart
-from ..attacks.single_step import NFGSM, MultiGrad, ZeroGrad
+from ..attacks.single_step import NFGSM, MultiGrad, SignStart, ZeroGrad
 from ..attacks.threats import Linf
 from ..core import foreign
 from ..core.errors import UserError, nearest
@@ -13,6 +13,7 @@ from ..core.types import Threat
 from ..objectives.atta import ATTA
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.elle import ELLE
+from ..objectives.gat import GAT
 from ..objectives.grad_align import GradAlign
 from ..objectives.logit_pairing import LogitPairing
 from ..objectives.mart import MART
@@ -82,6 +83,10 @@ METHODS: dict[str, tuple[str, Make]] = {
         lambda threat, steps: {
             "method": Method(_pgd(threat, 1), Sum((CrossEntropy(), ELLE(_linf(threat, "elle-a"), adaptive=True))))
         },
+    ),
+    "gat": (
+        "GAT, guided adversarial training, weight 10",
+        lambda threat, steps: {"method": Method(FGSM(_linf(threat, "gat"), start=SignStart(0.5)), GAT())},
     ),
     "zero-grad": (
         "ZeroGrad",
