@@ -50,6 +50,7 @@ CHANGES = {
     "elle": method(Sum((CrossEntropy(), sp.objectives.ELLE(BALL))), RS),
     "elle-a": method(Sum((CrossEntropy(), sp.objectives.ELLE(BALL, adaptive=True, sensitivity=0.5))), RS),
     "gat": method(sp.objectives.GAT(), FGSM(BALL, start=sp.attacks.SignStart(0.5))),
+    "nuat": method(sp.objectives.NuAT(last=1), FGSM(BALL, start=sp.attacks.SignStart(0.5))),
     "free": {"method": sp.training.Free(BALL, 3)},
     "moat": method(CrossEntropy(), Cycle(((1, Benign()), (2, RS), (1, SHORT)))),
     "moat, mixup": method(

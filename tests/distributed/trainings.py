@@ -54,6 +54,7 @@ from sparring.objectives import (
     MixUp,
     Multiscale,
     NTXent,
+    NuAT,
     RoCL,
     TemporalEnsembling,
 )
@@ -120,6 +121,7 @@ TRAININGS = {
     "atta": at(Sum((CrossEntropy(), ATTA(2))), augment=(Crop(1), Flip())),
     "elle-a": at(Sum((CrossEntropy(), ELLE(BALL, 9.0, adaptive=True, sensitivity=0.1))), FGSM(BALL)),
     "gat": at(GAT(), FGSM(BALL, start=SignStart(0.5))),
+    "nuat": at(NuAT(last=0), FGSM(BALL, start=SignStart(0.5))),
     "l2": at(CrossEntropy(), PGD(L2(0.5), 2)),
     "training mode": at(CrossEntropy(), inner_mode=sp.train_mode),
     "training mode, patience": at(CrossEntropy(), replace(SHORT, steps=4, patience=0), inner_mode=sp.train_mode),

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 
 from sparring import FGSM, PGD, CleanStart, CrossEntropy, Linf, Method, Progress, State, Sum, UserError, train_step
 from sparring.acceleration import OriginalModel
-from sparring.attacks import SignStart
+from sparring.attacks import Restarts, SignStart
 from sparring.core.rng import make_rng
 from sparring.core.types import Batch, TensorData
 from sparring.data import Batches, Crop, Flip
 from sparring.models import small_cnn
-from sparring.objectives import ATTA, ELLE, FGSMMEP, GAT
+from sparring.objectives import ATTA, ELLE, FGSMMEP, GAT, NuAT
 from sparring.testing import check_objective
 
 EPS = 0.1
@@ -207,3 +207,30 @@ def test_gat_is_its_formula_and_relaxes_every_second_step(number):
 
 def test_gat_keeps_its_contract():
     check_objective(GAT(), FGSM(BALL, start=SignStart(0.5)))
+
+
+@pytest.mark.parametrize(("number", "share"), [(4, 1 / 6), (9, 2 / 6), (35, 1.0)])
+def test_nuat_is_its_formula_and_its_weight_rises_from_epoch_to_epoch(number, share):
+    method = Method(FGSM(BALL, start=SignStart(0.5)), NuAT(6.0, last=3))
+    state = begun(method)
+    model, seen = copy.deepcopy(state.model), points(state)
+    terms = step(method, state, Progress(number, 4, 9))
+    (start, x_adv), clean = seen[-3:-1], model(X).detach()
+
+    def nuclear(z):
+        return 6 * share * torch.linalg.matrix_norm(model(z) - clean, "nuc")
+
+    def loss(z):
+        return F.cross_entropy(model(z), Y, reduction="sum") + (nuclear(z) if number % 2 else 0)
+
+    assert close(x_adv, inside(start + EPS * grad_of(loss, start).sign()))
+    assert close(terms["ce_clean"], F.cross_entropy(model(X), Y))
+    assert close(terms["nuclear"], nuclear(x_adv) / 12)
+
+
+def test_nuat_keeps_its_contract_and_attacks_whole_batches():
+    check_objective(NuAT(), FGSM(BALL, start=SignStart(0.5)))
+    method = Method(Restarts(FGSM(BALL)), NuAT())
+    state = begun(method)
+    with pytest.raises(UserError, match="takes some rows out of a batch whose changes of logits have one nuclear norm"):
+        step(method, state, Progress(1, 4, 9))

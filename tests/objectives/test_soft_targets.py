@@ -25,6 +25,7 @@ from sparring.objectives import (
     GradAlign,
     LogitPairing,
     MixUp,
+    NuAT,
     Staged,
     TemporalEnsembling,
 )
@@ -63,6 +64,7 @@ OF_LABELS = {
     "grad-align": Sum((CrossEntropy(), GradAlign(BALL))),
     "elle": Sum((CrossEntropy(), ELLE(BALL))),
     "gat": GAT(),
+    "nuat": NuAT(),
     "fgsm-mep": FGSMMEP(BALL),
     "statistics": BatchNormStatistics(CrossEntropy()),
     "staged": Staged(((1, CrossEntropy()), (1, TRADES()))),

@@ -14,6 +14,7 @@ from .instance_discrimination import InstanceDiscrimination
 from .logit_pairing import LogitPairing
 from .mart import MART
 from .mix_up import MixUp
+from .nuat import NuAT
 from .prior_guided import FGSMMEP
 from .regularizers import Regularizer, Staged, Sum
 from .rocl import RoCL
@@ -43,6 +44,7 @@ __all__ = [
     "MixUp",
     "Multiscale",
     "NTXent",
+    "NuAT",
     "Regularizer",
     "RoCL",
     "Staged",

@@ -29,7 +29,8 @@ class ELLE(Regularizer):
 
     Args:
         threat: Set that gives eps.
-        weight: Weight of the term.
+        weight: Weight of the term. The released scripts for CIFAR-10 take 1000 up to eps 8/255, 5000 up to 20/255 and
+            10000 beyond; 4000 for ELLE-A.
         adaptive: Whether the weight is raised only when the error rises.
         sensitivity: Number of standard deviations.
         decay: Factor of the weight in other steps.

@@ -17,6 +17,7 @@ from ..objectives.gat import GAT
 from ..objectives.grad_align import GradAlign
 from ..objectives.logit_pairing import LogitPairing
 from ..objectives.mart import MART
+from ..objectives.nuat import NuAT
 from ..objectives.prior_guided import FGSMMEP
 from ..objectives.regularizers import Sum
 from ..objectives.trades import TRADES
@@ -79,14 +80,20 @@ METHODS: dict[str, tuple[str, Make]] = {
         lambda threat, steps: {"method": Method(_pgd(threat, 1), Sum((CrossEntropy(), ELLE(_linf(threat, "elle")))))},
     ),
     "elle-a": (
-        "FGSM from a random start with ELLE-A, weight 1000",
+        "FGSM from a random start with ELLE-A, weight 4000",
         lambda threat, steps: {
-            "method": Method(_pgd(threat, 1), Sum((CrossEntropy(), ELLE(_linf(threat, "elle-a"), adaptive=True))))
+            "method": Method(
+                _pgd(threat, 1), Sum((CrossEntropy(), ELLE(_linf(threat, "elle-a"), 4000.0, adaptive=True)))
+            )
         },
     ),
     "gat": (
         "GAT, guided adversarial training, weight 10",
         lambda threat, steps: {"method": Method(FGSM(_linf(threat, "gat"), start=SignStart(0.5)), GAT())},
+    ),
+    "nuat": (
+        "NuAT, nuclear norm of the changes of logits, weight 4",
+        lambda threat, steps: {"method": Method(FGSM(_linf(threat, "nuat"), start=SignStart(0.5)), NuAT())},
     ),
     "zero-grad": (
         "ZeroGrad",
