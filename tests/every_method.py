@@ -51,6 +51,7 @@ CHANGES = {
     "elle-a": method(Sum((CrossEntropy(), sp.objectives.ELLE(BALL, adaptive=True, sensitivity=0.5))), RS),
     "gat": method(sp.objectives.GAT(), FGSM(BALL, start=sp.attacks.SignStart(0.5))),
     "nuat": method(sp.objectives.NuAT(last=1), FGSM(BALL, start=sp.attacks.SignStart(0.5))),
+    "tdat": method(sp.objectives.TDAT(BALL), FGSM(BALL)),
     "free": {"method": sp.training.Free(BALL, 3)},
     "moat": method(CrossEntropy(), Cycle(((1, Benign()), (2, RS), (1, SHORT)))),
     "moat, mixup": method(

@@ -1,6 +1,7 @@
 """Single-step methods against their formulas in plain torch, in double precision."""
 
 import copy
+import math
 from dataclasses import replace
 from itertools import product
 
@@ -16,7 +17,7 @@ from sparring.core.rng import make_rng
 from sparring.core.types import Batch, TensorData
 from sparring.data import Batches, Crop, Flip
 from sparring.models import small_cnn
-from sparring.objectives import ATTA, ELLE, FGSMMEP, GAT, NuAT
+from sparring.objectives import ATTA, ELLE, FGSMMEP, GAT, TDAT, NuAT
 from sparring.testing import check_objective
 
 EPS = 0.1
@@ -234,3 +235,42 @@ def test_nuat_keeps_its_contract_and_attacks_whole_batches():
     state = begun(method)
     with pytest.raises(UserError, match="takes some rows out of a batch whose changes of logits have one nuclear norm"):
         step(method, state, Progress(1, 4, 9))
+
+
+@pytest.mark.parametrize(("momentum", "epoch"), [(0.75, 0), (0.0, 7)])
+def test_tdat_is_its_formula_and_begins_where_the_batch_before_ended(momentum, epoch):
+    method = Method(FGSM(BALL), TDAT(BALL, weight=0.65, beta=0.6, least=0.15, momentum=momentum))
+    state = begun(method)
+    model, seen = copy.deepcopy(state.model), points(state)
+    true = max(0.15, 0.6 * math.tan(1 - epoch / 9))
+    hard = F.one_hot(Y, 3).double()
+    label = true * hard + (1 - true) / 2 * (1 - hard)
+    smooth = true * hard + (1 - true) / 3
+    delta = None
+    for number in range(3):
+        seen.clear()
+        terms = step(method, state, Progress(epoch * 3 + number, 3, 9))
+        start, x_adv = seen[-2:]
+        delta = start - X if delta is None else delta
+        assert close(start, inside(X + delta))
+
+        def loss(z):
+            return -(label * model(z).log_softmax(1)).sum()
+
+        assert close(x_adv, inside(start + EPS * grad_of(loss, start).sign()))
+        before, after = model(start), model(x_adv)
+        assert close(terms["ce"], -(smooth * after.log_softmax(1)).sum(1).mean())
+        right = before.softmax(1)[torch.arange(12), Y]
+        moved = ((before - after).square().sum(1) * (1.0000001 - right).tanh()).mean()
+        assert close(terms["moved"], 0.65 * moved)
+        delta = momentum * delta + (1 - momentum) * (x_adv - X)
+
+
+def test_tdat_keeps_its_contract_and_takes_batches_of_any_size():
+    check_objective(TDAT(BALL), FGSM(BALL))
+    method = Method(FGSM(BALL), TDAT(BALL))
+    state = begun(method)
+    for number, count in enumerate((6, 4, 12)):
+        few = Batch(X[:count], Y[:count], torch.arange(count))
+        step(method, state, Progress(number, 3, 9), few)
+        assert len(state.memory.held) == (6, 6, 12)[number]

@@ -25,6 +25,7 @@ RS = FGSM(BALL, 1.25 * BALL.eps, RandomStart())
         (Method(PGD(BALL, 10), CrossEntropy()), PiecewiseConstant(((0, OptimizerStep()), (5, AWP()))), 11.5, 11.5),
         (sp.training.Free(BALL, 8), OptimizerStep(), 8, 8),
         (Method(FGSM(BALL), sp.objectives.FGSMMEP(BALL)), OptimizerStep(), 3, 3),
+        (Method(FGSM(BALL), sp.objectives.TDAT(BALL)), OptimizerStep(), 3, 3),
         (Method(FGSM(BALL, start=SignStart(0.5)), sp.objectives.NuAT()), OptimizerStep(), 4, 3),
         (Method(FGSM(BALL, start=SignStart(0.5)), sp.objectives.GAT()), OptimizerStep(), 4, 3),
         (Method(RS, sp.Sum((CrossEntropy(), sp.objectives.ELLE(BALL)))), OptimizerStep(), 5, 5),

@@ -17,6 +17,7 @@ METHODS = (
     "standard, pgd, trades, mart, alp, awp, trades-awp, fgsm-rs, n-fgsm, fgsm-mep, atta, elle, elle-a, "
     "gat, "
     "nuat, "
+    "tdat, "
     "zero-grad, multi-grad, grad-align, free"
 )
 MODELS = "small_cnn, resnet18, preact_resnet18, wide_resnet:depth=28,width=10, ..., timm:NAME, torchvision:NAME"

@@ -19,6 +19,7 @@ from .prior_guided import FGSMMEP
 from .regularizers import Regularizer, Staged, Sum
 from .rocl import RoCL
 from .rslad import RSLAD
+from .tdat import TDAT
 from .temporal_ensembling import TemporalEnsembling
 from .trades import TRADES
 
@@ -30,6 +31,7 @@ __all__ = [
     "GAT",
     "MART",
     "RSLAD",
+    "TDAT",
     "TRADES",
     "BatchNormStatistics",
     "Consistency",

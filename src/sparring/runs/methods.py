@@ -20,6 +20,7 @@ from ..objectives.mart import MART
 from ..objectives.nuat import NuAT
 from ..objectives.prior_guided import FGSMMEP
 from ..objectives.regularizers import Sum
+from ..objectives.tdat import TDAT
 from ..objectives.trades import TRADES
 from ..training.engine import Method
 from ..training.free import Free
@@ -94,6 +95,10 @@ METHODS: dict[str, tuple[str, Make]] = {
     "nuat": (
         "NuAT, nuclear norm of the changes of logits, weight 4",
         lambda threat, steps: {"method": Method(FGSM(_linf(threat, "nuat"), start=SignStart(0.5)), NuAT())},
+    ),
+    "tdat": (
+        "TDAT, taxonomy driven fast adversarial training",
+        lambda threat, steps: {"method": Method(FGSM(threat), TDAT(_linf(threat, "tdat")))},
     ),
     "zero-grad": (
         "ZeroGrad",
