@@ -23,6 +23,7 @@ from sparring.models import small_cnn
 BALL = Linf(0.1)
 SHORT = PGD(BALL, steps=2, step_size=0.05)
 RS = FGSM(BALL, 0.125, RandomStart())
+NORMS = (SHORT, PGD(sp.L2(0.5), 2), PGD(sp.L1(3.0), 2))
 
 
 def method(objective, attack=SHORT, **views):
@@ -52,6 +53,9 @@ CHANGES = {
     "gat": method(sp.objectives.GAT(), FGSM(BALL, start=sp.attacks.SignStart(0.5))),
     "nuat": method(sp.objectives.NuAT(last=1), FGSM(BALL, start=sp.attacks.SignStart(0.5))),
     "tdat": method(sp.objectives.TDAT(BALL), FGSM(BALL)),
+    "max": method(CrossEntropy(), sp.attacks.Highest(NORMS)),
+    "avg": {**method(CrossEntropy(), sp.attacks.PerView(NORMS)), "views_per_image": 3},
+    "msd": method(CrossEntropy(), sp.attacks.MSD(sp.attacks.Union(tuple(each.threat for each in NORMS)), 2)),
     "free": {"method": sp.training.Free(BALL, 3)},
     "moat": method(CrossEntropy(), Cycle(((1, Benign()), (2, RS), (1, SHORT)))),
     "moat, mixup": method(

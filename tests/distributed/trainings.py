@@ -28,7 +28,7 @@ from sparring import (
     TrainingLoop,
 )
 from sparring.acceleration import OriginalModel
-from sparring.attacks import MixedStart, RandomEps, RandomStart, SignStart, Split
+from sparring.attacks import MSD, Highest, MixedStart, PerView, RandomEps, RandomStart, SignStart, Split, Union
 from sparring.core import ranks
 from sparring.core.rng import make_rng
 from sparring.core.types import Objective
@@ -64,6 +64,7 @@ from sparring.training import EMA, SGD, SWA, Free
 BALL = Linf(0.1)
 SHORT = PGD(BALL, steps=2, step_size=0.05)
 GAUSSIAN = PGD(BALL, 2, 0.05, GaussianStart())
+NORMS = (SHORT, PGD(L2(0.5), 2), PGD(sp.L1(3.0), 2))
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,9 @@ TRAININGS = {
     "gat": at(GAT(), FGSM(BALL, start=SignStart(0.5))),
     "nuat": at(NuAT(last=0), FGSM(BALL, start=SignStart(0.5))),
     "tdat": at(TDAT(BALL), FGSM(BALL)),
+    "max": at(CrossEntropy(), Highest(NORMS)),
+    "avg": at(CrossEntropy(), PerView(NORMS), views=3, augment=(Crop(1),)),
+    "msd": at(CrossEntropy(), MSD(Union(tuple(each.threat for each in NORMS)), 2)),
     "l2": at(CrossEntropy(), PGD(L2(0.5), 2)),
     "training mode": at(CrossEntropy(), inner_mode=sp.train_mode),
     "training mode, patience": at(CrossEntropy(), replace(SHORT, steps=4, patience=0), inner_mode=sp.train_mode),

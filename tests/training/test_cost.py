@@ -10,6 +10,7 @@ from sparring.recipes import find
 from sparring.training.cost import cost
 
 BALL = Linf(8 / 255)
+UNION = sp.attacks.Union((BALL, sp.L2(0.5), sp.L1(12.0)))
 RS = FGSM(BALL, 1.25 * BALL.eps, RandomStart())
 
 
@@ -25,6 +26,14 @@ RS = FGSM(BALL, 1.25 * BALL.eps, RandomStart())
         (Method(PGD(BALL, 10), CrossEntropy()), PiecewiseConstant(((0, OptimizerStep()), (5, AWP()))), 11.5, 11.5),
         (sp.training.Free(BALL, 8), OptimizerStep(), 8, 8),
         (Method(FGSM(BALL), sp.objectives.FGSMMEP(BALL)), OptimizerStep(), 3, 3),
+        (
+            Method(sp.attacks.Highest((PGD(BALL, 5), PGD(BALL, 5), PGD(BALL, 5))), CrossEntropy()),
+            OptimizerStep(),
+            19,
+            16,
+        ),
+        (Method(sp.attacks.PerView((PGD(BALL, 5), PGD(BALL, 5))), CrossEntropy()), OptimizerStep(), 6, 6),
+        (Method(sp.attacks.MSD(UNION, 5), CrossEntropy()), OptimizerStep(), 21, 6),
         (Method(FGSM(BALL), sp.objectives.TDAT(BALL)), OptimizerStep(), 3, 3),
         (Method(FGSM(BALL, start=SignStart(0.5)), sp.objectives.NuAT()), OptimizerStep(), 4, 3),
         (Method(FGSM(BALL, start=SignStart(0.5)), sp.objectives.GAT()), OptimizerStep(), 4, 3),

@@ -1,7 +1,7 @@
 """Attacks: search methods that maximise a loss over a perturbation set and know neither the model nor the labels."""
 
 from .apgd import APGD
-from .compose import CoarseToFine, Restarts, Split, Worst
+from .compose import CoarseToFine, Highest, PerView, Restarts, Split, Worst
 from .fab import FAB
 from .image_prior import ParametrizedSearch
 from .losses import CE, DLR, EOT, FeatureMatch, KLDivergence, Margin, SquaredDistance, SumLoss, TargetedCE, TargetedDLR
@@ -11,6 +11,7 @@ from .random_eps import RandomEps
 from .single_step import NFGSM, MultiGrad, SignStart, ZeroGrad
 from .square import Square
 from .threats import L1, L2, Linf
+from .union import MSD, Union
 
 __all__ = [
     "APGD",
@@ -23,6 +24,7 @@ __all__ = [
     "FGSM",
     "L1",
     "L2",
+    "MSD",
     "NFGSM",
     "PGD",
     "Benign",
@@ -30,6 +32,7 @@ __all__ = [
     "CoarseToFine",
     "FeatureMatch",
     "GaussianStart",
+    "Highest",
     "KLDivergence",
     "Linf",
     "Margin",
@@ -38,6 +41,7 @@ __all__ = [
     "MultiGrad",
     "NearestAdversarial",
     "ParametrizedSearch",
+    "PerView",
     "RandomEps",
     "RandomStart",
     "Restarts",
@@ -50,6 +54,7 @@ __all__ = [
     "SumLoss",
     "TargetedCE",
     "TargetedDLR",
+    "Union",
     "Worst",
     "ZeroGrad",
 ]

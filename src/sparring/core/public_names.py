@@ -31,7 +31,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     **_objectives(),
     "training.example_history": ("ExampleHistory",),
     "attacks.apgd": ("APGD",),
-    "attacks.compose": ("CoarseToFine", "Restarts", "Split", "Worst"),
+    "attacks.compose": ("CoarseToFine", "Highest", "PerView", "Restarts", "Split", "Worst"),
     "attacks.fab": ("FAB",),
     "attacks.pgd": ("PGD", "RandomStart", "Benign", "CleanStart", "GaussianStart", "SphereStart", "MixedStart"),
     "attacks.minimum_norm": ("CWL2", "DDN"),
@@ -79,6 +79,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
         "WarmUp",
     ),
     "attacks.threats": ("L1", "L2", "Linf"),
+    "attacks.union": ("MSD", "Union"),
     "training.updates": ("OptimizerStep", "AWP"),
     "core.modes": ("ComposedMode",),
 }
