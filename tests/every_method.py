@@ -56,6 +56,7 @@ CHANGES = {
     "max": method(CrossEntropy(), sp.attacks.Highest(NORMS)),
     "avg": {**method(CrossEntropy(), sp.attacks.PerView(NORMS)), "views_per_image": 3},
     "msd": method(CrossEntropy(), sp.attacks.MSD(sp.attacks.Union(tuple(each.threat for each in NORMS)), 2)),
+    "e-at": method(Sum((CrossEntropy(), sp.objectives.EAT())), sp.attacks.Split(((0.5, NORMS[0]), (0.5, NORMS[2])))),
     "free": {"method": sp.training.Free(BALL, 3)},
     "moat": method(CrossEntropy(), Cycle(((1, Benign()), (2, RS), (1, SHORT)))),
     "moat, mixup": method(

@@ -38,6 +38,7 @@ from sparring.models import KNN, amdim, encode_bank, small_cnn
 from sparring.objectives import (
     ACL,
     ATTA,
+    EAT,
     ELLE,
     FGSMMEP,
     GAT,
@@ -128,6 +129,7 @@ TRAININGS = {
     "max": at(CrossEntropy(), Highest(NORMS)),
     "avg": at(CrossEntropy(), PerView(NORMS), views=3, augment=(Crop(1),)),
     "msd": at(CrossEntropy(), MSD(Union(tuple(each.threat for each in NORMS)), 2)),
+    "e-at": at(Sum((CrossEntropy(), EAT())), Split(((0.5, NORMS[0]), (0.5, NORMS[2])))),
     "l2": at(CrossEntropy(), PGD(L2(0.5), 2)),
     "training mode": at(CrossEntropy(), inner_mode=sp.train_mode),
     "training mode, patience": at(CrossEntropy(), replace(SHORT, steps=4, patience=0), inner_mode=sp.train_mode),

@@ -10,6 +10,7 @@ from sparring.recipes import find
 from sparring.training.cost import cost
 
 BALL = Linf(8 / 255)
+EITHER = sp.attacks.Split(((0.5, PGD(BALL, 5)), (0.5, PGD(sp.L1(12.0), 5))))
 UNION = sp.attacks.Union((BALL, sp.L2(0.5), sp.L1(12.0)))
 RS = FGSM(BALL, 1.25 * BALL.eps, RandomStart())
 
@@ -26,6 +27,7 @@ RS = FGSM(BALL, 1.25 * BALL.eps, RandomStart())
         (Method(PGD(BALL, 10), CrossEntropy()), PiecewiseConstant(((0, OptimizerStep()), (5, AWP()))), 11.5, 11.5),
         (sp.training.Free(BALL, 8), OptimizerStep(), 8, 8),
         (Method(FGSM(BALL), sp.objectives.FGSMMEP(BALL)), OptimizerStep(), 3, 3),
+        (Method(EITHER, sp.Sum((CrossEntropy(), sp.objectives.EAT()))), OptimizerStep(), 7, 6),
         (
             Method(sp.attacks.Highest((PGD(BALL, 5), PGD(BALL, 5), PGD(BALL, 5))), CrossEntropy()),
             OptimizerStep(),

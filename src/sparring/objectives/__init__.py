@@ -8,6 +8,7 @@ from .contrastive import ContrastiveAT, ContrastivePretraining, KNNContrastiveAT
 from .contrasts import InfoNCE, Multiscale, NTXent
 from .cross_entropy import CrossEntropy
 from .elle import ELLE
+from .extreme_norms import EAT
 from .gat import GAT
 from .grad_align import GradAlign
 from .instance_discrimination import InstanceDiscrimination
@@ -26,6 +27,7 @@ from .trades import TRADES
 __all__ = [
     "ACL",
     "ATTA",
+    "EAT",
     "ELLE",
     "FGSMMEP",
     "GAT",
