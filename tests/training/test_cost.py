@@ -24,6 +24,9 @@ RS = FGSM(BALL, 1.25 * BALL.eps, RandomStart())
         (Method(PGD(BALL, 7, patience=0), CrossEntropy()), OptimizerStep(), 8, 8),  # at most
         (Method(PGD(BALL, 10, start=GaussianStart()), sp.TRADES()), OptimizerStep(), 13, 12),
         (Method(PGD(BALL, 10), CrossEntropy()), AWP(), 12, 12),
+        (Method(PGD(BALL, 10), CrossEntropy()), sp.SAM(), 12, 12),
+        (Method(PGD(BALL, 10), CrossEntropy()), sp.ASAM(), 12, 12),
+        (Method(PGD(BALL, 10), CrossEntropy()), sp.RWP(), 12, 12),
         (Method(PGD(BALL, 10), CrossEntropy()), PiecewiseConstant(((0, OptimizerStep()), (5, AWP()))), 11.5, 11.5),
         (sp.training.Free(BALL, 8), OptimizerStep(), 8, 8),
         (Method(FGSM(BALL), sp.objectives.FGSMMEP(BALL)), OptimizerStep(), 3, 3),

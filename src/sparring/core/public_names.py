@@ -80,6 +80,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     ),
     "attacks.threats": ("L1", "L2", "Linf"),
     "attacks.union": ("MSD", "Union"),
+    "training.flatness": ("ASAM", "RWP", "SAM"),
     "training.updates": ("OptimizerStep", "AWP"),
     "core.modes": ("ComposedMode",),
 }

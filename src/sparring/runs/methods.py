@@ -23,6 +23,7 @@ from ..objectives.regularizers import Sum
 from ..objectives.tdat import TDAT
 from ..objectives.trades import TRADES
 from ..training.engine import Method
+from ..training.flatness import ASAM, RWP, SAM
 from ..training.free import Free
 from ..training.updates import AWP
 
@@ -56,6 +57,18 @@ METHODS: dict[str, tuple[str, Make]] = {
     "awp": (
         "PGD-AT with adversarial weight perturbation, gamma 0.01",
         lambda threat, steps: {"method": Method(_pgd(threat, steps), CrossEntropy()), "update": AWP(0.01)},
+    ),
+    "sam": (
+        "PGD-AT with sharpness-aware minimisation, rho 0.05",
+        lambda threat, steps: {"method": Method(_pgd(threat, steps), CrossEntropy()), "update": SAM()},
+    ),
+    "asam": (
+        "PGD-AT with adaptive sharpness-aware minimisation, rho 0.5",
+        lambda threat, steps: {"method": Method(_pgd(threat, steps), CrossEntropy()), "update": ASAM()},
+    ),
+    "rwp": (
+        "PGD-AT with random weight perturbation, gamma 0.01",
+        lambda threat, steps: {"method": Method(_pgd(threat, steps), CrossEntropy()), "update": RWP()},
     ),
     "trades-awp": (
         "TRADES with adversarial weight perturbation, gamma 0.005",
