@@ -17,12 +17,13 @@ from sparring import (
     Sum,
 )
 from sparring.core.schedules import Cycle, PiecewiseConstant
-from sparring.data import CutMix, Flip, SmoothedLabels
+from sparring.data import Crop, CutMix, Flip, SmoothedLabels
 from sparring.models import small_cnn
 
 BALL = Linf(0.1)
 SHORT = PGD(BALL, steps=2, step_size=0.05)
 RS = FGSM(BALL, 0.125, RandomStart())
+NORMS = (SHORT, PGD(sp.L2(0.5), 2), PGD(sp.L1(3.0), 2))
 
 
 def method(objective, attack=SHORT, **views):
@@ -38,6 +39,9 @@ CHANGES = {
         "augment": (Flip(),),
     },
     "awp": {"update": sp.AWP(0.01)},
+    "sam": {"update": PiecewiseConstant(((0, sp.SAM()),))},
+    "asam": {"update": PiecewiseConstant(((0, sp.ASAM()),))},
+    "rwp": {"update": PiecewiseConstant(((0, sp.RWP()),))},
     "awp later": {"update": PiecewiseConstant(((0, OptimizerStep()), (1, sp.AWP(0.005))))},
     "swa": {"averaging": sp.SWA(1)},
     "fgsm-rs": method(CrossEntropy(), RS),
@@ -46,6 +50,17 @@ CHANGES = {
     "multi-grad": method(CrossEntropy(), sp.attacks.MultiGrad(BALL)),
     "gaussian noise": method(sp.objectives.GaussianNoise(), Benign()),
     "grad-align": method(Sum((CrossEntropy(), sp.objectives.GradAlign(BALL))), FGSM(BALL)),
+    "fgsm-mep": method(sp.objectives.FGSMMEP(BALL, reset=2), FGSM(BALL)),
+    "atta": {**method(Sum((CrossEntropy(), sp.objectives.ATTA(2)))), "augment": (Crop(1), Flip())},
+    "elle": method(Sum((CrossEntropy(), sp.objectives.ELLE(BALL))), RS),
+    "elle-a": method(Sum((CrossEntropy(), sp.objectives.ELLE(BALL, adaptive=True, sensitivity=0.5))), RS),
+    "gat": method(sp.objectives.GAT(), FGSM(BALL, start=sp.attacks.SignStart(0.5))),
+    "nuat": method(sp.objectives.NuAT(last=1), FGSM(BALL, start=sp.attacks.SignStart(0.5))),
+    "tdat": method(sp.objectives.TDAT(BALL), FGSM(BALL)),
+    "max": method(CrossEntropy(), sp.attacks.Highest(NORMS)),
+    "avg": {**method(CrossEntropy(), sp.attacks.PerView(NORMS)), "views_per_image": 3},
+    "msd": method(CrossEntropy(), sp.attacks.MSD(sp.attacks.Union(tuple(each.threat for each in NORMS)), 2)),
+    "e-at": method(Sum((CrossEntropy(), sp.objectives.EAT())), sp.attacks.Split(((0.5, NORMS[0]), (0.5, NORMS[2])))),
     "free": {"method": sp.training.Free(BALL, 3)},
     "moat": method(CrossEntropy(), Cycle(((1, Benign()), (2, RS), (1, SHORT)))),
     "moat, mixup": method(

@@ -71,10 +71,13 @@ from .runs.load import load_model as load_model
 from .runs.own import fit as fit
 from .runs.recipe import Evaluation as Evaluation
 from .runs.recipe import Recipe as Recipe
+from .training import ASAM as ASAM
 from .training import AWP as AWP
 from .training import EMA as EMA
 from .training import LAMB as LAMB
 from .training import LARS as LARS
+from .training import RWP as RWP
+from .training import SAM as SAM
 from .training import SGD as SGD
 from .training import SWA as SWA
 from .training import Adam as Adam

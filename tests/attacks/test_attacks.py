@@ -30,7 +30,18 @@ from sparring import (
     train_step,
 )
 from sparring.acceleration import OriginalModel
-from sparring.attacks import NFGSM, KLDivergence, MixedStart, MultiGrad, Split, TargetedCE, ZeroGrad
+from sparring.attacks import (
+    MSD,
+    NFGSM,
+    Highest,
+    KLDivergence,
+    MixedStart,
+    MultiGrad,
+    Split,
+    TargetedCE,
+    Union,
+    ZeroGrad,
+)
 from sparring.core.modes import batch_statistics, eval_mode, train_mode
 from sparring.core.rng import PerExample
 from sparring.core.types import pixels
@@ -39,6 +50,7 @@ from sparring.testing import check_attack
 
 EPS = 8 / 255
 BALL = Linf(EPS)
+BOTH = Union((BALL, L2(0.5)))
 
 # one line for a new attack: the value, and the set that it promises to stay in
 ATTACKS = [
@@ -61,6 +73,9 @@ ATTACKS = [
     *((Square(threat, queries=60), threat) for threat in (BALL, L2(0.5), L1(4.0))),
     (Split(((0.5, Benign()), (0.5, FGSM(BALL)))), BALL),
     (Restarts(PGD(BALL, steps=2), 3), BALL),
+    (Highest((FGSM(BALL), PGD(BALL, steps=2))), BALL),
+    (MSD(BOTH, steps=3), BOTH),
+    (PGD(BOTH, steps=3), BOTH),
     (Worst((FGSM(BALL), PGD(BALL, steps=2), PGD(BALL, steps=2, patience=0))), BALL),
 ]
 

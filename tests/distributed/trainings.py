@@ -28,14 +28,22 @@ from sparring import (
     TrainingLoop,
 )
 from sparring.acceleration import OriginalModel
-from sparring.attacks import MixedStart, RandomEps, RandomStart, Split
+from sparring.attacks import MSD, Highest, MixedStart, PerView, RandomEps, RandomStart, SignStart, Split, Union
 from sparring.core import ranks
 from sparring.core.rng import make_rng
+from sparring.core.types import Objective
+from sparring.core.walk import walk
 from sparring.data import Batches, Crop, CutMix, Cutout, Flip, InputMixup, SmoothedLabels
 from sparring.models import KNN, amdim, encode_bank, small_cnn
 from sparring.objectives import (
     ACL,
+    ATTA,
+    EAT,
+    ELLE,
+    FGSMMEP,
+    GAT,
     MART,
+    TDAT,
     TRADES,
     BatchNormStatistics,
     Consistency,
@@ -48,6 +56,7 @@ from sparring.objectives import (
     MixUp,
     Multiscale,
     NTXent,
+    NuAT,
     RoCL,
     TemporalEnsembling,
 )
@@ -56,6 +65,7 @@ from sparring.training import EMA, SGD, SWA, Free
 BALL = Linf(0.1)
 SHORT = PGD(BALL, steps=2, step_size=0.05)
 GAUSSIAN = PGD(BALL, 2, 0.05, GaussianStart())
+NORMS = (SHORT, PGD(L2(0.5), 2), PGD(sp.L1(3.0), 2))
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,9 @@ TRAININGS = {
     "mart": at(MART(), GAUSSIAN),
     "awp": at(TRADES(), GAUSSIAN, update=sp.AWP(0.01), net="plain"),
     "awp, batch norm": at(CrossEntropy(), update=sp.AWP(0.01)),
+    "sam": at(CrossEntropy(), update=sp.SAM()),
+    "asam": at(CrossEntropy(), update=sp.ASAM()),
+    "rwp": at(CrossEntropy(), update=sp.RWP()),
     "pairing": at(Sum((CrossEntropy(clean=0.5), sp.LogitPairing()))),
     "consistency": at(Sum((CrossEntropy(), Consistency())), views=2, augment=(Crop(1), Flip(), Cutout(3))),
     "mixup": at(MixUp(), sp.Benign()),
@@ -110,6 +123,16 @@ TRAININGS = {
     "patience": at(CrossEntropy(), replace(SHORT, patience=0)),
     "restarts": at(CrossEntropy(), sp.Restarts(SHORT, 2)),
     "n-fgsm": at(CrossEntropy(), sp.attacks.NFGSM(BALL)),
+    "fgsm-mep": at(FGSMMEP(BALL, reset=2), FGSM(BALL), views=2, augment=(Crop(1),)),
+    "atta": at(Sum((CrossEntropy(), ATTA(2))), augment=(Crop(1), Flip())),
+    "elle-a": at(Sum((CrossEntropy(), ELLE(BALL, 9.0, adaptive=True, sensitivity=0.1))), FGSM(BALL)),
+    "gat": at(GAT(), FGSM(BALL, start=SignStart(0.5))),
+    "nuat": at(NuAT(last=0), FGSM(BALL, start=SignStart(0.5))),
+    "tdat": at(TDAT(BALL), FGSM(BALL)),
+    "max": at(CrossEntropy(), Highest(NORMS)),
+    "avg": at(CrossEntropy(), PerView(NORMS), views=3, augment=(Crop(1),)),
+    "msd": at(CrossEntropy(), MSD(Union(tuple(each.threat for each in NORMS)), 2)),
+    "e-at": at(Sum((CrossEntropy(), EAT())), Split(((0.5, NORMS[0]), (0.5, NORMS[2])))),
     "l2": at(CrossEntropy(), PGD(L2(0.5), 2)),
     "training mode": at(CrossEntropy(), inner_mode=sp.train_mode),
     "training mode, patience": at(CrossEntropy(), replace(SHORT, steps=4, patience=0), inner_mode=sp.train_mode),
@@ -168,7 +191,9 @@ def begun(training: Training, size: int = 11) -> tuple[State, TrainingLoop, Doub
         encode_bank(model, images)
     state = State.start(training.method, model, training.optimizer.build(model), images, seed=3)
     state.local_batch_norm = training.local_batch_norm
-    batches = Batches(images, size, training.augment, 3, training.views, accumulate=training.accumulate)
+    objective = getattr(training.method, "objective", None)
+    places = any(each.needs_places for each in walk(objective) if isinstance(each, Objective))
+    batches = Batches(images, size, training.augment, 3, training.views, True, training.accumulate, places=places)
     loop = TrainingLoop(2, 0.05, training.update, training.averaging, backend=OriginalModel())
     return state, loop, Double(batches)
 

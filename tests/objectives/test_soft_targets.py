@@ -15,14 +15,19 @@ from sparring.core.teachers import Teacher
 from sparring.core.types import Batch, Context, ForwardCache, Progress, TensorData
 from sparring.models import small_cnn
 from sparring.objectives import (
+    ELLE,
+    FGSMMEP,
+    GAT,
     MART,
     RSLAD,
+    TDAT,
     TRADES,
     BatchNormStatistics,
     GaussianNoise,
     GradAlign,
     LogitPairing,
     MixUp,
+    NuAT,
     Staged,
     TemporalEnsembling,
 )
@@ -45,6 +50,7 @@ def terms(objective, batch):
     ctx = Context(ForwardCache(model), batch, memory, Progress(3, 3, 9))
     with torch.no_grad():
         objective.observe(ctx)
+        ctx = replace(ctx, start=objective.start(ctx))
     x_adv = (batch.x + 0.05).clamp(0, 1)
     value = objective.inner(ctx)(x_adv).value
     return value.detach(), {k: v.detach() for k, v in objective.outer(ctx.on(model), x_adv).items()}
@@ -58,6 +64,11 @@ OF_LABELS = {
     "pairing": Sum((CrossEntropy(), LogitPairing())),
     "ensembling": Sum((CrossEntropy(), TemporalEnsembling(3.0))),
     "grad-align": Sum((CrossEntropy(), GradAlign(BALL))),
+    "elle": Sum((CrossEntropy(), ELLE(BALL))),
+    "gat": GAT(),
+    "nuat": NuAT(),
+    "tdat": TDAT(BALL),
+    "fgsm-mep": FGSMMEP(BALL),
     "statistics": BatchNormStatistics(CrossEntropy()),
     "noise": GaussianNoise(0.1),
     "staged": Staged(((1, CrossEntropy()), (1, TRADES()))),
@@ -127,7 +138,7 @@ def test_soft_targets_that_are_no_probabilities_are_refused(soft, reason):
 def test_every_objective_says_what_it_does_with_a_soft_target():
     labelled = {type(part) for each in OF_LABELS.values() for part in getattr(each, "parts", (each,))}
     without_labels = {"ACL", "RoCL", "RSLAD", "InstanceDiscrimination", "ContrastiveAT", "ContrastivePretraining"}
-    without_labels |= {"Consistency", "InfoNCE", "Multiscale", "NTXent", "Regularizer", "Sum"}
+    without_labels |= {"Consistency", "InfoNCE", "Multiscale", "NTXent", "Regularizer", "Sum", "ATTA", "EAT"}
     by_class = {"KNNContrastiveAT"}
     named = {kind.__name__ for kind in labelled} | without_labels | by_class
     assert set(sp.objectives.__all__) == named

@@ -224,7 +224,7 @@ def test_every_place_holds_the_same_rows(place, dtype, monkeypatch):
     data = toy_data(12)
     bank = Bank(data, 3, place)
     assert (bank.dtype, bank.rows.dtype, bank.place) == (dtype, dtype, place)
-    assert str(bank).startswith("a bank of 12 x 3 predictions is kept")
+    assert str(bank).startswith("a bank of 12 x 3 numbers is kept")
     index, values = torch.tensor([7, 0, 11]), torch.rand(3, 3)
     bank[index] = values
     torch.testing.assert_close(bank[index], values, atol=1e-3 if dtype == torch.float16 else 0, rtol=0)
@@ -318,7 +318,7 @@ def test_a_run_whose_file_was_exchanged_does_not_go_on(tiny, tmp_path):
 
     with pytest.raises(Interrupted):
         fit(recipe, tmp_path / "run", on_progress=stop_at(3), log=said.append)
-    assert any("a bank of 54 x 10 predictions is kept on the device of the model, in float32" in line for line in said)
+    assert any("a bank of 54 x 10 numbers is kept on the device of the model, in float32" in line for line in said)
     written(1)
     with pytest.raises(UserError, match="the data set has changed since this training began"):
         fit(recipe, tmp_path / "run")

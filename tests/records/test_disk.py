@@ -285,7 +285,7 @@ def test_every_value_of_the_rooms_that_recipes_are_made_of_is_in_the_vocabulary(
         "core.schedules",
         "data",
         "objectives",
-        *(f"training.{n}" for n in ("averaging", "optimizers", "updates")),
+        *(f"training.{n}" for n in ("averaging", "flatness", "optimizers", "updates")),
     ):
         module = importlib.import_module(f"sparring.{room}")
         inner = pkgutil.walk_packages(getattr(module, "__path__", []), f"sparring.{room}.")

@@ -4,11 +4,14 @@ import pytest
 
 import sparring as sp
 from sparring import AWP, FGSM, PGD, Benign, CrossEntropy, GaussianStart, Linf, Method, OptimizerStep, RandomStart
+from sparring.attacks import SignStart
 from sparring.core.schedules import PiecewiseConstant
 from sparring.recipes import find
 from sparring.training.cost import cost
 
 BALL = Linf(8 / 255)
+EITHER = sp.attacks.Split(((0.5, PGD(BALL, 5)), (0.5, PGD(sp.L1(12.0), 5))))
+UNION = sp.attacks.Union((BALL, sp.L2(0.5), sp.L1(12.0)))
 RS = FGSM(BALL, 1.25 * BALL.eps, RandomStart())
 
 
@@ -21,8 +24,26 @@ RS = FGSM(BALL, 1.25 * BALL.eps, RandomStart())
         (Method(PGD(BALL, 7, patience=0), CrossEntropy()), OptimizerStep(), 8, 8),  # at most
         (Method(PGD(BALL, 10, start=GaussianStart()), sp.TRADES()), OptimizerStep(), 13, 12),
         (Method(PGD(BALL, 10), CrossEntropy()), AWP(), 12, 12),
+        (Method(PGD(BALL, 10), CrossEntropy()), sp.SAM(), 12, 12),
+        (Method(PGD(BALL, 10), CrossEntropy()), sp.ASAM(), 12, 12),
+        (Method(PGD(BALL, 10), CrossEntropy()), sp.RWP(), 12, 12),
         (Method(PGD(BALL, 10), CrossEntropy()), PiecewiseConstant(((0, OptimizerStep()), (5, AWP()))), 11.5, 11.5),
         (sp.training.Free(BALL, 8), OptimizerStep(), 8, 8),
+        (Method(FGSM(BALL), sp.objectives.FGSMMEP(BALL)), OptimizerStep(), 3, 3),
+        (Method(EITHER, sp.Sum((CrossEntropy(), sp.objectives.EAT()))), OptimizerStep(), 7, 6),
+        (
+            Method(sp.attacks.Highest((PGD(BALL, 5), PGD(BALL, 5), PGD(BALL, 5))), CrossEntropy()),
+            OptimizerStep(),
+            19,
+            16,
+        ),
+        (Method(sp.attacks.PerView((PGD(BALL, 5), PGD(BALL, 5))), CrossEntropy()), OptimizerStep(), 6, 6),
+        (Method(sp.attacks.MSD(UNION, 5), CrossEntropy()), OptimizerStep(), 21, 6),
+        (Method(FGSM(BALL), sp.objectives.TDAT(BALL)), OptimizerStep(), 3, 3),
+        (Method(FGSM(BALL, start=SignStart(0.5)), sp.objectives.NuAT()), OptimizerStep(), 4, 3),
+        (Method(FGSM(BALL, start=SignStart(0.5)), sp.objectives.GAT()), OptimizerStep(), 4, 3),
+        (Method(RS, sp.Sum((CrossEntropy(), sp.objectives.ELLE(BALL)))), OptimizerStep(), 5, 5),
+        (Method(RS, sp.Sum((CrossEntropy(), sp.objectives.ELLE(BALL, adaptive=True)))), OptimizerStep(), 8, 5),
     ],
     ids=lambda v: repr(v)[:60],
 )

@@ -1,7 +1,7 @@
 """Attacks: search methods that maximise a loss over a perturbation set and know neither the model nor the labels."""
 
 from .apgd import APGD
-from .compose import CoarseToFine, Restarts, Split, Worst
+from .compose import CoarseToFine, Highest, PerView, Restarts, Split, Worst
 from .fab import FAB
 from .hop_skip_jump import HopSkipJump
 from .image_prior import ParametrizedSearch
@@ -9,9 +9,10 @@ from .losses import CE, DLR, EOT, FeatureMatch, KLDivergence, Margin, SquaredDis
 from .minimum_norm import CWL2, DDN, MinimumNormAttack, NearestAdversarial
 from .pgd import FGSM, PGD, Benign, CleanStart, GaussianStart, MixedStart, RandomStart, SphereStart, Start
 from .random_eps import RandomEps
-from .single_step import NFGSM, MultiGrad, ZeroGrad
+from .single_step import NFGSM, MultiGrad, SignStart, ZeroGrad
 from .square import Square
 from .threats import L1, L2, Linf
+from .union import MSD, Union
 
 __all__ = [
     "APGD",
@@ -24,6 +25,7 @@ __all__ = [
     "FGSM",
     "L1",
     "L2",
+    "MSD",
     "NFGSM",
     "PGD",
     "Benign",
@@ -31,6 +33,7 @@ __all__ = [
     "CoarseToFine",
     "FeatureMatch",
     "GaussianStart",
+    "Highest",
     "HopSkipJump",
     "KLDivergence",
     "Linf",
@@ -40,9 +43,11 @@ __all__ = [
     "MultiGrad",
     "NearestAdversarial",
     "ParametrizedSearch",
+    "PerView",
     "RandomEps",
     "RandomStart",
     "Restarts",
+    "SignStart",
     "SphereStart",
     "Split",
     "Square",
@@ -51,6 +56,7 @@ __all__ = [
     "SumLoss",
     "TargetedCE",
     "TargetedDLR",
+    "Union",
     "Worst",
     "ZeroGrad",
 ]

@@ -1,7 +1,7 @@
 """Attacks composed of other attacks. `Cycle`, which changes the attack over time, is in the room of schedules."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.errors import UserError, need_whole
 from ..core.rng import Rng, some, uniform
-from ..core.types import Attack, PerExampleLoss
+from ..core.types import Attack, PerExampleLoss, recordable
 from .pgd import PGD, CleanStart
 
 
@@ -85,6 +85,54 @@ class Worst:
 
 
 @dataclass(frozen=True, slots=True)
+class Highest:
+    """Runs several attacks on all examples, and keeps the point of highest loss of each.
+
+    Training with it against attacks in several norms is MAX: the worst norm of each image. `Worst`, for evaluation,
+    stops at the first fooling point.
+
+    Args:
+        parts: The attacks.
+
+    References:
+        MAX: https://arxiv.org/abs/1904.13000.
+    """
+
+    parts: tuple[Attack, ...]
+
+    @property
+    def recordable(self) -> bool:
+        """True if a search never waits for the device."""
+        return all(recordable(part) for part in self.parts)
+
+    def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
+        return highest(loss, [part(loss, x, rng) for part in self.parts])[0]
+
+
+@dataclass(frozen=True, slots=True)
+class PerView:
+    """Attacks each view of the images of a batch with another attack.
+
+    Training with it against attacks in several norms, with as many views, is AVG: the mean over the norms of each
+    image. Different from the released code, which updates the weights after each norm, the norms share an update, and
+    views are augmented apart. Without views, each part of a batch has an attack of its own.
+
+    Args:
+        parts: The attacks, one for each view.
+
+    References:
+        AVG: https://arxiv.org/abs/1904.13000.
+    """
+
+    parts: tuple[Attack, ...]
+
+    def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
+        views = torch.arange(len(x), device=x.device).tensor_split(len(self.parts))
+        pairs = [(rows, part) for rows, part in zip(views, self.parts, strict=True) if len(rows)]
+        return torch.cat([part(loss[rows], x[rows].detach(), some(rng, rows)) for rows, part in pairs])
+
+
+@dataclass(frozen=True, slots=True)
 class CoarseToFine:
     """Repeats PGD from its last result, each time with steps that are shorter by `factor`.
 
@@ -115,6 +163,15 @@ class CoarseToFine:
         for i in range(1, self.times):
             x = replace(first, step_size=size * self.factor**i, start=CleanStart())(loss, x, rng)
         return x
+
+
+def highest(loss: PerExampleLoss, points: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return, for each example, the point of highest loss and that loss; a NaN is the highest, so that it is seen."""
+    with torch.no_grad():
+        values = torch.stack([loss(z).value for z in points])
+    best = values.argmax(0)
+    rows = torch.arange(len(best), device=best.device)
+    return torch.stack(list(points))[best, rows], values[best, rows]
 
 
 def keep_worst(run: Callable[[Tensor], Tensor], times: int, loss: PerExampleLoss, x: Tensor) -> Tensor:

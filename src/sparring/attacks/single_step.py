@@ -8,10 +8,36 @@ from torch import Tensor
 
 from ..core.errors import UserError, need_whole
 from ..core.rng import Rng, uniform
-from ..core.types import PerExampleLoss
+from ..core.types import PerExampleLoss, Threat
 from .gradients import input_grad
 from .pgd import parse_step_size
 from .threats import Linf
+
+
+@dataclass(frozen=True, slots=True)
+class SignStart:
+    """Starts the search at a random corner of a cube: every pixel is moved by `share` x eps, up or down.
+
+    Args:
+        share: Half the side of the cube, in units of eps, in (0, 1]; GAT and NuAT take 0.5.
+
+    Raises:
+        UserError: If `share` is not in (0, 1]; in a call, if the threat is not `Linf`.
+
+    References:
+        GAT: https://arxiv.org/abs/2011.14969.
+    """
+
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise UserError(f"share = {self.share:g} of eps is not in (0, 1]")
+
+    def __call__(self, threat: Threat, x: Tensor, rng: Rng) -> Tensor:
+        _need_linf("SignStart", threat)
+        up = uniform(x, rng) < 0.5
+        return threat.project(x + self.share * threat.eps * torch.where(up, 1.0, -1.0).to(x), x)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from ..core.serialization import Build
     from ..runs.recipe import Recipe
 
-METHODS = "standard, pgd, trades, mart, alp, awp, trades-awp, fgsm-rs, n-fgsm, zero-grad, multi-grad, grad-align, free"
+METHODS = (
+    "standard, pgd, trades, mart, alp, awp, sam, asam, rwp, trades-awp, fgsm-rs, n-fgsm, fgsm-mep, atta, elle, elle-a, "
+    "gat, nuat, tdat, zero-grad, multi-grad, grad-align, free"
+)
 MODELS = "small_cnn, resnet18, preact_resnet18, wide_resnet:depth=28,width=10, ..., timm:NAME, torchvision:NAME"
 ATTACKS = "none, pgd, fgsm, apgd, n-fgsm, zero-grad, multi-grad"
 OPTIMIZERS = "sgd, adam, adamw, lars, lamb, rmsprop"

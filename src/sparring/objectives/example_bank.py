@@ -93,7 +93,7 @@ class Bank(nn.Module):
             "disk": "in a file on the disk",
         }
         return (
-            f"a bank of {count:,} x {columns} predictions is kept {where[self.place]}, in "
+            f"a bank of {count:,} x {columns} numbers is kept {where[self.place]}, in "
             f"{str(self.dtype).removeprefix('torch.')}, {size:,.1f} MB"
         )
 
@@ -152,7 +152,7 @@ def _zeros(count: int, columns: int, dtype: torch.dtype, place: Place) -> Tensor
                 os.posix_fallocate(file.fileno(), 0, count * columns * dtype.itemsize)
         except OSError as error:
             raise UserError(
-                f"there is no room for a bank of {count:,} x {columns} predictions in {tempfile.gettempdir()} "
+                f"there is no room for a bank of {count:,} x {columns} numbers in {tempfile.gettempdir()} "
                 f"({error.strerror}): name another folder in TMPDIR"
             ) from error
         return torch.from_numpy(np.memmap(file, numbers, "w+", shape=(count, columns)))

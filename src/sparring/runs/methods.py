@@ -1,21 +1,30 @@
 """Training methods by their names in the field."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from ..attacks import PGD, Benign, GaussianStart
-from ..attacks.single_step import NFGSM, MultiGrad, ZeroGrad
+from ..attacks import FGSM, PGD, Benign, GaussianStart
+from ..attacks.single_step import NFGSM, MultiGrad, SignStart, ZeroGrad
 from ..attacks.threats import Linf
 from ..core import foreign
 from ..core.errors import UserError, nearest
+from ..core.schedules import PiecewiseConstant
 from ..core.types import Threat
+from ..objectives.atta import ATTA
 from ..objectives.cross_entropy import CrossEntropy
+from ..objectives.elle import ELLE
+from ..objectives.gat import GAT
 from ..objectives.grad_align import GradAlign
 from ..objectives.logit_pairing import LogitPairing
 from ..objectives.mart import MART
+from ..objectives.nuat import NuAT
+from ..objectives.prior_guided import FGSMMEP
 from ..objectives.regularizers import Sum
+from ..objectives.tdat import TDAT
 from ..objectives.trades import TRADES
 from ..training.engine import Method
+from ..training.flatness import ASAM, RWP, SAM
 from ..training.free import Free
 from ..training.updates import AWP
 
@@ -50,6 +59,27 @@ METHODS: dict[str, tuple[str, Make]] = {
         "PGD-AT with adversarial weight perturbation, gamma 0.01",
         lambda threat, steps: {"method": Method(_pgd(threat, steps), CrossEntropy()), "update": AWP(0.01)},
     ),
+    "sam": (
+        "PGD-AT with sharpness-aware minimisation, rho 0.05",
+        lambda threat, steps: {
+            "method": Method(_pgd(threat, steps), CrossEntropy()),
+            "update": PiecewiseConstant(((0, SAM()),)),
+        },
+    ),
+    "asam": (
+        "PGD-AT with adaptive sharpness-aware minimisation, rho 0.5",
+        lambda threat, steps: {
+            "method": Method(_pgd(threat, steps), CrossEntropy()),
+            "update": PiecewiseConstant(((0, ASAM()),)),
+        },
+    ),
+    "rwp": (
+        "PGD-AT with random weight perturbation, gamma 0.01",
+        lambda threat, steps: {
+            "method": Method(_pgd(threat, steps), CrossEntropy()),
+            "update": PiecewiseConstant(((0, RWP()),)),
+        },
+    ),
     "trades-awp": (
         "TRADES with adversarial weight perturbation, gamma 0.005",
         lambda threat, steps: {"method": Method(_near(threat, steps), TRADES(6.0)), "update": AWP(0.005)},
@@ -59,6 +89,40 @@ METHODS: dict[str, tuple[str, Make]] = {
         lambda threat, steps: {"method": Method(_pgd(threat, 1), CrossEntropy())},
     ),
     "n-fgsm": ("N-FGSM", lambda threat, steps: {"method": Method(NFGSM(_linf(threat, "n-fgsm")), CrossEntropy())}),
+    "fgsm-mep": (
+        "FGSM-PGI with the prior of all previous epochs",
+        lambda threat, steps: {"method": Method(FGSM(threat), FGSMMEP(_linf(threat, "fgsm-mep")))},
+    ),
+    "atta": (
+        "ATTA, PGD that goes on from epoch to epoch",
+        lambda threat, steps: {
+            "method": Method(replace(_pgd(threat, steps), start=GaussianStart()), Sum((CrossEntropy(), ATTA())))
+        },
+    ),
+    "elle": (
+        "FGSM from a random start with ELLE, weight 1000",
+        lambda threat, steps: {"method": Method(_pgd(threat, 1), Sum((CrossEntropy(), ELLE(_linf(threat, "elle")))))},
+    ),
+    "elle-a": (
+        "FGSM from a random start with ELLE-A, weight 4000",
+        lambda threat, steps: {
+            "method": Method(
+                _pgd(threat, 1), Sum((CrossEntropy(), ELLE(_linf(threat, "elle-a"), 4000.0, adaptive=True)))
+            )
+        },
+    ),
+    "gat": (
+        "GAT, guided adversarial training, weight 10",
+        lambda threat, steps: {"method": Method(FGSM(_linf(threat, "gat"), start=SignStart(0.5)), GAT())},
+    ),
+    "nuat": (
+        "NuAT, nuclear norm of the changes of logits, weight 4",
+        lambda threat, steps: {"method": Method(FGSM(_linf(threat, "nuat"), start=SignStart(0.5)), NuAT())},
+    ),
+    "tdat": (
+        "TDAT, taxonomy driven fast adversarial training",
+        lambda threat, steps: {"method": Method(FGSM(threat), TDAT(_linf(threat, "tdat")))},
+    ),
     "zero-grad": (
         "ZeroGrad",
         lambda threat, steps: {"method": Method(ZeroGrad(_linf(threat, "zero-grad")), CrossEntropy())},

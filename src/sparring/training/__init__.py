@@ -3,6 +3,7 @@
 from .averaging import EMA, SWA
 from .engine import Method, State, TrainingLoop, train_step
 from .example_history import ExampleHistory
+from .flatness import ASAM, RWP, SAM
 from .free import Free
 from .guard import Guard
 from .hooks import Interrupted, Saving, TrainingProgress
@@ -10,10 +11,13 @@ from .optimizers import LAMB, LARS, SGD, Adam, AdamW, RMSProp
 from .updates import AWP, BatchLoss, OptimizerStep, backward, gradients
 
 __all__ = [
+    "ASAM",
     "AWP",
     "EMA",
     "LAMB",
     "LARS",
+    "RWP",
+    "SAM",
     "SGD",
     "SWA",
     "Adam",
