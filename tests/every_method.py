@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import torch
+
 import sparring as sp
 from sparring import (
     FGSM,
@@ -23,6 +25,10 @@ from sparring.models import small_cnn
 BALL = Linf(0.1)
 SHORT = PGD(BALL, steps=2, step_size=0.05)
 RS = FGSM(BALL, 0.125, RandomStart())
+NEAR = PGD(BALL, 2, 0.05, GaussianStart())
+with torch.random.fork_rng(devices=[]):
+    torch.manual_seed(1)
+    TEACHER = sp.core.teachers.Teacher.of(small_cnn(10, (1, 8, 8), width=4, batch_norm=True))
 
 
 def method(objective, attack=SHORT, **views):
@@ -37,6 +43,7 @@ CHANGES = {
         "views_per_image": 2,
         "augment": (Flip(),),
     },
+    "hat": method(sp.objectives.HAT(TEACHER), NEAR),
     "awp": {"update": sp.AWP(0.01)},
     "awp later": {"update": PiecewiseConstant(((0, OptimizerStep()), (1, sp.AWP(0.005))))},
     "swa": {"averaging": sp.SWA(1)},

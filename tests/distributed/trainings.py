@@ -31,10 +31,12 @@ from sparring.acceleration import OriginalModel
 from sparring.attacks import MixedStart, RandomEps, RandomStart, Split
 from sparring.core import ranks
 from sparring.core.rng import make_rng
+from sparring.core.teachers import Teacher
 from sparring.data import Batches, Crop, CutMix, Cutout, Flip, InputMixup, SmoothedLabels
 from sparring.models import KNN, amdim, encode_bank, small_cnn
 from sparring.objectives import (
     ACL,
+    HAT,
     MART,
     TRADES,
     BatchNormStatistics,
@@ -56,6 +58,9 @@ from sparring.training import EMA, SGD, SWA, Free
 BALL = Linf(0.1)
 SHORT = PGD(BALL, steps=2, step_size=0.05)
 GAUSSIAN = PGD(BALL, 2, 0.05, GaussianStart())
+with torch.random.fork_rng(devices=[]):
+    torch.manual_seed(1)
+    TEACHER = Teacher.of(small_cnn(4, (3, 8, 8), width=4, hidden=False).double())
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ TRAININGS = {
     "clipping": at(CrossEntropy(), update=sp.OptimizerStep(0.05), net="plain"),
     "trades": at(TRADES(), GAUSSIAN),
     "mart": at(MART(), GAUSSIAN),
+    "hat": at(HAT(TEACHER), GAUSSIAN),
     "awp": at(TRADES(), GAUSSIAN, update=sp.AWP(0.01), net="plain"),
     "awp, batch norm": at(CrossEntropy(), update=sp.AWP(0.01)),
     "pairing": at(Sum((CrossEntropy(clean=0.5), sp.LogitPairing()))),

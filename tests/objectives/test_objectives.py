@@ -25,11 +25,14 @@ from sparring import (
 from sparring.acceleration import AcceleratedCopy, OriginalModel
 from sparring.core.rng import PerExample, mixed_seed, uniform
 from sparring.core.schedules import Cycle
+from sparring.core.teachers import Teacher
 from sparring.core.types import ForwardCache, pixels
+from sparring.objectives import HAT
 from sparring.recipes import find
-from sparring.testing import check_objective
+from sparring.testing import _toy, check_objective
 
 BALL = Linf(8 / 255)
+TEACHER = Teacher.of(_toy((3, 8, 8), seed=5)[0])
 SHORT = PGD(BALL, steps=3)
 
 # one line for a new method
@@ -48,6 +51,7 @@ OBJECTIVES = [
     sp.objectives.BatchNormStatistics(sp.CrossEntropy(), "both"),
     sp.Sum((sp.CrossEntropy(), sp.TemporalEnsembling(3.0))),
     sp.Sum((sp.TRADES(), sp.TemporalEnsembling(sp.core.schedules.Ramp(3.0, 2, 2), on="clean"))),
+    HAT(TEACHER),
 ]
 
 

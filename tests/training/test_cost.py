@@ -5,6 +5,7 @@ import pytest
 import sparring as sp
 from sparring import AWP, FGSM, PGD, Benign, CrossEntropy, GaussianStart, Linf, Method, OptimizerStep, RandomStart
 from sparring.core.schedules import PiecewiseConstant
+from sparring.core.teachers import Teacher
 from sparring.recipes import find
 from sparring.training.cost import cost
 
@@ -22,6 +23,9 @@ RS = FGSM(BALL, 1.25 * BALL.eps, RandomStart())
         (Method(PGD(BALL, 10, start=GaussianStart()), sp.TRADES()), OptimizerStep(), 13, 12),
         (Method(PGD(BALL, 10), CrossEntropy()), AWP(), 12, 12),
         (Method(PGD(BALL, 10), CrossEntropy()), PiecewiseConstant(((0, OptimizerStep()), (5, AWP()))), 11.5, 11.5),
+        # of the student alone: passes through teachers are not counted
+        (Method(PGD(BALL, 10, start=GaussianStart()), sp.objectives.HAT(Teacher("t"))), OptimizerStep(), 14, 13),
+        (Method(PGD(BALL, 10), sp.objectives.RSLAD(Teacher("t"))), OptimizerStep(), 12, 12),
         (sp.training.Free(BALL, 8), OptimizerStep(), 8, 8),
     ],
     ids=lambda v: repr(v)[:60],

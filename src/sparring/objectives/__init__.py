@@ -7,6 +7,7 @@ from .contrastive import ContrastiveAT, ContrastivePretraining, KNNContrastiveAT
 from .contrasts import InfoNCE, Multiscale, NTXent
 from .cross_entropy import CrossEntropy
 from .grad_align import GradAlign
+from .hat import HAT
 from .instance_discrimination import InstanceDiscrimination
 from .logit_pairing import LogitPairing
 from .mart import MART
@@ -19,6 +20,7 @@ from .trades import TRADES
 
 __all__ = [
     "ACL",
+    "HAT",
     "MART",
     "RSLAD",
     "TRADES",

@@ -1,0 +1,81 @@
+"""Methods with teachers are their formulas, written out: terms and crafted points, in double precision."""
+
+import pytest
+import torch
+
+from sparring import PGD, Linf, UserError
+from sparring.core.rng import make_rng
+from sparring.core.teachers import Teacher
+from sparring.core.types import Batch, Context, ForwardCache, GivenStart, Progress
+from sparring.models import small_cnn
+from sparring.objectives import HAT
+
+X = (0.1 + 0.8 * torch.rand(12, 1, 8, 8, generator=make_rng(0))).double()
+X_ADV = X + 0.05 * torch.randn(X.shape, generator=make_rng(1)).double()
+NEAR = X + 0.001 * torch.randn(X.shape, generator=make_rng(2)).double()
+Y = torch.arange(12) % 3
+SOFT = torch.softmax(torch.randn(12, 3, generator=make_rng(3)).double(), 1)
+
+
+def net(seed):
+    torch.manual_seed(seed)
+    return small_cnn(3, (1, 8, 8), width=4, batch_norm=True).double().eval()
+
+
+STUDENT, TEACHER, OTHER = net(0), net(1), net(2)
+
+
+def context(objective, soft=None):
+    memory = objective.init(None)
+    return Context(ForwardCache(STUDENT), Batch(X, Y, torch.arange(12), soft=soft), memory, Progress(0, 1, 1))
+
+
+def crafted(objective):
+    """The points of four steps of PGD on the inner loss."""
+    attack = PGD(Linf(0.05), 4, 0.02, GivenStart(NEAR))
+    return attack(objective.inner(context(objective)), X, make_rng(0))
+
+
+def climbed(loss):
+    """The points of four steps up the sign of the gradient of a loss that is written out."""
+    z = NEAR
+    for _ in range(4):
+        z = z.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(loss(z), z)
+        z = (z + 0.02 * grad.sign()).clamp(X - 0.05, X + 0.05).clamp(0, 1)
+    return z.detach()
+
+
+def kl(p, q):
+    return (p * (p.log() - q.log())).sum(1).mean()
+
+
+def same(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.allclose(found[name], value, rtol=0, atol=1e-10), name
+
+
+def test_hat_is_trades_and_the_standard_teachers_label_beyond_the_ball():
+    objective = HAT(Teacher.of(TEACHER), beta=2.0, weight=0.7, reach=3.0)
+    p, q = STUDENT(X).softmax(1), STUDENT(X_ADV).softmax(1)
+    helper = STUDENT(X + 3 * (X_ADV - X)).log_softmax(1)
+    label = TEACHER(X_ADV).argmax(1)
+    wanted = {
+        "ce_clean": -(SOFT * p.log()).sum(1).mean(),
+        "kl": 2 * kl(p, q),
+        "ce_helper": -0.7 * helper[torch.arange(12), label].mean(),
+    }
+    same(objective.outer(context(objective, SOFT), X_ADV), wanted)
+    assert torch.allclose(crafted(objective), climbed(lambda z: kl(p.detach(), STUDENT(z).softmax(1))), atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda t: HAT(t, reach=1.0), "reach = 1 .* is not above 1: it must lie beyond"),
+    ],
+)
+def test_values_out_of_range_are_refused(make, reason):
+    with pytest.raises(UserError, match=reason):
+        make(Teacher("runs/big"))
