@@ -44,6 +44,7 @@ CHANGES = {
         "augment": (Flip(),),
     },
     "hat": method(sp.objectives.HAT(TEACHER), NEAR),
+    "ard": method(sp.objectives.ARD(TEACHER, share=0.9)),
     "awp": {"update": sp.AWP(0.01)},
     "awp later": {"update": PiecewiseConstant(((0, OptimizerStep()), (1, sp.AWP(0.005))))},
     "swa": {"averaging": sp.SWA(1)},

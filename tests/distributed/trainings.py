@@ -36,6 +36,7 @@ from sparring.data import Batches, Crop, CutMix, Cutout, Flip, InputMixup, Smoot
 from sparring.models import KNN, amdim, encode_bank, small_cnn
 from sparring.objectives import (
     ACL,
+    ARD,
     HAT,
     MART,
     TRADES,
@@ -89,6 +90,7 @@ TRAININGS = {
     "trades": at(TRADES(), GAUSSIAN),
     "mart": at(MART(), GAUSSIAN),
     "hat": at(HAT(TEACHER), GAUSSIAN),
+    "ard": at(ARD(TEACHER, share=0.9)),
     "awp": at(TRADES(), GAUSSIAN, update=sp.AWP(0.01), net="plain"),
     "awp, batch norm": at(CrossEntropy(), update=sp.AWP(0.01)),
     "pairing": at(Sum((CrossEntropy(clean=0.5), sp.LogitPairing()))),

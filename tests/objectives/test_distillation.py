@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sparring import PGD, Linf, UserError
 from sparring.core.rng import make_rng
 from sparring.core.teachers import Teacher
 from sparring.core.types import Batch, Context, ForwardCache, GivenStart, Progress
 from sparring.models import small_cnn
-from sparring.objectives import HAT
+from sparring.objectives import ARD, HAT
 
 X = (0.1 + 0.8 * torch.rand(12, 1, 8, 8, generator=make_rng(0))).double()
 X_ADV = X + 0.05 * torch.randn(X.shape, generator=make_rng(1)).double()
@@ -70,10 +71,20 @@ def test_hat_is_trades_and_the_standard_teachers_label_beyond_the_ball():
     assert torch.allclose(crafted(objective), climbed(lambda z: kl(p.detach(), STUDENT(z).softmax(1))), atol=1e-10)
 
 
+def test_ard_is_its_formula():
+    objective = ARD(Teacher.of(TEACHER), share=0.9, temperature=5.0)
+    p, q = (TEACHER(X) / 5).softmax(1), (STUDENT(X_ADV) / 5).softmax(1)
+    wanted = {"kl": 0.9 * 25 * kl(p, q), "ce_clean": 0.1 * F.nll_loss(STUDENT(X).log_softmax(1), Y)}
+    same(objective.outer(context(objective), X_ADV), wanted)
+    assert torch.allclose(crafted(objective), climbed(lambda z: F.cross_entropy(STUDENT(z), Y)), atol=1e-10)
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
         (lambda t: HAT(t, reach=1.0), "reach = 1 .* is not above 1: it must lie beyond"),
+        (lambda t: ARD(t, share=1.2), r"share = 1\.2 .* is not in \[0, 1\]"),
+        (lambda t: ARD(t, temperature=0.0), "temperature = 0 is not above 0"),
     ],
 )
 def test_values_out_of_range_are_refused(make, reason):

@@ -14,6 +14,7 @@ from sparring.core.teachers import Teacher
 from sparring.core.types import Batch, Context, ForwardCache, Progress, TensorData
 from sparring.models import small_cnn
 from sparring.objectives import (
+    ARD,
     HAT,
     MART,
     TRADES,
@@ -55,6 +56,7 @@ OF_LABELS = {
     "trades": TRADES(),
     "mart": MART(),
     "hat": HAT(TEACHER),
+    "ard": ARD(TEACHER, share=0.9),
     "mixup": MixUp(),
     "pairing": Sum((CrossEntropy(), LogitPairing())),
     "ensembling": Sum((CrossEntropy(), TemporalEnsembling(3.0))),

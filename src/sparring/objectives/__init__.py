@@ -1,6 +1,7 @@
 """Training objectives, one file per method: the loss of the attack and the loss of the update."""
 
 from .acl import ACL
+from .ard import ARD
 from .batch_norm_statistics import BatchNormStatistics
 from .consistency import Consistency
 from .contrastive import ContrastiveAT, ContrastivePretraining, KNNContrastiveAT
@@ -20,6 +21,7 @@ from .trades import TRADES
 
 __all__ = [
     "ACL",
+    "ARD",
     "HAT",
     "MART",
     "RSLAD",
