@@ -45,6 +45,7 @@ CHANGES = {
     },
     "hat": method(sp.objectives.HAT(TEACHER), NEAR),
     "ard": method(sp.objectives.ARD(TEACHER, share=0.9)),
+    "adaad": method(sp.objectives.AdaAD(TEACHER), NEAR),
     "awp": {"update": sp.AWP(0.01)},
     "awp later": {"update": PiecewiseConstant(((0, OptimizerStep()), (1, sp.AWP(0.005))))},
     "swa": {"averaging": sp.SWA(1)},

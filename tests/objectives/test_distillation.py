@@ -9,7 +9,7 @@ from sparring.core.rng import make_rng
 from sparring.core.teachers import Teacher
 from sparring.core.types import Batch, Context, ForwardCache, GivenStart, Progress
 from sparring.models import small_cnn
-from sparring.objectives import ARD, HAT
+from sparring.objectives import ARD, HAT, AdaAD
 
 X = (0.1 + 0.8 * torch.rand(12, 1, 8, 8, generator=make_rng(0))).double()
 X_ADV = X + 0.05 * torch.randn(X.shape, generator=make_rng(1)).double()
@@ -79,12 +79,31 @@ def test_ard_is_its_formula():
     assert torch.allclose(crafted(objective), climbed(lambda z: F.cross_entropy(STUDENT(z), Y)), atol=1e-10)
 
 
+def test_adaad_attacks_where_the_teacher_disagrees_through_both_nets():
+    objective = AdaAD(Teacher.of(TEACHER), share=0.8)
+
+    def apart(z):
+        return kl(TEACHER(z).softmax(1), STUDENT(z).softmax(1))
+
+    same(objective.outer(context(objective), X_ADV), {"kl": 0.8 * apart(X_ADV), "kl_clean": 0.2 * apart(X)})
+    found, wanted = crafted(objective), climbed(apart)
+    assert torch.allclose(found, wanted, atol=1e-10)
+    fixed = climbed(lambda z: kl(TEACHER(z).detach().softmax(1), STUDENT(z).softmax(1)))
+    assert not torch.allclose(found, fixed, atol=1e-3), "the gradient of the teacher matters"
+
+
+def test_a_term_of_weight_0_costs_no_clean_pass():
+    for objective in (ARD(Teacher.of(TEACHER)), AdaAD(Teacher.of(TEACHER))):
+        assert set(objective.outer(context(objective), X_ADV)) == {"kl"}
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
         (lambda t: HAT(t, reach=1.0), "reach = 1 .* is not above 1: it must lie beyond"),
         (lambda t: ARD(t, share=1.2), r"share = 1\.2 .* is not in \[0, 1\]"),
         (lambda t: ARD(t, temperature=0.0), "temperature = 0 is not above 0"),
+        (lambda t: AdaAD(t, share=-1.0), r"share = -1 .* is not in \[0, 1\]"),
     ],
 )
 def test_values_out_of_range_are_refused(make, reason):

@@ -27,7 +27,7 @@ from sparring.core.rng import PerExample, mixed_seed, uniform
 from sparring.core.schedules import Cycle
 from sparring.core.teachers import Teacher
 from sparring.core.types import ForwardCache, pixels
-from sparring.objectives import ARD, HAT
+from sparring.objectives import ARD, HAT, AdaAD
 from sparring.recipes import find
 from sparring.testing import _toy, check_objective
 
@@ -53,6 +53,7 @@ OBJECTIVES = [
     sp.Sum((sp.TRADES(), sp.TemporalEnsembling(sp.core.schedules.Ramp(3.0, 2, 2), on="clean"))),
     HAT(TEACHER),
     ARD(TEACHER, share=0.9),
+    AdaAD(TEACHER, share=0.9),
 ]
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import sparring as sp
 from sparring import PGD, CrossEntropy, Linf, Method, State, Sum, UserError, train_step
 from sparring.acceleration import OriginalModel
 from sparring.attacks.losses import CE
@@ -17,7 +18,9 @@ from sparring.objectives import (
     ARD,
     HAT,
     MART,
+    RSLAD,
     TRADES,
+    AdaAD,
     BatchNormStatistics,
     GradAlign,
     LogitPairing,
@@ -95,6 +98,7 @@ def test_cross_entropy_with_a_soft_target_is_the_expected_cross_entropy():
     assert torch.allclose(loss[some](X[some]).value, probe.value[some])
 
 
+@pytest.mark.parametrize("objective", [RSLAD(TEACHER), AdaAD(TEACHER, share=0.9)], ids=lambda o: type(o).__name__)
 def test_a_method_without_labels_ignores_soft_targets(objective):
     batch = Batch(X, Y, torch.arange(12))
     (value, found), (wanted_value, wanted) = (terms(objective, each) for each in (replace(batch, soft=SOFT), batch))
@@ -123,3 +127,20 @@ def test_soft_targets_that_are_no_probabilities_are_refused(soft, reason):
     state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(UserError, match=reason):
         train_step(method, state, Batch(X, Y, torch.arange(12), soft=soft), Progress(0, 2, 1))
+
+
+def test_every_objective_says_what_it_does_with_a_soft_target():
+    labelled = {type(part) for each in OF_LABELS.values() for part in getattr(each, "parts", (each,))}
+    without_labels = {
+        "ACL",
+        "AdaAD",
+        "RoCL",
+        "RSLAD",
+        "InstanceDiscrimination",
+        "ContrastiveAT",
+        "ContrastivePretraining",
+    }
+    without_labels |= {"Consistency", "InfoNCE", "Multiscale", "NTXent", "Regularizer", "Sum"}
+    by_class = {"KNNContrastiveAT"}
+    named = {kind.__name__ for kind in labelled} | without_labels | by_class
+    assert set(sp.objectives.__all__) == named

@@ -1,6 +1,7 @@
 """Training objectives, one file per method: the loss of the attack and the loss of the update."""
 
 from .acl import ACL
+from .adaad import AdaAD
 from .ard import ARD
 from .batch_norm_statistics import BatchNormStatistics
 from .consistency import Consistency
@@ -26,6 +27,7 @@ __all__ = [
     "MART",
     "RSLAD",
     "TRADES",
+    "AdaAD",
     "BatchNormStatistics",
     "Consistency",
     "ContrastiveAT",
