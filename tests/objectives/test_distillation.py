@@ -9,7 +9,7 @@ from sparring.core.rng import make_rng
 from sparring.core.teachers import Teacher
 from sparring.core.types import Batch, Context, ForwardCache, GivenStart, Progress
 from sparring.models import small_cnn
-from sparring.objectives import ARD, HAT, AdaAD
+from sparring.objectives import ARD, HAT, AdaAD, DualTeacher
 
 X = (0.1 + 0.8 * torch.rand(12, 1, 8, 8, generator=make_rng(0))).double()
 X_ADV = X + 0.05 * torch.randn(X.shape, generator=make_rng(1)).double()
@@ -92,6 +92,19 @@ def test_adaad_attacks_where_the_teacher_disagrees_through_both_nets():
     assert not torch.allclose(found, fixed, atol=1e-3), "the gradient of the teacher matters"
 
 
+def test_the_dual_teacher_is_its_formula():
+    objective = DualTeacher(Teacher.of(TEACHER), Teacher.of(OTHER), 0.2, 0.3, 0.5, temperature=3.0)
+    log_q = (STUDENT(X_ADV) / 3).log_softmax(1)
+    standard, robust = ((each(X_ADV) / 3).softmax(1) for each in (TEACHER, OTHER))
+    wanted = {
+        "ce": -0.2 * (SOFT * STUDENT(X_ADV).log_softmax(1)).sum(1).mean(),
+        "kd_standard": -0.3 * 9 * (standard * log_q).sum(1).mean(),
+        "kd_robust": -0.5 * 9 * (robust * log_q).sum(1).mean(),
+    }
+    same(objective.outer(context(objective, SOFT), X_ADV), wanted)
+    assert torch.allclose(crafted(objective), climbed(lambda z: F.cross_entropy(STUDENT(z), Y)), atol=1e-10)
+
+
 def test_a_term_of_weight_0_costs_no_clean_pass():
     for objective in (ARD(Teacher.of(TEACHER)), AdaAD(Teacher.of(TEACHER))):
         assert set(objective.outer(context(objective), X_ADV)) == {"kl"}
@@ -104,6 +117,7 @@ def test_a_term_of_weight_0_costs_no_clean_pass():
         (lambda t: ARD(t, share=1.2), r"share = 1\.2 .* is not in \[0, 1\]"),
         (lambda t: ARD(t, temperature=0.0), "temperature = 0 is not above 0"),
         (lambda t: AdaAD(t, share=-1.0), r"share = -1 .* is not in \[0, 1\]"),
+        (lambda t: DualTeacher(t, t, of_robust=-0.1), r"of_robust = -0\.1 is below 0"),
     ],
 )
 def test_values_out_of_range_are_refused(make, reason):

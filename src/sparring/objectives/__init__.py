@@ -8,6 +8,7 @@ from .consistency import Consistency
 from .contrastive import ContrastiveAT, ContrastivePretraining, KNNContrastiveAT
 from .contrasts import InfoNCE, Multiscale, NTXent
 from .cross_entropy import CrossEntropy
+from .dual_teacher import DualTeacher
 from .grad_align import GradAlign
 from .hat import HAT
 from .instance_discrimination import InstanceDiscrimination
@@ -33,6 +34,7 @@ __all__ = [
     "ContrastiveAT",
     "ContrastivePretraining",
     "CrossEntropy",
+    "DualTeacher",
     "GradAlign",
     "InfoNCE",
     "InstanceDiscrimination",
