@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from sparring import PGD, Linf, UserError
 from sparring.core.rng import make_rng
 from sparring.core.teachers import Teacher
 from sparring.core.types import Batch, Context, ForwardCache, GivenStart, Progress
-from sparring.models import small_cnn
 from sparring.objectives import ARD, HAT, AdaAD, DualTeacher
 
 X = (0.1 + 0.8 * torch.rand(12, 1, 8, 8, generator=make_rng(0))).double()
@@ -19,8 +19,13 @@ SOFT = torch.softmax(torch.randn(12, 3, generator=make_rng(3)).double(), 1)
 
 
 def net(seed):
+    """A net whose predictions differ from image to image, and change under attack."""
     torch.manual_seed(seed)
-    return small_cnn(3, (1, 8, 8), width=4, batch_norm=True).double().eval()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 3)).double()
+    with torch.no_grad():
+        for weight in (model[1].weight, model[3].weight):
+            weight.mul_(4)
+    return model
 
 
 STUDENT, TEACHER, OTHER = net(0), net(1), net(2)
