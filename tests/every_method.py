@@ -46,6 +46,7 @@ CHANGES = {
     "hat": method(sp.objectives.HAT(TEACHER), NEAR),
     "ard": method(sp.objectives.ARD(TEACHER, share=0.9)),
     "adaad": method(sp.objectives.AdaAD(TEACHER), NEAR),
+    "ikl": method(sp.objectives.IKL(), NEAR),
     "kd and swa": {**method(sp.objectives.DualTeacher(TEACHER, TEACHER)), "averaging": sp.SWA(1)},
     "awp": {"update": sp.AWP(0.01)},
     "awp later": {"update": PiecewiseConstant(((0, OptimizerStep()), (1, sp.AWP(0.005))))},

@@ -38,6 +38,7 @@ from sparring.objectives import (
     ACL,
     ARD,
     HAT,
+    IKL,
     MART,
     TRADES,
     AdaAD,
@@ -64,6 +65,11 @@ GAUSSIAN = PGD(BALL, 2, 0.05, GaussianStart())
 with torch.random.fork_rng(devices=[]):
     torch.manual_seed(1)
     TEACHER = Teacher.of(small_cnn(4, (3, 8, 8), width=4, hidden=False).double())
+
+
+def double_cnn(num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """A second net, in double precision."""
+    return small_cnn(num_classes, shape, width=2, batch_norm=True).double()
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,7 @@ TRAININGS = {
     "hat": at(HAT(TEACHER), GAUSSIAN),
     "ard": at(ARD(TEACHER, share=0.9)),
     "adaad": at(AdaAD(TEACHER, share=0.9), GAUSSIAN),
+    "ikl": at(IKL(attack_beta=1.0), GAUSSIAN),
     "two teachers": at(DualTeacher(TEACHER, TEACHER)),
     "awp": at(TRADES(), GAUSSIAN, update=sp.AWP(0.01), net="plain"),
     "awp, batch norm": at(CrossEntropy(), update=sp.AWP(0.01)),

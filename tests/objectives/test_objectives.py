@@ -27,7 +27,7 @@ from sparring.core.rng import PerExample, mixed_seed, uniform
 from sparring.core.schedules import Cycle
 from sparring.core.teachers import Teacher
 from sparring.core.types import ForwardCache, pixels
-from sparring.objectives import ARD, HAT, AdaAD, DualTeacher
+from sparring.objectives import ARD, HAT, IKL, AdaAD, DualTeacher
 from sparring.recipes import find
 from sparring.testing import _toy, check_objective
 
@@ -55,6 +55,7 @@ OBJECTIVES = [
     ARD(TEACHER, share=0.9),
     AdaAD(TEACHER, share=0.9),
     DualTeacher(TEACHER, TEACHER),
+    IKL(attack_beta=1.0),
 ]
 
 

@@ -17,6 +17,7 @@ from sparring.models import small_cnn
 from sparring.objectives import (
     ARD,
     HAT,
+    IKL,
     MART,
     RSLAD,
     TRADES,
@@ -42,6 +43,10 @@ def net(seed=0):
     return small_cnn(3, (1, 8, 8), width=4).double()
 
 
+def double_cnn(num_classes, shape):
+    return small_cnn(num_classes, shape, width=2).double()
+
+
 def terms(objective, batch):
     model = net()
     memory = objective.init(DATA)
@@ -61,6 +66,7 @@ OF_LABELS = {
     "mart": MART(),
     "hat": HAT(TEACHER),
     "ard": ARD(TEACHER, share=0.9),
+    "ikl": IKL(),
     "two teachers": DualTeacher(TEACHER, TEACHER),
     "mixup": MixUp(),
     "pairing": Sum((CrossEntropy(), LogitPairing())),

@@ -11,6 +11,7 @@ from .cross_entropy import CrossEntropy
 from .dual_teacher import DualTeacher
 from .grad_align import GradAlign
 from .hat import HAT
+from .ikl import IKL
 from .instance_discrimination import InstanceDiscrimination
 from .logit_pairing import LogitPairing
 from .mart import MART
@@ -25,6 +26,7 @@ __all__ = [
     "ACL",
     "ARD",
     "HAT",
+    "IKL",
     "MART",
     "RSLAD",
     "TRADES",

@@ -1,0 +1,153 @@
+"""Methods with other losses are their formulas, written out: terms and crafted points, in double precision."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from sparring import PGD, Linf, UserError
+from sparring.core.rng import make_rng
+from sparring.core.types import Batch, Context, ForwardCache, GivenStart, Progress, TensorData
+from sparring.models import small_cnn
+from sparring.objectives import IKL
+
+X = (0.1 + 0.8 * torch.rand(12, 1, 8, 8, generator=make_rng(0))).double()
+X_ADV = X + 0.05 * torch.randn(X.shape, generator=make_rng(1)).double()
+NEAR = X + 0.001 * torch.randn(X.shape, generator=make_rng(2)).double()
+Y = torch.arange(12) % 3
+SOFT = torch.softmax(torch.randn(12, 3, generator=make_rng(3)).double(), 1)
+DATA = TensorData((X * 255).to(torch.uint8), Y, ("a", "b", "c"))
+
+
+def net(seed):
+    """A net whose predictions differ from image to image, and change under attack."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 3)).double()
+    with torch.no_grad():
+        for weight in (model[1].weight, model[3].weight):
+            weight.mul_(4)
+    return model
+
+
+def double_cnn(num_classes, shape):
+    return small_cnn(num_classes, shape, width=2).double()
+
+
+MODEL = net(0)
+
+
+def context(objective, soft=None, progress=Progress(0, 1, 1)):  # noqa: B008
+    memory = objective.init(DATA)
+    return Context(ForwardCache(MODEL), Batch(X, Y, torch.arange(12), soft=soft), memory, progress)
+
+
+class Given:
+    """Stands for a model whose logits are given for some tensors."""
+
+    def __init__(self, *pairs):
+        self.pairs = pairs
+
+    def logits(self, x):
+        return next(out for known, out in self.pairs if known is x)
+
+
+def crafted(objective, ctx=None, patience=None):
+    """The points of four steps of PGD on the inner loss."""
+    attack = PGD(Linf(0.05), 4, 0.02, GivenStart(NEAR), patience)
+    return attack(objective.inner(ctx or context(objective)), X, make_rng(0))
+
+
+def climbed(loss, going=lambda z: torch.ones(12, dtype=torch.bool)):
+    """The points of four steps up the sign of the gradient of a loss that is written out, for the rows that go on."""
+    z = NEAR
+    for _ in range(4):
+        z = z.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(loss(z), z)
+        moved = (z + 0.02 * grad.sign()).clamp(X - 0.05, X + 0.05).clamp(0, 1)
+        z = torch.where(going(z)[:, None, None, None], moved, z)
+    return z.detach()
+
+
+def kl(p, q):
+    return (p * (p.log() - q.log())).sum(1)
+
+
+def same(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.allclose(found[name], value, rtol=0, atol=1e-10), name
+
+
+def pairwise(change, w):
+    """The weighted mean square of the released code: over all pairs of classes."""
+    total = 0.0
+    for j in range(3):
+        for k in range(3):
+            total = total + w[:, j] * w[:, k] * (change[:, j] - change[:, k]) ** 2 / 4
+    return total
+
+
+def test_ikl_is_its_formula():
+    objective = IKL(alpha=3.0, beta=7.0, attack_beta=0.5)
+    ctx = context(objective, SOFT)
+    means = torch.softmax(torch.randn(3, 3, generator=make_rng(5)), 1)
+    ctx.memory.means.copy_(means)
+    w = SOFT @ means.double()
+    clean, adversarial = MODEL(X), MODEL(X_ADV)
+    p = clean.detach().softmax(1)
+    wanted = {
+        "ce_clean": -(SOFT * clean.log_softmax(1)).sum(1).mean(),
+        "ce": -3 * (p * adversarial.log_softmax(1)).sum(1).mean(),
+        "wmse": 7 * pairwise(clean - adversarial, w).mean(),
+    }
+    same(objective.outer(ctx, X_ADV), wanted)
+
+    def attacked(z):
+        out = MODEL(z)
+        return (-(p * out.log_softmax(1)).sum(1) + 0.5 * pairwise(clean.detach() - out, w)).sum()
+
+    assert torch.allclose(crafted(objective, ctx), climbed(attacked), atol=1e-10)
+    hard = context(objective)
+    hard.memory.means.copy_(means)
+    found = objective.outer(hard, X_ADV)["wmse"]
+    assert torch.allclose(found, 7 * pairwise(clean - adversarial, means.double()[Y]).mean(), atol=1e-10)
+
+
+def test_the_gradient_of_ikl_reaches_the_clean_prediction_through_wmse_alone():
+    objective = IKL(beta=0.0)
+    clean = MODEL(X).detach().requires_grad_()
+    ctx = replace(context(objective), lens=Given((X, clean), (X_ADV, MODEL(X_ADV))))
+    assert torch.autograd.grad(objective.outer(ctx, X_ADV)["ce"], clean, allow_unused=True) == (None,)
+    assert bool(torch.autograd.grad(IKL().outer(ctx, X_ADV)["wmse"], clean)[0].any())
+
+
+def test_the_weights_of_ikl_are_the_mean_predictions_of_the_epoch_before():
+    objective = IKL(temperature=2.0)
+    memory = objective.init(DATA)
+    uniform = memory.means.clone()
+    rows = (torch.tensor([0, 1, 3, 4]), torch.tensor([6, 7, 9, 10]))  # none of class 2
+    for step, part in enumerate(rows):
+        ctx = Context(ForwardCache(MODEL), Batch(X[part], Y[part], part), memory, Progress(step, 2, 3))
+        objective.observe(ctx)
+        assert torch.equal(memory.means, uniform), "they stay as they are during an epoch"
+        objective.remember(ctx, X[part])
+    part = rows[0]
+    objective.observe(Context(ForwardCache(MODEL), Batch(X[part], Y[part], part), memory, Progress(2, 2, 3)))
+    seen = torch.cat(rows)
+    p = (MODEL(X[seen]) / 2).softmax(1).float()
+    for label in (0, 1):
+        assert torch.allclose(memory.means[label], p[Y[seen] == label].mean(0), atol=1e-6)
+    assert torch.equal(memory.means[2], uniform[2]), "a class without an image keeps its weights"
+    assert not bool(memory.sums.any())
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: IKL(temperature=0.0), "temperature = 0 is not above 0"),
+    ],
+)
+def test_values_out_of_range_are_refused(make, reason):
+    with pytest.raises(UserError, match=reason):
+        make()
