@@ -47,6 +47,7 @@ CHANGES = {
     "ard": method(sp.objectives.ARD(TEACHER, share=0.9)),
     "adaad": method(sp.objectives.AdaAD(TEACHER), NEAR),
     "ikl": method(sp.objectives.IKL(), NEAR),
+    "lbgat": method(sp.objectives.LBGAT(Build(small_cnn, width=2, batch_norm=True)), NEAR),
     "kd and swa": {**method(sp.objectives.DualTeacher(TEACHER, TEACHER)), "averaging": sp.SWA(1)},
     "awp": {"update": sp.AWP(0.01)},
     "awp later": {"update": PiecewiseConstant(((0, OptimizerStep()), (1, sp.AWP(0.005))))},

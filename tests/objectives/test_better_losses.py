@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from sparring import PGD, Linf, UserError
+from sparring import PGD, Build, Linf, Method, State, UserError, train_step
+from sparring.acceleration import OriginalModel
 from sparring.core.rng import make_rng
 from sparring.core.types import Batch, Context, ForwardCache, GivenStart, Progress, TensorData
 from sparring.models import small_cnn
-from sparring.objectives import IKL
+from sparring.objectives import IKL, LBGAT
 
 X = (0.1 + 0.8 * torch.rand(12, 1, 8, 8, generator=make_rng(0))).double()
 X_ADV = X + 0.05 * torch.randn(X.shape, generator=make_rng(1)).double()
@@ -140,6 +141,47 @@ def test_the_weights_of_ikl_are_the_mean_predictions_of_the_epoch_before():
         assert torch.allclose(memory.means[label], p[Y[seen] == label].mean(0), atol=1e-6)
     assert torch.equal(memory.means[2], uniform[2]), "a class without an image keeps its weights"
     assert not bool(memory.sums.any())
+
+
+def test_lbgat_is_its_formula_and_trains_both_nets():
+    objective = LBGAT(Build(double_cnn), beta=2.0)
+    ctx = context(objective, SOFT)
+    second, adversarial = ctx.memory(X), MODEL(X_ADV)
+    p = MODEL(X).softmax(1)
+    wanted = {
+        "mse": (adversarial - second).square().mean(),
+        "ce_second": -(SOFT * second.log_softmax(1)).sum(1).mean(),
+        "kl": 2 * kl(p, adversarial.softmax(1)).mean(),
+    }
+    found = objective.outer(ctx, X_ADV)
+    same(found, wanted)
+    for module in (MODEL, ctx.memory):
+        grads = torch.autograd.grad(found["mse"], list(module.parameters()), retain_graph=True)
+        assert any(bool(grad.any()) for grad in grads)
+    assert set(replace(objective, beta=0.0).outer(ctx, X_ADV)) == {"mse", "ce_second"}
+    assert torch.allclose(crafted(objective), climbed(lambda z: kl(p.detach(), MODEL(z).softmax(1)).sum()), atol=1e-10)
+
+
+def test_the_second_net_follows_from_the_seed_and_leaves_the_stream_of_random_numbers():
+    torch.manual_seed(3)
+    first = torch.rand(2)
+    torch.manual_seed(3)
+    one, two = (LBGAT(Build(double_cnn)).init(DATA) for _ in range(2))
+    assert torch.equal(torch.rand(2), first)
+    torch.manual_seed(4)
+    other = LBGAT(Build(double_cnn)).init(DATA)
+    assert torch.equal(one.head.weight, two.head.weight) and not torch.equal(one.head.weight, other.head.weight)
+
+
+def test_methods_that_know_classes_ask_for_the_training_set():
+    model, method = net(0).float(), Method(PGD(Linf(0.1), 1), IKL())
+    batch = Batch(X.float(), Y, torch.arange(12))
+    with pytest.raises(UserError, match=r"the memory of IKL depends on the classes .*memory=method\.init\(data\)"):
+        State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(UserError, match="LBGAT"):
+        Method(PGD(Linf(0.1), 1), LBGAT(Build(small_cnn))).loss(model, batch)
+    state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1), DATA)
+    assert train_step(method, state, batch, Progress(1, 2, 1), backend=OriginalModel())["wmse"] > 0
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from sparring import (
     PGD,
     Batch,
     Benign,
+    Build,
     Context,
     CrossEntropy,
     GaussianStart,
@@ -27,7 +28,8 @@ from sparring.core.rng import PerExample, mixed_seed, uniform
 from sparring.core.schedules import Cycle
 from sparring.core.teachers import Teacher
 from sparring.core.types import ForwardCache, pixels
-from sparring.objectives import ARD, HAT, IKL, AdaAD, DualTeacher
+from sparring.models import small_cnn
+from sparring.objectives import ARD, HAT, IKL, LBGAT, AdaAD, DualTeacher
 from sparring.recipes import find
 from sparring.testing import _toy, check_objective
 
@@ -56,6 +58,7 @@ OBJECTIVES = [
     AdaAD(TEACHER, share=0.9),
     DualTeacher(TEACHER, TEACHER),
     IKL(attack_beta=1.0),
+    LBGAT(Build(small_cnn, width=2), beta=2.0),
 ]
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import sparring as sp
-from sparring import PGD, CrossEntropy, Linf, Method, State, Sum, UserError, train_step
+from sparring import PGD, Build, CrossEntropy, Linf, Method, State, Sum, UserError, train_step
 from sparring.acceleration import OriginalModel
 from sparring.attacks.losses import CE
 from sparring.core.rng import make_rng
@@ -18,6 +18,7 @@ from sparring.objectives import (
     ARD,
     HAT,
     IKL,
+    LBGAT,
     MART,
     RSLAD,
     TRADES,
@@ -67,6 +68,7 @@ OF_LABELS = {
     "hat": HAT(TEACHER),
     "ard": ARD(TEACHER, share=0.9),
     "ikl": IKL(),
+    "lbgat": LBGAT(Build(double_cnn)),
     "two teachers": DualTeacher(TEACHER, TEACHER),
     "mixup": MixUp(),
     "pairing": Sum((CrossEntropy(), LogitPairing())),

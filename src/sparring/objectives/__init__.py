@@ -13,6 +13,7 @@ from .grad_align import GradAlign
 from .hat import HAT
 from .ikl import IKL
 from .instance_discrimination import InstanceDiscrimination
+from .lbgat import LBGAT
 from .logit_pairing import LogitPairing
 from .mart import MART
 from .mix_up import MixUp
@@ -27,6 +28,7 @@ __all__ = [
     "ARD",
     "HAT",
     "IKL",
+    "LBGAT",
     "MART",
     "RSLAD",
     "TRADES",
