@@ -48,6 +48,7 @@ CHANGES = {
     "adaad": method(sp.objectives.AdaAD(TEACHER), NEAR),
     "ikl": method(sp.objectives.IKL(), NEAR),
     "lbgat": method(sp.objectives.LBGAT(Build(small_cnn, width=2, batch_norm=True)), NEAR),
+    "score": method(sp.objectives.SCORE(clip=0.01), inner_mode=sp.core.modes.batch_statistics),
     "kd and swa": {**method(sp.objectives.DualTeacher(TEACHER, TEACHER)), "averaging": sp.SWA(1)},
     "awp": {"update": sp.AWP(0.01)},
     "awp later": {"update": PiecewiseConstant(((0, OptimizerStep()), (1, sp.AWP(0.005))))},

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from sparring import PGD, Build, Linf, Method, State, UserError, train_step
@@ -11,7 +12,7 @@ from sparring.acceleration import OriginalModel
 from sparring.core.rng import make_rng
 from sparring.core.types import Batch, Context, ForwardCache, GivenStart, Progress, TensorData
 from sparring.models import small_cnn
-from sparring.objectives import IKL, LBGAT
+from sparring.objectives import IKL, LBGAT, SCORE
 
 X = (0.1 + 0.8 * torch.rand(12, 1, 8, 8, generator=make_rng(0))).double()
 X_ADV = X + 0.05 * torch.randn(X.shape, generator=make_rng(1)).double()
@@ -173,6 +174,31 @@ def test_the_second_net_follows_from_the_seed_and_leaves_the_stream_of_random_nu
     assert torch.equal(one.head.weight, two.head.weight) and not torch.equal(one.head.weight, other.head.weight)
 
 
+def test_score_is_its_formula():
+    clean, adversarial = MODEL(X).softmax(1), MODEL(X_ADV).softmax(1)
+    apart = (clean - adversarial).square().sum(1)
+    clip = float(apart.detach().median())
+    objective = SCORE(beta=3.0, clip=clip)
+    wanted = {
+        "square_clean": (clean - SOFT).square().sum(1).mean(),
+        "square": 3 * (apart - clip).clamp(min=0).mean(),
+    }
+    same(objective.outer(context(objective, SOFT), X_ADV), wanted)
+    hard = (clean - F.one_hot(Y, 3)).square().sum(1).mean()
+    assert torch.allclose(objective.outer(context(objective), X_ADV)["square_clean"], hard, atol=1e-10)
+    wanted = climbed(lambda z: (MODEL(z).softmax(1) - clean.detach()).square().sum())
+    assert torch.allclose(crafted(objective), wanted, atol=1e-10)
+
+
+def weights(bias, slope):
+    """Three times the sigmoid of the margin of the likeliest wrong class over the true one."""
+    rows = []
+    for p, label in zip(MODEL(X_ADV).softmax(1).tolist(), Y.tolist(), strict=True):
+        margin = max(q for k, q in enumerate(p) if k != label) - p[label]
+        rows.append(3 / (1 + torch.tensor(-slope * (margin + bias)).exp().item()))
+    return torch.tensor(rows).double()
+
+
 def test_methods_that_know_classes_ask_for_the_training_set():
     model, method = net(0).float(), Method(PGD(Linf(0.1), 1), IKL())
     batch = Batch(X.float(), Y, torch.arange(12))
@@ -188,6 +214,7 @@ def test_methods_that_know_classes_ask_for_the_training_set():
     ("make", "reason"),
     [
         (lambda: IKL(temperature=0.0), "temperature = 0 is not above 0"),
+        (lambda: SCORE(clip=-1.0), "clip = -1 of the robust term is below 0"),
     ],
 )
 def test_values_out_of_range_are_refused(make, reason):

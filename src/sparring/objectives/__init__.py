@@ -20,6 +20,7 @@ from .mix_up import MixUp
 from .regularizers import Regularizer, Staged, Sum
 from .rocl import RoCL
 from .rslad import RSLAD
+from .score import SCORE
 from .temporal_ensembling import TemporalEnsembling
 from .trades import TRADES
 
@@ -31,6 +32,7 @@ __all__ = [
     "LBGAT",
     "MART",
     "RSLAD",
+    "SCORE",
     "TRADES",
     "AdaAD",
     "BatchNormStatistics",
