@@ -49,6 +49,8 @@ CHANGES = {
     "ikl": method(sp.objectives.IKL(), NEAR),
     "lbgat": method(sp.objectives.LBGAT(Build(small_cnn, width=2, batch_norm=True)), NEAR),
     "score": method(sp.objectives.SCORE(clip=0.01), inner_mode=sp.core.modes.batch_statistics),
+    "mail-at": method(sp.objectives.MAILAT(warm_up=1), NEAR),
+    "mail-trades": method(sp.objectives.MAILTRADES(warm_up=1), NEAR),
     "kd and swa": {**method(sp.objectives.DualTeacher(TEACHER, TEACHER)), "averaging": sp.SWA(1)},
     "awp": {"update": sp.AWP(0.01)},
     "awp later": {"update": PiecewiseConstant(((0, OptimizerStep()), (1, sp.AWP(0.005))))},

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparring import PGD, Build, Linf, Method, State, UserError, train_step
+from sparring import PGD, TRADES, Build, CrossEntropy, Linf, Method, State, UserError, train_step
 from sparring.acceleration import OriginalModel
 from sparring.core.rng import make_rng
 from sparring.core.types import Batch, Context, ForwardCache, GivenStart, Progress, TensorData
 from sparring.models import small_cnn
-from sparring.objectives import IKL, LBGAT, SCORE
+from sparring.objectives import IKL, LBGAT, MAILAT, MAILTRADES, SCORE
 
 X = (0.1 + 0.8 * torch.rand(12, 1, 8, 8, generator=make_rng(0))).double()
 X_ADV = X + 0.05 * torch.randn(X.shape, generator=make_rng(1)).double()
@@ -197,6 +197,39 @@ def weights(bias, slope):
         margin = max(q for k, q in enumerate(p) if k != label) - p[label]
         rows.append(3 / (1 + torch.tensor(-slope * (margin + bias)).exp().item()))
     return torch.tensor(rows).double()
+
+
+def test_mail_is_its_formula():
+    ce = F.cross_entropy(MODEL(X_ADV), Y, reduction="none")
+    objective = MAILAT(bias=-0.2, slope=4.0)
+    found = objective.outer(context(objective), X_ADV)["ce"]
+    w = weights(-0.2, 4.0)
+    assert float(w.std()) > 0.1
+    assert torch.allclose(found, (w * ce).mean(), atol=1e-6)
+    assert torch.allclose(crafted(objective), climbed(lambda z: F.cross_entropy(MODEL(z), Y)), atol=1e-10)
+    objective = MAILTRADES(beta=2.0, bias=0.1, slope=3.0)
+    p, q = MODEL(X).softmax(1), MODEL(X_ADV).softmax(1)
+    wanted = {"ce_clean": F.cross_entropy(MODEL(X), Y), "kl": 2 * (weights(0.1, 3.0) * kl(p, q)).mean()}
+    found = objective.outer(context(objective), X_ADV)
+    assert found.keys() == wanted.keys() and all(torch.allclose(found[n], wanted[n], atol=1e-6) for n in wanted)
+    assert torch.allclose(crafted(objective), climbed(lambda z: kl(p.detach(), MODEL(z).softmax(1)).sum()), atol=1e-10)
+
+
+def test_mail_does_not_weigh_during_the_warm_up_and_its_weights_have_no_gradient():
+    early, late = (Progress(step, 2, 5) for step in (3, 4))
+    for objective, plain in ((MAILAT(warm_up=2), CrossEntropy()), (MAILTRADES(warm_up=2), TRADES(5.0))):
+        wanted = plain.outer(context(plain), X_ADV)
+        found = objective.outer(context(objective, progress=early), X_ADV)
+        assert all(torch.allclose(found[name], wanted[name], atol=1e-12) for name in wanted)
+        found = objective.outer(context(objective, progress=late), X_ADV)
+        assert any(not torch.allclose(found[name], wanted[name], atol=1e-6) for name in wanted)
+    logits = MODEL(X_ADV).detach().requires_grad_()
+    ctx = replace(context(MAILAT()), lens=Given((X_ADV, logits)))
+    (grad,) = torch.autograd.grad(MAILAT(0.0, 0.0).outer(ctx, X_ADV)["ce"], logits)
+    (plain,) = torch.autograd.grad(F.cross_entropy(logits, Y), logits)
+    assert torch.allclose(grad, 1.5 * plain, atol=1e-12), "with slope 0 all weigh 1.5"
+    (grad,) = torch.autograd.grad(MAILAT(-0.2, 4.0).outer(ctx, X_ADV)["ce"], logits)
+    assert torch.allclose(grad, weights(-0.2, 4.0)[:, None] * plain, atol=1e-6)
 
 
 def test_methods_that_know_classes_ask_for_the_training_set():

@@ -29,7 +29,7 @@ from sparring.core.schedules import Cycle
 from sparring.core.teachers import Teacher
 from sparring.core.types import ForwardCache, pixels
 from sparring.models import small_cnn
-from sparring.objectives import ARD, HAT, IKL, LBGAT, SCORE, AdaAD, DualTeacher
+from sparring.objectives import ARD, HAT, IKL, LBGAT, MAILAT, MAILTRADES, SCORE, AdaAD, DualTeacher
 from sparring.recipes import find
 from sparring.testing import _toy, check_objective
 
@@ -60,6 +60,8 @@ OBJECTIVES = [
     IKL(attack_beta=1.0),
     LBGAT(Build(small_cnn, width=2), beta=2.0),
     SCORE(clip=0.01),
+    MAILAT(),
+    MAILTRADES(),
 ]
 
 

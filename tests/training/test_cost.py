@@ -31,6 +31,8 @@ RS = FGSM(BALL, 1.25 * BALL.eps, RandomStart())
         (Method(PGD(BALL, 10, start=GaussianStart()), sp.objectives.AdaAD(Teacher("t"))), OptimizerStep(), 11, 11),
         (Method(PGD(BALL, 10, start=GaussianStart()), sp.objectives.IKL()), OptimizerStep(), 14, 12),
         (Method(PGD(BALL, 10), sp.objectives.SCORE()), OptimizerStep(), 13, 12),
+        (Method(PGD(BALL, 10), sp.objectives.MAILAT()), OptimizerStep(), 11, 11),
+        (Method(PGD(BALL, 10, start=GaussianStart()), sp.objectives.MAILTRADES()), OptimizerStep(), 13, 12),
         (Method(PGD(BALL, 10), sp.objectives.DualTeacher(Teacher("s"), Teacher("r"))), OptimizerStep(), 11, 11),
         (sp.training.Free(BALL, 8), OptimizerStep(), 8, 8),
     ],

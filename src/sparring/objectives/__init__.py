@@ -15,6 +15,7 @@ from .ikl import IKL
 from .instance_discrimination import InstanceDiscrimination
 from .lbgat import LBGAT
 from .logit_pairing import LogitPairing
+from .mail import MAILAT, MAILTRADES
 from .mart import MART
 from .mix_up import MixUp
 from .regularizers import Regularizer, Staged, Sum
@@ -30,6 +31,8 @@ __all__ = [
     "HAT",
     "IKL",
     "LBGAT",
+    "MAILAT",
+    "MAILTRADES",
     "MART",
     "RSLAD",
     "SCORE",
