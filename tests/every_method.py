@@ -51,6 +51,7 @@ CHANGES = {
     "score": method(sp.objectives.SCORE(clip=0.01), inner_mode=sp.core.modes.batch_statistics),
     "mail-at": method(sp.objectives.MAILAT(warm_up=1), NEAR),
     "mail-trades": method(sp.objectives.MAILTRADES(warm_up=1), NEAR),
+    "fat-trades": method(sp.objectives.FATTRADES(), replace(NEAR, patience=0)),
     "kd and swa": {**method(sp.objectives.DualTeacher(TEACHER, TEACHER)), "averaging": sp.SWA(1)},
     "awp": {"update": sp.AWP(0.01)},
     "awp later": {"update": PiecewiseConstant(((0, OptimizerStep()), (1, sp.AWP(0.005))))},

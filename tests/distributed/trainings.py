@@ -38,6 +38,7 @@ from sparring.models import KNN, amdim, encode_bank, small_cnn
 from sparring.objectives import (
     ACL,
     ARD,
+    FATTRADES,
     HAT,
     IKL,
     LBGAT,
@@ -110,6 +111,7 @@ TRAININGS = {
     "score": at(SCORE()),
     "mail-at": at(MAILAT(), GAUSSIAN),
     "mail-trades": at(MAILTRADES(), GAUSSIAN),
+    "fat-trades": at(FATTRADES(), replace(GAUSSIAN, patience=0)),
     "two teachers": at(DualTeacher(TEACHER, TEACHER)),
     "awp": at(TRADES(), GAUSSIAN, update=sp.AWP(0.01), net="plain"),
     "awp, batch norm": at(CrossEntropy(), update=sp.AWP(0.01)),

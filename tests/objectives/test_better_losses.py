@@ -9,10 +9,11 @@ from torch import nn
 
 from sparring import PGD, TRADES, Build, CrossEntropy, Linf, Method, State, UserError, train_step
 from sparring.acceleration import OriginalModel
+from sparring.attacks import KLDivergence
 from sparring.core.rng import make_rng
 from sparring.core.types import Batch, Context, ForwardCache, GivenStart, Progress, TensorData
 from sparring.models import small_cnn
-from sparring.objectives import IKL, LBGAT, MAILAT, MAILTRADES, SCORE
+from sparring.objectives import FATTRADES, IKL, LBGAT, MAILAT, MAILTRADES, SCORE
 
 X = (0.1 + 0.8 * torch.rand(12, 1, 8, 8, generator=make_rng(0))).double()
 X_ADV = X + 0.05 * torch.randn(X.shape, generator=make_rng(1)).double()
@@ -230,6 +231,31 @@ def test_mail_does_not_weigh_during_the_warm_up_and_its_weights_have_no_gradient
     assert torch.allclose(grad, 1.5 * plain, atol=1e-12), "with slope 0 all weigh 1.5"
     (grad,) = torch.autograd.grad(MAILAT(-0.2, 4.0).outer(ctx, X_ADV)["ce"], logits)
     assert torch.allclose(grad, weights(-0.2, 4.0)[:, None] * plain, atol=1e-6)
+
+
+def test_fat_trades_is_trades_whose_attack_lets_fooled_examples_go():
+    objective = FATTRADES(2.0)
+    p = MODEL(X).detach().softmax(1)
+    found = crafted(objective, patience=0)
+
+    def going(z):
+        return MODEL(z).argmax(1) == Y
+
+    wanted = climbed(lambda z: kl(p, MODEL(z).softmax(1)).sum(), going)
+    assert torch.allclose(found, wanted, atol=1e-10)
+    assert not torch.allclose(found, crafted(TRADES(2.0)), atol=1e-3)
+    assert torch.equal(crafted(objective), crafted(TRADES(2.0))), "without patience it is TRADES"
+    same(objective.outer(context(objective, SOFT), X_ADV), TRADES(2.0).outer(context(objective, SOFT), X_ADV))
+    with pytest.raises(UserError, match="KLDivergence does not"):
+        crafted(TRADES(), patience=0)
+
+
+def test_a_divergence_that_knows_labels_reports_who_is_fooled():
+    loss = KLDivergence(MODEL, MODEL(X).softmax(1).detach(), y=Y)
+    assert torch.equal(loss(X).fooled, MODEL(X).argmax(1) != Y)
+    some = torch.tensor([4, 1])
+    assert torch.equal(loss[some](X[some]).fooled, loss(X).fooled[some])
+    assert KLDivergence(MODEL, MODEL(X).softmax(1).detach())(X).fooled is None
 
 
 def test_methods_that_know_classes_ask_for_the_training_set():

@@ -29,7 +29,7 @@ from sparring.core.schedules import Cycle
 from sparring.core.teachers import Teacher
 from sparring.core.types import ForwardCache, pixels
 from sparring.models import small_cnn
-from sparring.objectives import ARD, HAT, IKL, LBGAT, MAILAT, MAILTRADES, SCORE, AdaAD, DualTeacher
+from sparring.objectives import ARD, FATTRADES, HAT, IKL, LBGAT, MAILAT, MAILTRADES, SCORE, AdaAD, DualTeacher
 from sparring.recipes import find
 from sparring.testing import _toy, check_objective
 
@@ -62,6 +62,7 @@ OBJECTIVES = [
     SCORE(clip=0.01),
     MAILAT(),
     MAILTRADES(),
+    FATTRADES(),
 ]
 
 

@@ -16,6 +16,7 @@ from sparring.core.types import Batch, Context, ForwardCache, Progress, TensorDa
 from sparring.models import small_cnn
 from sparring.objectives import (
     ARD,
+    FATTRADES,
     HAT,
     IKL,
     LBGAT,
@@ -75,6 +76,7 @@ OF_LABELS = {
     "score": SCORE(),
     "mail-at": MAILAT(),
     "mail-trades": MAILTRADES(),
+    "fat-trades": FATTRADES(),
     "two teachers": DualTeacher(TEACHER, TEACHER),
     "mixup": MixUp(),
     "pairing": Sum((CrossEntropy(), LogitPairing())),

@@ -9,6 +9,7 @@ from .contrastive import ContrastiveAT, ContrastivePretraining, KNNContrastiveAT
 from .contrasts import InfoNCE, Multiscale, NTXent
 from .cross_entropy import CrossEntropy
 from .dual_teacher import DualTeacher
+from .fat_trades import FATTRADES
 from .grad_align import GradAlign
 from .hat import HAT
 from .ikl import IKL
@@ -28,6 +29,7 @@ from .trades import TRADES
 __all__ = [
     "ACL",
     "ARD",
+    "FATTRADES",
     "HAT",
     "IKL",
     "LBGAT",
