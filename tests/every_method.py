@@ -52,6 +52,7 @@ CHANGES = {
     "mail-at": method(sp.objectives.MAILAT(warm_up=1), NEAR),
     "mail-trades": method(sp.objectives.MAILTRADES(warm_up=1), NEAR),
     "fat-trades": method(sp.objectives.FATTRADES(), replace(NEAR, patience=0)),
+    "mlcat": method(sp.objectives.MLCAT()),
     "kd and swa": {**method(sp.objectives.DualTeacher(TEACHER, TEACHER)), "averaging": sp.SWA(1)},
     "awp": {"update": sp.AWP(0.01)},
     "awp later": {"update": PiecewiseConstant(((0, OptimizerStep()), (1, sp.AWP(0.005))))},

@@ -13,7 +13,7 @@ from sparring.attacks import KLDivergence
 from sparring.core.rng import make_rng
 from sparring.core.types import Batch, Context, ForwardCache, GivenStart, Progress, TensorData
 from sparring.models import small_cnn
-from sparring.objectives import FATTRADES, IKL, LBGAT, MAILAT, MAILTRADES, SCORE
+from sparring.objectives import FATTRADES, IKL, LBGAT, MAILAT, MAILTRADES, MLCAT, SCORE
 
 X = (0.1 + 0.8 * torch.rand(12, 1, 8, 8, generator=make_rng(0))).double()
 X_ADV = X + 0.05 * torch.randn(X.shape, generator=make_rng(1)).double()
@@ -258,6 +258,20 @@ def test_a_divergence_that_knows_labels_reports_who_is_fooled():
     assert KLDivergence(MODEL, MODEL(X).softmax(1).detach())(X).fooled is None
 
 
+def test_mlcat_is_the_loss_of_those_above_the_threshold_and_a_constant_for_the_others():
+    objective = MLCAT(1.0)
+    logits = MODEL(X_ADV).detach().requires_grad_()
+    ctx = replace(context(objective), lens=Given((X_ADV, logits)))
+    ce = F.cross_entropy(logits, Y, reduction="none")
+    assert 0 < int((ce < 1).sum()) < 12
+    found = objective.outer(ctx, X_ADV)["ce"]
+    assert torch.allclose(found, torch.tensor([max(1.0, value) for value in ce.tolist()]).double().mean(), atol=1e-10)
+    scaled = (ce * torch.where(ce < 1, 1 / ce, 1.0)).mean()  # as in the released code: the factor is differentiated
+    grads = [torch.autograd.grad(each, logits, retain_graph=True)[0] for each in (found, scaled)]
+    assert torch.allclose(*grads, atol=1e-10) and bool(grads[0].any())
+    assert torch.allclose(crafted(objective), climbed(lambda z: F.cross_entropy(MODEL(z), Y)), atol=1e-10)
+
+
 def test_methods_that_know_classes_ask_for_the_training_set():
     model, method = net(0).float(), Method(PGD(Linf(0.1), 1), IKL())
     batch = Batch(X.float(), Y, torch.arange(12))
@@ -274,6 +288,7 @@ def test_methods_that_know_classes_ask_for_the_training_set():
     [
         (lambda: IKL(temperature=0.0), "temperature = 0 is not above 0"),
         (lambda: SCORE(clip=-1.0), "clip = -1 of the robust term is below 0"),
+        (lambda: MLCAT(float("nan")), "threshold = nan is not a finite number"),
     ],
 )
 def test_values_out_of_range_are_refused(make, reason):

@@ -29,7 +29,7 @@ from sparring.core.schedules import Cycle
 from sparring.core.teachers import Teacher
 from sparring.core.types import ForwardCache, pixels
 from sparring.models import small_cnn
-from sparring.objectives import ARD, FATTRADES, HAT, IKL, LBGAT, MAILAT, MAILTRADES, SCORE, AdaAD, DualTeacher
+from sparring.objectives import ARD, FATTRADES, HAT, IKL, LBGAT, MAILAT, MAILTRADES, MLCAT, SCORE, AdaAD, DualTeacher
 from sparring.recipes import find
 from sparring.testing import _toy, check_objective
 
@@ -63,6 +63,7 @@ OBJECTIVES = [
     MAILAT(),
     MAILTRADES(),
     FATTRADES(),
+    MLCAT(1.0),
 ]
 
 

@@ -19,6 +19,7 @@ from .logit_pairing import LogitPairing
 from .mail import MAILAT, MAILTRADES
 from .mart import MART
 from .mix_up import MixUp
+from .mlcat import MLCAT
 from .regularizers import Regularizer, Staged, Sum
 from .rocl import RoCL
 from .rslad import RSLAD
@@ -36,6 +37,7 @@ __all__ = [
     "MAILAT",
     "MAILTRADES",
     "MART",
+    "MLCAT",
     "RSLAD",
     "SCORE",
     "TRADES",
