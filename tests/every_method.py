@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import torch
+
 import sparring as sp
 from sparring import (
     FGSM,
@@ -24,6 +26,10 @@ BALL = Linf(0.1)
 SHORT = PGD(BALL, steps=2, step_size=0.05)
 RS = FGSM(BALL, 0.125, RandomStart())
 NORMS = (SHORT, PGD(sp.L2(0.5), 2), PGD(sp.L1(3.0), 2))
+NEAR = PGD(BALL, 2, 0.05, GaussianStart())
+with torch.random.fork_rng(devices=[]):
+    torch.manual_seed(1)
+    TEACHER = sp.core.teachers.Teacher.of(small_cnn(10, (1, 8, 8), width=4, batch_norm=True))
 
 
 def method(objective, attack=SHORT, **views):
@@ -38,6 +44,17 @@ CHANGES = {
         "views_per_image": 2,
         "augment": (Flip(),),
     },
+    "hat": method(sp.objectives.HAT(TEACHER), NEAR),
+    "ard": method(sp.objectives.ARD(TEACHER, share=0.9)),
+    "adaad": method(sp.objectives.AdaAD(TEACHER), NEAR),
+    "ikl": method(sp.objectives.IKL(), NEAR),
+    "lbgat": method(sp.objectives.LBGAT(Build(small_cnn, width=2, batch_norm=True)), NEAR),
+    "score": method(sp.objectives.SCORE(clip=0.01), inner_mode=sp.core.modes.batch_statistics),
+    "mail-at": method(sp.objectives.MAILAT(warm_up=1), NEAR),
+    "mail-trades": method(sp.objectives.MAILTRADES(warm_up=1), NEAR),
+    "fat-trades": method(sp.objectives.FATTRADES(), replace(NEAR, patience=0)),
+    "mlcat": method(sp.objectives.MLCAT()),
+    "kd and swa": {**method(sp.objectives.DualTeacher(TEACHER, TEACHER)), "averaging": sp.SWA(1)},
     "awp": {"update": sp.AWP(0.01)},
     "sam": {"update": PiecewiseConstant(((0, sp.SAM()),))},
     "asam": {"update": PiecewiseConstant(((0, sp.ASAM()),))},

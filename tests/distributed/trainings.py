@@ -17,6 +17,7 @@ from sparring import (
     FGSM,
     L2,
     PGD,
+    Build,
     Classifier,
     CrossEntropy,
     GaussianStart,
@@ -31,24 +32,36 @@ from sparring.acceleration import OriginalModel
 from sparring.attacks import MSD, Highest, MixedStart, PerView, RandomEps, RandomStart, SignStart, Split, Union
 from sparring.core import ranks
 from sparring.core.rng import make_rng
+from sparring.core.teachers import Teacher
 from sparring.core.types import Objective
 from sparring.core.walk import walk
 from sparring.data import Batches, Crop, CutMix, Cutout, Flip, InputMixup, SmoothedLabels
 from sparring.models import KNN, amdim, encode_bank, small_cnn
 from sparring.objectives import (
     ACL,
+    ARD,
     ATTA,
     EAT,
     ELLE,
+    FATTRADES,
     FGSMMEP,
     GAT,
+    HAT,
+    IKL,
+    LBGAT,
+    MAILAT,
+    MAILTRADES,
     MART,
+    MLCAT,
+    SCORE,
     TDAT,
     TRADES,
+    AdaAD,
     BatchNormStatistics,
     Consistency,
     ContrastiveAT,
     ContrastivePretraining,
+    DualTeacher,
     GradAlign,
     InfoNCE,
     InstanceDiscrimination,
@@ -66,6 +79,14 @@ BALL = Linf(0.1)
 SHORT = PGD(BALL, steps=2, step_size=0.05)
 GAUSSIAN = PGD(BALL, 2, 0.05, GaussianStart())
 NORMS = (SHORT, PGD(L2(0.5), 2), PGD(sp.L1(3.0), 2))
+with torch.random.fork_rng(devices=[]):
+    torch.manual_seed(1)
+    TEACHER = Teacher.of(small_cnn(4, (3, 8, 8), width=4, hidden=False).double())
+
+
+def double_cnn(num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """A second net, in double precision."""
+    return small_cnn(num_classes, shape, width=2, batch_norm=True).double()
 
 
 @dataclass(frozen=True)
@@ -93,6 +114,17 @@ TRAININGS = {
     "clipping": at(CrossEntropy(), update=sp.OptimizerStep(0.05), net="plain"),
     "trades": at(TRADES(), GAUSSIAN),
     "mart": at(MART(), GAUSSIAN),
+    "hat": at(HAT(TEACHER), GAUSSIAN),
+    "ard": at(ARD(TEACHER, share=0.9)),
+    "adaad": at(AdaAD(TEACHER, share=0.9), GAUSSIAN),
+    "ikl": at(IKL(attack_beta=1.0), GAUSSIAN),
+    "lbgat": at(LBGAT(Build(double_cnn)), GAUSSIAN),
+    "score": at(SCORE()),
+    "mail-at": at(MAILAT(), GAUSSIAN),
+    "mail-trades": at(MAILTRADES(), GAUSSIAN),
+    "fat-trades": at(FATTRADES(), replace(GAUSSIAN, patience=0)),
+    "mlcat": at(MLCAT(1.3)),
+    "two teachers": at(DualTeacher(TEACHER, TEACHER)),
     "awp": at(TRADES(), GAUSSIAN, update=sp.AWP(0.01), net="plain"),
     "awp, batch norm": at(CrossEntropy(), update=sp.AWP(0.01)),
     "sam": at(CrossEntropy(), update=sp.SAM()),

@@ -10,6 +10,7 @@ from sparring import (
     PGD,
     Batch,
     Benign,
+    Build,
     Context,
     CrossEntropy,
     GaussianStart,
@@ -25,11 +26,15 @@ from sparring import (
 from sparring.acceleration import AcceleratedCopy, OriginalModel
 from sparring.core.rng import PerExample, mixed_seed, uniform
 from sparring.core.schedules import Cycle
+from sparring.core.teachers import Teacher
 from sparring.core.types import ForwardCache, pixels
+from sparring.models import small_cnn
+from sparring.objectives import ARD, FATTRADES, HAT, IKL, LBGAT, MAILAT, MAILTRADES, MLCAT, SCORE, AdaAD, DualTeacher
 from sparring.recipes import find
-from sparring.testing import check_objective
+from sparring.testing import _toy, check_objective
 
 BALL = Linf(8 / 255)
+TEACHER = Teacher.of(_toy((3, 8, 8), seed=5)[0])
 SHORT = PGD(BALL, steps=3)
 
 # one line for a new method
@@ -48,6 +53,17 @@ OBJECTIVES = [
     sp.objectives.BatchNormStatistics(sp.CrossEntropy(), "both"),
     sp.Sum((sp.CrossEntropy(), sp.TemporalEnsembling(3.0))),
     sp.Sum((sp.TRADES(), sp.TemporalEnsembling(sp.core.schedules.Ramp(3.0, 2, 2), on="clean"))),
+    HAT(TEACHER),
+    ARD(TEACHER, share=0.9),
+    AdaAD(TEACHER, share=0.9),
+    DualTeacher(TEACHER, TEACHER),
+    IKL(attack_beta=1.0),
+    LBGAT(Build(small_cnn, width=2), beta=2.0),
+    SCORE(clip=0.01),
+    MAILAT(),
+    MAILTRADES(),
+    FATTRADES(),
+    MLCAT(1.0),
 ]
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import sparring as sp
-from sparring import PGD, CrossEntropy, Linf, Method, State, Sum, UserError, train_step
+from sparring import PGD, Build, CrossEntropy, Linf, Method, State, Sum, UserError, train_step
 from sparring.acceleration import OriginalModel
 from sparring.attacks.losses import CE
 from sparring.core.rng import make_rng
@@ -15,14 +15,25 @@ from sparring.core.teachers import Teacher
 from sparring.core.types import Batch, Context, ForwardCache, Progress, TensorData
 from sparring.models import small_cnn
 from sparring.objectives import (
+    ARD,
     ELLE,
+    FATTRADES,
     FGSMMEP,
     GAT,
+    HAT,
+    IKL,
+    LBGAT,
+    MAILAT,
+    MAILTRADES,
     MART,
+    MLCAT,
     RSLAD,
+    SCORE,
     TDAT,
     TRADES,
+    AdaAD,
     BatchNormStatistics,
+    DualTeacher,
     GaussianNoise,
     GradAlign,
     LogitPairing,
@@ -44,6 +55,10 @@ def net(seed=0):
     return small_cnn(3, (1, 8, 8), width=4).double()
 
 
+def double_cnn(num_classes, shape):
+    return small_cnn(num_classes, shape, width=2).double()
+
+
 def terms(objective, batch):
     model = net()
     memory = objective.init(DATA)
@@ -56,10 +71,22 @@ def terms(objective, batch):
     return value.detach(), {k: v.detach() for k, v in objective.outer(ctx.on(model), x_adv).items()}
 
 
+TEACHER = Teacher.of(net(1))
+
 OF_LABELS = {
     "cross-entropy": CrossEntropy(clean=0.3, label_smoothing=0.1),
     "trades": TRADES(),
     "mart": MART(),
+    "hat": HAT(TEACHER),
+    "ard": ARD(TEACHER, share=0.9),
+    "ikl": IKL(),
+    "lbgat": LBGAT(Build(double_cnn)),
+    "score": SCORE(),
+    "mail-at": MAILAT(),
+    "mail-trades": MAILTRADES(),
+    "fat-trades": FATTRADES(),
+    "mlcat": MLCAT(0.5),
+    "two teachers": DualTeacher(TEACHER, TEACHER),
     "mixup": MixUp(),
     "pairing": Sum((CrossEntropy(), LogitPairing())),
     "ensembling": Sum((CrossEntropy(), TemporalEnsembling(3.0))),
@@ -104,9 +131,9 @@ def test_cross_entropy_with_a_soft_target_is_the_expected_cross_entropy():
     assert torch.allclose(loss[some](X[some]).value, probe.value[some])
 
 
-def test_a_method_without_labels_ignores_soft_targets():
+@pytest.mark.parametrize("objective", [RSLAD(TEACHER), AdaAD(TEACHER, share=0.9)], ids=lambda o: type(o).__name__)
+def test_a_method_without_labels_ignores_soft_targets(objective):
     batch = Batch(X, Y, torch.arange(12))
-    objective = RSLAD(Teacher.of(net(1)))
     (value, found), (wanted_value, wanted) = (terms(objective, each) for each in (replace(batch, soft=SOFT), batch))
     assert torch.equal(value, wanted_value) and all(torch.equal(found[key], wanted[key]) for key in wanted)
 
@@ -139,6 +166,16 @@ def test_every_objective_says_what_it_does_with_a_soft_target():
     labelled = {type(part) for each in OF_LABELS.values() for part in getattr(each, "parts", (each,))}
     without_labels = {"ACL", "RoCL", "RSLAD", "InstanceDiscrimination", "ContrastiveAT", "ContrastivePretraining"}
     without_labels |= {"Consistency", "InfoNCE", "Multiscale", "NTXent", "Regularizer", "Sum", "ATTA", "EAT"}
+    without_labels = {
+        "ACL",
+        "AdaAD",
+        "RoCL",
+        "RSLAD",
+        "InstanceDiscrimination",
+        "ContrastiveAT",
+        "ContrastivePretraining",
+    }
+    without_labels |= {"Consistency", "InfoNCE", "Multiscale", "NTXent", "Regularizer", "Sum"}
     by_class = {"KNNContrastiveAT"}
     named = {kind.__name__ for kind in labelled} | without_labels | by_class
     assert set(sp.objectives.__all__) == named

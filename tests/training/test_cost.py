@@ -6,6 +6,7 @@ import sparring as sp
 from sparring import AWP, FGSM, PGD, Benign, CrossEntropy, GaussianStart, Linf, Method, OptimizerStep, RandomStart
 from sparring.attacks import SignStart
 from sparring.core.schedules import PiecewiseConstant
+from sparring.core.teachers import Teacher
 from sparring.recipes import find
 from sparring.training.cost import cost
 
@@ -28,6 +29,19 @@ RS = FGSM(BALL, 1.25 * BALL.eps, RandomStart())
         (Method(PGD(BALL, 10), CrossEntropy()), sp.ASAM(), 12, 12),
         (Method(PGD(BALL, 10), CrossEntropy()), sp.RWP(), 12, 12),
         (Method(PGD(BALL, 10), CrossEntropy()), PiecewiseConstant(((0, OptimizerStep()), (5, AWP()))), 11.5, 11.5),
+        # of the student alone: passes through teachers are not counted
+        (Method(PGD(BALL, 10, start=GaussianStart()), sp.objectives.HAT(Teacher("t"))), OptimizerStep(), 14, 13),
+        (Method(PGD(BALL, 10), sp.objectives.RSLAD(Teacher("t"))), OptimizerStep(), 12, 12),
+        (Method(PGD(BALL, 10), sp.objectives.ARD(Teacher("t"))), OptimizerStep(), 11, 11),
+        (Method(PGD(BALL, 10), sp.objectives.ARD(Teacher("t"), share=0.9)), OptimizerStep(), 12, 12),
+        (Method(PGD(BALL, 10, start=GaussianStart()), sp.objectives.AdaAD(Teacher("t"))), OptimizerStep(), 11, 11),
+        (Method(PGD(BALL, 10, start=GaussianStart()), sp.objectives.IKL()), OptimizerStep(), 14, 12),
+        (Method(PGD(BALL, 10), sp.objectives.SCORE()), OptimizerStep(), 13, 12),
+        (Method(PGD(BALL, 10), sp.objectives.MAILAT()), OptimizerStep(), 11, 11),
+        (Method(PGD(BALL, 10, start=GaussianStart()), sp.objectives.MAILTRADES()), OptimizerStep(), 13, 12),
+        (Method(PGD(BALL, 10, patience=0), sp.objectives.FATTRADES()), OptimizerStep(), 13, 12),  # at most
+        (Method(PGD(BALL, 10), sp.objectives.MLCAT()), OptimizerStep(), 11, 11),
+        (Method(PGD(BALL, 10), sp.objectives.DualTeacher(Teacher("s"), Teacher("r"))), OptimizerStep(), 11, 11),
         (sp.training.Free(BALL, 8), OptimizerStep(), 8, 8),
         (Method(FGSM(BALL), sp.objectives.FGSMMEP(BALL)), OptimizerStep(), 3, 3),
         (Method(EITHER, sp.Sum((CrossEntropy(), sp.objectives.EAT()))), OptimizerStep(), 7, 6),

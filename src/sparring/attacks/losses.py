@@ -223,12 +223,13 @@ def _need_classes(out: Tensor, least: int, name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class KLDivergence(OnLogits):
-    """Kullback-Leibler divergence KL(p ‖ prediction) from fixed probabilities; it does not report fooled examples.
+    """Kullback-Leibler divergence KL(p ‖ prediction) from fixed probabilities.
 
     Args:
         logits: Forward function, or model, that maps images to logits `[B, C]`.
         p: Fixed probabilities `[B, C]`.
         weight: Factor of the loss, which matters in a sum with other losses.
+        y: True labels `[B]`; with None, it does not report fooled examples.
 
     Raises:
         UserError: If `logits` is a model in training mode that has batch norm or dropout.
@@ -237,9 +238,13 @@ class KLDivergence(OnLogits):
     logits: Forward
     p: Tensor
     weight: float = 1.0
+    y: Tensor | None = None
 
     def _value(self, out: Tensor) -> Tensor:
         return self.weight * F.kl_div(out.log_softmax(1), self.p, reduction="none").sum(1)
+
+    def _fooled(self, out: Tensor) -> Tensor | None:
+        return None if self.y is None else misclassified(out, self.y)
 
 
 @dataclass(frozen=True, slots=True)

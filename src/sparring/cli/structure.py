@@ -5,6 +5,7 @@ They are read before the flags of its fields.
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
@@ -14,9 +15,11 @@ if TYPE_CHECKING:
     from ..runs.recipe import Recipe
 
 METHODS = (
-    "standard, pgd, trades, mart, alp, awp, sam, asam, rwp, trades-awp, fgsm-rs, n-fgsm, fgsm-mep, atta, elle, elle-a, "
-    "gat, nuat, tdat, zero-grad, multi-grad, grad-align, free"
+    "standard, pgd, trades, mart, ikl, score, mail-at, mail-trades, fat-trades, mlcat, alp, awp, sam, asam, rwp, "
+    "trades-awp, fgsm-rs, n-fgsm, fgsm-mep, atta, elle, elle-a, gat, nuat, tdat, zero-grad, multi-grad, "
+    "grad-align, free"
 )
+_METHODS = fill(METHODS, 98, subsequent_indent=" " * 22)
 MODELS = "small_cnn, resnet18, preact_resnet18, wide_resnet:depth=28,width=10, ..., timm:NAME, torchvision:NAME"
 ATTACKS = "none, pgd, fgsm, apgd, n-fgsm, zero-grad, multi-grad"
 OPTIMIZERS = "sgd, adam, adamw, lars, lamb, rmsprop"
@@ -30,7 +33,7 @@ HELP = f"""\
   --data DATA         other data: npz:FILE, folder:DIR, cifar10, cifar10:DIR, ...
   --extra-data DATA   extra training images, 0.7 of each batch: generated:FILE, or as --data; --extra-data.share 0.5
   --method METHOD     another method: file.py:Objective, or one of
-                      {METHODS}
+                      {_METHODS}
   --threat THREAT     another set of perturbations in training, selection and evaluation: linf:8/255, l2:0.5 or l1:12
   --attack ATTACK     another attack in the method: one of
                       {ATTACKS};

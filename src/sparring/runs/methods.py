@@ -14,13 +14,18 @@ from ..core.types import Threat
 from ..objectives.atta import ATTA
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.elle import ELLE
+from ..objectives.fat_trades import FATTRADES
 from ..objectives.gat import GAT
 from ..objectives.grad_align import GradAlign
+from ..objectives.ikl import IKL
 from ..objectives.logit_pairing import LogitPairing
+from ..objectives.mail import MAILAT, MAILTRADES
 from ..objectives.mart import MART
+from ..objectives.mlcat import MLCAT
 from ..objectives.nuat import NuAT
 from ..objectives.prior_guided import FGSMMEP
 from ..objectives.regularizers import Sum
+from ..objectives.score import SCORE
 from ..objectives.tdat import TDAT
 from ..objectives.trades import TRADES
 from ..training.engine import Method
@@ -49,6 +54,18 @@ METHODS: dict[str, tuple[str, Make]] = {
     "pgd": ("PGD-AT (Madry)", lambda threat, steps: {"method": Method(_pgd(threat, steps), CrossEntropy())}),
     "trades": ("TRADES, beta 6", lambda threat, steps: {"method": Method(_near(threat, steps), TRADES(6.0))}),
     "mart": ("MART, weight 5", lambda threat, steps: {"method": Method(_near(threat, steps), MART(5.0))}),
+    "ikl": ("IKL, weights 4 and 20", lambda threat, steps: {"method": Method(_near(threat, steps), IKL())}),
+    "score": ("SCORE, beta 4", lambda threat, steps: {"method": Method(_pgd(threat, steps), SCORE(4.0))}),
+    "mail-at": ("MAIL-AT", lambda threat, steps: {"method": Method(_near(threat, steps), MAILAT())}),
+    "mail-trades": (
+        "MAIL-TRADES, beta 5",
+        lambda threat, steps: {"method": Method(_near(threat, steps), MAILTRADES())},
+    ),
+    "fat-trades": (
+        "FAT with TRADES, beta 6, patience 0",
+        lambda threat, steps: {"method": Method(replace(_near(threat, steps), patience=0), FATTRADES())},
+    ),
+    "mlcat": ("MLCAT, threshold 1.5", lambda threat, steps: {"method": Method(_pgd(threat, steps), MLCAT())}),
     "alp": (
         "adversarial logit pairing, weight 0.5",
         lambda threat, steps: {
