@@ -16,11 +16,14 @@ class FATTRADES(TRADES):
 
     Args:
         beta: Weight of the divergence.
+        away_from: As in `TRADES`.
 
     References:
         FAT: https://arxiv.org/abs/2002.11242.
     """
 
     def inner(self, ctx: Context) -> PerExampleLoss:
+        if self.away_from == "target":
+            return TRADES.inner(self, ctx)  # which reports fooled examples already
         p = ctx.lens.logits(ctx.batch.x).detach().softmax(1)
         return KLDivergence(ctx.lens.logits, p, self.beta, ctx.batch.y)
