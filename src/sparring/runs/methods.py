@@ -9,7 +9,6 @@ from ..attacks.single_step import NFGSM, MultiGrad, SignStart, ZeroGrad
 from ..attacks.threats import Linf
 from ..core import foreign
 from ..core.errors import UserError, nearest
-from ..core.schedules import PiecewiseConstant
 from ..core.types import Threat
 from ..objectives.atta import ATTA
 from ..objectives.cross_entropy import CrossEntropy
@@ -80,21 +79,21 @@ METHODS: dict[str, tuple[str, Make]] = {
         "PGD-AT with sharpness-aware minimisation, rho 0.05",
         lambda threat, steps: {
             "method": Method(_pgd(threat, steps), CrossEntropy()),
-            "update": PiecewiseConstant(((0, SAM()),)),
+            "update": SAM(),
         },
     ),
     "asam": (
         "PGD-AT with adaptive sharpness-aware minimisation, rho 0.5",
         lambda threat, steps: {
             "method": Method(_pgd(threat, steps), CrossEntropy()),
-            "update": PiecewiseConstant(((0, ASAM()),)),
+            "update": ASAM(),
         },
     ),
     "rwp": (
         "PGD-AT with random weight perturbation, gamma 0.01",
         lambda threat, steps: {
             "method": Method(_pgd(threat, steps), CrossEntropy()),
-            "update": PiecewiseConstant(((0, RWP()),)),
+            "update": RWP(),
         },
     ),
     "trades-awp": (

@@ -34,6 +34,7 @@ from ..training.averaging import EMA, SWA
 from ..training.checkpoint import started
 from ..training.engine import Method
 from ..training.example_history import ExampleHistory
+from ..training.flatness import ASAM, RWP, SAM
 from ..training.free import Free
 from ..training.guard import Guard
 from ..training.optimizers import LAMB, LARS, SGD, Adam, AdamW, RMSProp
@@ -127,7 +128,7 @@ class Recipe:
     image_size: ProgressiveResizing | None = None
     alterations: tuple[Alteration, ...] = ()
     optimizer: SGD | Adam | AdamW | LARS | LAMB | RMSProp = field(default_factory=SGD)
-    update: OptimizerStep | AWP | Schedule[Update] = field(default_factory=OptimizerStep)
+    update: OptimizerStep | AWP | ASAM | RWP | SAM | Schedule[Update] = field(default_factory=OptimizerStep)
     averaging: EMA | SWA | None = None
     held_out: float = 0.02
     drop_last: bool = True

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,19 @@ from torch.profiler import ProfilerActivity, profile
 from ..core import ranks
 from ..core.errors import UserError
 from ..core.rng import Rng
-from ..core.types import Attack, AttackBackend, Closure, PerExampleLoss, Progress, Schedule, Terms, Update, at
+from ..core.types import (
+    Attack,
+    AttackBackend,
+    Closure,
+    Context,
+    Objective,
+    PerExampleLoss,
+    Progress,
+    Schedule,
+    Terms,
+    Update,
+    at,
+)
 from ..objectives.example_bank import Bank
 from .cost import Passes, Watched, cost, cost_now
 from .engine import STAGES, Batches, Method, State, TrainingMethod
@@ -108,8 +121,24 @@ def _timed(method: TrainingMethod, progress: Progress) -> "tuple[TrainingMethod,
     """Return the method with a timed attack, and the timer, which stays at 0 for a method without an attack."""
     if not isinstance(method, Method):
         return method, _Timed(None)
-    clock = _Timed(at(method.attack, progress))
-    return replace(method, attack=clock), clock
+    clock = _Timed(None)
+    objective = cast(Objective, _Attacking(method.objective, clock))
+    return replace(method, attack=at(method.attack, progress), objective=objective), clock
+
+
+@dataclass(slots=True)
+class _Attacking:
+    """An objective whose attack is timed: an objective may change its attack, and has to see what that is."""
+
+    objective: Objective
+    clock: "_Timed"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.objective, name)
+
+    def attacking(self, ctx: Context, attack: Attack) -> Attack:
+        self.clock.attack = self.objective.attacking(ctx, attack)
+        return self.clock
 
 
 @dataclass(slots=True)
