@@ -32,7 +32,7 @@ LONG = {
     "train": ("sparring.runs.fit.fit",),
     "evaluate": (
         *("sparring.runs.load.evaluate_run", "sparring.runs.load.evaluate_models"),
-        "sparring.runs.certified.certify_run",
+        *("sparring.runs.certified.certify_run", "sparring.runs.load.load_model"),
     ),
     "audit": ("sparring.runs.load.load_model",),
     "analyze": ("sparring.analysis.runs.open_run",),
