@@ -37,7 +37,7 @@ LONG = {
     "data": ("sparring.data.shrink_pictures",),
 }
 LAUNCHERS = ("torchrun", "srun")  # what follows their own options is a command of ours
-WHOLE = ("list", "show", "compare", "doctor")
+WHOLE = ("list", "show", "compare", "doctor", "--version")
 MARK = re.compile(r"<!-- not run: \S.+ -->\n\Z")
 
 
