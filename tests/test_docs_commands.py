@@ -41,7 +41,7 @@ LONG = {
     "data": ("sparring.data.shrink_pictures",),
 }
 LAUNCHERS = ("torchrun", "srun")  # what follows their own options is a command of ours
-WHOLE = ("list", "show", "compare", "doctor", "report")
+WHOLE = ("list", "show", "compare", "doctor", "--version", "report")
 MARK = re.compile(r"<!-- not run: \S.+ -->\n\Z")
 
 
