@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import UserError
 from .common import argument, check_options, plainly, print_json, say, value_of
-from .models import ForeignOptions, foreign, is_foreign
+from .models import ROBUSTBENCH, ForeignOptions, filled_in, foreign, is_foreign
 
 if TYPE_CHECKING:
     from ..core.types import Threat
@@ -28,6 +28,8 @@ Measures the accuracy on test images, clean and under each attack, with 95 % Wil
   module:function     a model of your own, with --data DATA; this runs the code of that module
   timm:NAME           a pretrained model of timm, with --data DATA; also torchvision:NAME and
                       hub:ORGANISATION/NAME@COMMIT (of the Hugging Face Hub)
+  robustbench:NAME    a model of RobustBench, such as robustbench:cifar10/Linf/Wang2023Better_WRN-28-10, on its own
+                      test images and at its own threat if none are given; --weights FOLDER holds its weights
 
 If there is no recipe with attacks, AutoAttack runs at --threat. An evaluation that was killed is resumed, if it has a
 folder to write to. With --shard 1/8 to --shard 8/8, machines that share the folder evaluate an eighth of the images
@@ -53,8 +55,6 @@ class _Options:
     of the recipe. Given alone, it adds AutoAttack."""
     eps: str | None = None
     """Radius in Linf, such as 8/255, instead of --threat."""
-    weights: Literal["both", "best", "last"] = "both"
-    """Weights of a run to evaluate."""
     keep_images: bool = False
     """Keep all adversarial images with the per-example results."""
     out: str | None = None
@@ -80,11 +80,18 @@ class _Options:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _RunOptions(_Options):
+    weights: Literal["both", "best", "last"] = "both"
+    """Weights of a run to evaluate."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _ForeignOptions(ForeignOptions, _Options): ...
 
 
 def evaluate(args: list[str]) -> int:
     target, rest = argument(args, "TARGET", _EVALUATE)
+    rest = filled_in(target, rest)
     if {"-h", "--help"} & set(rest) and not _is_known(target):
         say(_EVALUATE)
         return 0
@@ -109,11 +116,23 @@ def evaluate(args: list[str]) -> int:
         say("\n".join(console.remarks(which, each)))
     for name, adversary in attacks.items():
         say(f"{name}: {plainly(adversary)}")
+    if target.startswith(ROBUSTBENCH):
+        say(_published(target))
     if out is not None and options.shard is not None:
         _say_shards(Path(out), list(found), options.shard)
     elif out is not None:
         _say_where(Path(out))
     return 0
+
+
+def _published(target: str) -> str:
+    """Return a sentence with the accuracies that RobustBench has for a model."""
+    from ..models import published
+
+    model = published(target.partition(",")[0])
+    other = "" if model.external is None else f", {model.external:.2f} % under the strongest attack known"
+    measured = f"{model.clean:.2f} % clean, {model.autoattack:.2f} % under AutoAttack{other}"
+    return f"RobustBench has for {model.key}, at {model.threat}: {measured}"
 
 
 def _evaluated(target: str, args: list[str], device: str) -> "_Found | None":
@@ -237,7 +256,7 @@ def _check_track(path: Path, options: _Options) -> None:
         raise UserError("--track shows the results of a run beside its training: name a run folder")
 
 
-def _chosen(path: Path, args: list[str]) -> "tuple[_Options, Recipe]":
+def _chosen(path: Path, args: list[str]) -> "tuple[_RunOptions, Recipe]":
     """Return the recipe of the run, of the weights or of --recipe, with data and evaluation changed by the flags."""
     from ..recipes import find
     from ..runs.load import recipe_of
@@ -247,7 +266,7 @@ def _chosen(path: Path, args: list[str]) -> "tuple[_Options, Recipe]":
     recipe = find(named)() if named else recipe_of(path)
     what = "Measures accuracy on the test set, clean and under each attack. Flags change fields of the recipe."
     fields = ("data", "evaluation", "seed")
-    options, recipe, _ = parse(_Options, recipe, {}, args, f"sparring evaluate {path}", what, fields)
+    options, recipe, _ = parse(_RunOptions, recipe, {}, args, f"sparring evaluate {path}", what, fields)
     return options, recipe
 
 

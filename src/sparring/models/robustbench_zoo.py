@@ -62,6 +62,7 @@ class PublishedModel:
         architecture: Name of the function that builds it; None if it is not built here.
         options: Options of that function.
         normalize: Mean and standard deviation of each channel, if the file of weights does not hold them, or "image".
+        part: Entry of the file that holds the weights, if it holds several.
         look: How RobustBench cuts pictures, for ImageNet.
         kind: The architecture in RobustBench's words, if it is not built here.
         paper: Title of its paper.
@@ -80,6 +81,7 @@ class PublishedModel:
     architecture: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     normalize: Sequence[Sequence[float]] | Literal["image"] | None = None
+    part: str | None = None
     look: str | None = None
     kind: str | None = None
     paper: str | None = None
