@@ -25,6 +25,7 @@ commands:
   analyze RUN KIND               analyse a trained model: loss landscape, memorization, features
   compare A B                    paired comparison of two evaluations of the same images
   study NAME                     re-examine the claims of a paper
+  export RUN --to FORMAT         as a model of RobustBench, for the Hub, as ONNX, by torch.export
   data shrink FOLDER             make pictures small once, so that training decodes less
   bench                          measure how fast this machine attacks and trains
   new method NAME                write a training method of your own to begin with
@@ -45,6 +46,7 @@ _COMMANDS = {
     "analyze": "analyze:analyze",
     "audit": "audit:audit",
     "compare": "evaluate:compare",
+    "export": "export:export",
     "study": "study:study",
     "data": "data:data",
     "bench": "bench:bench",

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import importlib
 import inspect
+import json
 import re
 import sys
 import traceback
@@ -38,8 +39,17 @@ _ARCHITECTURES: dict[str, Callable[..., Classifier]] = {
 }
 
 
+def _hub_model(name: str) -> nn.Module:
+    """Return a model of the Hub: one that `sparring export` wrote, or one of timm."""
+    weights = models.libraries.hub_file(name, "model.safetensors")
+    config = models.libraries.hub_file(f"{name.partition('@')[0]}@{weights.parent.name}", "config.json")
+    if json.loads(config.read_text(encoding="utf-8")).get("library_name") == "sparring":
+        return load_model(weights)
+    return models.hub_model(name)
+
+
 LIBRARIES: dict[str, Callable[..., nn.Module]] = {
-    "hub": models.hub_model,
+    "hub": _hub_model,
     "robustbench": robustbench_model,
     "timm": models.timm_model,
     "torchvision": models.torchvision_model,

@@ -47,7 +47,7 @@ def robustbench_model(name: str, weights: Path | str | None = None) -> nn.Module
     loaded = model.load(net, *states)
     if model.look is not None:
         size, share, interpolation = _LOOKS[model.look]
-        mean, std = model.normalize or ((0.0,) * 3, (1.0,) * 3)
+        mean, std = ((0.0,) * 3, (1.0,) * 3) if isinstance(model.normalize, str | None) else model.normalize
         loaded.preprocessing = Preprocessing(size, share, interpolation, tuple(mean), tuple(std))  # type: ignore
     return loaded
 
