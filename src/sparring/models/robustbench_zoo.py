@@ -22,6 +22,7 @@ from .deepmind import dm_preact_resnet18, dm_wide_resnet, ra_wide_resnet
 from .mixtures import AdaptiveSmoothing, MixedNUTS, adaptive_smoothing, mixed_nuts
 from .resnet import preact_resnet18, resnet18, resnet50
 from .robustbench import fill_published
+from .sodef import fill_sodef, sodef
 from .timm_small import conv_stem, plain_timm, plain_torchvision, resnest152, xcit
 from .wide_resnet import robust_wide_resnet, wide_resnet
 
@@ -40,6 +41,7 @@ _ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "resnet50": resnet50,
     "robust_wide_resnet": robust_wide_resnet,
+    "sodef": sodef,
     "timm": plain_timm,
     "torchvision": plain_torchvision,
     "wide_resnet": wide_resnet,
@@ -136,6 +138,8 @@ class PublishedModel:
         """
         if isinstance(model, AdaptiveSmoothing | MixedNUTS):
             model.load(*states)
+        elif self.architecture == "sodef":
+            fill_sodef(model, *states)
         else:
             fill_published(model, *states)
         return model.eval()

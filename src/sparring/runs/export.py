@@ -146,7 +146,7 @@ def _model_info(subject: _Subject, theirs: TheirModel) -> dict[str, Any]:
         "dataset": _dataset(subject),
         "venue": None,
         "architecture": theirs.architecture,
-        "eps": _eps(threat_of(dict(subject.adversaries))),
+        "eps": _eps(_threat(subject)),
         "clean_acc": _percent(clean),
         "reported": _percent(robust),
         "autoattack_acc": _percent(robust),
@@ -170,8 +170,20 @@ def _eps(threat: Threat | None) -> str | None:
 
 def _autoattack(subject: _Subject) -> Accuracy | None:
     """Return the accuracy under the standard AutoAttack, if it was measured."""
-    standard = [n for n, a in subject.adversaries.items() if isinstance(a, AutoAttack) and a.version == "standard"]
-    return next((subject.measured[name] for name in standard if name in subject.measured), None)
+    name = _standard(subject)
+    return None if name is None else subject.measured.get(name)
+
+
+def _standard(subject: _Subject) -> str | None:
+    """Return the name of the standard AutoAttack among the attacks."""
+    attacks = subject.adversaries.items()
+    return next((n for n, each in attacks if isinstance(each, AutoAttack) and each.version == "standard"), None)
+
+
+def _threat(subject: _Subject) -> Threat | None:
+    """Return the threat of AutoAttack, or else of the first attack."""
+    name = _standard(subject)
+    return threat_of(dict(subject.adversaries) if name is None else {name: subject.adversaries[name]})
 
 
 def _percent(accuracy: Accuracy | None) -> str | None:
@@ -228,7 +240,7 @@ def _front_matter(subject: _Subject) -> dict[str, Any]:
 
 
 def _sentence(subject: _Subject) -> str:
-    threat = threat_of(dict(subject.adversaries))
+    threat = _threat(subject)
     radius = _eps(threat)
     against = "" if radius is None else f", evaluated against {type(threat).__name__} perturbations up to {radius}"
     return f"An image classifier of {len(subject.classes)} classes, trained by adversarial training{against}."
