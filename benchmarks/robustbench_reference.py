@@ -4,6 +4,7 @@
     python benchmarks/robustbench_reference.py robustbench            # the first 30 entries of both CIFAR-10 boards
     python benchmarks/robustbench_reference.py robustbench --board cifar100/Linf --first 100
     python benchmarks/robustbench_reference.py robustbench --facts    # only the numbers
+    python benchmarks/robustbench_reference.py robustbench --exports  # our models as their classes
 
 For each architecture, their class gets random weights, norms and statistics; our class loads its state dict by the
 names of the published files, with nothing missing or left; and both see the same images. It needs what their model zoo
@@ -24,7 +25,19 @@ import torch
 from torch import Tensor, nn
 
 from sparring.core.errors import UserError
-from sparring.models import PublishedModel, published_models
+from sparring.models import (
+    Normalize,
+    PublishedModel,
+    dm_preact_resnet18,
+    dm_wide_resnet,
+    preact_resnet18,
+    published_models,
+    resnet18,
+    resnet50,
+    robust_wide_resnet,
+    wide_resnet,
+)
+from sparring.models.robustbench_export import for_robustbench
 
 BOARDS = ("cifar10/Linf", "cifar10/L2")
 
@@ -126,6 +139,34 @@ def difference(ours: PublishedModel, theirs: nn.Module, images: int) -> tuple[fl
     return float((model(x) - want).abs().max()), float(want.abs().max())
 
 
+EXPORTED = {
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "preact_resnet18": preact_resnet18,
+    "preact_resnet18, final norm": lambda **o: preact_resnet18(final_norm=True, shortcut="activated", **o),
+    "wide_resnet 16-2": lambda **o: wide_resnet(16, 2, **o),
+    "wide_resnet 16-2, SiLU": lambda **o: wide_resnet(16, 2, activation="silu", **o),
+    "robust_wide_resnet": lambda **o: robust_wide_resnet((1, 2, 3), (2, 1, 1), **o),
+    "dm_wide_resnet 16-2": lambda **o: dm_wide_resnet(16, 2, **o),
+    "dm_preact_resnet18": dm_preact_resnet18,
+}
+"""Models of ours that RobustBench has classes for."""
+
+
+@torch.no_grad()
+def exported(name: str, normalize: nn.Module | None) -> tuple[str, float]:
+    """Build a model of ours as RobustBench's class, load our state dict, and return the largest difference."""
+    torch.manual_seed(0)
+    ours = disturbed(EXPORTED[name](normalize=normalize), seed=3)
+    described = for_robustbench(ours)
+    names: dict[str, Any] = {}
+    exec(f"{described.imports}\nmodel = {described.call}", names)  # noqa: S102 - the text of a model card
+    theirs = names["model"]
+    theirs.load_state_dict(described.state)
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return described.architecture, float((theirs.eval()(x) - ours(x)).abs().max())
+
+
 def architectures(board: str, first: int) -> Iterator[tuple[PublishedModel, int]]:
     """Yield one model of each architecture of the first entries of a board, and how many entries have it."""
     known = [model for key, model in published_models().items() if key.startswith(board + "/")][:first]
@@ -146,6 +187,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="architectures whose name contains this")
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--facts", action="store_true", help="compare the facts alone")
+    parser.add_argument("--exports", action="store_true", help="our models as classes of RobustBench")
     parser.add_argument("--double", action="store_true", help="compute in float64")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -156,6 +198,14 @@ def main() -> None:
     if given.facts:
         return
     torch.set_default_dtype(torch.float64 if given.double else torch.float32)
+    if given.exports:
+        print("| ours | theirs | largest difference | with normalisation |")
+        print("|---|---|---|---|")
+        for name in EXPORTED:
+            architecture, bare = exported(name, None)
+            _, normalized = exported(name, Normalize([0.49, 0.48, 0.45], [0.25, 0.24, 0.26]))
+            print(f"| {name} | {architecture} | {bare:.1e} | {normalized:.1e} |", flush=True)
+        return
     print("| board | architecture | options | entries | largest difference | largest logit |")
     print("|---|---|---|---|---|---|")
     for board in given.board or BOARDS:

@@ -39,6 +39,7 @@ LONG = {
     "study": ("sparring.studies.running.run_study", "sparring.cli.study._status", "sparring.cli.slurm.submit"),
     "bench": ("sparring.bench.bench",),
     "data": ("sparring.data.shrink_pictures",),
+    "export": ("sparring.runs.export.export",),
 }
 LAUNCHERS = ("torchrun", "srun")  # what follows their own options is a command of ours
 WHOLE = ("list", "show", "compare", "doctor", "--version", "report")

@@ -66,6 +66,7 @@ from .objectives import Sum as Sum
 from .objectives import TemporalEnsembling as TemporalEnsembling
 from .records import EvaluationResult as EvaluationResult
 from .records import RunFolder as RunFolder
+from .runs.external_models import load as load
 from .runs.load import evaluate_run as evaluate_run
 from .runs.load import load_model as load_model
 from .runs.own import fit as fit

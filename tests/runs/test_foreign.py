@@ -11,7 +11,7 @@ from sparring.core.types import pixels
 from sparring.data import load_test
 from sparring.models import Normalize, preact_resnet18, small_cnn
 from sparring.models.classifier import normalized
-from sparring.runs.external_models import _ARCHITECTURES, _value, fitting, imported_model, named_model
+from sparring.runs.external_models import _ARCHITECTURES, fitting, imported_model, named_model, options_of
 
 pytestmark = pytest.mark.slow
 
@@ -123,6 +123,11 @@ PUBLISHED = {
     "preact_resnet18:width=0.05,final_norm=True,shortcut=activated": "linear.",
     "resnet18:width=0.05": "linear.",
     "wide_resnet:depth=10,width=1": "fc.",
+    "resnet50:width=0.05": "linear.",
+    "dm_wide_resnet:depth=10,width=1": "logits.",
+    "dm_preact_resnet18:width=0.05": "logits.",
+    "ra_wide_resnet:blocks=(1,1,1),channels=(4,8,8,8)": "logits.",
+    "robust_wide_resnet:blocks=(1,1,1),widths=(1,1,1)": "fc.",
 }
 SPECS = (*PUBLISHED, "small_cnn:width=4")
 
@@ -143,8 +148,7 @@ def lived_in(spec):
     """The model of `spec`, with weights and statistics that are not those of a new one."""
     torch.manual_seed(0)
     name, _, options = spec.partition(":")
-    given = {k: _value(text) for k, text in (part.split("=") for part in options.split(","))}
-    model = _ARCHITECTURES[name](num_classes=7, shape=(3, 16, 16), **given)
+    model = _ARCHITECTURES[name](num_classes=7, shape=(3, 16, 16), **options_of(options))
     model.normalize = Normalize([0.5, 0.4, 0.3], [0.2, 0.3, 0.25])
     for _ in range(3):
         model(torch.rand(8, 3, 16, 16))
@@ -169,7 +173,7 @@ def test_every_named_architecture_gives_the_logits_of_the_module_that_its_weight
 def test_so_it_does_under_the_names_of_robustbench(tmp_path, spec):
     model = lived_in(spec)
     state = published(model, PUBLISHED[spec])
-    assert ("sub_block1.layer.0.conv1.weight" in state) == spec.startswith("wide_resnet")
+    assert ("sub_block1.layer.0.conv1.weight" in state) == (PUBLISHED[spec] == "fc.")
     assert gap(spec, state, model, tmp_path) <= 1e-6
 
 

@@ -26,6 +26,7 @@ commands:
   compare A B                    paired comparison of two evaluations of the same images
   report TARGET ...              a page to look at: a run, a study, or several evaluations compared
   study NAME                     re-examine the claims of a paper
+  export RUN --to FORMAT         as a model of RobustBench, for the Hub, as ONNX, by torch.export
   data shrink FOLDER             make pictures small once, so that training decodes less
   bench                          measure how fast this machine attacks and trains
   new method NAME                write a training method of your own to begin with
@@ -49,6 +50,7 @@ _COMMANDS = {
     "audit": "audit:audit",
     "compare": "evaluate:compare",
     "report": "report:report",
+    "export": "export:export",
     "study": "study:study",
     "data": "data:data",
     "bench": "bench:bench",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..core.errors import UserError
 from .common import argument, check_options, print_json, say, threat_for, value_of
-from .models import ForeignOptions, foreign, is_foreign
+from .models import ForeignOptions, filled_in, foreign, is_foreign
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,8 +19,8 @@ usage: sparring audit TARGET [--threat THREAT] [--examples N] [--surrogate RUN_O
 
 Checks for signs that robustness comes from masked gradients. Each check reports its figure, threshold and source, a
 verdict, and what to do next. TARGET is as for `sparring evaluate`: a run folder (its best weights), a file of weights,
-or module:function with --data. The findings on a run are written to its audit.json. Exit status: 0 if no check fails, 1
-if one does, 2 for a mistake in the command.
+module:function with --data, or robustbench:NAME. The findings on a run are written to its audit.json. Exit status: 0 if
+no check fails, 1 if one does, 2 for a mistake in the command.
 
   sparring audit runs/quickstart
   sparring audit mymodels:build --data npz:test.npz --threat linf:8/255"""
@@ -65,6 +65,7 @@ def audit(args: list[str]) -> int:
     from .flags import parse
 
     tune_process()
+    rest = filled_in(target, rest)
     kind = _ForeignOptions if is_foreign(target, rest) else _Options
     options, _, _ = parse(kind, None, {}, rest, f"sparring audit {target}", _AUDIT)
     check_options(options)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..core.errors import UserError
 from .common import argument, check_options, plainly, print_json, say, value_of
-from .models import ForeignOptions, foreign, is_foreign
+from .models import ROBUSTBENCH, ForeignOptions, filled_in, foreign, is_foreign
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -33,6 +33,8 @@ Measures the accuracy on test images, clean and under each attack, with 95 % Wil
   module:function     a model of your own, with --data DATA; this runs the code of that module
   timm:NAME           a pretrained model of timm, with --data DATA; also torchvision:NAME and
                       hub:ORGANISATION/NAME@COMMIT (of the Hugging Face Hub)
+  robustbench:NAME    a model of RobustBench, such as robustbench:cifar10/Linf/Wang2023Better_WRN-28-10, on its own
+                      test images and at its own threat if none are given; --weights FOLDER holds its weights
 
 If there is no recipe with attacks, AutoAttack runs at --threat. An evaluation that was killed is resumed, if it has a
 folder to write to. With --shard 1/8 to --shard 8/8, machines that share the folder evaluate an eighth of the images
@@ -75,8 +77,6 @@ class Options:
     training."""
     certify_samples: int = 100_000
     """Number of noisy copies of each image for --certify."""
-    weights: Literal["both", "best", "last"] = "both"
-    """Weights of a run to evaluate."""
     keep_images: bool = False
     """Keep all adversarial images with the per-example results."""
     out: str | None = None
@@ -105,11 +105,18 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunOptions(Options):
+    weights: Literal["both", "best", "last"] = "both"
+    """Weights of a run to evaluate."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ForeignEvaluation(ForeignOptions, Options): ...
 
 
 def evaluate(args: list[str]) -> int:
     target, rest = argument(args, "TARGET", _EVALUATE)
+    rest = filled_in(target, rest)
     if {"-h", "--help"} & set(rest) and not _is_known(target):
         say(_EVALUATE)
         return 0
@@ -125,8 +132,6 @@ def evaluate(args: list[str]) -> int:
         result = _evaluated(target, rest, device)
     if result is None:
         return 0
-    from . import console
-
     options, found, attacks, out = result
     if out is not None and options.shard is None:
         from ..report.write import write_report
@@ -135,10 +140,23 @@ def evaluate(args: list[str]) -> int:
         write_report([Path(out)], base=base_recipe)
     if options.json:
         print_json({which: _plain(each) for which, each in found.items()})
-        return 0
+    else:
+        _show(target, options, found, attacks, out)
+    return 0
+
+
+def _show(
+    target: str,
+    options: Options,
+    found: "Mapping[str, EvaluationResult]",
+    attacks: Mapping[str, Any],
+    out: str | None,
+) -> None:
+    """Print the tables, what the attacks were, and where the results are."""
     from rich import print as rich_print
 
     from ..records.summary import Summary
+    from . import console
 
     summaries = {which: Summary.of(each).rows() for which, each in found.items()}
     rich_print(console.accuracy_table({which: each.table() for which, each in found.items()}, summaries))
@@ -146,11 +164,22 @@ def evaluate(args: list[str]) -> int:
         say("\n".join(console.remarks(which, each)))
     for name, adversary in attacks.items():
         say(f"{name}: {plainly(adversary)}")
+    if target.startswith(ROBUSTBENCH):
+        say(_published(target))
     if out is not None and options.shard is not None:
         _say_shards(Path(out), list(found), options.shard)
     elif out is not None:
         _say_where(Path(out))
-    return 0
+
+
+def _published(target: str) -> str:
+    """Return a sentence with the accuracies that RobustBench has for a model."""
+    from ..models import published
+
+    model = published(target.partition(",")[0])
+    other = "" if model.external is None else f", {model.external:.2f} % under the strongest attack known"
+    measured = f"{model.clean:.2f} % clean, {model.autoattack:.2f} % under AutoAttack{other}"
+    return f"RobustBench has for {model.key}, at {model.threat}: {measured}"
 
 
 def _evaluated(target: str, args: list[str], device: str) -> "_Found | None":
@@ -302,7 +331,7 @@ def _check_track(path: Path, options: Options) -> None:
         raise UserError("--track shows the results of a run beside its training: name a run folder")
 
 
-def chosen(path: Path, args: list[str]) -> "tuple[Options, Recipe]":
+def chosen(path: Path, args: list[str]) -> "tuple[RunOptions, Recipe]":
     """Return the recipe of the run, of the weights or of --recipe, with data and evaluation changed by the flags."""
     from ..recipes import find
     from ..runs.load import recipe_of
@@ -312,7 +341,7 @@ def chosen(path: Path, args: list[str]) -> "tuple[Options, Recipe]":
     recipe = find(named)() if named else recipe_of(path)
     what = "Measures accuracy on the test set, clean and under each attack. Flags change fields of the recipe."
     fields = ("data", "evaluation", "seed")
-    options, recipe, _ = parse(Options, recipe, {}, args, f"sparring evaluate {path}", what, fields)
+    options, recipe, _ = parse(RunOptions, recipe, {}, args, f"sparring evaluate {path}", what, fields)
     return options, recipe
 
 

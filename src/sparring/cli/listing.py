@@ -1,15 +1,19 @@
 """The command `sparring list`: recipes, and the parts that a recipe can be made of."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ..core.errors import UserError, nearest
 from .common import only, print_json, say
+
+if TYPE_CHECKING:
+    from ..models import PublishedModel
 
 _USAGE = """\
 usage: sparring list [WHAT] [--json]
 
 Lists what there is, one to a line. WHAT is recipes (the default), methods, attacks, optimizers, schedules, models or
-data, as `sparring train` takes them."""
+data, as `sparring train` takes them; or robustbench, models by name for `sparring evaluate`."""
 
 _DATA = {
     "cifar10": "CIFAR-10; cifar10:DIR reads its files from a folder (so do the following)",
@@ -112,9 +116,21 @@ def _models() -> dict[str, str]:
         "timm:NAME": "any classifier of timm",
         "torchvision:NAME": "any classifier of torchvision",
         "hub:ORGANISATION/NAME": "a model of the Hugging Face Hub that timm can build, for evaluation",
+        "robustbench:NAME": "a model of RobustBench, for evaluation; sparring list robustbench names all",
         "file.py:function": "a function of yours that returns a model; also module:function",
         **_registered("models"),
     }
+
+
+def _robustbench() -> dict[str, str]:
+    from ..models import published_models
+
+    def facts(model: "PublishedModel") -> str:
+        robust = model.autoattack if model.external is None else model.external
+        kind = model.architecture or f"{model.kind}, which is not built here"
+        return f"{model.clean:.2f} % clean, {robust:.2f} % at {model.threat}; {kind}"
+
+    return {f"robustbench:{key}": facts(model) for key, model in published_models().items()}
 
 
 def _data() -> dict[str, str]:
@@ -138,4 +154,5 @@ _KINDS = {
     "schedules": _schedules,
     "models": _models,
     "data": _data,
+    "robustbench": _robustbench,
 }

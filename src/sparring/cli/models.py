@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ..data.looks import CentralSquare
 
 
+ROBUSTBENCH = "robustbench:"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     model: str | None = None
@@ -31,6 +34,9 @@ class ForeignOptions(ModelOptions):
     """The test images: npz:FILE with x_test and y_test, folder:DIR, or cifar10, cifar100:DIR, fashion_mnist, ..."""
     examples: int | None = None
     """Number of images, taken from the beginning of the test set; by default all."""
+    weights: str | None = None
+    """Folder that holds weights of RobustBench as its own code keeps them, FOLDER/cifar10/Linf/NAME.pt; by default
+    $SPARRING_ROBUSTBENCH."""
     batch_size: int | None = None
     """Number of images in a batch; by default 256, and 1,024 on a GPU if they are small."""
     seed: int = 0
@@ -51,13 +57,28 @@ def is_foreign(target: str, args: list[str]) -> bool:
     return (not path.exists() and ":" in target) or (path.is_file() and value_of("--model", args) is not None)
 
 
+def filled_in(target: str, args: list[str]) -> list[str]:
+    """Return arguments with the data and the threat of a model of RobustBench, if they are left out."""
+    if not target.startswith(ROBUSTBENCH):
+        return args
+    from ..models import published
+
+    model = published(target.partition(",")[0])
+    rest = list(args)
+    if value_of("--data", args) is None and model.dataset != "imagenet":
+        rest += ["--data", model.dataset]
+    if value_of("--threat", args) is None and value_of("--eps", args) is None:
+        rest += ["--threat", model.threat]
+    return rest
+
+
 def foreign(target: str, options: ForeignOptions) -> "tuple[nn.Module, LabelledData]":
     """Return the model that a target names, and its test images, cut as the model wants them."""
     from ..data import load_test
     from ..runs.external_models import fitting
 
     like = load_test(options.data) if options.model else None
-    model = foreign_model(target, options, like, options.seed)
+    model = foreign_model(target, options, like, options.seed, options.weights)
     test = like if like is not None else load_test(options.data, cut_for(model))
     found = fitting(model, test)
     if len(found.classes) > len(test.classes):
@@ -69,13 +90,23 @@ def foreign(target: str, options: ForeignOptions) -> "tuple[nn.Module, LabelledD
     return model, found
 
 
-def foreign_model(target: str, options: ModelOptions, like: "LabelledData | None" = None, seed: int = 0) -> "nn.Module":
+def foreign_model(
+    target: str,
+    options: ModelOptions,
+    like: "LabelledData | None" = None,
+    seed: int = 0,
+    weights: str | None = None,
+) -> "nn.Module":
     """Return the model that a target names; weights of an architecture need images `like` those that it takes.
+
+    `weights` is the folder of RobustBench's weights.
 
     What is not loaded is initialised from the seed.
     """
     import torch
 
+    if weights is not None and not target.startswith(ROBUSTBENCH):
+        raise UserError(f"--weights names the folder of RobustBench's weights: leave it out for {target}")
     from ..models.classifier import normalized
     from ..runs.external_models import imported_model, named_model
 
@@ -85,7 +116,7 @@ def foreign_model(target: str, options: ModelOptions, like: "LabelledData | None
             assert like is not None
             model = named_model(options.model, Path(target), like)
         else:
-            model = imported_model(target)
+            model = imported_model(target, **({} if weights is None else {"weights": weights}))
     if (options.mean is None) != (options.std is None):
         raise UserError("only one of --mean and --std is given: give both or neither")
     if options.mean is not None and options.std is not None:

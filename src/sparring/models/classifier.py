@@ -52,6 +52,9 @@ class StandardizeImage(nn.Module):
     The deviation, with Bessel's correction, is at least 1 / sqrt(number of values), so that a flat image becomes 0.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(self, x: Tensor) -> Tensor:
         centred = x - x.mean((1, 2, 3), keepdim=True)
         return centred / x.std((1, 2, 3), keepdim=True).clamp_min(x[0].numel() ** -0.5)

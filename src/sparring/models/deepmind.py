@@ -56,7 +56,7 @@ class _Parts(NamedTuple):
 class DMWideBlock(nn.Module):
     """Residual block: norm, act, conv, norm, act, conv, add.
 
-    A shortcut that changes the width reads the activated input.
+    A shortcut that changes the width or the size reads the activated input.
     """
 
     def __init__(self, inner: int, outer: int, stride: int, parts: _Parts) -> None:
@@ -66,7 +66,8 @@ class DMWideBlock(nn.Module):
         self.batchnorm_1, self.meansparse_1 = nn.BatchNorm2d(outer), parts.sparse(outer)
         self.relu_1, self.conv_1 = act(parts.activation), SameConv(outer, outer)
         self.se, self.meansparse_2 = parts.scale(outer), parts.sparse(outer)
-        self.shortcut = nn.Conv2d(inner, outer, 1, stride, bias=False) if inner != outer else None
+        changes = stride != 1 or inner != outer
+        self.shortcut = nn.Conv2d(inner, outer, 1, stride, bias=False) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu_0(self.meansparse_0(self.batchnorm_0(x)))

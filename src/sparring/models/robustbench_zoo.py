@@ -17,11 +17,13 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ..core.errors import UserError, nearest
+from ..core.types import Classifier
 from .classifier import Normalize, StandardizeImage
 from .deepmind import dm_preact_resnet18, dm_wide_resnet, ra_wide_resnet
 from .mixtures import AdaptiveSmoothing, MixedNUTS, adaptive_smoothing, mixed_nuts
 from .resnet import preact_resnet18, resnet18, resnet50
 from .robustbench import fill_published
+from .sodef import fill_sodef, sodef
 from .timm_small import conv_stem, plain_timm, plain_torchvision, resnest152, xcit
 from .wide_resnet import robust_wide_resnet, wide_resnet
 
@@ -40,6 +42,7 @@ _ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "resnet50": resnet50,
     "robust_wide_resnet": robust_wide_resnet,
+    "sodef": sodef,
     "timm": plain_timm,
     "torchvision": plain_torchvision,
     "wide_resnet": wide_resnet,
@@ -62,6 +65,7 @@ class PublishedModel:
         architecture: Name of the function that builds it; None if it is not built here.
         options: Options of that function.
         normalize: Mean and standard deviation of each channel, if the file of weights does not hold them, or "image".
+        part: Entry of the file that holds the weights, if it holds several.
         look: How RobustBench cuts pictures, for ImageNet.
         kind: The architecture in RobustBench's words, if it is not built here.
         paper: Title of its paper.
@@ -80,6 +84,7 @@ class PublishedModel:
     architecture: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     normalize: Sequence[Sequence[float]] | Literal["image"] | None = None
+    part: str | None = None
     look: str | None = None
     kind: str | None = None
     paper: str | None = None
@@ -134,6 +139,8 @@ class PublishedModel:
         """
         if isinstance(model, AdaptiveSmoothing | MixedNUTS):
             model.load(*states)
+        elif self.architecture == "sodef" and isinstance(model, Classifier):
+            fill_sodef(model, *states)
         else:
             fill_published(model, *states)
         return model.eval()

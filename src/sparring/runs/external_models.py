@@ -4,6 +4,8 @@ import ast
 import contextlib
 import importlib
 import inspect
+import json
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -21,6 +23,8 @@ from ..core.modes import eval_mode
 from ..core.types import Classifier, LabelledData, pixels
 from ..models import Normalize, load_robustbench
 from ..training.checkpoint import fill, read_weights
+from .load import load_model
+from .robustbench import robustbench_model
 
 _ARCHITECTURES: dict[str, Callable[..., Classifier]] = {
     "dm_preact_resnet18": models.dm_preact_resnet18,
@@ -36,38 +40,51 @@ _ARCHITECTURES: dict[str, Callable[..., Classifier]] = {
 }
 
 
+def _hub_model(name: str) -> nn.Module:
+    """Return a model of the Hub: one that `sparring export` wrote, or one of timm."""
+    weights = models.libraries.hub_file(name, "model.safetensors")
+    config = models.libraries.hub_file(f"{name.partition('@')[0]}@{weights.parent.name}", "config.json")
+    if json.loads(config.read_text(encoding="utf-8")).get("library_name") == "sparring":
+        return load_model(weights)
+    return models.hub_model(name)
+
+
 LIBRARIES: dict[str, Callable[..., nn.Module]] = {
-    "hub": models.hub_model,
+    "hub": _hub_model,
+    "robustbench": robustbench_model,
     "timm": models.timm_model,
     "torchvision": models.torchvision_model,
 }
 """Where models come from that are named as in `timm:NAME`."""
 
 
-def library_model(spec: str) -> nn.Module:
-    """Return a pretrained model of a library: `timm:NAME`, `torchvision:NAME` or `hub:ORGANISATION/NAME`.
+def library_model(spec: str, **more: object) -> nn.Module:
+    """Return a pretrained model: `timm:NAME`, `torchvision:NAME`, `hub:ORGANISATION/NAME` or `robustbench:NAME`.
 
-    Options follow a comma, as in `timm:resnet18,pretrained=False`. Raises `UserError` if it cannot be had.
+    Options follow a comma, as in `timm:resnet18,pretrained=False` or `robustbench:NAME,weights=FOLDER`, or are `more`.
+    Raises `UserError` if it cannot be had.
     """
     scheme, _, rest = spec.partition(":")
     name, _, options = rest.partition(",")
-    given = options_of(options) if scheme == "hub" else {"pretrained": True, **options_of(options)}
-    unknown = given.keys() - inspect.signature(LIBRARIES[scheme]).parameters.keys()
+    known, given = inspect.signature(LIBRARIES[scheme]).parameters.keys(), {**options_of(options), **more}
+    if "pretrained" in known:
+        given = {"pretrained": True, **given}
+    unknown = given.keys() - known
     if unknown:
         raise UserError(f"{spec}: {scheme} takes no option {', '.join(sorted(unknown))}")
     return LIBRARIES[scheme](name, **given)
 
 
-def imported_model(spec: str) -> nn.Module:
+def imported_model(spec: str, **more: object) -> nn.Module:
     """Return the model that `module:function` gives, or one of a library, as `library_model` does.
 
-    A function is the user's code, also from the present folder.
+    A function is the user's code, also from the present folder. `more` are options of a model of a library.
 
     Raises `UserError` if there is no such function, if it needs arguments or raises an exception (which is then the
     cause), or if it returns no `nn.Module`.
     """
     if spec.partition(":")[0] in LIBRARIES:
-        return library_model(spec)
+        return library_model(spec, **more)
     with _present_folder():
         found = _found(spec)
         model = _called(found, spec) if callable(found) and not isinstance(found, nn.Module) else found
@@ -75,6 +92,27 @@ def imported_model(spec: str) -> nn.Module:
         what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
         raise UserError(f"{spec} gives {what}: wanted is a torch.nn.Module that gives logits")
     return model
+
+
+def load(target: Path | str, weights: Path | str | None = None) -> nn.Module:
+    """Loads a trained model, in eval mode, on the CPU.
+
+    Args:
+        target: A run folder (its best weights) or a file of weights, as for `load_model`; a model by name, as
+            "robustbench:cifar10/Linf/NAME", "timm:NAME", "torchvision:NAME" or "hub:ORGANISATION/NAME@COMMIT"; or a
+            function that returns one, as "module:function".
+        weights: A file or folder that holds the weights of a model of RobustBench, as for `robustbench_model`.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: If there is no such model, or its weights cannot be had, cannot be read or do not fit.
+    """
+    if isinstance(target, Path) or ":" not in target or Path(target).exists():
+        return load_model(target)
+    more = {} if weights is None else {"weights": weights}
+    return imported_model(target, **more).eval()
 
 
 @contextlib.contextmanager
@@ -154,8 +192,12 @@ def named_model(spec: str, weights: Path, like: LabelledData) -> nn.Module:
 
 
 def options_of(text: str) -> dict[str, Any]:
-    """Return the options of a model on the command line, as in `depth=34,width=10`."""
-    return {name: _value(value) for name, _, value in (part.partition("=") for part in text.split(",") if part)}
+    """Return the options of a model on the command line, as in `depth=34,width=10` or `blocks=(1,2,1),squeeze=0.5`."""
+    parts = (part.partition("=") for part in _COMMA.split(text) if part)
+    return {name: _value(value) for name, _, value in parts}
+
+
+_COMMA = re.compile(r",(?![^(]*\))")  # none inside of a tuple
 
 
 def _classes(tensors: dict[str, torch.Tensor]) -> int | None:
