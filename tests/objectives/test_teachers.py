@@ -130,6 +130,9 @@ def test_a_run_learns_from_the_run_next_to_it_and_resumes_bit_for_bit(tiny, tmp_
 def test_a_teacher_of_other_classes_or_of_no_run_is_refused(tiny, tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         fit(replace(tiny, method=distilling("nowhere")), tmp_path / "a")
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    with pytest.raises(UserError, match="is no run, no file of weights and none of robustbench:NAME"):
+        fit(replace(tiny, method=distilling("evil:build")), tmp_path / "c")
     torch.manual_seed(0)
     few = small_cnn(4, (1, 8, 8), width=4)
     with pytest.raises(UserError, match="classes"):

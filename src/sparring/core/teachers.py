@@ -19,7 +19,7 @@ class Teacher:
 
     Args:
         source: A run folder, whose best weights are used, or the name of a run next to the folder of this run, where
-            {seed} stands for the seed; or a file of weights; or the name of a published model, as `sparring.load_model`
+            {seed} stands for the seed; or a file of weights; or the name of a published model, as `sparring.load`
             takes it.
         model: The model as an object, which then needs no source (`Teacher.of`). A file only describes it.
     """
@@ -73,7 +73,7 @@ class TeacherMemory(nn.Module):
         if not self._held:
             raise UserError(
                 f"the teacher {self.teacher.source!r} is not loaded: sparring.fit loads it; in a loop of your own, "
-                "give the model, as Teacher.of(sparring.load_model(..))"
+                "give the model, as Teacher.of(sparring.load(..))"
             )
         return self._held[0].logits(x)
 

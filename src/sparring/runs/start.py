@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..acceleration import prefer_channels_last
 from ..core import ranks
@@ -15,10 +15,11 @@ from ..core.types import LabelledData, TensorData, pixels, refreshable
 from ..core.validation import check_data, check_logits
 from ..data import TrainingSet
 from ..data.extra import ExtraImages
+from ..models.robustbench_zoo import PREFIX
 from ..records.run_folder import RunFolder
 from ..training.checkpoint import Checkpoints
 from ..training.engine import State
-from .load import load_model
+from .external_models import LIBRARIES, load
 from .recipe import Recipe, beside
 
 
@@ -81,9 +82,20 @@ def initial_state(
 def _fill(holder: TeacherMemory, recipe: Recipe, folder: Path, few: Tensor, classes: int) -> None:
     """Load the model of a teacher unless it was given, and check that it gives logits of as many classes."""
     if not holder.is_filled:
-        holder.fill(load_model(beside(holder.teacher.source, folder, recipe.seed)))
+        holder.fill(_named(beside(holder.teacher.source, folder, recipe.seed)))
     try:
         check_logits(holder.logits(few), len(few), classes)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"the teacher {holder.teacher.source!r} does not fit the training data: {reason}") from error
+
+
+def _named(source: str) -> nn.Module:
+    """Load the model of a run, of a file of weights or of a library: a file may not name code to be imported."""
+    kind, colon, _ = source.partition(":")
+    if colon and kind not in LIBRARIES and f"{kind}:" != PREFIX and not Path(source).exists():
+        raise UserError(
+            f"the teacher {source!r} is no run, no file of weights and none of robustbench:NAME, "
+            f"{', '.join(f'{each}:NAME' for each in LIBRARIES)}: give a model of your own as Teacher.of(model)"
+        )
+    return load(source)
