@@ -106,6 +106,8 @@ PASSES = [
     (sp.objectives.MixUp(), Benign(), 1, 1),
     (sp.objectives.BatchNormStatistics(CrossEntropy(), "adversarial"), FGSM(BALL), 2, 2),
     (sp.objectives.BatchNormStatistics(CrossEntropy(), "both"), FGSM(BALL), 3, 2),
+    # the second net takes passes of its own
+    (LBGAT(Build(small_cnn)), PGD(BALL, steps=10, start=GaussianStart()), 13, 12),
     # one clean pass for the bank; the terms share the others
     (Sum((CrossEntropy(), sp.TemporalEnsembling(30.0))), PGD(BALL, steps=10), 12, 11),
     (Sum((sp.TRADES(), sp.TemporalEnsembling(30.0, on="clean"))), PGD(BALL, steps=10, start=GaussianStart()), 14, 12),
