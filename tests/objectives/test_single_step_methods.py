@@ -96,7 +96,10 @@ def test_fgsm_mep_is_its_formula_over_three_epochs():
         start = inside(X + kept)
     seen.clear()
     step(method, state, Progress(3, 1, 9))
-    assert not close(seen[-2], start, 0.01), "the fourth epoch begins anew"
+    assert not close(seen[-2], start, 0.01), "the fourth epoch begins anew, and so does its momentum"
+    grad = grad_of(loss, seen[-2])
+    momentum = (grad / grad.abs().mean((1, 2, 3), keepdim=True)).float().double()
+    assert close(state.memory.momentum.rows.double().view_as(X), momentum)
 
 
 def test_fgsm_mep_keeps_its_contract_and_refuses_other_attacks():
@@ -264,6 +267,12 @@ def test_tdat_is_its_formula_and_begins_where_the_batch_before_ended(momentum, e
         moved = ((before - after).square().sum(1) * (1.0000001 - right).tanh()).mean()
         assert close(terms["moved"], 0.65 * moved)
         delta = momentum * delta + (1 - momentum) * (x_adv - X)
+
+
+def test_tdat_asks_for_the_training_set():
+    model, method = begun(Method(FGSM(BALL), CrossEntropy())).model, Method(FGSM(BALL), TDAT(BALL))
+    with pytest.raises(UserError, match=r"give the training set to State\.start"):
+        method.loss(model, BATCH, seed=1, backend=OriginalModel())
 
 
 def test_tdat_keeps_its_contract_and_takes_batches_of_any_size():
