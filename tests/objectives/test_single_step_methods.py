@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -96,7 +97,10 @@ def test_fgsm_mep_is_its_formula_over_three_epochs():
         start = inside(X + kept)
     seen.clear()
     step(method, state, Progress(3, 1, 9))
-    assert not close(seen[-2], start, 0.01), "the fourth epoch begins anew"
+    assert not close(seen[-2], start, 0.01), "the fourth epoch begins anew, and so does its momentum"
+    grad = grad_of(loss, seen[-2])
+    momentum = (grad / grad.abs().mean((1, 2, 3), keepdim=True)).float().double()
+    assert close(state.memory.momentum.rows.double().view_as(X), momentum)
 
 
 def test_fgsm_mep_keeps_its_contract_and_refuses_other_attacks():
@@ -190,20 +194,22 @@ def test_elle_keeps_its_contract():
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_gat_is_its_formula_and_relaxes_every_second_step(number):
-    method = Method(FGSM(BALL, start=SignStart(0.5)), GAT(6.0))
+    method = Method(FGSM(BALL, start=SignStart(0.5)), GAT(60.0))
     state = begun(method)
+    state.model.head.weight.data.mul_(30)  # so that predictions differ
     model, seen = copy.deepcopy(state.model), points(state)
     terms = step(method, state, Progress(4 + number, 4, 9))
     (start, x_adv), clean = seen[-3:-1], model(X).softmax(1).detach()
     assert close(((start - X).abs() - EPS / 2)[(X > EPS) & (X < 1 - EPS)], torch.tensor(0.0).double())
 
-    def loss(z):
+    def loss(z, share):
         apart = (model(z).softmax(1) - clean).square().sum()
-        return F.cross_entropy(model(z), Y, reduction="sum") + 6 * number * apart
+        return F.cross_entropy(model(z), Y, reduction="sum") + 60 * share * apart
 
-    assert close(x_adv, inside(start + EPS * grad_of(loss, start).sign()))
+    points_by = [inside(start + EPS * grad_of(partial(loss, share=share), start).sign()) for share in (0, 1)]
+    assert close(x_adv, points_by[number]) and not close(*points_by)
     assert close(terms["ce_clean"], F.cross_entropy(model(X), Y))
-    assert close(terms["distance"], 6 * (model(x_adv).softmax(1) - clean).square().sum(1).mean())
+    assert close(terms["distance"], 60 * (model(x_adv).softmax(1) - clean).square().sum(1).mean())
 
 
 def test_gat_keeps_its_contract():
@@ -264,6 +270,12 @@ def test_tdat_is_its_formula_and_begins_where_the_batch_before_ended(momentum, e
         moved = ((before - after).square().sum(1) * (1.0000001 - right).tanh()).mean()
         assert close(terms["moved"], 0.65 * moved)
         delta = momentum * delta + (1 - momentum) * (x_adv - X)
+
+
+def test_tdat_asks_for_the_training_set():
+    model, method = begun(Method(FGSM(BALL), CrossEntropy())).model, Method(FGSM(BALL), TDAT(BALL))
+    with pytest.raises(UserError, match=r"give the training set to State\.start"):
+        method.loss(model, BATCH, seed=1, backend=OriginalModel())
 
 
 def test_tdat_keeps_its_contract_and_takes_batches_of_any_size():

@@ -39,7 +39,7 @@ class TDAT(Objective):
         momentum: Share of the old start that is kept, in [0, 1).
 
     Raises:
-        UserError: If a number is out of range; in training, if the attack has no start.
+        UserError: If a number is out of range; in training, if the attack has no start, or there is no training set.
 
     References:
         TDAT: https://arxiv.org/abs/2408.03944.
@@ -59,6 +59,11 @@ class TDAT(Objective):
             )
 
     def init(self, data: LabelledData) -> nn.Module:
+        if not data.classes:
+            raise UserError(
+                "TDAT keeps starts from batch to batch and relaxes labels by the number of classes: give the "
+                "training set to State.start(method, model, optimizer, data), or memory=method.init(data) to Method.loss"
+            )
         return _BatchStart(data)
 
     def start(self, ctx: Context) -> Tensor:
