@@ -17,6 +17,8 @@ Estimate = tuple[float, float, float]
 Curves = Mapping[str, tuple[Array, Array]]
 FRAMES = 3
 """Number of small frames beside each other."""
+CONTEXT = 12
+"""Number of points, about, of a curve that is grey context: all curves are in all frames."""
 
 
 def plot_study(
@@ -76,7 +78,8 @@ def _plot_apart(figure: "SubFigure", curves: Curves) -> None:
     grid = list(figure.subplots(math.ceil(len(curves) / FRAMES), FRAMES, sharex=True, sharey=True, squeeze=False).flat)
     for axes, name in zip(grid, curves, strict=False):
         for passes, accuracy in curves.values():
-            axes.plot(passes, 100 * accuracy, color="0.85", linewidth=0.7)
+            every = max(1, len(passes) // CONTEXT)
+            axes.plot(passes[::every], 100 * accuracy[::every], color="0.85", linewidth=0.7)
         passes, accuracy = curves[name]
         axes.plot(passes, 100 * accuracy, color=PALETTE[0], linewidth=1.6)
         axes.set_title(textwrap.fill(name, 32), fontsize=7.5, loc="left", pad=2)
