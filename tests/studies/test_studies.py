@@ -14,6 +14,7 @@ from sparring.attacks import FGSM
 from sparring.cli import run as shell
 from sparring.data import DifficultySubset, Digits, Subset
 from sparring.records import RunFolder
+from sparring.records.outcomes import Cells
 from sparring.records.statistics import Claim
 from sparring.studies import entries, find
 from sparring.studies.running import run_study
@@ -341,6 +342,26 @@ def test_every_study_can_be_made_at_every_scale(name, scale):
     assert {*study.apart} <= {*study.arms[0].recipe.evaluation.adversaries}
     for arm in study.arms:
         assert arm.recipe.plain()["$"] == "Recipe"
+
+
+class Measured(dict):
+    """Every accuracy that the arms of a study are evaluated for, and any number of a run."""
+
+    def __missing__(self, cell):
+        assert cell[1] == "run", f"nothing measures {cell}"
+        return np.zeros(1)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", sorted(entries()))
+def test_every_claim_is_about_what_its_study_measures(name, scale):
+    study = find(name)(scale)
+    unders = {arm.name: ("clean", "worst", *arm.recipe.evaluation.adversaries) for arm in study.arms}
+    cells = {(arm, w, under): np.ones(1) for arm, names in unders.items() for w in ("best", "last") for under in names}
+    for claim in study.claims:
+        used = Cells(Measured(cells))
+        assert np.shape(claim.statistic(used)) == (1,)
+        assert used.asked and study.needed(used.asked)
 
 
 def test_an_unknown_study_or_scale_is_refused():

@@ -50,7 +50,8 @@ def _look(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
     assert threat is not None
     model = load_model(run.weights("last"), recipe).to(where)
     clean, one, many = (_loss(model, data, attack) for attack in (None, *_attacks(threat, how["steps"])))
-    found = {"clean": clean, "one step": one, f"{how['steps']} steps": many, SHARE: (one - clean) / (many - clean)}
+    share = (one - clean) / (many - clean) if many > clean else 1.0  # of a net that is constant, one step finds all
+    found = {"clean": clean, "one step": one, f"{how['steps']} steps": many, SHARE: share}
     write_json(run.analysis(KIND, "json"), {"how": dict(how), **found})
 
 

@@ -255,7 +255,7 @@ def _about_size() -> tuple[Claim, ...]:
 
 
 def _about_attacks(bench: _Bench) -> tuple[Claim, ...]:
-    far, weak = f"eps x {_TIMES[-1]}", f"pgd-{bench.pgd.steps}"
+    far, weak = f"eps x {_TIMES[-1]}", "fgsm" if bench.scale == "smoke" else f"pgd-{bench.pgd.steps}"
     more = [name for name in bench.strong() if not name.startswith("eps")]
     return (
         *(
