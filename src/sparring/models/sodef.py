@@ -42,7 +42,7 @@ def sodef(
     return Classifier(body, nn.Linear(64, num_classes), normalize)
 
 
-def fill_sodef(model: Classifier, state: Mapping[str, Tensor]) -> None:
+def fill_sodef(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load the published weights, whose orthogonal map is written as a base and a skew-symmetric matrix, in place."""
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     features = our_names({name.removeprefix("0."): t for name, t in state.items() if name.startswith("0.")})
