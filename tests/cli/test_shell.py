@@ -193,8 +193,10 @@ def test_evaluate_prints_one_json_object_and_nothing_else(trained):
         assert table["clean"]["low"] <= table["clean"]["accuracy"] <= table["clean"]["high"]
         assert table["pgd-50-10"]["accuracy"] <= table["clean"]["accuracy"]
     written = json.loads((trained / "evaluation.json").read_text())
-    how = written.pop("how")
+    how, environment = written.pop("how"), written.pop("environment")
     assert written == found
+    assert environment["command"][1:3] == ["evaluate", str(trained)]
+    assert (trained / "report.html").exists() and (trained / "model-card.md").exists()
     assert how["evaluation"]["adversaries"]["pgd-50-10"]["attack"]["times"] == 1, "it says what was changed"
 
 

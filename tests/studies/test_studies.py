@@ -65,6 +65,7 @@ def test_a_study_leaves_tables_a_figure_verdicts_and_every_example(done):
         "figure.png",
         "figure.svg",
         "plan.json",
+        "report.html",
         "runs",
         "study.json",
         "table.csv",
