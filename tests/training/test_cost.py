@@ -3,10 +3,23 @@
 import pytest
 
 import sparring as sp
-from sparring import AWP, FGSM, PGD, Benign, CrossEntropy, GaussianStart, Linf, Method, OptimizerStep, RandomStart
+from sparring import (
+    AWP,
+    FGSM,
+    PGD,
+    Benign,
+    Build,
+    CrossEntropy,
+    GaussianStart,
+    Linf,
+    Method,
+    OptimizerStep,
+    RandomStart,
+)
 from sparring.attacks import SignStart
 from sparring.core.schedules import PiecewiseConstant
 from sparring.core.teachers import Teacher
+from sparring.models import small_cnn
 from sparring.recipes import find
 from sparring.training.cost import cost
 
@@ -36,6 +49,7 @@ RS = FGSM(BALL, 1.25 * BALL.eps, RandomStart())
         (Method(PGD(BALL, 10), sp.objectives.ARD(Teacher("t"), share=0.9)), OptimizerStep(), 12, 12),
         (Method(PGD(BALL, 10, start=GaussianStart()), sp.objectives.AdaAD(Teacher("t"))), OptimizerStep(), 11, 11),
         (Method(PGD(BALL, 10, start=GaussianStart()), sp.objectives.IKL()), OptimizerStep(), 14, 12),
+        (Method(PGD(BALL, 10, start=GaussianStart()), sp.objectives.LBGAT(Build(small_cnn))), OptimizerStep(), 13, 12),
         (Method(PGD(BALL, 10), sp.objectives.SCORE()), OptimizerStep(), 13, 12),
         (Method(PGD(BALL, 10), sp.objectives.MAILAT()), OptimizerStep(), 11, 11),
         (Method(PGD(BALL, 10, start=GaussianStart()), sp.objectives.MAILTRADES()), OptimizerStep(), 13, 12),

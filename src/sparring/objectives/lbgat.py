@@ -21,7 +21,7 @@ class LBGAT(Objective):
     image, plus `beta` x KL(clean ‖ adversarial) of the model. All are differentiated by both nets. The attack is that
     of TRADES; start it with `GaussianStart(0.001)`. Soft targets enter the cross-entropy.
 
-    The second net has the rate and the momentum of the model, but no weight decay, and the images are not normalised
+    The second net has the rate, the momentum and the weight decay of the model, and the images are not normalised
     for it. Its first weights follow from torch's seed, which `fit` sets to the seed of the recipe.
 
     Args:

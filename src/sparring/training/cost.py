@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -137,7 +137,7 @@ def _kind(value: Any, progress: Progress) -> Any:
     """Key for `value` at `progress`. A float counts only as zero or not, as nothing else changes the passes."""
     value = at(value, progress)
     parts = children(value)
-    if parts:
+    if parts or isinstance(value, Mapping):  # options of a build, which may be none
         return type(value), *(_kind(each, progress) for each in parts)
     return bool(value) if isinstance(value, float) else value
 
@@ -161,7 +161,7 @@ def _counted(method: TrainingMethod, update: Update, progress: Progress) -> Pass
     batch = Batch(data.x, torch.zeros_like(data.y), index, views)
 
     def counted(model: nn.Module, optimizer: torch.optim.Optimizer, closure: Closure) -> Terms:
-        with found.through(model):
+        with found.through(state.model):  # `model` may hold what the memory trains, too
             return update(model, optimizer, closure)
 
     with ranks.alone():

@@ -279,7 +279,8 @@ class State:
         """Return the initial state of a loop of your own; methods with a memory per example need `data`."""
         memory = method.init(data or no_data()).to(next(model.parameters()).device)
         if own := [p for p in memory.parameters() if p.requires_grad]:
-            optimizer.add_param_group({"params": own})
+            decay = max(group.get("weight_decay", 0.0) for group in optimizer.param_groups)
+            optimizer.add_param_group({"params": own, "weight_decay": decay})
         return cls(model, optimizer, memory, seed)
 
     @property
