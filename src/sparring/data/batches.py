@@ -64,9 +64,10 @@ class Batches:
             raise UserError(f"views = {self.views}: a batch must hold every image at least once")
         for count, data, kind in self._streams():
             if not 1 <= count <= len(data):
+                share = "" if self.extra is None else f", of which {count} are {kind},"
                 raise UserError(
-                    f"batches of {self.size} with {count} {kind} images do not go with {len(data)} {kind} images: set "
-                    "batch_size (--batch-size)"
+                    f"batches of {self.size}{share} do not go with {len(data)} {kind} images: set batch_size "
+                    "(--batch-size)"
                 )
         full = self.drop_last or self.extra is not None
         least = self.size if full else len(self.data) % self.size or self.size

@@ -67,6 +67,7 @@ _COSTS: dict[type, Callable[[Any, int], float | None]] = {
     CWL2: lambda attack, boundaries: attack.searches * attack.steps * _STEP,
     FAB: lambda attack, boundaries: attack.steps * (2 + boundaries * BACKWARD),
     Square: lambda attack, boundaries: attack.queries,
+    MSD: lambda attack, boundaries: attack.steps * (_STEP + len(attack.threat.parts)),
     HopSkipJump: lambda attack, boundaries: attack.queries,
     RandomEps: lambda attack, boundaries: _attack(attack.attack, boundaries),
     Restarts: lambda attack, boundaries: _times(attack.times, _attack(attack.attack, boundaries)),

@@ -25,7 +25,7 @@ def gallery_of(
     images, fates = books[name][1].images, found.broken_by(name)
     there = [*images, *np.flatnonzero((fates == "") | (fates == "clean")).tolist()]
     row = chosen(np.array(there, np.int64), fates, found.margin[name], gallery_size(setting.data.shape[1:]))
-    x, _ = setting.batch(torch.from_numpy(row))
+    x = torch.cat([setting.batch(rows)[0] for rows in torch.from_numpy(row).split(setting.batch_size)])
     z = torch.stack([images[each].to(x) if each in images else x[i] for i, each in enumerate(row.tolist())])
     return Gallery(name, row, _half(x), _half(z), _confidence(setting, x), _confidence(setting, z))
 
