@@ -149,6 +149,18 @@ def test_large_pictures_are_made_smaller(tmp_path):
     assert (sheets["width"], sheets["height"]) == (96, 96)
 
 
+def test_numbers_of_a_study_that_are_not_defined_are_left_open(tmp_path):
+    folder = made_study(tmp_path / "study")
+    held = json.loads((folder / "study.json").read_text())
+    nan = {"value": float("nan"), "low": float("nan"), "high": float("inf")}
+    verdict = {**held["verdicts"][0], "low": float("nan"), "unit": "nats"}
+    unknown = {"numbers": {"baseline": {"share": nan}}, "verdicts": [verdict, {**verdict, "unit": None}]}
+    (folder / "study.json").write_text(json.dumps({**held, **unknown}))
+    parsed = Parsed(write_report([folder]).read_text())
+    assert json.loads(parsed.scripts["facts"])["study"]["numbers"]["baseline"]["share"]["value"] is None
+    assert "[+nan, " in markdown(facts([folder])[0])
+
+
 # -- Markdown
 
 

@@ -1,5 +1,6 @@
 """All facts of a report as one plain value, from which every format is written. Imports no torch."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -34,9 +35,19 @@ def facts(targets: Sequence[Path], base: Base = lambda name: None) -> tuple[Plai
     if any(map(is_study, targets)):
         if len(targets) > 1:
             raise UserError("the report of a study is of the study alone: name its folder only")
-        return _of_study(targets[0]), []
+        return finite(_of_study(targets[0])), []
     found = subjects(targets)
-    return {**_head([each.name for each in found]), **_of_model(found[0], base), "compare": compared(found)}, found
+    head = _head([each.name for each in found])
+    return finite({**head, **_of_model(found[0], base), "compare": compared(found)}), found
+
+
+def finite(value: Any) -> Any:
+    """A value with None in place of numbers that are not finite, which JSON does not hold."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _head(names: Sequence[str]) -> Plain:

@@ -1,5 +1,6 @@
 """A report as Markdown: the model card of a model, the table of a comparison or of a study. Imports no torch."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -117,7 +118,9 @@ def _compared(compare: Plain | None) -> str:
 
 
 def _points(each: Plain) -> str:
-    value, low, high = (100 * each[key] for key in ("value" if "value" in each else "difference", "low", "high"))
+    value, low, high = (
+        100 * _known(each[key]) for key in ("value" if "value" in each else "difference", "low", "high")
+    )
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
@@ -156,4 +159,9 @@ def _estimate(each: Plain | None) -> str:
 def _found(each: Plain) -> str:
     if not each.get("unit"):
         return f"{_points(each)} points"
-    return f"{each['value']:+.3g} [{each['low']:+.3g}, {each['high']:+.3g}] {plainly(each['unit'])}"
+    value, low, high = (_known(each[key]) for key in ("value", "low", "high"))
+    return f"{value:+.3g} [{low:+.3g}, {high:+.3g}] {plainly(each['unit'])}"
+
+
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -92,9 +92,9 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def points(value: float) -> str:
+def points(value: float | None) -> str:
     """A difference of accuracies in percentage points, with its sign."""
-    return f"{100 * value:+.1f}".replace("-", "−")
+    return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
 
 
 def duration(seconds: float | None) -> str:
