@@ -23,7 +23,13 @@ PACKAGES = (
     *("training.hooks", "bench"),
 )
 NAMES = (
-    *("attacks.gradients.value_and_grad", "core.foreign.trust", "core.teachers.Teacher", "data.looks.CentralSquare", "data.looks.RandomWindow"),
+    *(
+        "attacks.gradients.value_and_grad",
+        "core.foreign.trust",
+        "core.teachers.Teacher",
+        "data.looks.CentralSquare",
+        "data.looks.RandomWindow",
+    ),
     *("records.statistics.Claim", "runs.own.fit", "runs.own.recipe_for", "runs.trackers.Tracker"),
     *("studies.running.run_study", "studies.study.Arm", "studies.study.JointMeasurement", "studies.study.Measurement"),
     "studies.study.Study",

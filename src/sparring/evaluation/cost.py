@@ -8,6 +8,7 @@ from ..attacks import (
     CWL2,
     DDN,
     FAB,
+    MSD,
     NFGSM,
     PGD,
     Benign,
