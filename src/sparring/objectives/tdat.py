@@ -61,8 +61,9 @@ class TDAT(Objective):
     def init(self, data: LabelledData) -> nn.Module:
         if not data.classes:
             raise UserError(
-                "TDAT keeps starts from batch to batch and relaxes labels by the number of classes: give the training "
-                "set to State.start(method, model, optimizer, data), or give memory=method.init(data) to Method.loss"
+                "TDAT keeps starts from batch to batch and relaxes labels by the number of classes: give the "
+                "training set to State.start(method, model, optimizer, data), or memory=method.init(data) to "
+                "Method.loss"
             )
         return _BatchStart(data)
 
