@@ -37,7 +37,8 @@ def test_a_worker_does_the_study_while_the_command_that_submits_it_returns(tmp_p
     submit = ["--slurm", "local", "--slurm-option", "timeout_min=10", "--slurm-option", "partition=any"]
     assert shell([*given, "--seeds", "1", *submit, "--workers", "1", "--device", "cpu"]) == 0
     assert "submitted 1 workers (" in (said := capsys.readouterr().out) and "--status --scale smoke --out" in said
-    assert json.loads((tmp_path / "plan.json").read_text())["seeds"] == 1, "so that its status can be seen at once"
+    arms = json.loads((tmp_path / "plan.json").read_text())["arms"]
+    assert {arm["seeds"] for arm in arms} == {1}, "so that its status can be seen at once"
     _, errors = ended(tmp_path / "slurm", 1)
     assert "Shared: 2 trainings, 0 of them done" in errors and "Traceback" not in errors
     assert shell([*given, "--status", "--json"]) == 0

@@ -31,7 +31,7 @@ def steps(made, first, count):
 @pytest.mark.parametrize(("share", "extra"), [(0.7, 7), (0.3, 3), (0.04, 0), (0.97, 10)])
 def test_a_batch_has_the_share_of_extra_images_and_at_least_one_of_each_kind(share, extra):
     if not 0 < extra < 10:
-        with pytest.raises(UserError, match="images do not go with"):
+        with pytest.raises(UserError, match="do not go with"):
             batches(share=share)
         return
     for batch in steps(batches(share=share), 0, 12):

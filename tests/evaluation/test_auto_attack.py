@@ -432,6 +432,8 @@ def test_an_evaluation_that_was_killed_goes_on_and_ends_the_same(net, tmp_path, 
     assert sum(map(len, by_stage.values())) > sum(done.values())
     assert all(len(rows) == len(set(rows)) for rows in by_stage.values()), "nothing was done twice"
     for name, values in untouched.arrays().items():
+        if name.startswith("seconds/"):
+            continue
         found = again.arrays()[name]
         if values.dtype.kind == "f":
             assert np.allclose(found, values, atol=1e-5, equal_nan=True), name
@@ -439,7 +441,8 @@ def test_an_evaluation_that_was_killed_goes_on_and_ends_the_same(net, tmp_path, 
             assert np.array_equal(found, values), name
     seen = count(net)
     evaluate(net, data, adversaries, state=tmp_path)
-    assert seen.examples <= 6 * len(data) + 20, "all is known: clean pass and its checks alone"
+    shown = 2 * len(data)  # confidences of the gallery, which has all of these few
+    assert seen.examples <= 6 * len(data) + shown + 20, "all is known: clean pass, its checks, the gallery"
 
 
 @pytest.mark.slow

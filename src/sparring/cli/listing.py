@@ -21,6 +21,7 @@ _DATA = {
     "digits": "8x8 digits of scikit-learn, which need no download",
     "fashion_mnist": "Fashion-MNIST",
     "folder": "folder:DIR, pictures in DIR/train/CLASS/ and DIR/test/CLASS/ (or val)",
+    "generated": "generated:FILE, images of a generative model with their classes, mostly for --extra-data",
     "kmnist": "KMNIST",
     "mapped": "mapped:PATH, the same arrays of bytes as .npy, .npz or .safetensors, which stay there: for large data",
     "mnist": "MNIST",

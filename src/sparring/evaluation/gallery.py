@@ -40,5 +40,5 @@ def _confidence(setting: EvaluationContext, images: Tensor) -> Array:
     """Probability of the predicted class, `[G]`; NaN where the logits are not finite."""
     with torch.autocast(images.device.type, enabled=False):
         logits = [setting.judge.model(part) for part in images.split(setting.batch_size)]
-    found: Array = torch.cat(logits).double().softmax(1).amax(1).float().cpu().numpy()
+    found: Array = torch.cat(logits).cpu().double().softmax(1).amax(1).float().numpy()
     return found
