@@ -11,6 +11,7 @@ from helpers import labelled_by, same_results
 from PIL import Image
 from torch import nn
 
+import sparring.data.libraries
 from sparring import (
     L2,
     PGD,
@@ -173,7 +174,7 @@ def test_a_library_decodes_named_pictures_when_they_are_read(monkeypatch):
             return Image.new("RGB", (6, 5), (row * 7, 0, 0)), range(2)[self.targets[row]]
 
     sets = SimpleNamespace(Few=Few, __all__=["Few"])
-    monkeypatch.setattr("sparring.data.libraries.library", lambda *given: sets)
+    monkeypatch.setattr(sparring.data.libraries, "library", lambda *given: sets)
     data = load_test("torchvision:Few+size=4")
     assert not asked
     first = data[:3]
