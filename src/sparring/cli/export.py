@@ -22,7 +22,7 @@ logits are compared with those of the model on test images.
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     to: Literal["robustbench", "hub", "onnx", "torch-export"]
-    """What the model is exported to."""
+    """Format of the export."""
     out: str | None = None
     """Folder for the files; by default exported/NAME-TO."""
     images: int = 16

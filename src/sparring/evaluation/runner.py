@@ -310,7 +310,7 @@ class Run:
     started: float = field(default_factory=time.monotonic)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    """How long each stage ran; NaN if a part of its results was there before."""
+    """Duration of each stage in seconds; NaN if a part of its results was there before."""
 
     def through(self, chain: AttackPlan) -> AttackRecord:
         """Run one adversary on all examples, each stage on those that are still robust.

@@ -213,7 +213,7 @@ def _check(samples: int, selection: int, alpha: float, seed: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Votes:
-    """How the votes on examples are found, a few examples at a time."""
+    """Counts the votes on examples, a few examples at a time."""
 
     smoothed: Smoothed
     examples: EvaluationData

@@ -15,6 +15,7 @@ from ..core.errors import UserError
 from ..core.types import Classifier
 from .activations import activation as act
 from .mean_sparse import MeanSparse
+from .resnet import resnet_widths
 
 
 class SameConv(nn.Conv2d):
@@ -40,7 +41,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class _Parts(NamedTuple):
-    """What the blocks of a network are made of."""
+    """Options of the blocks of a network."""
 
     activation: str
     squeeze: float | None
@@ -243,7 +244,7 @@ def dm_preact_resnet18(
         Gowal et al. (2020): https://arxiv.org/abs/2010.03593.
     """
     _need_sides(shape, 8)
-    widths = [max(1, round(w * width)) for w in (64, 128, 256, 512)]
+    widths = resnet_widths(width)
     return Classifier(DMPreActResNetBody(widths, shape[0], activation), nn.Linear(widths[-1], num_classes), normalize)
 
 

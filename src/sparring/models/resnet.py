@@ -151,7 +151,8 @@ class PreActResNetBody(_Stages):
         return self.act(self.bn(self.stages(self.conv1(x)))).mean((2, 3))
 
 
-def _widths(width: float) -> tuple[int, ...]:
+def resnet_widths(width: float) -> tuple[int, ...]:
+    """Return the channels of the four stages of a ResNet for small images."""
     return tuple(max(1, round(w * width)) for w in (64, 128, 256, 512))
 
 
@@ -182,7 +183,7 @@ def resnet18(
     References:
         ResNet: https://arxiv.org/abs/1512.03385.
     """
-    widths = _widths(width)
+    widths = resnet_widths(width)
     return Classifier(ResNetBody(widths, shape[0], activation), nn.Linear(widths[-1], num_classes), normalize)
 
 
@@ -213,7 +214,7 @@ def resnet50(
     References:
         ResNet: https://arxiv.org/abs/1512.03385.
     """
-    widths = _widths(width)
+    widths = resnet_widths(width)
     body = ResNetBody(widths, shape[0], activation, Bottleneck, (3, 4, 6, 3))
     return Classifier(body, nn.Linear(4 * widths[-1], num_classes), normalize)
 
@@ -259,6 +260,6 @@ def preact_resnet18(
     """
     if shortcut not in get_args(Shortcut):
         raise UserError(f"shortcut = {shortcut!r}: the shortcut of a block reads its raw or its activated input")
-    widths = _widths(width)
+    widths = resnet_widths(width)
     body = PreActResNetBody(widths, shape[0], activation, final_norm, shortcut)
     return Classifier(body, nn.Linear(widths[-1], num_classes), normalize)

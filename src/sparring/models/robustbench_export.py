@@ -22,7 +22,7 @@ _NN = "\nfrom torch import nn"
 
 
 class TheirModel(NamedTuple):
-    """How RobustBench builds a model of ours.
+    """Call by which RobustBench builds a model of ours.
 
     Args:
         architecture: Its name on the leaderboard, such as "WideResNet-28-10".

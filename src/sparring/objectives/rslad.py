@@ -15,6 +15,7 @@ class RSLAD(Objective):
 
     The loss is `share` x KL(teacher at the clean image ‖ student at the adversarial one) plus (1 - `share`) x the same
     divergence for the student at the clean image. The attack maximises the first. Labels and soft targets are not used.
+    The formula is that of the paper; it was not compared with the released code.
 
     Args:
         teacher: The teacher, which should be robust.

@@ -36,7 +36,7 @@ def lower_bound(successes: Array, trials: int, alpha: float) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Certification:
-    """What randomized smoothing certifies: for each example, a class and an L2 radius inside which it cannot change.
+    """Result of randomized smoothing: for each example, a class and an L2 radius inside which it cannot change.
 
     Both follow from the votes, the classes that the model predicts for noisy copies of the example. A certificate is
     wrong with probability `alpha` at most. Arrays have one entry for each of the N examples.

@@ -1,4 +1,4 @@
-"""What trainings with different seeds show: intervals, and the smallest effect that they detect. Needs no torch."""
+"""Estimates from trainings with different seeds: intervals and the smallest detectable effect. Needs no torch."""
 
 import math
 from functools import lru_cache
@@ -13,7 +13,7 @@ _TRIALS = 20_000
 
 
 class Estimate(Protocol):
-    """What is known of a number after some seeds. A `tail` is the probability that one bound of an interval is wrong.
+    """Estimate of a number from some seeds. A `tail` is the probability that one bound of an interval is wrong.
 
     `within` is the margin of a claim that there is no difference, None for another claim.
     """

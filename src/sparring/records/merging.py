@@ -83,7 +83,7 @@ def merge_evaluations(parts: Iterable[EvaluationResult]) -> EvaluationResult:
 
 
 def _sums(seconds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """How long each stage ran in all parts, where all parts say so."""
+    """Return the duration of each stage over all parts, where all parts have it."""
     known = [name for name in seconds[0] if all(name in each for each in seconds)]
     return {name: sum(each[name] for each in seconds) for name in known}
 

@@ -184,7 +184,7 @@ def _step_down(tests: list["_Test"], outcome: Outcome) -> list[float]:
 
 
 class _Look(NamedTuple):
-    """What one look at a claim has found: the outcome, and why, if errors have probability `tail` in each direction."""
+    """Result of one look at a claim: outcome and reason, if errors have probability `tail` in each direction."""
 
     estimate: Estimate
     tail: float

@@ -1,4 +1,4 @@
-"""What an evaluation says beyond the accuracy under each attack, from its facts about examples. Needs no torch."""
+"""Summary of an evaluation beyond the accuracy under each attack, from its facts about examples. Needs no torch."""
 
 import re
 from collections.abc import Mapping

@@ -73,7 +73,7 @@ def _before(result: EvaluationResult, name: str, stage: str) -> int:
 
 
 def waterfall(result: EvaluationResult, name: str) -> list[Plain]:
-    """How many examples were lost at each step, from all of them to those that are robust under an adversary."""
+    """Return the number of examples lost at each step, from all of them to those that are robust under an adversary."""
     left, steps = len(result.label), []
     for step in ("clean", *stages(result, name)):
         robust = int(result.robust[step].sum())
@@ -159,7 +159,7 @@ def class_rows(result: EvaluationResult, name: str) -> list[Plain]:
 
 
 def confusion(result: EvaluationResult, name: str) -> Plain | None:
-    """What each class is taken for under an adversary: the matrix, or of many classes the most frequent confusions."""
+    """Return the confusion matrix under an adversary, or, of many classes, the most frequent confusions."""
     predicted = result.predicted.get(name)
     if predicted is None:
         return None

@@ -62,7 +62,7 @@ def _changed(recipe: Plain | None, name: str | None, base: Base) -> list[str] | 
 
 
 def environment(session: Plain) -> dict[str, str]:
-    """What is worth knowing of a start: when, where, with which versions."""
+    """Return the time, the machine and the versions of a start."""
     wanted = {key: session.get(key) for key in ("started", "commit", "platform", "device", "threads", "seed")}
     versions = session.get("versions") or {}
     found = {key: str(value) for key, value in {**wanted, **versions}.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What a report is about: evaluations by name, with the folders they lie in. Imports no torch."""
+"""Subjects of a report: evaluations by name, with their folders. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

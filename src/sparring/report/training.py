@@ -13,7 +13,7 @@ MOST_POINTS = 400
 
 
 def training(run: RunFolder) -> Plain | None:
-    """What happened in a training; None if there are no metrics."""
+    """Return the course of a training; None if there are no metrics."""
     rows = run.metrics()
     if not rows:
         return None

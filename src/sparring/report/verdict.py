@@ -1,4 +1,4 @@
-"""What a report says first: how robust the model is, and what that does not say. Imports no torch."""
+"""Verdict of a report: how robust the model is, and the limits of that number. Imports no torch."""
 
 from collections import Counter
 from typing import Any
@@ -95,7 +95,7 @@ def _chosen(how: Plain, *path: str) -> Any:
 
 
 def _silent(subject: Subject, result: EvaluationResult, audit: Plain | None) -> list[str]:
-    """What the number does not say, in sentences."""
+    """Return sentences on the limits of the number."""
     names, texts = adversaries(result), result.settings
     said = []
     if not names:

@@ -25,7 +25,7 @@ OnProgress = Callable[[str, int, int], None]  # name of the weights, number of e
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certifying:
-    """What is certified, and how.
+    """Options of a certification.
 
     Args:
         sigma: Standard deviation of the noise, in pixel units.

@@ -1,4 +1,4 @@
-"""What this machine and this installation can do: for `sparring doctor`, and for reports of faults."""
+"""Description of this machine and this installation, for `sparring doctor` and for reports of faults."""
 
 import os
 import platform

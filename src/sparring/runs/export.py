@@ -35,7 +35,7 @@ BOUND = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export wrote.
+    """Files of an export.
 
     Args:
         files: The files.

@@ -1,4 +1,4 @@
-"""What a study has found: a table, the verdicts on its claims, and training curves."""
+"""Findings of a study: a table, the verdicts on its claims, and training curves."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

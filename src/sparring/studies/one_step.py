@@ -1,4 +1,4 @@
-"""How much of what a strong attack gains one step gains already: an analysis of runs, of thousands of test images."""
+"""Share of the gain of a strong attack that one step reaches: an analysis of runs, on thousands of test images."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is done for each job of a study: training, evaluation, and analyses."""
+"""Work of each job of a study: training, evaluation, and analyses."""
 
 from collections.abc import Sequence
 from functools import partial
