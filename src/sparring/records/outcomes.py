@@ -24,8 +24,14 @@ class Cells:
     asked: set[Cell] = field(default_factory=set)
 
     def __call__(self, arm: str, under: str, which: str = "last") -> Array:
-        self.asked.add((arm, which, under))
-        return self.values[arm, which, under]
+        cell = arm, which, under
+        if cell not in self.values:
+            known = ", ".join(sorted({name for owner, kind, name in self.values if (owner, kind) == (arm, which)}))
+            raise UserError(
+                f"{under!r} of {arm!r} ({which}) was not measured: take one of {known or 'another training'}"
+            )
+        self.asked.add(cell)
+        return self.values[cell]
 
 
 Statistic: TypeAlias = Callable[[Cells], Array]

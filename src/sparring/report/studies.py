@@ -30,16 +30,20 @@ def plot_study(
     """Plot final accuracies with intervals by training and adversary (left) and robust accuracy over passes (right).
 
     `rows` are (training, {adversary: (value, low, high)}), `curves` are (passes, held-out robust accuracy). More curves
-    than a frame can show have a small frame each, with all others in grey.
+    than a frame can show have a small frame each, with all others in grey. Without curves there is the left part alone.
     """
-    figure = new_figure(14, 1.9 + max(0.3 * len(rows), 0.85 * math.ceil(len(curves) / FRAMES)))
-    parts: Any = figure.subfigures(1, 2, width_ratios=(1.1, 1), wspace=0.03)
-    left, right = parts
-    _plot_accuracies(left.subplots(), rows)
-    if len(curves) <= len(PALETTE):
-        _plot_together(right.subplots(), curves)
+    if not curves:
+        figure = new_figure(8, 1.9 + 0.3 * len(rows))
+        _plot_accuracies(figure.subplots(), rows)
     else:
-        _plot_apart(right, curves)
+        figure = new_figure(14, 1.9 + max(0.3 * len(rows), 0.85 * math.ceil(len(curves) / FRAMES)))
+        parts: Any = figure.subfigures(1, 2, width_ratios=(1.1, 1), wspace=0.03)
+        left, right = parts
+        _plot_accuracies(left.subplots(), rows)
+        if len(curves) <= len(PALETTE):
+            _plot_together(right.subplots(), curves)
+        else:
+            _plot_apart(right, curves)
     figure.suptitle(title, fontsize=11)
     save(figure, path)
 

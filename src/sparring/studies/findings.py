@@ -87,10 +87,12 @@ def aggregate(study: Study, runs: Runs, looks: tuple[int, ...] = ()) -> Findings
     rows, curves = [], {}
     for arm in study.arms:
         history = [histories[arm.name, seed] for seed in range(study.seeds_of(arm))]
-        steps, held_out = history[0][0], np.mean([h[1] for h in history], axis=0)
+        steps = history[0][0]
         each = _passes(arm, steps)
-        curves[arm.name] = (each * steps * arm.recipe.batch_size * arm.recipe.views_per_image / 1e6, held_out)
-        rows.append(_row(study, arm, outcomes, each, float(curves[arm.name][0][-1])))
+        passes = each * steps * arm.recipe.batch_size * arm.recipe.views_per_image / 1e6
+        if len(history[0][1]):
+            curves[arm.name] = (passes, np.mean([h[1] for h in history], axis=0))
+        rows.append(_row(study, arm, outcomes, each, float(passes[-1])))
     estimates = {
         (owner, name): _estimate(outcomes, partial(_accuracy, arm=owner, which=RUN, under=name))
         for owner, name in given
@@ -123,6 +125,8 @@ def _numbers(
 def _collapses(study: Study, histories: Mapping[tuple[str, int], tuple[Array, Array]]) -> dict[tuple[str, str], Array]:
     found: dict[tuple[str, str], Array] = {}
     for arm in study.arms:
+        if not len(histories[arm.name, 0][1]):
+            continue
         each = [collapse(histories[arm.name, seed][1]) for seed in range(study.seeds_of(arm))]
         found |= {(arm.name, name): np.array([one[name] for one in each]) for name in (COLLAPSED, ONSET)}
     return found
@@ -167,8 +171,10 @@ def _margins(study: Study, runs: Runs) -> dict[Cell, Array]:
 
 
 def _history(run: RunFolder) -> tuple[Array, Array]:
-    rows = [row for row in run.metrics() if "held_out" in row]
-    return np.array([row["step"] for row in rows]), np.array([row["held_out"]["robust"] for row in rows])
+    """Return the steps at the ends of epochs, and robust accuracy there, which is empty without held-out images."""
+    rows = [row for row in run.metrics() if "best" in row]
+    robust = [row["held_out"]["robust"] for row in rows if "held_out" in row]
+    return np.array([row["step"] for row in rows]), np.array(robust)
 
 
 def _passes(arm: Arm, steps: Array) -> float:
