@@ -143,6 +143,16 @@ def test_the_wrong_number_of_classes_is_refused():
         evaluate(toy_net(classes=2), toy_data(), {"b": WhiteBox(Benign())})
 
 
+def test_a_few_images_need_not_have_the_highest_class():
+    images, model = torch.rand(4, 1, 4, 4), toy_net(classes=5)
+    few = (images, torch.tensor([0, 2, 1, 2]))
+    found = evaluate(model, few, {"b": WhiteBox(Benign())})
+    assert found.classes == tuple("01234")
+    named = TensorData(images, few[1], ("cat", "dog", "cow"))
+    with pytest.raises(UserError, match="gives 5 classes, but the data have 3"):
+        evaluate(model, named, {"b": WhiteBox(Benign())})
+
+
 def test_evaluation_leaves_the_model_as_it_was_and_repeats_itself():
     model, data = toy_net().train(), toy_data()
     before = {n: t.clone() for n, t in model.state_dict().items()}

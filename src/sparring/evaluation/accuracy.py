@@ -17,7 +17,7 @@ from ..acceleration import AcceleratedCopy
 from ..core.errors import UserError, need_seed, need_whole
 from ..core.gate import FEW, alone, answer, check_model, switched_to_eval
 from ..core.modes import frozen, full_precision
-from ..core.types import Attack, AttackBackend, LabelledData, Threat, pixels
+from ..core.types import Attack, AttackBackend, LabelledData, TensorData, Threat, pixels
 from ..core.validation import check_images, refuse_probabilities
 from ..data.given import evaluation_data
 from ..models.classifier import normalized
@@ -105,6 +105,7 @@ def evaluate(
         model = normalized(model, *normalize)
     source = evaluation_data(data, "evaluation")
     check_source(source)
+    source = _with_classes_of(model, source)
     if batch_size is not None:
         need_whole("batch_size", batch_size)
     need_seed(seed)
@@ -162,6 +163,16 @@ def evaluate(
         warnings.warn(note, stacklevel=2)
     notes = (*lost, *square_notes(found), *oddities, *flat, *run.notes, *(n for chain in chains for n in chain.notes))
     return replace(found, notes=tuple(dict.fromkeys((*notes, *backend.notes(model), *in_float32.notes(model)))))
+
+
+def _with_classes_of(model: nn.Module, data: LabelledData) -> LabelledData:
+    """Return images in memory with the number of classes of the model, if their classes have no names."""
+    if not isinstance(data, TensorData) or data.classes != tuple(map(str, range(len(data.classes)))):
+        return data
+    with alone(model), switched_to_eval(model):
+        logits = answer(model, pixels(data.x[:FEW]).to(_like(model, data)))
+    count = logits.shape[1] if isinstance(logits, Tensor) and logits.ndim == 2 else 0
+    return replace(data, classes=tuple(map(str, range(count)))) if count > len(data.classes) else data
 
 
 def _like(model: nn.Module, data: LabelledData) -> Tensor:
