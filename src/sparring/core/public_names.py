@@ -48,7 +48,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "data.adapt": ("ClassSubset", "InvertedImages", "Resized", "Rotated"),
     "data.augment": ("Crop", "Cutout", "Flip", "Grey", "Jitter", "ResizedCrop"),
     "data.extra": ("ExtraData",),
-    "data.mixing": ("CutMix", "InputMixup", "SmoothedLabels"),
+    "data.mixing": ("CutMix", "InputMixup", "RandomChoice", "SmoothedLabels"),
     "core.teachers": ("Teacher",),
     "data.auto_augment": ("AutoAugment", "RandAugment"),
     "data.gaussian_mixtures": ("GaussianMixtureImages",),
