@@ -50,6 +50,7 @@ CHANGES = {
     "ikl": method(sp.objectives.IKL(), NEAR),
     "lbgat": method(sp.objectives.LBGAT(Build(small_cnn, width=2, batch_norm=True)), NEAR),
     "score": method(sp.objectives.SCORE(clip=0.01), inner_mode=sp.core.modes.batch_statistics),
+    "fare": {**method(sp.objectives.FARE(TEACHER)), "model": Build(small_cnn, width=4, batch_norm=True)},
     "mail-at": method(sp.objectives.MAILAT(warm_up=1), NEAR),
     "mail-trades": method(sp.objectives.MAILTRADES(warm_up=1), NEAR),
     "fat-trades": method(sp.objectives.FATTRADES(), replace(NEAR, patience=0)),

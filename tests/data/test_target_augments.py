@@ -8,7 +8,7 @@ from scipy import stats
 
 from sparring import TensorData, UserError, make_rng
 from sparring.core.rng import PerExample
-from sparring.data import Batches, Crop, CutMix, Flip, InputMixup, Jitter, SmoothedLabels
+from sparring.data import Batches, Crop, CutMix, Flip, InputMixup, Jitter, RandomChoice, SmoothedLabels
 from sparring.data.mixing import _share, moved_from, probabilities
 
 X = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 2, 16, 16) / 8  # an image of its number
@@ -58,6 +58,21 @@ def test_mixing_can_be_left_out_at_random():
 def test_shares_are_drawn_from_the_beta_distribution(alpha):
     found = _share(alpha, torch.rand(4000, generator=make_rng(0)))
     assert stats.kstest(found.double().numpy(), stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+
+
+def test_one_of_several_changes_is_drawn_for_each_batch():
+    each = (CutMix(), InputMixup(), SmoothedLabels(0.3))
+    counts = [0, 0, 0]
+    for seed in range(200):
+        x, soft = RandomChoice(each).change(X, T, drawn(seed))
+        same = (x[:, 0] * 8).round() == x[:, 0] * 8  # mixup gives other numbers
+        number = 2 if torch.equal(x, X) and float(soft.amax()) < 0.8 else int(not bool(same.all()))
+        counts[number] += 1
+        if number == 2:
+            assert torch.equal(soft, SmoothedLabels(0.3).change(X, T, drawn(seed))[1])
+    assert all(stats.binomtest(count, 200, 1 / 3).pvalue > 0.001 for count in counts), counts
+    with pytest.raises(UserError, match="there is no change to choose from"):
+        RandomChoice(())
 
 
 def test_smoothed_labels_give_every_class_a_share():

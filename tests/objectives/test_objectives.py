@@ -29,7 +29,20 @@ from sparring.core.schedules import Cycle
 from sparring.core.teachers import Teacher
 from sparring.core.types import ForwardCache, pixels
 from sparring.models import small_cnn
-from sparring.objectives import ARD, FATTRADES, HAT, IKL, LBGAT, MAILAT, MAILTRADES, MLCAT, SCORE, AdaAD, DualTeacher
+from sparring.objectives import (
+    ARD,
+    FARE,
+    FATTRADES,
+    HAT,
+    IKL,
+    LBGAT,
+    MAILAT,
+    MAILTRADES,
+    MLCAT,
+    SCORE,
+    AdaAD,
+    DualTeacher,
+)
 from sparring.recipes import find
 from sparring.testing import _toy, check_objective
 
@@ -56,6 +69,7 @@ OBJECTIVES = [
     HAT(TEACHER),
     ARD(TEACHER, share=0.9),
     AdaAD(TEACHER, share=0.9),
+    FARE(TEACHER),
     DualTeacher(TEACHER, TEACHER),
     IKL(attack_beta=1.0),
     LBGAT(Build(small_cnn, width=2), beta=2.0),

@@ -17,6 +17,7 @@ from sparring.models import small_cnn
 from sparring.objectives import (
     ARD,
     ELLE,
+    FARE,
     FATTRADES,
     FGSMMEP,
     GAT,
@@ -131,7 +132,9 @@ def test_cross_entropy_with_a_soft_target_is_the_expected_cross_entropy():
     assert torch.allclose(loss[some](X[some]).value, probe.value[some])
 
 
-@pytest.mark.parametrize("objective", [RSLAD(TEACHER), AdaAD(TEACHER, share=0.9)], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize(
+    "objective", [RSLAD(TEACHER), AdaAD(TEACHER, share=0.9), FARE(TEACHER)], ids=lambda o: type(o).__name__
+)
 def test_a_method_without_labels_ignores_soft_targets(objective):
     batch = Batch(X, Y, torch.arange(12))
     (value, found), (wanted_value, wanted) = (terms(objective, each) for each in (replace(batch, soft=SOFT), batch))
@@ -167,6 +170,7 @@ def test_every_objective_says_what_it_does_with_a_soft_target():
     without_labels = {
         "ACL",
         "AdaAD",
+        "FARE",
         "RoCL",
         "RSLAD",
         "InstanceDiscrimination",

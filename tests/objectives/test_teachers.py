@@ -63,6 +63,12 @@ def test_a_teacher_is_a_frozen_copy_in_eval_mode():
     assert torch.equal(held.logits(X.clone()), before)
 
 
+def test_a_teacher_that_is_a_classifier_gives_features():
+    model = net(1)
+    found = Teacher.of(model).memory().features(X)
+    assert torch.equal(found, model.eval().features(X)) and not found.requires_grad
+
+
 def test_a_teacher_runs_once_for_each_tensor():
     held = Teacher.of(net(1)).memory()
     passes = []

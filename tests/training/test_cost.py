@@ -55,6 +55,7 @@ RS = FGSM(BALL, 1.25 * BALL.eps, RandomStart())
         (Method(PGD(BALL, 10, start=GaussianStart()), sp.objectives.MAILTRADES()), OptimizerStep(), 13, 12),
         (Method(PGD(BALL, 10, patience=0), sp.objectives.FATTRADES()), OptimizerStep(), 13, 12),  # at most
         (Method(PGD(BALL, 10), sp.objectives.MLCAT()), OptimizerStep(), 11, 11),
+        (Method(PGD(BALL, 10), sp.objectives.FARE()), OptimizerStep(), 11, 11),
         (Method(PGD(BALL, 10), sp.objectives.DualTeacher(Teacher("s"), Teacher("r"))), OptimizerStep(), 11, 11),
         (sp.training.Free(BALL, 8), OptimizerStep(), 8, 8),
         (Method(FGSM(BALL), sp.objectives.FGSMMEP(BALL)), OptimizerStep(), 3, 3),

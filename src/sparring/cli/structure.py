@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..runs.recipe import Recipe
 
 METHODS = (
-    "standard, pgd, trades, mart, ikl, score, mail-at, mail-trades, fat-trades, mlcat, alp, awp, sam, asam, rwp, "
+    "standard, pgd, trades, mart, ikl, score, mail-at, mail-trades, fat-trades, fare, mlcat, alp, awp, sam, asam, rwp, "
     "trades-awp, fgsm-rs, n-fgsm, fgsm-mep, atta, elle, elle-a, gat, nuat, tdat, zero-grad, multi-grad, "
     "grad-align, free"
 )

@@ -48,7 +48,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "data.adapt": ("ClassSubset", "InvertedImages", "Resized", "Rotated"),
     "data.augment": ("Crop", "Cutout", "Flip", "Grey", "Jitter", "ResizedCrop"),
     "data.extra": ("ExtraData",),
-    "data.mixing": ("CutMix", "InputMixup", "SmoothedLabels"),
+    "data.mixing": ("CutMix", "InputMixup", "RandomChoice", "SmoothedLabels"),
     "core.teachers": ("Teacher",),
     "data.auto_augment": ("AutoAugment", "RandAugment"),
     "data.gaussian_mixtures": ("GaussianMixtureImages",),
@@ -98,7 +98,9 @@ CALLS: Mapping[str, tuple[str, ...]] = {
     "models.libraries": ("hub_model", "timm_model", "torchvision_model"),
     "models.resnet": ("preact_resnet18", "resnet18", "resnet50"),
     "models.small_cnn": ("small_cnn",),
+    "models.timm_small": ("conv_stem",),
     "models.wide_resnet": ("robust_wide_resnet", "wide_resnet"),
+    "models.zero_shot": ("zero_shot_model",),
 }
 """Functions that build a model, written as `{"$call": name, ..}` with their options."""
 

@@ -20,7 +20,7 @@ class Teacher:
     Args:
         source: A run folder, whose best weights are used, or the name of a run next to the folder of this run, where
             {seed} stands for the seed; or a file of weights; or the name of a published model, as `sparring.load`
-            takes it.
+            takes it; or {original} for the model of this run as it is before the first step.
         model: The model as an object, which then needs no source (`Teacher.of`). A file only describes it.
     """
 
@@ -36,6 +36,10 @@ class Teacher:
     def memory(self) -> "TeacherMemory":
         """Return what an objective returns from `init`; training loads the model into it if it has a source."""
         return TeacherMemory(self)
+
+
+ORIGINAL = Teacher("{original}")
+"""The model that is trained, as it is before the first step."""
 
 
 class TeacherMemory(nn.Module):
@@ -70,12 +74,19 @@ class TeacherMemory(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits of the teacher; those of the latest two tensors are remembered."""
+        return self._lens().logits(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the features of the teacher, which must be a `Classifier`; the latest two are remembered."""
+        return self._lens().features(x)
+
+    def _lens(self) -> ForwardCache:
         if not self._held:
             raise UserError(
                 f"the teacher {self.teacher.source!r} is not loaded: sparring.fit loads it; in a loop of your own, "
                 "give the model, as Teacher.of(sparring.load(..))"
             )
-        return self._held[0].logits(x)
+        return self._held[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TeacherMemory":
         super()._apply(fn, recurse)

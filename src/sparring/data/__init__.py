@@ -11,7 +11,7 @@ from .gaussian_mixtures import GaussianMixtureImages
 from .image_size import ProgressiveResizing
 from .libraries import HubData, TorchvisionData
 from .mapped import GeneratedImages, MappedArrays
-from .mixing import CutMix, InputMixup, SmoothedLabels, TargetAugment
+from .mixing import CutMix, InputMixup, RandomChoice, SmoothedLabels, TargetAugment
 from .named import load_test, source_of
 from .order import Order
 from .shrinking import shrink_pictures
@@ -68,6 +68,7 @@ __all__ = [
     "PixelNoise",
     "ProgressiveResizing",
     "RandAugment",
+    "RandomChoice",
     "Resized",
     "ResizedCrop",
     "Rotated",

@@ -93,6 +93,33 @@ class InputMixup:
 
 
 @dataclass(frozen=True, slots=True)
+class RandomChoice:
+    """One of several changes of images and targets, drawn for each batch with equal probabilities.
+
+    Args:
+        changes: the changes, at least one, such as `CutMix()` and `InputMixup(0.8)`.
+
+    Raises:
+        UserError: when there is no change to choose from.
+    """
+
+    changes: tuple[TargetAugment, ...]
+
+    def __post_init__(self) -> None:
+        if not self.changes:
+            raise UserError("there is no change to choose from: give at least one, as CutMix()")
+
+    def change(self, x: Tensor, targets: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
+        chosen = (_drawn(x, 1, rng)[0] * len(self.changes)).floor()
+        out, out_targets = self.changes[0].change(x, targets, rng)
+        for number, each in enumerate(self.changes[1:], 1):  # all are made: to ask which one would wait for a GPU
+            new, new_targets = each.change(x, targets, rng)
+            out = torch.where(chosen == number, new, out)
+            out_targets = torch.where(chosen == number, new_targets, out_targets)
+        return out, out_targets
+
+
+@dataclass(frozen=True, slots=True)
 class SmoothedLabels:
     """Label smoothing before the attack: the targets are mixed with the uniform distribution over the classes.
 

@@ -8,6 +8,7 @@ from .imagenet import efficientnet, imagenet_resnet
 from .knn import KNN, encode, encode_bank, knn_head
 from .layers import FEATURES, Layers, as_run, layers_of
 from .libraries import Preprocessing, hub_model, timm_model, torchvision_model
+from .lora import lora, merged
 from .mean_sparse import MeanSparse
 from .probe import linear_probe, validated_probe
 from .recompute import recomputed, repeated_blocks
@@ -17,7 +18,9 @@ from .robustbench_zoo import PublishedModel, published, published_models
 from .small_cnn import small_cnn
 from .surrogate_gradients import SmoothBackward, straight_through
 from .swap import swap_activation
+from .timm_small import conv_stem
 from .wide_resnet import robust_wide_resnet, wide_resnet
+from .zero_shot import ZeroShotHead, zero_shot_model
 
 __all__ = [
     "AMDIM",
@@ -32,10 +35,12 @@ __all__ = [
     "SmoothBackward",
     "SmoothReLU",
     "StandardizeImage",
+    "ZeroShotHead",
     "activation",
     "amdim",
     "as_run",
     "contrastive_encoder",
+    "conv_stem",
     "dm_preact_resnet18",
     "dm_wide_resnet",
     "efficientnet",
@@ -47,6 +52,8 @@ __all__ = [
     "layers_of",
     "linear_probe",
     "load_robustbench",
+    "lora",
+    "merged",
     "preact_resnet18",
     "published",
     "published_models",
@@ -63,4 +70,5 @@ __all__ = [
     "torchvision_model",
     "validated_probe",
     "wide_resnet",
+    "zero_shot_model",
 ]

@@ -78,13 +78,32 @@ def conv_stem(
     shape: Shape = (3, 224, 224),
     normalize: nn.Module | None = None,
 ) -> Classifier:
-    """ConvNeXt or ViT of timm whose patches come from a stem of convolutions (https://arxiv.org/abs/2303.01870)."""
-    body = _timm_model(name, shape)
+    """ConvNeXt or ViT of timm whose patches come from a stem of convolutions.
+
+    Args:
+        name: "convnext_tiny", "convnext_small", "convnext_base", "convnext_large", "deit_small_patch16_224" or
+            "vit_base_patch16_224".
+        num_classes: Number of classes.
+        shape: Shape of an image: (channels, height, width), of three channels.
+        normalize: Module applied to the pixels first; None applies nothing.
+
+    Returns:
+        A classifier with random weights.
+
+    Raises:
+        UserError: If timm or torchvision cannot be imported, or there is no stem for `name`.
+
+    References:
+        Singh et al.: https://arxiv.org/abs/2303.01870.
+    """
+    need_one_of("name", name, _STEMS)
+    sized = name.startswith(("deit", "vit"))
+    body = _timm_model(name, shape, **({"img_size": shape[1:]} if sized else {}))
     stem = _STEMS[name]()
-    if name.startswith("convnext"):
-        body.stem = stem
-    else:
+    if sized:
         body.patch_embed.proj = stem
+    else:
+        body.stem = stem
     return Classifier(body, nn.Linear(body.num_features, num_classes), normalize)
 
 
@@ -144,8 +163,8 @@ _STEMS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def _timm_model(name: str, shape: Shape) -> Any:
-    return library("timm", "imagenet", "this model").create_model(name, num_classes=0, in_chans=shape[0])
+def _timm_model(name: str, shape: Shape, **options: object) -> Any:
+    return library("timm", "imagenet", "this model").create_model(name, num_classes=0, in_chans=shape[0], **options)
 
 
 def _timm(name: str) -> ModuleType:

@@ -12,6 +12,7 @@ from .cross_entropy import CrossEntropy
 from .dual_teacher import DualTeacher
 from .elle import ELLE
 from .extreme_norms import EAT
+from .fare import FARE
 from .fat_trades import FATTRADES
 from .gat import GAT
 from .gaussian_noise import GaussianNoise
@@ -41,6 +42,7 @@ __all__ = [
     "ATTA",
     "EAT",
     "ELLE",
+    "FARE",
     "FATTRADES",
     "FGSMMEP",
     "GAT",

@@ -7,7 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from ..core.serialization import from_plain
 from ..core.types import Threat, pixels
 from ..core.writing import write_bytes, write_json
 from ..evaluation import Adversary, AutoAttack, Cascade, threat_of
+from ..models import merged
 from ..models.robustbench_export import TheirModel, for_robustbench
 from ..records.results import Accuracy
 from ..records.run_folder import RunFolder
@@ -72,6 +73,8 @@ def export(run: Path | str, to: Target, out: Path | str, *, images: int = 16, bo
     | "onnx" | NAME.onnx, for any number of images |
     | "torch-export" | NAME.pt2, a program of torch.export, for any number of images |
 
+    Adapters (`lora`) are merged with the weights, but for the Hub.
+
     Args:
         run: A run folder, or a file of weights that names its recipe.
         to: What it is exported to.
@@ -88,6 +91,8 @@ def export(run: Path | str, to: Target, out: Path | str, *, images: int = 16, bo
     """
     need_one_of("to", to, _EXPORTERS)
     subject, folder = _subject(Path(run), images), Path(out)
+    if to != "hub":  # its file holds the recipe, and so the adapters
+        subject = replace(subject, model=merged(subject.model))
     folder.mkdir(parents=True, exist_ok=True)
     return _EXPORTERS[to](subject, folder, bound)
 

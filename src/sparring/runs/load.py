@@ -50,7 +50,7 @@ def load_model(path: Path | str, recipe: Recipe | None = None) -> nn.Module:
 def _loaded(path: Path, recipe: Recipe | None) -> nn.Module:
     tensors, about = read_weights(path)
     recipe = recipe_of(path) if recipe is None else recipe
-    model = recipe.build_model(_like(about, recipe))
+    model = recipe.unfilled().build_model(_like(about, recipe))
     ours = set(tensors) == set(model.state_dict())
     if not ours and "recipe" not in about and isinstance(model, Classifier):
         return load_robustbench(model, tensors).eval()

@@ -13,6 +13,7 @@ from ..core.types import Threat
 from ..objectives.atta import ATTA
 from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.elle import ELLE
+from ..objectives.fare import FARE
 from ..objectives.fat_trades import FATTRADES
 from ..objectives.gat import GAT
 from ..objectives.grad_align import GradAlign
@@ -63,6 +64,10 @@ METHODS: dict[str, tuple[str, Make]] = {
     "fat-trades": (
         "FAT with TRADES, beta 6, patience 0",
         lambda threat, steps: {"method": Method(replace(_near(threat, steps), patience=0), FATTRADES())},
+    ),
+    "fare": (
+        "FARE, unsupervised fine-tuning of an encoder",
+        lambda threat, steps: {"method": Method(_pgd(threat, steps), FARE())},
     ),
     "mlcat": ("MLCAT, threshold 1.5", lambda threat, steps: {"method": Method(_pgd(threat, steps), MLCAT())}),
     "alp": (

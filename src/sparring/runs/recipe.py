@@ -1,7 +1,7 @@
 """The recipe: everything that decides a run, as one typed value."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,8 @@ class Recipe:
         evaluation: Attacks and test images of `sparring evaluate`.
         batch_size: Number of images in a batch.
         views_per_image: Number of views of each image in a batch, each augmented separately.
-        augment: Augmentations of the training images, applied in order; `CutMix`, `InputMixup` and `SmoothedLabels`
-            change the targets, too.
+        augment: Augmentations of the training images, applied in order; `CutMix`, `InputMixup`, `RandomChoice` and
+            `SmoothedLabels` change the targets, too.
         extra_data: A second source of training images, which has a fixed share of each batch, such as images of a
             generative model; None for none.
         init_from: Run whose best weights training starts from: a folder, or the name of one next to the folder of this
@@ -184,6 +184,13 @@ class Recipe:
         model = self.build_model(data)
         return started(model, beside(self.init_from, folder, self.seed)) if self.init_from else model
 
+    def unfilled(self) -> "Recipe":
+        """Return the recipe without the weights that the model begins with, as those of a file will be loaded."""
+        if not isinstance(self.model, Build):
+            return replace(self, init_from="")
+        options = {name: _UNFILLED.get(name, value) for name, value in self.model.options.items()}
+        return replace(self, model=Build(self.model.function, **options), init_from="")
+
     def split(self, train: LabelledData, folder: Path, device: torch.device) -> tuple[TrainingSet, TensorData | None]:
         """Return the training data of a run in `folder` and the held-out images, if any, on the device."""
         rest, held = hold_out(train, self.held_out) if self.held_out else (train, None)
@@ -219,6 +226,10 @@ def beside(name: str, folder: Path, seed: int) -> str:
     name = name.replace("{seed}", str(seed))
     near = folder.parent / name
     return str(near) if Path(name).name == name and near.is_dir() else name
+
+
+_UNFILLED: Mapping[str, Any] = {"pretrained": False, "texts": ""}
+"""Options of functions that build a model which say what it begins with, by which it begins with nothing."""
 
 
 _AS_FIELD = "give a value of that type, as the recipes of sparring.recipes.small do"

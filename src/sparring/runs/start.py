@@ -1,6 +1,5 @@
 """The start of a run: its data and its state before the first step, checked."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from ..acceleration import prefer_channels_last
 from ..core import ranks
 from ..core.errors import UserError
 from ..core.modes import eval_mode
-from ..core.teachers import TeacherMemory
+from ..core.teachers import ORIGINAL, TeacherMemory
 from ..core.types import LabelledData, TensorData, pixels, refreshable
 from ..core.validation import check_data, check_logits
 from ..data import TrainingSet
@@ -51,9 +50,8 @@ def initial_state(
     overwrite: bool,
 ) -> State:
     """Return the state before the first step, with a model that was checked to give logits for these data."""
-    if not overwrite and Checkpoints(run.checkpoints).paths():
-        recipe = replace(recipe, init_from="")  # the checkpoint has the weights
-    model = recipe.initial_model(train, run.path).to(device).train()
+    resumed = not overwrite and bool(Checkpoints(run.checkpoints).paths())  # then the checkpoint has the weights
+    model = (recipe.unfilled() if resumed else recipe).initial_model(train, run.path).to(device).train()
     for module in refreshable(model):
         module.refresh(model, train)
     ranks.broadcast_(list(model.state_dict().values()))  # a function of the user's own may have drawn others here
@@ -73,10 +71,23 @@ def initial_state(
     every = train if extra is None else extra.joined(train)
     state = State.start(recipe.method, model, recipe.optimizer.build(model), every, recipe.seed)
     for holder in (each for each in state.memory.modules() if isinstance(each, TeacherMemory)):
-        _fill(holder, recipe, run.path, few, len(train.classes))
+        if holder.teacher == ORIGINAL:
+            _fill_original(holder, recipe, run.path, train, device)
+        else:
+            _fill(holder, recipe, run.path, few, len(train.classes))
     if recipe.averaging is not None:
         state.average = recipe.averaging.init(model)
     return state
+
+
+def _fill_original(
+    holder: TeacherMemory, recipe: Recipe, folder: Path, train: LabelledData, device: torch.device
+) -> None:
+    """Build the model as it is before the first step once more, also where a run is resumed."""
+    with torch.random.fork_rng(devices=[]):
+        model = recipe.initial_model(train, folder).to(device)
+    ranks.broadcast_(list(model.state_dict().values()))
+    holder.fill(model)
 
 
 def _fill(holder: TeacherMemory, recipe: Recipe, folder: Path, few: Tensor, classes: int) -> None:
