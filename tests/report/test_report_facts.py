@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made import AUDIT, STAGES, evaluation, made_run, made_study
+from made import AUDIT, OUTCOMES, STAGES, evaluation, made_run, made_study
 
 from sparring import UserError
 from sparring.records.run_folder import RunFolder, write_evaluated
-from sparring.report.comparison import detectable
 from sparring.report.evaluated import attack_rows, class_rows, confusion, curve, examples, strongest, waterfall
 from sparring.report.gather import facts
 from sparring.report.provenance import again
@@ -200,9 +199,9 @@ def test_the_recipe_is_compared_with_its_base(run):
 def test_a_study_has_claims_with_the_effect_that_they_could_have_found(tmp_path):
     found, models = facts([made_study(tmp_path / "study")])
     assert not models and found["kind"] == "study" and found["title"] == "Tricks, examined again"
-    assert [each["outcome"] for each in found["study"]["verdicts"]] == ["supported", "not supported", "undecided"]
-    assert detectable(-1.959964, 1.959964) == pytest.approx(1.959964 + 0.841621, rel=1e-5)  # a standard error of 1
-    assert detectable(0.1, 0.1) is None
+    verdicts = found["study"]["verdicts"]
+    assert [each["outcome"] for each in verdicts] == [outcome for outcome, _, _ in OUTCOMES]
+    assert {each["detectable"] for each in verdicts} == {0.125}, "that of the study, by its seeds"
 
 
 def test_all_facts_are_json_of_finite_numbers(tmp_path):

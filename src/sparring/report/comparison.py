@@ -1,6 +1,5 @@
 """The panel that compares: several evaluations on the same images, or the arms of a study. Imports no torch."""
 
-import math
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -8,12 +7,10 @@ from typing import Any, NotRequired, TypedDict
 
 from ..core.errors import UserError
 from ..core.reading import read_json
-from ..records.results import EvaluationResult, Z
+from ..records.results import EvaluationResult
 from .evaluated import Plain, accuracy, adversaries, curve
 from .provenance import environment
 from .subjects import STUDY, Subject
-
-POWER = 0.8416212335729143  # the quantile of a normal distribution at 80 %
 
 
 class Estimate(TypedDict):
@@ -32,6 +29,9 @@ class _Judged(TypedDict):
     high: float
     outcome: str
     unit: NotRequired[str | None]
+    seeds: NotRequired[int]
+    detectable: NotRequired[float | None]
+    reason: NotRequired[str]
 
 
 class _Arm(TypedDict):
@@ -136,7 +136,7 @@ def study(folder: Path) -> Plain:
         "title": held.get("title") or held["study"],
         "arms": {name: _arm(each) for name, each in held["arms"].items()},
         "verdicts": [
-            {"unit": None, **each, "detectable": detectable(each["low"], each["high"])} for each in held["verdicts"]
+            {"unit": None, "seeds": None, "detectable": None, "reason": "", **each} for each in held["verdicts"]
         ],
         "curves": held["curves"],
         "environment": environment(held.get("environment") or {}),
@@ -146,13 +146,3 @@ def study(folder: Path) -> Plain:
 
 def _arm(arm: Plain) -> Plain:
     return {key: arm[key] for key in ("passes_a_step", "million_passes", "accuracy", "difference")}
-
-
-def detectable(low: float, high: float) -> float | None:
-    """The effect that an experiment with such an interval finds in 80 % of repetitions, at a level of 5 %.
-
-    It is (z_0.975 + z_0.8) standard errors, where half the interval is taken for z_0.975 of them; with few seeds, whose
-    intervals are Student's, it is therefore somewhat too large.
-    """
-    half = (high - low) / 2
-    return half * (1 + POWER / Z) if math.isfinite(half) and half > 0 else None
