@@ -105,6 +105,40 @@ def test_the_verdict_is_the_lowest_accuracy_of_each_threat(run):
     assert [each["threat"] for each in threats] == ["L2 0.5", "Linf 8/255"]
 
 
+@pytest.mark.parametrize(
+    ("clean", "stages", "answer"),
+    [
+        (
+            *(160, (100, 90)),
+            "Robust in part: within Linf 8/255 AutoAttack standard breaks 70 of the 160 images that are right without "
+            "an attack (44 %), 60 of them by apgd-ce.",
+        ),
+        (
+            *(160, (160, 160)),
+            "Robust as far as AutoAttack standard can tell: within Linf 8/255 it breaks none of the 160 images that "
+            "are right without an attack.",
+        ),
+        (
+            *(160, (120, 20)),
+            "Not robust: within Linf 8/255 it does no better than a guess among 10 classes, as AutoAttack standard "
+            "breaks 140 of the 160 images that are right without an attack (88 %), 100 of them by apgd-t.",
+        ),
+        (
+            *(22, (22, 22)),
+            "Even without an attack it does no better than a guess among 10 classes: its robustness means nothing.",
+        ),
+    ],
+)
+def test_the_verdict_answers_whether_the_model_is_robust_and_what_breaks_it(clean, stages, answer, run):
+    names = ("clean", "autoattack/apgd-ce", "autoattack/apgd-t", "autoattack")
+    robust = {name: np.arange(200) < n for name, n in zip(names, (clean, *stages, stages[-1]), strict=True)}
+    run.write_flags("best", replace(run.read_flags("best"), robust=robust, margin={}, norm={}, predicted={}))
+    assert facts([run.path])[0]["verdict"]["answer"] == answer
+    run.write_audit({**AUDIT, "passed": False})
+    distrust = facts([run.path])[0]["verdict"]["answer"].removeprefix(answer)
+    assert distrust == (" Do not rely on it: the audit failed." if clean > 100 else "")
+
+
 def test_the_verdict_says_what_it_does_not_say(run):
     run._audit.unlink()
     result = run.read_flags("best")
@@ -132,7 +166,13 @@ def test_two_models_are_compared_in_pairs(tmp_path):
     wanted = results[0].paired(results[1], "autoattack").plain()
     assert found["compare"]["pairs"][0]["by"]["autoattack"] == wanted
     assert wanted["low"] > 0
-    assert found["compare"]["conclusions"][0].startswith("a is more robust than b, by ")
+    (said,) = found["compare"]["conclusions"]
+    assert (
+        said.startswith("a is more robust than b, by ") and " points under AutoAttack standard (Linf 8/255). " in said
+    )
+    assert said.endswith(
+        "Without attack, a and b are not told apart: their difference is between +0.0 and +0.0 points."
+    )
     assert found["compare"]["best"] == "a"
 
 

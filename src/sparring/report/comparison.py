@@ -11,6 +11,7 @@ from ..records.results import EvaluationResult
 from .evaluated import Plain, accuracy, adversaries, curve
 from .provenance import environment
 from .subjects import STUDY, Subject
+from .wording import attack_name, threat_name
 
 
 class Estimate(TypedDict):
@@ -80,7 +81,8 @@ def compared(found: Sequence[Subject]) -> Plain | None:
         "best": max(rows, key=lambda row: row[main]["accuracy"])["name"],
         "rows": rows,
         "pairs": pairs,
-        "conclusions": [_conclusion(pair, main) for pair in pairs],
+        "under": _under(named, main),
+        "conclusions": [_conclusion(pair, main, _under(named, main)) for pair in pairs],
         "curves": {name: curve(each) for name, each in named if each.distance is not None},
         "differing": _differing(named, common),
     }
@@ -103,21 +105,31 @@ def _pair(a: tuple[str, EvaluationResult], b: tuple[str, EvaluationResult], name
         return {"first": a[0], "second": b[0], "reason": str(error)}
 
 
-def _conclusion(pair: Plain, main: str) -> str:
-    """Which of two models is better under the strongest attack that both have, in a sentence."""
+def _under(named: Sequence[tuple[str, EvaluationResult]], main: str) -> str:
+    """An attack that all have, with its threat if that is the same for all."""
+    threats = {threat_name(each.about.get(main, "")) for _, each in named}
+    threat = f" ({threats.pop()})" if len(threats) == 1 and threats != {""} else ""
+    return f"{attack_name(main, named[0][1].settings.get(f'adversary {main}', ''))}{threat}"
+
+
+def _conclusion(pair: Plain, main: str, under: str) -> str:
+    """Which of two models is better under the strongest attack that both have, and without attack."""
     first, second = pair["first"], pair["second"]
     if "reason" in pair:
         return f"{first} and {second} cannot be paired: {pair['reason']}."
-    found = pair["by"][main]
+    accurate = _told_apart(first, second, pair["by"]["clean"], "accurate")
+    if main == "clean":
+        return f"{accurate}."
+    return f"{_told_apart(first, second, pair['by'][main], 'robust')} under {under}. Without attack, {accurate}."
+
+
+def _told_apart(first: str, second: str, found: Plain, word: str) -> str:
     low, high = 100 * found["low"], 100 * found["high"]
     if low <= 0 <= high:
-        return (
-            f"{first} and {second} are not told apart: their difference is between {low:+.1f} and {high:+.1f} points."
-        )
+        return f"{first} and {second} are not told apart: their difference is between {low:+.1f} and {high:+.1f} points"
     better, worse = (first, second) if low > 0 else (second, first)
     low, high = sorted(map(abs, (low, high)))
-    more = "accurate" if main == "clean" else "robust"
-    return f"{better} is more {more} than {worse}, by {low:.1f} to {high:.1f} points."
+    return f"{better} is more {word} than {worse}, by {low:.1f} to {high:.1f} points"
 
 
 def _differing(named: Sequence[tuple[str, EvaluationResult]], names: Sequence[str]) -> list[str]:
