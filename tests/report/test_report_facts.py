@@ -167,12 +167,8 @@ def test_two_models_are_compared_in_pairs(tmp_path):
     assert found["compare"]["pairs"][0]["by"]["autoattack"] == wanted
     assert wanted["low"] > 0
     (said,) = found["compare"]["conclusions"]
-    assert (
-        said.startswith("a is more robust than b, by ") and " points under AutoAttack standard (Linf 8/255). " in said
-    )
-    assert said.endswith(
-        "Without attack, a and b are not told apart: their difference is between +0.0 and +0.0 points."
-    )
+    assert said.startswith("a is more robust than b, by ")
+    assert " under AutoAttack standard (Linf 8/255). Without attack, a and b are not told apart: " in said
     assert found["compare"]["best"] == "a"
 
 

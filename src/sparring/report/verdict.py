@@ -60,19 +60,17 @@ def _answer(result: EvaluationResult, audit: Plain | None) -> str:
         return f"Even without an attack {guess}: its robustness means nothing."
     if name is None:
         return "Nothing attacked it, so nothing is known of its robustness."
-    attack, within = _described(result, name), f"within {threat_name(result.about.get(name, '')) or 'no bound'}"
-    broken, of = (
-        right.correct - table[name].correct,
-        f"of the {right.correct:,} images that are right without an attack",
-    )
+    attack, threat = _described(result, name), threat_name(result.about.get(name, ""))
+    within = f"within {threat} " if threat else ""
+    broken = right.correct - table[name].correct
+    of = f"of the {right.correct:,} images that are right without an attack"
     if not broken:
-        said = f"Robust as far as {attack} can tell: {within} it breaks none {of}."
+        said = f"Robust as far as {attack} can tell: {within}it breaks none {of}."
     else:
-        steps = [step for step in waterfall(result, name)[1:] if step["lost"]]
-        most = max(steps, key=lambda step: int(step["lost"]))
+        most = max(waterfall(result, name)[1:], key=lambda step: int(step["lost"]))
         by = f", {most['lost']:,} of them by {most['name']}" if len(stages(result, name)) > 1 else ""
-        how = f"Not robust: {within} {guess}, as" if _by_chance(table[name], result) else f"Robust in part: {within}"
-        said = f"{how} {attack} breaks {broken:,} {of} ({percent(broken / right.correct, 0)}){by}."
+        how = f"Not robust: {within}{guess}, as " if _by_chance(table[name], result) else f"Robust in part: {within}"
+        said = f"{how}{attack} breaks {broken:,} {of} ({percent(broken / right.correct, 0)}){by}."
     return said if audit is None or audit["passed"] else f"{said} Do not rely on it: the audit failed."
 
 
