@@ -1,13 +1,15 @@
-"""Judges the stored results of studies by the rule of today, without training, and writes what changed.
+"""Judges results that were stored before the rule of today by that rule, without training, and writes what changed.
 
-    python tools/rejudge.py results docs/papers
+    python tools/rejudge.py results
 
-Replaces the verdicts in each `results/STUDY-SCALE/study.json` and `table.md`, and the table of claims of its page, and
-writes `results/verdicts.md`: old and new verdicts side by side. The verdicts of before stay in `study.json`, under
-`earlier_verdicts`. What studies store is accuracies by seed, but not which images were right. How much the choice of
-the test images moves a number is therefore taken from the interval that was stored of it (over seeds and images), or,
-if there is none, from those of the differences between the arms and the baseline: their median. Claims about numbers
-that were not measured then are left out.
+Takes the studies whose `results/STUDY-SCALE/study.json` holds the verdicts of before, under `earlier_verdicts`.
+Replaces their verdicts there and in `table.md`, and writes `results/verdicts.md`: old and new verdicts side by side.
+`tools/evidence.py` writes the pages afterwards.
+
+What these studies stored is accuracies by seed, but not which images were right. How much the choice of the test images
+moves a number is therefore taken from the interval that was stored of it (over seeds and images), or, if there is none,
+from those of the differences between the arms and the baseline: their median. Claims about numbers that were not
+measured then are left out.
 """
 
 import argparse
@@ -30,7 +32,6 @@ from sparring.studies.collapse import COLLAPSED, collapse
 from sparring.studies.study import RUN, WORST, Study
 from sparring.studies.writing import claims_table
 
-PAGES = {"selfsup": "self-supervised"}
 PARTS: dict[str, list[int]] = {
     "tricks": [13, 2, 1, 1, 1, 2, 1],
     "moat": [1, 1, 1, 1, 2, 2, 1, 1, 1],
@@ -135,12 +136,16 @@ def why(claim: Claim, before: dict[str, Any], verdict: Verdict, parts: int, fami
     return "; ".join(reasons)
 
 
+def earlier(results: Path) -> list[Path]:
+    """Return the folders of the studies that hold verdicts by the earlier rule."""
+    return [path.parent for path in sorted(results.glob("*/study.json")) if "earlier_verdicts" in path.read_text()]
+
+
 def rejudged(folder: Path) -> tuple[Study, list[Any], tuple[Verdict, ...]]:
     """Return a study, its earlier verdicts, and those of today, and write these into its folder."""
     path = folder / "study.json"
     plain = json.loads(path.read_text())
     study = studied(plain)
-    plain["earlier_verdicts"] = plain.get("earlier_verdicts", plain["verdicts"])
     verdicts = judge(study.claims, Stored(plain))
     plain["verdicts"] = [verdict.plain() for verdict in verdicts]
     write_json(path, plain)
@@ -151,33 +156,18 @@ def rejudged(folder: Path) -> tuple[Study, list[Any], tuple[Verdict, ...]]:
     return study, plain["earlier_verdicts"], verdicts
 
 
-def to_page(page: Path, verdicts: tuple[Verdict, ...]) -> None:
-    """Replace the table of claims of a page."""
-    lines = page.read_text().split("\n")
-    begin = next(n for n, line in enumerate(lines) if line.startswith("| claim |"))
-    end = next(n for n in range(begin, len(lines)) if not lines[n].startswith("|"))
-    table = [
-        "| claim | found | detectable | verdict at this scale |",
-        "|---|---:|---:|---|",
-        *(f"| {v.claim.rstrip('.')} | {v.found()} | {v.power()} | {v.outcome} |" for v in verdicts),
-    ]
-    page.write_text("\n".join([*lines[:begin], *table, *lines[end:]]))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
-    parser.add_argument("pages", type=Path)
     options = parser.parse_args()
     lines = [
         "# Old and new verdicts",
         "",
-        "`python tools/rejudge.py results docs/papers`: the stored results of each study, judged by the "
+        "`python tools/rejudge.py results`: the stored results of each study, judged by the "
         "[rule of today](../docs/studies.md). An earlier claim about an extreme of several arms is one claim for each.",
     ]
-    for folder in sorted(path.parent for path in options.results.glob("*/study.json")):
+    for folder in earlier(options.results):
         study, before, verdicts = rejudged(folder)
-        to_page(options.pages / f"{PAGES.get(study.name, study.name)}.md", verdicts)
         lines += ["", f"## {study.title}", ""]
         lines += ["| claim | earlier | found | detectable | now | why |", "|---|---|---:|---:|---|---|"]
         numbers = origins(study)

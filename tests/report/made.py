@@ -119,7 +119,12 @@ def made_run(folder, which=("best", "last"), recipe_name="quickstart", **given):
     return run
 
 
-OUTCOMES = (("supported", 0.2, None), ("not supported", -0.2, None), ("undecided", 0.0, "nats"))
+OUTCOMES = (
+    ("supported", 0.2, None),
+    ("not supported", -0.2, None),
+    ("undecided", 0.0, "nats"),
+    ("not testable here", 0.0, None),
+)
 
 
 def made_study(folder, arms=9):
@@ -147,7 +152,8 @@ def made_study(folder, arms=9):
         "arms": {name: arm(number) for number, name in enumerate(names)},
         "verdicts": [
             {"claim": f"Claim {outcome}.", "rule": "the difference is above 0", "value": value, "low": value - 0.1,
-             "high": value + 0.1, "outcome": outcome, "unit": unit}
+             "high": value + 0.1, "outcome": outcome, "unit": unit, "seeds": 5, "detectable": 0.125,
+             "reason": "a margin is too small" if outcome == "not testable here" else ""}
             for outcome, value, unit in OUTCOMES
         ],
         "curves": {name: {"passes": [0.1, 0.2, 0.3], "held_out": rng.random(3).tolist()} for name in names},

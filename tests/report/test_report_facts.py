@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made import AUDIT, STAGES, evaluation, made_run, made_study
+from made import AUDIT, OUTCOMES, STAGES, evaluation, made_run, made_study
 
 from sparring import UserError
 from sparring.records.run_folder import RunFolder, write_evaluated
-from sparring.report.comparison import detectable
 from sparring.report.evaluated import attack_rows, class_rows, confusion, curve, examples, strongest, waterfall
 from sparring.report.gather import facts
 from sparring.report.provenance import again
@@ -106,6 +105,40 @@ def test_the_verdict_is_the_lowest_accuracy_of_each_threat(run):
     assert [each["threat"] for each in threats] == ["L2 0.5", "Linf 8/255"]
 
 
+@pytest.mark.parametrize(
+    ("clean", "stages", "answer"),
+    [
+        (
+            *(160, (100, 90)),
+            "Robust in part: within Linf 8/255 AutoAttack standard breaks 70 of the 160 images that are right without "
+            "an attack (44 %), 60 of them by apgd-ce.",
+        ),
+        (
+            *(160, (160, 160)),
+            "Robust as far as AutoAttack standard can tell: within Linf 8/255 it breaks none of the 160 images that "
+            "are right without an attack.",
+        ),
+        (
+            *(160, (120, 20)),
+            "Not robust: within Linf 8/255 it does no better than a guess among 10 classes, as AutoAttack standard "
+            "breaks 140 of the 160 images that are right without an attack (88 %), 100 of them by apgd-t.",
+        ),
+        (
+            *(22, (22, 22)),
+            "Even without an attack it does no better than a guess among 10 classes: its robustness means nothing.",
+        ),
+    ],
+)
+def test_the_verdict_answers_whether_the_model_is_robust_and_what_breaks_it(clean, stages, answer, run):
+    names = ("clean", "autoattack/apgd-ce", "autoattack/apgd-t", "autoattack")
+    robust = {name: np.arange(200) < n for name, n in zip(names, (clean, *stages, stages[-1]), strict=True)}
+    run.write_flags("best", replace(run.read_flags("best"), robust=robust, margin={}, norm={}, predicted={}))
+    assert facts([run.path])[0]["verdict"]["answer"] == answer
+    run.write_audit({**AUDIT, "passed": False})
+    distrust = facts([run.path])[0]["verdict"]["answer"].removeprefix(answer)
+    assert distrust == (" Do not rely on it: the audit failed." if clean > 100 else "")
+
+
 def test_the_verdict_says_what_it_does_not_say(run):
     run._audit.unlink()
     result = run.read_flags("best")
@@ -133,7 +166,9 @@ def test_two_models_are_compared_in_pairs(tmp_path):
     wanted = results[0].paired(results[1], "autoattack").plain()
     assert found["compare"]["pairs"][0]["by"]["autoattack"] == wanted
     assert wanted["low"] > 0
-    assert found["compare"]["conclusions"][0].startswith("a is more robust than b, by ")
+    (said,) = found["compare"]["conclusions"]
+    assert said.startswith("a is more robust than b, by ")
+    assert " under AutoAttack standard (Linf 8/255). Without attack, a and b are not told apart: " in said
     assert found["compare"]["best"] == "a"
 
 
@@ -200,9 +235,9 @@ def test_the_recipe_is_compared_with_its_base(run):
 def test_a_study_has_claims_with_the_effect_that_they_could_have_found(tmp_path):
     found, models = facts([made_study(tmp_path / "study")])
     assert not models and found["kind"] == "study" and found["title"] == "Tricks, examined again"
-    assert [each["outcome"] for each in found["study"]["verdicts"]] == ["supported", "not supported", "undecided"]
-    assert detectable(-1.959964, 1.959964) == pytest.approx(1.959964 + 0.841621, rel=1e-5)  # a standard error of 1
-    assert detectable(0.1, 0.1) is None
+    verdicts = found["study"]["verdicts"]
+    assert [each["outcome"] for each in verdicts] == [outcome for outcome, _, _ in OUTCOMES]
+    assert {each["detectable"] for each in verdicts} == {0.125}, "that of the study, by its seeds"
 
 
 def test_all_facts_are_json_of_finite_numbers(tmp_path):

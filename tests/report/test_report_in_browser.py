@@ -200,6 +200,7 @@ def test_three_questions_are_answered_on_the_first_screen_and_in_the_attacks(sho
     """Is this model robust? Which attack breaks it? Which of two is better?"""
     page = shown("run")
     assert page.texts(".big")[0].endswith(" %") and "AutoAttack standard" in page.texts(".figure")[0]
+    assert "AutoAttack standard breaks " in page.texts(".answer")[0]
     assert [name in text for name, text in zip(STAGES, page.texts("#attacks .stage th"), strict=True)] == [True] * 4
     page = shown("comparison")
     assert any(text.startswith("plain is more robust than harder, by ") for text in page.texts(".conclusions li"))

@@ -161,6 +161,13 @@ def test_numbers_of_a_study_that_are_not_defined_are_left_open(tmp_path):
     assert "[+nan, " in markdown(facts([folder])[0])
 
 
+def test_a_study_says_how_many_claims_are_decided_and_why_others_cannot_be(tmp_path):
+    text = write_report([made_study(tmp_path / "study")]).read_text()
+    assert "2 of 4 claims are decided" in text
+    assert "– not testable here" in text and "Why: a margin is too small." in text and "; 5 seeds" in text
+    assert "detectable effect 12.5 points" in text
+
+
 # -- Markdown
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..core.errors import UserError
 from .common import argument, check_options, print_json, say, threat_for, value_of
 from .models import ForeignOptions, filled_in, foreign, is_foreign
+from .report import rewrite
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,8 +20,8 @@ usage: sparring audit TARGET [--threat THREAT] [--examples N] [--surrogate RUN_O
 
 Checks for signs that robustness comes from masked gradients. Each check reports its figure, threshold and source, a
 verdict, and what to do next. TARGET is as for `sparring evaluate`: a run folder (its best weights), a file of weights,
-module:function with --data, or robustbench:NAME. The findings on a run are written to its audit.json. Exit status: 0 if
-no check fails, 1 if one does, 2 for a mistake in the command.
+module:function with --data, or robustbench:NAME. The findings on a run are written to its audit.json and report.html.
+Exit status: 0 if no check fails, 1 if one does, 2 for a mistake in the command.
 
   sparring audit runs/quickstart
   sparring audit mymodels:build --data npz:test.npz --threat linf:8/255"""
@@ -88,6 +89,7 @@ def audit(args: list[str]) -> int:
     plain = {"target": target, "passed": passed(found), "checks": [finding.plain() for finding in found]}
     if Path(target).is_dir():
         RunFolder(target).write_audit({**plain, "threat": repr(threat), "examples": len(data), "seed": options.seed})
+        rewrite(Path(target))
     if options.json:
         print_json(plain)
     else:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from ..core.errors import UserError
 from .common import argument, check_options, plainly, print_json, say, value_of
 from .models import ROBUSTBENCH, ForeignOptions, filled_in, foreign, is_foreign
+from .report import rewrite
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -134,10 +135,7 @@ def evaluate(args: list[str]) -> int:
         return 0
     options, found, attacks, out = result
     if out is not None and options.shard is None:
-        from ..report.write import write_report
-        from .report import base_recipe
-
-        write_report([Path(out)], base=base_recipe)
+        rewrite(Path(out))
     if options.json:
         print_json({which: _plain(each) for which, each in found.items()})
     else:

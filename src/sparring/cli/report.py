@@ -80,13 +80,22 @@ def _reported(targets: list[Path], options: _Options) -> int:
 def _page(targets: list[Path], options: _Options) -> None:
     from ..report.write import write_report
 
-    path = write_report(targets, Path(options.out) if options.out else None, base_recipe)
+    path = write_report(targets, Path(options.out) if options.out else None, _base_recipe)
     say(f"report: {path}")
     if options.open and not webbrowser.open(path.resolve().as_uri()):
         say("no browser could be started: open the file yourself", sys.stderr)
 
 
-def base_recipe(name: str) -> dict[str, Any] | None:
+def rewrite(folder: Path) -> None:
+    """Write the report of a run or of an evaluation anew, after its records have changed; of another folder nothing."""
+    from ..report.subjects import is_model
+    from ..report.write import write_report
+
+    if is_model(folder):
+        write_report([folder], base=_base_recipe)
+
+
+def _base_recipe(name: str) -> dict[str, Any] | None:
     """Return a recipe of this package as plain values; None if there is none of this name."""
     from ..recipes import entries, find
 

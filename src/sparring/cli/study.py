@@ -1,6 +1,7 @@
 """The command `sparring study`."""
 
 import math
+import re
 import shlex
 import sys
 from dataclasses import dataclass, replace
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from ..studies.study import Study
 
 _STUDY = """\
-usage: sparring study NAME [--scale smoke|cpu|gpu] [--out DIR] [--workers N] [--overwrite] [--json]
-       sparring study NAME --until-decided [--budget HOURS] [--scale smoke|cpu|gpu] [--out DIR] [--workers N]
+usage: sparring study NAME [--scale smoke|cpu|gpu] [--budget 10m] [--out DIR] [--workers N] [--overwrite] [--json]
+       sparring study NAME --until-decided [--budget 8h] [--scale smoke|cpu|gpu] [--out DIR] [--workers N]
        sparring study NAME --status [--scale smoke|cpu|gpu] [--out DIR] [--json]
        sparring study NAME --slurm [local] [--slurm-option KEY=VALUE] [--out DIR] [--workers N]
 
@@ -42,8 +43,9 @@ class _Options:
     """Number of seeds; by default that of the study."""
     until_decided: bool = False
     """Add seeds to the trainings that open claims need, up to 18, by a rule that was fixed before (docs/studies.md)."""
-    budget: float | None = None
-    """Hours after which no training begins any more; the command may be given again."""
+    budget: str | None = None
+    """Time after which no training begins any more: hours as 8 or 8h, minutes as 10m. What the headline claims of the
+    paper need comes first. The command may be given again, and goes on."""
     workers: int | None = None
     """Number of trainings at a time, by default one on each GPU, and on a CPU one on each core, which share the cores;
     with --slurm the number of SLURM jobs, by default one for each training."""
@@ -71,6 +73,7 @@ def study(args: list[str]) -> int:
     options = tyro.cli(_Options, args=_settled(rest), prog=f"sparring study {name}", description=usage)
     if options.slurm_option and options.slurm is None:
         raise UserError("--slurm-option says what SLURM jobs ask for: give --slurm, too")
+    _hours(options.budget)  # a mistake in it is told before anything begins
     if options.status:
         return _status(name, options)
     return _submit(name, options) if options.slurm else _run(name, options, args)
@@ -88,6 +91,16 @@ def _found(name: str, options: _Options) -> tuple["Study", Path]:
     if options.seeds is not None:
         wanted = replace(wanted, seeds=options.seeds)
     return wanted, Path(options.out or f"results/{wanted.name}-{options.scale}")
+
+
+def _hours(budget: str | None) -> float:
+    """Return a time in hours; without one, all the time there is."""
+    if budget is None:
+        return math.inf
+    found = re.fullmatch(r"(\d+|\d*\.\d+)([hm]?)", budget)
+    if found is None:
+        raise UserError(f"--budget {budget} is no time: write hours as 8 or 8h, minutes as 10m")
+    return float(found[1]) / (60 if found[2] == "m" else 1)
 
 
 # -- run
@@ -109,7 +122,7 @@ def _run(name: str, options: _Options, args: list[str]) -> int:
             workers=options.workers,
             overwrite=options.overwrite,
             until_decided=options.until_decided,
-            hours=math.inf if options.budget is None else options.budget,
+            hours=_hours(options.budget),
             log=lambda text: say(text, sys.stderr),
         )
     except KeyboardInterrupt:
@@ -181,7 +194,7 @@ def _submit(name: str, options: _Options) -> int:
     given = ["--scale", options.scale, "--out", str(folder), "--device", options.device]
     more = [] if options.seeds is None else ["--seeds", str(options.seeds)]
     more += ["--until-decided"] if options.until_decided else []
-    more += [] if options.budget is None else ["--budget", str(options.budget)]
+    more += [] if options.budget is None else ["--budget", options.budget]
     jobs = submit(
         ["study", name, *given, *more],
         options.workers or max(1, left),

@@ -37,6 +37,7 @@ class Claim:
         most: True to count seeds instead: of more than half of all trainings the number has to be above the bound.
         family: Claims of a family are parts of one claim of the paper, and are corrected for their number.
         untestable: Reason why the setting cannot decide the claim, "" if it can.
+        headline: What the abstract of the paper says of it, in our words; "" for a claim that is not in the abstract.
 
     Raises:
         UserError: If the margin is not positive, or is given with another bound.
@@ -51,6 +52,7 @@ class Claim:
     most: bool = False
     family: str = ""
     untestable: str = ""
+    headline: str = ""
 
     def __post_init__(self) -> None:
         if self.within is not None and not (self.within > 0 and self.more_than == 0 and not self.most):

@@ -1,6 +1,5 @@
 """The panel that compares: several evaluations on the same images, or the arms of a study. Imports no torch."""
 
-import math
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -8,12 +7,11 @@ from typing import Any, NotRequired, TypedDict
 
 from ..core.errors import UserError
 from ..core.reading import read_json
-from ..records.results import EvaluationResult, Z
+from ..records.results import EvaluationResult
 from .evaluated import Plain, accuracy, adversaries, curve
 from .provenance import environment
 from .subjects import STUDY, Subject
-
-POWER = 0.8416212335729143  # the quantile of a normal distribution at 80 %
+from .wording import attack_name, threat_name
 
 
 class Estimate(TypedDict):
@@ -32,6 +30,9 @@ class _Judged(TypedDict):
     high: float
     outcome: str
     unit: NotRequired[str | None]
+    seeds: NotRequired[int]
+    detectable: NotRequired[float | None]
+    reason: NotRequired[str]
 
 
 class _Arm(TypedDict):
@@ -80,7 +81,8 @@ def compared(found: Sequence[Subject]) -> Plain | None:
         "best": max(rows, key=lambda row: row[main]["accuracy"])["name"],
         "rows": rows,
         "pairs": pairs,
-        "conclusions": [_conclusion(pair, main) for pair in pairs],
+        "under": _under(named, main),
+        "conclusions": [_conclusion(pair, main, _under(named, main)) for pair in pairs],
         "curves": {name: curve(each) for name, each in named if each.distance is not None},
         "differing": _differing(named, common),
     }
@@ -103,21 +105,31 @@ def _pair(a: tuple[str, EvaluationResult], b: tuple[str, EvaluationResult], name
         return {"first": a[0], "second": b[0], "reason": str(error)}
 
 
-def _conclusion(pair: Plain, main: str) -> str:
-    """Which of two models is better under the strongest attack that both have, in a sentence."""
+def _under(named: Sequence[tuple[str, EvaluationResult]], main: str) -> str:
+    """An attack that all have, with its threat if that is the same for all."""
+    threats = {threat_name(each.about.get(main, "")) for _, each in named}
+    threat = f" ({threats.pop()})" if len(threats) == 1 and threats != {""} else ""
+    return f"{attack_name(main, named[0][1].settings.get(f'adversary {main}', ''))}{threat}"
+
+
+def _conclusion(pair: Plain, main: str, under: str) -> str:
+    """Which of two models is better under the strongest attack that both have, and without attack."""
     first, second = pair["first"], pair["second"]
     if "reason" in pair:
         return f"{first} and {second} cannot be paired: {pair['reason']}."
-    found = pair["by"][main]
+    accurate = _told_apart(first, second, pair["by"]["clean"], "accurate")
+    if main == "clean":
+        return f"{accurate}."
+    return f"{_told_apart(first, second, pair['by'][main], 'robust')} under {under}. Without attack, {accurate}."
+
+
+def _told_apart(first: str, second: str, found: Plain, word: str) -> str:
     low, high = 100 * found["low"], 100 * found["high"]
     if low <= 0 <= high:
-        return (
-            f"{first} and {second} are not told apart: their difference is between {low:+.1f} and {high:+.1f} points."
-        )
+        return f"{first} and {second} are not told apart: their difference is between {low:+.1f} and {high:+.1f} points"
     better, worse = (first, second) if low > 0 else (second, first)
     low, high = sorted(map(abs, (low, high)))
-    more = "accurate" if main == "clean" else "robust"
-    return f"{better} is more {more} than {worse}, by {low:.1f} to {high:.1f} points."
+    return f"{better} is more {word} than {worse}, by {low:.1f} to {high:.1f} points"
 
 
 def _differing(named: Sequence[tuple[str, EvaluationResult]], names: Sequence[str]) -> list[str]:
@@ -136,7 +148,7 @@ def study(folder: Path) -> Plain:
         "title": held.get("title") or held["study"],
         "arms": {name: _arm(each) for name, each in held["arms"].items()},
         "verdicts": [
-            {"unit": None, **each, "detectable": detectable(each["low"], each["high"])} for each in held["verdicts"]
+            {"unit": None, "seeds": None, "detectable": None, "reason": "", **each} for each in held["verdicts"]
         ],
         "curves": held["curves"],
         "environment": environment(held.get("environment") or {}),
@@ -146,13 +158,3 @@ def study(folder: Path) -> Plain:
 
 def _arm(arm: Plain) -> Plain:
     return {key: arm[key] for key in ("passes_a_step", "million_passes", "accuracy", "difference")}
-
-
-def detectable(low: float, high: float) -> float | None:
-    """The effect that an experiment with such an interval finds in 80 % of repetitions, at a level of 5 %.
-
-    It is (z_0.975 + z_0.8) standard errors, where half the interval is taken for z_0.975 of them; with few seeds, whose
-    intervals are Student's, it is therefore somewhat too large.
-    """
-    half = (high - low) / 2
-    return half * (1 + POWER / Z) if math.isfinite(half) and half > 0 else None

@@ -68,7 +68,7 @@ def _card(found: Plain) -> list[str]:
     verdict, provenance = found["verdict"], found["provenance"]
     return [
         f"{_HEAD}\n# {plainly(found['title'])}",
-        plainly(verdict["sentence"]) + "." if verdict else "The model was not evaluated.",
+        plainly(f"{verdict['sentence']}. {verdict['answer']}") if verdict else "The model was not evaluated.",
         "## Evaluation",
         _attacks(found["attacks"]),
         _listed([f"{name}: {text}" for name, text in verdict["facts"]]) if verdict else "",

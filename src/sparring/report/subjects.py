@@ -45,6 +45,16 @@ def is_study(path: Path) -> bool:
     return (path / STUDY).is_file()
 
 
+def is_model(path: Path) -> bool:
+    """Return True if a folder is that of a run, or holds an evaluation."""
+    run = RunFolder(path)
+    return bool(_evaluated(run)) or (not run.foreign() and run.recipe() is not None)
+
+
+def _evaluated(run: RunFolder) -> list[str]:
+    return [which for which in WEIGHTS if run.flags(which).exists()]
+
+
 def subjects(targets: Sequence[Path]) -> list[Subject]:
     """Read what the targets name: run folders, folders of evaluations, or .npz files of per-example results."""
     found = [_subject(path, name) for path, name in zip(targets, _names(targets), strict=True)]
@@ -64,11 +74,10 @@ def _names(targets: Sequence[Path]) -> list[str]:
 def _subject(path: Path, name: str) -> Subject:
     if path.is_file():
         return Subject(name, path, None, {path.stem.removeprefix("evaluation-"): read_evaluated(path)})
-    run = RunFolder(path)
-    there = [which for which in WEIGHTS if run.flags(which).exists()]
-    if not there and (run.foreign() or run.recipe() is None):
+    if not is_model(path):
         raise UserError(
             f"{path} is no run, no study and no evaluation: name a run folder, the folder of a study that came to its "
             "end, or an .npz file of an evaluation"
         )
-    return Subject(name, path, run, {which: run.read_flags(which) for which in there})
+    run = RunFolder(path)
+    return Subject(name, path, run, {which: run.read_flags(which) for which in _evaluated(run)})

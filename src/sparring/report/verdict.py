@@ -3,10 +3,10 @@
 from collections import Counter
 from typing import Any
 
-from ..records.results import EvaluationResult
-from .evaluated import Plain, accuracy, adversaries, by_threat
+from ..records.results import Accuracy, EvaluationResult
+from .evaluated import Plain, accuracy, adversaries, by_threat, stages, strongest, waterfall
 from .subjects import Subject
-from .wording import attack_name, threat_name, with_interval
+from .wording import attack_name, percent, threat_meaning, threat_name, with_interval
 
 _ADAPTIVE = "AutoAttack"
 
@@ -23,8 +23,9 @@ def verdict(subject: Subject, audit: Plain | None, how: Plain) -> Plain | None:
         "robust": min(threats, key=lambda each: each["accuracy"]["accuracy"], default=None),
         "threats": threats,
         "sentence": _sentence(result, threats, audit),
+        "answer": _answer(result, audit),
         "weights": subject.weights,
-        "facts": _facts(subject, result, how),
+        "facts": _facts(subject, result, how, audit),
         "audit": None if audit is None else dict(Counter(check["verdict"] for check in audit["checks"])),
         "notes": list(result.notes),
         "silent": _silent(subject, result, audit),
@@ -35,11 +36,10 @@ def _under(result: EvaluationResult, text: str, names: list[str]) -> Plain:
     """The accuracy under the strongest adversary of a threat."""
     table = result.table()
     name = min(reversed(names), key=lambda each: table[each].correct)
-    described = attack_name(name, result.settings.get(f"adversary {name}", ""))
     return {
         "threat": threat_name(text) if text else "no bound",
         "attack": name,
-        "described": described,
+        "described": _described(result, name),
         "accuracy": accuracy(table[name]),
         "text": with_interval(table[name]),
     }
@@ -50,6 +50,36 @@ def _sentence(result: EvaluationResult, threats: list[Plain], audit: Plain | Non
     parts = parts or [f"clean: {with_interval(result.table()['clean'])}"]
     parts.append(f"{len(result.label):,} images")
     return f"{', '.join(parts)}; {audit_words(audit)}"
+
+
+def _answer(result: EvaluationResult, audit: Plain | None) -> str:
+    """Say whether the model is robust, and which attack breaks it."""
+    name, table = strongest(result), result.table()
+    right, guess = table["clean"], f"it does no better than a guess among {len(result.classes)} classes"
+    if _by_chance(right, result):
+        return f"Even without an attack {guess}: its robustness means nothing."
+    if name is None:
+        return "Nothing attacked it, so nothing is known of its robustness."
+    attack, threat = _described(result, name), threat_name(result.about.get(name, ""))
+    within = f"within {threat} " if threat else ""
+    broken = right.correct - table[name].correct
+    of = f"of the {right.correct:,} images that are right without an attack"
+    if not broken:
+        said = f"Robust as far as {attack} can tell: {within}it breaks none {of}."
+    else:
+        most = max(waterfall(result, name)[1:], key=lambda step: int(step["lost"]))
+        by = f", {most['lost']:,} of them by {most['name']}" if len(stages(result, name)) > 1 else ""
+        how = f"Not robust: {within}{guess}, as " if _by_chance(table[name], result) else f"Robust in part: {within}"
+        said = f"{how}{attack} breaks {broken:,} {of} ({percent(broken / right.correct, 0)}){by}."
+    return said if audit is None or audit["passed"] else f"{said} Do not rely on it: the audit failed."
+
+
+def _by_chance(accuracy: Accuracy, result: EvaluationResult) -> bool:
+    return accuracy.interval[0] <= 1 / len(result.classes)
+
+
+def _described(result: EvaluationResult, name: str) -> str:
+    return attack_name(name, result.settings.get(f"adversary {name}", ""))
 
 
 def audit_words(audit: Plain | None) -> str:
@@ -67,12 +97,13 @@ def audit_words(audit: Plain | None) -> str:
 _WEIGHTS = {"best": "best", "last": "last epoch", "weights": "the file of weights", "model": "a model of your own"}
 
 
-def _facts(subject: Subject, result: EvaluationResult, how: Plain) -> list[tuple[str, str]]:
+def _facts(subject: Subject, result: EvaluationResult, how: Plain, audit: Plain | None) -> list[tuple[str, str]]:
     """Name and value of what a reader has to know of the number."""
     examples = _chosen(how, "evaluation", "examples")
     count = f"{len(result.label):,}"
     shard = "" if result.shard is None else f", part {result.shard} of the images"
     found = [
+        *((threat_name(text), threat_meaning(text)) for text in by_threat(result)),
         ("weights", _WEIGHTS.get(subject.weights, subject.weights)),
         ("chosen as", str(how.get("selected", ""))),
         ("images", f"{count}{shard}"),
@@ -83,6 +114,7 @@ def _facts(subject: Subject, result: EvaluationResult, how: Plain) -> list[tuple
         ("attacks ran on", str(result.settings.get("search", ""))),
         ("verified in", "float32, on the model itself" if result.settings else ""),
         ("seed", str(result.settings.get("seed", ""))),
+        ("audit", audit_words(audit).removeprefix("audit ")),
     ]
     return [(name, value) for name, value in found if value]
 

@@ -35,6 +35,19 @@ def threat_name(text: str) -> str:
     return text if found is None else f"{found[1]} {radius(float(found[2]))}"
 
 
+_MEANINGS = {
+    "Linf": "no pixel value changes by more than {} of its range",
+    "L2": "the change of all pixel values together has at most the length {}, where the range of one is 1",
+    "L1": "the changes of all pixel values add up to at most {}, where the range of one is 1",
+}
+
+
+def threat_meaning(text: str) -> str:
+    """What a threat allows, in words; "" for others than Linf, L2 and L1."""
+    found = _THREAT.match(text)
+    return "" if found is None else _MEANINGS.get(found[1], "").format(radius(float(found[2])))
+
+
 def eps_of(text: str) -> float | None:
     """The eps in the text of a threat; None if there is none."""
     found = _THREAT.match(text)

@@ -368,6 +368,7 @@ _FALLING = {
     "of the representation about the image": "log trace, representation",
     "of the representation, whatever its scale": "log trace, representation, scale-free",
 }
+_HEADLINES = ("of the weights about the task", "of the representation about the image")
 
 _CLAIMS = (
     *(
@@ -376,6 +377,7 @@ _CLAIMS = (
             f"{name} at eps 0, less that at eps {_MOST:g}, is above 0",
             _fall(name),
             unit="(log)",
+            headline=f"it reduces the Fisher information {' and '.join(_HEADLINES)}" if what in _HEADLINES else "",
         )
         for what, name in _FALLING.items()
     ),
@@ -407,6 +409,7 @@ _CLAIMS = (
             f"accuracy with 400 images at eps {_MIDDLE:g}, less that at eps 0, is above 0",
             _gain(f"transfer: {task}"),
             family="transfer",
+            headline="robust nets transfer better to new tasks by a linear head, while they lose accuracy on their own",
         )
         for task in _TASKS
     ),
@@ -421,6 +424,7 @@ _CLAIMS = (
         f"median similarity at eps {_MIDDLE:g}, less that at eps 0, is above 0",
         _gain(_SSIM),
         unit=_UNIT,
+        headline="robust nets can be inverted although they keep less information",
     ),
     *(
         Claim(

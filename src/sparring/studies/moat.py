@@ -155,6 +155,7 @@ _CLAIMS = (
         _healthy("MOAT"),
         more_than=0.5,
         most=True,
+        headline="multi-stage training avoids catastrophic overfitting",
     ),
     *(
         Claim(
@@ -162,6 +163,7 @@ _CLAIMS = (
             "its robust accuracy (worst), less that of the other, is above 0",
             _ahead(other),
             family=kind,
+            headline=f"at similar cost it is more robust than {kind} training",
         )
         for kind, others in (("single-step", ("FGSM-RS", "N-FGSM")), ("multi-step", ("PGD-2", "PGD-7")))
         for other in others

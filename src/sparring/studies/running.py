@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -58,15 +58,16 @@ def run_study(
             one on each core.
         overwrite: Delete the trainings in the folder, and start anew.
         until_decided: Add seeds to the arms that open claims need, until all are decided: see `sequential.looks`.
-        hours: Time after which no training begins any more.
+        hours: Time after which no training begins any more. Then the results are those of the claims whose trainings
+            are all done; trainings for headline claims come first.
         log: Called with lines of text for the user.
 
     Returns:
         The results.
 
     Raises:
-        UserError: If the folder holds trainings of other recipes, a training failed, the time was too short for the
-            seeds of the study, or others work on what is to be overwritten.
+        UserError: If the folder holds trainings of other recipes, a training failed, the time was too short for any
+            claim, or others work on what is to be overwritten.
     """
     folder, where = Path(folder), device_of(device)
     if workers is not None and workers < 1:
@@ -81,16 +82,7 @@ def run_study(
     gpus = torch.cuda.device_count() if where.type == "cuda" else 0
     leases = leases_of(folder, uuid.uuid4().hex)
     command = _Command(folder, scale, device, workers, gpus, leases, time.time() + 3600 * hours, log)
-    trained = command.train(study)
-    findings = aggregate(study, trained.runs, planned)
-    while planned and (more := extended(findings)) is not None:
-        log(f"{len(findings.open())} of {len(study.claims)} claims are open: {added(findings.study, more)}")
-        try:
-            trained = command.train(more)
-        except BudgetError as error:
-            log(f"{error}. The verdicts are those of the seeds before")
-            break
-        findings = aggregate(more, trained.runs, planned)
+    findings, trained = command.work(study, planned)
     command.write(findings, trained)
     return findings
 
@@ -100,7 +92,7 @@ class BudgetError(UserError):
 
 
 class _Trained(NamedTuple):
-    """All runs of a study, and how many attempts at writing its tables there were before."""
+    """Runs of a study, and how many attempts at writing its tables there were before."""
 
     runs: Runs
     tables: "_OfAll"
@@ -119,6 +111,24 @@ class _Command:
     leases: Leases
     until: float
     log: Log
+
+    def work(self, study: Study, planned: tuple[int, ...]) -> tuple[Findings, _Trained]:
+        """Do what is missing of a study, and add seeds at the planned looks, as far as the time allows."""
+        try:
+            trained = self.train(study)
+        except BudgetError as error:
+            trained, study = self._part(study, error)
+            return aggregate(study, trained.runs, planned), trained
+        findings = aggregate(study, trained.runs, planned)
+        while planned and (more := extended(findings)) is not None:
+            self.log(f"{len(findings.open())} of {len(study.claims)} claims are open: {added(findings.study, more)}")
+            try:
+                trained = self.train(more)
+            except BudgetError as error:
+                self.log(f"{error}. The verdicts are those of the seeds before")
+                break
+            findings = aggregate(more, trained.runs, planned)
+        return findings, trained
 
     def train(self, study: Study) -> _Trained:
         """Do what is missing of a study; raises `BudgetError` if there is no time for all of it."""
@@ -143,13 +153,31 @@ class _Command:
         if time.time() > self.until and (undone := [job for job in plan.jobs(self.folder) if not job.done()]):
             raise BudgetError(f"the time is over, and {len(undone)} trainings are not done: give the command again")
         _admit(study, trainings)  # others may have begun those of another study meanwhile
-        return _Trained({(job.arm, job.seed): RunFolder(job.path) for job in trainings}, tables, before)
+        return _Trained(_runs(trainings), tables, before)
+
+    def _part(self, study: Study, error: BudgetError) -> tuple[_Trained, Study]:
+        """Return what can be told of a study so far; raises the error if no claim can be decided."""
+        trainings = study.plan(self.scale).trainings(self.folder)
+        missing = {job.arm for job in trainings if _at_work(self.leases, job) or not job.done()}
+        part = study.part({job.arm for job in trainings} - missing)
+        if part is None:
+            raise error
+        done = [job for job in trainings if job.arm not in missing]
+        said = f"The verdicts are on {len(part.claims)} of {len(study.claims)} claims, for which all trainings are done"
+        self.log(f"{error}. {said}")
+        tables = _OfAll(f"_tables-{len(done)}", lambda: False)
+        part = replace(part, remarks=(*part.remarks, f"{said}."))
+        return _Trained(_runs(done), tables, self.leases.numbers([tables.name])), part
 
     def write(self, findings: Findings, trained: _Trained) -> None:
         """Write the results of a study, unless another command has done so meanwhile."""
         with terminable():
             do = partial(_write, findings, self.folder, self.scale, trained.runs)
             _once(trained.tables, do, self.leases, trained.before, lambda name, text: None)
+
+
+def _runs(trainings: Sequence[Training]) -> Runs:
+    return {(job.arm, job.seed): RunFolder(job.path) for job in trainings}
 
 
 def prepare(study: Study, folder: Path, scale: str, *, overwrite: bool = False) -> None:

@@ -297,6 +297,15 @@ def _spared(name: str) -> Callable[[Cells], Array]:
     return lambda cells: _LOSS - (cells(name, "clean", "best") - cells(f"{name} + SAT", "clean"))
 
 
+_ABSTRACT = {
+    "defends": "nearest neighbours of self-supervised features are more robust than the supervised net: 52 % against "
+    "19 % of the correct images of CIFAR-10 stay correct (read off the authors' plots)",
+    "gains": "maximising the information that clean and adversarial features share brings these 52 % to 86 % (the "
+    "authors' logs)",
+    "is cheap": "it is cheap: less than one pass over the training images",
+}
+"""What the abstract says of AMDIM, with the numbers that the authors published."""
+
 _CLAIMS = (
     *(
         Claim(
@@ -304,6 +313,7 @@ _CLAIMS = (
             "defence success rate (worst), less that of Supervised, is above 0",
             _more(name, "Supervised"),
             family="without labels",
+            headline=_ABSTRACT["defends"] if name == "AMDIM" else "",
         )
         for name in _SSL
     ),
@@ -337,6 +347,7 @@ _CLAIMS = (
             f"its gain in the rate (worst), less {_GAIN:.0%}, is above 0",
             _gained(name),
             family="gain",
+            headline=_ABSTRACT["gains"] if name == "AMDIM" else "",
         )
         for name in _SSL
     ),
@@ -373,6 +384,7 @@ _CLAIMS = (
         "those of Supervised, AT, less those of AMDIM + SAT (without its pre-training), is above 0",
         lambda cells: cells("Supervised, AT", _PRICE, RUN) - cells("AMDIM + SAT", _PRICE, RUN),
         unit="(thousand passes)",
+        headline=_ABSTRACT["is cheap"],
     ),
     Claim(
         "It is cheap with its pre-training, too.",

@@ -183,12 +183,18 @@ def _claims(bench: _Bench) -> tuple[Claim, ...]:
 
 def _about_smoothness() -> tuple[Claim, ...]:
     return (
-        Claim("SiLU is more robust than ReLU.", f"its {_MORE_ROBUST}", _less("SiLU")),
+        Claim(
+            "SiLU is more robust than ReLU.",
+            f"its {_MORE_ROBUST}",
+            _less("SiLU"),
+            headline="ResNet-50 on ImageNet: 33.0 % robust with ReLU, 42.3 % with a smooth activation",
+        ),
         Claim(
             "SiLU is at least as accurate as ReLU, within a point.",
             "its clean accuracy, less that of ReLU, is above -1 point",
             _less("SiLU", under="clean"),
             more_than=-0.01,
+            headline="the same net is 0.9 points more accurate, at no cost",
         ),
         *(
             Claim(
@@ -239,6 +245,7 @@ def _about_size() -> tuple[Claim, ...]:
                 "robust accuracy (worst), less that of SiLU, is above 0",
                 _less(f"SiLU, {size}", "SiLU"),
                 family="larger nets",
+                headline="it holds for large nets: EfficientNet-L1 is 82.2 % accurate and 58.6 % robust",
             )
             for size in ("wide", "deep")
         ),

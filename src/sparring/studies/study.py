@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from ..core.errors import UserError, nearest
-from ..records.outcomes import Cell
+from ..records.outcomes import Cell, Cells
 from ..records.results import Array
 from ..records.run_folder import RunFolder
 from ..records.statistics import Claim
@@ -37,7 +38,8 @@ class Arm:
     Args:
         name: Name of the arm in tables and figures.
         recipe: What is trained; each seed of the study replaces the seed in it.
-        after: True to train this arm only after all other arms, so that its recipe may name their folders.
+        after: True to train this arm only after those whose folders its recipe names, as `ARM-{seed}`; after all other
+            arms if it names none.
         seeds: Number of its seeds; None for that of the study.
     """
 
@@ -149,20 +151,66 @@ class Study:
         """Number of seeds that all arms have."""
         return min(self.seeds_of(arm) for arm in self.arms)
 
+    def named(self, arm: Arm) -> tuple[Arm, ...]:
+        """Return the arms whose folders the recipe of an arm names; none of an arm that comes after no other."""
+        written = json.dumps(arm.recipe.plain()) if arm.after else ""
+        return tuple(other for other in self.arms if f"{other.folder}-{{seed}}" in written)
+
     def needed(self, asked: Iterable[Cell]) -> frozenset[str]:
         """Return the arms that have to be trained for some results, those included that recipes name.
 
         All arms are needed for the numbers of analyses, which are computed from all runs of a seed.
         """
         cells = list(asked)
-        if any(which == RUN and name not in (COLLAPSED, ONSET) for _, which, name in cells):
-            return frozenset(arm.name for arm in self.arms)
-        found = {name for name, _, _ in cells}
-        for arm in self.arms:
-            if arm.name in found and arm.after:
-                written = json.dumps(arm.recipe.plain())
-                found |= {other.name for other in self.arms if f"{other.folder}-{{seed}}" in written}
-        return frozenset(found)
+        return frozenset(arm.name for arm in self.arms) if _of_analyses(cells) else self._used(cells)
+
+    def _used(self, asked: Iterable[Cell]) -> frozenset[str]:
+        """Return the arms of some results, and those that their recipes name."""
+        names = {name for name, _, _ in asked}
+        arms = [arm for arm in self.arms if arm.name in names]
+        return frozenset(each.name for arm in arms for each in (arm, *self.named(arm)))
+
+    def asked(self, claim: Claim) -> frozenset[Cell]:
+        """Return the results that the number of a claim is computed from, before there are any."""
+        one = np.ones(1)
+        known = {
+            (arm.name, which, under): one
+            for arm in self.arms
+            for which in WEIGHTS
+            for under in ("clean", *arm.recipe.evaluation.adversaries, WORST)
+        }
+        cells = Cells(defaultdict(lambda: one, known))
+        with np.errstate(all="ignore"):
+            claim.statistic(cells)
+        return frozenset(cells.asked)
+
+    def ranks(self) -> dict[str, int]:
+        """Return the place of each arm in the order of work: which headline claim, from 0 on, is the first to use it.
+
+        The arms that no headline claim uses come last.
+        """
+        headlines = [claim for claim in self.claims if claim.headline]
+        found = dict.fromkeys((arm.name for arm in self.arms), len(headlines))
+        for place, claim in reversed([*enumerate(headlines)]):
+            found |= dict.fromkeys(self._used(self.asked(claim)), place)
+        return found
+
+    def part(self, arms: Collection[str]) -> "Study | None":
+        """Return the study of some arms, with the claims on which all arms would give the same verdict.
+
+        These need no other arm and no analyses, and no claim of their family does. Returns None without such a claim or
+        the baseline.
+        """
+        kept = tuple(arm for arm in self.arms if arm.name in arms)
+        asked = [(claim, self.asked(claim)) for claim in self.claims]
+        left_out = [claim for claim, cells in asked if _of_analyses(cells) or not self._used(cells) <= set(arms)]
+        families = {claim.family for claim in left_out} - {""}
+        claims = tuple(claim for claim in self.claims if claim not in left_out and claim.family not in families)
+        if self.baseline not in arms or not claims:
+            return None
+        known = {name for arm in kept for name in arm.recipe.evaluation.adversaries}
+        apart = tuple(name for name in self.apart if name in known)
+        return replace(self, arms=kept, claims=claims, apart=apart, joint=None, numbers=None, draw=None)
 
     def plan(self, scale: str) -> Plan:
         """Return what the study consists of, as its folder says it."""
@@ -176,6 +224,11 @@ class Study:
             analyses={each.kind: each.how for each in self.measurements},
             joint=None if self.joint is None else self.joint.how,
         )
+
+
+def _of_analyses(asked: Iterable[Cell]) -> bool:
+    """Return True if some of the results are numbers that analyses give."""
+    return any(which == RUN and name not in (COLLAPSED, ONSET) for _, which, name in asked)
 
 
 def of_each(runs: Runs, facts: Callable[[str, int], Mapping[str, float]]) -> dict[tuple[str, str], Array]:

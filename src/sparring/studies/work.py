@@ -22,8 +22,11 @@ def recipe_of(study: Study, job: Training) -> dict[str, Any]:
 
 
 def trainings(study: Study, missing: Sequence[Training], joined: Sequence[Together]) -> list[Work]:
-    """Return the trainings to do, the longest first; arms that come after others have to wait for these."""
-    passes = {}
+    """Return the trainings to do: those for headline claims first, then the longest.
+
+    Arms that come after others have to wait for these.
+    """
+    passes, ranks = {}, study.ranks()
     for arm in study.arms:
         recipe = arm.recipe
         passes[arm.name] = cost(recipe.method, recipe.update, recipe.epochs, 100).both * recipe.epochs
@@ -33,10 +36,16 @@ def trainings(study: Study, missing: Sequence[Training], joined: Sequence[Togeth
         Work(
             job,
             partial(_trained, job, recipe_of(study, job), study.measurements, outdated.get(job.seed)),
-            after=first if job.after else (),
+            after=(_before(study, job) or first) if job.after else (),
         )
-        for job in sorted(missing, key=lambda job: (job.after, -passes[job.arm]))
+        for job in sorted(missing, key=lambda job: (ranks[job.arm], job.after, -passes[job.arm]))
     ]
+
+
+def _before(study: Study, job: Training) -> set[str]:
+    """Return the names of the trainings of the same seed that the recipe of one names."""
+    [arm] = [arm for arm in study.arms if arm.name == job.arm]
+    return {f"{other.folder}-{job.seed}" for other in study.named(arm)}
 
 
 def _trained(

@@ -5,6 +5,7 @@ import importlib
 from ...core.errors import UserError, nearest
 from ...records.locking import locked
 from ..common import argument
+from ..report import rewrite
 from .common import KINDS, USAGE, folder_of, options_for
 
 
@@ -19,4 +20,5 @@ def analyze(args: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         done: int = module.run(target, options)
+        rewrite(folder)
     return done

@@ -48,7 +48,7 @@ torchvision:NAME or hub:ORGANISATION/NAME, the last four with --data. KIND is
 """
 _TAIL = """\
 Results are written to analysis-KIND.json of the run folder or of --out, those of every image to .npz, the picture to
-.png.
+.png, and the report of a run is written anew.
 `sparring analyze TARGET KIND --help` shows the flags of a kind.
 
   sparring analyze runs/relu landscape
