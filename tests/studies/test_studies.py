@@ -184,7 +184,10 @@ def test_a_study_that_is_stopped_keeps_what_it_has(tmp_path, workers):
         # a shell's background job ignores Ctrl-C, and so would this process
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
-    while len(list(folder.glob("runs/*/metrics.jsonl"))) < workers and process.poll() is None:
+    while process.poll() is None:
+        begun = [path for path in folder.glob("runs/*/metrics.jsonl") if path.stat().st_size]
+        if len(begun) == workers:
+            break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=600)
