@@ -22,16 +22,16 @@ for name, attack in (("natural", Benign()), ("robust, L2 0.5", PGD(L2(0.5), step
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     state = State.start(method, model, optimizer)
     rng = torch.Generator().manual_seed(0)
-    for _ in range(150):
+    for _ in range(100):
         index = torch.randint(len(x), (64,), generator=rng)
-        train_step(method, state, Batch(x[index], y[index], index), Progress(state.step, 150, 1))
+        train_step(method, state, Batch(x[index], y[index], index), Progress(state.step, 100, 1))
         state.step += 1
     model.eval()
     few = test[:32]
     with torch.no_grad():
         right = float((model(pixels(test.x)).argmax(1) == test.y).float().mean())
     told = measure_information(model, train[:100], few, jacobian_examples=4).plain()["figures"]
-    rebuilt = invert(model, pixels(few.x), Inverter(steps=200))
+    rebuilt = invert(model, pixels(few.x), Inverter(steps=100))
     moved = measure_transfer_learning(model, shots(turned, 100, seed=0), turned_test)
     print(f"{name}: accuracy {100 * right:.1f} %; all digits, turned, from 100 of them: {moved.accuracy}")
     for figure in (

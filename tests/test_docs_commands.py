@@ -117,8 +117,9 @@ def test_every_command_runs_or_comes_to_its_long_work(words, folder, monkeypatch
 
 
 def test_quickstart_is_trained_and_evaluated_as_the_readme_says(tmp_path, monkeypatch, capsys):
-    """Wholly, with fewer epochs, channels, steps and images."""
+    """Wholly, with fewer epochs, channels, steps, queries and images."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sparring.evaluation.named.Square", lambda threat, queries: Square(threat, 100))
     given = [words[1:] for words in commands()]
     small = ["--epochs", "1", "--model.width", "4", "--method.attack.steps", "1", "--evaluation.examples", "20"]
     small += ["--evaluation.adversaries.pgd-50-10.attack.times", "1"]

@@ -1,12 +1,14 @@
 """The benchmark of the shell measures like beside like."""
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from sparring.acceleration import computes_bf16
-from sparring.bench import ATTACK, bench, ceilings, gflop_of_forward, in_turns
+from sparring.bench import ATTACK, bench, ceilings, gflop_of_forward, in_turns, subject
 from sparring.cli import run
 from sparring.models import preact_resnet18
 
@@ -42,6 +44,8 @@ def test_all_sides_do_the_same_work_with_the_same_effect():
 
 def test_the_shell_prints_a_table_or_one_object(capsys, monkeypatch):
     monkeypatch.setattr("sparring.bench.ceilings", lambda device: {"convolution bf16": 100.0})
+    monkeypatch.setattr("sparring.bench.ATTACK", replace(ATTACK, steps=1))
+    monkeypatch.setattr("sparring.bench.subject", partial(subject, steps=2))
     args = ["bench", "--width", "4", "--batch", "8", "--rounds", "1", "--device", "cpu"]
     assert run([*args, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)

@@ -276,16 +276,27 @@ def test_lists_agree_with_what_is_taken(capsys):
     assert set(listing._DATA) == {"npz", *_KNOWN}
 
 
+SMALL = """
+
+from sparring import FGSM, Build, WhiteBox
+from sparring.models import small_cnn
+from sparring.runs.recipe import Evaluation
+
+SMALL = {"model": Build(small_cnn, width=4), "evaluation": Evaluation({"fgsm": WhiteBox(FGSM(Linf(0.1)))})}
+"""
+
+
 def test_a_new_method_is_a_file_that_trains_resumes_and_stands_in_a_study(here, capsys):
     assert shell(["new", "method", "MixedMomentum"]) == 0
     assert "mixedmomentum.py: next, python mixedmomentum.py" in capsys.readouterr().out
     text = (here / "mixedmomentum.py").read_text()
     assert text == written("MixedMomentum", "mixedmomentum")
     assert written("MixedMomentum", EXAMPLE.stem) == EXAMPLE.read_text(), "the example is what the command writes"
+    (here / "mixedmomentum.py").write_text(text.replace("short = {", "short = {**SMALL, ") + SMALL)
     sys.path.insert(0, str(here))
     import mixedmomentum
 
-    recipe = replace(mixedmomentum.recipe(), epochs=2, batch_size=400)
+    recipe = replace(mixedmomentum.recipe(), **mixedmomentum.SMALL, epochs=2, batch_size=400)
     whole = fit(recipe, here / "whole", progress=False)
     with pytest.raises(Interrupted):
         fit(recipe, here / "half", on_progress=stop_at(2))

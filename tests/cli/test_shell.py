@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from sparring.attacks import Square
+from sparring.attacks import APGD, FAB, Square
 from sparring.cli import run
 from sparring.evaluation import auto_attack
 from sparring.records.run_folder import read_evaluated
+from sparring.training.hooks import MetricsHook
 
 pytestmark = pytest.mark.slow
 
@@ -38,9 +39,10 @@ def shell(*args, **options):
 
 @pytest.fixture(scope="module", autouse=True)
 def brief():
-    """AutoAttack whose last attack takes 100 queries instead of 5,000: its strength is tested elsewhere."""
+    """AutoAttack of ten steps, and 100 queries instead of 5,000 at its end: its strength is tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(auto_attack, "Square", partial(Square, queries=100))
+        for attack, short in ((APGD, {"steps": 10}), (FAB, {"steps": 10}), (Square, {"queries": 100})):
+            patch.setattr(auto_attack, attack.__name__, partial(attack, **short))
         yield
 
 
@@ -225,17 +227,16 @@ def test_train_prints_json_if_asked_for(tmp_path, capsys):
     assert set(found["best"]) == {"clean", "robust", "step"}
 
 
-def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path):
-    """A real process, a real signal, and then the printed command itself."""
+def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path, monkeypatch, capsys):
+    """A real process, a real signal, and then the printed command itself, in this process."""
     args = ["train", "quickstart", "--out", "my run", *SMALL, "--epochs", "400", "--overwrite"]
     command = [sys.executable, "-c", "from sparring.cli import main; main()", *args]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "my run" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+    while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     again = re.search(r"everything is saved\. Go on with: (sparring .*)", err).group(1)
@@ -243,20 +244,16 @@ def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path):
     assert "--overwrite" not in again
     (checkpoint,) = sorted((tmp_path / "my run" / "checkpoints").iterdir())[-1:]
     step = int(checkpoint.name.removeprefix("step-"))
-    command = [*command[:3], *shlex.split(again)[1:]]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    assert process.stderr.readline().startswith("about ")
-    line = process.stderr.readline()
-    process.stderr.readline()  # the end of an epoch: it trains
-    process.terminate()
-    process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert line == f"going on after step {step}\n"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(MetricsHook, "on_epoch", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert run(shlex.split(again)[1:]) == 130
+    assert f"going on after step {step}" in capsys.readouterr().err.splitlines()
 
 
 # -- AutoAttack, curves, models of others, comparisons, audits
 
 FAST = ["--overwrite", "--evaluation.examples", "12", "--evaluation.adversaries.pgd-50-10.attack.times", "1"]
+FAST += ["--weights", "best"]
 
 
 def test_an_evaluation_does_not_replace_one_on_more_images(trained, capsys):

@@ -1,7 +1,8 @@
-"""A study of seconds, and commands that share it; run by test_shared_studies.py as `shared_study.py FOLDER`.
+"""A study of seconds, one that does not end, and commands that share the first.
 
-One process imports everything and forks three commands. One kills itself at its first checkpoint, as soon as each has a
-training. The other two hold at the end of their first training until the file `go` is there.
+`shared_study.py FOLDER`, which test_shared_studies.py runs, imports everything and forks three commands. One kills
+itself at its first checkpoint, as soon as each has a training. The other two hold at the end of their first training
+until the file `go` is there.
 """
 
 import importlib
@@ -51,6 +52,13 @@ def study(scale):
         measurements=(Measurement("held", hold, {}),),
         joint=JointMeasurement(join, {}),
     )
+
+
+def endless(scale):
+    """Two trainings that go on until they are stopped."""
+    short = study(scale)
+    arms = tuple(replace(arm, recipe=replace(arm.recipe, epochs=10_000)) for arm in short.arms)
+    return replace(short, name="endless", arms=arms, seeds=1, measurements=(), joint=None)
 
 
 def hold(run, device, how):

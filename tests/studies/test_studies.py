@@ -4,6 +4,8 @@ import csv
 import json
 import shutil
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,8 @@ from sparring.data import DifficultySubset, Digits, Subset
 from sparring.records import RunFolder
 from sparring.records.outcomes import Cells
 from sparring.records.statistics import Claim
-from sparring.studies import entries, find
+from sparring.report.studies import plot_study
+from sparring.studies import entries, find, work, writing
 from sparring.studies.running import run_study
 from sparring.studies.study import Arm, JointMeasurement, Measurement, Study
 from sparring.studies.writing import precision_of
@@ -44,6 +47,12 @@ def small(tiny, **changed):
         **changed,
     }
     return Study(**given)
+
+
+@pytest.fixture(autouse=True)
+def sketched(monkeypatch):
+    """The figure of a study is an empty file; `done` draws one of two arms, the smoke scale of tricks one of many."""
+    monkeypatch.setattr(writing, "plot_study", lambda *args: args[-1].touch())
 
 
 @pytest.fixture(scope="module")
@@ -159,14 +168,15 @@ def test_a_training_that_fails_is_named_when_the_others_are_done(tiny, tmp_path)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_study_that_is_stopped_keeps_what_it_has(tiny, tmp_path, workers):
+def test_a_study_that_is_stopped_keeps_what_it_has(tmp_path, workers):
     import signal
     import subprocess
     import sys
     import time
 
     folder = tmp_path / "s"
-    command = [sys.executable, "-c", "from sparring.cli import main; main()", "study", "tricks", "--scale", "smoke"]
+    study = f"{Path(__file__).with_name('shared_study.py')}:endless"
+    command = [sys.executable, "-c", "from sparring.cli import main; main()", "study", study, "--scale", "smoke"]
     process = subprocess.Popen(
         [*command, "--workers", str(workers), "--out", str(folder)],
         stderr=subprocess.PIPE,
@@ -174,13 +184,17 @@ def test_a_study_that_is_stopped_keeps_what_it_has(tiny, tmp_path, workers):
         # a shell's background job ignores Ctrl-C, and so would this process
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
-    while not list(folder.glob("runs/*/metrics.jsonl")):
+    while process.poll() is None:
+        begun = [path for path in folder.glob("runs/*/metrics.jsonl") if path.stat().st_size]
+        if len(begun) == workers:
+            break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 130
     assert said.splitlines()[-1].startswith("sparring: stopped; what is trained is kept. Go on with:")
     assert "Traceback" not in said
+    assert len(list(folder.glob("runs/*/checkpoints/step-*"))) >= workers
     assert not (folder / "table.md").exists()
 
 
@@ -330,10 +344,15 @@ def test_a_study_that_makes_no_sense_is_refused(tiny):
         run_study(small(tiny), "nowhere", scale="smoke", workers=0)
 
 
+@cache
+def made(name, scale):
+    return find(name)(scale)
+
+
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", sorted(entries()))
 def test_every_study_can_be_made_at_every_scale(name, scale):
-    study = find(name)(scale)
+    study = made(name, scale)
     assert study.name == name
     assert study.seeds >= (1 if scale == "smoke" else 3)
     assert {*study.apart} <= {*study.arms[0].recipe.evaluation.adversaries}
@@ -352,7 +371,7 @@ class Measured(dict):
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", sorted(entries()))
 def test_every_claim_is_about_what_its_study_measures(name, scale):
-    study = find(name)(scale)
+    study = made(name, scale)
     unders = {arm.name: ("clean", "worst", *arm.recipe.evaluation.adversaries) for arm in study.arms}
     cells = {(arm, w, under): np.ones(1) for arm, names in unders.items() for w in ("best", "last") for under in names}
     for claim in study.claims:
@@ -368,8 +387,41 @@ def test_an_unknown_study_or_scale_is_refused():
         find("tricks")("huge")
 
 
+def kind(recipe):
+    """A recipe on disk without the name of an activation and, outside of data and model, without numbers but zeros."""
+    model = {name: part for name, part in recipe["model"].items() if name != "activation"}
+    rest = {name: part for name, part in recipe.items() if name not in ("data", "model")}
+    return json.dumps([recipe["data"], model, shape(rest)])
+
+
+def shape(plain):
+    if isinstance(plain, dict):
+        return {name: shape(part) for name, part in plain.items()}
+    if isinstance(plain, list):
+        return [shape(part) for part in plain]
+    return plain if isinstance(plain, str) else bool(plain)
+
+
+@pytest.fixture
+def one_of_each_kind(monkeypatch):
+    """Of the arms that differ in numbers alone, train the first: the runs of the others are copies of its run."""
+    train, known = work._trained, {}
+
+    def trained(job, plain, *rest):
+        first = known.setdefault(kind(plain), job.path)
+        if first == job.path:
+            return train(job, plain, *rest)
+        shutil.copytree(first, job.path)
+        RunFolder(job.path).begin(plain)
+        return f"copied from {first.name}"
+
+    monkeypatch.setattr(work, "_trained", trained)
+
+
 @pytest.mark.parametrize("name", sorted(entries()))
-def test_the_smoke_scale_of_a_study_runs_from_the_shell(name, tmp_path, capsys):
+def test_the_smoke_scale_of_a_study_runs_from_the_shell(name, one_of_each_kind, monkeypatch, tmp_path, capsys):
+    if name == "tricks":
+        monkeypatch.setattr(writing, "plot_study", plot_study)
     assert shell(["study", name, "--scale", "smoke", "--out", str(tmp_path / "s"), "--workers", "1", "--json"]) == 0
     plain = json.loads(capsys.readouterr().out)
     assert plain["study"] == name

@@ -1,14 +1,15 @@
 """Findings of a study: a table, the verdicts on its claims, and training curves."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
 from ..core.reading import reading
 from ..records.outcomes import Cell, Cells, Outcomes, Statistic
-from ..records.results import Array
+from ..records.results import Array, EvaluationResult
 from ..records.run_folder import RunFolder
 from ..records.statistics import DECIDED, TAIL, Claim, Verdict, judge
 from ..training.cost import cost
@@ -76,10 +77,11 @@ def aggregate(study: Study, runs: Runs, looks: tuple[int, ...] = ()) -> Findings
         The results.
     """
     histories = {key: _history(run) for key, run in runs.items()}
-    flags, falls = _flags(study, runs), _collapses(study, histories)
+    evaluated = _evaluated(study, runs)
+    flags, falls = _flags(study, evaluated), _collapses(study, histories)
     given = {} if study.numbers is None else _numbers(study, study.numbers, runs)
     numbers = {(owner, RUN, name): each for (owner, name), each in {**falls, **given}.items()}
-    outcomes = Outcomes(flags, numbers, _margins(study, runs))
+    outcomes = Outcomes(flags, numbers, _margins(evaluated))
     verdicts = judge(study.claims, outcomes, looks)
     used = {(arm, name) for claim in study.claims for arm, _, name in outcomes.asked(claim.statistic)}
     if not used.isdisjoint(falls):
@@ -145,28 +147,36 @@ def _estimate(outcomes: Outcomes, statistic: Statistic) -> tuple[float, float, f
     return estimate.value, *estimate.interval(TAIL)
 
 
-def _flags(study: Study, runs: Runs) -> dict[Cell, Array]:
+_Evaluated: TypeAlias = Mapping[tuple[str, str], Sequence[EvaluationResult]]  # of each seed, by arm and weights
+
+
+def _evaluated(study: Study, runs: Runs) -> _Evaluated:
+    both = [(arm, which) for arm in study.arms for which in WEIGHTS]
+    return {
+        (arm.name, which): [runs[arm.name, seed].read_flags(which) for seed in range(study.seeds_of(arm))]
+        for arm, which in both
+    }
+
+
+def _flags(study: Study, evaluated: _Evaluated) -> dict[Cell, Array]:
     """Return which examples are classified correctly, `[S, N]`, by arm, weights and adversary (and the worst case)."""
     found: dict[Cell, list[Array]] = {}
-    for arm in study.arms:
-        for seed in range(study.seeds_of(arm)):
-            for which in WEIGHTS:
-                robust = runs[arm.name, seed].read_flags(which).robust
-                whole = {name: flags for name, flags in robust.items() if "/" not in name}
-                whole[WORST] = np.logical_and.reduce([whole[name] for name in whole if name not in study.apart])
-                for under, flags in whole.items():
-                    found.setdefault((arm.name, which, under), []).append(flags)
+    for (arm, which), each in evaluated.items():
+        for result in each:
+            whole = {name: flags for name, flags in result.robust.items() if "/" not in name}
+            whole[WORST] = np.logical_and.reduce([whole[name] for name in whole if name not in study.apart])
+            for under, flags in whole.items():
+                found.setdefault((arm, which, under), []).append(flags)
     return {cell: np.stack(flags) for cell, flags in found.items()}
 
 
-def _margins(study: Study, runs: Runs) -> dict[Cell, Array]:
+def _margins(evaluated: _Evaluated) -> dict[Cell, Array]:
     """Return the lowest margin of logits that was found of every example, `[S, N]`, by arm, weights and adversary."""
     found: dict[Cell, list[Array]] = {}
-    for arm in study.arms:
-        for seed in range(study.seeds_of(arm)):
-            for which in WEIGHTS:
-                for under, margins in runs[arm.name, seed].read_flags(which).margin.items():
-                    found.setdefault((arm.name, which, f"{MARGIN}{under}"), []).append(margins)
+    for (arm, which), each in evaluated.items():
+        for result in each:
+            for under, margins in result.margin.items():
+                found.setdefault((arm, which, f"{MARGIN}{under}"), []).append(margins)
     return {cell: np.stack(margins) for cell, margins in found.items()}
 
 

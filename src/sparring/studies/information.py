@@ -34,7 +34,7 @@ from ._common import Sizes, sizes_of
 from .study import RUN, Arm, JointMeasurement, Measurement, Runs, Study, of_each, seeds_of
 
 _SIZES = {"smoke": Sizes(120, 40, 1), "cpu": Sizes(2500, 300, 3), "gpu": Sizes(27000, 2000, 5)}
-_EPOCHS = {"smoke": 2, "cpu": 12, "gpu": 40}
+_EPOCHS = {"smoke": 1, "cpu": 12, "gpu": 40}
 _WIDTH = {"smoke": 2, "cpu": 8, "gpu": 16}
 _EPS = (0.3, 0.75, 1.5, 3.0)
 _MIDDLE, _MOST, _AT = 1.5, 3.0, 0.75

@@ -33,9 +33,9 @@ from ._common import Sizes, evaluation, sizes_of
 from .study import RUN, WORST, Arm, Measurement, Runs, Study, of_each, seeds_of
 
 _SIZES = {"smoke": Sizes(60, 12, 1), "cpu": Sizes(400, 360, 3), "gpu": Sizes(5000, 360, 5)}
-_DIGITS = {"smoke": 200, "cpu": 360, "gpu": 1200}
-_FIT = {"smoke": 3, "cpu": 75, "gpu": 150}  # epochs with digits
-_LONG = {"smoke": 4, "cpu": 36, "gpu": 100}  # epochs with Fashion-MNIST
+_DIGITS = {"smoke": 450, "cpu": 360, "gpu": 1200}
+_FIT = {"smoke": 1, "cpu": 75, "gpu": 150}  # epochs with digits
+_LONG = {"smoke": 2, "cpu": 36, "gpu": 100}  # epochs with Fashion-MNIST
 _LOOK = {"smoke": (12, 6, 1), "cpu": (360, 40, 10), "gpu": (1000, 500, 10)}  # images, those for Jacobians, steps
 _NOISE = 0.2
 _AWAY = 0.1  # length by which weights are moved to measure stability

@@ -38,7 +38,7 @@ from ._common import Sizes, sizes_of
 from .study import RUN, WORST, Arm, Measurement, Runs, Study, of_each, seeds_of
 
 _SIZES = {"smoke": Sizes(120, 12, 1), "cpu": Sizes(1000, 150, 3), "gpu": Sizes(20000, 1000, 5)}
-_EPOCHS = {"smoke": (2, 1, 1), "cpu": (16, 10, 10), "gpu": (100, 40, 10)}  # without labels, with labels, SAT
+_EPOCHS = {"smoke": (1, 1, 1), "cpu": (16, 10, 10), "gpu": (100, 40, 10)}  # without labels, with labels, SAT
 _NET: dict[str, dict[str, Any]] = {
     "smoke": {"width": 4, "dim": 8, "depth": 1, "k": 3},
     "cpu": {"width": 8, "dim": 64, "depth": 1, "k": 15},
@@ -172,9 +172,12 @@ class _Bench:
         )
 
     def _evaluation(self, strong: Callable[[Linf], Cascade]) -> Evaluation:
-        threat = self.threat
-        pgd = WhiteBox(PGD(threat, self.steps, threat.eps / 4, patience=0))
-        return Evaluation({f"pgd-{self.steps}": pgd, "strong": strong(threat), _HALF: strong(Linf(_EPS / 2))})
+        half = Linf(_EPS / 2)
+        weaker = self._pgd(half) if self.scale == "smoke" else strong(half)
+        return Evaluation({f"pgd-{self.steps}": self._pgd(self.threat), "strong": strong(self.threat), _HALF: weaker})
+
+    def _pgd(self, threat: Linf) -> WhiteBox:
+        return WhiteBox(PGD(threat, self.steps, threat.eps / 4, patience=0))
 
     def _on_neighbours(self, threat: Linf) -> Cascade:
         return KNNAttackSuite(threat, self.steps, restarts=1, softness=(0.05,))

@@ -104,15 +104,13 @@ def cost(method: TrainingMethod, update: Update | Schedule[Update], epochs: int,
     The passes are counted: each kind of step is run once on a toy model that no attack fools, so that an attack with
     early stopping counts in full.
     """
-    total, seen = epochs * steps_per_epoch, Counter[Any]()
+    total, seen, schedules = epochs * steps_per_epoch, Counter[Any](), _schedules((method, update))
     steps = range(total) if total <= _MOST_STEPS else sorted(random.Random(0).sample(range(total), _MOST_STEPS))
-    steps = (
-        steps if _changes((method, update)) else [min(1, total - 1)]
-    )  # step 0 alone does what is done only every few steps
+    steps = steps if schedules else [min(1, total - 1)]  # step 0 alone does what is done only every few steps
     example: dict[Any, Progress] = {}
     for step in steps:
         progress = Progress(step, steps_per_epoch, epochs)
-        kind = _kind((method, update), progress)
+        kind = _kind(schedules, progress)
         seen[kind] += 1
         example.setdefault(kind, progress)
     found = Passes()
@@ -128,9 +126,10 @@ def cost_now(method: TrainingMethod, update: Update | Schedule[Update], progress
     return _counted(method, at(update, progress), progress)
 
 
-def _changes(value: Any) -> bool:
-    """Return True if `value` contains a schedule."""
-    return any(isinstance(each, Schedule) for each in walk(value))
+def _schedules(value: Any) -> tuple[Any, ...]:
+    """Return the schedules in `value`, without those inside of others: nothing else changes from step to step."""
+    outermost = walk(value, lambda each: not isinstance(each, Schedule))
+    return tuple(each for each in outermost if isinstance(each, Schedule))
 
 
 def _kind(value: Any, progress: Progress) -> Any:

@@ -24,25 +24,31 @@ def analyze_representation(subject: AnalyzedModel, threat: Threat, *, bank: int 
     return measure_representation(subject.model, data[rows], subject.test, threat, **how)
 
 
-def write_representation(run: RunFolder, found: Sequence[tuple[str, Representation]], how: Mapping[str, Any]) -> None:
+def write_representation(
+    run: RunFolder, found: Sequence[tuple[str, Representation]], how: Mapping[str, Any], draw: bool = True
+) -> None:
     """Write `analysis-representation.png` of all runs and, last, `.json` of the first."""
-    drawn = [
-        (
-            name,
-            {
-                reading: [(each.value, *each.interval) for each in (r.clean, r.robust, r.defense_success_rate)]
-                for reading, r in one.readings.items()
-            },
-        )
-        for name, one in found
-    ]
-    plot_representation(drawn, run.analysis("representation", "png"))
+    if draw:
+        drawn = [
+            (
+                name,
+                {
+                    reading: [(each.value, *each.interval) for each in (r.clean, r.robust, r.defense_success_rate)]
+                    for reading, r in one.readings.items()
+                },
+            )
+            for name, one in found
+        ]
+        plot_representation(drawn, run.analysis("representation", "png"))
     write_json(run.analysis("representation", "json"), {**found[0][1].plain(), "how": dict(how)})
 
 
 def study_representation(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
-    """Run the analysis of a study after each training, with the last weights and the threat of the evaluation."""
+    """Run the analysis of a study after each training, with the last weights and the threat of the evaluation.
+
+    No figure is drawn.
+    """
     rest: dict[str, Any] = {key: each for key, each in how.items() if key != "examples"}
     rest["softness"] = tuple(how["softness"])
     subject, threat = open_last(run, how["examples"], device)
-    write_representation(run, [(run.path.name, analyze_representation(subject, threat, **rest))], how)
+    write_representation(run, [(run.path.name, analyze_representation(subject, threat, **rest))], how, draw=False)
