@@ -51,7 +51,10 @@ def test_a_classifier_with_a_forward_of_its_own_is_trained_on_that_function():
 
     torch.manual_seed(0)
     model, x = Tempered(nn.Flatten(), nn.Linear(16, 3)), torch.rand(5, 1, 4, 4)
-    assert torch.equal(ForwardCache(model).logits(x), model(x))
+    lens = ForwardCache(model)
+    assert torch.equal(lens.logits(x), model(x))
+    assert torch.equal(lens.features(x), x.flatten(1))
+    assert torch.equal(lens.logits(x), model(x))
 
 
 def test_progress_is_where_a_schedule_reads_the_time():

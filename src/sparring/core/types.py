@@ -463,12 +463,12 @@ class ForwardCache:
     """
 
     model: nn.Module
-    _seen: "deque[tuple[Tensor, int, tuple[Tensor, ...]]]" = field(default_factory=lambda: deque(maxlen=2))
+    _seen: "deque[tuple[Tensor, int, bool, tuple[Tensor, ...]]]" = field(default_factory=lambda: deque(maxlen=2))
 
     def logits(self, x: Tensor) -> Tensor:
         if isinstance(self.model, Classifier) and self.model.is_bare():
             return self.model.head(self.features(x))
-        return self._once(lambda z: (self.model(z),), x)[0]
+        return self._once(lambda z: (self.model(z),), x, whole=True)[0]
 
     def features(self, x: Tensor) -> Tensor:
         model = self._classifier()
@@ -489,14 +489,19 @@ class ForwardCache:
             )
         return self.model
 
-    def _once(self, forward: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, least: int = 1) -> tuple[Tensor, ...]:
-        """Return the remembered output, unless a gradient is needed that was not recorded, or `least` parts are."""
-        for known, version, out in self._seen:
+    def _once(
+        self, forward: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, least: int = 1, whole: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Return the remembered output, unless a gradient is needed that was not recorded, or `least` parts are.
+
+        `whole` outputs are logits of the whole model, the others features.
+        """
+        for known, version, of_whole, out in self._seen:
             fits = len(out) >= least and (out[0].requires_grad or not self._wants_grad(x))
-            if known is x and version == x._version and fits:
+            if known is x and version == x._version and of_whole == whole and fits:
                 return out
         out = forward(x)
-        self._seen.append((x, x._version, out))
+        self._seen.append((x, x._version, whole, out))
         return out
 
     def _wants_grad(self, x: Tensor) -> bool:

@@ -78,7 +78,7 @@ class _SelectiveCache(ForwardCache):
     counts: Callable[[Tensor], bool] = field(kw_only=True)
 
     def has_seen(self, x: Tensor) -> bool:
-        return any(known is x for known, _, _ in self._seen)
+        return any(known is x for known, *_ in self._seen)
 
     def _once(self, forward: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, least: int = 1) -> tuple[Tensor, ...]:
         if self.counts(x):
