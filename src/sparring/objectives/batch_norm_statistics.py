@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -80,8 +81,8 @@ class _SelectiveCache(ForwardCache):
     def has_seen(self, x: Tensor) -> bool:
         return any(known is x for known, *_ in self._seen)
 
-    def _once(self, forward: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, least: int = 1) -> tuple[Tensor, ...]:
-        if self.counts(x):
-            return ForwardCache._once(self, forward, x, least)
-        with statistics_kept(self.model):
-            return ForwardCache._once(self, forward, x, least)
+    def _once(
+        self, forward: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, least: int = 1, whole: bool = False
+    ) -> tuple[Tensor, ...]:
+        with nullcontext() if self.counts(x) else statistics_kept(self.model):
+            return ForwardCache._once(self, forward, x, least, whole)
