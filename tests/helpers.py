@@ -11,8 +11,8 @@ from sparring import PGD, TRADES, CrossEntropy, Linf, Method, State, WhiteBox, e
 from sparring.attacks import FGSM, GaussianStart
 from sparring.core.serialization import Build
 from sparring.core.types import pixels
-from sparring.data import Crop, Flip
-from sparring.models import preact_resnet18
+from sparring.data import Crop, Digits, Flip, Subset
+from sparring.models import small_cnn
 from sparring.training import EMA, SGD
 
 METHOD = Method(PGD(Linf(0.1), steps=1), CrossEntropy())
@@ -37,11 +37,12 @@ def demanding(tiny):
     return replace(
         tiny,
         method=Method(attack, TRADES()),
-        model=Build(preact_resnet18, width=0.03),
+        model=Build(small_cnn, width=4, batch_norm=True),
         augment=(Crop(1), Flip()),
         averaging=EMA(0.9),
         optimizer=SGD(nesterov=True),
-        batch_size=400,
+        data=Subset(Digits(), 400, 40),
+        batch_size=110,
     )
 
 

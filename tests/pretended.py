@@ -14,7 +14,7 @@ import torch._dynamo  # which optimisers import, and which must not see the patc
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from sparring.core import devices
 
@@ -78,9 +78,36 @@ def _bare(value: Any) -> Any:
     return value.held if isinstance(value, OnGPU) else value
 
 
+def _numbers(values: Any) -> bool:
+    """Return True for sizes, strides and data, which may be long."""
+    return not values or (isinstance(values[0], int | float) and isinstance(values[-1], int | float))
+
+
+def _tensors(args: Any, found: list[Tensor]) -> list[Tensor]:
+    """Add the tensors of arguments to `found`; torch's own walk takes longer than the operations here."""
+    for each in args:
+        if isinstance(each, Tensor):
+            found.append(each)
+        elif isinstance(each, tuple | list) and not _numbers(each):
+            _tensors(each, found)
+    return found
+
+
+def _all_bare(args: Any) -> Any:
+    """Return arguments, and lists and tuples of them, as a list in which the tensors are those of the CPU."""
+    return [
+        each.held
+        if isinstance(each, OnGPU)
+        else type(each)(_all_bare(each))
+        if type(each) in (tuple, list) and not _numbers(each)
+        else each
+        for each in args
+    ]
+
+
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
     packet = func.overloadpacket
-    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+    tensors = _tensors(kwargs.values(), _tensors(args, []))
     here = [each for each in tensors if isinstance(each, OnGPU)]
     elsewhere = [each for each in tensors if not isinstance(each, OnGPU)]
     on = bool(here) or (not tensors and _making[-1])
@@ -90,11 +117,12 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     if on and not func.is_view:
         counts["kernels"] += 1
         counts[f"op {packet.__name__}"] += 1
-    out = func(*tree_map(_bare, args), **tree_map(_bare, kwargs))
+    out = func(*_all_bare(args), **dict(zip(kwargs, _all_bare(kwargs.values()), strict=True)))
     if not on or (packet is aten.copy_ and not isinstance(args[0], OnGPU)):
         return args[0] if packet is aten.copy_ else out
-    out = tree_map(lambda each: OnGPU(each) if isinstance(each, Tensor) else each, out)
-    return return_and_correct_aliasing(func, args, kwargs, out) if here else out
+    out = OnGPU(out) if isinstance(out, Tensor) else tree_map(lambda e: OnGPU(e) if isinstance(e, Tensor) else e, out)
+    aliased = here and (func.is_view or func._schema.is_mutable)
+    return return_and_correct_aliasing(func, args, kwargs, out) if aliased else out
 
 
 def _check(func: Any, packet: Any, args: Any, elsewhere: list[Tensor]) -> None:
@@ -120,7 +148,7 @@ class _Function(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
-        on = any(isinstance(each, OnGPU) for each in tree_leaves((args, kwargs)))
+        on = any(isinstance(each, OnGPU) for each in _tensors(kwargs.values(), _tensors(args, [])))
         if name in ("to", "cpu", "cuda") and args and isinstance(args[0], Tensor):
             return _moved(func, name, args, kwargs)
         if name == "tolist" and on:
@@ -131,7 +159,7 @@ class _Function(TorchFunctionMode):
         asked = kwargs.pop("device", None)
         wanted = on if asked is None else torch.device(asked).type == "cuda"
         if asked is not None and on and not wanted:
-            args, kwargs = tree_map(_bare, (args, kwargs))
+            args, kwargs = _all_bare(args), dict(zip(kwargs, _all_bare(kwargs.values()), strict=True))
         generator = kwargs.get("generator")
         if generator is not None and (generator.device.type == "cuda") != wanted:
             raise MixedDevicesError(

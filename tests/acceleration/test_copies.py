@@ -1,11 +1,9 @@
 """The fast path gives what the slow one gives, on models that it can copy and on models that it cannot."""
 
 import copy
-import json
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -15,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import count, toy_data
+from forked import ended, started
 from torch import nn
 
 from sparring import (
@@ -941,20 +940,21 @@ def test_what_is_compiled_repays_it(device, seconds, normalised, wanted):
 # -- the process
 
 
-def tuned(**environment):
-    code = "import json; from sparring.acceleration import tune_process; print(json.dumps(tune_process()))"
-    clean = {k: v for k, v in os.environ.items() if k not in ("SPARRING_ALLOCATOR", "GLIBC_TUNABLES", "LD_PRELOAD")}
-    command = [sys.executable, "-c", code]
-    out = subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=True)
-    return json.loads(out.stdout)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_the_allocator_keeps_memory_unless_somebody_else_decides():
-    assert tuned()[0] == "kept"
-    assert tuned(SPARRING_ALLOCATOR="default")[0] == "default: SPARRING_ALLOCATOR says so"
-    assert tuned(GLIBC_TUNABLES="glibc.malloc.mmap_max=9")[0] == "default: LD_PRELOAD or GLIBC_TUNABLES sets it"
+    """In a process of its own, since an allocator that keeps memory does so to the end."""
+    assert ended(started(check_allocator)) == 0
+
+
+def check_allocator():
+    for name in ("SPARRING_ALLOCATOR", "GLIBC_TUNABLES", "LD_PRELOAD"):
+        os.environ.pop(name, None)
+    assert tune_process().allocator == "kept"
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.mmap_max=9"
+    assert tune_process().allocator == "default: LD_PRELOAD or GLIBC_TUNABLES sets it"
+    os.environ["SPARRING_ALLOCATOR"] = "default"
+    assert tune_process().allocator == "default: SPARRING_ALLOCATOR says so"
 
 
 def test_a_process_takes_no_more_threads_than_it_has_cores(monkeypatch):

@@ -1,11 +1,7 @@
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-
 import pytest
 import torch
 from conftest import toy_data, toy_net
+from forked import ended, started
 from torch import nn
 
 from sparring import (
@@ -27,7 +23,14 @@ from sparring import (
 )
 from sparring.acceleration import computes_bf16
 from sparring.acceleration.convolution import FrozenConv
-from sparring.core.modes import ComposedMode, batch_statistics, mode_matters, statistics_kept, unchanged
+from sparring.core.modes import (
+    ComposedMode,
+    batch_statistics,
+    full_precision,
+    mode_matters,
+    statistics_kept,
+    unchanged,
+)
 from sparring.models import SmoothBackward, small_cnn
 
 
@@ -217,41 +220,28 @@ def _old():
     return found
 
 
-SETTINGS = (
-    "pass",
-    "torch.set_float32_matmul_precision('high')",
-    "torch.backends.cudnn.allow_tf32 = False",
-    "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
-    "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
-    "torch.backends.mkldnn.conv.fp32_precision = 'bf16'",
-)
+SETTINGS = {
+    "none": lambda: None,
+    "set_float32_matmul_precision": lambda: torch.set_float32_matmul_precision("high"),
+    "cudnn.allow_tf32": lambda: setattr(torch.backends.cudnn, "allow_tf32", False),
+    "cuda.matmul": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "cudnn.conv": lambda: setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee"),
+    "mkldnn.conv": lambda: setattr(torch.backends.mkldnn.conv, "fp32_precision", "bf16"),
+}
 
 
-def test_full_precision_can_be_read_by_both_interfaces_whatever_the_user_has_set():
-    """Each in a process of its own, since torch has no way back from mixed settings; one imports torch and forks."""
-    code = f"""
-        import os
-        import sys
-        sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
-        import torch
-        from test_modes import _new, _old
-        from sparring.core.modes import full_precision
+def check_full_precision(setting):
+    SETTINGS[setting]()
+    before = _new(), _old()
+    for _ in range(2):
+        with full_precision():
+            assert _new() == ["ieee"] * 4, _new()
+            assert _old() == ["highest", False], _old()
+    assert _new() == before[0], (before, _new())
+    assert _old() == before[1], (before, _old())
 
-        def check(setting):
-            exec(setting)
-            before = _new(), _old()
-            for _ in range(2):
-                with full_precision():
-                    assert _new() == ["ieee"] * 4, _new()
-                    assert _old() == ["highest", False], _old()
-            assert _new() == before[0], (before, _new())
-            assert _old() == before[1], (before, _old())
 
-        for setting in {SETTINGS!r}:
-            child = os.fork()
-            if child == 0:
-                check(setting)
-                os._exit(0)
-            assert os.waitpid(child, 0)[1] == 0, setting
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_full_precision_can_be_read_by_both_interfaces_whatever_the_user_has_set(setting):
+    """In a process of its own, since torch has no way back from mixed settings."""
+    assert ended(started(check_full_precision, setting)) == 0

@@ -4,22 +4,22 @@ import gc
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
+from forked import ended, started
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from safetensors.torch import load_file
 
-from sparring import TensorData, UserError, evaluate_run, fit
+from sparring import PGD, Build, CrossEntropy, Linf, Method, TensorData, UserError, evaluate_run, fit
 from sparring.data import Batches, Flip, ImageFolder, ImageStream, Subset, hold_out
 from sparring.data.looks import _CENTRES, RandomWindow, _window
-from sparring.models import Normalize
+from sparring.models import Normalize, small_cnn
+from sparring.recipes.small import quickstart
 from sparring.records import RunFolder
 from sparring.training import Interrupted
 
@@ -343,35 +343,30 @@ def test_a_run_on_a_stream_is_interrupted_resumed_and_evaluated(tiny, pictures, 
     assert len(found["last"].robust["clean"]) == 12
 
 
+def train_until_all_are_told(folder, run):
+    """Send a signal to a group of its own, as a batch system does: to the process that trains and to its workers."""
+    os.setsid()
+    attack = PGD(Linf(0.1), steps=2)
+    recipe = replace(
+        quickstart(),
+        data=ImageStream(str(folder), size=8, workers=2),
+        model=Build(small_cnn, width=2),
+        epochs=50,
+        batch_size=8,
+        held_out=0.25,
+        method=Method(attack, CrossEntropy()),
+        selection=attack,
+    )
+
+    def stop(news):
+        if news.progress.step == 5:
+            os.killpg(0, signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        fit(recipe, run, device="cpu", on_progress=stop)
+
+
 @pytest.mark.slow
 def test_a_signal_to_all_processes_lets_the_run_save(pictures, tmp_path):
-    """As a batch system sends it: to the one that trains and to its workers."""
-    code = f"""
-import os, signal
-from dataclasses import replace
-from sparring import PGD, Build, CrossEntropy, Linf, Method, fit
-from sparring.data import ImageStream
-from sparring.training import Interrupted
-from sparring.models import small_cnn
-from sparring.recipes.small import quickstart
-
-attack = PGD(Linf(0.1), steps=2)
-recipe = replace(
-    quickstart(), data=ImageStream({str(pictures)!r}, size=8, workers=2), model=Build(small_cnn, width=2), epochs=50,
-    batch_size=8, held_out=0.25, method=Method(attack, CrossEntropy()), selection=attack,
-)
-
-def stop(news):
-    if news.progress.step == 5:
-        os.killpg(0, signal.SIGTERM)
-
-try:
-    fit(recipe, {str(tmp_path / "run")!r}, device="cpu", on_progress=stop)
-except Interrupted:
-    print("saved")
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True, timeout=120, check=False
-    )
-    assert done.stdout.strip() == "saved", done.stderr
+    assert ended(started(train_until_all_are_told, pictures, tmp_path / "run")) == 0
     assert RunFolder(tmp_path / "run").checkpoints.exists()

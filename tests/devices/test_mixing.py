@@ -46,7 +46,7 @@ def small(tiny, **changes):
 
 RUNS = {
     "everything": lambda tiny: small(
-        replace(demanding(tiny), model=Build(small_cnn, width=2, batch_norm=True)),
+        demanding(tiny),
         guard=Guard(BALL, "report", examples=16),
         example_history=sp.training.ExampleHistory(PGD(BALL, 1)),
     ),
@@ -87,19 +87,6 @@ def test_an_epoch_of_every_method_mixes_no_devices(name, tiny):
         assert all(isinstance(p, OnGPU) for p in model.parameters())
 
 
-ADVERSARIES = {
-    "cascade": lambda: ShortAutoAttack(BALL),
-    "l2": lambda: WhiteBox(APGD(L2(0.5), 3)),
-    "l1": lambda: WhiteBox(APGD(L1(3.0), 3)),
-    "targets": lambda: MultiTargeted(APGD(BALL, 2), targets=2),
-    "square": lambda: WhiteBox(Square(BALL, 5), sp.Margin),
-    "fab": lambda: WhiteBox(FAB(BALL, 3), sp.Margin),
-    "nearest": lambda: MinimumNorm.of(L2(1.0), steps=3),
-    "draws": lambda: WhiteBox(PGD(BALL, 2), draws=2),
-    "smooth": lambda: sp.evaluation.SurrogateGradient(SmoothBackward(), WhiteBox(PGD(BALL, 2))),
-}
-
-
 @dataclass(frozen=True)
 class ShortAutoAttack(AutoAttack):
     """The stages of AutoAttack, with fewer steps."""
@@ -114,6 +101,18 @@ class ShortAutoAttack(AutoAttack):
         }
 
 
+ADVERSARIES = {
+    "cascade": ShortAutoAttack(BALL),
+    "l2": WhiteBox(APGD(L2(0.5), 3)),
+    "l1": WhiteBox(APGD(L1(3.0), 3)),
+    "targets": MultiTargeted(APGD(BALL, 2), targets=2),
+    "square": WhiteBox(Square(BALL, 5), sp.Margin),
+    "fab": WhiteBox(FAB(BALL, 3), sp.Margin),
+    "nearest": MinimumNorm.of(L2(1.0), steps=3),
+    "smooth": sp.evaluation.SurrogateGradient(SmoothBackward(), WhiteBox(PGD(BALL, 2))),
+}
+
+
 def trained_somehow(count=20):
     torch.manual_seed(0)
     model = small_cnn(10, (1, 8, 8), width=2, batch_norm=True).to("cuda").eval()
@@ -123,12 +122,15 @@ def trained_somehow(count=20):
     return model, sp.TensorData(data.x, y, data.classes)  # right everywhere, so that all are attacked
 
 
+RANDOMISED = {"draws": WhiteBox(PGD(BALL, 2), draws=2)}
+
+
 @pytest.mark.parametrize("where", ["cuda", "cpu"])
-@pytest.mark.parametrize("name", ADVERSARIES)
-def test_an_evaluation_mixes_no_devices(name, where, tmp_path):
+@pytest.mark.parametrize("adversaries", [ADVERSARIES, RANDOMISED], ids=["once", "draws"])
+def test_an_evaluation_mixes_no_devices(adversaries, where, tmp_path):
     with pretended():
         model, data = trained_somehow()
-        found = evaluate(model, data.to(where), {"a": ADVERSARIES[name]()}, state=tmp_path, keep_images=True)
+        found = evaluate(model, data.to(where), adversaries, state=tmp_path, keep_images=True)
         assert len(found.robust["clean"]) == 20
         assert isinstance(next(model.parameters()), OnGPU)
 
@@ -144,8 +146,8 @@ def test_the_audit_and_perturb_mix_no_devices():
 KINDS = {
     "information": ["--examples", "20", "--jacobian-examples", "2", "--count", "4"],
     "memorization": ["--threat", "linf:0.1", "--examples", "20", "--jacobian-examples", "8", "--steps", "2"],
-    "representation": ["--threat", "linf:0.1", "--examples", "10", "--bank", "30", "--k", "3", "--steps", "2"],
-    "landscape": ["--threat", "linf:0.1", "--examples", "6", "--steps", "2"],
+    "representation": ["--threat", "linf:0.1", "--examples", "4", "--bank", "30", "--k", "3", "--steps", "2"],
+    "landscape": ["--threat", "linf:0.1", "--examples", "4", "--points", "2", "--steps", "2"],
     "transfer": ["--to", "digits", "--shots", "20", "--seeds", "1", "--mode", "layers", "--layers", "4"],
     "inversion": ["--examples", "4", "--steps", "3", "--features", "2"],
 }
@@ -183,6 +185,7 @@ def build():
 )
 def test_a_step_of_every_contrastive_method_mixes_no_devices(name):
     recipe = find(name)()
+    recipe = replace(recipe, model=Build(recipe.model.function, **recipe.model.options | {"width": 4}))
     torch.manual_seed(0)
     data = toy_data(48, 10)
     data = replace(data, x=F.interpolate(data.x.float(), size=28).to(torch.uint8))

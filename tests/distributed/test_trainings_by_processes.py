@@ -1,20 +1,16 @@
 """Training by several processes is training by one: weights, statistics, memory, and the number of collectives."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from trainings import TRAININGS, begun, trained
+from forked import ended, started
+from trainings import TRAININGS, begun, main, trained
 
 from sparring.training.updates import BatchLoss
 
 pytestmark = pytest.mark.slow
 
-HERE = Path(__file__).parent
 FEW = (
     "cross-entropy",
     "awp, batch norm",
@@ -32,19 +28,9 @@ WITHOUT_BATCH_NORM = tuple(name for name, training in TRAININGS.items() if train
 
 def by_processes(world, folder, *names):
     """Start the processes, and return what the first one found."""
-    store, out = folder / f"store-{world}", folder / f"out-{world}.pt"
-    paths = os.pathsep.join([str(HERE), *sys.path])
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "trainings.py"), str(rank), str(world), str(store), str(out), *names],
-            env={**os.environ, "PYTHONPATH": paths},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    said = [process.communicate()[1] for process in started]
-    assert all(process.returncode == 0 for process in started), "\n".join(said)
+    store, out = str(folder / "store"), folder / "out.pt"
+    processes = [started(main, rank, world, store, str(out), *names) for rank in range(world)]
+    assert [ended(process) for process in processes] == [0] * world
     return torch.load(out, weights_only=False)
 
 

@@ -1,9 +1,5 @@
-"""Trainings of a few steps in double precision, by one process or several: what the tests of processes compare.
+"""Trainings of a few steps in double precision, by one process or several: what the tests of processes compare."""
 
-Run as a program, `trainings.py RANK WORLD STORE OUT NAME..` is one of several processes.
-"""
-
-import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -92,7 +88,7 @@ def double_cnn(num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
 
 @dataclass(frozen=True)
 class Training:
-    """A training of 2 epochs of 3 steps."""
+    """A training of 2 epochs of 2 steps."""
 
     method: Any
     update: Any = sp.OptimizerStep()  # noqa: RUF009
@@ -180,7 +176,7 @@ TRAININGS = {
 }
 
 
-def data(count: int = 33) -> TensorData:
+def data(count: int = 22) -> TensorData:
     x = (torch.rand(count, 3, 8, 8, generator=make_rng(1)) * 255).to(torch.uint8)
     return TensorData(x, torch.arange(count) % 4, ("a", "b", "c", "d"))
 
@@ -236,10 +232,10 @@ COLLECTIVES = ("all_reduce", "all_gather", "broadcast", "all_gather_object", "br
 
 
 def trained(name: str) -> dict[str, Any]:
-    """Train, and return weights, statistics, memory, terms, and what the fourth step communicates."""
+    """Train, and return weights, statistics, memory, terms, and what the third step communicates."""
     training = TRAININGS[name]
     state, loop, batches = begun(training)
-    loop.run(training.method, state, batches, until=3)
+    loop.run(training.method, state, batches, until=2)
     calls, numbers = Counter[str](), 0
     kept = {each: getattr(dist, each) for each in COLLECTIVES}
 
@@ -254,7 +250,7 @@ def trained(name: str) -> dict[str, Any]:
 
     for each in kept:
         setattr(dist, each, counting(each))
-    loop.run(training.method, state, batches, until=4)
+    loop.run(training.method, state, batches, until=3)
     for each, call in kept.items():
         setattr(dist, each, call)
     loop.run(training.method, state, batches)
@@ -274,7 +270,7 @@ def flat(tensors: Any) -> Tensor:
 
 
 def main(rank: int, world: int, store: str, out: str, *names: str) -> None:
-    torch.set_num_threads(1)
+    """Train as one of several processes."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     found = {name: trained(name) for name in names or TRAININGS}
     for each in found.values():
@@ -282,7 +278,3 @@ def main(rank: int, world: int, store: str, out: str, *names: str) -> None:
     if rank == 0:
         torch.save(found, out)
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -1,17 +1,14 @@
 import copy
 import math
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import Linear, count, toy_data, toy_net
+from forked import ended, started
 from torch import nn
 
 from sparring import (
@@ -472,36 +469,28 @@ def test_the_state_of_another_evaluation_is_refused(net, tmp_path):
         evaluate(net, data, {"quick": Quick()}, state=tmp_path / "more")
 
 
+def search_for_long(folder):
+    attack = WhiteBox(Square(Linf(0.004), 400), Margin)
+    return evaluate(toy_net().eval(), toy_data(40), {"a": attack}, batch_size=2, state=folder)
+
+
 @pytest.mark.slow
 def test_a_sigkill_loses_nothing(tmp_path):
-    code = f"""
-        import torch
-        from pathlib import Path
-        import sys
-        sys.path.insert(0, {str(str(Path(__file__).parents[1]))!r})
-        from conftest import toy_data, toy_net
-        from sparring import Linf, Margin, Square, WhiteBox, evaluate
-        from sparring.records.run_folder import write_evaluated
-        attack = WhiteBox(Square(Linf(0.004), 3000), Margin)
-        state = {str(tmp_path / "state")!r}
-        found = evaluate(toy_net().eval(), toy_data(40), {{"a": attack}}, batch_size=2, state=state)
-        write_evaluated(Path({str(tmp_path / "done.npz")!r}), found)
-    """
-    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
-    process = subprocess.Popen(command)
+    process, state = started(search_for_long, tmp_path), []
     until = time.monotonic() + 60
-    while len(list((tmp_path / "state").glob("*.npz"))) < 2 and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    before = {path.name: path.read_bytes() for path in (tmp_path / "state").glob("*.npz")}
+    while len(state) < 2 and process.is_alive() and time.monotonic() < until:
+        time.sleep(0.005)
+        state = list(tmp_path.glob("*.npz"))
+    process.kill()
+    assert ended(process) == -signal.SIGKILL
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.npz")}
     assert before
-    assert subprocess.run(command, check=False).returncode == 0
-    assert all((tmp_path / "state" / name).read_bytes() == content for name, content in before.items())
-    with np.load(tmp_path / "done.npz") as held:
-        found = held["robust/a"]
-    whole = evaluate(toy_net().eval(), toy_data(40), {"a": WhiteBox(Square(Linf(0.004), 3000), Margin)})
-    assert np.array_equal(found, whole.robust["a"])
+    found = search_for_long(tmp_path)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    attack = WhiteBox(Square(Linf(0.004), 400), Margin)
+    whole = evaluate(toy_net().eval(), toy_data(40), {"a": attack})
+    assert 0 < whole.robust["a"].sum() < whole.robust["clean"].sum()
+    assert np.array_equal(found.robust["a"], whole.robust["a"])
 
 
 # -- the time left

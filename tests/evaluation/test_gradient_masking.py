@@ -2,6 +2,7 @@
 
 import copy
 import re
+from functools import cache
 
 import pytest
 import torch
@@ -47,6 +48,12 @@ def findings(model, data, **options):
     return {finding.name: finding for finding in audit(model, data, THREAT, budget=FEW, **options)}
 
 
+@pytest.fixture(scope="module")
+def under(honest, images):
+    """What the audit finds of the honest model under a mask: each is audited once."""
+    return cache(lambda mask: findings(mask(honest), images))
+
+
 class Wrapped(nn.Module):
     def __init__(self, model):
         super().__init__()
@@ -84,8 +91,13 @@ class Optimising(Wrapped):
 
 
 @pytest.mark.slow
-def test_an_honestly_trained_model_passes(honest, images):
+def test_an_honestly_trained_model_passes_and_is_left_as_it_was(honest, images):
+    before = {name: t.clone() for name, t in honest.state_dict().items()}
+    state = torch.random.get_rng_state()
     found = findings(honest, images)
+    assert all(torch.equal(t, before[name]) for name, t in honest.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), state), "and the global randomness, too"
+    assert all(p.requires_grad for p in honest.parameters())
     assert passed(found.values()), [f"{f.name}: {f.meaning}" for f in found.values() if f.verdict == "fail"]
     assert list(found) == [
         "train mode",
@@ -118,8 +130,8 @@ def test_an_honestly_trained_model_passes(honest, images):
         (Optimising, "optimisation inside", "autograd runs 1 times in one forward"),
     ],
 )
-def test_a_masked_model_fails_for_the_right_reason(honest, images, mask, check, reason):
-    found = findings(mask(honest), images)
+def test_a_masked_model_fails_for_the_right_reason(under, mask, check, reason):
+    found = under(mask)
     assert found[check].verdict == "fail"
     assert re.search(reason, found[check].meaning), found[check].meaning
     assert found[check].advice
@@ -127,15 +139,15 @@ def test_a_masked_model_fails_for_the_right_reason(honest, images, mask, check, 
 
 
 @pytest.mark.slow
-def test_masked_gradients_lose_to_an_attack_without_any(honest, images):
-    found = findings(Quantised(honest), images)
+def test_masked_gradients_lose_to_an_attack_without_any(under):
+    found = under(Quantised)
     assert found["black box"].verdict == "fail"
     assert "are broken by Square" in found["black box"].meaning
 
 
 @pytest.mark.slow
-def test_checks_that_need_a_gradient_are_skipped_with_the_reason_where_there_is_none(honest, images):
-    found = findings(Detached(honest), images)
+def test_checks_that_need_a_gradient_are_skipped_with_the_reason_where_there_is_none(under):
+    found = under(Detached)
     skipped = [f for f in found.values() if f.verdict == "skip"]
     assert {f.name for f in skipped} == {"shattered gradients", "large eps", "climbing", "more steps"}
     assert all("no gradient reaches the image" in f.meaning for f in skipped)
@@ -154,8 +166,8 @@ def test_gradients_that_point_elsewhere_are_shattered(honest, images):
 
 
 @pytest.mark.slow
-def test_an_attack_that_fails_in_a_ball_that_holds_everything_is_told(honest, images):
-    assert findings(Quantised(honest), images)["large eps"].verdict == "fail"
+def test_an_attack_that_fails_in_a_ball_that_holds_everything_is_told(under):
+    assert under(Quantised)["large eps"].verdict == "fail"
 
 
 def test_probabilities_end_the_audit(honest, images):
@@ -194,16 +206,6 @@ def test_a_surrogate_that_is_given_is_the_one_that_is_used(honest, images):
     found = findings(Quantised(honest), images, surrogate=honest)
     assert "the surrogate given" in found["transfer"].meaning
     assert found["transfer"].verdict == "fail"
-
-
-@pytest.mark.slow
-def test_the_audit_leaves_the_model_and_the_global_randomness_as_they_were(honest, images):
-    before = {name: t.clone() for name, t in honest.state_dict().items()}
-    state = torch.random.get_rng_state()
-    findings(honest, images)
-    assert all(torch.equal(t, before[name]) for name, t in honest.state_dict().items())
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert all(p.requires_grad for p in honest.parameters())
 
 
 def test_what_cannot_be_audited_is_refused(honest, images):

@@ -1,8 +1,5 @@
 """The state of an evaluation, to which several processes may write."""
 
-import subprocess
-import sys
-import textwrap
 import threading
 import warnings
 from pathlib import Path
@@ -10,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import toy_data, toy_net
+from forked import ended, started
 
 from sparring import FGSM, Linf, OriginalModel, UserError, WhiteBox, evaluate
 from sparring.core.types import pixels
@@ -31,32 +29,19 @@ def rows_in(store, stage="pgd"):
     return sorted(row for each in store.parts(stage) for row in each.rows.tolist())
 
 
-WRITERS = """
-    import os, sys, time
-    from pathlib import Path
-    import numpy as np
-    from sparring.evaluation.journal import Part, PartStore
-
-    folder, children = Path(sys.argv[1]), []
-    none = np.zeros(1, np.float32), np.zeros(1, np.float32), np.zeros(1, int), np.zeros((0, 1, 2, 2), np.float32)
-    for number in range(3):
-        if not (child := os.fork()):
-            while not (folder / "go").exists():
-                pass
-            store = PartStore(folder / "state", {"seed": 0}, (1000, 1, 2, 2))
-            for i in range(40):
-                store.add("pgd", Part(np.array([3 * i + number]), np.zeros(1, bool), *none))
-            os._exit(0)
-        children.append(child)
-    (folder / "go").touch()
-    sys.exit(any(os.waitpid(child, 0)[1] for child in children))
-"""
+def write_parts(folder, number):
+    while not (folder / "go").exists():
+        pass
+    store = PartStore(folder / "state", ABOUT, SHAPE)
+    for i in range(40):
+        store.add("pgd", part(3 * i + number))
 
 
 @pytest.mark.slow
 def test_three_processes_begin_one_journal_and_no_part_is_lost(tmp_path):
-    command = [sys.executable, "-c", textwrap.dedent(WRITERS), str(tmp_path)]
-    assert subprocess.run(command, check=False).returncode == 0
+    processes = [started(write_parts, tmp_path, number) for number in range(3)]
+    (tmp_path / "go").touch()
+    assert [ended(process) for process in processes] == [0, 0, 0]
     assert rows_in(PartStore(tmp_path / "state", ABOUT, SHAPE)) == list(range(120))
     assert not list((tmp_path / "state").glob(".*")), "nothing is left half written"
 

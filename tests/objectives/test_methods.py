@@ -1,14 +1,14 @@
 """Every method trains on the digits, and goes on bit for bit from a checkpoint; some do so through `fit`."""
 
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from every_method import CHANGES
 from helpers import bits, stop_at
 
-from sparring import Build, Objective, Recipe, State, TrainingLoop, fit
+from sparring import Build, Objective, Progress, Recipe, State, TrainingLoop, fit
 from sparring.core.walk import walk
 from sparring.data import Batches, Digits, Subset
 from sparring.models import small_cnn
@@ -16,6 +16,7 @@ from sparring.records import RunFolder
 from sparring.runs.start import initial_state, load_data
 from sparring.training import Interrupted
 from sparring.training.checkpoint import Checkpoints
+from sparring.training.engine import Hook
 
 pytestmark = pytest.mark.slow
 
@@ -28,39 +29,40 @@ def small(tiny: Recipe, name: str) -> Recipe:
     return replace(recipe, batch_size=80, epochs=2, **{"held_out": 0.0, **CHANGES[name]})
 
 
-def trained(recipe: Recipe, folder: Path, *until: int) -> State:
-    """Train with a checkpoint after each number of steps, from which another state goes on."""
-    training, _, extra = load_data(recipe, folder, torch.device("cpu"))
-    places = any(each.needs_places for each in walk(recipe.method) if isinstance(each, Objective))
-    batches = Batches(
-        training.data, recipe.batch_size, recipe.augment, recipe.seed, recipe.views_per_image, places=places
-    )
-    loop = TrainingLoop(recipe.epochs, recipe.lr, recipe.update, recipe.averaging)
-    checkpoints = Checkpoints(folder)
-    for steps in (*until, None):
-        state = initial_state(recipe, training.data, extra, RunFolder(folder), torch.device("cpu"), overwrite=True)
-        checkpoints.load_latest(state)
-        loop.run(recipe.method, state, batches, steps)
-        if steps is not None:
-            checkpoints.save(state)
-    return state
+@dataclass
+class SavingOnce(Hook):
+    """Writes a checkpoint after a step, in the middle of the second epoch."""
+
+    checkpoints: Checkpoints
+    step: int = 4
+
+    def on_step(self, state: State, progress: Progress, terms: Mapping[str, float]) -> None:
+        if progress.step == self.step:
+            self.checkpoints.save(state)
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_method_trains_and_resumes_bit_for_bit_on_digits(name, tiny, tmp_path):
-    recipe = small(tiny, name)
-    whole, cut = trained(recipe, tmp_path / "whole"), trained(recipe, tmp_path / "cut", 4)
+    recipe, run, cpu = small(tiny, name), RunFolder(tmp_path), torch.device("cpu")
+    training, _, extra = load_data(recipe, tmp_path, cpu)
+    places = any(each.needs_places for each in walk(recipe.method) if isinstance(each, Objective))
+    batches = Batches(
+        training.data, recipe.batch_size, recipe.augment, recipe.seed, recipe.views_per_image, places=places
+    )
+    checkpoints, how = Checkpoints(tmp_path), (recipe.epochs, recipe.lr, recipe.update, recipe.averaging)
+    whole, cut = (initial_state(recipe, training.data, extra, run, cpu, overwrite=True) for _ in range(2))
+    start = [p.clone() for p in whole.model.parameters()]
+    TrainingLoop(*how, [SavingOnce(checkpoints)]).run(recipe.method, whole, batches)
+    checkpoints.load_latest(cut)
+    assert cut.step == 4
+    TrainingLoop(*how).run(recipe.method, cut, batches)
     assert whole.step == cut.step == 6
     for kind, module in {**whole.modules(), "memory": whole.memory}.items():
         other = {**cut.modules(), "memory": cut.memory}[kind]
         pairs = zip(module.state_dict().items(), other.state_dict().values(), strict=True)
         for (what, a), b in pairs:
             assert torch.equal(a, b), f"{kind}.{what}"
-    start = initial_state(
-        recipe, load_data(recipe, tmp_path, torch.device("cpu"))[0].data, None, RunFolder(tmp_path), whole.device, True
-    )
-    moved = [not torch.equal(a, b) for a, b in zip(start.model.parameters(), whole.model.parameters(), strict=True)]
-    assert any(moved)
+    assert any(not torch.equal(a, b) for a, b in zip(start, whole.model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", THROUGH_FIT)

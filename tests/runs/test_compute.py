@@ -12,7 +12,7 @@ from sparring import AWP, Build, Linf, OptimizerStep, UserError
 from sparring.core.modes import float32_format
 from sparring.core.schedules import PiecewiseConstant
 from sparring.core.types import Progress, at
-from sparring.data import ProgressiveResizing
+from sparring.data import Digits, ProgressiveResizing, Subset
 from sparring.models import preact_resnet18
 from sparring.records.run_folder import RunFolder
 from sparring.runs.compute import ComputeSettings
@@ -22,6 +22,7 @@ from sparring.training.hooks import Interrupted
 from sparring.training.updates import MixedPrecision, mixed_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+FEW = Subset(Digits(), 400, 40)
 
 
 def test_auto_becomes_what_the_device_does(monkeypatch):
@@ -186,7 +187,7 @@ def test_full_precision_of_the_update_is_set_on_cuda_alone():
 
 @pytest.mark.slow
 def test_recomputation_changes_no_bits_and_may_be_given_to_a_run_that_was_begun_without(tiny, tmp_path):
-    short = replace(tiny, epochs=1, model=Build(preact_resnet18, width=0.03), batch_size=400)
+    short = replace(tiny, epochs=1, model=Build(preact_resnet18, width=0.03), data=FEW, batch_size=110)
     plain = fit(short, tmp_path / "plain")
     with pytest.raises(Interrupted):
         fit(short, tmp_path / "begun", on_progress=stop_at(1))
@@ -217,7 +218,8 @@ def test_micro_batches_are_kept_by_a_run_and_give_its_weights_up_to_rounding(tin
 @pytest.mark.slow
 def test_images_grow_from_epoch_to_epoch_and_a_resumed_run_goes_on_at_the_same_size(tiny, tmp_path):
     sizes = ProgressiveResizing(((0, 4), (1, 8)))
-    growing = replace(tiny, image_size=sizes, epochs=2, model=Build(preact_resnet18, width=0.03))
+    growing = replace(tiny, image_size=sizes, epochs=2, model=Build(preact_resnet18, width=0.03), data=FEW)
+    growing = replace(growing, batch_size=70)
     whole = fit(growing, tmp_path / "whole")
     with pytest.raises(Interrupted):
         fit(growing, tmp_path / "stopped", on_progress=stop_at(3))

@@ -2,24 +2,22 @@ import json
 import math
 import re
 import resource
+import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import toy_data
+from forked import ended, started
 from helpers import bits, demanding, stop_at
 
 from sparring import EMA, Linf, RunFolder, State, UserError, fit, load_model
 from sparring.cli import run as shell
 from sparring.core.serialization import Build
 from sparring.core.types import pixels
-from sparring.data import NPZ, Batches, Digits
+from sparring.data import NPZ, Batches, Digits, Subset
 from sparring.models import Normalize, preact_resnet18, small_cnn
 from sparring.runs.load import evaluate_run, evaluate_weights, recipe_of
 from sparring.training import Guard, Interrupted, Saving
@@ -28,8 +26,22 @@ from sparring.training.checkpoint import read_weights, save_weights
 pytestmark = pytest.mark.slow
 
 
-def test_a_run_leaves_everything_that_it_promises(tiny, tmp_path):
-    run = fit(tiny, tmp_path / "r")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The run of `tiny`, which tests only read."""
+    import conftest
+
+    return fit(conftest.tiny.__wrapped__(), tmp_path_factory.mktemp("finished") / "r")
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """The run of `tiny` in a folder of the test's own."""
+    return RunFolder(shutil.copytree(finished.path, tmp_path / "r"))
+
+
+def test_a_run_leaves_everything_that_it_promises(finished, tiny):
+    run = finished
     assert {p.name for p in run.path.iterdir()} == {
         ".lock",
         "best.safetensors",
@@ -53,17 +65,23 @@ def test_a_run_leaves_everything_that_it_promises(tiny, tmp_path):
     assert steps[0]["lr"] > 0
 
 
-def test_a_run_repeats_itself_from_its_seed_and_another_seed_is_another_run(tiny, tmp_path):
-    one, two = (fit(tiny, tmp_path / name) for name in "ab")
-    assert bits(one) == bits(two)
-    assert bits(fit(replace(tiny, seed=1), tmp_path / "c")) != bits(one)
+def test_a_run_repeats_itself_from_its_seed_and_another_seed_is_another_run(finished, tiny, tmp_path):
+    assert bits(fit(tiny, tmp_path / "again")) == bits(finished)
+    assert bits(fit(replace(tiny, seed=1), tmp_path / "other")) != bits(finished)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    import conftest
+
+    recipe = demanding(conftest.tiny.__wrapped__())
+    return recipe, fit(recipe, tmp_path_factory.mktemp("demanding") / "whole")
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 6])
-def test_an_interrupted_run_saves_and_goes_on_bit_for_bit(tiny, tmp_path, step):
+def test_an_interrupted_run_saves_and_goes_on_bit_for_bit(uninterrupted, tmp_path, step):
     """Steps 3 and 6 end an epoch, whose evaluation must not be lost."""
-    recipe = demanding(tiny)
-    whole = fit(recipe, tmp_path / "whole")
+    recipe, whole = uninterrupted
     with pytest.raises(Interrupted) as stop:
         fit(recipe, tmp_path / "half", on_progress=stop_at(step))
     assert stop.value.step == step
@@ -74,35 +92,46 @@ def test_an_interrupted_run_saves_and_goes_on_bit_for_bit(tiny, tmp_path, step):
     assert whole.status() == half.status()
 
 
-@pytest.mark.parametrize("step", [3, 5, 6])
-def test_all_images_can_train_and_an_interrupted_run_goes_on_bit_for_bit(tiny, tmp_path, step):
-    recipe = replace(
-        tiny, held_out=0.0, drop_last=False, normalize=False, evaluation=replace(tiny.evaluation, examples=4)
-    )
+@pytest.fixture(scope="module")
+def on_all_images(tmp_path_factory):
+    import conftest
+
+    tiny, folder = conftest.tiny.__wrapped__(), tmp_path_factory.mktemp("all") / "whole"
+    recipe = replace(tiny, held_out=0.0, drop_last=False, normalize=False, data=Subset(Digits(), 300, 10))
+    recipe = replace(recipe, batch_size=55, evaluation=replace(tiny.evaluation, examples=4))
+    return recipe, fit(recipe, folder)
+
+
+def test_all_images_can_train(on_all_images):
+    recipe, whole = on_all_images
     train, _ = recipe.data.load()
-    assert len(recipe.split(train, tmp_path, torch.device("cpu"))[0]) == len(train)
-    assert recipe.split(train, tmp_path, torch.device("cpu"))[1] is None
-    whole = fit(recipe, tmp_path / "whole")
+    assert len(recipe.split(train, whole.path, torch.device("cpu"))[0]) == len(train)
+    assert recipe.split(train, whole.path, torch.device("cpu"))[1] is None
     epoch = math.ceil(len(train) / recipe.batch_size)  # the last batch is a part
     assert len(train) % recipe.batch_size
     assert whole.status()["step"] == 3 * epoch == whole.status()["best"]["step"]
     assert whole.status()["selected"] == "last epoch, nothing held out"
+    assert bits(whole, "best") == bits(whole, "last")
+    assert isinstance(load_model(whole.weights("best"), recipe).normalize, torch.nn.Identity)
+
+
+@pytest.mark.parametrize("step", [3, 5, 6])
+def test_an_interrupted_run_on_all_images_goes_on_bit_for_bit(on_all_images, tmp_path, step):
+    recipe, whole = on_all_images
     with pytest.raises(Interrupted):
         fit(recipe, tmp_path / "half", on_progress=stop_at(step))
     half = fit(recipe, tmp_path / "half")
     for which in ("best", "last"):
         assert bits(whole, which) == bits(half, which)
-    assert bits(whole, "best") == bits(whole, "last")
     assert whole.metrics() == half.metrics() and whole.status() == half.status()
-    assert isinstance(load_model(whole.weights("best"), recipe).normalize, torch.nn.Identity)
     evaluate_run(half, recipe)
     assert half.evaluation()["how"]["selected"] == "last epoch, nothing held out"
 
 
 def test_a_guarded_run_from_the_shell_may_hold_nothing_out(tmp_path, capsys):
     out = str(tmp_path / "r")
-    given = ["--epochs", "1", "--held-out", "0", "--no-drop-last", "--no-normalize", "--out", out]
-    assert shell(["train", "quickstart", *given]) == 0
+    given = ["--epochs", "1", "--held-out", "0", "--no-drop-last", "--no-normalize", "--model.width", "2"]
+    assert shell(["train", "quickstart", *given, "--out", out]) == 0
     assert "last epoch counts, as nothing was held out" in capsys.readouterr().out
     recipe = recipe_of(RunFolder(out).path)
     assert (recipe.held_out, recipe.drop_last, recipe.normalize) == (0, False, False)
@@ -139,18 +168,19 @@ def test_a_second_ctrl_c_insists(tiny, tmp_path):
         fit(tiny, tmp_path, on_progress=show)
 
 
-def test_a_finished_run_is_left_alone_unless_told_otherwise(tiny, tmp_path):
-    first = bits(fit(tiny, tmp_path))
+def test_a_finished_run_is_left_alone_unless_told_otherwise(copied, tiny):
+    first = bits(copied)
     with pytest.raises(UserError, match="holds a finished run: --overwrite it, or choose another folder"):
-        fit(tiny, tmp_path)
-    assert bits(fit(replace(tiny, seed=1), tmp_path, overwrite=True)) != first
+        fit(tiny, copied.path)
+    assert bits(copied) == first
+    assert bits(fit(replace(tiny, seed=1, epochs=1), copied.path, overwrite=True)) != first
 
 
 def test_an_unfinished_run_of_another_recipe_is_not_gone_on_with(tiny, tmp_path):
     with pytest.raises(Interrupted):
         fit(tiny, tmp_path, on_progress=stop_at(2))
-    other = replace(tiny, seed=3, epochs=4)
-    with pytest.raises(UserError, match=r"unfinished run of another recipe \(epochs: 3 -> 4; seed: 0 -> 3\)"):
+    other = replace(tiny, seed=3, epochs=1)
+    with pytest.raises(UserError, match=r"unfinished run of another recipe \(epochs: 3 -> 1; seed: 0 -> 3\)"):
         fit(other, tmp_path)
     assert fit(other, tmp_path, overwrite=True).finished()
 
@@ -164,13 +194,12 @@ def test_an_unfinished_run_of_another_recipe_is_not_gone_on_with(tiny, tmp_path)
         ({"model": Build(small_cnn, activation="rleu")}, {}),
     ],
 )
-def test_a_run_is_not_overwritten_before_all_else_is_in_order(tiny, tmp_path, change, options):
-    run = fit(replace(tiny, epochs=1), tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+def test_a_run_is_not_overwritten_before_all_else_is_in_order(copied, tiny, change, options):
+    before = {path: path.read_bytes() for path in copied.path.rglob("*") if path.is_file()}
     with pytest.raises(UserError):
-        fit(replace(tiny, **change), tmp_path, overwrite=True, **options)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
-    assert run.finished()
+        fit(replace(tiny, **change), copied.path, overwrite=True, **options)
+    assert {path: path.read_bytes() for path in copied.path.rglob("*") if path.is_file()} == before
+    assert copied.finished()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tiny, tmp_path):
@@ -217,20 +246,19 @@ def test_a_folder_of_other_files_is_not_touched(tiny, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_damaged_checkpoint_costs_an_epoch_and_no_more(tiny, tmp_path):
-    whole = fit(tiny, tmp_path / "whole")
+def test_a_damaged_checkpoint_costs_an_epoch_and_no_more(finished, tiny, tmp_path):
     with pytest.raises(Interrupted):
         fit(tiny, tmp_path / "half", on_progress=stop_at(12))
     newest = max((tmp_path / "half" / "checkpoints").iterdir()) / "weights.safetensors"
     newest.write_bytes(newest.read_bytes()[:-50])
     with pytest.warns(UserWarning, match="damaged"):
         half = fit(tiny, tmp_path / "half")
-    assert bits(whole) == bits(half)
-    assert whole.metrics() == half.metrics()
+    assert bits(finished) == bits(half)
+    assert finished.metrics() == half.metrics()
 
 
 def test_the_best_weights_are_those_of_the_best_held_out_epoch(tiny, tmp_path):
-    run = fit(replace(tiny, epochs=6, batch_size=64), tmp_path)
+    run = fit(replace(tiny, data=Subset(Digits(), 500, 10), epochs=6, batch_size=64), tmp_path)
     rows = [row for row in run.metrics() if "held_out" in row]
     ranks = [(row["held_out"]["robust"], row["held_out"]["clean"]) for row in rows]
     best = max(range(6), key=lambda i: (ranks[i], -i))
@@ -239,9 +267,8 @@ def test_the_best_weights_are_those_of_the_best_held_out_epoch(tiny, tmp_path):
     assert read_weights(run.weights("last"))[1]["step"] == rows[-1]["step"]
 
 
-def test_the_test_set_selects_nothing(tiny, tmp_path, monkeypatch):
+def test_the_test_set_selects_nothing(finished, tiny, tmp_path, monkeypatch):
     """With other test images the same weights come out."""
-    first = fit(tiny, tmp_path / "a")
     load = Digits.load
 
     def other(self):
@@ -249,7 +276,7 @@ def test_the_test_set_selects_nothing(tiny, tmp_path, monkeypatch):
         return train, replace(test, x=255 - test.x)
 
     monkeypatch.setattr(Digits, "load", other)
-    assert bits(fit(tiny, tmp_path / "b"), "best") == bits(first, "best")
+    assert bits(fit(tiny, tmp_path), "best") == bits(finished, "best")
 
 
 def test_a_loss_that_is_not_finite_names_step_term_and_checkpoint(tiny, tmp_path):
@@ -297,39 +324,22 @@ def test_the_last_good_checkpoint_is_named(tiny, tmp_path):
             fit(tiny, tmp_path, on_progress=poison)
 
 
-def test_a_full_disk_stops_with_a_sentence_and_goes_on_when_there_is_room(tiny, tmp_path):
+def test_a_full_disk_stops_with_a_sentence_and_goes_on_when_there_is_room(finished, tiny, tmp_path):
     """A real limit on the size of files, in a process of its own: the third epoch's weights do not fit any more."""
-    whole = fit(tiny, tmp_path / "whole")
-    script = f"""
-        import resource, sys
-        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-        from sparring import UserError, fit
-        from sparring.runs.recipe import recipe_from_plain
-        from sparring.records.run_folder import read_json
-        from pathlib import Path
-        import torch
-        torch.set_num_threads(1)
-
-        def show(news):
-            if news.progress.step == 7:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-
-        try:
-            recipe = recipe_from_plain(read_json(Path({str(whole.path / "recipe.json")!r})))
-            fit(recipe, {str(tmp_path / "half")!r}, on_progress=show)
-        except UserError as error:
-            print(error)
-            sys.exit(2)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    assert "the disk stopped the run" in done.stdout
-    assert "File too large" in done.stdout
-    assert "the last good checkpoint is" in done.stdout
-    assert "step-000000005" in done.stdout
-    half = fit(tiny, tmp_path / "half")
-    assert bits(whole) == bits(half)
+    assert ended(started(fill_the_disk, tiny, tmp_path / "half")) == 0
+    assert bits(fit(tiny, tmp_path / "half")) == bits(finished)
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def fill_the_disk(recipe, folder):
+    def show(news):
+        if news.progress.step == 7:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+    with pytest.raises(UserError) as error:
+        fit(recipe, folder, on_progress=show)
+    for part in ("the disk stopped the run", "File too large", "the last good checkpoint is", "step-000000005"):
+        assert part in str(error.value)
 
 
 def test_a_model_that_does_not_fit_the_data_is_refused_before_training(tiny, tmp_path):
@@ -340,11 +350,10 @@ def test_a_model_that_does_not_fit_the_data_is_refused_before_training(tiny, tmp
 
 
 def test_each_start_is_recorded_with_its_environment(tiny, tmp_path):
+    short = replace(tiny, epochs=1)
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path, on_progress=stop_at(2))
-    run = fit(tiny, tmp_path)
-    import json
-
+        fit(short, tmp_path, on_progress=stop_at(2))
+    run = fit(short, tmp_path)
     sessions = json.loads((run.path / "environment.json").read_text())["sessions"]
     assert len(sessions) == 2
     assert sessions[0]["versions"]["torch"] == torch.__version__
@@ -354,9 +363,11 @@ def test_each_start_is_recorded_with_its_environment(tiny, tmp_path):
 
 def test_checkpoints_are_written_within_epochs_if_asked_for(tiny, tmp_path):
     seen = set()
-    fit(
-        tiny, tmp_path, saving=Saving(steps=2), on_progress=lambda news: seen.update(tmp_path.glob("checkpoints/step*"))
-    )
+
+    def look(news):
+        seen.update(tmp_path.glob("checkpoints/step*"))
+
+    fit(replace(tiny, epochs=1), tmp_path, saving=Saving(steps=2), on_progress=look)
     assert {"step-000000002", "step-000000004"} <= {path.name for path in seen}
 
 
@@ -393,7 +404,7 @@ def test_tensorboard_loses_no_point_to_an_interruption(tiny, tmp_path):
 
 
 def test_a_run_is_evaluated_best_and_last_per_example(drawn, tiny, tmp_path):
-    recipe = replace(tiny, batch_size=32, epochs=8, model=Build(small_cnn, width=8))
+    recipe = replace(tiny, model=Build(small_cnn, width=8, batch_norm=True))
     run = fit(recipe, tmp_path)
     tables = {which: found.table() for which, found in evaluate_run(run, recipe).items()}
     assert set(tables) == {"best", "last"}
@@ -413,8 +424,8 @@ def test_an_unfinished_run_is_evaluated_by_its_best_weights_alone(tiny, tmp_path
     assert evaluate_weights(tmp_path / "best.safetensors", tiny).table()["clean"].examples == 40
 
 
-def test_weights_alone_are_enough_to_evaluate_and_to_load(tiny, tmp_path):
-    run = fit(tiny, tmp_path / "r")
+def test_weights_alone_are_enough_to_evaluate_and_to_load(copied, tiny, tmp_path):
+    run = copied
     moved = tmp_path / "mine.safetensors"
     moved.write_bytes(bits(run, "best"))
     recipe = recipe_of(moved)
@@ -447,10 +458,9 @@ def test_weights_of_others_need_a_recipe_that_says_what_they_are(tiny, tmp_path)
         load_model(tmp_path / "theirs.pt", tiny)
 
 
-def test_a_model_is_loaded_without_its_data(tiny, tmp_path, monkeypatch):
-    run = fit(tiny, tmp_path)
+def test_a_model_is_loaded_without_its_data(finished, monkeypatch):
     monkeypatch.setattr(Digits, "load", lambda self: pytest.fail("the data are not needed"))
-    assert load_model(run.weights("best"))(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    assert load_model(finished.weights("best"))(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
 def test_a_plain_state_dict_of_one_of_our_models_loads_too(tiny, tmp_path):
@@ -459,17 +469,15 @@ def test_a_plain_state_dict_of_one_of_our_models_loads_too(tiny, tmp_path):
     assert torch.equal(load_model(tmp_path / "mine.pt", tiny).head.weight, model.head.weight)
 
 
-def test_weights_of_a_run_do_not_fit_another_recipe(tiny, tmp_path):
-    run = fit(tiny, tmp_path)
+def test_weights_of_a_run_do_not_fit_another_recipe(finished, tiny):
     with pytest.raises(UserError, match=r"best\.safetensors does not fit the model of its recipe"):
-        load_model(run.weights("best"), replace(tiny, model=Build(preact_resnet18, width=0.05)))
+        load_model(finished.weights("best"), replace(tiny, model=Build(preact_resnet18, width=0.05)))
 
 
-def test_a_folder_that_cannot_be_written_is_said_to_be_before_the_work(tiny, tmp_path, monkeypatch):
-    run = fit(tiny, tmp_path)
+def test_a_folder_that_cannot_be_written_is_said_to_be_before_the_work(finished, tiny, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(UserError, match=r"cannot be written \(Permission denied\): evaluate .*best\.safetensors"):
-        evaluate_run(run, tiny, on_progress=lambda *_: pytest.fail("the work has begun"))
+        evaluate_run(finished, tiny, on_progress=lambda *_: pytest.fail("the work has begun"))
 
 
 def test_best_weights_of_a_future_that_is_gone_are_forgotten(tiny, tmp_path):
@@ -493,9 +501,9 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 
 def test_a_run_says_what_it_will_cost_and_keeps_the_precision_it_was_begun_with(tiny, tmp_path):
-    describe = []
+    describe, short = [], replace(tiny, epochs=1)
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path, precision="fp32", on_progress=stop_at(2), log=describe.append)
+        fit(short, tmp_path, precision="fp32", on_progress=stop_at(2), log=describe.append)
     assert re.fullmatch(
         r"about [\d,]+ images/s, \d+ % of the time in the attack; 3 forward and 3 backward passes an example; "
         r"[\d.]+ minutes to go, attacks in fp32, not compiled",
@@ -503,11 +511,11 @@ def test_a_run_says_what_it_will_cost_and_keeps_the_precision_it_was_begun_with(
     )
     assert len(describe) == 1
     with pytest.raises(UserError, match=r"was begun with --precision fp32, and bf16 would round otherwise"):
-        fit(tiny, tmp_path, precision="bf16")
+        fit(short, tmp_path, precision="bf16")
     with pytest.raises(UserError, match=r"was begun with --compile off, and on would round otherwise"):
-        fit(tiny, tmp_path, compile="on")
-    fit(tiny, tmp_path)
-    whole = fit(tiny, tmp_path.with_name("whole"), precision="fp32")
+        fit(short, tmp_path, compile="on")
+    fit(short, tmp_path)
+    whole = fit(short, tmp_path.with_name("whole"), precision="fp32")
     assert bits(whole) == bits(RunFolder(tmp_path))
 
 
@@ -521,11 +529,12 @@ def test_whether_to_compile_is_decided_once(tiny, tmp_path, monkeypatch):
 
 
 def test_a_precision_that_there_is_not_is_refused_before_anything_is_deleted(tiny, tmp_path):
+    short = replace(tiny, epochs=1)
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path, on_progress=stop_at(2))
+        fit(short, tmp_path, on_progress=stop_at(2))
     with pytest.raises(UserError, match=r"precision = 'half' is not one of"):
-        fit(tiny, tmp_path, precision="half", overwrite=True)
-    assert fit(tiny, tmp_path).finished()
+        fit(short, tmp_path, precision="half", overwrite=True)
+    assert fit(short, tmp_path).finished()
     assert RunFolder(tmp_path).metrics()
 
 
@@ -533,10 +542,11 @@ def test_what_a_step_costs_is_found_without_a_trace(tiny, tmp_path):
     """The steps that were timed are undone to the bit: weights, statistics, momentum, random numbers."""
     from sparring.training.profiling import StepProfile
 
-    measured = fit(replace(tiny, averaging=EMA(0.9)), tmp_path / "a")
+    recipe = replace(tiny, averaging=EMA(0.9), epochs=1)
+    measured = fit(recipe, tmp_path / "a")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sparring.runs.fit.measure", lambda *_: StepProfile(1.0, 0.5, 1.0, 1.0, 1.0, 1.0))
-        unmeasured = fit(replace(tiny, averaging=EMA(0.9)), tmp_path / "b")
+        unmeasured = fit(recipe, tmp_path / "b")
     assert bits(measured) == bits(unmeasured)
 
 

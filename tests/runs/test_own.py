@@ -1,15 +1,18 @@
 """A model, data and a method of the user's own: the same run as a recipe's."""
 
+import importlib
 import json
+import math
 import os
-import subprocess
+import signal
 import sys
-import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import toy_data
+from forked import ended, started
 from helpers import bits, stop_at
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -23,8 +26,8 @@ from sparring.runs.given import GivenModel, as_model
 from sparring.runs.load import evaluate_run, load_model
 from sparring.runs.methods import METHODS, method_named
 from sparring.runs.own import recipe_for
-from sparring.runs.recipe import recipe_from_plain
-from sparring.training import Free
+from sparring.runs.recipe import Evaluation, recipe_from_plain
+from sparring.training import Free, Saving
 
 pytestmark = pytest.mark.slow
 
@@ -197,7 +200,7 @@ def test_another_model_or_other_data_do_not_go_on_with_a_run():
 def test_a_run_is_evaluated_on_its_own_test_data():
     data = ((X[:200], Y[:200]), (X[200:], Y[200:]))
     run = fit(net(), data, eps=0.1, folder="r", **FEW)
-    recipe = recipe_for(net(), data, eps=0.1, **SHORT)
+    recipe = replace(recipe_for(net(), data, eps=0.1, **SHORT), evaluation=Evaluation({}))
     assert evaluate_run(run, recipe)["best"].table()["clean"].examples == 100
     alone = fit(net(), (X, Y), eps=0.1, folder="alone", **FEW)
     recipe = recipe_for(net(), (X, Y), eps=0.1, **SHORT)
@@ -205,20 +208,19 @@ def test_a_run_is_evaluated_on_its_own_test_data():
         evaluate_run(alone, recipe)
 
 
+def train_theirs(folder):
+    """In a process that has not seen the objects of this one."""
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    build = importlib.import_module("their_nets").build
+    fit(build, (X[:100], np.arange(100) % 3), eps=0.1, epochs=1, steps=1, batch_size=30, folder="r")
+
+
 def test_a_finished_run_is_read_where_its_module_is_trusted(tmp_path):
-    """In a process that has not seen the objects."""
     (tmp_path / "their_nets.py").write_text(
         "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
     )
-    script = """
-        import numpy as np, sys
-        from their_nets import build
-        import sparring
-        x = np.random.default_rng(0).random((100, 8, 8)).astype("float32")
-        sparring.fit(build, (x, np.arange(100) % 3), eps=0.1, epochs=1, steps=1, batch_size=30, folder="r")
-    """
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert ended(started(train_theirs, tmp_path)) == 0
     with pytest.raises(UserError, match=r"recipe.model names their_nets:build, which is code of another package"):
         load_model("r")
     foreign.trust("their_nets")
@@ -229,39 +231,22 @@ def test_a_finished_run_is_read_where_its_module_is_trusted(tmp_path):
         load_model("r")
 
 
-KILLED = """
-    import os, signal
-    import numpy as np, torch
-    torch.set_num_threads(1)
-    from torch import nn
-    import sparring
-    from sparring.training import Saving
+def train_mine(folder, last):
+    """Train a net of one's own, with a checkpoint after each step; the process is killed after step `last`."""
+    how = {**SHORT, "epochs": 4, "batch_size": 30, "saving": Saving(steps=1), "progress": False}
 
-    def train(folder, on_progress):
-        x = np.random.default_rng(0).random((200, 8, 8)).astype("float32")
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
-        sparring.fit(
-            model, (x, np.arange(200) % 3), method="mart", eps=0.1, epochs=4, steps=2, batch_size=30, folder=folder,
-            saving=Saving(steps=1), on_progress=on_progress,
-        )
+    def kill(news):
+        if news.progress.step >= last:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    def forked(folder, last):
-        child = os.fork()  # so that everything is imported once
-        if child == 0:
-            train(folder, lambda news: news.progress.step >= last and os.kill(os.getpid(), signal.SIGKILL))
-            os._exit(0)
-        return os.waitpid(child, 0)[1]
-
-    assert forked("whole", 1000) == 0
-    assert [forked("killed", step) for step in (2, 9, 15)] == 3 * [signal.SIGKILL]
-    assert not sparring.records.run_folder.RunFolder("killed").finished()
-    assert forked("killed", 1000) == 0
-"""
+    fit(net(), (X[:200], Y[:200]), method="mart", eps=0.1, folder=folder, on_progress=kill, **how)
 
 
 def test_a_run_of_ones_own_that_is_killed_ends_with_the_same_bits(tmp_path):
-    subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED)], check=True, stdout=subprocess.DEVNULL)
+    train_mine(tmp_path / "whole", math.inf)
+    assert [ended(started(train_mine, tmp_path / "killed", step)) for step in (2, 9, 15)] == 3 * [-signal.SIGKILL]
+    assert not RunFolder("killed").finished()
+    train_mine(tmp_path / "killed", math.inf)
     for which in ("best", "last"):
         assert bits(RunFolder("killed"), which) == bits(RunFolder("whole"), which)
 

@@ -168,10 +168,15 @@ class Killed(BaseException):
     """As a kill would be: nothing is saved that was not saved before."""
 
 
-@pytest.mark.parametrize("saving", [Saving(), Saving(steps=7)], ids=["by-epoch", "every-7-steps"])
-def test_a_rescued_run_that_is_killed_goes_on_bit_for_bit(tmp_path, saving):
+@pytest.fixture(scope="module")
+def rescued(tmp_path_factory):
     recipe = collapsing("rescue", **NERVOUS)
-    whole = fit(recipe, tmp_path / "whole")
+    return recipe, fit(recipe, tmp_path_factory.mktemp("rescued") / "whole")
+
+
+@pytest.mark.parametrize("saving", [Saving(), Saving(steps=7)], ids=["by-epoch", "every-7-steps"])
+def test_a_rescued_run_that_is_killed_goes_on_bit_for_bit(rescued, tmp_path, saving):
+    recipe, whole = rescued
     assert [event["action"] for event in whole.guard()].count("rescued") >= 2
     done, limit = 0, 5
 
@@ -182,7 +187,7 @@ def test_a_rescued_run_that_is_killed_goes_on_bit_for_bit(tmp_path, saving):
             raise Killed
 
     for attempt in range(60):
-        limit = 5 + 6 * attempt  # at another moment each time
+        limit = 5 + 12 * attempt  # at another moment each time
         try:
             run = fit(recipe, tmp_path / "cut", on_progress=kill, saving=saving)
             break

@@ -1,17 +1,18 @@
 """Banks that are larger than one would copy: measuring and checkpoints take little memory besides."""
 
 import json
-import os
-import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from forked import ended, started
 from helpers import state
 
 from sparring import TensorData
 from sparring.objectives.example_bank import Bank
+from sparring.training.checkpoint import Checkpoints
 from sparring.training.profiling import _undone
 
 BANK = 100_000 * 512 * 4  # bytes
@@ -37,63 +38,53 @@ def test_rows_written_while_measuring_are_as_before_afterwards(place):
     assert bank.rows[0].tolist() == [1, 1] and bank._before is None, "what is written later stays, and is not copied"
 
 
-@pytest.fixture(scope="module")
-def taken(tmp_path_factory):
-    """Bytes of memory that each piece of work takes besides a bank of 205 MB in a file."""
-    code = f"""
-import json, threading
-from pathlib import Path
-import torch
-from helpers import state
-from test_large_banks import data
-from sparring.objectives.example_bank import Bank
-from sparring.training.checkpoint import Checkpoints
-from sparring.training.profiling import _undone
-
-def now():
+def held_now():
+    """Bytes of memory that this process alone has."""
     return int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]) * 1024
 
+
 def most(work):
-    began, seen, done = now(), [0], threading.Event()
+    """Return the largest number of bytes besides those of before that are held during the work."""
+    began, seen, done = held_now(), [0], threading.Event()
+
     def look():
         while not done.wait(0.002):
-            seen.append(now())
+            seen.append(held_now())
+
     watching = threading.Thread(target=look)
     watching.start()
     work()
-    seen.append(now())
+    seen.append(held_now())
     done.set()
     watching.join()
     return max(seen) - began
 
-def measuring():
-    with _undone(held):
-        held.memory[index] = torch.ones(64, 512)
 
-held, fresh, index = state(1), state(2), torch.arange(64)
-held.memory, fresh.memory = Bank(data(100_000), 512, "disk"), Bank(data(100_000), 512, "disk")
-held.memory.rows.fill_(3.0)
-folder = Checkpoints(Path({str(tmp_path_factory.mktemp("banks"))!r}))
-found = {{
-    "measuring": most(measuring),
-    "saving": most(lambda: folder.save(held)),
-    "loading": most(lambda: folder.load_latest(fresh)),
-}}
-assert held.memory.rows.eq(3).all() and fresh.memory.rows.eq(3).all() and fresh.step == 1
-print(json.dumps(found))
-"""
-    here = Path(__file__).parent
-    paths = os.pathsep.join([str(here), str(here.parent), *sys.path])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "PYTHONPATH": paths},
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def take_memory(folder):
+    """Write how many bytes each piece of work takes besides a bank of 205 MB in a file."""
+    held, fresh, index = state(1), state(2), torch.arange(64)
+    held.memory, fresh.memory = Bank(data(100_000), 512, "disk"), Bank(data(100_000), 512, "disk")
+    held.memory.rows.fill_(3.0)
+    checkpoints = Checkpoints(folder)
+
+    def measuring():
+        with _undone(held):
+            held.memory[index] = torch.ones(64, 512)
+
+    found = {
+        "measuring": most(measuring),
+        "saving": most(lambda: checkpoints.save(held)),
+        "loading": most(lambda: checkpoints.load_latest(fresh)),
+    }
+    assert held.memory.rows.eq(3).all() and fresh.memory.rows.eq(3).all() and fresh.step == 1
+    (folder / "found.json").write_text(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def taken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("banks")
+    assert ended(started(take_memory, folder)) == 0
+    return json.loads((folder / "found.json").read_text())
 
 
 @pytest.mark.slow
