@@ -25,13 +25,13 @@ class Cells:
 
     def __call__(self, arm: str, under: str, which: str = "last") -> Array:
         cell = arm, which, under
-        if cell not in self.values:
-            known = ", ".join(sorted({name for owner, kind, name in self.values if (owner, kind) == (arm, which)}))
-            raise UserError(
-                f"{under!r} of {arm!r} ({which}) was not measured: take one of {known or 'another training'}"
-            )
         self.asked.add(cell)
-        return self.values[cell]
+        try:
+            return self.values[cell]
+        except KeyError:
+            known = ", ".join(sorted({name for owner, kind, name in self.values if (owner, kind) == (arm, which)}))
+            what = f"{under!r} of {arm!r} ({which}) was not measured"
+            raise UserError(f"{what}: take one of {known or 'another training'}") from None
 
 
 Statistic: TypeAlias = Callable[[Cells], Array]
