@@ -45,7 +45,7 @@ def trained(template, monkeypatch):
 
     def copy(job, plain, measurements, outdated, device):
         done.append(job.name)
-        shutil.copytree(template[0].path, job.path)
+        shutil.copytree(template[0].path, job.path, ignore=shutil.ignore_patterns("status.json"))
         run = RunFolder(job.path)
         run.begin(plain)
         rng = np.random.default_rng([job.seed, *job.arm.encode()])
@@ -53,6 +53,9 @@ def trained(template, monkeypatch):
             flags = run.read_flags(which)
             robust = rng.random(len(flags.label)) < RATES[job.arm]
             run.write_flags(which, replace(flags, robust=dict.fromkeys(flags.robust, robust)))
+        # the status comes last and in one step, as in a training: others look at the folder meanwhile
+        shutil.copy(template[0].path / "status.json", job.path / "copying")
+        (job.path / "copying").rename(job.path / "status.json")
         return "copied"
 
     monkeypatch.setattr(work, "_trained", copy)
