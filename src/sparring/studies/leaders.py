@@ -1,4 +1,4 @@
-"""What the leading models are made of, one ingredient at a time (https://arxiv.org/abs/2302.04638 and others)."""
+"""Ingredients of the leading models, added one at a time (https://arxiv.org/abs/2302.04638 and others)."""
 
 from collections.abc import Callable
 from dataclasses import replace
