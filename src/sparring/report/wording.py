@@ -43,7 +43,7 @@ _MEANINGS = {
 
 
 def threat_meaning(text: str) -> str:
-    """What a threat allows, in words; "" for others than Linf, L2 and L1."""
+    """Return in words what a threat allows; "" for others than Linf, L2 and L1."""
     found = _THREAT.match(text)
     return "" if found is None else _MEANINGS.get(found[1], "").format(radius(float(found[2])))
 
