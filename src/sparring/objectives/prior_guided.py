@@ -97,7 +97,7 @@ class FGSMMEP(Objective):
 
 
 class _Prior(nn.Module):
-    """Where the attack on each image begins next, and the momentum of its gradients."""
+    """Holds where the attack on each image begins next, and the momentum of its gradients."""
 
     def __init__(self, data: LabelledData) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ class Threshold(NamedTuple):
 
     @property
     def reached(self) -> bool:
-        """Whether the accuracy is at least the bound."""
+        """Return True if the accuracy is at least the bound."""
         return self.found >= self.percent
 
     def __str__(self) -> str:

@@ -67,8 +67,8 @@ def study(scale: str) -> Study:
         claims=_CLAIMS,
         seeds=sizes.seeds,
         remarks=(
-            f"{sizes.train} training images, Linf {_EPS[scale]:g}; all trainings take the "
-            f"same number of steps, {_EPOCHS[scale]} passes over the real images, on batches of the same size.",
+            f"{sizes.train} training images, Linf {_EPS[scale]:g}. All trainings take the same number of steps on "
+            f"batches of the same size: {_EPOCHS[scale]} epochs of the real images where none are generated.",
             f"Of a batch with generated images {100 * _SHARE:g} % are generated: drawn from Gaussian mixtures that "
             "were fitted to the same real images, in place of those of a diffusion model.",
             "Nets are small CNNs of width {}: student, all others, teacher.".format(
