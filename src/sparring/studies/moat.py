@@ -8,7 +8,9 @@ from ..attacks.threats import Linf
 from ..core.schedules import Cyclic
 from ..core.types import Attack
 from ..objectives.cross_entropy import CrossEntropy
+from ..objectives.elle import ELLE
 from ..objectives.grad_align import GradAlign
+from ..objectives.prior_guided import FGSMMEP
 from ..objectives.regularizers import Sum
 from ..recipes._moat import Reading, moat
 from ..records.outcomes import Cells
@@ -24,9 +26,15 @@ from ._common import Sizes, base, sizes_of
 from .collapse import COLLAPSED
 from .study import RUN, WORST, Arm, Study
 
-_SIZES = {"smoke": Sizes(200, 60, 1), "cpu": Sizes(5000, 400, 3), "gpu": Sizes(20000, 2000, 5)}
+_SIZES = {"smoke": Sizes(200, 60, 1), "cpu": Sizes(5000, 1000, 10), "gpu": Sizes(20000, 2000, 10)}
 _PASSES = {"smoke": 3, "cpu": 48, "gpu": 96}  # epochs x passes a step
-_SMALL, _LARGE = Linf(0.1), Linf(0.3)
+_VARIANTS = 3  # seeds of arms that no claim is about
+_SMALL, _LARGE = Linf(0.1), Linf(0.2)
+
+# The weights that their papers take for 8/255 on CIFAR-10 do not train here. These were the best of a few on a seed
+# that no study uses (cpu scale): noise of N-FGSM, 1 of 1 and 2; weight of ELLE-A, 100 of 1, 10, 100 and 1000; FGSM-MEP
+# trained with the weight 0.1, no relaxed label and a low rate, and stayed at chance with the weights 1 and 10.
+_NOISE, _ELLE, _MEP, _MEP_PEAK = 1.0, 100.0, 0.1, 0.02
 
 
 def study(scale: str) -> Study:
@@ -39,8 +47,8 @@ def study(scale: str) -> Study:
         source="https://arxiv.org/abs/2106.15357",
         baseline="MOAT",
         arms=(
-            *(Arm(name, recipe) for name, recipe in _single(large).items()),
-            *(Arm(name, recipe) for name, recipe in _staged(large).items()),
+            *(Arm(name, recipe) for name, recipe in (_rivals(large) | _staged(large)).items()),
+            *(Arm(name, recipe, seeds=min(_VARIANTS, sizes.seeds)) for name, recipe in _variants(large).items()),
             Arm("FGSM-RS, small eps", small.train(_rs(_SMALL))),
         ),
         claims=_CLAIMS,
@@ -49,10 +57,11 @@ def study(scale: str) -> Study:
             f"All trainings have about {_PASSES[scale]} passes per training image; numbers of epochs are whole.",
             f"The small eps is {_SMALL.eps:g}, and its accuracies are at that eps.",
             "The passes of the guarded training leave out what the guard and its rescues add.",
-            "The setting was searched for on seeds that the study does not use, until FGSM-RS collapsed and the others "
-            "trained: at eps 0.2 it collapsed on some seeds only, and at a rate of 0.2 without clipping multi-step "
-            "training learned nothing. The rate goes up to 0.1 and back (Free-AT: 0.04), gradients are clipped at 1. "
-            "GradAlign has the weight 0.6, found at eps 0.2, where 0.2 collapsed and 2 learned nothing.",
+            f"The rate goes up to 0.1 and back (Free-AT: 0.04, FGSM-MEP: {_MEP_PEAK:g}), gradients are clipped at 1.",
+            "The rivals were tuned at the larger eps on a seed that the study does not use, with a few values each: "
+            f"N-FGSM has noise of {_NOISE:g} x eps, ELLE-A the weight {_ELLE:g}, FGSM-MEP the weight {_MEP:g} and no "
+            "relaxed label, GradAlign the weight 0.6. The stages of MOAT were not tuned.",
+            f"Arms that no claim is about have {_VARIANTS} seeds.",
             "Order, lengths and weights of the stages are ours: the paper's abstract does not state them.",
         ),
     )
@@ -89,15 +98,15 @@ def _rs(threat: Linf) -> Attack:
     return FGSM(threat, 1.25 * threat.eps, RandomStart())
 
 
-def _single(bench: _Bench) -> dict[str, Recipe]:
+def _rivals(bench: _Bench) -> dict[str, Recipe]:
     threat = bench.threat
-    aligned = Sum((CrossEntropy(), GradAlign(threat, 0.6)))
+    linear = Sum((CrossEntropy(), ELLE(threat, _ELLE, adaptive=True)))
     return {
         "FGSM-RS": bench.train(_rs(threat)),
         "FGSM-RS, guarded": replace(bench.train(_rs(threat)), guard=Guard(threat)),
-        "N-FGSM": bench.train(NFGSM(threat)),
-        "GradAlign": bench.train(Method(FGSM(threat), aligned)),
-        "Free-AT": bench.train(Free(threat, 8), peak=0.04),
+        "N-FGSM": bench.train(NFGSM(threat, _NOISE)),
+        "ELLE-A": bench.train(Method(_rs(threat), linear)),
+        "FGSM-MEP": bench.train(Method(FGSM(threat), FGSMMEP(threat, _MEP, true=1.0)), _MEP_PEAK),
         "PGD-2": bench.train(PGD(threat, steps=2, step_size=threat.eps / 2)),
         "PGD-7": bench.train(PGD(threat, steps=7, step_size=threat.eps / 4)),
     }
@@ -109,6 +118,14 @@ def _staged(bench: _Bench) -> dict[str, Recipe]:
         "MOAT without benign": bench.staged("sm"),
         "MOAT without single-step": bench.staged("bm"),
         "MOAT without multi-step": bench.staged("bs"),
+    }
+
+
+def _variants(bench: _Bench) -> dict[str, Recipe]:
+    aligned = Sum((CrossEntropy(), GradAlign(bench.threat, 0.6)))
+    return {
+        "GradAlign": bench.train(Method(FGSM(bench.threat), aligned)),
+        "Free-AT": bench.train(Free(bench.threat, 8), peak=0.04),
         "MOAT in reverse": bench.staged("msb"),
         "MOAT, stages a quarter as long": bench.staged(slots=0.25),
         "MOAT, stages 4 times as long": bench.staged(slots=4.0),
@@ -159,13 +176,26 @@ _CLAIMS = (
     ),
     *(
         Claim(
+            f"{rival} does not overfit catastrophically.",
+            f"in more than half of its trainings, it never happens that {_FALLS}",
+            _healthy(rival),
+            more_than=0.5,
+            most=True,
+        )
+        for rival in ("N-FGSM", "ELLE-A", "FGSM-MEP")
+    ),
+    *(
+        Claim(
             f"MOAT beats {kind} training at equal passes: {other}.",
             "its robust accuracy (worst), less that of the other, is above 0",
             _ahead(other),
             family=kind,
             headline=f"at similar cost it is more robust than {kind} training",
         )
-        for kind, others in (("single-step", ("FGSM-RS", "N-FGSM")), ("multi-step", ("PGD-2", "PGD-7")))
+        for kind, others in (
+            ("single-step", ("FGSM-RS", "N-FGSM", "ELLE-A", "FGSM-MEP")),
+            ("multi-step", ("PGD-2", "PGD-7")),
+        )
         for other in others
     ),
     *(
