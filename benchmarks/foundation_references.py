@@ -140,9 +140,10 @@ def apgd(folder: Path) -> Iterator[Row]:
     space["criterion_dict"] = {"ce": lambda x, y: F.cross_entropy(x, y, reduction="none")}
     soft = torch.softmax(3 * torch.randn(COUNT, 10, generator=make_rng(4), dtype=torch.float64), 1)
     model = encoder(0).requires_grad_(False)
-    z = space["apgd_train"](model, X, soft, "Linf", EPS, 2, mixup=True)[0]
-    found = _apgd(BALL, 2)(CE(model, soft), X, make_rng(0))
-    yield "APGD", str(path), "points after 2 steps, soft targets", *_apart([z], [found])
+    for steps in (2, 100):
+        z = space["apgd_train"](model, X, soft, "Linf", EPS, steps, mixup=True)[0]
+        found = _apgd(BALL, steps)(CE(model, soft), X, make_rng(0))
+        yield "APGD", str(path), f"points after {steps} steps, soft targets", *_apart([z], [found])
 
 
 def main() -> None:

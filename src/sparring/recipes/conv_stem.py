@@ -53,7 +53,15 @@ def imagenet_convnext_t_cvst(eps: float = 4 / 255, folder: str = "imagenet", ste
 
 def _apgd(threat: Linf, steps: int) -> APGD:
     """Return APGD as in the released code of the paper."""
-    return APGD(threat, steps, start=CleanStart(), to_the_end=True, first_from_zero=True, first_no_stall=True)
+    return APGD(
+        threat,
+        steps,
+        start=CleanStart(),
+        to_the_end=True,
+        ties_halve=True,
+        first_from_zero=True,
+        first_no_stall=True,
+    )
 
 
 def imagenet_vit_s_cvst(eps: float = 4 / 255, folder: str = "imagenet", steps: int = 2) -> Recipe:
