@@ -29,7 +29,7 @@ def cifar10_prn18_moat(
 ) -> Recipe:
     """MOAT of PreActResNet-18 on CIFAR-10, Linf 8/255, 110 epochs (untested here: no data).
 
-    A `period` is an epoch of clean images, FGSM-RS and PGD-7 in the shares `benign`, `single` and `multi`: 2.84 passes
+    A `period` is an epoch of clean images, FGSM-RS and PGD-7 in the shares `benign`, `single` and `multi`: 2.83 passes
     per step. Training ends with a period, and so with its multi-step stage, at the lowest rate. With `slot`, a stage
     lasts its share times `slot` steps, and training may end in any stage. `reading` is "pure" (one kind of example in a
     stage), "mixed" (clean images with weight `clean` in every stage) or "mixup". `order` may leave letters out. The

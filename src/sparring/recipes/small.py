@@ -38,7 +38,7 @@ def quickstart(eps: float = 0.15) -> Recipe:
 def fashion_pgd(eps: float = 0.1) -> Recipe:
     """PGD-AT of a small CNN on Fashion-MNIST, Linf 0.1: eight minutes on two cores.
 
-    Evaluated on the first 1,000 test images. The README gives the results.
+    Evaluated on the first 1,000 test images. The page *Overview* gives the results.
     """
     threat = Linf(eps)
     return Recipe(
