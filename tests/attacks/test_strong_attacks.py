@@ -240,6 +240,18 @@ def test_fab_lets_an_example_go_once_a_point_within_eps_fools():
     assert seen.examples < 32 * 2 * 20
 
 
+def test_the_final_search_of_fab_leaves_alone_what_fools_within_eps():
+    """Moved to the boundary, it would fool by rounding alone: a copy of the model, say, and not the model."""
+    model, x = Linear(), torch.full((1, 1, 4, 4), 0.5)
+    with torch.no_grad():
+        y, distance = model(x).argmax(1), float(model(x)[0, 0].abs() / model.w.abs().sum())
+    loss = Margin(model, y)
+    inside, without = (FAB(Linf(2 * distance), 3, final_search=final)(loss, x, make_rng(0)) for final in (3, 0))
+    assert torch.equal(inside, without)
+    nearest = FAB(Linf(2 * distance), 3, final_search=3).closest(loss, x, make_rng(0)).points
+    assert loss(inside).value > 10 * loss(nearest).value > 0
+
+
 def test_a_point_just_outside_is_brought_back_or_dropped_as_in_the_released_code():
     """On a linear model FAB ends up to 5 % beyond the boundary; an eps in between tells the two apart."""
     model = Linear()

@@ -96,7 +96,7 @@ class FAB:
                 rows, near, z, bounds = rows[going], near[going], z[going], bounds[going]
                 if not len(rows):
                     break
-        return self._searched(loss, x, found)
+        return self._searched(loss, x, found, leave_at)
 
     def _step(self, loss: Boundaries, x: Tensor, z: Tensor) -> Tensor:
         """Step from `z` and from the example `x` to just beyond the nearest linearised boundary, inside [0, 1]."""
@@ -119,9 +119,14 @@ class FAB:
         return ((z + self.eta * from_z) * (1 - alpha) + (x + self.eta * from_x) * alpha).clamp_(0, 1)
 
     @torch.no_grad()
-    def _searched(self, loss: PerExampleLoss, x: Tensor, found: NearestAdversarial) -> NearestAdversarial:
-        """Search the line from each example to its nearest fooling point, as if the loss were linear along it."""
-        rows = found.norm.isfinite().nonzero()[:, 0]
+    def _searched(
+        self, loss: PerExampleLoss, x: Tensor, found: NearestAdversarial, leave_at: float
+    ) -> NearestAdversarial:
+        """Search the line from each example to its nearest fooling point, as if the loss were linear along it.
+
+        A point that is near enough stays: nearer to the boundary, it may fool an accelerated copy and not the model.
+        """
+        rows = (found.norm.isfinite() & (found.norm > leave_at)).nonzero()[:, 0]
         if not len(rows) or not self.final_search:
             return found
         loss, inner, outer = loss[rows], x[rows], found.points[rows]
