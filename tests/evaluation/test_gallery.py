@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import toy_data, toy_net
+from conftest import count, toy_data, toy_net
 from helpers import labelled_by
 
 from sparring import PGD, Linf, UserError, WhiteBox, evaluate
@@ -28,6 +28,20 @@ ATTACK = {
 def found():
     net = toy_net().eval()
     return net, evaluate(net, labelled_by(toy_net().eval().double()), ATTACK, backend=OriginalModel())
+
+
+def test_an_evaluation_that_examines_nothing_gives_the_same_verdicts_in_fewer_passes(found):
+    net, examined = found
+    seen = count(net)
+    quick = evaluate(net, labelled_by(toy_net().eval().double()), ATTACK, backend=OriginalModel(), examine=False)
+    few = seen.examples
+    evaluate(net, labelled_by(toy_net().eval().double()), ATTACK, backend=OriginalModel())
+    assert seen.examples - few > few + 4 * len(quick.robust["clean"])
+    for name, robust in examined.robust.items():
+        assert np.array_equal(quick.robust[name], robust)
+        assert np.array_equal(quick.margin[name], examined.margin[name]) if name in quick.margin else True
+    assert quick.gallery is None
+    assert examined.gallery is not None
 
 
 def test_the_images_of_a_gallery_are_what_the_result_says(found):

@@ -46,6 +46,7 @@ def evaluate(
     index: Tensor | None = None,
     shard: tuple[int, int] | None = None,
     keep_images: bool = False,
+    examine: bool = True,
     corrupted: Mapping[str, LabelledData] = types.MappingProxyType({}),
     state: Path | str | None = None,
     backend: AttackBackend | None = None,
@@ -85,6 +86,9 @@ def evaluate(
             of all parts, evaluated in any order and on any machines, become one by
             `sparring.records.merge_evaluations`.
         keep_images: Whether the result holds the adversarial images of broken examples, all of them in memory.
+        examine: Whether the model is examined on one batch (are its answers random, do they depend on the batch, are
+            gradients zero or not finite?) and a few examples are kept to be shown. An evaluation that is repeated, as
+            after each epoch of a training, may leave it out after the first time. Verdicts are the same.
         corrupted: Other versions of the same images, each with the rows of `data`, by names such as "fog-3": the model
             is run on them without an attack.
         state: Folder to which results are written as they come; after a crash, the same call continues from it.
@@ -146,18 +150,18 @@ def evaluate(
                 keep_images=keep_images,
                 backend=backend,
             )
-            clean, oddities = _clean(setting)
+            clean, oddities = _clean(setting, examine)
             if journal is not None and judge.draws == 1 and not any("randomised" in note for note in oddities):
                 journal.same_answers(clean.predicted.numpy(), clean.margin.numpy())
             work = sum(chain.work * int(clean.right.sum()) for chain in chains)
             run = Run(setting, clean, work, known=all(chain.known for chain in chains))
             books = {chain.name: (chain, run.through(chain)) for chain in chains}
             right = {name: _right(setting, other) for name, other in corrupted.items()}
-            flat = flat_gradients(model, *setting.batch(slice(batch_size))) if chains else []
+            flat = flat_gradients(model, *setting.batch(slice(batch_size))) if chains and examine else []
         found = _assembled(setting, clean, books)
         seconds = {stage: each for stage, each in run.seconds.items() if not math.isnan(each)}
         found = replace(found, settings=settings, shard=part, passes=_passes(books), seconds=seconds, corrupted=right)
-        found = replace(found, gallery=gallery_of(setting, found, books))
+        found = replace(found, gallery=gallery_of(setting, found, books) if examine else None)
     lost = [*lost_notes(found), *_lost_at_smallest_norms(books, clean)]
     for note in (*lost, *oddities):
         warnings.warn(note, stacklevel=2)
@@ -249,17 +253,19 @@ def _about(
     }
 
 
-def _clean(setting: EvaluationContext) -> tuple[Verdict, list[str]]:
-    """The verdict on the clean images, and notes on oddities of the model."""
+def _clean(setting: EvaluationContext, examine: bool) -> tuple[Verdict, list[str]]:
+    """Return the verdict on the clean images, and notes on oddities of the model if it is examined."""
     judge, data, size = setting.judge, setting.data, setting.batch_size
-    verdicts = []
+    verdicts: list[Verdict] = []
+    notes: list[str] = []
     for start in range(0, len(data), size):
         x, y = setting.batch(slice(start, start + size))
         verdicts.append(judge(x, y, len(data.classes)))
         if not start:
             setting.unaltered.check()
-            notes = oddities(judge, x, y, verdicts[0].right)
-            setting.unaltered.check()
+            if examine:
+                notes = oddities(judge, x, y, verdicts[0].right)
+                setting.unaltered.check()
     clean = Verdict(*(torch.cat(part).cpu() for part in zip(*verdicts, strict=True)))
     if bool(clean.probable.all()):
         refuse_probabilities()

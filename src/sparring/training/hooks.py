@@ -93,6 +93,7 @@ class ValidationHook(Hook):
         seed: seed of the attack.
         data: validation set; None has none.
         backend: gives the model that the attack runs on.
+        examined: True once this process has looked for oddities of the model, which warns of them.
         latest: accuracies after the last epoch, by name.
         improved: True if the last epoch is the best so far.
     """
@@ -101,6 +102,7 @@ class ValidationHook(Hook):
     seed: int
     data: TensorData | None
     backend: AttackBackend
+    examined: bool = False
     latest: dict[str, float] = field(default_factory=dict)
     improved: bool = False
 
@@ -112,7 +114,16 @@ class ValidationHook(Hook):
         adversary, rows = {"robust": WhiteBox(self.selection)}, torch.arange(len(self.data), device=self.data.y.device)
         divided = len(rows) >= ranks.world()
         mine = rows[ranks.own(len(rows))] if divided else rows
-        found = evaluate(state.evaluated, self.data[mine], adversary, seed=self.seed, index=mine, backend=self.backend)
+        found = evaluate(
+            state.evaluated,
+            self.data[mine],
+            adversary,
+            seed=self.seed,
+            index=mine,
+            examine=not self.examined,
+            backend=self.backend,
+        )
+        self.examined = True
         counts = ranks.each_of({name: int(flags.sum()) for name, flags in found.robust.items()})
         parts = counts if divided else counts[:1]
         self.latest = {name: sum(part[name] for part in parts) / len(rows) for name in parts[0]}
