@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,7 +106,9 @@ def test_much_less_is_kept_for_the_backward_pass(name, most):
 def test_steps_of_training_are_the_same_to_the_bit(update):
     def after(mode):
         torch.manual_seed(0)
-        model, data = preact_resnet18(3, (1, 4, 4), width=0.05), toy_data()
+        # with 4 x 4 pixels the last stage would see one: where AMX computes in bf16, torch 2.13 then gives noise
+        model, data = preact_resnet18(3, (1, 8, 8), width=0.05), toy_data()
+        data = replace(data, x=data.x.repeat(1, 1, 2, 2))
         method = Method(PGD(Linf(0.1), 2), TRADES(), outer_mode=mode)
         state = State.start(method, model, torch.optim.SGD(model.parameters(), 0.1), data)
         for step in range(2):
