@@ -20,19 +20,27 @@ ARMS = {"fgsm-rs": "FGSM-RS", "fgsm-rs-guarded": "FGSM-RS, guarded", "pgd-7": "P
 def main() -> None:
     study, out = Path(sys.argv[1]), Path(sys.argv[2])
     seeds = sorted(int(path.name.rsplit("-", 1)[1]) for path in (study / "runs").glob("pgd-7-*"))
-    figure, axes = plt.subplots(1, len(seeds), figsize=(3.4 * len(seeds), 2.9), sharey=True, squeeze=False)
-    for ax, seed in zip(axes[0], seeds, strict=True):
+    if not seeds:
+        raise SystemExit(f"{study} holds no runs of PGD-7: give the folder of `sparring study moat`")
+    columns = min(len(seeds), 5)
+    rows = -(-len(seeds) // columns)
+    size = (3.0 * columns, 2.6 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for ax, seed in zip(axes.flat, seeds, strict=False):
         for folder, name in ARMS.items():
             run = RunFolder(study / "runs" / f"{folder}-{seed}")
-            rows = [row for row in run.metrics() if "held_out" in row]
-            last = rows[-1]["step"]  # every training has as many passes, not as many steps
-            ax.plot([r["step"] / last for r in rows], [100 * r["held_out"]["robust"] for r in rows], label=name)
+            epochs = [row for row in run.metrics() if "held_out" in row]
+            last = epochs[-1]["step"]  # every training has as many passes, not as many steps
+            ax.plot([r["step"] / last for r in epochs], [100 * r["held_out"]["robust"] for r in epochs], label=name)
             for event in run.guard():
                 if event["action"] == "rescued":
                     ax.axvline(event["step"] / last, color="grey", linewidth=0.8, linestyle=":")
             print(name, seed, [event["what"] for event in run.guard()])
-        ax.set(title=f"seed {seed}", xlabel="share of training", ylim=(0, 80))
-    axes[0][0].set_ylabel("held-out accuracy under PGD, %")
+        ax.set(title=f"seed {seed}", ylim=(0, 80))
+    for ax in axes.flat[len(seeds) :]:
+        ax.set_visible(False)
+    figure.supxlabel("share of training", fontsize=10)
+    figure.supylabel("held-out accuracy under PGD, %", fontsize=10)
     axes[0][0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(out, dpi=90)

@@ -149,6 +149,15 @@ def test_large_pictures_are_made_smaller(tmp_path):
     assert (sheets["width"], sheets["height"]) == (96, 96)
 
 
+def test_arms_with_other_numbers_of_seeds_are_said_to_have_them(tmp_path):
+    folder = made_study(tmp_path / "study")
+    held = json.loads((folder / "study.json").read_text())
+    assert f"trainings x {held['seeds']} seeds" in markdown(facts([folder])[0])
+    next(iter(held["arms"].values()))["seeds"] = 1
+    (folder / "study.json").write_text(json.dumps(held))
+    assert f"trainings x 1 to {held['seeds']} seeds" in markdown(facts([folder])[0])
+
+
 def test_numbers_of_a_study_that_are_not_defined_are_left_open(tmp_path):
     folder = made_study(tmp_path / "study")
     held = json.loads((folder / "study.json").read_text())

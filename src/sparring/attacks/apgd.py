@@ -33,9 +33,9 @@ class APGD:
 
     An example leaves the batch at its first fooling point; an example that is never fooled gets its point of highest
     loss. The released code differs from the paper in three details of when a step is halved; they are the options
-    `ties_halve`, `first_from_zero` and `first_no_stall`. It also rounds the steps of the reviews down where the paper
-    rounds up, which is the same for 100 steps and different for 10 or 20; here they are those of the paper. L1 has no
-    momentum, and for it `rho`, `start` and these options do not apply.
+    `ties_halve`, `first_from_zero` and `first_no_stall`. It also rounds the numbers of steps between reviews down, to
+    at least 1, where the paper rounds the steps of the reviews up, as here; both are the same for up to 4 steps and for
+    100. L1 has no momentum, and for it `rho`, `start` and these options do not apply.
 
     Args:
         threat: Perturbation set.

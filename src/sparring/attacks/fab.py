@@ -40,7 +40,7 @@ class FAB:
         eta: Factor by which steps overshoot the boundary.
         beta: Factor by which the distance of a fooling point to the example is multiplied after a step.
         final_search: Number of steps along the line from the example to its nearest fooling point; 3 in the paper, 0
-            for none.
+            for none. As an attack, FAB takes them only where that point is farther than eps.
         bring_back: If True, a nearest point farther than eps is projected to eps, where it may still fool since steps
             overshoot; if False, such an example is returned unchanged.
         start: Start of the search; the example itself by default.

@@ -35,12 +35,12 @@ number of times at once, on all machines that see the folder: they share the tra
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     scale: Literal["smoke", "cpu", "gpu"] = "cpu"
-    """smoke takes a minute and decides no claim; cpu is for two cores and 20 minutes; gpu is meant for one data-centre
-    GPU and the same time, and was not tried."""
+    """smoke takes a minute and decides no claim; cpu is for two cores and half an hour to a few hours; gpu is meant for
+    one data-centre GPU, and was not tried."""
     out: str | None = None
     """Folder of the study; by default results/NAME-SCALE."""
     seeds: int | None = None
-    """Number of seeds; by default that of the study."""
+    """Number of seeds; by default that of the study. An arm whose own number is smaller keeps it."""
     until_decided: bool = False
     """Add seeds to the trainings that open claims need, up to 18, by a rule that was fixed before (docs/studies.md)."""
     budget: str | None = None
@@ -89,7 +89,9 @@ def _found(name: str, options: _Options) -> tuple["Study", Path]:
     """Return the study with its seeds, and its folder."""
     wanted = find(name)(options.scale)
     if options.seeds is not None:
-        wanted = replace(wanted, seeds=options.seeds)
+        most = options.seeds
+        arms = tuple(replace(arm, seeds=arm.seeds and min(arm.seeds, most)) for arm in wanted.arms)
+        wanted = replace(wanted, seeds=most, arms=arms)
     return wanted, Path(options.out or f"results/{wanted.name}-{options.scale}")
 
 

@@ -5,7 +5,7 @@ import re
 import types
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -86,9 +86,10 @@ def evaluate(
             of all parts, evaluated in any order and on any machines, become one by
             `sparring.records.merge_evaluations`.
         keep_images: Whether the result holds the adversarial images of broken examples, all of them in memory.
-        examine: Whether the model is examined on one batch (are its answers random, do they depend on the batch, are
-            gradients zero or not finite?) and a few examples are kept to be shown. An evaluation that is repeated, as
-            after each epoch of a training, may leave it out after the first time. Verdicts are the same.
+        examine: Whether the model is examined on one batch (does autograd run inside it, are its answers random or
+            dependent on the batch, are gradients zero or not finite, does PGD at eps 0 change verdicts?) and a few
+            examples are kept in `gallery`. An evaluation that is repeated, as after each epoch of a training, may leave
+            this out after the first time: verdicts are the same. With a `state` the model is examined in any case.
         corrupted: Other versions of the same images, each with the rows of `data`, by names such as "fog-3": the model
             is run on them without an attack.
         state: Folder to which results are written as they come; after a crash, the same call continues from it.
@@ -150,18 +151,20 @@ def evaluate(
                 keep_images=keep_images,
                 backend=backend,
             )
-            clean, oddities = _clean(setting, examine)
+            clean, oddities = _clean(setting, examine or journal is not None)
             if journal is not None and judge.draws == 1 and not any("randomised" in note for note in oddities):
                 journal.same_answers(clean.predicted.numpy(), clean.margin.numpy())
             work = sum(chain.work * int(clean.right.sum()) for chain in chains)
             run = Run(setting, clean, work, known=all(chain.known for chain in chains))
             books = {chain.name: (chain, run.through(chain)) for chain in chains}
             right = {name: _right(setting, other) for name, other in corrupted.items()}
-            flat = flat_gradients(model, *setting.batch(slice(batch_size))) if chains and examine else []
+            with _draws_kept(like.device):
+                flat = flat_gradients(model, *setting.batch(slice(batch_size))) if chains and examine else []
         found = _assembled(setting, clean, books)
         seconds = {stage: each for stage, each in run.seconds.items() if not math.isnan(each)}
         found = replace(found, settings=settings, shard=part, passes=_passes(books), seconds=seconds, corrupted=right)
-        found = replace(found, gallery=gallery_of(setting, found, books) if examine else None)
+        with _draws_kept(like.device):
+            found = replace(found, gallery=gallery_of(setting, found, books) if examine else None)
     lost = [*lost_notes(found), *_lost_at_smallest_norms(books, clean)]
     for note in (*lost, *oddities):
         warnings.warn(note, stacklevel=2)
@@ -253,6 +256,11 @@ def _about(
     }
 
 
+def _draws_kept(device: torch.device) -> AbstractContextManager[None]:
+    """Keep what a randomised model draws within the context from changing what it draws later."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
 def _clean(setting: EvaluationContext, examine: bool) -> tuple[Verdict, list[str]]:
     """Return the verdict on the clean images, and notes on oddities of the model if it is examined."""
     judge, data, size = setting.judge, setting.data, setting.batch_size
@@ -264,7 +272,8 @@ def _clean(setting: EvaluationContext, examine: bool) -> tuple[Verdict, list[str
         if not start:
             setting.unaltered.check()
             if examine:
-                notes = oddities(judge, x, y, verdicts[0].right)
+                with _draws_kept(setting.like.device):
+                    notes = oddities(judge, x, y, verdicts[0].right)
                 setting.unaltered.check()
     clean = Verdict(*(torch.cat(part).cpu() for part in zip(*verdicts, strict=True)))
     if bool(clean.probable.all()):

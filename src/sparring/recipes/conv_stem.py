@@ -52,7 +52,7 @@ def imagenet_convnext_t_cvst(eps: float = 4 / 255, folder: str = "imagenet", ste
 
 
 def _apgd(threat: Linf, steps: int) -> APGD:
-    """Return APGD as in the released code of the paper."""
+    """Return APGD as in the released code of the paper, for up to 4 steps and for 100."""
     return APGD(
         threat,
         steps,

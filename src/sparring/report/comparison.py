@@ -144,7 +144,8 @@ def study(folder: Path) -> Plain:
     """The results of a study, from its `study.json`."""
     held: Any = read_json(folder / STUDY, "repeat the study", _Study)
     return {
-        **{key: held.get(key) for key in ("study", "source", "scale", "seeds", "examples", "baseline", "numbers")},
+        **{key: held.get(key) for key in ("study", "source", "scale", "examples", "baseline", "numbers")},
+        "seeds": _seeds(held),
         "title": held.get("title") or held["study"],
         "arms": {name: _arm(each) for name, each in held["arms"].items()},
         "verdicts": [
@@ -154,6 +155,12 @@ def study(folder: Path) -> Plain:
         "environment": environment(held.get("environment") or {}),
         "precision": held.get("precision"),
     }
+
+
+def _seeds(held: Plain) -> int | str:
+    """Return the number of seeds of all arms, or the smallest and the largest as text."""
+    counts = sorted({arm.get("seeds", held["seeds"]) for arm in held["arms"].values()})
+    return counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _arm(arm: Plain) -> Plain:

@@ -92,7 +92,7 @@ class Study:
         baseline: Name of the arm that differences are given to.
         arms: The trainings to compare.
         claims: The claims to decide.
-        seeds: Number of seeds per arm.
+        seeds: Number of seeds of an arm that has no number of its own.
         remarks: Notes below the tables.
         apart: Names of adversaries that do not count as the worst and that an arm may go without. Apart from these, all
             arms have the same evaluation.
