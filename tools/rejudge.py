@@ -34,7 +34,6 @@ from sparring.studies.writing import claims_table
 
 PARTS: dict[str, list[int]] = {
     "tricks": [13, 2, 1, 1, 1, 2, 1],
-    "moat": [1, 1, 1, 1, 2, 2, 1, 1, 1],
     "smooth": [1, 1, 6, 1, 1, 1, 1, 1, 2, 2, 2, 3, 6],
     "memorization": [1] * 5 + [2] + [1] * 11 + [3] + [1] * 3,
     "selfsup": [1] * 22,
@@ -42,6 +41,14 @@ PARTS: dict[str, list[int]] = {
 }
 """Of how many claims of today each earlier claim is the origin, in order."""
 MOVED = {"selfsup": [*range(11), 8, 9, 10, 11, 11, 11, 12, 13, 14, 15, 16]}
+
+HEAD = """\
+# Old and new verdicts
+
+`python tools/rejudge.py results`: the stored results of each study, judged by the \
+[rule of today](../docs/studies.md). An earlier claim about an extreme of several arms is one claim for each. \
+The tables of studies that were trained anew since then stay as they were.
+"""
 
 NEW = ("One step of the attack comes nearer to many steps on SiLU than on ReLU.",)
 
@@ -156,20 +163,21 @@ def rejudged(folder: Path) -> tuple[Study, list[Any], tuple[Verdict, ...]]:
     return study, plain["earlier_verdicts"], verdicts
 
 
+def sections_of(text: str) -> dict[str, str]:
+    """Return the tables of a file of verdicts by the titles of their studies."""
+    parts = (part.partition("\n") for part in text.split("\n## ")[1:])
+    return {title: rest.strip() for title, _, rest in parts}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     options = parser.parse_args()
-    lines = [
-        "# Old and new verdicts",
-        "",
-        "`python tools/rejudge.py results`: the stored results of each study, judged by the "
-        "[rule of today](../docs/studies.md). An earlier claim about an extreme of several arms is one claim for each.",
-    ]
+    path = options.results / "verdicts.md"
+    sections = sections_of(path.read_text())
     for folder in earlier(options.results):
         study, before, verdicts = rejudged(folder)
-        lines += ["", f"## {study.title}", ""]
-        lines += ["| claim | earlier | found | detectable | now | why |", "|---|---|---:|---:|---|---|"]
+        lines = ["| claim | earlier | found | detectable | now | why |", "|---|---|---:|---:|---|---|"]
         numbers = origins(study)
         for claim, number, verdict in zip(study.claims, numbers, verdicts, strict=True):
             family = sum(other.family == claim.family for other in study.claims) if claim.family else 1
@@ -184,8 +192,10 @@ def main() -> None:
             )
             lines.append("| " + " | ".join(cells) + " |")
         decided = sum(verdict.outcome in DECIDED for verdict in verdicts)
+        sections[study.title] = "\n".join(lines)
         print(f"{study.name}: {decided} of {len(verdicts)} claims decided")
-    (options.results / "verdicts.md").write_text("\n".join(lines) + "\n")
+    parts = [HEAD, *(f"## {title}\n\n{text}\n" for title, text in sections.items())]
+    path.write_text("\n".join(parts))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def study(scale: str) -> Study:
             f"*{_SLOWLY}* was added when some trainings of FGSM-MEP had stayed at chance, with the claims about it.",
             "The rivals were tuned at the larger eps on a seed that the study does not use, with a few values each: "
             f"N-FGSM has noise of {_NOISE:g} x eps, ELLE-A the weight {_ELLE:g}, FGSM-MEP the weight {_MEP:g} and no "
-            "relaxed label, GradAlign the weight {_ALIGN:g}. The stages of MOAT were not tuned.",
+            f"relaxed label, GradAlign the weight {_ALIGN:g}. The stages of MOAT were not tuned.",
             f"Arms that no claim is about have {_VARIANTS} seeds.",
             "Order, lengths and weights of the stages are ours: the paper's abstract does not state them.",
         ),
