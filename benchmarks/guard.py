@@ -25,7 +25,9 @@ def main() -> None:
     columns = min(len(seeds), 5)
     rows = -(-len(seeds) // columns)
     size = (3.0 * columns, 2.6 * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
     for ax, seed in zip(axes.flat, seeds, strict=False):
         for folder, name in ARMS.items():
             run = RunFolder(study / "runs" / f"{folder}-{seed}")
@@ -42,7 +44,6 @@ def main() -> None:
     figure.supxlabel("share of training", fontsize=10)
     figure.supylabel("held-out accuracy under PGD, %", fontsize=10)
     axes[0][0].legend(fontsize=8)
-    figure.tight_layout()
     figure.savefig(out, dpi=90)
 
 
