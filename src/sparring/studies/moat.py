@@ -60,8 +60,7 @@ def study(scale: str) -> Study:
             f"All trainings have about {_PASSES[scale]} passes per training image; numbers of epochs are whole.",
             f"The small eps is {_SMALL.eps:g}, and its accuracies are at that eps.",
             "The passes of the guarded training leave out what the guard and its rescues add.",
-            f"The rate goes up to 0.1 and back (Free-AT: 0.04, the slow FGSM-MEP: {_SLOW:g}). Gradients are clipped at "
-            "1.",
+            f"The rate goes up to 0.1 and back (Free-AT: 0.04, the slow FGSM-MEP: {_SLOW:g}); gradients are clipped.",
             f"*{_SLOWLY}* was added when some trainings of FGSM-MEP had stayed at chance, with the claims about it.",
             "The rivals were tuned at the larger eps on a seed that the study does not use, with a few values each: "
             f"N-FGSM has noise of {_NOISE:g} x eps, ELLE-A the weight {_ELLE:g}, FGSM-MEP the weight {_MEP:g} and no "

@@ -93,7 +93,7 @@ class ValidationHook(Hook):
         seed: seed of the attack.
         data: validation set; None has none.
         backend: gives the model that the attack runs on.
-        examined: True once this process has examined the model, which warns of oddities.
+        examined: True once the model was examined in this process, which is done once and warns of oddities.
         latest: accuracies after the last epoch, by name.
         improved: True if the last epoch is the best so far.
     """
