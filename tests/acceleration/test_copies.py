@@ -873,10 +873,12 @@ def test_batches_that_are_filled_from_several_change_nothing(many, name):
     found = evaluate(*many, {name: MANY[name]}, batch_size=8, backend=FromFour())
     assert 0 < wanted.robust[name].sum() < wanted.robust["clean"].sum()
     assert np.array_equal(found.robust[name], wanted.robust[name])
+    ours, theirs = found.margin[name], wanted.margin[name]
     broken = wanted.robust["clean"] & ~wanted.robust[name]
-    assert (found.margin[name][broken] < 0).all() and (wanted.margin[name][broken] < 0).all()
-    if name != "fab":  # rounding, which differs by processor, decides whether a point near the boundary fools
-        assert np.allclose(found.margin[name], wanted.margin[name], atol=1e-5)
+    assert (ours[broken] < 0).all() and (theirs[broken] < 0).all()
+    # at which step a point of FAB near the boundary fools first is decided by rounding, which differs by processor
+    same = ~broken if name == "fab" else np.ones_like(broken)
+    assert np.allclose(ours[same], theirs[same], atol=1e-5)
 
 
 def test_batches_stay_full_while_examples_leave(many):

@@ -185,3 +185,16 @@ def test_a_budget_and_looks_that_make_no_sense_are_refused(study, tmp_path, caps
     assert shell(["study", "tricks", "--scale", "smoke", "--out", str(tmp_path), "--until-decided"]) == 2
     assert "from 1 seeds on" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_seeds_of_the_shell_are_the_most_that_any_arm_has(monkeypatch, tmp_path):
+    asked = []
+
+    def stop(study, folder, **options):
+        asked.append({study.seeds_of(arm) for arm in study.arms})
+        raise UserError("far enough")
+
+    monkeypatch.setattr(running, "run_study", stop)
+    for seeds in ("2", "20"):
+        assert shell(["study", "moat", "--scale", "cpu", "--seeds", seeds, "--out", str(tmp_path)]) == 2
+    assert asked == [{2}, {3, 20}]

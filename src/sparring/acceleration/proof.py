@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.modes import full_precision
-from ..core.rng import make_rng
+from ..core.rng import draws_kept, make_rng
 from ..core.types import Classifier
 from .body_copy import Shadow
 from .compiled import as_it_is
@@ -57,7 +57,7 @@ def flaw(shadow: Shadow, few: Tensor) -> str | None:
 @contextmanager
 def _undisturbed(few: Tensor) -> Iterator[None]:
     """Leave torch's random generators unchanged, and compile nothing."""
-    with torch.random.fork_rng(devices=[few.device] if few.device.type == "cuda" else []), as_it_is():
+    with draws_kept(few.device), as_it_is():
         yield
 
 

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from .errors import UserError
 from .modes import eval_mode
+from .rng import draws_kept
 from .types import TensorData, pixels
 from .validation import check_data, check_images, check_labels, check_logits, check_soft_targets, check_tensor
 
@@ -88,9 +89,8 @@ def answer(model: nn.Module, x: Tensor) -> Tensor:
     """
     few = x[:FEW].detach().clone()
     kept = few.clone()
-    drawn = torch.random.fork_rng(devices=[x.device] if x.is_cuda else [])  # the check must not change later draws
     try:
-        with drawn, torch.no_grad():
+        with draws_kept(x.device), torch.no_grad():  # the check must not change later draws
             out: Tensor = model(few)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError) as error:
         raise UserError(_not_taken(x, error)) from error

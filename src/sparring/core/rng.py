@@ -9,6 +9,7 @@ none of this matters. Attacks and threats work with both: they call `uniform`, `
 import hashlib
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TypeAlias
 
 import torch
@@ -231,6 +232,18 @@ def make_rng(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
         The seeded generator.
     """
     return torch.Generator(device).manual_seed(seed)
+
+
+def draws_kept(device: torch.device) -> AbstractContextManager[None]:
+    """Keep what is drawn within the context from torch's own generators from changing what is drawn after it.
+
+    Args:
+        device: Device whose generator is kept, beside that of the CPU.
+
+    Returns:
+        A context manager; after it, the generators are in the state from before.
+    """
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def mixed_seed(*parts: int | str) -> int:

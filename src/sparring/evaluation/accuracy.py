@@ -5,7 +5,7 @@ import re
 import types
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +17,7 @@ from ..acceleration import AcceleratedCopy
 from ..core.errors import UserError, need_seed, need_whole
 from ..core.gate import FEW, alone, answer, check_model, switched_to_eval
 from ..core.modes import frozen, full_precision
+from ..core.rng import draws_kept
 from ..core.types import Attack, AttackBackend, LabelledData, TensorData, Threat, pixels
 from ..core.validation import check_images, refuse_probabilities
 from ..data.given import evaluation_data
@@ -158,13 +159,16 @@ def evaluate(
             run = Run(setting, clean, work, known=all(chain.known for chain in chains))
             books = {chain.name: (chain, run.through(chain)) for chain in chains}
             right = {name: _right(setting, other) for name, other in corrupted.items()}
-            with _draws_kept(like.device):
-                flat = flat_gradients(model, *setting.batch(slice(batch_size))) if chains and examine else []
+            flat: list[str] = []
+            if examine and chains:
+                with draws_kept(like.device):
+                    flat = flat_gradients(model, *setting.batch(slice(batch_size)))
         found = _assembled(setting, clean, books)
         seconds = {stage: each for stage, each in run.seconds.items() if not math.isnan(each)}
         found = replace(found, settings=settings, shard=part, passes=_passes(books), seconds=seconds, corrupted=right)
-        with _draws_kept(like.device):
-            found = replace(found, gallery=gallery_of(setting, found, books) if examine else None)
+        if examine:
+            with draws_kept(like.device):
+                found = replace(found, gallery=gallery_of(setting, found, books))
     lost = [*lost_notes(found), *_lost_at_smallest_norms(books, clean)]
     for note in (*lost, *oddities):
         warnings.warn(note, stacklevel=2)
@@ -256,11 +260,6 @@ def _about(
     }
 
 
-def _draws_kept(device: torch.device) -> AbstractContextManager[None]:
-    """Keep what a randomised model draws within the context from changing what it draws later."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-
 def _clean(setting: EvaluationContext, examine: bool) -> tuple[Verdict, list[str]]:
     """Return the verdict on the clean images, and notes on oddities of the model if it is examined."""
     judge, data, size = setting.judge, setting.data, setting.batch_size
@@ -272,7 +271,7 @@ def _clean(setting: EvaluationContext, examine: bool) -> tuple[Verdict, list[str
         if not start:
             setting.unaltered.check()
             if examine:
-                with _draws_kept(setting.like.device):
+                with draws_kept(setting.like.device):
                     notes = oddities(judge, x, y, verdicts[0].right)
                 setting.unaltered.check()
     clean = Verdict(*(torch.cat(part).cpu() for part in zip(*verdicts, strict=True)))

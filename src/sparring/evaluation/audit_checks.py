@@ -14,7 +14,7 @@ from ..attacks.losses import CE, Margin
 from ..attacks.threats import L1, L2, Linf
 from ..core.errors import UserError
 from ..core.modes import mode_matters
-from ..core.rng import make_rng
+from ..core.rng import draws_kept, make_rng
 from ..core.types import PerExampleLoss, TensorData, Threat, pixels
 from ..core.validation import refuse_probabilities
 from ..models import small_cnn
@@ -246,7 +246,7 @@ def transfer(case: AuditContext, surrogate: nn.Module | None) -> Finding:
 def _student(case: AuditContext) -> nn.Module:
     """A small network that is trained on the model's probabilities at random points of the ball around the images."""
     channels, height, width = case.x.shape[1:]
-    with torch.random.fork_rng(devices=[case.x.device] if case.x.is_cuda else []):
+    with draws_kept(case.x.device):
         torch.manual_seed(case.seed)
         student = small_cnn(case.classes, (channels, height, width), width=16).to(case.x.device)
     adam, rng = torch.optim.Adam(student.parameters(), lr=2e-3), make_rng(case.seed, case.x.device)

@@ -68,12 +68,12 @@ class Attempt:
 
     @property
     def state(self) -> State:
-        """What became of it, as its process last wrote."""
+        """The state of the attempt, as its process last wrote it."""
         return "working" if self.written is None else self.written["state"]
 
     @property
     def why(self) -> str:
-        """What failed, if it did."""
+        """The reason of a failure; "" without one."""
         return "" if self.written is None else self.written["why"]
 
     def plain(self) -> dict[str, Any]:

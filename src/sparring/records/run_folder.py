@@ -162,7 +162,7 @@ class RunFolder:
         return max((int(name[len("step-") :]) for name in names if re.fullmatch(STEP, name)), default=None)
 
     def backend(self) -> dict[str, Any] | None:
-        """How the run computes, as set at its start: number formats, compilation, and notes on the accelerated copy."""
+        """Return how the run computes, as set at its start: number formats, compilation, notes on the copy."""
         return read_json(self._search, hint=Begun) if self._search.exists() else None
 
     @_writes

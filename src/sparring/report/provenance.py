@@ -1,4 +1,4 @@
-"""Where a result comes from: recipe, commands, environments, hashes, references. Imports no torch."""
+"""Tells where a result comes from: recipe, commands, environments, hashes, references. Imports no torch."""
 
 import hashlib
 import re

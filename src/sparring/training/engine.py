@@ -20,7 +20,7 @@ from ..core import devices, ranks
 from ..core.errors import UserError
 from ..core.gate import alone, check_examples
 from ..core.modes import eval_mode, frozen, unchanged
-from ..core.rng import Rng, mixed_seed
+from ..core.rng import Rng, draws_kept, mixed_seed
 from ..core.types import (
     Attack,
     AttackBackend,
@@ -537,7 +537,7 @@ class TrainingLoop:
         size = len(batches)
         last = self.epochs * size if until is None else min(until, self.epochs * size)
         device = state.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # steps seed torch's own generator
+        with draws_kept(device):  # steps seed torch's own generator
             self._run(method, state, batches, last)
 
     def _run(self, method: TrainingMethod, state: State, batches: Batches, last: int) -> None:
