@@ -9,6 +9,8 @@ from ..core.modes import batch_statistics, train_mode
 from ..core.schedules import EpsWarmUp, MultiStep, PiecewiseConstant, WarmUp
 from ..core.serialization import Build
 from ..core.types import ModelMode
+from ..data import LabelNoise
+from ..models import small_cnn
 from ..objectives.batch_norm_statistics import BatchNormStatistics
 from ..objectives.cross_entropy import CrossEntropy
 from ..records.outcomes import Cells
@@ -17,36 +19,55 @@ from ..records.statistics import Claim
 from ..runs.recipe import Recipe
 from ..training.engine import Method
 from ..training.optimizers import SGD, AdamW
+from ..training.updates import OptimizerStep
 from ._common import Sizes, base, sizes_of
 from .study import WORST, Arm, Study
 
-_SIZES = {"smoke": Sizes(300, 60, 1), "cpu": Sizes(4000, 400, 3), "gpu": Sizes(20000, 2000, 5)}
-_EPOCHS = {"smoke": 1, "cpu": 14, "gpu": 22}
+_SIZES = {"smoke": Sizes(300, 60, 1), "cpu": Sizes(720, 1000, 10), "gpu": Sizes(12_000, 2000, 10)}
+_EPOCHS = {"smoke": 1, "cpu": 60, "gpu": 60}
+_HELD_OUT, _NOISE = 1 / 6, 0.1
 
-# The effect of weight decay depends on rate x decay x steps, and these trainings are 50 times shorter than the paper's.
-# Of 5e-4, 1e-3, 2e-3, 5e-3, 1e-2 and 2e-2, this was the best on a seed that no study uses (cpu scale).
-_DECAY = 2e-3
+# The effect of weight decay depends on rate x decay x steps, and these trainings are 80 times shorter than the paper's
+# at the cpu scale.
+# Of 6e-3 (one seed), 1e-2, 3e-2 and 6e-2 this was the best on two seeds that no study uses (cpu scale). At the paper's
+# rate of 0.1, a net that was attacked in training mode stayed at chance.
+_DECAY, _RATE = 3e-2, 0.03
 
 
 def study(scale: str) -> Study:
     """Compare each trick of the paper, alone, with the baseline."""
     sizes, epochs, threat = sizes_of(scale, _SIZES), _EPOCHS[scale], Linf(0.1)
-    recipe = base(scale, sizes, threat, epochs)
-    baseline = replace(recipe, optimizer=SGD(weight_decay=_DECAY))
+    baseline = _baseline(scale, sizes, threat, epochs)
     return Study(
         name="tricks",
         title="Bag of Tricks: each trick against the baseline",
         source="https://arxiv.org/abs/2010.00467",
         baseline="baseline",
         arms=tuple(Arm(name, each) for name, each in _arms(baseline, epochs).items()),
-        claims=_claims(epochs),
+        claims=_claims(),
         seeds=sizes.seeds,
         remarks=(
-            f"Weight decay of the baseline is {_DECAY:g}, the best of six on another seed; x 0.2 and x 0.4 are the "
-            "ratios of the paper's 1e-4 and 2e-4 to its 5e-4.",
+            f"{100 * _NOISE:g} % of the training labels are drawn anew. The rate, {_RATE:g}, is divided by 10 after a "
+            "third and three quarters of the epochs, which leaves time to overfit. Gradients are clipped at 1.",
+            f"Weight decay of the baseline is {_DECAY:g}, the best of four on other seeds at the cpu scale; x 0.2 "
+            "and x 0.4 are the ratios of the paper's 1e-4 and 2e-4 to its 5e-4.",
             "Passes of the attack that stops early are counted as if it never stopped.",
             "AdamW has the rate 0.001 and torch's weight decay; neither it nor Softplus was tuned.",
         ),
+    )
+
+
+def _baseline(scale: str, sizes: Sizes, threat: Linf, epochs: int) -> Recipe:
+    """Return PGD-AT of a net that can memorize the few images it has, some of them with wrong labels."""
+    recipe = base(scale, sizes, threat, epochs)
+    return replace(
+        recipe,
+        model=Build(small_cnn, width=12, batch_norm=True) if scale == "cpu" else recipe.model,
+        lr=MultiStep(_RATE, (epochs / 3, 3 * epochs / 4)),
+        optimizer=SGD(weight_decay=_DECAY),
+        update=OptimizerStep(max_norm=1.0),
+        alterations=(LabelNoise(_NOISE),),
+        held_out=_HELD_OUT,
     )
 
 
@@ -115,10 +136,6 @@ _OTHERS: tuple[str, ...] = (
     "statistics of clean images too",
     "crafting by batch statistics",
 )
-_AT_CHANCE = (
-    "crafting by the statistics of the batch leaves trainings at chance in this setting, which says something of the "
-    "setting and nothing of the mode"
-)
 
 
 def _less(arm: str, other: str = "baseline", under: str = WORST, which: str = "last") -> Callable[[Cells], Array]:
@@ -132,7 +149,7 @@ def _under_pgd(cells: Cells) -> Array:
     return cells("attack stopped early", pgd) - cells("baseline", pgd)
 
 
-def _claims(epochs: int) -> tuple[Claim, ...]:
+def _claims() -> tuple[Claim, ...]:
     return (
         Claim(
             "Too little weight decay costs robustness.",
@@ -153,14 +170,12 @@ def _claims(epochs: int) -> tuple[Claim, ...]:
             "Crafting in eval mode helps clean accuracy.",
             "clean accuracy of the baseline, less that with crafting in training mode, is above 0",
             _less("baseline", "crafting in training mode", "clean"),
-            untestable=_AT_CHANCE,
         ),
         Claim(
             "Crafting in eval mode keeps robustness, within a point.",
             "robust accuracy (worst) of the baseline, less that with crafting in training mode, is above -1 point",
             _less("baseline", "crafting in training mode"),
             more_than=-0.01,
-            untestable=_AT_CHANCE,
         ),
         Claim(
             "Stopping the attack early loses less than a point under PGD.",
@@ -193,6 +208,5 @@ def _claims(epochs: int) -> tuple[Claim, ...]:
             "robust accuracy (worst) of the baseline's best epoch, less that of its last, is above 1 point",
             lambda cells: cells("baseline", WORST, "best") - cells("baseline", WORST, "last"),
             more_than=0.01,
-            untestable=f"the rate drops at epoch {10 / 11 * epochs:.1f} of {epochs}, which leaves no time to overfit",
         ),
     )
