@@ -5,8 +5,12 @@ how torchrun starts it, still gets a new one.
 """
 
 import multiprocessing
+import os
+import signal
+import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +30,11 @@ def started(act: Callable[..., None], *args: Any) -> BaseProcess:
     return process
 
 
+def commanded(arguments: list[str], said: Path, folder: Path) -> BaseProcess:
+    """Start `sparring ARGUMENTS` in a folder, in a process whose standard error goes to a file."""
+    return started(_command, arguments, said, folder)
+
+
 def ended(process: BaseProcess) -> int:
     """Wait for a process, and return its exit code, below 0 if a signal has ended it."""
     process.join()
@@ -36,3 +45,13 @@ def ended(process: BaseProcess) -> int:
 def _act(act: Callable[..., None], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     act(*args)
+
+
+def _command(arguments: list[str], said: Path, folder: Path) -> None:
+    from sparring.cli import run
+
+    os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
+    with said.open("w") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    sys.exit(run(arguments))

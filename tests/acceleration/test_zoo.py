@@ -454,6 +454,8 @@ def test_on_a_copy_no_attack_leaves_more_standing_than_on_the_model(digits, name
     with leaky_everywhere(model) if name == "a global hook" else eval_mode(model):
         before = copy.deepcopy(model.state_dict())
         assert kind(fast, model, x[:8]) == wanted, fast.notes(model)
+        if wanted == ITSELF:
+            return
         alone, found = (standing(model, test, backend) for backend in (OriginalModel(), fast))
         for attack in ATTACKS:
             assert 0 < alone[attack] < alone["clean"] or attack == "fab", f"{attack} says nothing: {alone}"

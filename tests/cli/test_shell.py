@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shlex
 import signal
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from forked import commanded, ended
 
 from sparring.attacks import APGD, FAB, Square
 from sparring.cli import run
@@ -230,14 +232,13 @@ def test_train_prints_json_if_asked_for(tmp_path, capsys):
 def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path, monkeypatch, capsys):
     """A real process, a real signal, and then the printed command itself, in this process."""
     args = ["train", "quickstart", "--out", "my run", *SMALL, "--epochs", "400", "--overwrite"]
-    command = [sys.executable, "-c", "from sparring.cli import main; main()", *args]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = commanded(args, tmp_path / "said", tmp_path)
     metrics = tmp_path / "my run" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None:
+    while not (metrics.exists() and metrics.stat().st_size) and process.is_alive():
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 130, err
+    os.kill(process.pid, signal.SIGINT)
+    code, err = ended(process), (tmp_path / "said").read_text()
+    assert code == 130, err
     assert "Traceback" not in err
     again = re.search(r"everything is saved\. Go on with: (sparring .*)", err).group(1)
     assert "'my run'" in again

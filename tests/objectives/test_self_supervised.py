@@ -363,7 +363,8 @@ def test_self_supervised_adversarial_training_hardens_the_digits(tmp_path):
     """
     small = Build(amdim, width=8, dim=32, depth=1, k=15)
     before = replace(digits_amdim(), model=small, epochs=12, data=Subset(Digits(), 1000, 120))
-    before = replace(before, evaluation=Evaluation({"worst": before.evaluation.adversaries["worst"]}))
+    suite = before.evaluation.adversaries["worst"]
+    before = replace(before, evaluation=Evaluation({"worst": replace(suite, steps=10, restarts=1)}))
     after = replace(digits_amdim_sat(start="before"), model=small, epochs=6, data=before.data, selection=Benign())
     attack = replace(after.method.attack, steps=2, step_size=0.08)
     after = replace(after, method=replace(after.method, attack=attack), evaluation=before.evaluation)

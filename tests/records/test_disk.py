@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import toy_data, toy_net
+from forked import commanded, ended
 from helpers import evaluated, state
 from safetensors.torch import save_file
 
@@ -737,10 +738,11 @@ def test_a_training_under_nohup_goes_on():
 # -- a study whose process is killed
 
 
-def children(pid):
-    """The processes that a process has begun, and that are alive."""
+def begun_by(pid):
+    """The processes that a process has begun, and those that these have begun."""
     found = subprocess.run(["ps", "-o", "pid=,stat=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(line.split()[0]) for line in found.stdout.splitlines() if "Z" not in line.split()[1]]
+    own = [int(line.split()[0]) for line in found.stdout.splitlines() if "Z" not in line.split()[1]]
+    return [each for child in own for each in (child, *begun_by(child))]
 
 
 def alive(pid):
@@ -753,13 +755,14 @@ def alive(pid):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 def test_the_workers_of_a_study_end_with_it(tmp_path):
     endless = f"{Path(__file__).parents[1] / 'studies' / 'shared_study.py'}:endless"
-    process = command("study", endless, "--scale", "smoke", "--workers", "2", "--out", str(tmp_path / "s"))
-    while not list(tmp_path.glob("s/runs/*/metrics.jsonl")) and process.poll() is None:
+    arguments = ["study", endless, "--scale", "smoke", "--workers", "2", "--out", "s"]
+    process = commanded(arguments, tmp_path / "said", tmp_path)
+    while len(list(tmp_path.glob("s/runs/*/metrics.jsonl"))) < 2 and process.is_alive():
         time.sleep(0.1)
-    workers = children(process.pid)
+    workers = begun_by(process.pid)
     process.kill()
-    process.communicate()
-    assert len(workers) >= 2
+    ended(process)
+    assert len(workers) >= 3, "two workers, and the server that has forked them"
     deadline = time.monotonic() + 600
     while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
+import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import commanded, ended
 
 from sparring import PGD, AcceleratedCopy, CrossEntropy, Linf, Method, UserError, WhiteBox
 from sparring.attacks import FGSM
@@ -169,31 +173,19 @@ def test_a_training_that_fails_is_named_when_the_others_are_done(tiny, tmp_path)
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_study_that_is_stopped_keeps_what_it_has(tmp_path, workers):
-    import signal
-    import subprocess
-    import sys
-    import time
-
-    folder = tmp_path / "s"
+    folder, said = tmp_path / "s", tmp_path / "said"
     study = f"{Path(__file__).with_name('shared_study.py')}:endless"
-    command = [sys.executable, "-c", "from sparring.cli import main; main()", "study", study, "--scale", "smoke"]
-    process = subprocess.Popen(
-        [*command, "--workers", str(workers), "--out", str(folder)],
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell's background job ignores Ctrl-C, and so would this process
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
-    )
-    while process.poll() is None:
+    arguments = ["study", study, "--scale", "smoke", "--workers", str(workers), "--out", str(folder)]
+    process = commanded(arguments, said, tmp_path)
+    while process.is_alive():
         begun = [path for path in folder.glob("runs/*/metrics.jsonl") if path.stat().st_size]
         if len(begun) == workers:
             break
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=600)
-    assert process.returncode == 130
-    assert said.splitlines()[-1].startswith("sparring: stopped; what is trained is kept. Go on with:")
-    assert "Traceback" not in said
+    os.kill(process.pid, signal.SIGINT)
+    assert ended(process) == 130, said.read_text()
+    assert said.read_text().splitlines()[-1].startswith("sparring: stopped; what is trained is kept. Go on with:")
+    assert "Traceback" not in said.read_text()
     assert len(list(folder.glob("runs/*/checkpoints/step-*"))) >= workers
     assert not (folder / "table.md").exists()
 

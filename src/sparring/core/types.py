@@ -4,7 +4,8 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from functools import cache
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -222,9 +223,16 @@ def at(value: "T | Schedule[T]", progress: Progress) -> T:
     Returns:
         The value at this position; a value that is no schedule is returned as it is.
     """
-    while isinstance(value, Schedule):
-        value = value.at(progress)
-    return value
+    current: Any = value
+    while _scheduled(type(current)):
+        current = current.at(progress)
+    return cast(T, current)
+
+
+@cache
+def _scheduled(kind: type) -> bool:
+    """Return True for a type of schedules. Asking a protocol takes microseconds, and each step asks dozens of times."""
+    return issubclass(kind, Schedule)
 
 
 @runtime_checkable
