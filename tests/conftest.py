@@ -59,6 +59,17 @@ def undrawn() -> "Iterator[None]":
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unsynced() -> "Iterator[None]":
+    """Files are not forced to the disk, which takes milliseconds each time: no test cuts the power.
+
+    Tests of what forces them replace `os.fsync` themselves.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture
 def drawn() -> "Iterator[None]":
     """The pictures of runs are drawn."""
