@@ -10,6 +10,7 @@ from sparring.core.rng import (
     integers,
     mixed_seed,
     normal,
+    seed_draws,
     some,
     uniform,
     uniform_of_batch,
@@ -114,3 +115,11 @@ def test_mixing_in_pieces_gives_the_numbers_of_one_piece(monkeypatch):
     whole = PerExample(5, torch.arange(9)).uniform(50)
     monkeypatch.setattr(rng_room, "_IN_CACHE", 60)
     assert torch.equal(PerExample(5, torch.arange(9)).uniform(50), whole)
+
+
+def test_draws_are_those_after_manual_seed_without_a_word_to_devices_that_are_missing(monkeypatch):
+    torch.manual_seed(7)
+    wanted = torch.rand(5)
+    monkeypatch.setattr(torch.cuda, "_lazy_call", lambda *args, **options: pytest.fail("it is kept for CUDA"))
+    seed_draws(7, torch.device("cpu"))
+    assert torch.equal(torch.rand(5), wanted)

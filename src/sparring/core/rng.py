@@ -246,6 +246,25 @@ def draws_kept(device: torch.device) -> AbstractContextManager[None]:
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
+def seed_draws(seed: int, device: torch.device) -> None:
+    """Seeds torch's own generators that computations on a device draw from: that of the CPU and that of the device.
+
+    For each kind of device that is missing, `torch.manual_seed` keeps a call with its stack trace, which takes as long
+    as a step of a tiny net.
+
+    Args:
+        seed: The seed.
+        device: Device of the computations.
+    """
+    if device.type not in ("cpu", "cuda"):
+        torch.manual_seed(seed)
+        return
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
 def mixed_seed(*parts: int | str) -> int:
     """Makes one seed from several numbers and words.
 

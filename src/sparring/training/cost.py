@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..acceleration import OriginalModel
 from ..core import ranks
+from ..core.rng import draws_kept, seed_draws
 from ..core.teachers import TeacherMemory
 from ..core.types import (
     AttackBackend,
@@ -33,6 +34,7 @@ from ..models import KNN, encode_bank
 from .engine import State, TrainingMethod
 
 _MOST_STEPS = 20_000
+_CPU = torch.device("cpu")
 
 
 @dataclass(slots=True)
@@ -173,8 +175,8 @@ class _Toy(Encoder):
 
     def __init__(self) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with draws_kept(_CPU):
+            seed_draws(0, _CPU)
             self.layers = nn.Sequential(
                 *(nn.AvgPool2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(48, 8), nn.BatchNorm1d(8), nn.Tanh())
             )
@@ -187,8 +189,8 @@ class _Toy(Encoder):
 
 def _linear() -> Classifier:
     """Toy classifier that is always right on class 0, so that no attack stops early."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with draws_kept(_CPU):
+        seed_draws(0, _CPU)
         head = nn.Linear(8, 4)
     with torch.no_grad():
         head.bias.copy_(torch.tensor([20.0, 0.0, 0.0, 0.0]))

@@ -20,7 +20,7 @@ from ..core import devices, ranks
 from ..core.errors import UserError
 from ..core.gate import alone, check_examples
 from ..core.modes import eval_mode, frozen, unchanged
-from ..core.rng import Rng, draws_kept, mixed_seed
+from ..core.rng import Rng, draws_kept, mixed_seed, seed_draws
 from ..core.types import (
     Attack,
     AttackBackend,
@@ -554,7 +554,8 @@ class TrainingLoop:
         progress = Progress(state.step, steps_per_epoch, self.epochs)
         for group in state.optimizer.param_groups:
             group["lr"] = at(self.lr, progress)
-        torch.manual_seed(mixed_seed(state.seed, state.step, ranks.rank()))  # dropout draws from torch's own generator
+        # dropout draws from the generators of torch itself
+        seed_draws(mixed_seed(state.seed, state.step, ranks.rank()), state.device)
         found = method.step(state, batch, progress, at(self.update, progress), self.backend)
         terms = StepTerms(found, progress, state.requests.sent)
         before, state.latest = state.latest, terms
