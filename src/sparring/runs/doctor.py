@@ -33,7 +33,8 @@ def examine() -> dict[str, Any]:
         "versions": {
             "sparring": version("sparring"),
             "python": platform.python_version(),
-            **{name: _version(name) for name in ("torch", "numpy", "scipy", "torchvision", "timm")},
+            "torch": str(torch.__version__),  # with the build, as in 2.13.0+cpu
+            **{name: _version(name) for name in ("numpy", "scipy", "torchvision", "timm")},
         },
         "commit": commit(),
         "platform": platform.platform(),
