@@ -223,10 +223,11 @@ def at(value: "T | Schedule[T]", progress: Progress) -> T:
     Returns:
         The value at this position; a value that is no schedule is returned as it is.
     """
-    current: Any = value
-    while _scheduled(type(current)):
-        current = current.at(progress)
-    return cast(T, current)
+    kind: type = type(value)
+    while _scheduled(kind):
+        value = cast(Schedule[T], value).at(progress)
+        kind = type(value)
+    return cast(T, value)
 
 
 @cache
