@@ -247,7 +247,7 @@ def draws_kept(device: torch.device) -> AbstractContextManager[None]:
 
 
 def seed_draws(seed: int, device: torch.device) -> None:
-    """Seeds torch's own generators that computations on a device draw from: that of the CPU and that of the device.
+    """Seeds torch's own generators that computations on a device draw from: that of the CPU and those of its kind.
 
     For each kind of device that is missing, `torch.manual_seed` keeps a call with its stack trace, which takes as long
     as a step of a tiny net.
@@ -261,8 +261,7 @@ def seed_draws(seed: int, device: torch.device) -> None:
         return
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
+        torch.cuda.manual_seed_all(seed)
 
 
 def mixed_seed(*parts: int | str) -> int:
