@@ -28,6 +28,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-seed", type=int, default=0, help="decides the cases")
 
 
+LONG = ("studies/test_studies.py", "distributed/", "test_tutorials.py", "training/test_guard.py", "records/test_disk.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests come first, so that at the end no process waits for one of them."""
+    items.sort(key=lambda item: not any(part in item.path.as_posix() for part in LONG))
+
+
 _DRAWING = [False]
 
 
