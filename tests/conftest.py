@@ -28,7 +28,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-seed", type=int, default=0, help="decides the cases")
 
 
-LONG = ("studies/test_studies.py", "distributed/", "test_tutorials.py", "training/test_guard.py", "records/test_disk.py")
+LONG = (
+    "studies/test_studies.py",
+    "distributed/",
+    "test_tutorials.py",
+    "training/test_guard.py",
+    "records/test_disk.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
