@@ -45,17 +45,16 @@ def trained(template, monkeypatch):
 
     def copy(job, plain, measurements, outdated, device):
         done.append(job.name)
-        shutil.copytree(template[0].path, job.path, ignore=shutil.ignore_patterns("status.json"))
-        run = RunFolder(job.path)
+        # made elsewhere, and moved in one step: others look at the folder meanwhile
+        run = RunFolder(shutil.copytree(template[0].path, job.path.parents[1] / "being copied" / job.path.name))
         run.begin(plain)
         rng = np.random.default_rng([job.seed, *job.arm.encode()])
         for which in ("best", "last"):
             flags = run.read_flags(which)
             robust = rng.random(len(flags.label)) < RATES[job.arm]
             run.write_flags(which, replace(flags, robust=dict.fromkeys(flags.robust, robust)))
-        # the status comes last and in one step, as in a training: others look at the folder meanwhile
-        shutil.copy(template[0].path / "status.json", job.path / "copying")
-        (job.path / "copying").rename(job.path / "status.json")
+        job.path.parent.mkdir(exist_ok=True)
+        run.path.rename(job.path)
         return "copied"
 
     monkeypatch.setattr(work, "_trained", copy)
