@@ -35,7 +35,7 @@ number of times at once, on all machines that see the folder: they share the tra
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     scale: Literal["smoke", "cpu", "gpu"] = "cpu"
-    """smoke takes a minute and decides no claim; cpu is for two cores and 20 minutes to two hours; gpu is meant for one
+    """smoke takes a minute and decides no claim; cpu is for two cores and 15 minutes to two hours; gpu is meant for one
     data-centre GPU, and was not tried."""
     out: str | None = None
     """Folder of the study; by default results/NAME-SCALE."""

@@ -249,8 +249,8 @@ def draws_kept(device: torch.device) -> AbstractContextManager[None]:
 def seed_draws(seed: int, device: torch.device) -> None:
     """Seeds torch's own generators that computations on a device draw from: the CPU's, and for a GPU those of all.
 
-    For each kind of device that is missing, `torch.manual_seed` keeps a call with its stack trace, which takes as long
-    as a step of a tiny net.
+    For each kind of device that is missing, `torch.manual_seed` keeps a call with its stack trace, which takes up to a
+    millisecond.
 
     Args:
         seed: The seed.

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from ...acceleration import AcceleratedCopy
 from ...attacks import PGD
+from ...core.rng import draws_kept
 from ...core.types import TensorData, Threat
 from ...core.writing import replacing, write_json
 from ...evaluation import WhiteBox, evaluate
@@ -140,7 +140,7 @@ def _initial(subject: AnalyzedModel) -> nn.Module | None:
     if subject.recipe is None:
         return None
     device = subject.test.y.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with draws_kept(device):
         return subject.recipe.initial_model(subject.training.data, subject.run.path).to(device)
 
 
