@@ -23,6 +23,9 @@ demo: $(VENV)/.run ## train a small robust classifier and evaluate it
 	$(BIN)/sparring train quickstart --out runs/demo --overwrite
 	$(BIN)/sparring evaluate runs/demo
 
+# Commands that tests start would otherwise compile all they import again.
+unexport PYTHONDONTWRITEBYTECODE
+
 test: $(VENV)/.dev ## all tests, two processes of one thread each
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 

@@ -1,5 +1,6 @@
 """What the tests share: one thread each, the CPU, a tiny data set, a tiny recipe."""
 
+import gc
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start, too: two threads on a busy core are much slower
@@ -40,6 +41,11 @@ LONG = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests come first, so that at the end no process waits for one of them."""
     items.sort(key=lambda item: not any(part in item.path.as_posix() for part in LONG))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: the garbage collector need not look at a million objects of it again."""
+    gc.freeze()
 
 
 _DRAWING = [False]

@@ -29,9 +29,9 @@ class _Options:
 
 
 def bench(args: list[str]) -> int:
-    import tyro
+    from .flags import read
 
-    options = tyro.cli(_Options, args=args, prog="sparring bench", description=_BENCH)
+    options = read(_Options, args, "sparring bench", _BENCH)
     from ..acceleration import tune_process
     from ..bench import bench as run
     from ..bench import ceilings

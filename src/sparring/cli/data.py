@@ -35,9 +35,9 @@ def data(args: list[str]) -> int:
     if kind != "shrink":
         raise UserError(f"no command data {kind!r}: write sparring data shrink FOLDER --to PIXELS")
     name, rest = argument(rest, "FOLDER", _SHRINK)
-    import tyro
+    from .flags import read
 
-    options = tyro.cli(_Options, args=rest, prog=f"sparring data shrink {name}", description=_SHRINK)
+    options = read(_Options, rest, f"sparring data shrink {name}", _SHRINK)
     from ..data import shrink_pictures
 
     folder = Path(name)

@@ -32,6 +32,14 @@ _NUMBER = tyro.constructors.PrimitiveConstructorSpec(
 Number = Annotated[float, _NUMBER]  # 0.1 or 8/255
 
 
+def read(options: type[Options], args: list[str], prog: str, description: str) -> Options:
+    """Parse `args` as flags for the fields of `options`, or print help or an error and exit, as `parse` does.
+
+    Their help is in docstrings. tyro would look for comments, too, and parse the source anew for each class.
+    """
+    return tyro.cli(options, args=args, prog=prog, description=description, config=(tyro.conf.HelptextFromCommentsOff,))
+
+
 def parse(
     options: type[Options],
     value: T,
@@ -95,7 +103,7 @@ def _mirror(
             documented = value.function if isinstance(value, Build) else type(value)
             nested: Any = _mirror(type(value).__name__, inner, _summary(value), _described(documented))
             if dataclasses.fields(nested):
-                named = Annotated[nested, tyro.conf.arg(name=part)]
+                named = Annotated[nested, tyro.conf.arg(name=part, help=nested.__doc__)]
                 fields.append((_field(part), named, dataclasses.field(default_factory=nested)))
     return dataclasses.make_dataclass(name, fields, bases=bases, frozen=True, namespace={"__doc__": doc})
 

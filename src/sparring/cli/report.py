@@ -45,9 +45,9 @@ def report(args: list[str]) -> int:
     if not targets and {"-h", "--help"} & set(rest):
         say(_REPORT)
         return 0
-    import tyro
+    from .flags import read
 
-    options = tyro.cli(_Options, args=rest, prog="sparring report TARGET", description=_REPORT)
+    options = read(_Options, rest, "sparring report TARGET", _REPORT)
     if not targets:
         raise UserError(f"nothing to report is named: name a run folder, for example\n{_REPORT}")
     return _reported([Path(target) for target in targets], options)

@@ -68,9 +68,9 @@ def study(args: list[str]) -> int:
     name, rest = argument(args, "NAME", usage)
     if "--status" not in rest:
         find(name)  # report an unknown name before anything heavy is imported
-    import tyro
+    from .flags import read
 
-    options = tyro.cli(_Options, args=_settled(rest), prog=f"sparring study {name}", description=usage)
+    options = read(_Options, _settled(rest), f"sparring study {name}", usage)
     if options.slurm_option and options.slurm is None:
         raise UserError("--slurm-option says what SLURM jobs ask for: give --slurm, too")
     _hours(options.budget)  # a mistake in it is told before anything begins

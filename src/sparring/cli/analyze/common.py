@@ -94,9 +94,9 @@ Options = TypeVar("Options", bound=Common)
 
 
 def options_for(kind: type[Options], target: str, name: str, args: list[str]) -> Options:
-    import tyro
+    from ..flags import read
 
-    options = tyro.cli(kind, args=args, prog=f"sparring analyze {target} {name}", description=KINDS[name])
+    options = read(kind, args, f"sparring analyze {target} {name}", KINDS[name])
     check_options(options)
     from ...acceleration import tune_process
 
