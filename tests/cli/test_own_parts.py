@@ -225,6 +225,7 @@ def test_attack_optimiser_and_schedule_are_exchanged(here):
         (Structure(attack="pgd:step=3"), "pgd has no option 'step': did you mean steps"),
         (Structure(optimizer="adamm"), "no optimizer 'adamm': did you mean adam"),
         (Structure(optimizer="sgd:momentun=1"), "sgd has no option 'momentun': did you mean momentum"),
+        (Structure(optimizer="adamw:weight_decay=abc"), "adamw: weight_decay is a number, not 'abc'"),
         (Structure(schedule="cosin"), "no schedule 'cosin': did you mean cosine"),
         (Structure(attack="fgsm", method="free"), "the method of the recipe, Free, has no attack to exchange"),
     ],

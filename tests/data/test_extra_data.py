@@ -9,7 +9,7 @@ import torch
 from sparring import PGD, Build, CrossEntropy, Linf, Method, Sum, TensorData, UserError, fit
 from sparring.core import ranks
 from sparring.data import NPZ, Batches, ExtraData, Flip, GeneratedImages, source_of
-from sparring.data.extra import ExtraImages
+from sparring.data.extra import ExtraImages, JoinedData
 from sparring.models import small_cnn
 from sparring.objectives import TemporalEnsembling
 
@@ -50,6 +50,12 @@ def test_an_epoch_is_a_pass_over_the_real_images_and_both_streams_use_each_image
     assert torch.equal(index.bincount(minlength=130)[50:], torch.full((80,), 10))
     orders = [torch.cat([b.index[b.index < 50] for b in steps(made, first, 10)]) for first in (0, 10)]
     assert not torch.equal(*orders) and torch.equal(orders[0].sort().values, torch.arange(50))
+
+
+def test_bytes_and_floats_are_joined_as_floats():
+    found = JoinedData(REAL, replace(DRAWN, x=DRAWN.x / 255))[torch.tensor([60, 3])]
+    assert found.x[:, 0, 0, 0].tolist() == pytest.approx([200 / 255, 10 / 255])
+    assert JoinedData(REAL, DRAWN)[:].x.dtype == torch.uint8
 
 
 def test_an_epoch_can_be_counted_in_steps_and_no_image_is_left_out_at_its_end():

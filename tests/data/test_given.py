@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler, Subset, TensorDataset
 from torch.utils.data import WeightedRandomSampler as Weighted
 
 from sparring import TensorData, UserError
@@ -44,6 +44,18 @@ class Pictures(Dataset):
         return image, int(Y[i])
 
 
+def as_tensor(picture):
+    return torch.from_numpy(np.array(picture).transpose(2, 0, 1) / 255).float()
+
+
+class Listing(Pictures):
+    """A data set whose attribute `labels` is not a list of its class numbers."""
+
+    def __init__(self, labels):
+        super().__init__(listed=False)
+        self.labels = labels
+
+
 FORMS = {
     "bytes": (BYTES, Y),
     "channels last": (BYTES.transpose(0, 2, 3, 1), Y),
@@ -57,6 +69,11 @@ FORMS = {
     "dicts": Pictures(kind="dict"),
     "loader": DataLoader(Pictures(kind="tensor"), batch_size=7, shuffle=True),
     "loader of tensors": DataLoader(TensorDataset(torch.from_numpy(BYTES), torch.from_numpy(Y)), batch_size=3),
+    "names of classes": Listing([f"class {y}" for y in Y]),
+    "one hot": Listing(np.eye(4)[Y]),
+    "a vocabulary": Listing({f"class {y}": y for y in range(20)}),
+    "other numbers": Listing([3] * 20),
+    "a number": Listing(4),
     "subsets": ConcatDataset([Subset(Pictures(), range(8)), Subset(Pictures(), range(8, 20))]),
 }
 
@@ -99,12 +116,32 @@ def test_a_collation_of_ones_own_is_kept_unless_it_changes_labels():
 
     found = labelled_data(DataLoader(Pictures(kind="tensor"), collate_fn=brighter))
     assert torch.allclose(found[:].x, torch.from_numpy(BYTES) / 510 + 0.5, atol=1e-6)
+
+    def of_dicts(items):
+        return {"image": torch.stack([brighter([(as_tensor(item["image"]), 0)])[0][0] for item in items])} | {
+            "label": torch.tensor([item["label"] for item in items])
+        }
+
+    found = labelled_data(DataLoader(Pictures(kind="dict"), collate_fn=of_dicts))
+    assert torch.allclose(found[:].x, torch.from_numpy(BYTES) / 510 + 0.5, atol=1e-6), "it gets what the set gives"
+    with pytest.raises(UserError, match=r"collate_fn gives .*: wanted are images \[B, C, H, W\] and labels"):
+        labelled_data(DataLoader(Pictures(), collate_fn=lambda items: [image for image, _ in items]))[:]
     mixed = labelled_data(Pictures(kind="tensor"))
     mixed = DatasetImages(
-        mixed.dataset, mixed.rows, mixed.y, mixed.classes, mixed.shape, collate=lambda items: (items, torch.zeros(2))
+        mixed.dataset,
+        mixed.rows,
+        mixed.y,
+        mixed.classes,
+        mixed.shape,
+        collate=lambda items: (torch.stack([image for image, _ in items]), torch.zeros(2)),
     )
     with pytest.raises(UserError, match="collate_fn changes the labels"):
         next(mixed.read([torch.tensor([1, 2])], seed=0))
+
+
+class EveryThird(Sampler):
+    def __iter__(self):
+        yield [0, 3, 6]
 
 
 class Stream(IterableDataset):
@@ -138,6 +175,10 @@ class Soft(Unlabelled):
         ((np.zeros((20, 5, 8, 8)), Y), "1 or 3 channels"),
         (DataLoader(Stream()), "iterable data set, whose examples have no numbers"),
         (DataLoader(Pictures(), sampler=Weighted([1.0] * 20, 20)), "a WeightedRandomSampler, which would not be used"),
+        (
+            DataLoader(Pictures(), batch_sampler=EveryThird()),
+            "with a batch sampler, EveryThird, which would not be used",
+        ),
         (Unlabelled(), "an item of the data set is"),
         (Soft(), "a label of the data set is tensor"),
         ([], "data is a list"),
@@ -159,6 +200,25 @@ def test_a_source_comes_from_a_pair_a_name_or_a_single_set():
     assert (train.classes, len(train), len(test)) == (("a", "b", "c", "d"), 20, 0)
     with pytest.raises(UserError, match="the test data have 4 classes, the training data 2"):
         as_source(((BYTES, Y % 2), (BYTES, Y)))
+
+
+class Named(Pictures):
+    def __init__(self, classes):
+        super().__init__()
+        self.classes = classes
+
+
+def test_labels_of_test_data_follow_the_names_of_their_classes():
+    train = Named(["ant", "bee", "cat", "dog"])
+    other = Named(["dog", "cat", "bee", "ant"])
+    assert as_source((train, other)).load()[1].y.tolist() == (3 - Y).tolist()
+    few = Subset(Named(["bee", "dog"]), [i for i in range(20) if Y[i] < 2])
+    test = as_source((train, few)).load()[1]
+    assert set(test.y.tolist()) == {1, 3} and test.classes == ("ant", "bee", "cat", "dog")
+    assert as_source((train, (BYTES, Y))).load()[1].y.tolist() == Y.tolist(), "numbers stay"
+    assert as_source((Pictures(), other)).load()[1].y.tolist() == Y.tolist()
+    with pytest.raises(UserError, match=r"the test data have the class 'cow', which the training data lack: .*ant"):
+        as_source((train, Named(["ant", "bee", "cow", "dog"])))
 
 
 def test_given_data_are_known_again_by_their_content():

@@ -30,9 +30,12 @@ from sparring.data import (
     ImageFolder,
     Subset,
     hold_out,
+    load_test,
+    source_of,
 )
 from sparring.data.files import Remote, locate
 from sparring.data.formats import read_idx
+from sparring.data.given import GivenData
 from sparring.data.pictures import mixed_order
 
 # -- files in the official formats, made here
@@ -416,10 +419,34 @@ def test_few_images_are_the_first_ones():
     assert torch.equal(few.x, train.x[:30])
     assert torch.equal(some.y, test.y[:20])
     assert len(Subset(Digits(), 30).load()[1]) == len(test)
+    alone = Subset(GivenData.of(train, None), 30)
+    assert [len(part) for part in alone.load()] == [30, 0], "a source without test images has a subset"
     with pytest.raises(UserError, match="9999 training images are asked for, and there are 1437"):
         Subset(Digits(), 9999).load()
     with pytest.raises(UserError, match="of a subset must be at least 1"):
         Subset(Digits(), 0)
+
+
+def test_a_file_of_test_images_alone_takes_changes(tmp_path):
+    x, y = np.random.default_rng(0).integers(0, 256, (6, 4, 4), dtype=np.uint8), np.arange(6) % 3
+    np.savez(tmp_path / "test.npz", x_test=x, y_test=y)
+    plain, inverted = (load_test(f"npz:{tmp_path / 'test.npz'}{change}") for change in ("", "+inverted"))
+    assert torch.equal(inverted.x, 255 - plain.x) and len(plain.classes) == 3
+    np.savez(tmp_path / "both.npz", x_train=x, y_train=y, x_test=x[:2], y_test=y[:2])
+    assert len(load_test(f"npz:{tmp_path / 'both.npz'}").classes) == 3, "those of the training images"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("folder", "folder needs the name of a data set: write folder:DIR"),
+        ("npz", "npz needs the name of a data set: write npz:FILE"),
+        ("digits:here", "digits come with scikit-learn, from no other place: write digits"),
+    ],
+)
+def test_names_without_a_place_or_with_one_too_many_get_a_sentence(name, said):
+    with pytest.raises(UserError, match=said):
+        source_of(name)
 
 
 def test_views_are_the_same_images_augmented_apart():

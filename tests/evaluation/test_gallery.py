@@ -160,6 +160,25 @@ def test_an_example_alone_has_the_result_that_it_has_among_all():
     assert whole.image_hash[[7, 41]].tolist() == few.image_hash.tolist()
 
 
+def test_an_example_alone_has_its_own_corrupted_images():
+    """Not those of the first rows, as the images chosen are not the first."""
+    data, asked = toy_data(), []
+
+    class Corrupted:
+        def load(self, test):
+            asked.append(len(test))
+            return {"fog-1": replace(test, x=test.x // 2)}
+
+    evaluation = replace(Evaluation(ATTACK, examples=50), corruptions=Corrupted())
+    given = {"backend": OriginalModel()}
+    whole = evaluate_models({"model": lambda: toy_net().eval()}, data, evaluation, **given)["model"]
+    assert 0 < whole.corrupted["fog-1"].sum() < 50
+    for rows in ((41, 7), (1, 2, 3), (48,)):
+        few = evaluate_models({"model": lambda: toy_net().eval()}, data, evaluation, **given, only=rows)["model"]
+        assert few.corrupted["fog-1"].tolist() == whole.corrupted["fog-1"][sorted(rows)].tolist()
+    assert asked == [50] * 4
+
+
 @pytest.mark.parametrize("only", [(60,), (-1,), (3, 3)])
 def test_examples_that_are_not_there_cannot_be_chosen(only):
     with pytest.raises(UserError, match="give each once, from 0 to 59"):

@@ -13,6 +13,7 @@ import sparring
 from sparring import AutoAttack, Build, Linf, UserError
 from sparring.cli import run
 from sparring.data import NPZ
+from sparring.data.given import GivenData
 from sparring.models import (
     Normalize,
     dm_preact_resnet18,
@@ -40,6 +41,18 @@ def images(folder):
     x = {name: rng.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8) for name in ("x_train", "x_test")}
     np.savez(folder / "images.npz", **x, y_train=np.arange(20) % 10, y_test=np.arange(20) % 10)
     return NPZ(str(folder / "images.npz"))
+
+
+def test_a_model_whose_data_were_objects_is_exported(trained, tmp_path):
+    """No file holds its test images; the program is compared on noise."""
+    folder, model, recipe = trained
+    given = replace(recipe, data=GivenData("20 images 3x32x32", "0" * 16))
+    folder.begin(given.plain())
+    save_weights(
+        folder.weights("best"), model, {"recipe": given.plain(), "classes": list(CLASSES), "shape": [3, 32, 32]}
+    )
+    exported = export(folder.path, "torch-export", tmp_path / "out")
+    assert exported.files and all(path.exists() for path in exported.files)
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ from conftest import toy_data
 from forked import ended, started
 from helpers import bits, demanding, stop_at
 
-from sparring import EMA, Linf, RunFolder, State, UserError, fit, load_model
+from sparring import EMA, PGD, Linf, Method, RunFolder, State, UserError, fit, load_model
 from sparring.cli import run as shell
 from sparring.core.serialization import Build
 from sparring.core.types import pixels
 from sparring.data import NPZ, Batches, Digits, Subset
 from sparring.models import Normalize, preact_resnet18, small_cnn
+from sparring.objectives import FGSMMEP
 from sparring.runs.load import evaluate_run, evaluate_weights, recipe_of
 from sparring.training import Guard, Interrupted, Saving
 from sparring.training.checkpoint import read_weights, save_weights
@@ -192,6 +193,7 @@ def test_an_unfinished_run_of_another_recipe_is_not_gone_on_with(tiny, tmp_path)
         ({"batch_size": 5000}, {}),
         ({"data": NPZ("/nowhere.npz")}, {}),
         ({"model": Build(small_cnn, activation="rleu")}, {}),
+        ({"method": Method(PGD(Linf(0.1), steps=2), FGSMMEP(Linf(0.1)))}, {}),  # refused by the first step
     ],
 )
 def test_a_run_is_not_overwritten_before_all_else_is_in_order(copied, tiny, change, options):

@@ -21,6 +21,7 @@ import sparring
 from sparring import L2, MART, PGD, TRADES, Build, Classifier, CrossEntropy, Linf, Method, RunFolder, UserError, fit
 from sparring.core import foreign
 from sparring.core.serialization import from_plain, to_plain
+from sparring.data.given import as_source
 from sparring.models import Normalize, small_cnn
 from sparring.runs.given import GivenModel, as_model
 from sparring.runs.load import evaluate_run, load_model
@@ -92,7 +93,7 @@ def test_a_method_is_also_a_value_or_an_objective():
     method = Method(PGD(L2(0.5), 3), TRADES())
     assert recipe_for(net(), (X, Y), method=method).method is method
     assert recipe_for(net(), (X, Y), method=method).selection.threat == L2(0.5)
-    assert recipe_for(net(), (X, Y), method=Free(Linf(0.1)), eps=0.1).method == Free(Linf(0.1))
+    assert recipe_for(net(), (X, Y), method=Free(Linf(0.1))).method == Free(Linf(0.1))
     assert recipe_for(net(), (X, Y), threat="l2:0.5").method == Method(PGD(L2(0.5), 10, 0.125), CrossEntropy())
 
 
@@ -130,16 +131,17 @@ def test_a_model_or_data_that_do_not_fit_get_a_sentence(model, data, message):
 
 
 def test_functions_are_named_and_objects_described():
-    assert as_model(net) == Build(net) and as_model(Net) == Build(Net)
-    found = as_model(lambda: net(1))
+    data = as_source((X, Y))
+    assert as_model(net, data, 0) == Build(net) and as_model(Net, data, 0) == Build(Net)
+    found = as_model(lambda: net(1), data, 0)
     assert isinstance(found, GivenModel) and found.kind == "Net with 483 weights"
-    assert found == as_model(Net()) != as_model(Net(4))
+    assert found == as_model(Net(), data, 0) != as_model(Net(4), data, 0)
     plain = json.loads(json.dumps(to_plain(found)))
     assert from_plain(plain) == found
     with pytest.raises(UserError, match=r"as an object \(Net with 483 weights\).*hand it over again"):
         from_plain(plain)()
     with pytest.raises(UserError, match="gives a int: wanted is a torch"):
-        as_model(lambda: 3)
+        as_model(lambda: 3, data, 0)
 
 
 def test_a_function_may_take_the_number_of_classes_and_the_shape():
@@ -147,6 +149,18 @@ def test_a_function_may_take_the_number_of_classes_and_the_shape():
     assert isinstance(made.build_model(toy_data()), Net)
     ours = recipe_for(small_cnn, (X, Y), eps=0.1)
     assert ours.build_model(ours.data.load()[0]).head.out_features == 3
+
+
+def test_a_function_without_a_name_is_called_as_one_with_a_name_from_the_seed():
+    def closure(num_classes, shape):
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), num_classes))
+
+    made = [recipe_for(closure, (X, Y), eps=0.1, seed=seed).model().state_dict() for seed in (3, 3, 4)]
+    assert made[0]["1.weight"].shape == (3, 64)
+    assert torch.equal(made[0]["1.weight"], made[1]["1.weight"])
+    assert not torch.equal(made[0]["1.weight"], made[2]["1.weight"])
+    torch.manual_seed(3)
+    assert torch.equal(made[0]["1.weight"], closure(3, (1, 8, 8))[1].weight), "as the same function with a name"
 
 
 def test_normalisation_is_put_in_front_of_a_model_that_expects_it():

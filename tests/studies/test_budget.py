@@ -120,6 +120,16 @@ def test_a_training_waits_for_those_of_its_seed_that_its_recipe_names(tmp_path):
     assert names.index("amdim-sat-0") < names.index("simclr-0"), "the next one needs no arm that is not a headline's"
 
 
+def test_an_arm_whose_name_ends_that_of_another_does_not_wait_for_itself(study):  # noqa: F811
+    good, bad, _ = study.arms
+    teacher = replace(bad, name=f"Teacher, {good.name}")
+    student = replace(good, recipe=replace(good.recipe, init_from=f"{teacher.folder}-{{seed}}"), after=True)
+    named = replace(study, arms=(student, teacher), claims=()).named
+    assert named(student) == (teacher,) and named(teacher) == ()
+    beside = replace(student, recipe=replace(good.recipe, init_from=f"../others/{bad.folder}-{{seed}}"))
+    assert replace(study, arms=(beside, bad), claims=()).named(beside) == (bad,), "a path, too"
+
+
 def test_a_training_that_names_none_waits_for_all_others(tmp_path):
     memorization = find("memorization")("smoke")
     works = work.trainings(memorization, memorization.plan("smoke").trainings(tmp_path), ())

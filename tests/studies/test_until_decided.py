@@ -17,7 +17,7 @@ from sparring.records.outcomes import Outcomes
 from sparring.records.statistics import Claim, judge
 from sparring.runs.load import evaluate_run
 from sparring.studies import running, work
-from sparring.studies.findings import _open
+from sparring.studies.findings import _open, aggregate
 from sparring.studies.jobs import Plan, leases_of
 from sparring.studies.running import run_study
 from sparring.studies.study import Arm, JointMeasurement, Study
@@ -54,6 +54,7 @@ def trained(template, monkeypatch):
             robust = rng.random(len(flags.label)) < RATES[job.arm]
             run.write_flags(which, replace(flags, robust=dict.fromkeys(flags.robust, robust)))
         job.path.parent.mkdir(exist_ok=True)
+        shutil.rmtree(job.path, ignore_errors=True)  # what clearing a run leaves is its lock
         run.path.rename(job.path)
         return "copied"
 
@@ -98,6 +99,31 @@ def test_seeds_are_added_to_the_arms_of_open_claims_up_to_the_most(study, traine
     assert len(set(trained)) == len(trained) == 3 + 18 + 18 + 1, "none was done twice, and the tables once"
     assert "1 of 2 claims are open: 2 trainings get 5 seeds" in said
     assert Plan.read(tmp_path).arms[1]["seeds"] == 18, "--status knows them"
+
+
+def test_overwriting_begins_the_added_seeds_anew_too(study, trained, tmp_path):
+    run(study, tmp_path)
+    done = len(trained)
+    other = replace(study, arms=tuple(replace(arm, recipe=replace(arm.recipe, lr=1.0)) for arm in study.arms))
+    found = run(other, tmp_path, overwrite=True)
+    assert len(trained) == 2 * done, "every training anew"
+    assert max(verdict.seeds for verdict in found.verdicts) == 18
+
+
+def test_trainings_that_a_guard_stopped_early_have_tables_and_a_curve_up_to_the_first_end(template, study, tmp_path):
+    runs = {}
+    for arm in study.arms:
+        for seed, epochs in enumerate((3, 2, 3)):
+            run = RunFolder(shutil.copytree(template[0].path, tmp_path / f"{arm.folder}-{seed}"))
+            (run.path / "metrics.jsonl").unlink()
+            for epoch in range(1, epochs + 1):
+                held_out = {"clean": 0.5, "robust": epoch / 10 + seed}
+                run.add_metrics({"step": 5 * epoch, "epoch": epoch, "best": True, "held_out": held_out})
+            runs[arm.name, seed] = run
+    found = aggregate(study, runs)
+    passes, curve = found.curves["good"]
+    assert curve == pytest.approx([1.1, 1.2]) and len(passes) == 2
+    assert found.rows[0].passes == pytest.approx(passes[0] * (3 + 2 + 3) / 3)
 
 
 def test_nothing_is_added_when_all_claims_are_decided(study, trained, tmp_path):

@@ -32,7 +32,7 @@ class DatasetImages:
         classes: Names of the classes.
         shape: Channels, height and width.
         workers: Number of processes that read items; 0 to read in this process.
-        collate: Makes a batch `(images, labels)` of a list of items.
+        collate: Makes a batch `(images, labels)`, or a dict that holds both, of a list of items of the data set.
         device: Device of the batches.
     """
 
@@ -89,9 +89,10 @@ class _Items(Dataset[Any]):
                 random.seed(seed)
                 np.random.seed(seed % 2**32)  # noqa: NPY002
                 torch.manual_seed(seed)
-                items.append(image_and_label(self.dataset[int(self.rows[place])]))
-            x, y = self.collate(items)
-        if not torch.equal(torch.as_tensor(y), torch.tensor([label for _, label in items])):
+                items.append(self.dataset[int(self.rows[place])])
+            pairs = [image_and_label(item) for item in items]
+            x, y = default_collate(pairs) if self.collate is default_collate else _batch(self.collate(items))
+        if not torch.equal(torch.as_tensor(y), torch.tensor([label for _, label in pairs])):
             raise UserError(
                 "the loader's collate_fn changes the labels: take that out of it, and mix images and labels by an "
                 "objective such as sparring.objectives.MixUp"
@@ -111,10 +112,7 @@ def own_random_state() -> Iterator[None]:
 
 def image_and_label(item: Any) -> tuple[Tensor, int]:
     """Return image `[C, H, W]` and label of an item."""
-    if isinstance(item, Mapping):
-        images = [item[name] for name in ("image", "img", "pixel_values", "x") if name in item]
-        labels = [item[name] for name in ("label", "labels", "fine_label", "y") if name in item]
-        item = (*images[:1], *labels[:1])
+    item = _pair(item)
     if not isinstance(item, tuple | list) or len(item) < 2:
         raise UserError(f"an item of the data set is {item!r:.60}: wanted is (image, label)")
     label = item[1]
@@ -122,6 +120,23 @@ def image_and_label(item: Any) -> tuple[Tensor, int]:
     if isinstance(number, bool) or not isinstance(number, int):
         raise UserError(f"a label of the data set is {label!r:.60}: wanted is a class number, 0, 1, 2, ...")
     return _image(item[0]), number
+
+
+def _pair(item: Any) -> Any:
+    """Return image and label of a dict that holds both by one of their usual names; anything else as it is."""
+    if not isinstance(item, Mapping):
+        return item
+    images = [item[name] for name in ("image", "img", "pixel_values", "x") if name in item]
+    labels = [item[name] for name in ("label", "labels", "fine_label", "y") if name in item]
+    return (*images[:1], *labels[:1])
+
+
+def _batch(made: Any) -> tuple[Tensor, Any]:
+    """Return images and labels of what a `collate_fn` has made."""
+    pair = _pair(made)
+    if not isinstance(pair, tuple | list) or len(pair) < 2 or not isinstance(pair[0], Tensor) or pair[0].ndim != 4:
+        raise UserError(f"the loader's collate_fn gives {made!r:.60}: wanted are images [B, C, H, W] and labels [B]")
+    return pair[0], pair[1]
 
 
 def _image(image: Any) -> Tensor:

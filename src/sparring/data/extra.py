@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError, need_whole
-from ..core.types import LabelledData, TensorData
+from ..core.types import LabelledData, TensorData, pixels
 from ..core.validation import check_data
 from .sources import Source
 
@@ -102,7 +102,9 @@ class JoinedData:
         parts = self.first[chosen[~late]], self.second[chosen[late] - len(self.first)]
         place = torch.empty_like(chosen)
         place[torch.cat([(~late).nonzero()[:, 0], late.nonzero()[:, 0]])] = torch.arange(len(chosen))
-        x, y = (torch.cat(pair)[place] for pair in ((parts[0].x, parts[1].x), (parts[0].y, parts[1].y)))
+        alike = parts[0].x.dtype == parts[1].x.dtype
+        x = torch.cat([part.x if alike else pixels(part.x) for part in parts])[place]
+        y = torch.cat([part.y for part in parts])[place]
         return TensorData(x, y, self.classes)
 
     def to(self, device: torch.device | str) -> "JoinedData":

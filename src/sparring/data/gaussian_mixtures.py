@@ -75,7 +75,7 @@ def _of_class(x: Array, count: int, wanted: GaussianMixtureImages, number: int) 
     from sklearn.decomposition import PCA
     from sklearn.mixture import GaussianMixture
 
-    seed = wanted.seed * 1000 + number
+    seed = (wanted.seed * 1000 + number) % 2**32  # scikit-learn takes no larger one
     axes = PCA(min(wanted.dimensions, *x.shape), random_state=seed).fit(x)
     z = axes.transform(x)
     mixture = GaussianMixture(wanted.components, reg_covar=1e-3 * float(z.var(0).mean()), random_state=seed).fit(z)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     ConcatDataset,
     DataLoader,
     IterableDataset,
@@ -87,6 +88,11 @@ def _of_loader(loader: DataLoader[Any], what: str, classes: Sequence[str] | None
             f"{what} is a loader with a {type(loader.sampler).__name__}, which would not be used: give loader.dataset, "
             "whose examples are then all drawn equally often"
         )
+    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
+        raise UserError(
+            f"{what} is a loader with a batch sampler, {type(loader.batch_sampler).__name__}, which would not be used: "
+            "give loader.dataset, whose examples are then all drawn equally often"
+        )
     found = labelled_data(loader.dataset, what, classes)
     if isinstance(found, DatasetImages):
         return replace(found, workers=loader.num_workers, collate=loader.collate_fn or default_collate)
@@ -120,19 +126,24 @@ def _labels(dataset: Any) -> Any:
     with own_random_state():
         if listed is not None and len(listed) == len(dataset):
             few = range(0, len(dataset), max(1, len(dataset) // 8))
-            if all(image_and_label(dataset[i])[1] == int(listed[i]) for i in few):
-                return [int(each) for each in listed]
+            if all(image_and_label(dataset[i])[1] == listed[i] for i in few):
+                return listed
         return [image_and_label(dataset[i])[1] for i in range(len(dataset))]
 
 
-def _listed(dataset: Any) -> Any:
+def _listed(dataset: Any) -> list[int] | None:
+    """Return the class numbers that a data set lists; None if it lists none, or something else by that name."""
     if isinstance(dataset, TorchSubset):
         inner = _listed(dataset.dataset)
         return None if inner is None else [inner[i] for i in dataset.indices]
     if isinstance(dataset, ConcatDataset):
         parts = [_listed(each) for each in dataset.datasets]
-        return None if any(part is None for part in parts) else [each for part in parts for each in part]
-    return next((found for name in ("targets", "labels") if (found := getattr(dataset, name, None)) is not None), None)
+        return None if any(part is None for part in parts) else [each for part in parts for each in part or ()]
+    found = next((found for name in ("targets", "labels") if (found := getattr(dataset, name, None)) is not None), ())
+    try:
+        return [int(each) for each in found] or None
+    except (TypeError, ValueError, RuntimeError):  # names, a target of several numbers, or no list at all
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +207,29 @@ def as_source(data: object, classes: Sequence[str] | None = None) -> Source:
         return data
     if isinstance(data, tuple | list) and len(data) == 2 and not _is_arrays(data):
         train, test = (labelled_data(part, name, classes) for part, name in zip(data, ("train", "test"), strict=True))
-        if len(test.classes) > len(train.classes):
-            raise UserError(f"the test data have {len(test.classes)} classes, the training data {len(train.classes)}")
-        return GivenData.of(train, replace(test, classes=train.classes))  # type: ignore[type-var]
+        return GivenData.of(train, _with_classes(test, train.classes))
     return GivenData.of(labelled_data(data, "data", classes), None)
+
+
+def _with_classes(test: Any, classes: Sequence[str]) -> LabelledData:
+    """Return test data with the classes of the training data: a label follows the name of its class, if it has one."""
+    ours, theirs = tuple(classes), tuple(test.classes)
+    if len(theirs) > len(ours):
+        raise UserError(f"the test data have {len(theirs)} classes, the training data {len(ours)}")
+    if ours[: len(theirs)] != theirs and not (_numbered(ours) or _numbered(theirs)):
+        unknown = [name for name in theirs if name not in ours]
+        if unknown:
+            raise UserError(
+                f"the test data have the class {unknown[0]!r}, which the training data lack: they have "
+                f"{', '.join(ours[:5])}{', ..' if len(ours) > 5 else ''}"
+            )
+        test = test.relabelled(torch.tensor([ours.index(name) for name in theirs], device=test.y.device)[test.y])
+    return replace(test, classes=ours)
+
+
+def _numbered(classes: Sequence[str]) -> bool:
+    """Return True if classes have no names but their numbers."""
+    return tuple(classes) == tuple(map(str, range(len(classes))))
 
 
 def evaluation_data(data: object, what: str) -> LabelledData:

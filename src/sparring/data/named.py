@@ -7,9 +7,9 @@ from typing import Any
 
 from ..core import foreign
 from ..core.errors import UserError, nearest
-from ..core.types import LabelledData, TensorData
+from ..core.types import LabelledData
 from . import adapt, mapped, sources
-from .arrays import MOST_CLASSES, channels_first, class_numbers, labelled, own_arrays
+from .arrays import MOST_CLASSES
 from .libraries import HubData, TorchvisionData
 from .looks import CentralSquare
 
@@ -29,9 +29,11 @@ _KNOWN: dict[str, Any] = {
     "torchvision": TorchvisionData,
 }
 _NEEDING = {
+    "folder": "folder:DIR",
     "generated": "generated:FILE",
     "hf": "hf:org/name",
     "mapped": "mapped:FOLDER",
+    "npz": "npz:FILE",
     "torchvision": "torchvision:GTSRB",
 }
 _OF_PICTURES = (sources.ImageFolder, HubData, TorchvisionData)
@@ -72,8 +74,10 @@ def source_of(spec: str, cut: CentralSquare | None = None) -> sources.Source:
     make: Any = sources.NPZ if name == "npz" else _KNOWN[name]
     if name in _NEEDING and not where:
         raise UserError(f"{name} needs the name of a data set: write {_NEEDING[name]}")
+    if name == "digits" and where:
+        raise UserError(f"{first!r}: digits come with scikit-learn, from no other place: write digits")
     parts = where.split(":", 1) if name == "torchvision" else [where]
-    source: sources.Source = make(*parts) if where or name == "npz" else make()
+    source: sources.Source = make(*parts) if where else make()
     if cut is not None and isinstance(source, _OF_PICTURES):
         source = replace(source, size=cut.size, share=cut.share, interpolation=cut.interpolation)
     for change in changes:
@@ -125,17 +129,4 @@ def load_test(spec: str, cut: CentralSquare | None = None) -> LabelledData:
     Raises:
         UserError: when there is no such data set or change, or the data cannot be read.
     """
-    name, _, where = spec.partition(":")
-    if name == "npz" and not _CHANGE.search(where):
-        return _npz(where)
     return sources.test_images(source_of(spec, cut))
-
-
-def _npz(path: str) -> TensorData:
-    held = own_arrays(path)
-    pairs = [pair for pair in (("x_test", "y_test"), ("x", "y")) if pair[0] in held and pair[1] in held]
-    if not pairs:
-        raise UserError(f"{path} holds {', '.join(held) or 'nothing'}: wanted are x_test and y_test, or x and y")
-    x, y = (held[name] for name in pairs[0])
-    y = class_numbers(y, path)
-    return labelled(channels_first(x, path), y, range(max(2, int(y.max(initial=0)) + 1)), path)

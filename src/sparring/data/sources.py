@@ -14,7 +14,7 @@ from ..core.errors import UserError
 from ..core.reading import Array
 from ..core.types import LabelledData, TensorData
 from ..core.validation import check_data
-from .arrays import Pair, both, channels_first, class_numbers, count_classes, own_arrays, varied
+from .arrays import Pair, both, channels_first, class_numbers, count_classes, labelled, own_arrays, varied
 from .files import Remote, locate
 from .folders import class_folders, listed
 from .formats import read_cifar, read_idx, read_names, read_stl10, read_svhn
@@ -244,6 +244,9 @@ class STL10:
         return both(train, test, names, str(path))
 
 
+_NPZ = ("x_train", "y_train", "x_test", "y_test")
+
+
 @dataclass(frozen=True, slots=True)
 class NPZ:
     """Your own arrays: an .npz file with `x_train`, `y_train`, `x_test`, `y_test`.
@@ -259,7 +262,22 @@ class NPZ:
     path: str
 
     def load(self) -> TrainTest:
-        held = own_arrays(self.path, "x_train", "y_train", "x_test", "y_test")
+        return self._parts(own_arrays(self.path, *_NPZ))
+
+    def load_test(self) -> TensorData:
+        """Return the test images; a file without training images may hold `x_test` and `y_test`, or `x` and `y`."""
+        held = own_arrays(self.path)
+        if held.keys() >= set(_NPZ):
+            return self._parts(held)[1]
+        pairs = [pair for pair in (("x_test", "y_test"), ("x", "y")) if pair[0] in held and pair[1] in held]
+        if not pairs:
+            there = ", ".join(held) or "nothing"
+            raise UserError(f"{self.path} holds {there}: wanted are x_test and y_test, or x and y")
+        x, y = (held[name] for name in pairs[0])
+        y = class_numbers(y, self.path)
+        return labelled(channels_first(x, self.path), y, range(max(2, int(y.max(initial=0)) + 1)), self.path)
+
+    def _parts(self, held: dict[str, Array]) -> tuple[TensorData, TensorData]:
         train, test = (self._part(held, part) for part in ("train", "test"))
         return both(train, test, range(count_classes(train[1], test[1], self.path)), self.path)
 
@@ -373,13 +391,13 @@ class Subset:
     def load(self) -> TrainTest:
         train, test = self.source.load()
         _need(self.train, len(train), "training")
-        _need(self.test or 1, len(test), "test")
+        _need(self.test or 0, len(test), "test")
         return train[: self.train], test[: self.test]
 
     def load_test(self) -> LabelledData:
         """Return the test images alone; pictures in files stay there."""
         test = test_images(self.source)
-        _need(self.test or 1, len(test), "test")
+        _need(self.test or 0, len(test), "test")
         return test.part(torch.arange(len(test) if self.test is None else self.test))
 
 

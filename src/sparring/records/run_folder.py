@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
@@ -192,9 +192,9 @@ class RunFolder:
         return deletable(self.path, RUN)
 
     @_writes
-    def clear(self) -> None:
-        """Delete the files that a run writes, and nothing else."""
-        delete(self.clearable())
+    def clear(self, keep: Collection[str] = ()) -> None:
+        """Delete the files that a run writes, but those with the names to keep, and nothing else."""
+        delete([path for path in self.clearable() if path.name not in keep])
 
     def locked(self) -> AbstractContextManager[None]:
         """Lock the folder against a second process, whatever the two write here."""

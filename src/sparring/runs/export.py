@@ -6,7 +6,7 @@ What is written is read again, and its logits are compared with those of the mod
 import io
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from ..core.errors import UserError, need_one_of
 from ..core.optional import first_line, library
 from ..core.serialization import from_plain
-from ..core.types import Threat, pixels
+from ..core.types import LabelledData, TensorData, Threat, pixels
 from ..core.writing import write_bytes, write_json
+from ..data.given import GivenData
 from ..evaluation import Adversary, AutoAttack, Cascade, threat_of
 from ..models import merged
 from ..models.robustbench_export import TheirModel, for_robustbench
@@ -99,13 +100,21 @@ def export(run: Path | str, to: Target, out: Path | str, *, images: int = 16, bo
 
 def _subject(path: Path, images: int) -> _Subject:
     recipe, count = recipe_of(path), max(2, images)
-    model, test = load_model(path, recipe), recipe.data.load()[1]
-    few = pixels(test[:count].x) if len(test) else _noise(path, count)
+    model, test = load_model(path, recipe), _test_images(path, recipe)
+    few = pixels(test[:count].x) if len(test) else _noise(test.shape, count)
     measured, adversaries = _measured(path)
     name = path.resolve().name if path.is_dir() else path.stem
     return _Subject(
         name, model, recipe, test.classes, few, measured, adversaries or recipe.evaluation.adversaries, len(test)
     )
+
+
+def _test_images(path: Path, recipe: Recipe) -> LabelledData:
+    """Return the test images of a recipe: none if the data were objects, which no file holds."""
+    if isinstance(recipe.data, GivenData) and recipe.data.train is None:
+        about = read_weights(RunFolder(path).weights("best") if path.is_dir() else path)[1]
+        return TensorData(torch.zeros(0, *about["shape"]), torch.zeros(0, dtype=torch.long), tuple(about["classes"]))
+    return recipe.data.load()[1]
 
 
 def _measured(path: Path) -> tuple[Mapping[str, Accuracy], Mapping[str, Adversary | Cascade]]:
@@ -117,10 +126,8 @@ def _measured(path: Path) -> tuple[Mapping[str, Accuracy], Mapping[str, Adversar
     return run.read_flags("best").table(), evaluation.adversaries
 
 
-def _noise(path: Path, images: int) -> Tensor:
+def _noise(shape: Sequence[int], images: int) -> Tensor:
     """Return images of random pixels, for a run without test images."""
-    file = RunFolder(path).weights("best") if path.is_dir() else path
-    shape = read_weights(file)[1]["shape"]
     return torch.rand(images, *shape, generator=torch.Generator().manual_seed(0))
 
 

@@ -21,7 +21,7 @@ from ..report.figures import plot_learning_curve
 from ..training.checkpoint import Checkpoints, read_weights
 from ..training.engine import NotFinite, State, TrainingLoop
 from ..training.hooks import Saving, TrainingProgress, stopping
-from ..training.profiling import StepProfile, measure
+from ..training.profiling import PROFILE, StepProfile, measure
 from .compute import BatchNorm, ComputeSettings, UpdatePrecision
 from .environment import device_of, session
 from .guarded import train as train_guarded
@@ -114,11 +114,14 @@ def fit(
     if not run.writes:
         track, log, on_progress = (), lambda text: None, lambda progress: None
     with _locked(run), _explained(run, state, recipe.batch_size), settings.applied(where):
-        _begin_or_resume(run, recipe, state, training, overwrite)
+        resumed = _resumed(run, recipe, state, overwrite)
         trace, backend = run.path if profile else None, settings.backend()
         update = settings.update(recipe.update)
         found = measure(recipe.method, state, batches, recipe.epochs, update, backend, trace)
         cost = ranks.from_first(lambda: found)
+        if not resumed:  # a run that was there is deleted now that a step of this one was seen to work
+            ranks.from_first(lambda: _begin(run, recipe, profile))
+        _settle(run, recipe, state, training)
         notes = backend.notes(state.model)
         settings = _settled(settings, state, cost, may_compile=fresh and compile == "auto")
         run.set_backend({**settings.plain(), "notes": list(notes)})
@@ -203,16 +206,26 @@ def _divided(size: int, settings: ComputeSettings) -> Iterator[str]:
         yield f"batches of {size} images are divided between {' of '.join(parts).removesuffix(' each')}"
 
 
-def _begin_or_resume(run: RunFolder, recipe: Recipe, state: State, training: TrainingSet, overwrite: bool) -> None:
-    """Load the newest checkpoint, or begin the run folder anew if there is none."""
+def _resumed(run: RunFolder, recipe: Recipe, state: State, overwrite: bool) -> bool:
+    """Load the newest checkpoint; return False if there is none to load."""
     checkpoints = Checkpoints(run.checkpoints)
-    if ranks.from_first(lambda: not _check_folder(run, recipe, overwrite) or not checkpoints.paths()):
-        run.clear()
-        run.begin(recipe.plain())
-    ranks.wait()  # before others look at what the first has deleted
+    if not ranks.from_first(lambda: _check_folder(run, recipe, overwrite) and bool(checkpoints.paths())):
+        return False
+    checkpoints.load_latest(state)
+    return True
+
+
+def _begin(run: RunFolder, recipe: Recipe, profile: bool) -> None:
+    """Begin the run folder anew, but for the profile that was just written."""
+    run.clear(keep=PROFILE if profile else ())
+    run.begin(recipe.plain())
+
+
+def _settle(run: RunFolder, recipe: Recipe, state: State, training: TrainingSet) -> None:
+    """Check or write what the run is trained on, and leave out what was logged after the step that it goes on from."""
     if recipe.alterations or recipe.example_history:
         ranks.from_first(lambda: run.settle_training(training.arrays()))
-    checkpoints.load_latest(state)
+    ranks.wait()  # before others look at what the first has deleted
     run.rewind(state.step)
 
 

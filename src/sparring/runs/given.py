@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..core import foreign
 from ..core.errors import UserError
 from ..core.serialization import Build
+from ..data.sources import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +55,15 @@ class GivenModel:
         return copy.deepcopy(self.module).cpu()
 
 
-def as_model(model: nn.Module | Callable[..., nn.Module] | Build[nn.Module]) -> Build[nn.Module] | GivenModel:
+def as_model(
+    model: nn.Module | Callable[..., nn.Module] | Build[nn.Module], source: Source, seed: int
+) -> Build[nn.Module] | GivenModel:
     """Makes the model of a recipe.
 
     Args:
         model: A model; or a function or class that makes one, which may take `num_classes`, `shape` and `normalize`.
+        source: The data, of which a function without an importable name gets the number of classes and the shape.
+        seed: Seed of torch's random numbers, from which such a function makes the model.
 
     Returns:
         The call to be made, by name, if the function can be imported by its name; else the model as an object.
@@ -74,8 +80,18 @@ def as_model(model: nn.Module | Callable[..., nn.Module] | Build[nn.Module]) -> 
     try:
         foreign.name_of(model)
     except (UserError, AttributeError):  # a lambda, a local function or a partial
-        made: Any = model()
+        made = _made(Build(model), source, seed)
         if not isinstance(made, nn.Module):
             raise UserError(f"{model!r:.60} gives a {type(made).__name__}: wanted is a torch.nn.Module") from None
         return GivenModel.of(made)
     return Build(model)
+
+
+def _made(build: Build[nn.Module], source: Source, seed: int) -> Any:
+    """Call a function, with what it takes of the classes and the shape of the data."""
+    wanted = [name for name in ("num_classes", "shape") if build.takes(name)]
+    train = source.load()[0] if wanted else None
+    of_data = {} if train is None else {"num_classes": len(train.classes), "shape": train.shape}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(**of_data, normalize=None)

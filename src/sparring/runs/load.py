@@ -277,13 +277,16 @@ def _evaluated(
     on_progress: OnProgress,
     only: Sequence[int] = (),
 ) -> dict[str, EvaluationResult]:
-    subset, index = _chosen(first_examples(test, evaluation.examples), only, out)
+    whole = first_examples(test, evaluation.examples)
+    subset, index = _chosen(whole, only, out)
     if merge:
         if out is None or shard is not None:
             raise UserError("merge reads the results of all shards from a folder: give out, and no shard")
         return merge_shards(out, list(loaders), subset, evaluation, how)
     part = shard_of(shard, len(subset))
-    corrupted = {} if evaluation.corruptions is None else evaluation.corruptions.load(subset)
+    corrupted = {} if evaluation.corruptions is None else evaluation.corruptions.load(whole)
+    if index is not None:
+        corrupted = {name: images.part(index) for name, images in corrupted.items()}
     found: dict[str, EvaluationResult] = {}
     done: dict[Callable[[], nn.Module], EvaluationResult] = {}  # the last weights may be the best
     for which, load in loaders.items():

@@ -176,10 +176,10 @@ def recipe_for(
     Raises:
         UserError: As in `fit`.
     """
-    within = _threat(eps, threat, method)
+    within, source = _threat(eps, threat, method), as_source(data, classes)
     return Recipe(
-        data=as_source(data, classes),
-        model=as_model(model),
+        data=source,
+        model=as_model(model, source, seed),
         epochs=epochs,
         lr=Cyclic(0.1, top=0.3) if lr is None else lr,
         batch_size=batch_size,
@@ -202,7 +202,7 @@ def selection_and_evaluation(within: Any, steps: int) -> dict[str, Any]:
 def _threat(eps: float | str | None, given: str | Threat | None, method: object) -> Any:
     within = within_of(eps, given)
     if within is None:
-        within = getattr(getattr(method, "attack", None), "threat", None)
+        within = getattr(getattr(method, "attack", method), "threat", None)
     if within is None:
         raise UserError("eps is missing, the radius of the perturbations: give it, as eps='8/255', or threat='l2:0.5'")
     return threat(within) if isinstance(within, str) else within

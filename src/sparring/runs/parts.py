@@ -112,7 +112,9 @@ def _made(
     if not options:
         return made
     names = [n for n in inspect.signature(type(made)).parameters if n != "threat"] if is_dataclass(made) else []
-    for option in options:
+    for option, value in options.items():
         if option not in names:
             raise UserError(f"{name} has no option {option!r}: {nearest(option, names)}")
+        if isinstance(value, str) and isinstance(getattr(made, option), int | float):
+            raise UserError(f"{name}: {option} is a number, not {value!r}")
     return replace(made, **options)

@@ -89,12 +89,13 @@ def aggregate(study: Study, runs: Runs, looks: tuple[int, ...] = ()) -> Findings
     rows, curves = [], {}
     for arm in study.arms:
         history = [histories[arm.name, seed] for seed in range(study.seeds_of(arm))]
-        steps = history[0][0]
-        each = _passes(arm, steps)
-        passes = each * steps * arm.recipe.batch_size * arm.recipe.views_per_image / 1e6
-        if len(history[0][1]):
-            curves[arm.name] = (passes, np.mean([h[1] for h in history], axis=0))
-        rows.append(_row(study, arm, outcomes, each, float(passes[-1])))
+        each = _passes(arm, history[0][0])
+        million = each * arm.recipe.batch_size * arm.recipe.views_per_image / 1e6  # in a step
+        epochs = min(len(robust) for _, robust in history)  # a guard may have stopped some trainings early
+        if epochs:
+            curve = np.mean([robust[:epochs] for _, robust in history], axis=0)
+            curves[arm.name] = (million * history[0][0][:epochs], curve)
+        rows.append(_row(study, arm, outcomes, each, million * float(np.mean([steps[-1] for steps, _ in history]))))
     estimates = {
         (owner, name): _estimate(outcomes, partial(_accuracy, arm=owner, which=RUN, under=name))
         for owner, name in given

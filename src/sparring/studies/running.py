@@ -187,7 +187,7 @@ def prepare(study: Study, folder: Path, scale: str, *, overwrite: bool = False) 
         study: The study.
         folder: Its folder.
         scale: Name of its scale.
-        overwrite: Delete its trainings.
+        overwrite: Delete its trainings, those of seeds that `--until-decided` added too.
 
     Raises:
         UserError: If the folder holds trainings of other recipes, or others work on what is to be overwritten.
@@ -198,10 +198,23 @@ def prepare(study: Study, folder: Path, scale: str, *, overwrite: bool = False) 
         raise UserError(f"{folder} cannot be the folder of a study: {error.strerror or error}") from error
     plan, leases = study.plan(scale), leases_of(folder)
     if overwrite:
-        _clear(plan.jobs(folder), leases)
+        _clear(_with_added(study, folder).plan(scale).jobs(folder), leases)
     _admit(study, plan.trainings(folder))
     writing = _OfAll("_plan", lambda: Plan.read(folder) == plan)
     _once(writing, partial(plan.write, folder), leases, leases.numbers([writing.name]), lambda name, text: None)
+
+
+def _with_added(study: Study, folder: Path) -> Study:
+    """Return the study with all seeds of its arms that are in a folder."""
+    there = [path.name.rpartition("-") for path in (folder / "runs").glob("*-*") if path.is_dir()]
+    seeds = {
+        arm.folder: [int(seed) for name, _, seed in there if name == arm.folder and seed.isdecimal()]
+        for arm in study.arms
+    }
+    arms = [
+        replace(arm, seeds=max([study.seeds_of(arm), *(seed + 1 for seed in seeds[arm.folder])])) for arm in study.arms
+    ]
+    return replace(study, arms=tuple(arms))
 
 
 def _clear(jobs: Sequence[Job], leases: Leases) -> None:

@@ -152,9 +152,11 @@ class Study:
         return min(self.seeds_of(arm) for arm in self.arms)
 
     def named(self, arm: Arm) -> tuple[Arm, ...]:
-        """Return the arms whose folders the recipe of an arm names; none of an arm that comes after no other."""
+        """Return the other arms whose folders the recipe of an arm names; none of an arm that comes after no other."""
         written = json.dumps(arm.recipe.plain()) if arm.after else ""
-        return tuple(other for other in self.arms if f"{other.folder}-{{seed}}" in written)
+        # whole names, as one may be the end of another
+        found = set(re.findall(r"([a-z0-9.-]+)-\{seed\}", written))
+        return tuple(other for other in self.arms if other is not arm and other.folder in found)
 
     def needed(self, asked: Iterable[Cell]) -> frozenset[str]:
         """Return the arms that have to be trained for some results, those included that recipes name.

@@ -32,6 +32,9 @@ from ..objectives.example_bank import Bank
 from .cost import Passes, Watched, cost, cost_now
 from .engine import STAGES, Batches, Method, State, TrainingMethod
 
+PROFILE = ("profile.json", "profile.txt")
+"""Names of the files of a profile."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepProfile:
@@ -187,9 +190,9 @@ def _profiled(step: Callable[[], float], folder: Path) -> None:
     cuda = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
     with profile(activities=[ProfilerActivity.CPU, *cuda]) as found:
         seconds = step()
-    found.export_chrome_trace(str(folder / "profile.json"))
+    found.export_chrome_trace(str(folder / PROFILE[0]))
     averages = found.key_averages()
     stages = {e.key: e.cpu_time_total / 1e6 for e in averages if e.key in STAGES}
     lines = [f"{name:10} {taken:8.3f} s  {100 * taken / seconds:5.1f} %" for name, taken in sorted(stages.items())]
     table = averages.table(sort_by="self_cpu_time_total", row_limit=30)
-    (folder / "profile.txt").write_text("\n".join(["one step, by stage", *lines, "", "by operation", table]) + "\n")
+    (folder / PROFILE[1]).write_text("\n".join(["one step, by stage", *lines, "", "by operation", table]) + "\n")
