@@ -158,6 +158,15 @@ def test_patience_lets_fooled_examples_go_and_saves_their_passes():
     assert 64 <= seen.examples < full / 2
 
 
+def test_a_start_that_returns_the_images_leaves_them_as_they_were():
+    model, x = toy_net().eval(), torch.rand(6, 1, 4, 4, generator=make_rng(0))
+    y, kept = model(x).argmax(1), x.clone()
+    for patience in (None, 1):
+        z = PGD(BALL, steps=3, start=lambda threat, x, rng: x, patience=patience)(CE(model, y), x, make_rng(0))
+        assert torch.equal(x, kept)
+        assert 0 < (z - x).abs().max() <= BALL.eps + 1e-6
+
+
 def test_with_patience_0_an_example_that_is_fooled_already_does_not_move():
     model, x = toy_net().eval(), torch.rand(20, 1, 4, 4, generator=make_rng(1))
     wrong = (model(x).argmax(1) + 1) % 3

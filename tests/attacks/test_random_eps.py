@@ -23,7 +23,7 @@ from sparring import (
     fit,
     make_rng,
 )
-from sparring.attacks import MixedStart, RandomEps, SphereStart
+from sparring.attacks import MixedStart, RandomEps, SignStart, SphereStart
 from sparring.attacks.threats import ScaledThreat
 from sparring.core.rng import PerExample
 from sparring.core.schedules import EpsWarmUp
@@ -136,6 +136,7 @@ def test_it_is_a_value_that_costs_what_the_attack_costs(tiny, tmp_path):
             lambda: RandomEps(PGD(Linf(0.1), start=MixedStart(SphereStart()))),
             r"SphereStart\(\) starts at the whole eps",
         ),
+        (lambda: RandomEps(PGD(Linf(0.1), start=SignStart())), r"SignStart\(\) needs one eps for all examples"),
         (lambda: RandomEps(PGD(Linf(0.1)), "image"), "by = 'image' is not one of batch, example"),
         (lambda: RandomEps(PGD(Linf(0.1)), low=1.0), r"low must be in \[0, 1\), not 1"),
         (lambda: RandomEps(PGD(Linf(0.1)), alpha=0.0), "alpha and beta must be above 0"),

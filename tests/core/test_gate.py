@@ -224,6 +224,16 @@ def test_a_mistake_is_said_in_a_sentence(name):
         make()
 
 
+def test_what_is_given_by_keyword_is_checked_too():
+    model, threat = toy_net(), Linf(0.1)
+    bad = TensorData(X * 255, Y, DATA.classes)
+    with pytest.raises(UserError, match=r"outside \[0, 1\]"):
+        measure_landscape(model=model, data=bad, threat=threat)
+    with pytest.raises(UserError, match="the model is a int"):
+        measure_landscape(data=DATA, model=3, threat=threat)
+    assert measure_landscape(threat=threat, data=DATA[:2], model=model)
+
+
 def test_images_that_a_model_would_change_are_as_they_were():
     x = X.clone()
     for call in (

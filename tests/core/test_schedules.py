@@ -3,8 +3,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from sparring import PGD, Benign, Linf, Progress, UserError
+from sparring import FGSM, L2, PGD, Benign, Linf, Progress, UserError, make_rng
+from sparring.attacks import CE, MSD, Union
 from sparring.core.schedules import (
     Cosine,
     Cycle,
@@ -84,6 +86,18 @@ def test_eps_rises_and_a_step_size_that_was_given_stays():
     assert all(attack.step_size == 0.03 for attack in found)
     with pytest.raises(UserError, match="Benign has no eps of its own"):
         EpsWarmUp(Benign())
+    with pytest.raises(UserError, match="MSD has no eps of its own"):
+        EpsWarmUp(MSD(Union((Linf(0.1), L2(0.5)))))
+
+
+def test_eps_rises_from_nothing_under_a_step_that_is_far_longer():
+    for attack in (FGSM(Linf("8/255")), PGD(Linf("8/255"), 10, "2/255")):
+        first = at(EpsWarmUp(attack, 10), Progress(0, 390, 100))
+        assert first.threat.eps == pytest.approx(8 / 255 / 3900) and first.step_size == attack.step_size
+        x = torch.full((2, 1, 2, 2), 0.5)
+        loss = CE(lambda z: torch.stack([z.sum((1, 2, 3)), -z.sum((1, 2, 3))], 1), torch.zeros(2, dtype=torch.long))
+        assert (first(loss, x, make_rng(0)) - x).abs().max() <= 1.01 * first.threat.eps
+    assert attack.threat.eps == Linf("8/255").eps, "the attack itself is as it was"
 
 
 @pytest.mark.parametrize("length", [0, 1.5, -1])

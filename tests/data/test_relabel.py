@@ -8,7 +8,8 @@ import torch
 from conftest import toy_data
 from helpers import stop_at
 
-from sparring import PGD, Linf, TensorData, UserError, fit
+from sparring import APGD, PGD, Linf, Restarts, Square, TensorData, UserError, fit
+from sparring.attacks import Split
 from sparring.cli import run as shell
 from sparring.core.types import pixels
 from sparring.data import DifficultySubset, Digits, LabelNoise, PixelNoise, Subset, altered
@@ -17,6 +18,7 @@ from sparring.data.pictures import Pictures
 from sparring.records import RunFolder
 from sparring.training import ExampleHistory
 from sparring.training.checkpoint import read_weights
+from sparring.training.example_history import remembering
 
 
 def blank(n=20_000, classes=10):
@@ -271,5 +273,10 @@ def test_from_the_shell_any_recipe_remembers(tmp_path, capsys):
     assert RunFolder(tmp_path / "run").read_memory().epochs.tolist() == [1]
     with pytest.raises(UserError, match="both must be at least 1"):
         ExampleHistory(PGD(Linf(0.1)), every=0)
-    with pytest.raises(UserError, match="must continue after an example is fooled"):
+    with pytest.raises(UserError, match=r"must continue after an example is fooled"):
         ExampleHistory(PGD(Linf(0.1), patience=0))
+    for attack in (APGD(Linf(0.1)), Restarts(PGD(Linf(0.1))), Square(Linf(0.1)), Split(((1.0, APGD(Linf(0.1))),))):
+        with pytest.raises(UserError, match=r"must continue after an example is fooled, and .* does not"):
+            ExampleHistory(attack)
+    assert remembering(APGD(Linf(0.1))).attack == APGD(Linf(0.1), to_the_end=True)
+    assert remembering(PGD(Linf(0.1), patience=0)).attack == PGD(Linf(0.1), patience=None)

@@ -231,6 +231,19 @@ def test_gradients_that_are_nan_are_no_gradients_and_break_nothing(honest, image
     assert found["black box"].verdict == "fail"
 
 
+def test_a_few_images_need_not_have_the_highest_class(honest, images):
+    few = images[images.y < 5]
+    found = findings(honest, (few.x, few.y))
+    assert found["output"].verdict == "pass" and found["output"].threshold.startswith("at least twice chance, 20 %")
+    assert found.keys() == findings(honest, images).keys()
+
+
+def test_a_model_in_float64_is_audited(honest, images):
+    wide = copy.deepcopy(honest).double()
+    found, single = findings(wide, images[:30]), findings(honest, images[:30])
+    assert {name: finding.verdict for name, finding in found.items()} == {n: f.verdict for n, f in single.items()}
+
+
 def test_labels_without_a_class_of_the_model_are_said_to_be(images):
     torch.manual_seed(0)
     found = findings(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), images)

@@ -27,6 +27,17 @@ def test_norms_are_drawn_in_proportion_to_their_errors():
     assert {drawn([[0.0, 100.0], [90.0, 100.0]], [0.5, 0.5], seed) for seed in range(50)} == {1}
 
 
+class Meeting:
+    """An attack that writes down that it was drawn; under "a" every image is another."""
+
+    def __init__(self, name, met):
+        self.name, self.met = name, met
+
+    def __call__(self, loss, x, rng):
+        self.met.append(self.name)
+        return 1 - x if self.name == "a" else x
+
+
 @pytest.mark.parametrize("errors", [[], [[3.0, 9.0], [0.0, 0.0]], [[0.0, 9.0], [0.0, 9.0]]])
 def test_the_shares_decide_until_each_norm_has_errors(errors):
     count = Counter(drawn(errors, [0.2, 0.8], seed) for seed in range(4000))
@@ -48,6 +59,20 @@ def test_each_batch_meets_one_norm_and_its_errors_are_counted():
         counted[norm] += torch.tensor([float((model(x_adv).argmax(1) != Y).sum()), 12.0])
         assert torch.equal(state.memory[1].held, counted), before
     assert bool((counted[:, 1] > 0).all())
+
+
+def test_the_parts_of_a_batch_meet_the_same_norm():
+    torch.manual_seed(0)
+    model, met = small_cnn(3, (3, 8, 8), width=4).eval(), []
+    method = Method(Split(((0.5, Meeting("a", met)), (0.5, Meeting("b", met)))), Sum((CrossEntropy(), EAT())))
+    state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.0), TensorData(X, Y, tuple("abc")))
+    steps = []
+    for number in range(40):
+        met.clear()
+        batch = Batch(X, Y, torch.arange(12), accumulate=4)
+        train_step(method, state, batch, Progress(number, 40, 1), backend=OriginalModel())
+        steps.append("".join(met))
+    assert set(steps) == {"aaaa", "bbbb"}
 
 
 def test_the_contract_holds_and_another_attack_is_refused():

@@ -161,6 +161,9 @@ def test_a_batch_of_one_and_views_that_are_not_there_are_refused():
     ctx = context(objective, model, data, torch.arange(4))
     with pytest.raises(UserError, match="views_per_image = 2"):
         objective.outer(ctx, ctx.batch.x)
+    moved = replace(ctx, batch=replace(ctx.batch, x=torch.cat([ctx.batch.x, ctx.batch.x.flip(3)]), views=2))
+    clean, adversarial = (objective.outer(moved, x)["views"] for x in (moved.batch.x, moved.batch.x**2))
+    assert clean != adversarial, "what the attack has found is what is trained on"
     one = context(ContrastiveAT(Multiscale()), model, data, torch.arange(1))
     with pytest.raises(UserError, match="larger batches"):
         ContrastiveAT(Multiscale()).outer(one, one.batch.x)

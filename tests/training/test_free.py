@@ -1,6 +1,7 @@
 """Free adversarial training: one gradient moves both players."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,9 +29,10 @@ from sparring.training import Free
 
 def test_it_is_the_formula_of_its_paper():
     data, ours = toy_data(), toy_net().train()
+    data = replace(data, x=data.x // 4)  # dark, so that the range of pixels cuts perturbations
     theirs, method = copy.deepcopy(ours), Free(Linf(0.1), replays=3)
     state = State.start(method, ours, torch.optim.SGD(ours.parameters(), lr=0.1), data)
-    optimizer, delta = torch.optim.SGD(theirs.parameters(), lr=0.1), torch.zeros(20, 1, 4, 4)
+    optimizer, delta, cut = torch.optim.SGD(theirs.parameters(), lr=0.1), torch.zeros(20, 1, 4, 4), 0
     for step in range(2):
         rows = torch.arange(20 * step, 20 * step + 20)
         x, y = pixels(data.x[rows]), data.y[rows]
@@ -40,10 +42,26 @@ def test_it_is_the_formula_of_its_paper():
             optimizer.zero_grad()
             F.cross_entropy(theirs(z), y).backward()
             optimizer.step()
-            delta = ((z.detach() + 0.1 * z.grad.sign() - x).clamp(-0.1, 0.1) + x).clamp(0, 1) - x
+            through = z.grad * ((x + delta >= 0) & (x + delta <= 1))  # the gradient of the clamp
+            delta = (delta + 0.1 * through.sign()).clamp(-0.1, 0.1)
+            cut += int((x + delta < 0).sum())
+    assert cut > 0
     assert torch.allclose(state.memory.delta, delta, atol=1e-6)
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(p, q, atol=1e-6)
+
+
+def test_a_smaller_batch_uses_the_first_rows_and_the_others_stay():
+    data, model = toy_data(), toy_net().train()
+    method = Free(Linf(0.1), replays=2)
+    state = State.start(method, model, torch.optim.SGD(model.parameters(), lr=0.1), data)
+    kept = []
+    for rows in (torch.arange(20), torch.arange(20, 25), torch.arange(30, 50)):
+        batch = Batch(pixels(data.x[rows]), data.y[rows], rows)
+        assert torch.equal(state.memory.read(batch), kept[-1][: len(rows)] if kept else torch.zeros(20, 1, 4, 4))
+        method.step(state, batch, Progress(1, 3, 1), OptimizerStep(), OriginalModel())
+        kept.append(state.memory.delta.clone())
+    assert torch.equal(kept[1][5:], kept[0][5:]) and not torch.equal(kept[1][:5], kept[0][:5])
 
 
 def test_a_replay_is_one_forward_and_one_backward_pass():
@@ -80,8 +98,6 @@ def test_the_perturbation_survives_a_saved_state():
 
 @pytest.mark.slow
 def test_a_run_of_it_is_a_run_like_any_other(tiny, tmp_path):
-    from dataclasses import replace
-
     said = []
     recipe = replace(tiny, method=Free(Linf(0.1), 2), model=Build(small_cnn, width=4))
     run = fit(recipe, tmp_path / "free", log=said.append)
@@ -91,8 +107,6 @@ def test_a_run_of_it_is_a_run_like_any_other(tiny, tmp_path):
 
 
 def test_what_makes_no_sense_is_refused(tiny):
-    from dataclasses import replace
-
     from sparring import Guard
 
     with pytest.raises(UserError, match="replayed at least once"):

@@ -19,12 +19,15 @@ from sparring import (
     OriginalModel,
     Progress,
     State,
+    Sum,
     TensorData,
     UserError,
     fit,
 )
+from sparring.attacks import Split
 from sparring.core.schedules import Cyclic
 from sparring.models import small_cnn
+from sparring.objectives import EAT, FGSMMEP
 from sparring.recipes.small import quickstart
 from sparring.training import Saving
 from sparring.training.checkpoint import read_weights
@@ -213,6 +216,20 @@ def test_the_guard_catches_a_collapse_and_saves_the_run(tmp_path):
     assert first["action"] == "rescued"
     assert not any(row["guard"]["fgsm"] - row["guard"]["pgd"] > 0.3 for row in looks if row["step"] <= first["step"])
     assert "back to step" in first["what"]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Method(FGSM(BALL), FGSMMEP(BALL)),
+        Method(Split(((0.5, FGSM(BALL)), (0.5, FGSM(BALL)))), Sum((CrossEntropy(), EAT()))),
+    ],
+    ids=["FGSM-MEP", "E-AT"],
+)
+def test_a_method_that_is_made_for_its_attack_cannot_be_rescued_by_another(tiny, method):
+    with pytest.raises(UserError, match=r"is made for its own attack, .* let the guard report or stop"):
+        replace(tiny, method=method, guard=Guard(BALL))
+    replace(tiny, method=method, guard=Guard(BALL, "stop"))
 
 
 def test_robust_overfitting_is_told_once_for_each_best_epoch():

@@ -26,8 +26,11 @@ from sparring import (
     UserError,
     train_step,
 )
+from sparring.attacks import FGSM, SignStart, Split
 from sparring.core.rng import mixed_seed
+from sparring.core.schedules import EpsWarmUp
 from sparring.core.types import pixels
+from sparring.objectives import EAT, ELLE, GAT, IKL, NuAT
 
 PLAIN = Method(PGD(Linf(0.1), 3), CrossEntropy())
 METHODS = [
@@ -36,6 +39,19 @@ METHODS = [
     Method(PGD(Linf(0.1), 2), MART()),
     Method(PGD(Linf(0.1), 2), Sum((CrossEntropy(clean=0.5), LogitPairing()))),
 ]
+
+
+FROM_ZERO = FGSM(Linf(0.1))
+METHODS_BY_NAME = {
+    "GAT": Method(FGSM(Linf(0.1), start=SignStart(0.5)), GAT()),
+    "NuAT": Method(FGSM(Linf(0.1), start=SignStart(0.5)), NuAT()),
+    "ELLE-A": Method(FROM_ZERO, Sum((CrossEntropy(), ELLE(Linf(0.1), adaptive=True)))),
+    "E-AT": Method(Split(((0.5, FROM_ZERO), (0.5, FROM_ZERO))), Sum((CrossEntropy(), EAT()))),
+    "IKL": Method(PGD(Linf(0.1), 2), IKL()),
+    "a schedule": Method(EpsWarmUp(PGD(Linf(0.1), 2)), CrossEntropy()),
+}
+PLACE, MEMORY = "give progress=sparring.Progress", "remembers something from batch to batch: give memory="
+NEEDS = {**dict.fromkeys(METHODS_BY_NAME, PLACE), "ELLE-A": MEMORY, "IKL": "training set|" + PLACE}
 
 
 def world():
@@ -121,6 +137,18 @@ def test_what_would_mislead_gets_a_sentence():
     remembers = Method(PGD(Linf(0.1), 1), Sum((CrossEntropy(), TemporalEnsembling())))
     with pytest.raises(UserError, match="memory of single examples needs a training set"):
         remembers.loss(model, (x, y), Progress(100, 1, 100))
+
+
+@pytest.mark.parametrize("name", METHODS_BY_NAME)
+def test_a_method_says_when_it_needs_its_place_in_training_or_its_memory(name):
+    """Without either, a method that reads or keeps something would train as another one."""
+    model, (x, y) = world()
+    method = METHODS_BY_NAME[name]
+    with pytest.raises(UserError, match=NEEDS[name]):
+        method.loss(model, (x, y))
+    given = {"progress": Progress(1, 4, 3), "memory": method.init(toy_data())}
+    for _ in range(2):
+        assert method.loss(model, Batch(x, y, torch.arange(32)), **given).isfinite()
 
 
 def test_a_method_that_remembers_is_given_its_memory():

@@ -73,6 +73,11 @@ class APGD:
                 f"rho = {self.rho:g} is not in (0, 1): it is the share of steps that must increase the loss"
             )
 
+    @property
+    def stops_when_fooled(self) -> bool:
+        """True if an example takes no further steps once it is fooled, so that its loss is not the largest."""
+        return not self.to_the_end
+
     def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         x = x.detach()
         if isinstance(self.threat, L1):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -57,6 +58,8 @@ class Restarts:
         UserError: If `times` is not a whole number above 0.
     """
 
+    stops_when_fooled: ClassVar[bool] = True
+
     attack: Attack
     times: int = 10
 
@@ -76,6 +79,8 @@ class Worst:
     Args:
         parts: The attacks, in order.
     """
+
+    stops_when_fooled: ClassVar[bool] = True
 
     parts: tuple[Attack, ...]
 

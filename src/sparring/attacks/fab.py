@@ -1,6 +1,7 @@
 """Fast adaptive boundary attack: the nearest point beyond the decision boundary (https://arxiv.org/abs/1907.02044)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +52,8 @@ class FAB:
     References:
         FAB: https://arxiv.org/abs/1907.02044.
     """
+
+    stops_when_fooled: ClassVar[bool] = True
 
     threat: Threat
     steps: int = 100

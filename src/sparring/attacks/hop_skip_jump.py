@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ class HopSkipJump:
     References:
         HopSkipJump: https://arxiv.org/abs/1904.02144.
     """
+
+    stops_when_fooled: ClassVar[bool] = True
 
     threat: Threat
     steps: int = 20

@@ -177,6 +177,11 @@ class PGD:
         """True if a search never waits for the device, so that it can be recorded as a CUDA graph."""
         return self.patience is None
 
+    @property
+    def stops_when_fooled(self) -> bool:
+        """True if an example takes no further steps once it is fooled, so that its loss is not the largest."""
+        return self.patience is not None
+
     def __call__(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> Tensor:
         x = x.detach()
         size = self.step_size if self.step_size is not None else 2.5 * self.threat.eps / self.steps
@@ -192,6 +197,7 @@ class PGD:
 
     def _climb_until(self, loss: PerExampleLoss, x: Tensor, out: Tensor, size: float, patience: int) -> Tensor:
         """Run the steps of `_climb` on those rows of `out` that have patience left."""
+        out = out.clone()  # a start may return the images themselves
         rows = torch.arange(len(x), device=x.device)
         met = torch.zeros_like(rows, dtype=torch.bool)  # fooled at an earlier step
         spent = torch.zeros_like(rows)  # steps taken since then

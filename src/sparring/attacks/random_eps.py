@@ -10,6 +10,7 @@ from ..core.errors import UserError, need_one_of
 from ..core.rng import Rng, uniform, uniform_of_batch
 from ..core.types import PerExampleLoss
 from .pgd import PGD, SphereStart
+from .single_step import SignStart
 from .threats import L1, L2, Linf, ScaledThreat
 
 
@@ -22,7 +23,8 @@ class RandomEps:
     strengths: the variable robustness that the paper below is read to propose for inversion (the distribution is ours).
 
     Args:
-        attack: PGD for `Linf`, `L2` or `L1`, without `patience` and with another start than `SphereStart`.
+        attack: PGD for `Linf`, `L2` or `L1`, without `patience` and with another start than `SphereStart` and
+            `SignStart`.
         by: "batch" draws one eps for the whole batch, "example" one for each example. In evaluation each example always
             has its own, so that results do not depend on the batch.
         low: Smallest share of the eps, in [0, 1).
@@ -31,7 +33,7 @@ class RandomEps:
 
     Raises:
         UserError: If a number is out of range; if the attack is not PGD for `Linf`, `L2` or `L1`; if it has `patience`,
-            which lets examples leave the batch; or if it starts at the whole eps (`SphereStart`).
+            which lets examples leave the batch; or if its start does not go with it (`SphereStart`, `SignStart`).
 
     References:
         Variable robustness: https://arxiv.org/abs/2007.11259.
@@ -54,10 +56,13 @@ class RandomEps:
             raise UserError(f"RandomEps needs a PGD, not {type(self.attack).__name__}")
         if not isinstance(self.attack.threat, Linf | L2 | L1):
             raise UserError(f"RandomEps is defined for Linf, L2 and L1, not for {self.attack.threat}")
-        if isinstance(getattr(self.attack.start, "start", self.attack.start), SphereStart):
+        start = getattr(self.attack.start, "start", self.attack.start)
+        if isinstance(start, SphereStart):
             raise UserError(
                 "SphereStart() starts at the whole eps, whatever is drawn: use RandomStart() or GaussianStart()"
             )
+        if isinstance(start, SignStart):
+            raise UserError("SignStart() needs one eps for all examples: use RandomStart() or GaussianStart()")
         if self.attack.patience is not None:
             raise UserError("with patience, examples leave the batch for which eps was drawn: leave patience out")
 

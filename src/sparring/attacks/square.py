@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class Square:
         Square: https://arxiv.org/abs/1912.00049.
         Square for L1: https://arxiv.org/abs/2103.01208.
     """
+
+    stops_when_fooled: ClassVar[bool] = True
 
     threat: Threat
     queries: int = 5000

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+from inspect import signature
 from itertools import chain
 from typing import ParamSpec, TypeVar
 
@@ -51,11 +52,13 @@ def _lock(model: nn.Module) -> threading.RLock:
 
 def gated(function: Callable[P, T]) -> Callable[P, T]:
     """Make an analysis check its models and its `TensorData`, and have the models to itself while it runs."""
+    called = signature(function)
 
     @wraps(function)
     def through(*args: P.args, **options: P.kwargs) -> T:
-        check_model(args[0][0] if isinstance(args[0], list | tuple) and args[0] else args[0])
-        given = [each for one in args for each in (one if isinstance(one, list | tuple) else [one])]
+        named = list(called.bind(*args, **options).arguments.values())
+        check_model(named[0][0] if isinstance(named[0], list | tuple) and named[0] else named[0])
+        given = [each for one in named for each in (one if isinstance(one, list | tuple) else [one])]
         models = [each for each in given if isinstance(each, nn.Module)]
         with alone(*models):
             for data in (each for each in given if isinstance(each, TensorData)):

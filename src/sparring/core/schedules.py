@@ -3,8 +3,9 @@
 Each schedule is a function of `Progress` alone, so a resumed run follows the same values.
 """
 
+import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Generic
 
 from .errors import UserError, need_whole
@@ -376,7 +377,8 @@ class EpsWarmUp:
     capped: bool = True
 
     def __post_init__(self) -> None:
-        if not hasattr(self.attack, "threat"):
+        threat = getattr(self.attack, "threat", None)
+        if not is_dataclass(threat) or "eps" not in [each.name for each in fields(threat)]:
             raise UserError(f"{type(self.attack).__name__} has no eps of its own that could rise")
 
     def at(self, progress: Progress) -> Attack:
@@ -384,4 +386,7 @@ class EpsWarmUp:
         attack: Any = self.attack
         if share == 1:
             return attack
-        return replace(attack, threat=replace(attack.threat, eps=share * attack.threat.eps))
+        # Not by `replace`, which would check the step size again: beside a small eps it is large, and means to be.
+        smaller = copy.copy(attack)
+        object.__setattr__(smaller, "threat", replace(attack.threat, eps=share * attack.threat.eps))
+        return smaller

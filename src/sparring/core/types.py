@@ -637,6 +637,8 @@ class Objective:
     """True if the model must have a kNN head."""
     needs_places: ClassVar[bool] = False
     """True if a batch must say where augmentations moved each pixel from (`Batch.places`)."""
+    takes_any_attack: ClassVar[bool] = True
+    """False if the method is made for an attack of one kind, so that a guard cannot exchange it."""
 
     def init(self, data: LabelledData) -> nn.Module:
         """Return the memory of this method: a label bank, a teacher or a feature bank. By default it is empty."""

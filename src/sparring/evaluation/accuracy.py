@@ -111,7 +111,7 @@ def evaluate(
         model = normalized(model, *normalize)
     source = evaluation_data(data, "evaluation")
     check_source(source)
-    source = _with_classes_of(model, source)
+    source = with_classes_of(model, source)
     if batch_size is not None:
         need_whole("batch_size", batch_size)
     need_seed(seed)
@@ -176,8 +176,16 @@ def evaluate(
     return replace(found, notes=tuple(dict.fromkeys((*notes, *backend.notes(model), *in_float32.notes(model)))))
 
 
-def _with_classes_of(model: nn.Module, data: LabelledData) -> LabelledData:
-    """Return images in memory with the number of classes of the model, if their classes have no names."""
+def with_classes_of(model: nn.Module, data: LabelledData) -> LabelledData:
+    """Returns images in memory with the number of classes of the model, if their classes have no names.
+
+    Args:
+        model: The model.
+        data: The images.
+
+    Returns:
+        The images; those with names of classes, or in files, as they were.
+    """
     if not isinstance(data, TensorData) or data.classes != tuple(map(str, range(len(data.classes)))):
         return data
     with alone(model), switched_to_eval(model):

@@ -13,9 +13,10 @@ from ..attacks.gradients import value_and_grad
 from ..attacks.losses import CE, Margin
 from ..attacks.threats import L1, L2, Linf
 from ..core.errors import UserError
+from ..core.gate import as_taken
 from ..core.modes import mode_matters
 from ..core.rng import draws_kept, make_rng
-from ..core.types import PerExampleLoss, TensorData, Threat, pixels
+from ..core.types import PerExampleLoss, TensorData, Threat
 from ..core.validation import refuse_probabilities
 from ..models import small_cnn
 from ..records.results import Finding
@@ -40,7 +41,7 @@ def train_mode(model: nn.Module) -> Finding:
 @torch.no_grad()
 def output(model: nn.Module, data: TensorData) -> Finding:
     """Check that the model gives logits, not probabilities, and that it expects images in [0, 1]."""
-    x, y = pixels(data.x), data.y
+    x, y = data.x, data.y
     try:
         verdict = Verifier(model)(x, y, len(data.classes))
         if bool(verdict.probable.all()):
@@ -235,7 +236,8 @@ def transfer(case: AuditContext, surrogate: nn.Module | None) -> Finding:
     source = "the surrogate given" if surrogate is not None else "a surrogate trained on the model's answers"
     stand_in = _student(case) if surrogate is None else surrogate
     attack = WhiteBox(APGD(case.threat, case.budget.steps, to_the_end=True))
-    found = case.attacked("transfer", lambda rows: attack(stand_in, case.x[rows], case.y[rows], case.rng(rows)))
+    x = as_taken(stand_in, case.x)
+    found = case.attacked("transfer", lambda rows: attack(stand_in, x[rows], case.y[rows], case.rng(rows)).to(case.x))
     share = float((found & ~white).float().mean())
     advice = "attacks on another model are stronger than white-box attacks on this one: its gradients are masked"
     threshold = "at most 3 % of examples broken by transfer alone (ours; the sign: Carlini et al. 2019)"
@@ -256,7 +258,7 @@ def _student(case: AuditContext) -> nn.Module:
         with torch.no_grad():
             wanted = case.model(z).float().softmax(1)
         adam.zero_grad()
-        F.cross_entropy(student(z), wanted).backward()
+        F.cross_entropy(student(z.float()), wanted).backward()
         adam.step()
     return student.eval()
 

@@ -15,10 +15,11 @@ from ..attacks.threats import threat as threat_named
 from ..core.errors import UserError, need_seed
 from ..core.gate import FEW, alone, as_taken, check_model, check_taken
 from ..core.modes import eval_mode, frozen, full_precision
-from ..core.types import Threat, pixels
+from ..core.types import TensorData, Threat
 from ..core.validation import check_data
 from ..data.given import evaluation_data
 from ..records.results import Finding
+from .accuracy import with_classes_of
 from .audit_checks import CHECKS, optimisation_inside, output, train_mode, transfer
 from .audit_context import AuditBudget, AuditContext
 from .named import within_of
@@ -64,7 +65,7 @@ def audit(
         Tramèr et al.: https://arxiv.org/abs/2002.08347.
     """
     check_model(model)
-    data = evaluation_data(data, "audit")[:]
+    data = with_classes_of(model, evaluation_data(data, "audit")[:])
     check_data(data, "audit")
     need_seed(seed)
     within = within_of(eps, threat)
@@ -77,16 +78,18 @@ def audit(
     with alone(model, *([] if surrogate is None else [surrogate])), full_precision(), eval_mode(model), frozen(model):
         for each in (model, *([] if surrogate is None else [surrogate])):
             check_taken(each, as_taken(each, data.x[:FEW]))
+        x = as_taken(model, data.x)
+        data = TensorData(x, data.y.to(x.device), data.classes)
         unaltered = MutationCheck(model)
-        found += [output(model, data), optimisation_inside(model, pixels(data.x[:8]))]
+        found += [output(model, data), optimisation_inside(model, data.x[:8])]
         if found[1].verdict == "fail" and found[1].figure is None:
             return found
-        verdict = Verifier(model)(pixels(data.x), data.y)
+        verdict = Verifier(model)(data.x, data.y)
         unaltered.check()
         right = data[verdict.right]
         if not len(right):
             raise UserError("the model gets none of these images right: there is no robustness to audit")
-        case = AuditContext(model, pixels(right.x), right.y, ball, budget, seed)
+        case = AuditContext(model, right.x, right.y, ball, budget, seed)
         for check in CHECKS:
             on_check(check.__name__.replace("_", " "))
             found.append(check(case))

@@ -23,7 +23,7 @@ class ContrastivePretraining(Objective):
     """Contrastive pre-training without labels: pulls two augmented views of an image together, pushes others away.
 
     The recipe needs `views_per_image=2`. With the attack `Benign()` it is AMDIM or SimCLR; any other attack maximises
-    the contrast of each view with the first one.
+    the contrast of each view with the first one, and the two views that it makes are pulled together.
 
     Args:
         loss: The contrast: `InfoNCE`, `NTXent` or `Multiscale`.
@@ -45,9 +45,8 @@ class ContrastivePretraining(Objective):
         return LazyLoss(lambda: contrast_with_clean(self.loss, ctx))
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
-        del x_adv
         need_two_views(ctx.batch)
-        return {"views": loss_of_pairs(self.loss, ctx, *halves(ctx.lens.parts(ctx.batch.x)))}
+        return {"views": loss_of_pairs(self.loss, ctx, *halves(ctx.lens.parts(x_adv)))}
 
 
 @dataclass(frozen=True, slots=True)

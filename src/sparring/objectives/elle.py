@@ -75,7 +75,7 @@ class ELLE(Regularizer):
         x, eps, rng = ctx.batch.x, self.threat.eps, ctx.rng("linearity")
         a, b = (x + uniform(x, rng, -eps, eps) for _ in range(2))
         t = uniform(x.new_empty(len(x), 1, 1, 1), rng)
-        logits = ctx.lens.model(torch.cat([a, b, (1 - t) * a + t * b]))
+        logits = ctx.lens.logits(torch.cat([a, b, (1 - t) * a + t * b]))
         target = torch.cat([ctx.batch.target] * 3)
         at_a, at_b, at_c = F.cross_entropy(logits, target, reduction="none").chunk(3)
         share = t.flatten()

@@ -1,5 +1,6 @@
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ class EAT(Regularizer):
         E-AT: https://arxiv.org/abs/2105.12508.
     """
 
+    takes_any_attack: ClassVar[bool] = False
+
     def init(self, data: LabelledData) -> nn.Module:
         del data
         return _Errors(0, 2)
@@ -39,8 +42,9 @@ class EAT(Regularizer):
         if not isinstance(attack, Split):
             raise UserError(f"E-AT draws one of several attacks, and {attack!r} is one: give Split(((0.5, ..), ..))")
         memory = _errors(ctx)
-        memory.drawn = drawn(memory.held.tolist(), [share for share, _ in attack.parts], ctx.chance("norm"))
-        memory.count = len(attack.parts)
+        if memory.step != ctx.progress.step:  # micro-batches of a step share the draw
+            memory.drawn = drawn(memory.held.tolist(), [share for share, _ in attack.parts], ctx.chance("norm"))
+            memory.step, memory.count = ctx.progress.step, len(attack.parts)
         return attack.parts[memory.drawn][1]
 
     def remember(self, ctx: Context, x_adv: Tensor) -> None:
@@ -59,6 +63,7 @@ class EAT(Regularizer):
 class _Errors(Growing):
     """Number of errors and of images under each attack, and which attack was drawn for this batch."""
 
+    step: int = -1
     drawn: int = 0
     count: int = 0
 

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,6 +44,8 @@ class FGSMMEP(Objective):
     References:
         FGSM-PGI: https://arxiv.org/abs/2207.08859.
     """
+
+    takes_any_attack: ClassVar[bool] = False
 
     threat: Linf
     weight: float = 10.0

@@ -98,7 +98,7 @@ class TDAT(Objective):
 
     def _true(self, ctx: Context) -> float:
         epoch = ctx.progress.step // ctx.progress.steps_per_epoch
-        return max(self.least, self.beta * math.tan(1 - epoch / ctx.progress.epochs))
+        return max(self.least, self.beta * math.tan(1 - min(1.0, epoch / ctx.progress.epochs)))
 
 
 class _BatchStart(Growing):

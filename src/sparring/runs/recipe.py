@@ -12,7 +12,7 @@ from ..core.errors import UserError, need_seed, need_whole
 from ..core.public_names import FORMAT, WRITTEN_BY
 from ..core.schedules import Ramp
 from ..core.serialization import Build, check_types, from_plain, to_plain
-from ..core.types import Attack, LabelledData, Schedule, TensorData, Update
+from ..core.types import Attack, LabelledData, Objective, Schedule, TensorData, Update
 from ..core.walk import walk
 from ..data import (
     Alteration,
@@ -142,6 +142,12 @@ class Recipe:
         if self.guard is not None and self.guard.action == "rescue" and not isinstance(self.method, Method):
             raise UserError(
                 f"{type(self.method).__name__} has no attack that a rescue could take the place of: let the guard "
+                "report or stop"
+            )
+        bound = [each for each in walk(self.method) if isinstance(each, Objective) and not each.takes_any_attack]
+        if self.guard is not None and self.guard.action == "rescue" and bound:
+            raise UserError(
+                f"{type(bound[0]).__name__} is made for its own attack, which a rescue would exchange: let the guard "
                 "report or stop"
             )
         for name in ("epochs", "batch_size", "views_per_image"):

@@ -100,8 +100,8 @@ class Method:
             model: Any module that maps images to logits; not wrapped in DistributedDataParallel.
             batch: Images `[B, C, H, W]` in [0, 1] and labels `[B]` or soft targets `[B, K]`; or a `Batch`, whose
                 `index` methods need that remember examples.
-            progress: Position in training, which schedules read; None for methods without schedules.
-            memory: What `method.init(data)` has given, for methods that remember examples.
+            progress: Position in training; None for methods that do not read it.
+            memory: What `method.init(data)` has given, the same for each batch; None for methods that remember nothing.
             seed: Seed of what the method draws; None draws one from torch's own generator.
             backend: Gives the model that the attack runs on; None for an accelerated copy.
 
@@ -109,8 +109,9 @@ class Method:
             The sum of the terms of the loss, a scalar: call `backward` on it.
 
         Raises:
-            UserError: For the first batch of a model, if images are outside [0, 1], a label has no class, or the model
-                gives probabilities.
+            UserError: If the method reads a position in training or remembers something, and that was not given; for
+                the first batch of a model, if images are outside [0, 1], a label has no class, or the model gives
+                probabilities.
         """
         if not isinstance(batch, Batch):
             x, y = batch
@@ -126,11 +127,34 @@ class Method:
             _SEEN[model] = seen + 1
             backend, kept = backend or _GUEST.backend, self.init(no_data()) if memory is None else memory
             kind = backend.kind(model) if seen % PROVED_EVERY else None
-            ctx = Context(ForwardCache(model), batch, kept, progress or Progress(seen, 1, 1), seed)
+            before = _marks(kept) if memory is None else []
+            where: Any = progress or _NoProgress()
+            ctx = Context(ForwardCache(model), batch, kept, where, seed)
             ctx, x_adv = _crafted(self, ctx, ctx, backend, kind, batch.x[:8], nullcontext())
             with self.outer_mode(model):
                 terms = self.objective.outer(ctx.on(model), x_adv)
+            if memory is None and _marks(kept) != before:
+                raise UserError(
+                    f"{type(self.objective).__name__} remembers something from batch to batch: give memory="
+                    "method.init(data), the same for every batch"
+                )
         return torch.stack(list(terms.values())).sum()
+
+
+class _NoProgress:
+    """Stands for a position in training that was not given."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise UserError(
+            "this method changes in the course of training: give progress=sparring.Progress(step, steps_per_epoch, "
+            "epochs) for each batch"
+        )
+
+
+def _marks(memory: nn.Module) -> list[tuple[str, int, int]]:
+    """Return what tells whether a memory was written to."""
+    tensors = [*memory.named_parameters(), *memory.named_buffers()]
+    return [(name, id(tensor), tensor._version) for name, tensor in tensors]
 
 
 class TrainingMethod(Protocol):

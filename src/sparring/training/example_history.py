@@ -12,6 +12,7 @@ from ..core.errors import UserError
 from ..core.modes import eval_mode, frozen
 from ..core.rng import PerExample
 from ..core.types import Attack, AttackBackend, LabelledData, pixels
+from ..core.walk import walk
 from ..records.results import Array
 
 
@@ -41,10 +42,12 @@ class ExampleHistory:
             raise UserError(
                 f"every = {self.every} and batch_size = {self.batch_size} of a history: both must be at least 1"
             )
-        if getattr(self.attack, "patience", None) is not None:
+        stopping = [each for each in walk(self.attack) if getattr(each, "stops_when_fooled", False)]
+        if stopping:
             raise UserError(
                 "an example history records the largest loss of each example, so its attack must continue after an "
-                "example is fooled: give the attack patience=None"
+                f"example is fooled, and {type(stopping[0]).__name__} does not: give PGD patience=None, or APGD "
+                "to_the_end=True"
             )
 
     def due(self, epoch: int, epochs: int) -> bool:
@@ -73,7 +76,8 @@ class ExampleHistory:
 def remembering(attack: Attack, every: int = 1) -> ExampleHistory:
     """Return an `ExampleHistory` whose attack continues to its last step after an example is fooled."""
     whole: Any = attack
-    return ExampleHistory(replace(whole, patience=None) if hasattr(whole, "patience") else whole, every)
+    further = {"patience": None, "to_the_end": True}
+    return ExampleHistory(replace(whole, **{n: v for n, v in further.items() if hasattr(whole, n)}), every)
 
 
 @torch.no_grad()

@@ -31,9 +31,11 @@ class Free:
     """Free adversarial training: every batch is replayed, and each gradient updates both weights and perturbation.
 
     Each replay is one forward and one backward pass. Its gradient minimises the loss over the weights and maximises it
-    over the perturbation, by a step of eps. The perturbation is kept from batch to batch and begins at 0. A step of
-    training is one batch, hence `replays` updates, so `replays` times fewer epochs are needed. The objective needs no
-    inner loss: the attack maximises the outer loss at the adversarial point.
+    over the perturbation, by a step of eps. The perturbation begins at 0 and is kept from batch to batch, a row for
+    each place in a batch; a smaller batch uses the first rows. It stays in the threat's ball, and is cut to the range
+    of pixels only where it is added to images; where that cuts, it does not move. A step of training is one batch,
+    hence `replays` updates, so `replays` times fewer epochs are needed. The objective needs no inner loss: the attack
+    maximises the outer loss at the adversarial point.
 
     Args:
         threat: threat model, the set of allowed perturbations.
@@ -82,7 +84,7 @@ class Free:
         with torch.no_grad():
             self.objective.observe(ctx)
         for _ in range(self.replays):
-            delta = memory.delta_for(batch)
+            delta = memory.read(batch)
             x = self.threat.project(batch.x + delta, batch.x).detach().requires_grad_()
 
             def closure(x: Tensor = x) -> Terms:
@@ -93,15 +95,21 @@ class Free:
                 loss = BatchLoss((closure,), (*state.requests.send(x.device), *state.local_statistics()))
                 terms.append(update(state.model, state.optimizer, loss))
             assert x.grad is not None
-            z = x.detach() + self.threat.eps * self.threat.ascent(x.grad)
-            memory.delta.copy_(self.threat.project(z, batch.x) - batch.x)
+            moved = batch.x + delta
+            grad = x.grad.masked_fill((moved < 0) | (moved > 1), 0)
+            memory.write(batch, self._inside(delta + self.threat.eps * self.threat.ascent(grad)))
         return {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]}
+
+    def _inside(self, delta: Tensor) -> Tensor:
+        """Return perturbations in the ball, found around a grey image, from which they stay in the range of pixels."""
+        grey = torch.full_like(delta, 0.5)
+        return self.threat.project(grey + delta, grey) - grey
 
 
 class _Memory(nn.Module):
-    """Memory of the objective, and the perturbation, which has the shape of a batch.
+    """Memory of the objective, and the perturbation, which has the shape of the largest batch.
 
-    Each process holds the rows of its part of the batch; a state on disk has those of all.
+    Each process holds the rows of its part of that batch; a state on disk has those of all.
     """
 
     delta: Tensor
@@ -112,11 +120,19 @@ class _Memory(nn.Module):
         self.whole = 0
         self.register_buffer("delta", torch.zeros(0))
 
-    def delta_for(self, batch: Batch) -> Tensor:
-        whole = len(batch.x) * ranks.world() if batch.whole is None else batch.whole
-        if self.delta.shape != batch.x.shape or self.whole != whole:
+    def read(self, batch: Batch) -> Tensor:
+        """Return the perturbation of a batch."""
+        whole = _whole(batch)
+        if self.delta.shape[1:] != batch.x.shape[1:] or whole > self.whole:
             self.delta, self.whole = torch.zeros_like(batch.x), whole
-        return self.delta
+        return self.delta if whole == self.whole else ranks.gathered(self.delta)[:whole][ranks.own(whole)]
+
+    def write(self, batch: Batch, delta: Tensor) -> None:
+        """Keep the perturbation of a batch."""
+        whole = _whole(batch)
+        if whole < self.whole:
+            delta = torch.cat([ranks.gathered(delta), ranks.gathered(self.delta)[whole:]])[ranks.own(self.whole)]
+        self.delta.copy_(delta)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -128,3 +144,8 @@ class _Memory(nn.Module):
         mine = saved[ranks.own(len(saved))]
         self.delta = torch.zeros_like(mine, device=self.delta.device)
         super()._load_from_state_dict({**state_dict, prefix + "delta": mine}, prefix, *rest)
+
+
+def _whole(batch: Batch) -> int:
+    """Return the number of rows of a batch on all processes."""
+    return len(batch.x) * ranks.world() if batch.whole is None else batch.whole

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ def measure_gradient_stability(
     Args:
         model: The model.
         data: The images on which losses are averaged.
-        methods: Training methods by name, as from `losses`.
+        methods: Training methods by name, as from `standard_methods`.
         lengths: L2 lengths of the move, all above 0.
         batch_size: Number of images per batch.
         seed: Seed of the attacks.
@@ -164,7 +164,9 @@ def _loss(method: Method, model: nn.Module, batch: Batch, memory: nn.Module, rng
     with frozen(model):
         with torch.no_grad():
             method.objective.observe(context())
-        x_adv = at(method.attack, progress)(method.objective.inner(context()), batch.x, rng)
+            ctx = replace(context(), start=method.objective.start(context()))
+        attack = method.objective.attacking(ctx, at(method.attack, progress))
+        x_adv = attack(method.objective.inner(replace(ctx, lens=ForwardCache(model))), batch.x, rng)
     return torch.stack(list(method.objective.outer(context(), x_adv).values())).sum()
 
 
