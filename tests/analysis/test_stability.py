@@ -13,9 +13,10 @@ from torch.nn.utils import parameters_to_vector
 from sparring import L2, TRADES, Benign, CrossEntropy, Linf, Method, Sum, TemporalEnsembling, TensorData, UserError
 from sparring.analysis import measure_gradient_stability, robustness_bound, standard_methods
 from sparring.analysis.memorization.stability import DIRECTIONS, gradient
-from sparring.attacks import PGD, GaussianStart
+from sparring.attacks import FGSM, PGD, GaussianStart
 from sparring.core.types import Objective
 from sparring.models import small_cnn
+from sparring.objectives import FGSMMEP
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +29,13 @@ BALL = Linf(0.1)
 def net(seed=0, hidden=6):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Flatten(), nn.Linear(4, hidden), nn.Tanh(), nn.Linear(hidden, 3))
+
+
+def test_a_method_that_decides_how_its_attack_begins_is_measured_with_that():
+    """FGSM-MEP begins at a corner of a cube that it draws, and steps along a momentum."""
+    methods = {"mep": Method(FGSM(BALL), FGSMMEP(BALL)), "fgsm": Method(FGSM(BALL), CrossEntropy())}
+    found = measure_gradient_stability(net(), DATA, methods, lengths=(0.1,))
+    assert np.isfinite(found.change["mep", "up"]).all() and found.value["mep"] != found.value["fgsm"]
 
 
 class Squared(Objective):

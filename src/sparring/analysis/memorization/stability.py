@@ -156,18 +156,14 @@ def gradient(method: Method, model: nn.Module, data: TensorData, batch_size: int
 
 def _loss(method: Method, model: nn.Module, batch: Batch, memory: nn.Module, rng: PerExample) -> Tensor:
     """Return the loss that the update minimises, at the points that the attack finds."""
-
-    def context() -> Context:
-        return Context(ForwardCache(model), batch, memory, progress)
-
-    progress = Progress(0, 1, 1)
+    ctx = Context(ForwardCache(model), batch, memory, Progress(0, 1, 1))
     with frozen(model):
         with torch.no_grad():
-            method.objective.observe(context())
-            ctx = replace(context(), start=method.objective.start(context()))
-        attack = method.objective.attacking(ctx, at(method.attack, progress))
-        x_adv = attack(method.objective.inner(replace(ctx, lens=ForwardCache(model))), batch.x, rng)
-    return torch.stack(list(method.objective.outer(context(), x_adv).values())).sum()
+            method.objective.observe(ctx)
+            ctx = replace(ctx, start=method.objective.start(ctx))
+        attack = method.objective.attacking(ctx, at(method.attack, ctx.progress))
+        x_adv = attack(method.objective.inner(ctx.on(model)), batch.x, rng)
+    return torch.stack(list(method.objective.outer(ctx.on(model), x_adv).values())).sum()
 
 
 @dataclass(frozen=True, slots=True)
