@@ -7,7 +7,8 @@ import torch
 from conftest import toy_net
 from torch import nn
 
-from sparring import PGD, CrossEntropy, Linf, Objective
+from sparring import PGD, CrossEntropy, Linf, Objective, Sum
+from sparring.objectives import Consistency
 from sparring.testing import check_attack, check_model, check_objective, check_threat
 
 pytestmark = pytest.mark.slow
@@ -159,6 +160,10 @@ class Hidden(Objective):
     def outer(self, ctx, x_adv):
         self.calls += 1
         return {"ce": CrossEntropy().outer(ctx, x_adv)["ce"] * self.calls}
+
+
+def test_an_objective_of_two_views_is_given_two():
+    check_objective(Sum((CrossEntropy(), Consistency(1.0))), PGD(Linf(0.1), steps=1))
 
 
 @pytest.mark.parametrize(

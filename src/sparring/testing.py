@@ -34,6 +34,7 @@ from .core.types import (
     at,
 )
 from .core.validation import check_logits
+from .core.walk import walk
 from .training.engine import Method, State, train_step
 
 ROUNDING = 1e-5
@@ -168,7 +169,8 @@ def _check_one_step(
 ) -> None:
     model, x, y = _toy(shape, seed)
     memory = objective.init(TensorData(x, y, ("a", "b", "c")))
-    ctx = Context(ForwardCache(model), Batch(x, y, torch.arange(len(x))), memory, progress := Progress(0, 4, 2))
+    batch = _batch(objective, x, y, torch.arange(len(x)))
+    x, ctx = batch.x, Context(ForwardCache(model), batch, memory, progress := Progress(0, 4, 2))
     with eval_mode(model), frozen(model):
         with torch.no_grad():
             objective.observe(ctx)
@@ -266,9 +268,17 @@ def _steps(method: Method, state: State, shape: tuple[int, int, int], seed: int,
     _, x, y = _toy(shape, seed)
     while state.step < until:
         index = torch.randperm(len(x), generator=make_rng(state.step))[:6]
-        train_step(method, state, Batch(x[index], y[index], index), Progress(state.step, 3, 2))
+        batch = _batch(method.objective, x[index], y[index], index)
+        train_step(method, state, batch, Progress(state.step, 3, 2))
         state.step += 1
     return state
+
+
+def _batch(objective: Objective, x: Tensor, y: Tensor, index: Tensor) -> Batch:
+    """Return a batch with as many views as the objective needs, of which the others are mirrored."""
+    views = max(each.needs_views for each in walk(objective) if isinstance(each, Objective))
+    images = torch.cat([x, *[x.flip(3)] * (views - 1)])
+    return Batch(images, y.repeat(views), index.repeat(views), views=views)
 
 
 def _trained(method: Method, shape: tuple[int, int, int], seed: int, until: int) -> State:

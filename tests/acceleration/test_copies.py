@@ -522,6 +522,68 @@ def test_what_is_taken_follows_from_the_model_as_it_is_and_not_from_what_was_tak
     assert kinds[0] == kinds[2] != kinds[1]
 
 
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.b(self.a(x.flatten(1)).relu())
+
+
+def test_a_weight_that_is_no_longer_tied_makes_a_new_copy():
+    torch.manual_seed(0)
+    model, fast, x = Tied().eval(), AcceleratedCopy("fp32"), torch.rand(8, 1, 4, 4)
+    with fast(model, x):
+        pass
+    model.b.weight = nn.Parameter(torch.randn(16, 16))
+    with fast(model, x, fast.kind(model)) as attacked:
+        assert attacked is not model and torch.allclose(attacked(x), model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [10, 32, 100, 200, 1000])
+def test_logits_that_come_after_the_last_linear_layer_are_not_computed_in_bf16(classes):
+    """Whichever memory torch hands out again."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.mix = nn.Linear(16, classes), nn.Parameter(torch.randn(classes, classes) / classes**0.5)
+
+        def forward(self, x):
+            return self.fc(x.flatten(1)) @ self.mix
+
+    torch.manual_seed(0)
+    model, fast, x = Mixed().eval(), AcceleratedCopy("bf16"), torch.rand(8, 1, 4, 4)
+    for _ in range(3):
+        with fast(model, x) as attacked, torch.no_grad():
+            logits = attacked(x)
+        assert not torch.equal(logits, logits.bfloat16().float())
+        assert any("its logits are computed in bf16" in note for note in fast.notes(model))
+
+
+def test_in_training_mode_the_logits_of_any_model_are_computed_in_float32():
+    plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3)).train()
+    x = torch.rand(8, 1, 4, 4)
+    for model in (plain, Classifier(plain[:3], plain[3]).train()):
+        with AcceleratedCopy("bf16")(model, x) as attacked, torch.no_grad():
+            logits = attacked(x)
+        assert not torch.equal(logits, logits.bfloat16().float())
+
+
+def test_a_note_on_what_stood_in_the_way_goes_when_it_does_no_longer(monkeypatch):
+    model, fast, x = lived(small_cnn(width=4), GREY), AcceleratedCopy("fp32"), torch.rand(4, *GREY)
+    with monkeypatch.context() as patch:
+        patch.setattr("sparring.acceleration.backend.disagreement", lambda *given: "its gradients differ")
+        with fast(model, x) as attacked:
+            assert attacked is model
+        assert "attacks run on the model itself, not on an accelerated copy" in fast.notes(model)
+    with fast(model, x) as attacked:
+        assert attacked is not model
+    assert not any("on the model itself" in note or fast.kind(model) + " cannot" in note for note in fast.notes(model))
+
+
 class Itself(Branching):
     def __deepcopy__(self, memo):
         return self
@@ -649,6 +711,18 @@ def test_a_model_that_cannot_be_compiled_runs_as_it_is_and_a_note_says_why(monke
     with fast(model, x) as attacked:
         assert torch.allclose(attacked(x), model(x), atol=1e-5)
     assert any("not compiled: it cannot be compiled (RuntimeError: no compiler here)" in n for n in fast.notes(model))
+
+
+def test_a_model_whose_batch_norm_takes_the_statistics_of_the_batch_is_not_compiled(monkeypatch):
+    """The rows that fill a batch would change them."""
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).eval()
+    fast, x = AcceleratedCopy("fp32", "on"), torch.rand(16, 1, 4, 4)
+    with fast(model, x[:8]) as attacked:
+        for count in (16, 12, 3):
+            assert torch.allclose(attacked(x[:count]), model(x[:count]), atol=1e-5)
+    assert any("is not compiled: " in note and "of the batch" in note for note in fast.notes(model))
 
 
 def test_max_autotune_is_asked_of_the_compiler(monkeypatch):

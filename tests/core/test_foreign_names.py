@@ -160,6 +160,47 @@ def installed(folder, points, module="plug_module", code=MODULE):
     (info / "entry_points.txt").write_text(points)
 
 
+def test_a_file_whose_name_is_no_name_in_python_is_refused(tmp_path):
+    for name in ("my-models.py", "net.v2.py"):
+        (tmp_path / name).write_text("def build(): ...\n")
+        with pytest.raises(UserError, match="cannot be the name of a module: rename the file"):
+            foreign.member(f"{tmp_path / name}:build", "a model")
+
+
+def test_a_decorated_function_has_the_hash_of_its_own_file(tmp_path):
+    (tmp_path / "decorated.py").write_text("import torch\n@torch.no_grad()\ndef build(): ...\ndef plain(): ...\n")
+    build = foreign.member(f"{tmp_path / 'decorated.py'}:build", "a model")
+    assert foreign.source_of(build) == foreign.source_of(
+        foreign.member(f"{tmp_path / 'decorated.py'}:plain", "a model")
+    )
+
+
+def test_a_function_that_takes_any_option_may_be_given_any():
+    def build(width=1, **rest):
+        return width, rest
+
+    assert Build(build, depth=2)(shape=3) == (1, {"depth": 2, "shape": 3})
+    with pytest.raises(UserError, match="takes no 'depth'"):
+        Build(lambda width=1, *rest: width, depth=2)
+
+
+def test_a_package_that_is_installed_for_editing_is_used_in_its_own_folder(tmp_path, monkeypatch):
+    (tmp_path / "src" / "edited").mkdir(parents=True)
+    (tmp_path / "src" / "edited" / "__init__.py").write_text("def build(n): return n\n")
+    about = tmp_path / "site" / "edited-1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: edited\nVersion: 1\n")
+    (about / "RECORD").write_text("__editable__.edited-1.pth,,\n")
+    (about / "entry_points.txt").write_text("[sparring.models]\nedited = edited:build\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.syspath_prepend(str(tmp_path / "src"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="takes the place of that module"):
+        foreign.plugin(foreign.plugins("models")["edited"])
+    (about / "direct_url.json").write_text(json.dumps({"url": tmp_path.as_uri(), "dir_info": {"editable": True}}))
+    assert foreign.plugin(foreign.plugins("models")["edited"])(3) == 3
+
+
 def test_an_installed_package_registers_what_it_has(tmp_path, monkeypatch):
     installed(tmp_path, "[sparring.models]\nplugged = plug_module:build\ngone = plug_module:gone\n")
     monkeypatch.syspath_prepend(tmp_path)

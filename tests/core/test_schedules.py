@@ -100,6 +100,14 @@ def test_eps_rises_from_nothing_under_a_step_that_is_far_longer():
     assert attack.threat.eps == Linf("8/255").eps, "the attack itself is as it was"
 
 
+@pytest.mark.parametrize(("shares", "steps"), [((1, 4, 1), 3), ((1, 9), 2), ((1, 9), 5), ((9, 1), 3), ((1, 1, 8), 4)])
+def test_a_short_period_has_every_stage(shares, steps):
+    cycle = Cycle(tuple((share, place) for place, share in enumerate(shares)), epochs=1)
+    found = [at(cycle, Progress(step, steps, 2)) for step in range(2 * steps)]
+    assert found[:steps] == found[steps:] == sorted(found[:steps])
+    assert set(found) == set(range(len(shares)))
+
+
 @pytest.mark.parametrize("length", [0, 1.5, -1])
 def test_a_stage_lasts_whole_steps(length):
     with pytest.raises(UserError, match="whole steps, at least one each"):

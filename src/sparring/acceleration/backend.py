@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..core.errors import need_one_of
 from ..core.modes import mode_matters
 from ..core.types import Classifier, SearchCall
+from ..core.whole_batch import by_batch
 from .body_copy import Low, Shadow, known_sites, lowered
 from .captured import Recordings
 from .compiled import Compiled
@@ -204,7 +205,9 @@ class AcceleratedCopy:
 
     def _searched(self, model: nn.Module, few: Tensor, kind: str | None) -> nn.Module:
         if mode_matters(model) is not None:
-            return model if _refusal(model) else lowered(model, self.dtype(few.device))
+            dtype = self.dtype(few.device)
+            whole = dtype != torch.float32 and type(model) is not Classifier  # its logits would be in low precision
+            return model if whole or _refusal(model) else lowered(model, dtype)
         kept, found = self._known.setdefault(model, []), Fingerprint.of(model)
         known = next((each for each in kept if each.marks == found.marks), None)
         changed = bool(kept) and known is not kept[0]
@@ -212,6 +215,8 @@ class AcceleratedCopy:
         kept[:] = [known, *(each for each in kept if each is not known)][:_KEPT]
         if kind is None or changed or (kind != _ITSELF and self._filled(known, kind, model) is None):
             kind = next((each for each in known.kinds if self._verified(known, each, model, few)), _ITSELF)
+            if kind != _ITSELF:  # what stood in the way of a copy before does so no longer
+                known.notes = {name: note for name, note in known.notes.items() if name not in (kind, _ITSELF)}
         known.kind = kind
         copy = known.made.get(kind)
         return copy.net if isinstance(copy, Shadow) else model
@@ -269,6 +274,12 @@ class AcceleratedCopy:
         if not self._compiles():
             return
 
+        if (layer := by_batch(net)) is not None:
+            notes["compiled"] = (
+                f"the accelerated copy of the model is not compiled: {layer} takes its mean and variance of the batch, "
+                "which the rows that fill a compiled batch would change"
+            )
+            return
         mode = "max-autotune-no-cudagraphs" if self.compile == "max-autotune" else None
 
         def failed(why: str) -> None:

@@ -182,13 +182,13 @@ class Shadow:
         self.refresh(model)
 
     @contextmanager
-    def watched(self) -> Iterator[list[int]]:
-        """Collect the memory addresses of the outputs of the last linear layer, which computes in float32."""
-        found: list[int] = []
+    def watched(self) -> Iterator[list[Tensor]]:
+        """Collect the outputs of the last linear layer, which computes in float32."""
+        found: list[Tensor] = []
         if self._head is None:
             yield found
             return
-        with self._head.register_forward_hook(lambda module, args, out: found.append(out.data_ptr())):
+        with self._head.register_forward_hook(lambda module, args, out: found.append(out)):
             yield found
 
     @torch.no_grad()

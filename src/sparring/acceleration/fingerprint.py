@@ -68,6 +68,8 @@ class Fingerprint:
     """True if a module is also held in a list, an attribute of another kind or a bound method."""
     loose: str | None = None
     """Attribute that holds a trainable tensor or a module that `model.modules()` does not find."""
+    places: dict[int, int] = field(default_factory=dict)
+    """Number of each weight and buffer by its identity, which tells those that are tied."""
 
     @classmethod
     def of(cls, model: nn.Module) -> "Fingerprint":
@@ -87,7 +89,8 @@ class Fingerprint:
                 self.marks += [id(hook) for hook in held.values()]
         registered = {**module._parameters, **module._buffers}
         for name, tensor in registered.items():
-            self.marks.append((name, None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)))
+            place = None if tensor is None else self.places.setdefault(id(tensor), len(self.places))  # tied: the first
+            self.marks.append((name, None if tensor is None else (tensor.shape, tensor.dtype, tensor.device, place)))
         if isinstance(module, Reference):
             self.marks += [id(tensor) for tensor in module._buffers.values()]
         walk = None

@@ -51,7 +51,7 @@ def flaw(shadow: Shadow, few: Tensor) -> str | None:
         return f"its forward changes {changed[0]}"
     if shadow.dtype == torch.float32 or type(net) is Classifier:  # the head of a Classifier is computed in float32
         return None
-    return None if head and head[-1] == logits.data_ptr() else BORN_LOW
+    return None if head and head[-1].data_ptr() == logits.data_ptr() else BORN_LOW  # held, so no memory is reused
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import json
 import os
 import re
 import sys
@@ -19,6 +20,8 @@ import types
 import warnings
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from .errors import UserError, nearest
 
@@ -95,7 +98,7 @@ def modules_in(plain: Any) -> list[str]:
 def source_of(thing: Any) -> str:
     """Return a hash of the source file of a function or class, or "" if it has none."""
     try:
-        path = inspect.getsourcefile(thing)
+        path = inspect.getsourcefile(inspect.unwrap(thing))  # not that of a decorator
     except TypeError:
         path = None
     return "" if path is None or not Path(path).is_file() else _hash(path)
@@ -205,8 +208,12 @@ def plugin(entry: importlib.metadata.EntryPoint) -> Any:
 
 def _is_installed(entry: importlib.metadata.EntryPoint, origin: Path) -> bool:
     """Return True if a file is one of those of the package that registers an entry point."""
-    files = [] if entry.dist is None else entry.dist.files or []
-    return any(Path(str(each.locate())).resolve() == origin for each in files)
+    if entry.dist is None:
+        return False
+    where = json.loads(entry.dist.read_text("direct_url.json") or "{}")
+    if where.get("dir_info", {}).get("editable") and where.get("url", "").startswith("file://"):
+        return origin.is_relative_to(Path(url2pathname(urlsplit(where["url"]).path)).resolve())
+    return any(Path(str(each.locate())).resolve() == origin for each in entry.dist.files or [])
 
 
 def load_file(path: Path) -> types.ModuleType:
@@ -216,6 +223,8 @@ def load_file(path: Path) -> types.ModuleType:
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}")
+    if not path.stem.isidentifier():
+        raise UserError(f"{path} cannot be the name of a module: rename the file, to letters, digits and underscores")
     name, known = path.stem, sys.modules.get(path.stem)
     if known is not None and Path(getattr(known, "__file__", None) or "").resolve() == path.resolve():
         trust(name)

@@ -318,10 +318,11 @@ class Cycle(Generic[T_co]):
         if self.epochs is not None:
             period = max(len(self.stages), round(self.epochs * progress.steps_per_epoch))
             step -= progress.epochs * progress.steps_per_epoch
-        where, done = step % period, 0
-        for length, value in self.stages:
+        where, done, end = step % period, 0, 0
+        for later, (length, value) in zip(reversed(range(len(self.stages))), self.stages, strict=True):
             done += length
-            if where < round(done * period / parts):
+            end = min(max(round(done * period / parts), end + 1), period - later)  # each stage has a step at least
+            if where < end:
                 return value
         raise AssertionError("unreachable")
 

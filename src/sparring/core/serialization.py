@@ -43,9 +43,9 @@ class Build(Generic[T_co]):
     options: Mapping[str, Scalar]
 
     def __init__(self, function: Callable[..., T_co], /, **options: Scalar) -> None:
-        known = inspect.signature(function).parameters
+        known = {name: each for name, each in inspect.signature(function).parameters.items() if each.kind not in _MANY}
         for name in options:
-            if name not in known:
+            if name not in known and not _takes_any(function):
                 raise UserError(f"{function.__name__} takes no {name!r}: {nearest(name, known)}")
         object.__setattr__(self, "function", function)
         object.__setattr__(self, "options", options)
@@ -58,10 +58,18 @@ class Build(Generic[T_co]):
     def takes(self, name: str) -> bool:
         """Return True if the function has a parameter of this name, or accepts any keyword argument."""
         known = inspect.signature(self.function).parameters
-        return name in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
+        return (name in known and known[name].kind not in _MANY) or _takes_any(self.function)
 
     def __repr__(self) -> str:
         return f"Build({', '.join([self.function.__name__, *(f'{k}={v!r}' for k, v in self.options.items())])})"
+
+
+_MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _takes_any(function: Callable[..., object]) -> bool:
+    """Return True if a function accepts any keyword argument."""
+    return any(each.kind is each.VAR_KEYWORD for each in inspect.signature(function).parameters.values())
 
 
 def to_plain(value: object) -> Any:
