@@ -71,6 +71,12 @@ def test_two_models_are_compared_in_a_folder_of_ones_choice(theirs, capsys):
     assert Path("here/analysis-information.png").exists()
 
 
+def test_options_that_a_run_folder_has_itself_are_refused(tmp_path, capsys):
+    for more in (["--out", "elsewhere"], ["--data", "npz:mine.npz"], ["--mean", "0.5", "--std", "0.5"]):
+        assert run(["analyze", str(tmp_path), "landscape", *more]) == 2
+        assert f"is a run folder, which has all of these: leave out {more[0]}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -53,6 +53,10 @@ def tiny(eps: float = 0.1):
     return replace(quickstart(eps), epochs=1, method=Method(PGD(Linf(eps), 1), CrossEntropy()))
 
 
+def needing(eps):
+    return tiny(eps)
+
+
 word = "no function"
 """
 
@@ -166,6 +170,9 @@ def test_parts_of_a_recipe_are_exchanged(here):
         (["train", "quickstart", "--data", "npzz:x"], "no data called 'npzz:x'"),
         (["train", "no_module_of_mine:tiny"], "importing no_module_of_mine fails"),
         (["train", "own_parts.py:build"], "gives a Sequential: wanted is a Recipe"),
+        (["show", "own_parts.py:build"], "gives a Sequential: wanted is a Recipe"),
+        (["show", "own_parts.py:needing"], "needing has a parameter 'eps' without a default"),
+        (["train", "--config", "some.yaml", "--eps", "0.1"], "with --config, write --threat linf:0.1"),
         (["list", "--trust"], "--trust needs the name of a module"),
     ],
 )

@@ -1,3 +1,4 @@
+import html
 import os
 import subprocess
 import sys
@@ -78,6 +79,17 @@ def test_adversarial_examples_are_drawn_in_grey_and_in_colour(tmp_path, count, c
     )
     plot_adversarial_examples(examples, ["cat", "dog"], tmp_path / "a.png")
     assert colours(tmp_path / "a.png") > 5
+
+
+@pytest.mark.slow
+def test_names_with_dollars_are_no_formulas(tmp_path):
+    for name in ("$5_to_$10", r"a$\b$", "$"):
+        image = np.zeros((1, 1, 8, 8))
+        examples = Examples(image, image, np.zeros(1, int), np.zeros(1, int), np.zeros(1, int))
+        plot_adversarial_examples(examples, [name, "dog"], tmp_path / "a.png")
+        rows = [(name, {"clean": (0.8, 0.7, 0.9), "worst": (0.4, 0.3, 0.5)})]
+        plot_study(rows, {name: (np.arange(1, 4), np.ones(3))}, name, tmp_path / "b.svg")
+        assert name in html.unescape((tmp_path / "b.svg").read_text())
 
 
 def test_reports_need_no_torch():

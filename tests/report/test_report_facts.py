@@ -13,6 +13,7 @@ from sparring import UserError
 from sparring.records.run_folder import RunFolder, write_evaluated
 from sparring.report.evaluated import attack_rows, class_rows, confusion, curve, examples, strongest, waterfall
 from sparring.report.gather import facts
+from sparring.report.markdown import markdown
 from sparring.report.provenance import again
 from sparring.report.subjects import subjects
 from sparring.report.wording import radius, threat_name
@@ -180,10 +181,33 @@ def test_the_better_model_is_named_whichever_comes_first(tmp_path):
     assert "not told apart" in same["compare"]["conclusions"][0]
 
 
+def test_no_model_wins_under_attacks_whose_threats_differ(tmp_path):
+    runs = [made_run(tmp_path / name, which=("best",), harder=harder) for name, harder in (("a", 0), ("b", 0.015))]
+    result = runs[1].read_flags("best")
+    weaker = {name: text.replace("0.031", "0.0031") for name, text in result.about.items()}
+    assert weaker != result.about
+    runs[1].write_flags("best", replace(result, about=weaker))
+    found = facts([run.path for run in runs])[0]["compare"]
+    assert found["main"] == "clean" and found["differing"] == ["pgd", "autoattack"]
+    (said,) = found["conclusions"]
+    assert "robust" not in said and said.endswith("Their threats differ under pgd and autoattack.")
+    text = markdown(facts([run.path for run in runs])[0])
+    assert "autoattack has another threat in one of the evaluations" in text
+
+
+def test_curves_of_another_norm_are_not_drawn_beside(tmp_path):
+    runs = [made_run(tmp_path / name, which=("best",)) for name in ("a", "b")]
+    result = runs[1].read_flags("best")
+    other = {name: text.replace("Linf", "L2") for name, text in result.settings.items()}
+    runs[1].write_flags("best", replace(result, settings=other))
+    assert list(facts([run.path for run in runs])[0]["compare"]["curves"]) == ["a"]
+
+
 def test_evaluations_on_other_images_are_not_paired(tmp_path):
     runs = [made_run(tmp_path / name, which=("best",), n=n) for name, n in (("a", 100), ("b", 120))]
     pair = facts([run.path for run in runs])[0]["compare"]["pairs"][0]
     assert "same images" in pair["reason"] and "by" not in pair
+    assert "a and b cannot be paired: " in markdown(facts([run.path for run in runs])[0])
 
 
 def test_the_last_weights_that_are_the_best_are_not_compared_with_themselves(run):

@@ -15,7 +15,7 @@ from made import evaluation, made_run, made_study
 from sparring.cli import run as shell
 from sparring.report.gather import facts
 from sparring.report.markdown import block, code, markdown, plainly
-from sparring.report.page import for_script, page
+from sparring.report.page import _commands, for_script, page
 from sparring.report.thresholds import junit, thresholds
 from sparring.report.write import write_report
 
@@ -212,6 +212,20 @@ def test_a_bound_that_is_missed_fails(run, capsys):
     assert "FAILED: robust accuracy is" in capsys.readouterr().err
 
 
+def test_a_bound_that_is_reached_exactly_is_reached(run):
+    """100 x 0.29 is 28.999.. in floating point."""
+    for count in range(101):
+        clean = {"accuracy": count / 100, "correct": count, "examples": 100}
+        found = {**facts([run.path])[0], "attacks": [{"name": "clean", "accuracy": clean}]}
+        assert thresholds(found, [f"clean={count}"])[0].reached
+        assert count == 100 or not thresholds(found, [f"clean={count + 1}"])[0].reached
+
+
+def test_a_bound_is_of_one_target(run, capsys):
+    assert shell(["report", str(run.path), str(run.path), "--fail-under", "robust=1"]) == 2
+    assert "--fail-under bounds the accuracies of one target" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("bound", "sentence"),
     [
@@ -242,6 +256,25 @@ def test_junit_has_a_test_for_each_bound_and_check(run, tmp_path):
 def test_junit_holds_hostile_names(run):
     found = {**facts([run.path])[0], "title": f"{HOSTILE}\x00\ud800"}
     assert ElementTree.fromstring(junit(found, thresholds(found, ["clean=1"])).encode()).get("name").endswith("��")
+
+
+def test_json_and_markdown_say_what_was_changed_against_the_recipe_as_the_page_does(run, capsys):
+    recipe = run.recipe()
+    run.begin({**recipe, "epochs": recipe["epochs"] + 1})
+    assert shell(["report", str(run.path), "--format", "json"]) == 0
+    changed = json.loads(capsys.readouterr().out)["provenance"]["changed"]
+    assert any(text.startswith("epochs: ") for text in changed)
+    assert shell(["report", str(run.path), "--format", "markdown"]) == 0
+    assert "Changed against the recipe" in capsys.readouterr().out
+
+
+def test_commands_of_a_model_that_was_not_trained_here_name_the_model_and_its_data():
+    command = "sparring evaluate net.py:build --data npz:a.npz --threat linf:0.1 --out runs/f"
+    found = _commands({"target": "runs/f", "provenance": {"commands": [command]}})
+    assert found["audit"] == "sparring audit net.py:build --data npz:a.npz --threat linf:0.1"
+    assert found["evaluate"].endswith("--autoattack standard --out runs/f")
+    trained = ["sparring train quickstart", "sparring evaluate runs/q"]
+    assert _commands({"target": "runs/q", "provenance": {"commands": trained}})["audit"] == "sparring audit runs/q"
 
 
 # -- the command

@@ -3,12 +3,16 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from sparring import Benign, Method, RunFolder, UserError, fit
 from sparring.cli import run as shell
+from sparring.cli.models import filled_in
 from sparring.objectives import GaussianNoise
+from sparring.records.certification import Certification
 from sparring.records.certification_files import CertificationFiles
+from sparring.records.results import Shard
 from sparring.runs.certified import Certifying, certify_run
 from sparring.runs.recipe import Evaluation
 
@@ -78,3 +82,17 @@ def test_a_certification_takes_no_attack(trained, capsys):
     run, _ = trained
     assert shell(["evaluate", str(run.path), "--certify", "0.2", "--attack", "pgd"]) == 2
     assert "--certify runs no attack, and --attack belongs to attacks" in " ".join(capsys.readouterr().err.split())
+    for more in (["--only", "3"], ["--track", "tensorboard"]):
+        assert shell(["evaluate", str(run.path), "--certify", "0.2", *more]) == 2
+        assert f"leave out {more[0]}" in " ".join(capsys.readouterr().err.split())
+    assert "--threat" not in filled_in("robustbench:cifar10/Linf/Standard", ["--certify", "0.25"])
+    assert "--threat" in filled_in("robustbench:cifar10/Linf/Standard", [])
+
+
+def test_shards_are_counted_by_how_many_there_are(tmp_path):
+    files = CertificationFiles(RunFolder(tmp_path))
+    numbers = np.arange(2)
+    found = Certification(numbers, numbers, 10, 0.2, 0.001, numbers, ("a", "b"), numbers, numbers)
+    for part in ((1, 3), (2, 3), (1, 2)):
+        files.write("best", replace(found, shard=Shard(*part, 4)))
+    assert [len(files.shards("best", of)) for of in (None, 2, 3)] == [3, 1, 2]

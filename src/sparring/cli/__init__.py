@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 
 from ..core.errors import Echo, UserError, nearest
-from .common import say
+from .common import TRUSTED, say
 
 _USAGE = """\
 usage: sparring COMMAND ...
@@ -116,6 +116,7 @@ def _trusting(args: list[str]) -> list[str]:
             raise UserError("--trust needs the name of a module: write --trust MODULE")
         trusted.append(rest[at + 1])
         del rest[at : at + 2]
+    TRUSTED[:] = trusted
     if trusted:
         from ..core.foreign import trust
 

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass
 
+from ..core.errors import need_whole
 from .common import print_json, say
 
 _BENCH = """\
@@ -32,6 +33,8 @@ def bench(args: list[str]) -> int:
     from .flags import read
 
     options = read(_Options, args, "sparring bench", _BENCH)
+    for number in ("width", "batch", "rounds"):
+        need_whole(f"--{number}", getattr(options, number))
     from ..acceleration import tune_process
     from ..bench import bench as run
     from ..bench import ceilings

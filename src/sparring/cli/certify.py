@@ -39,7 +39,7 @@ def certify(target: str, args: list[str], device: str) -> int:
     _show(certified)
     if out is not None and options.shard is not None:
         of = int(options.shard.partition("/")[2])
-        done = min(len(CertificationFiles(RunFolder(out)).shards(which)) for which in certified)
+        done = min(len(CertificationFiles(RunFolder(out)).shards(which, of)) for which in certified)
         then = "give --merge instead of --shard" if done == of else "certify the others, then give --merge"
         say(f"{done} of {of} shards are done: {then}")
     elif out is not None:
@@ -111,11 +111,17 @@ def _refuse_attacks(options: Options) -> None:
         "--suite": options.suite,
         "--transfer-from": options.transfer_from,
         "--corruptions": options.corruptions,
+        "--suite-threats": options.suite_threats,
+        "--precision": options.precision != "auto",
+        "--compile": options.compile != "auto",
     }
     given |= {"--threat": options.threat, "--eps": options.eps, "--keep-images": options.keep_images}
     named = [flag for flag, value in given.items() if value]
     if named:
         raise UserError(f"--certify runs no attack, and {', '.join(named)} belongs to attacks: give one or the other")
+    if options.only or options.track:
+        flag = "--only" if options.only else "--track"
+        raise UserError(f"--certify certifies all examples, and shows them nowhere else: leave out {flag}")
 
 
 def _show(certified: "Mapping[str, Certification]") -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
@@ -24,6 +25,16 @@ def argument(args: list[str], what: str, usage: str) -> tuple[str, list[str]]:
     if not args or args[0].startswith("-"):
         raise UserError(f"{what} is missing: give it as the first argument\n{usage}")
     return args[0], args[1:]
+
+
+TRUSTED: list[str] = []
+"""The modules that `--trust` has named."""
+
+
+def going_on(command: str, args: list[str]) -> str:
+    """Return the command that goes on with one that was interrupted."""
+    trusted = [word for module in TRUSTED for word in ("--trust", module)]
+    return shlex.join([ourselves(), command, *(arg for arg in args if arg != "--overwrite"), *trusted])
 
 
 def ourselves() -> str:

@@ -498,7 +498,7 @@ def _read(target: str) -> "EvaluationResult":
 
     path = Path(target)
     if path.is_dir():
-        found = [RunFolder(path).flags(which) for which in ("best", "weights", "model")]
+        found = [RunFolder(path).flags(which) for which in ("best", "weights", "model", "last")]
         known = next((each for each in found if each.exists()), None)
         if known is None:
             raise UserError(f"{path} holds no evaluation: run sparring evaluate {path} first")

@@ -39,7 +39,8 @@ def export(args: list[str]) -> int:
     from .flags import parse
 
     options, _, _ = parse(_Options, None, {}, rest, f"sparring export {target}", _EXPORT)
-    out = options.out or f"exported/{Path(target).resolve().stem}-{options.to}"
+    path = Path(target).resolve()
+    out = options.out or f"exported/{path.name if path.is_dir() else path.stem}-{options.to}"
     found = exported(target, options.to, out, images=options.images)
     if options.json:
         print_json({"files": [str(path) for path in found.files], "largest difference": found.difference})

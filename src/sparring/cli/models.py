@@ -67,7 +67,7 @@ def filled_in(target: str, args: list[str]) -> list[str]:
     rest = list(args)
     if value_of("--data", args) is None and model.dataset != "imagenet":
         rest += ["--data", model.dataset]
-    if value_of("--threat", args) is None and value_of("--eps", args) is None:
+    if all(value_of(flag, args) is None for flag in ("--threat", "--eps", "--certify")):
         rest += ["--threat", model.threat]
     return rest
 

@@ -1,5 +1,6 @@
 """The command `sparring new`: writes a file to begin with."""
 
+import keyword
 from pathlib import Path
 
 from ..core.errors import UserError
@@ -19,7 +20,7 @@ def new(args: list[str]) -> int:
     name, rest = argument(rest, "NAME", _NEW)
     only(rest, _NEW)
     path = Path(f"{name.lower()}.py")
-    if not name.isidentifier():
+    if not name.isidentifier() or keyword.iskeyword(name):
         raise UserError(f"{name!r} is no name of a class in Python: write it as MyMethod")
     if path.exists():
         raise UserError(f"{path} is already there: choose another name, or remove it")

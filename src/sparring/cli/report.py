@@ -65,7 +65,9 @@ def _reported(targets: list[Path], options: _Options) -> int:
 
     if options.open and options.format != "html":
         raise UserError(f"--open opens a page, not {options.format}: leave out --format")
-    found, _ = facts(targets)
+    if options.fail_under and len(targets) > 1:
+        raise UserError("--fail-under bounds the accuracies of one target: name one alone")
+    found, _ = facts(targets, _base_recipe)
     bounds = thresholds(found, options.fail_under)
     if options.format == "html":
         _page(targets, options)

@@ -14,7 +14,7 @@ from tyro.conf import UseAppendAction
 from ..core.errors import UserError
 from ..studies import entries, find
 from ..studies.jobs import Plan
-from .common import argument, ourselves, print_json, say
+from .common import argument, going_on, ourselves, print_json, say
 
 if TYPE_CHECKING:
     from ..records.statistics import Verdict
@@ -128,7 +128,7 @@ def _run(name: str, options: _Options, args: list[str]) -> int:
             log=lambda text: say(text, sys.stderr),
         )
     except KeyboardInterrupt:
-        again = shlex.join([ourselves(), "study", *(a for a in args if a != "--overwrite")])
+        again = going_on("study", args)
         say(f"sparring: stopped; what is trained is kept. Go on with: {again}", sys.stderr)
         return 130
     if options.json:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import UserError
-from .common import argument, only, ourselves, print_json, say
+from .common import argument, going_on, only, ourselves, print_json, say
 from .structure import HELP, Structure, changed, own_recipe, recipe_of_config, taken
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def show(args: list[str]) -> int:
     name, rest = argument(args, "RECIPE", usage)
     only(rest, usage, "--json", "--yaml")
     make, text = _function(name)
-    recipe = make()
+    recipe = _recipe_of(name, make)
     if "--json" in rest:
         print_json(recipe.plain())
     elif "--yaml" in rest:
@@ -150,7 +150,7 @@ def train(args: list[str]) -> int:
                 log=output.say,
             )
     except Interrupted as stop:
-        again = shlex.join([ourselves(), "train", *(a for a in args if a != "--overwrite")])
+        again = going_on("train", args)
         if first:
             say(f"sparring: {stop}; everything is saved. Go on with: {again}", sys.stderr)
         return 130
@@ -177,6 +177,8 @@ def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe, str]":
     parts, rest = taken(args, of_recipe=bool(name))
     if name and parts.config:
         raise UserError(f"both the recipe {name} and --config {parts.config} are given: give one of them")
+    if parts.config and parts.eps:
+        raise UserError(f"--eps belongs to recipes by name: with --config, write --threat linf:{parts.eps}")
     if name:
         make, text = _function(name)
     elif parts.config:
@@ -185,13 +187,10 @@ def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe, str]":
     else:
         make, text, name = partial(own_recipe, parts), "A model and data of your own.", _short(parts)
     from ..recipes import PARAMETERS
-    from ..runs.recipe import Recipe
     from .flags import parameters, parse
 
     def parsed(given: dict[str, Any]) -> "tuple[_TrainOptions, Recipe, dict[str, Any]]":
-        recipe = make(**given)
-        if not isinstance(recipe, Recipe):
-            raise UserError(f"{name} gives a {type(recipe).__name__}: wanted is a Recipe; a model is named by --model")
+        recipe = _recipe_of(name, make, **given)
         if parts and not isinstance(make, partial):
             recipe = changed(recipe, parts)
         elif parts.config:
@@ -207,6 +206,19 @@ def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe, str]":
 
         recipe = replace(recipe, example_history=remembering(recipe.selection))
     return options, recipe, _of_file(name)
+
+
+def _recipe_of(name: str, make: "Callable[..., Recipe]", **given: Any) -> "Recipe":
+    """Call the function of a recipe. Raises `UserError` if it needs more, or gives something else."""
+    from ..runs.recipe import Recipe
+    from .flags import parameters
+
+    if not isinstance(make, partial):
+        parameters(make)  # each must have a default
+    recipe = make(**given)
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"{name} gives a {type(recipe).__name__}: wanted is a Recipe; a model is named by --model")
+    return recipe
 
 
 def _function(name: str) -> "tuple[Callable[..., Recipe], str]":

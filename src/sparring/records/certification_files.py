@@ -50,9 +50,10 @@ class CertificationFiles:
         """Read the certification of some weights. Raises `UserError` if it is missing or damaged."""
         return _read(self.votes(which))
 
-    def shards(self, which: str) -> list[Certification]:
-        """Read all certifications of some weights on parts of the examples."""
-        return [_read(path) for path in self._shards(which)]
+    def shards(self, which: str, of: int | None = None) -> list[Certification]:
+        """Read all certifications of some weights on parts of the examples, or on those of `of` parts."""
+        paths = self._shards(which)
+        return [_read(path) for path in paths if of is None or path.stem.endswith(f"-of-{of}")]
 
     def forget_shards(self, which: str) -> None:
         """Delete the certifications of some weights on parts of the examples."""

@@ -1,5 +1,6 @@
 """The panel that compares: several evaluations on the same images, or the arms of a study. Imports no torch."""
 
+import shlex
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -63,8 +64,8 @@ class _Study(TypedDict):
 def compared(found: Sequence[Subject]) -> Plain | None:
     """Compare the evaluations that count of several subjects, or the weights of one; None if there is only one.
 
-    `main` is the strongest attack that all have, `best` the model with the highest accuracy under it, and `conclusions`
-    say which differences are real.
+    `main` is the strongest attack that all have with the same threat, `best` the model with the highest accuracy under
+    it, and `conclusions` say which differences are real.
     """
     named = _named(found)
     if len(named) < 2:
@@ -74,7 +75,11 @@ def compared(found: Sequence[Subject]) -> Plain | None:
         {"name": name, **{under: accuracy(each.table()[under]) for under in ("clean", *common)}} for name, each in named
     ]
     pairs = [_pair(a, b, ["clean", *common]) for a, b in combinations(named, 2)]
-    main = min(reversed(common), key=lambda name: sum(row[name]["correct"] for row in rows), default="clean")
+    differing = _differing(named, common)
+    alike = [name for name in reversed(common) if name not in differing]
+    main = min(alike, key=lambda name: sum(row[name]["correct"] for row in rows), default="clean")
+    curves = {name: curve(each) for name, each in named if each.distance is not None}
+    norm = next((found["norm"] for found in curves.values() if found), None)
     return {
         "attacks": ["clean", *common],
         "main": main,
@@ -82,9 +87,9 @@ def compared(found: Sequence[Subject]) -> Plain | None:
         "rows": rows,
         "pairs": pairs,
         "under": _under(named, main),
-        "conclusions": [_conclusion(pair, main, _under(named, main)) for pair in pairs],
-        "curves": {name: curve(each) for name, each in named if each.distance is not None},
-        "differing": _differing(named, common),
+        "conclusions": [_conclusion(pair, main, _under(named, main), differing) for pair in pairs],
+        "curves": {name: found for name, found in curves.items() if found and found["norm"] == norm},
+        "differing": differing,
     }
 
 
@@ -112,14 +117,15 @@ def _under(named: Sequence[tuple[str, EvaluationResult]], main: str) -> str:
     return f"{attack_name(main, named[0][1].settings.get(f'adversary {main}', ''))}{threat}"
 
 
-def _conclusion(pair: Plain, main: str, under: str) -> str:
+def _conclusion(pair: Plain, main: str, under: str, differing: Sequence[str]) -> str:
     """Which of two models is better under the strongest attack that both have, and without attack."""
     first, second = pair["first"], pair["second"]
     if "reason" in pair:
         return f"{first} and {second} cannot be paired: {pair['reason']}."
     accurate = _told_apart(first, second, pair["by"]["clean"], "accurate")
     if main == "clean":
-        return f"{accurate}."
+        others = f" Their threats differ under {' and '.join(map(str, differing))}." if differing else ""
+        return f"{accurate}.{others}"
     return f"{_told_apart(first, second, pair['by'][main], 'robust')} under {under}. Without attack, {accurate}."
 
 
@@ -143,6 +149,7 @@ def _differing(named: Sequence[tuple[str, EvaluationResult]], names: Sequence[st
 def study(folder: Path) -> Plain:
     """The results of a study, from its `study.json`."""
     held: Any = read_json(folder / STUDY, "repeat the study", _Study)
+    command = (held.get("environment") or {}).get("command") or []
     return {
         **{key: held.get(key) for key in ("study", "source", "scale", "examples", "baseline", "numbers")},
         "seeds": _seeds(held),
@@ -153,6 +160,7 @@ def study(folder: Path) -> Plain:
         ],
         "curves": held["curves"],
         "environment": environment(held.get("environment") or {}),
+        "command": shlex.join(["sparring", *map(str, command[1:])]) if command[1:2] == ["study"] else None,
         "precision": held.get("precision"),
     }
 

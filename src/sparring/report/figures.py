@@ -185,7 +185,11 @@ def finish(axes: "Axes") -> None:
 def save(figure: "Figure", path: Path) -> None:
     """Write a figure in the format of its file name; equal figures give equal files."""
     from matplotlib import rc_context
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and "mathdefault" not in text.get_text():  # but for the powers at a logarithmic axis
+            text.set_parse_math(False)  # names may hold dollars
     drawn = BytesIO()  # drawing may fail, and must leave no partial file
     with rc_context({"svg.hashsalt": "sparring", "svg.fonttype": "none"}):  # deterministic ids in SVG
         how: dict[str, Any] = {"metadata": {"Date": None}} if path.suffix == ".svg" else {}

@@ -114,7 +114,17 @@ def _compared(compare: Plain | None) -> str:
         for pair in compare["pairs"]
         for name, each in pair.get("by", {}).items()
     ]
-    return f"{table(head, rows)}\n\n{table(['paired difference', 'points', 'p'], pairs)}"
+    differing = [
+        f"{plainly(name)} has another threat in one of the evaluations: its accuracies cannot be compared."
+        for name in compare["differing"]
+    ]
+    unpaired = [
+        f"{plainly(pair['first'])} and {plainly(pair['second'])} cannot be paired: {plainly(pair['reason'])}."
+        for pair in compare["pairs"]
+        if "reason" in pair
+    ]
+    paired = [table(["paired difference", "points", "p"], pairs)] if pairs else []
+    return "\n\n".join([table(head, rows), *differing, *paired, *unpaired])
 
 
 def _points(each: Plain) -> str:

@@ -58,14 +58,21 @@ def for_script(value: Any) -> Markup:
 
 
 def _commands(found: Plain) -> dict[str, str]:
-    """The commands that would fill panels without data."""
-    target = shlex.quote(found["target"])
+    """The commands that would fill panels without data: of a model that was not trained here, on its name and data."""
+    folder = shlex.quote(found["target"])
+    target, options, out = folder, "", ""
+    commands = [shlex.split(command) for command in (found.get("provenance") or {}).get("commands", ())]
+    if commands and all(words[1:2] == ["evaluate"] for words in commands) and ":" in commands[-1][2]:
+        words = commands[-1]
+        target, out = shlex.quote(words[2]), f" --out {folder}"
+        given = [(flag, words[words.index(flag) + 1]) for flag in ("--data", "--threat") if flag in words[:-1]]
+        options = "".join(f" {flag} {shlex.quote(value)}" for flag, value in given)
     return {
-        "evaluate": f"sparring evaluate {target} --autoattack standard",
-        "min_norm": f"sparring evaluate {target} --autoattack standard --min-norm",
-        "audit": f"sparring audit {target}",
-        "analyze": f"sparring analyze {target} landscape",
-        "compare": f"sparring report {target} runs/other",
+        "evaluate": f"sparring evaluate {target}{options} --autoattack standard{out}",
+        "min_norm": f"sparring evaluate {target}{options} --autoattack standard --min-norm{out}",
+        "audit": f"sparring audit {target}{options}",
+        "analyze": f"sparring analyze {target} landscape{options}",
+        "compare": f"sparring report {folder} runs/other",
     }
 
 

@@ -96,11 +96,13 @@ def again(subject: Subject) -> str | None:
     command = _command(how_evaluated(subject.run))
     if command[1:2] != ["evaluate"]:
         return None
+    of_run = subject.weights in ("best", "last")  # else --weights is a folder of RobustBench's
+    dropping = _DROPPED if of_run else tuple(flag for flag in _DROPPED if flag != "--weights")
     kept, dropped = [], False
     for word in command[1:]:
-        dropped = word.partition("=")[0] in _DROPPED if word.startswith("--") else dropped
+        dropped = word.partition("=")[0] in dropping if word.startswith("--") else dropped
         kept += [] if dropped else [word]
-    which = ["--weights", subject.weights] if subject.weights in ("best", "last") else []
+    which = ["--weights", subject.weights] if of_run else []
     return f"{shlex.join(['sparring', *kept, *which])} --only {{index}}"
 
 

@@ -46,9 +46,15 @@ def thresholds(found: Plain, wanted: Sequence[str]) -> list[Threshold]:
 
 
 def _accuracies(found: Plain) -> dict[str, float]:
-    rows = {row["name"]: row["accuracy"]["accuracy"] for row in found["attacks"] or ()}
+    """The accuracies by name, in per cent."""
+    rows = {row["name"]: _percent(row["accuracy"]) for row in found["attacks"] or ()}
     verdict = found["verdict"]
-    return {ROBUST: verdict["robust"]["accuracy"]["accuracy"], **rows} if verdict and verdict["robust"] else rows
+    return {ROBUST: _percent(verdict["robust"]["accuracy"]), **rows} if verdict and verdict["robust"] else rows
+
+
+def _percent(accuracy: Plain) -> float:
+    """An accuracy in per cent, rounded once: 29 of 100 are 29 %, which 100 x 0.29 is not."""
+    return float(100 * accuracy["correct"] / accuracy["examples"])
 
 
 def _threshold(text: str, known: dict[str, float]) -> Threshold:
@@ -59,7 +65,7 @@ def _threshold(text: str, known: dict[str, float]) -> Threshold:
     if parts[1] not in known:
         why = nearest(parts[1], known) if known else "the report has no evaluation: run sparring evaluate first"
         raise UserError(f"--fail-under {text}: no accuracy is called {parts[1]!r}: {why}")
-    return Threshold(parts[1], percent, 100 * known[parts[1]])
+    return Threshold(parts[1], percent, known[parts[1]])
 
 
 def junit(found: Plain, bounds: Sequence[Threshold]) -> str:

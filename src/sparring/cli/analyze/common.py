@@ -122,6 +122,10 @@ def open_runs(target: str, options: Common) -> "dict[str, AnalyzedModel]":
 def folder_of(target: str, options: Common) -> Path:
     """Return the folder for the results: that of a run, or for another model the one that --out names."""
     if Path(target).is_dir():
+        given = {"--model": options.model, "--data": options.data, "--mean": options.mean, "--std": options.std}
+        unused = [flag for flag, value in {**given, "--out": options.out}.items() if value is not None]
+        if unused and all(Path(name).is_dir() for name in options.compare_with):
+            raise UserError(f"{target} is a run folder, which has all of these: leave out {', '.join(unused)}")
         return Path(target)
     if not is_foreign(target, ["--model", options.model] if options.model else []):
         raise UserError(

@@ -61,9 +61,10 @@ _PASSED_ON = (
 
 def _show(found: "dict[str, Information]") -> None:
     from rich import print as rich_print
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("", *found)
+    table = Table("", *map(escape, found))
     plain = [each.plain() for each in found.values()]
     for figure in dict.fromkeys(name for one in plain for name in one["figures"]):
         table.add_row(figure, *(_cell(one["figures"].get(figure)) for one in plain))

@@ -81,11 +81,12 @@ def run(target: str, options: Options) -> int:
 
 def _show(found: "dict[str, InversionAnalysis]") -> None:
     from rich import print as rich_print
+    from rich.markup import escape
     from rich.table import Table
 
     from ...analysis.inversion.measure import MEANINGS
 
-    table = Table("images", "", *found)
+    table = Table("images", "", *map(escape, found))
     plain = {name: each.plain()["images"] for name, each in found.items()}
     for where, figures in next(iter(plain.values())).items():
         for figure in figures:

@@ -43,13 +43,14 @@ def run(target: str, options: Options) -> int:
 def _show(found: "dict[str, LossLandscape]") -> None:
     import numpy as np
     from rich import print as rich_print
+    from rich.markup import escape
     from rich.table import Table
 
     from ...analysis import estimate
 
     each = list(found.values())
     paired = ["difference"] if len(each) == 2 else []
-    table = Table("", *found, *paired)
+    table = Table("", *map(escape, [*found, *paired]))
     plain = [one.plain()["figures"] for one in each]
     for figure in plain[0]:
         cells = [_interval(one[figure]["median"]) for one in plain]

@@ -50,9 +50,10 @@ def run(target: str, options: Options) -> int:
 
 def _show(found: "dict[str, Memorization]") -> None:
     from rich import print as rich_print
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("", *found)
+    table = Table("", *map(escape, found))
     rows: dict[str, list[str]] = {}
     for each in found.values():
         for name, cell in _cells(each).items():

@@ -67,11 +67,12 @@ def run(target: str, options: Options) -> int:
 
 def _show(found: "dict[str, TransferAnalysis]", own: int) -> None:
     from rich import print as rich_print
+    from rich.markup import escape
     from rich.table import Table
 
     first = next(iter(found.values()))
     gains = list(found)[1:]
-    table = Table("task", "images", *found, *(f"{name}, gain" for name in gains))
+    table = Table("task", "images", *map(escape, [*found, *(f"{name}, gain" for name in gains)]))
     table.add_row("its own", "", *(f"{100 * each.own:.1f} %" for each in found.values()), *([""] * len(gains)))
     for task, accuracy in first.accuracy.items():
         for i, count in enumerate(first.shots):
