@@ -123,17 +123,17 @@ def _surrogate(path: str, data: "TensorData") -> "nn.Module":
 
 def _subject(target: str, options: _Options, args: list[str]) -> "tuple[nn.Module, LabelledData, Threat]":
     from ..attacks.threats import threat
-    from ..recipes import find
+    from .train import recipe_named
 
     named = value_of("--recipe", args)
     given: Threat | None = threat(options.threat) if options.threat else None
     if isinstance(options, _ForeignOptions):
         if given is None and named:
-            given = threat_for(find(named)(), None)
+            given = threat_for(recipe_named(named), None)
         if given is None:
             raise UserError("nothing says where the model is robust: name its threat, as --threat linf:8/255")
         return *foreign(target, options), given
     from ..runs.load import load_model, recipe_of
 
-    recipe = find(named)() if named else recipe_of(Path(target))
+    recipe = recipe_named(named) if named else recipe_of(Path(target))
     return load_model(target, recipe), recipe.data.load()[1], threat_for(recipe, options.threat)

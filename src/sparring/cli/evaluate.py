@@ -331,12 +331,12 @@ def _check_track(path: Path, options: Options) -> None:
 
 def chosen(path: Path, args: list[str]) -> "tuple[RunOptions, Recipe]":
     """Return the recipe of the run, of the weights or of --recipe, with data and evaluation changed by the flags."""
-    from ..recipes import find
     from ..runs.load import recipe_of
     from .flags import parse
+    from .train import recipe_named
 
     named = value_of("--recipe", args)
-    recipe = find(named)() if named else recipe_of(path)
+    recipe = recipe_named(named) if named else recipe_of(path)
     what = "Measures accuracy on the test set, clean and under each attack. Flags change fields of the recipe."
     fields = ("data", "evaluation", "seed")
     options, recipe, _ = parse(RunOptions, recipe, {}, args, f"sparring evaluate {path}", what, fields)
@@ -411,19 +411,19 @@ def _threat(options: Options, evaluation: "Evaluation | None") -> "Threat":
 def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Found:
     from ..acceleration import AcceleratedCopy
     from ..data import CorruptedImages
-    from ..recipes import find
     from ..records.run_folder import RunFolder
     from ..runs.environment import device_of
     from ..runs.load import evaluate_models
     from ..runs.recipe import Evaluation
     from .flags import parse
+    from .train import recipe_named
 
     what = "Measures the accuracy of a model of your own, clean and under AutoAttack."
     options, _, _ = parse(ForeignEvaluation, None, {}, args, f"sparring evaluate {target}", what)
     check_options(options)
     _check_track(Path(target), options)
     _check_only(options)
-    recipe = find(options.recipe)() if options.recipe else None
+    recipe = recipe_named(options.recipe) if options.recipe else None
     threat = _threat(options, recipe.evaluation if recipe else None)
     shard, device = shard_of_flags(options, options.out), device_of(options.device)
     model, test = foreign(target, options)

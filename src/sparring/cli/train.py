@@ -208,6 +208,11 @@ def _chosen(name: str, args: list[str]) -> "tuple[_TrainOptions, Recipe, str]":
     return options, recipe, _of_file(name)
 
 
+def recipe_named(name: str) -> "Recipe":
+    """Return the recipe of a name, with its defaults."""
+    return _recipe_of(name, _function(name)[0])
+
+
 def _recipe_of(name: str, make: "Callable[..., Recipe]", **given: Any) -> "Recipe":
     """Call the function of a recipe. Raises `UserError` if it needs more, or gives something else."""
     from ..runs.recipe import Recipe

@@ -118,6 +118,8 @@ def check_taken(model: nn.Module, x: Tensor) -> Tensor:
     """Check that the model accepts the images `x`, of the type and device of its weights; return its `answer`."""
     check_images(x)
     weights = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if weights is not None:
+        check_precision(weights)
     if weights is not None and (x.dtype != weights.dtype or x.device != weights.device):
         raise UserError(
             f"images are {x.dtype} on {x.device}, the weights of the model {weights.dtype} on {weights.device}: pass "
@@ -125,6 +127,15 @@ def check_taken(model: nn.Module, x: Tensor) -> Tensor:
         )
     with switched_to_eval(model):
         return answer(model, x)
+
+
+def check_precision(weights: Tensor) -> None:
+    """Raise `UserError` for weights that are neither float32 nor float64."""
+    if weights.dtype not in (torch.float32, torch.float64):
+        raise UserError(
+            f"the weights of the model are {weights.dtype}, whose rounding would hide an eps of 8/255: wrap the model "
+            "so that it takes float32 images, or convert it with model.float()"
+        )
 
 
 def as_taken(model: nn.Module, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..acceleration import AcceleratedCopy
 from ..core.errors import UserError, need_seed, need_whole
-from ..core.gate import FEW, alone, answer, check_model, switched_to_eval
+from ..core.gate import FEW, alone, answer, check_model, check_precision, switched_to_eval
 from ..core.modes import frozen, full_precision
 from ..core.rng import draws_kept
 from ..core.types import Attack, AttackBackend, LabelledData, TensorData, Threat, pixels
@@ -199,11 +199,7 @@ def _like(model: nn.Module, data: LabelledData) -> Tensor:
     weights = next((p for p in model.parameters() if p.is_floating_point()), None)
     if weights is None:
         return torch.empty(0, device=data.y.device)
-    if weights.dtype not in (torch.float32, torch.float64):
-        raise UserError(
-            f"the weights of the model are {weights.dtype}, whose rounding would hide an eps of 8/255: wrap the model "
-            "so that it takes float32 images, or convert it with model.float()"
-        )
+    check_precision(weights)
     return torch.empty(0, device=weights.device, dtype=weights.dtype)
 
 
