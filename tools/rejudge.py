@@ -33,7 +33,6 @@ from sparring.studies.study import RUN, WORST, Study
 from sparring.studies.writing import claims_table
 
 PARTS: dict[str, list[int]] = {
-    "smooth": [1, 1, 6, 1, 1, 1, 1, 1, 2, 2, 2, 3, 6],
     "memorization": [1] * 5 + [2] + [1] * 11 + [3] + [1] * 3,
     "selfsup": [1] * 22,
     "information": [1] * 5 + [4] * 3 + [1] * 18 + [2, 3, 1, 1, 1, 1],
