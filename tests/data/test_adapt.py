@@ -109,7 +109,8 @@ def test_names_say_what_is_done(tmp_path):
         ("digits+size=big", r"a size is a number of pixels, as \+size=224, not 'big'"),
         ("digits+rotated=2", r"'digits\+rotated=2': a \+ is followed by"),
         ("digits+classes=a-b", r"classes are numbers, as \+classes=0-4"),
-        ("npz:", "cannot be read"),
+        ("npz:", "npz needs the name of a data set: write npz:FILE"),
+        ("npz:gone.npz", "cannot be read"),
     ):
         with pytest.raises(UserError, match=message):
             source_of(name).load()

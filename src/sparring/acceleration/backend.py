@@ -216,7 +216,8 @@ class AcceleratedCopy:
         if kind is None or changed or (kind != _ITSELF and self._filled(known, kind, model) is None):
             kind = next((each for each in known.kinds if self._verified(known, each, model, few)), _ITSELF)
             if kind != _ITSELF:  # what stood in the way of a copy before does so no longer
-                known.notes = {name: note for name, note in known.notes.items() if name not in (kind, _ITSELF)}
+                for name in (kind, _ITSELF):
+                    known.notes.pop(name, None)
         known.kind = kind
         copy = known.made.get(kind)
         return copy.net if isinstance(copy, Shadow) else model
