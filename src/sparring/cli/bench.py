@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 
 from ..core.errors import need_whole
-from .common import print_json, say
+from .common import print_json, read, say
 
 _BENCH = """\
 Measures how fast this machine attacks and trains: PGD-10 on a PreActResNet-18, and a training step with it. The
@@ -30,8 +30,6 @@ class _Options:
 
 
 def bench(args: list[str]) -> int:
-    from .flags import read
-
     options = read(_Options, args, "sparring bench", _BENCH)
     for number in ("width", "batch", "rounds"):
         need_whole(f"--{number}", getattr(options, number))

@@ -8,13 +8,15 @@ import sys
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from ..core.errors import UserError, need_seed
 
 if TYPE_CHECKING:
     from ..core.types import Threat
     from ..runs.recipe import Recipe
+
+Options = TypeVar("Options")
 
 
 def argument(args: list[str], what: str, usage: str) -> tuple[str, list[str]]:
@@ -25,6 +27,16 @@ def argument(args: list[str], what: str, usage: str) -> tuple[str, list[str]]:
     if not args or args[0].startswith("-"):
         raise UserError(f"{what} is missing: give it as the first argument\n{usage}")
     return args[0], args[1:]
+
+
+def read(options: type[Options], args: list[str], prog: str, description: str) -> Options:
+    """Parse `args` as flags for the fields of `options`, or print help or an error and exit, as tyro does.
+
+    Their help is in docstrings. tyro would look for comments, too, and parse the source anew for each class.
+    """
+    import tyro
+
+    return tyro.cli(options, args=args, prog=prog, description=description, config=(tyro.conf.HelptextFromCommentsOff,))
 
 
 TRUSTED: list[str] = []

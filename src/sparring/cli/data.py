@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import UserError
-from .common import argument, say
+from .common import argument, read, say
 
 _SHRINK = """\
 usage: sparring data shrink FOLDER --to PIXELS [--out DIR] [--workers N]
@@ -35,8 +35,6 @@ def data(args: list[str]) -> int:
     if kind != "shrink":
         raise UserError(f"no command data {kind!r}: write sparring data shrink FOLDER --to PIXELS")
     name, rest = argument(rest, "FOLDER", _SHRINK)
-    from .flags import read
-
     options = read(_Options, rest, f"sparring data shrink {name}", _SHRINK)
     from ..data import shrink_pictures
 

@@ -32,14 +32,6 @@ _NUMBER = tyro.constructors.PrimitiveConstructorSpec(
 Number = Annotated[float, _NUMBER]  # 0.1 or 8/255
 
 
-def read(options: type[Options], args: list[str], prog: str, description: str) -> Options:
-    """Parse `args` as flags for the fields of `options`, or print help or an error and exit, as `parse` does.
-
-    Their help is in docstrings. tyro would look for comments, too, and parse the source anew for each class.
-    """
-    return tyro.cli(options, args=args, prog=prog, description=description, config=(tyro.conf.HelptextFromCommentsOff,))
-
-
 def parse(
     options: type[Options],
     value: T,

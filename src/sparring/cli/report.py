@@ -11,7 +11,7 @@ from typing import Any, Literal
 from tyro.conf import UseAppendAction
 
 from ..core.errors import UserError
-from .common import say
+from .common import read, say
 
 _REPORT = """\
 usage: sparring report RUN | STUDY | EVALUATION.. [--open] [--format html|json|markdown|junit] [--out FILE]
@@ -45,8 +45,6 @@ def report(args: list[str]) -> int:
     if not targets and {"-h", "--help"} & set(rest):
         say(_REPORT)
         return 0
-    from .flags import read
-
     options = read(_Options, rest, "sparring report TARGET", _REPORT)
     if not targets:
         raise UserError(f"nothing to report is named: name a run folder, for example\n{_REPORT}")

@@ -14,7 +14,7 @@ from tyro.conf import UseAppendAction
 from ..core.errors import UserError
 from ..studies import entries, find
 from ..studies.jobs import Plan
-from .common import argument, going_on, ourselves, print_json, say
+from .common import argument, going_on, ourselves, print_json, read, say
 
 if TYPE_CHECKING:
     from ..records.statistics import Verdict
@@ -68,8 +68,6 @@ def study(args: list[str]) -> int:
     name, rest = argument(args, "NAME", usage)
     if "--status" not in rest:
         find(name)  # report an unknown name before anything heavy is imported
-    from .flags import read
-
     options = read(_Options, _settled(rest), f"sparring study {name}", usage)
     if options.slurm_option and options.slurm is None:
         raise UserError("--slurm-option says what SLURM jobs ask for: give --slurm, too")

@@ -65,8 +65,9 @@ def audit(
         Tramèr et al.: https://arxiv.org/abs/2002.08347.
     """
     check_model(model)
-    data = with_classes_of(model, evaluation_data(data, "audit")[:])
+    data = evaluation_data(data, "audit")[:]
     check_data(data, "audit")
+    data = with_classes_of(model, data)
     need_seed(seed)
     within = within_of(eps, threat)
     if within is None:

@@ -62,7 +62,7 @@ def _commands(found: Plain) -> dict[str, str]:
     folder = shlex.quote(found["target"])
     target, options, out = folder, "", ""
     commands = [shlex.split(command) for command in (found.get("provenance") or {}).get("commands", ())]
-    if commands and all(words[1:2] == ["evaluate"] for words in commands) and ":" in commands[-1][2]:
+    if commands and all(words[1:2] == ["evaluate"] for words in commands) and ":" in "".join(commands[-1][2:3]):
         words = commands[-1]
         target, out = shlex.quote(words[2]), f" --out {folder}"
         given = [(flag, words[words.index(flag) + 1]) for flag in ("--data", "--threat") if flag in words[:-1]]

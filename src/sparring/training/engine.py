@@ -8,7 +8,8 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from itertools import chain
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -127,13 +128,13 @@ class Method:
             _SEEN[model] = seen + 1
             backend, kept = backend or _GUEST.backend, self.init(no_data()) if memory is None else memory
             kind = backend.kind(model) if seen % PROVED_EVERY else None
-            before = _marks(kept) if memory is None else []
+            before = _tensors(kept) if memory is None else {}
             where: Any = progress or _NoProgress()
             ctx = Context(ForwardCache(model), batch, kept, where, seed)
             ctx, x_adv = _crafted(self, ctx, ctx, backend, kind, batch.x[:8], nullcontext())
             with self.outer_mode(model):
                 terms = self.objective.outer(ctx.on(model), x_adv)
-            if memory is None and _marks(kept) != before:
+            if memory is None and _written(before, _tensors(kept)):
                 raise UserError(
                     f"{type(self.objective).__name__} remembers something from batch to batch: give memory="
                     "method.init(data), the same for every batch"
@@ -151,10 +152,19 @@ class _NoProgress:
         )
 
 
-def _marks(memory: nn.Module) -> list[tuple[str, int, int]]:
-    """Return what tells whether a memory was written to."""
-    tensors = [*memory.named_parameters(), *memory.named_buffers()]
-    return [(name, id(tensor), tensor._version) for name, tensor in tensors]
+_Held: TypeAlias = Mapping[str, tuple[Tensor, int]]
+
+
+def _tensors(memory: nn.Module) -> _Held:
+    """Return the tensors of a memory with the number of times that they were written to."""
+    return {name: (each, each._version) for name, each in chain(memory.named_parameters(), memory.named_buffers())}
+
+
+def _written(before: _Held, after: _Held) -> bool:
+    """Return True if a tensor was written to, exchanged or added. Those of before are held, so no memory is reused."""
+    return before.keys() != after.keys() or any(
+        tensor is not before[name][0] or version != before[name][1] for name, (tensor, version) in after.items()
+    )
 
 
 class TrainingMethod(Protocol):

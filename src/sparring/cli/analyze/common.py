@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ...core.errors import UserError
-from ..common import check_options, print_json, say, threat_for
+from ..common import check_options, print_json, read, say, threat_for
 from ..models import ModelOptions, cut_for, foreign_model, is_foreign
 
 if TYPE_CHECKING:
@@ -94,8 +94,6 @@ Options = TypeVar("Options", bound=Common)
 
 
 def options_for(kind: type[Options], target: str, name: str, args: list[str]) -> Options:
-    from ..flags import read
-
     options = read(kind, args, f"sparring analyze {target} {name}", KINDS[name])
     check_options(options)
     from ...acceleration import tune_process
