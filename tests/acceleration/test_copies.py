@@ -6,6 +6,7 @@ import pickle
 import shutil
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,7 +39,7 @@ from sparring import (
 )
 from sparring.acceleration import AcceleratedCopy, OriginalModel, computes_bf16, worth_compiling
 from sparring.acceleration.body_copy import Shadow, sites
-from sparring.acceleration.compiled import Compiled
+from sparring.acceleration.compiled import Compiled, keep_compiled_code
 from sparring.acceleration.convolution import FrozenConv, worth
 from sparring.acceleration.normalisation import FrozenNorm, folded
 from sparring.acceleration.process import tune_process, usable_cores
@@ -699,6 +700,27 @@ def test_a_batch_is_filled_up_to_one_of_four_sizes(monkeypatch):
     assert sizes == [64, 64, 32, 16, 8, 8]
 
 
+def test_compiled_code_is_kept_apart_for_each_kind_of_processor(monkeypatch, tmp_path):
+    """torch finds code by the graph alone, and code for vectors of another width computes garbage."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that what it was is put back
+    has = dict(torch.cpu.get_capabilities())
+    others = {**has, "amx_tile": not has.get("amx_tile", False)}
+    folders = []
+    for able, used in ((has, "AVX512"), (has, "AVX2"), (others, "AVX512"), ({**has, "num_sockets": 9}, "AVX512")):
+        os.environ.pop("TORCHINDUCTOR_CACHE_DIR")
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda used=used: used)
+        keep_compiled_code()
+        folders.append(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]))
+    assert all(folder.parent == tmp_path / "sparring" / "compiled" for folder in folders)
+    assert len(set(folders)) == 3
+    assert folders[3] == folders[0], "the same processor in a machine with more of them"
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = "mine"
+    keep_compiled_code()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"
+
+
 def test_a_model_that_cannot_be_compiled_runs_as_it_is_and_a_note_says_why(monkeypatch):
     def fails(module, **_):
         def run(x):
@@ -945,13 +967,13 @@ MANY = {
 def test_batches_that_are_filled_from_several_change_nothing(many, name):
     wanted = evaluate(*many, {name: MANY[name]}, batch_size=8, backend=OriginalModel())
     found = evaluate(*many, {name: MANY[name]}, batch_size=8, backend=FromFour())
-    assert 0 < wanted.robust[name].sum() < wanted.robust["clean"].sum()
-    assert np.array_equal(found.robust[name], wanted.robust[name])
-    ours, theirs = found.margin[name], wanted.margin[name]
-    broken = wanted.robust["clean"] & ~wanted.robust[name]
+    clean, before, after = wanted.robust["clean"], wanted.robust[name], found.robust[name]
+    assert 0 < before.sum() < clean.sum()
+    # FAB ends at the decision boundary: rounding, which differs by processor and by the place in memory, decides there
+    assert (before != after).sum() <= (name == "fab")
+    ours, theirs, broken = found.margin[name], wanted.margin[name], clean & ~before & ~after
     assert (ours[broken] < 0).all() and (theirs[broken] < 0).all()
-    # at which step a point of FAB near the boundary fools first is decided by rounding, which differs by processor
-    same = ~broken if name == "fab" else np.ones_like(broken)
+    same = ~clean | (before & after) if name == "fab" else np.ones_like(broken)
     assert np.allclose(ours[same], theirs[same], atol=1e-5)
 
 

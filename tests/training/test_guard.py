@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from conftest import Linear, toy_data, toy_net
@@ -204,12 +205,13 @@ def test_a_rescued_run_that_is_killed_goes_on_bit_for_bit(rescued, tmp_path, sav
 
 
 def test_the_guard_catches_a_collapse_and_saves_the_run(tmp_path):
-    """On two seeds rescued runs ended at 0.10 and 0.12, the others at 0.02 and 0.01."""
+    """On three seeds the last three epochs of rescued runs had 0.11 to 0.13, the others 0.01 to 0.02."""
     shape = {"epochs": 10, "width": 32}
     alone = fit(collapsing(None, **shape), tmp_path / "alone")
     rescued = fit(collapsing("rescue", **shape), tmp_path / "rescued")
-    assert held_out(alone)[-1] < 0.05
-    assert held_out(rescued)[-1] > max(0.08, 3 * held_out(alone)[-1])
+    lost, kept = (np.mean(held_out(run)[-3:]) for run in (alone, rescued))  # single epochs of either vary
+    assert lost < 0.04
+    assert kept > max(0.07, 3 * lost)
     first = rescued.guard()[0]
     # the alarm comes at the first look at which one could be seen, and no step of the collapse is kept
     looks = [row for row in rescued.metrics() if "guard" in row]

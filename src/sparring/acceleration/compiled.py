@@ -1,6 +1,8 @@
 """A module that is compiled for a few batch sizes, and runs uncompiled where compilation fails."""
 
+import hashlib
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -61,9 +63,21 @@ class Compiled(nn.Module):
 
 
 def keep_compiled_code() -> None:
-    """Let the compiler reuse code that an earlier process compiled: on the CPU, two seconds instead of thirty."""
+    """Let the compiler reuse code that an earlier process compiled: on the CPU, two seconds instead of thirty.
+
+    Each kind of processor has a folder of its own. The compiler finds code by the graph, whatever instructions the code
+    was made for, and with vectors of another width it returns wrong gradients; a home folder may be that of many
+    machines.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparring" / "compiled"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / _processor()))
+
+
+def _processor() -> str:
+    """Return a name for the instructions that this processor has, and those of them that torch uses."""
+    able = sorted(name for name, has in torch.cpu.get_capabilities().items() if has is True)
+    digest = hashlib.sha256(" ".join((platform.machine(), *able)).encode()).hexdigest()
+    return f"{torch.backends.cpu.get_cpu_capability().lower()}-{digest[:8]}"
 
 
 def _first_line(error: Exception) -> str:
