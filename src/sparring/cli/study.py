@@ -64,7 +64,7 @@ class _Options:
 
 
 def study(args: list[str]) -> int:
-    usage = _STUDY + "\n\n" + "\n".join(f"  {name:10} {summary}" for name, summary in entries().items())
+    usage = _STUDY + "\n\n" + "\n".join(f"  {name:13} {summary}" for name, summary in entries().items())
     name, rest = argument(args, "NAME", usage)
     if "--status" not in rest:
         find(name)  # report an unknown name before anything heavy is imported
