@@ -281,7 +281,9 @@ all("[data-chart]").forEach((host) => { drawChart(host); watcher.observe(host); 
 // -- tables that can be sorted
 
 const sortKey = (row, column) => {
-  const cell = row.cells[column], held = find("data", cell);
+  const cell = row.cells[column];
+  if (!cell) return ""; // covered by a cell that spans columns
+  const held = find("data", cell);
   return held ? Number(held.value) : cell.textContent.trim().toLowerCase();
 };
 for (const table of all("table.sortable")) {
