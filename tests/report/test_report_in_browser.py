@@ -123,13 +123,16 @@ def test_a_table_is_sorted_by_a_click_and_by_the_keyboard(shown):
 def test_a_row_that_says_why_runs_cannot_be_paired_is_sorted_last(shown):
     page = shown("comparison")
     table = "[aria-label='Paired differences'] table"
-    page.run("const row = document.querySelector(arguments[0]); while (row.cells.length > 3) row.deleteCell(3);"
-             "row.cells[2].colSpan = 5; row.cells[2].textContent = 'other images'", f"{table} tbody tr:nth-child(2)")  # fmt: skip
+    script = """const row = document.querySelector(arguments[0]);
+    while (row.cells.length > 3) row.deleteCell(3);
+    row.cells[2].colSpan = 5;
+    row.cells[2].textContent = "other images";"""
+    page.run(script, f"{table} tbody tr:nth-child(2)")
     for _ in ("descending", "ascending"):
         page.click(f"{table} thead th:nth-child(4) button")
-        rows = [float(text.split()[0].replace("−", "-")) for text in
-                page.texts(f"{table} tbody td:nth-child(4) data")]  # fmt: skip
-        assert len(rows) > 1 and rows in (sorted(rows), sorted(rows)[::-1])
+        found = page.texts(f"{table} tbody td:nth-child(4) data")
+        numbers = [float(text.split()[0].replace("−", "-")) for text in found]
+        assert len(numbers) > 1 and numbers in (sorted(numbers), sorted(numbers)[::-1])
         assert page.texts(f"{table} tbody td:nth-child(3)")[-1] == "other images"
 
 

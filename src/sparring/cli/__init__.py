@@ -48,7 +48,7 @@ _COMMANDS = {
     "evaluate": "evaluate:evaluate",
     "analyze": "analyze:analyze",
     "audit": "audit:audit",
-    "compare": "evaluate:compare",
+    "compare": "compare:compare",
     "report": "report:report",
     "export": "export:export",
     "study": "study:study",

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ..core.errors import UserError
 from .common import check_options, print_json, say
-from .evaluate import ForeignEvaluation, Options, chosen, divided, shard_of_flags
+from .evaluate import ForeignEvaluation, Options, chosen
 from .models import foreign, is_foreign
+from .shards import divided, shard_of_flags
 
 if TYPE_CHECKING:
     from ..records.certification import Certification

@@ -1,19 +1,15 @@
-"""The commands `sparring evaluate` and `sparring compare`."""
+"""The command `sparring evaluate`."""
 
-import re
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import UserError
 from .common import argument, check_options, plainly, print_json, say, value_of
 from .models import ROBUSTBENCH, ForeignOptions, filled_in, foreign, is_foreign
 from .report import rewrite
-
-R = TypeVar("R")
-T = TypeVar("T")
+from .shards import divided, say_shards, shard_of_flags
 
 if TYPE_CHECKING:
     from torch import nn
@@ -165,7 +161,7 @@ def _show(
     if target.startswith(ROBUSTBENCH):
         say(_published(target))
     if out is not None and options.shard is not None:
-        _say_shards(Path(out), list(found), options.shard)
+        say_shards(Path(out), list(found), options.shard)
     elif out is not None:
         _say_where(Path(out))
 
@@ -194,59 +190,6 @@ def _evaluated(target: str, args: list[str], device: str) -> "_Found | None":
             return _evaluate_ours(Path(target), [*args, *more], news)
 
     return divided(args, device, evaluated, merge_evaluations)
-
-
-def divided(
-    args: list[str],
-    device: str,
-    evaluated: "Callable[..., tuple[Options, dict[str, R], T, str | None]]",
-    merged: "Callable[[Iterable[R]], R]",
-) -> "tuple[Options, dict[str, R], T, str | None] | None":
-    """Return what `evaluated` gives, called with more flags: several processes divide the images between them.
-
-    All processes but the first get None.
-    """
-    from ..core import ranks
-
-    if ranks.world() == 1:
-        return evaluated()
-    if "--merge" in args or value_of("--shard", args) is not None:
-        raise UserError("several processes divide the images between them: leave out --shard and --merge")
-    where = ("--device", device)
-    options, found, attacks, out = evaluated(*where, "--shard", f"{ranks.rank() + 1}/{ranks.world()}")
-    if out is not None:
-        ranks.wait()
-        return evaluated(*where, "--merge") if ranks.first() else None
-    parts = ranks.each_of(found)
-    if not ranks.first():
-        return None
-    return options, {each: merged(part[each] for part in parts) for each in found}, attacks, out
-
-
-def _say_shards(path: Path, which: list[str], shard: str) -> None:
-    """Say how many shards are done, and what follows."""
-    from ..records.run_folder import RunFolder
-
-    of = int(shard.partition("/")[2])
-    done = min(len(RunFolder(path).shards(each, of)) for each in which)
-    then = "give --merge instead of --shard" if done == of else "evaluate the others, then give --merge"
-    say(f"{done} of {of} shards are done: {then}")
-
-
-def shard_of_flags(options: Options, out: str | None) -> tuple[int, int] | None:
-    """Return the number of the shard and the number of all, from `2/8`; None for all images."""
-    if options.merge and options.shard is not None:
-        raise UserError("--merge makes one result of all shards: give it without --shard")
-    from ..core import ranks
-
-    if (options.merge or options.shard is not None) and out is None and ranks.world() == 1:
-        raise UserError("the results of shards are put together in a folder: name one with --out")
-    if options.shard is None:
-        return None
-    found = re.fullmatch(r"(\d+)/(\d+)", options.shard)
-    if found is None:
-        raise UserError(f"--shard {options.shard}: write the number of the shard and the number of all, as 2/8")
-    return int(found[1]), int(found[2])
 
 
 def _is_known(target: str) -> bool:
@@ -453,54 +396,3 @@ def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Fou
         on_progress=on_progress,  # type: ignore[arg-type]
     )
     return options, found, evaluation.adversaries, options.out
-
-
-_COMPARE = """\
-usage: sparring compare A B [--attack NAME] [--json]
-
-Compares two evaluations of the same images, paired: the number of images that only one of the models gets right, the
-difference in accuracy with its 95 % interval, and McNemar's exact test. A and B are run folders that were evaluated
-(their best weights), or the .npz files of per-example results that an evaluation writes."""
-
-
-def compare(args: list[str]) -> int:
-    first, rest = argument(args, "A", _COMPARE)
-    second, rest = argument(rest, "B", _COMPARE)
-    from .flags import parse
-
-    options, _, _ = parse(_CompareOptions, None, {}, rest, f"sparring compare {first} {second}", _COMPARE)
-    a, b = _read(first), _read(second)
-    common = [name for name in a.robust if name in b.robust]
-    names = [options.attack] if options.attack else [name for name in common if "/" not in name]
-    pairs = {name: a.paired(b, name) for name in names}
-    if options.json:
-        print_json({name: pair.plain() for name, pair in pairs.items()})
-        return 0
-    for name, pair in pairs.items():
-        if a.about.get(name) != b.about.get(name):
-            say(f"note: {name} differs in the two: {a.about.get(name)} and {b.about.get(name)}", sys.stderr)
-        left, right = a.table()[name], b.table()[name]
-        say(f"{name}: {left} against {right}; difference {pair}")
-        say(f"  only {first} is right on {pair.only_first} images, only {second} on {pair.only_second}")
-    return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class _CompareOptions:
-    attack: str | None = None
-    """Compare under this attack only; by default under all attacks that both evaluations have."""
-    json: bool = False
-    """Print one JSON object on standard output instead of sentences."""
-
-
-def _read(target: str) -> "EvaluationResult":
-    from ..records.run_folder import RunFolder, read_evaluated
-
-    path = Path(target)
-    if path.is_dir():
-        found = [RunFolder(path).flags(which) for which in ("best", "weights", "model", "last")]
-        known = next((each for each in found if each.exists()), None)
-        if known is None:
-            raise UserError(f"{path} holds no evaluation: run sparring evaluate {path} first")
-        path = known
-    return read_evaluated(path)
