@@ -14,6 +14,7 @@ from sparring.analysis import measure_landscape
 from sparring.analysis.landscape.measure import MEANINGS
 from sparring.cli import run as shell
 from sparring.core.serialization import Build
+from sparring.data import InvertedImages
 from sparring.models import small_cnn
 from sparring.records.statistics import interval
 
@@ -144,6 +145,13 @@ def test_a_run_is_analysed_from_the_shell(runs, capsys):
         == 0
     )
     assert "difference" in capsys.readouterr().out
+
+
+def test_runs_of_images_with_the_same_labels_are_not_compared(runs, tiny, capsys):
+    fit(replace(tiny, epochs=1, data=InvertedImages(tiny.data)), runs / "inverted", device="cpu")
+    args = ["--compare-with", str(runs / "inverted"), "--examples", "4", "--points", "1", "--steps", "1"]
+    assert shell(["analyze", str(runs / "relu"), "landscape", *args]) == 2
+    assert "have different test images" in capsys.readouterr().err
 
 
 def test_runs_of_other_images_are_not_compared(runs, tiny, capsys):

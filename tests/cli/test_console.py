@@ -1,4 +1,5 @@
 import io
+import json
 import re
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from sparring import Progress
 from sparring.cli import console
+from sparring.cli.common import print_json, value_of
 from sparring.evaluation import EvaluationProgress
 from sparring.records import Accuracy
 from sparring.runs import progress
@@ -114,6 +116,24 @@ def test_the_table_has_a_row_for_each_attack_and_a_column_for_each_set_of_weight
     assert re.search(r"clean .*90\.00 % \[59\.6, 98\.2\].*80\.00 %", text.getvalue())
     assert re.search(r"pgd .*50\.00 % .*40\.00 %", text.getvalue())
     assert "accuracy on 10 images with its 95 % Wilson interval" in text.getvalue()
+
+
+def test_names_with_brackets_are_printed_whole():
+    table = console.accuracy_table({"run[/x]": {"clean": Accuracy(9, 10), "pgd[l2]": Accuracy(5, 10)}})
+    text = io.StringIO()
+    Console(file=text, width=100).print(table)
+    assert "run[/x]" in text.getvalue() and "pgd[l2]" in text.getvalue()
+
+
+def test_the_last_of_two_values_of_a_flag_counts():
+    assert value_of("--recipe", ["--recipe", "a", "--recipe=b"]) == "b"
+    assert value_of("--recipe", ["--recipe=b", "--recipe", "a", "--out", "x"]) == "a"
+    assert value_of("--recipe", ["--out", "x", "--recipe"]) is None
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(capsys):
+    print_json({"low": float("nan"), "parts": [1.5, float("inf")]})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"low": None, "parts": [1.5, None]}
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(5, "0:05"), (75, "1:15"), (3675, "1:01:15"), (float("inf"), "?")])

@@ -1,6 +1,6 @@
 """Batches of real and extra images."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -26,6 +26,25 @@ def steps(made, first, count):
     while len(found) < count:
         found += list(made.rest_of_epoch(first + len(found)))
     return found[:count]
+
+
+def test_labels_of_extra_images_follow_the_names_of_classes():
+    named = replace(REAL, classes=("bird", "cat", "dog"))
+    drawn = replace(DRAWN, classes=("dog", "cat"))
+    joined = ExtraData(Given(drawn)).load(named).joined(named)
+    assert [joined.classes[y] for y in joined.y[50:54]] == ["dog", "cat", "dog", "cat"]
+    with pytest.raises(UserError, match="the extra data have the class 'cow', which the real ones lack"):
+        ExtraData(Given(replace(DRAWN, classes=("cat", "cow")))).load(named)
+    numbered = replace(DRAWN, classes=("0", "1"))
+    assert torch.equal(ExtraData(Given(numbered)).load(named).data.y, DRAWN.y), "numbers stay"
+
+
+@dataclass(frozen=True)
+class Given:
+    data: TensorData
+
+    def load(self):
+        return self.data, self.data[:0]
 
 
 @pytest.mark.parametrize(("share", "extra"), [(0.7, 7), (0.3, 3), (0.04, 0), (0.97, 10)])

@@ -221,6 +221,18 @@ def test_labels_of_test_data_follow_the_names_of_their_classes():
         as_source((train, Named(["ant", "bee", "cow", "dog"])))
 
 
+def test_pictures_with_a_palette_have_their_colours():
+    class Coloured(Pictures):
+        def __getitem__(self, i):
+            picture, label = super().__getitem__(i)
+            return picture.convert("P", palette=Image.Palette.ADAPTIVE), label
+
+    data = labelled_data(Coloured())
+    wanted = labelled_data(Pictures())
+    assert data.shape == wanted.shape == (3, *BYTES.shape[2:])
+    assert (data[:].x.float() - wanted[:].x.float()).abs().mean() < 3
+
+
 def test_given_data_are_known_again_by_their_content():
     one, same = as_source((BYTES, Y)), as_source((BYTES.copy(), torch.from_numpy(Y)))
     assert one == same and one.kind == "20 images 3x8x6"

@@ -1,6 +1,7 @@
 """Pictures that stay in their files until they are asked for."""
 
 import gc
+import io
 import multiprocessing
 import os
 import signal
@@ -16,8 +17,19 @@ from PIL.JpegImagePlugin import JpegImageFile
 from safetensors.torch import load_file
 
 from sparring import PGD, Build, CrossEntropy, Linf, Method, TensorData, UserError, evaluate_run, fit
-from sparring.data import Batches, Flip, ImageFolder, ImageStream, Subset, hold_out
+from sparring.data import (
+    Batches,
+    ClassSubset,
+    Flip,
+    ImageFolder,
+    ImageStream,
+    InvertedImages,
+    Resized,
+    Subset,
+    hold_out,
+)
 from sparring.data.looks import _CENTRES, RandomWindow, _window
+from sparring.data.shrinking import _small
 from sparring.models import Normalize, small_cnn
 from sparring.recipes.small import quickstart
 from sparring.records import RunFolder
@@ -317,8 +329,43 @@ def test_what_is_held_out_is_decoded_and_the_rest_stays_in_files(pictures):
     paths = {rest.path(i) for i in range(27)}
     assert len(paths) == 27
     assert Normalize.of(train).mean.shape == (1, 3, 1, 1)
-    few = Subset(ImageStream(str(pictures), size=16), 5, 3).load()
-    assert all(isinstance(part, TensorData) for part in few)
+    few, test = Subset(ImageStream(str(pictures), size=16, workers=0), 5, 3).load()
+    assert (len(few), len(test)) == (5, 3) and {few.path(i) for i in range(5)} == {train.path(i) for i in range(5)}
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda stream: Subset(stream, 5, 3),
+        lambda stream: ClassSubset(stream, (2, 0)),
+        lambda stream: Resized(stream, 1, 8, 8),
+        lambda stream: Subset(InvertedImages(stream), 5),
+    ],
+    ids=["subset", "classes", "resized", "inverted"],
+)
+def test_windows_are_drawn_anew_in_data_made_from_a_stream(made, pictures):
+    data, _ = made(ImageStream(str(pictures), size=16, workers=0, scale=(0.3, 1.0))).load()
+    rows = torch.arange(4)
+    (one, *_), (again, *_), (other, *_) = (next(iter(data.read([rows], seed))) for seed in (1, 1, 2))
+    assert one.x.shape[1:] == data.shape and torch.equal(one.y, data.y[rows])
+    assert torch.equal(one.x, again.x) and not torch.equal(one.x, other.x)
+
+
+def test_grey_values_of_16_bits_keep_their_share_of_the_range(tmp_path):
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            values = rng.integers(0, 2**16, (20, 20)).astype(np.uint16)
+            Image.fromarray(values).save(tmp_path / part / name / "0.png")
+    for source in (ImageFolder(str(tmp_path), size=20), ImageStream(str(tmp_path), size=20, workers=0)):
+        train, _ = source.load()
+        assert train[:].x.float().mean() / 255 == pytest.approx(0.5, abs=0.05)
+    content = _small(tmp_path / "train" / "a" / "0.png", 20)
+    assert np.asarray(Image.open(io.BytesIO(content))).mean() / 255 == pytest.approx(0.5, abs=0.05)
+    Image.fromarray(rng.random((20, 20)).astype(np.float32)).save(tmp_path / "train" / "a" / "0.tif")
+    with pytest.raises(UserError, match=r"0\.tif is no picture that can be read \(its pixels are numbers of 32 bits"):
+        ImageFolder(str(tmp_path), size=20).load()
 
 
 @pytest.mark.slow

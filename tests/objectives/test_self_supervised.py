@@ -564,6 +564,13 @@ def test_windows_that_are_the_whole_image_leave_it_and_others_stay_inside():
     ramp = torch.linspace(0, 1, 9).expand(50, 1, 9, 9)
     spans = ResizedCrop((0.25, 0.25), (1.0, 1.0))(ramp, make_rng(3)).flatten(1)
     assert float((spans.amax(1) - spans.amin(1)).max()) <= 0.56, "half a side"
+    x, y = torch.linspace(0, 1, 60).expand(50, 1, 20, 60), torch.linspace(0, 1, 20)[:, None].expand(50, 1, 20, 60)
+    wide, high = (
+        ResizedCrop((0.1, 0.1), (1.0, 1.0))(each, make_rng(3)).flatten(1).amax(1)
+        - ResizedCrop((0.1, 0.1), (1.0, 1.0))(each, make_rng(3)).flatten(1).amin(1)
+        for each in (x, y)
+    )
+    assert ((wide * 60) / (high * 20)).mean() == pytest.approx(1, abs=0.1), "a square, in pixels"
     with pytest.raises(UserError, match="least, most"):
         ResizedCrop((0.0, 1.0))
 

@@ -16,6 +16,7 @@ from sparring.report.gather import facts
 from sparring.report.markdown import markdown
 from sparring.report.provenance import again
 from sparring.report.subjects import subjects
+from sparring.report.thresholds import thresholds
 from sparring.report.wording import radius, threat_name
 
 
@@ -106,6 +107,23 @@ def test_the_verdict_is_the_lowest_accuracy_of_each_threat(run):
     assert [each["threat"] for each in threats] == ["L2 0.5", "Linf 8/255"]
 
 
+def test_smallest_distances_within_the_threat_count_in_the_verdict(run):
+    result = run.read_flags("best")
+    near = np.where(np.arange(200) % 2, np.float32(0.01), result.distance)
+    run.write_flags("best", replace(result, distance=near))
+    wanted = int((result.robust["autoattack"] & (near > 8 / 255)).sum())
+    found, _ = facts([run.path])
+    verdict = found["verdict"]
+    assert verdict["robust"]["accuracy"]["correct"] == wanted < result.table()["autoattack"].correct
+    described = "AutoAttack standard with the search for smallest distances"
+    assert f"under {described}, 200 images" in verdict["sentence"]
+    assert f"{described} breaks {int(result.robust['clean'].sum()) - wanted} of the" in verdict["answer"]
+    assert thresholds(found, ["robust=0"])[0].found == pytest.approx(wanted / 2)
+    run.write_flags("best", replace(result, distance=near, about=dict.fromkeys(result.about, "L2(eps=0.5)")))
+    (other,) = facts([run.path])[0]["verdict"]["threats"]
+    assert other["accuracy"]["correct"] == result.table()["autoattack"].correct, "distances in another norm"
+
+
 @pytest.mark.parametrize(
     ("clean", "stages", "answer"),
     [
@@ -133,7 +151,8 @@ def test_the_verdict_is_the_lowest_accuracy_of_each_threat(run):
 def test_the_verdict_answers_whether_the_model_is_robust_and_what_breaks_it(clean, stages, answer, run):
     names = ("clean", "autoattack/apgd-ce", "autoattack/apgd-t", "autoattack")
     robust = {name: np.arange(200) < n for name, n in zip(names, (clean, *stages, stages[-1]), strict=True)}
-    run.write_flags("best", replace(run.read_flags("best"), robust=robust, margin={}, norm={}, predicted={}))
+    without = {"distance": None, "margin": {}, "norm": {}, "predicted": {}}
+    run.write_flags("best", replace(run.read_flags("best"), robust=robust, **without))
     assert facts([run.path])[0]["verdict"]["answer"] == answer
     run.write_audit({**AUDIT, "passed": False})
     distrust = facts([run.path])[0]["verdict"]["answer"].removeprefix(answer)

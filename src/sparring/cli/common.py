@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from ..core.errors import UserError, need_seed
+from ..core.writing import finite
 
 if TYPE_CHECKING:
     from ..core.types import Threat
@@ -58,10 +59,14 @@ def ourselves() -> str:
 
 
 def value_of(flag: str, args: list[str]) -> str | None:
-    """Return the value of a flag, given as `--flag value` or `--flag=value`; used before the flags are parsed."""
-    after = [b for a, b in pairwise(args) if a == flag]
-    joined = [a.removeprefix(flag + "=") for a in args if a.startswith(flag + "=")]
-    return next(iter(after + joined), None)
+    """Return the last value of a flag, given as `--flag value` or `--flag=value`; used before the flags are parsed."""
+    found = None
+    for arg, after in pairwise([*args, ""]):
+        if arg == flag and after:
+            found = after
+        elif arg.startswith(f"{flag}="):
+            found = arg.removeprefix(f"{flag}=")
+    return found
 
 
 def threat_for(recipe: "Recipe", given: str | None) -> "Threat":
@@ -100,7 +105,7 @@ def plainly(value: object) -> str:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    say(json.dumps(value, indent=2))
+    say(json.dumps(finite(value), indent=2, allow_nan=False))
 
 
 def say(text: str, file: TextIO | None = None) -> None:

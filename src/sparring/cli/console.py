@@ -70,12 +70,12 @@ def accuracy_table(
     table = Table(caption=f"accuracy on {count:,} images with its 95 % Wilson interval", caption_justify="left")
     table.add_column("attack")
     for which in tables:
-        table.add_column(which, justify="right")
+        table.add_column(escape(which), justify="right")
     for name in next(iter(tables.values())):
-        table.add_row(name, *(str(column[name]) for column in tables.values()))
+        table.add_row(escape(name), *(str(column[name]) for column in tables.values()))
     table.add_section()
     for name in next(iter(summaries.values()), {}):
-        table.add_row(name, *(column[name] for column in summaries.values()))
+        table.add_row(escape(name), *(escape(column[name]) for column in summaries.values()))
     return table
 
 
@@ -106,7 +106,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     colours = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
     for each in findings:
         verdict = f"[{colours[each.verdict]}]{each.verdict}[/]"
-        table.add_row(each.name, verdict, escape(each.meaning), escape(each.threshold))
+        table.add_row(escape(each.name), verdict, escape(each.meaning), escape(each.threshold))
     return table
 
 

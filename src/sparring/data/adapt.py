@@ -1,6 +1,6 @@
 """Data sets made from others: resized, rotated, inverted, or some of the classes.
 
-They are in memory, but for test pictures that an evaluation reads from their files, each changed when it is read.
+Images in memory are changed once; others, of files or a `Dataset`, when they are read.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,25 +13,19 @@ from torch import Tensor
 
 from ..core.errors import UserError, need_one_of
 from ..core.types import LabelledData, TensorData, pixels
-from .sources import Source, test_images
+from .sources import Source, TrainTest, test_images
 
-Both: TypeAlias = tuple[TensorData, TensorData]
 Fit: TypeAlias = Literal["stretch", "crop"]
 
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def _each(source: Source, change: Callable[[TensorData], TensorData]) -> Both:
-    train, test = source.load()
-    return change(train[:]), change(test[:])
-
-
 @dataclass(frozen=True, slots=True)
 class ChangedImages:
-    """Images in files, as `sparring.core.types.LabelledData`, each changed when it is read.
+    """Images that are not in memory, as `sparring.core.types.LabelledData`, each changed when it is read.
 
     Args:
-        data: images as they are in their files.
+        data: images as they are.
         change: makes the changed images of some.
         classes: names of the classes.
     """
@@ -68,10 +62,18 @@ class ChangedImages:
             yield replace(self.change(found), classes=self.classes), rows
 
 
+def _changed(data: LabelledData, change: Callable[[TensorData], TensorData]) -> LabelledData:
+    return change(data) if isinstance(data, TensorData) else ChangedImages(data, change, data.classes)
+
+
+def _each(source: Source, change: Callable[[TensorData], TensorData]) -> TrainTest:
+    train, test = source.load()
+    return _changed(train, change), _changed(test, change)
+
+
 def _test(source: Source, change: Callable[[TensorData], TensorData]) -> LabelledData:
-    """Return the changed test images of a source; pictures in files stay there."""
-    test = test_images(source)
-    return change(test) if isinstance(test, TensorData) else ChangedImages(test, change, test.classes)
+    """Return the changed test images of a source, without its training images."""
+    return _changed(test_images(source), change)
 
 
 def _bytes(x: Tensor, like: Tensor) -> Tensor:
@@ -108,7 +110,7 @@ class Resized:
             raise UserError(f"images have 1 or 3 channels and a size, not {self.channels}x{self.height}x{self.width}")
         need_one_of("fit", self.fit, get_args(Fit))
 
-    def load(self) -> Both:
+    def load(self) -> TrainTest:
         return _each(self.source, self._changed)
 
     def load_test(self) -> LabelledData:
@@ -147,7 +149,7 @@ class Rotated:
     source: Source
     quarters: int = 1
 
-    def load(self) -> Both:
+    def load(self) -> TrainTest:
         return _each(self.source, self._changed)
 
     def load_test(self) -> LabelledData:
@@ -167,7 +169,7 @@ class InvertedImages:
 
     source: Source
 
-    def load(self) -> Both:
+    def load(self) -> TrainTest:
         return _each(self.source, self._changed)
 
     def load_test(self) -> LabelledData:
@@ -196,9 +198,9 @@ class ClassSubset:
         if len(set(self.chosen)) != len(self.chosen) or len(self.chosen) < 2:
             raise UserError(f"at least two classes are chosen, none twice, not {self.chosen}")
 
-    def load(self) -> Both:
+    def load(self) -> TrainTest:
         train, test = self.source.load()
-        return self._chosen(train)[:], self._chosen(test)[:]
+        return self._chosen(train), self._chosen(test)
 
     def load_test(self) -> LabelledData:
         return self._chosen(test_images(self.source))

@@ -111,6 +111,7 @@ class ResizedCrop:
         area = self.scale[0] + u[0] * (self.scale[1] - self.scale[0])
         low, high = (math.log(r) for r in self.ratio)
         ratio = (low + u[1] * (high - low)).exp()
+        ratio = ratio * x.shape[2] / x.shape[3]  # sides are shares of those of the image
         width, height = (area * ratio).sqrt().clamp_max(1), (area / ratio).sqrt().clamp_max(1)
         none = torch.zeros_like(area)
         # affine map from coordinates in the window to those in the image, -1 to 1 on both axes

@@ -142,7 +142,9 @@ def _batch(made: Any) -> tuple[Tensor, Any]:
 def _image(image: Any) -> Tensor:
     if isinstance(image, Tensor):
         return image[None] if image.ndim == 2 else image
-    array = np.array(image)  # PIL's images, too
+    if getattr(image, "mode", None) == "P":  # of Pillow, with a palette: its pixels are numbers of colours
+        image = image.convert("RGB")
+    array = np.array(image)  # Pillow's pictures, too
     if array.dtype.kind not in "buif" or array.ndim not in (2, 3):
         raise UserError(f"an image of the data set is {image!r:.60}: wanted are pixels [C, H, W], or a picture")
     return torch.from_numpy(channels_first(array[None], "the data set").copy())[0]

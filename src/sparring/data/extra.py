@@ -9,6 +9,7 @@ from torch import Tensor
 from ..core.errors import UserError, need_whole
 from ..core.types import LabelledData, TensorData, pixels
 from ..core.validation import check_data
+from .classes import with_classes
 from .sources import Source
 
 
@@ -18,7 +19,8 @@ class ExtraData:
 
     An epoch is a pass over the real images, or a number of steps. The extra images go on in the next epoch where they
     have stopped, and each is used once before any is used again. Held-out and test images, alterations, statistics for
-    normalisation, and the bank of a kNN head are those of the real data alone.
+    normalisation, and the bank of a kNN head are those of the real data alone. Labels follow the names of classes, if
+    both have names.
 
     Args:
         source: the source, whose training images are used.
@@ -27,7 +29,7 @@ class ExtraData:
 
     Raises:
         UserError: when `share` is not in (0, 1), or `steps_per_epoch` is below 1; in training, when the images do not
-            have the shape of the real ones, or a label is no class of them.
+            have the shape of the real ones, or a label or the name of a class is none of theirs.
 
     References:
         Generated data: https://arxiv.org/abs/2110.09468 (Gowal et al.), https://arxiv.org/abs/2302.04638 (Wang et al.).
@@ -53,6 +55,8 @@ class ExtraData:
             raise UserError(
                 f"the extra data have a label {int(data.y.max())}, but the real ones have {len(real.classes)} classes"
             )
+        if len(data.classes) <= len(real.classes):  # without names, more classes may be counted than have images
+            data = with_classes(data, real.classes, "extra data", "real ones")
         return ExtraImages(data.to(real.y.device), self.share, self.steps_per_epoch)
 
 

@@ -24,6 +24,7 @@ from ..core.errors import UserError
 from ..core.types import LabelledData, TensorData
 from ..core.validation import check_data
 from .arrays import channels_first, class_numbers, labelled
+from .classes import with_classes
 from .dataset_images import DatasetImages, image_and_label, own_random_state
 from .named import load_test, source_of
 from .sources import Source, TrainTest, test_images
@@ -207,29 +208,8 @@ def as_source(data: object, classes: Sequence[str] | None = None) -> Source:
         return data
     if isinstance(data, tuple | list) and len(data) == 2 and not _is_arrays(data):
         train, test = (labelled_data(part, name, classes) for part, name in zip(data, ("train", "test"), strict=True))
-        return GivenData.of(train, _with_classes(test, train.classes))
+        return GivenData.of(train, with_classes(test, train.classes, "test data", "training data"))
     return GivenData.of(labelled_data(data, "data", classes), None)
-
-
-def _with_classes(test: Any, classes: Sequence[str]) -> LabelledData:
-    """Return test data with the classes of the training data: a label follows the name of its class, if it has one."""
-    ours, theirs = tuple(classes), tuple(test.classes)
-    if len(theirs) > len(ours):
-        raise UserError(f"the test data have {len(theirs)} classes, the training data {len(ours)}")
-    if ours[: len(theirs)] != theirs and not (_numbered(ours) or _numbered(theirs)):
-        unknown = [name for name in theirs if name not in ours]
-        if unknown:
-            raise UserError(
-                f"the test data have the class {unknown[0]!r}, which the training data lack: they have "
-                f"{', '.join(ours[:5])}{', ..' if len(ours) > 5 else ''}"
-            )
-        test = test.relabelled(torch.tensor([ours.index(name) for name in theirs], device=test.y.device)[test.y])
-    return replace(test, classes=ours)
-
-
-def _numbered(classes: Sequence[str]) -> bool:
-    """Return True if classes have no names but their numbers."""
-    return tuple(classes) == tuple(map(str, range(len(classes))))
 
 
 def evaluation_data(data: object, what: str) -> LabelledData:

@@ -42,6 +42,17 @@ def opened(path: Path) -> "Iterator[Image]":
         yield image
 
 
+def in_colour(image: "Image") -> "Image":
+    """Return a picture in RGB; of grey values of 16 bits the upper 8, which Pillow would cut off at 255."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are numbers of 32 bits (Pillow's mode {image.mode}), whose range is not known")
+    return image.convert("RGB")
+
+
 def tried(path: Path, look: Callable[[Path], T]) -> "T | str":
     """Return what `look` makes of a picture, or the reason why the picture cannot be read."""
     try:
@@ -92,7 +103,7 @@ class CentralSquare:
         from PIL import Image, ImageOps
 
         smooth = Image.Resampling[self.interpolation.upper()]
-        square = ImageOps.fit(image.convert("RGB"), (self.size, self.size), smooth, bleed=(1 - self.share) / 2)
+        square = ImageOps.fit(in_colour(image), (self.size, self.size), smooth, bleed=(1 - self.share) / 2)
         return np.asarray(square).transpose(2, 0, 1)
 
     def chance(self, path: Path, rng: np.random.Generator) -> Array:
@@ -162,7 +173,7 @@ class RandomWindow:
                 min(scaled[2], wide),
                 min(scaled[3], high),
             )  # they exceed it by rounding only
-            small = image.convert("RGB").resize((self.size, self.size), smooth, inside)
+            small = in_colour(image).resize((self.size, self.size), smooth, inside)
         return np.asarray(small).transpose(2, 0, 1)
 
 

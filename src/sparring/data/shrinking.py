@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ..acceleration.process import usable_cores
 from ..core.errors import UserError, need_whole
 from ..core.writing import write_bytes
-from .looks import opened, tried
+from .looks import in_colour, opened, tried
 
 QUALITY = 95
 """Quality of the JPEG files that are written, of 100; as usual, their colours have half the resolution."""
@@ -121,5 +121,5 @@ def _small(path: Path, side: int) -> bytes:
             return path.read_bytes()
         size = (max(side, round(width * by)), max(side, round(height * by))) if by < 1 else image.size
         raw = io.BytesIO()
-        image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(raw, "JPEG", quality=QUALITY)
+        in_colour(image).resize(size, Image.Resampling.LANCZOS).save(raw, "JPEG", quality=QUALITY)
         return raw.getvalue()

@@ -392,13 +392,20 @@ class Subset:
         train, test = self.source.load()
         _need(self.train, len(train), "training")
         _need(self.test or 0, len(test), "test")
-        return train[: self.train], test[: self.test]
+        return _first(train, self.train), _first(test, self.test)
 
     def load_test(self) -> LabelledData:
         """Return the test images alone; pictures in files stay there."""
         test = test_images(self.source)
         _need(self.test or 0, len(test), "test")
-        return test.part(torch.arange(len(test) if self.test is None else self.test))
+        return _first(test, self.test)
+
+
+def _first(data: LabelledData, count: int | None) -> LabelledData:
+    """Return the first images; those in files stay there, as training may draw their windows anew in each epoch."""
+    if isinstance(data, TensorData):
+        return data[:count]
+    return data.part(torch.arange(len(data) if count is None else count))
 
 
 def _need(count: int, there: int, name: str) -> None:

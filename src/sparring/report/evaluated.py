@@ -37,6 +37,15 @@ def strongest(result: EvaluationResult) -> str | None:
     return min(reversed(found), key=lambda name: int(result.robust[name].sum()), default=None)
 
 
+def withstands(result: EvaluationResult, name: str) -> Array:
+    """Return `[N]`, which examples are robust under an adversary, and have no smaller distance than its eps."""
+    robust, text = result.robust[name], result.about.get(name, "")
+    eps, norm = eps_of(text), distance_norm(result)
+    if result.distance is None or eps is None or not norm or not text.startswith(f"{norm}("):
+        return robust
+    return robust & (result.distance > np.float32(eps))
+
+
 def attack_rows(result: EvaluationResult) -> list[Plain]:
     """One row for clean images, for each adversary and for each of its stages: accuracy, passes and seconds."""
     rows = [{"name": "clean", "label": "clean images", "stage": False, "threat": "", "accuracy": _of(result, "clean")}]

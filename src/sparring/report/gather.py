@@ -1,6 +1,5 @@
 """All facts of a report as one plain value, from which every format is written. Imports no torch."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
+from ..core.writing import finite
 from ..records.run_folder import RunFolder
 from .comparison import compared, study
 from .evaluated import Plain, attack_rows, class_rows, confusion, curve, examples, strongest, waterfall
@@ -39,15 +39,6 @@ def facts(targets: Sequence[Path], base: Base = lambda name: None) -> tuple[Plai
     found = subjects(targets)
     head = _head([each.name for each in found])
     return finite({**head, **_of_model(found[0], base), "compare": compared(found)}), found
-
-
-def finite(value: Any) -> Any:
-    """A value with None in place of numbers that are not finite, which JSON does not hold."""
-    if isinstance(value, dict):
-        return {name: finite(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _head(names: Sequence[str]) -> Plain:

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from ..records.results import Accuracy, EvaluationResult
-from .evaluated import Plain, accuracy, adversaries, by_threat, stages, strongest, waterfall
+from .evaluated import Plain, accuracy, adversaries, by_threat, stages, strongest, waterfall, withstands
 from .subjects import Subject
 from .wording import attack_name, percent, threat_meaning, threat_name, with_interval
 
@@ -33,16 +33,22 @@ def verdict(subject: Subject, audit: Plain | None, how: Plain) -> Plain | None:
 
 
 def _under(result: EvaluationResult, text: str, names: list[str]) -> Plain:
-    """The accuracy under the strongest adversary of a threat."""
+    """The accuracy under the strongest adversary of a threat and, if it was run, the search for smallest distances."""
     table = result.table()
     name = min(reversed(names), key=lambda each: table[each].correct)
+    found = _withstood(result, name)
     return {
         "threat": threat_name(text) if text else "no bound",
         "attack": name,
         "described": _described(result, name),
-        "accuracy": accuracy(table[name]),
-        "text": with_interval(table[name]),
+        "accuracy": accuracy(found),
+        "text": with_interval(found),
     }
+
+
+def _withstood(result: EvaluationResult, name: str) -> Accuracy:
+    robust = withstands(result, name)
+    return Accuracy(int(robust.sum()), len(robust))
 
 
 def _sentence(result: EvaluationResult, threats: list[Plain], audit: Plain | None) -> str:
@@ -62,14 +68,15 @@ def _answer(result: EvaluationResult, audit: Plain | None) -> str:
         return "Nothing attacked it, so nothing is known of its robustness."
     attack, threat = _described(result, name), threat_name(result.about.get(name, ""))
     within = f"within {threat} " if threat else ""
-    broken = right.correct - table[name].correct
+    left = _withstood(result, name)
+    broken = right.correct - left.correct
     of = f"of the {right.correct:,} images that are right without an attack"
     if not broken:
         said = f"Robust as far as {attack} can tell: {within}it breaks none {of}."
     else:
         most = max(waterfall(result, name)[1:], key=lambda step: int(step["lost"]))
         by = f", {most['lost']:,} of them by {most['name']}" if len(stages(result, name)) > 1 else ""
-        how = f"Not robust: {within}{guess}, as " if _by_chance(table[name], result) else f"Robust in part: {within}"
+        how = f"Not robust: {within}{guess}, as " if _by_chance(left, result) else f"Robust in part: {within}"
         said = f"{how}{attack} breaks {broken:,} {of} ({percent(broken / right.correct, 0)}){by}."
     return said if audit is None or audit["passed"] else f"{said} Do not rely on it: the audit failed."
 
@@ -79,7 +86,9 @@ def _by_chance(accuracy: Accuracy, result: EvaluationResult) -> bool:
 
 
 def _described(result: EvaluationResult, name: str) -> str:
-    return attack_name(name, result.settings.get(f"adversary {name}", ""))
+    attack = attack_name(name, result.settings.get(f"adversary {name}", ""))
+    more = int(withstands(result, name).sum()) < int(result.robust[name].sum())
+    return f"{attack} with the search for smallest distances" if more else attack
 
 
 def audit_words(audit: Plain | None) -> str:

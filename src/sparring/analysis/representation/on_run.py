@@ -14,14 +14,16 @@ from .measure import Representation, measure_representation
 from .plot import plot_representation
 
 
-def analyze_representation(subject: AnalyzedModel, threat: Threat, *, bank: int = 5000, **how: Any) -> Representation:
-    """Measure the representation of a run with heads fitted on `bank` of its training images.
+def analyze_representation(
+    subject: AnalyzedModel, threat: Threat, *, bank: int = 5000, seed: int = 0, **how: Any
+) -> Representation:
+    """Measure the representation of a run with heads fitted on `bank` of its training images, drawn by `seed`.
 
     `how` are further arguments of `measure_representation`.
     """
     data = subject.training.data
-    rows = torch.randperm(len(data), generator=make_rng(0))[:bank].sort().values.to(data.y.device)
-    return measure_representation(subject.model, data[rows], subject.test, threat, **how)
+    rows = torch.randperm(len(data), generator=make_rng(seed))[:bank].sort().values.to(data.y.device)
+    return measure_representation(subject.model, data[rows], subject.test, threat, seed=seed, **how)
 
 
 def write_representation(

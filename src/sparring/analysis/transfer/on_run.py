@@ -91,7 +91,7 @@ def analyze_transfer_learning(
     own = evaluate(model, subject.test, {}).table()["clean"].value
     accuracy, distance = {}, {}
     loaded = {task: task_for(subject, task, resize, images, fit) for task in tasks}
-    home = _embedded(subject, subject.training.data[:], distance_examples) if distance_examples else None
+    home = _embedded(subject, subject.training.data[:], distance_examples, seed) if distance_examples else None
     for task, (train, test) in loaded.items():
         accuracy[task] = np.array(
             [
@@ -103,13 +103,13 @@ def analyze_transfer_learning(
             ]
         )
         if home is not None:
-            distance[task] = task_distance(home, _embedded(subject, train, distance_examples))
+            distance[task] = task_distance(home, _embedded(subject, train, distance_examples, seed))
     return TransferAnalysis(own, tuple(counts), accuracy, distance)
 
 
-def _embedded(subject: AnalyzedModel, train: TensorData, many: int) -> torch.Tensor:
+def _embedded(subject: AnalyzedModel, train: TensorData, many: int, seed: int) -> torch.Tensor:
     count = max(len(train.classes), min(many, len(train)))
-    return task_embedding(subject.model, shots(train, count, 0))
+    return task_embedding(subject.model, shots(train, count, seed))
 
 
 def write_transfers(

@@ -13,7 +13,7 @@ from ..models import ModelOptions, cut_for, foreign_model, is_foreign
 
 if TYPE_CHECKING:
     from ...analysis.runs import AnalyzedModel
-    from ...core.types import Threat
+    from ...core.types import TensorData, Threat
     from ...runs.recipe import Recipe
 
 KINDS = {
@@ -112,9 +112,18 @@ def open_runs(target: str, options: Common) -> "dict[str, AnalyzedModel]":
         if not options.json:
             say(f"opening {name}", sys.stderr)
         found[label] = _opened(name, options)
-    if len({tuple(run.test.y.tolist()) for run in found.values()}) > 1:
+    first, *others = (run.test for run in found.values())
+    if not all(_alike(first, other) for other in others):
         raise UserError(f"{' and '.join(names)} have different test images: analyse each by itself")
     return found
+
+
+def _alike(one: "TensorData", other: "TensorData") -> bool:
+    from ...core.types import pixels
+
+    if one.x.shape != other.x.shape or len(one) != len(other):
+        return False
+    return bool((one.y == other.y).all() and (pixels(one.x) == pixels(other.x)).all())
 
 
 def folder_of(target: str, options: Common) -> Path:

@@ -37,12 +37,13 @@ def run(target: str, options: Options) -> int:
 
 def _show(found: "dict[str, Representation]") -> None:
     from rich import print as rich_print
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("", "classifier", "clean", "robust", "defended")
     for name, each in found.items():
         for reading, r in each.readings.items():
-            table.add_row(name, reading, str(r.clean), str(r.robust), str(r.defense_success_rate))
+            table.add_row(escape(name), escape(reading), str(r.clean), str(r.robust), str(r.defense_success_rate))
     rich_print(table)
     for name, each in found.items():
         say(
