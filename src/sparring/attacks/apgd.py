@@ -142,7 +142,7 @@ class _Path:
         return type(self)(*(part[rows] if isinstance(part, Tensor) else part for part in parts))
 
     def _keep_best(self, z: Tensor, seen: ValueAndGrad) -> None:
-        better = seen.value > self.best_value
+        better = (seen.value > self.best_value) | seen.value.isnan()  # a loss of NaN must not look like robustness
         self.best_value = seen.value.where(better, self.best_value)
         better = each(better, z)
         self.best = z.where(better, self.best)

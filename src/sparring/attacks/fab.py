@@ -13,7 +13,7 @@ from .gradients import values_and_grads
 from .losses import Boundaries, Microbatched, named
 from .minimum_norm import NearestAdversarial
 from .pgd import CleanStart, Start
-from .threats import L1, L2, Linf
+from .threats import L1, L2, Linf, unscaled
 
 _TINY = 1e-12
 _NEWTON = 50
@@ -76,7 +76,7 @@ class FAB:
         found = self._search(loss, x, rng, leave_at=self.threat.eps)
         if self.bring_back:
             return self.threat.project(found.points, x)
-        return found.points.where(each(found.norm <= self.threat.eps, x), x)
+        return x.where(each(found.norm > self.threat.eps, x), found.points)  # a norm of NaN has to be seen
 
     def closest(self, loss: PerExampleLoss, x: Tensor, rng: Rng) -> NearestAdversarial:
         """Return the nearest fooling point of each example, at any distance."""
@@ -110,7 +110,8 @@ class FAB:
         if values.shape[1] == 1:
             value, w = values[:, 0], grads[:, 0].flatten(1)
         else:
-            nearest = (values.abs() / (_dual(self.threat, grads) + _TINY)).argmin(1)
+            least = torch.finfo(values.dtype).tiny
+            nearest = (values.abs() / _dual(self.threat, grads).clamp_min(least)).argmin(1)
             rows = torch.arange(len(x), device=x.device)
             value, w = values[rows, nearest], grads[rows, nearest].flatten(1)
         gap_of_x = value + (w * (x - z).flatten(1)).sum(1)
@@ -168,6 +169,7 @@ def to_hyperplane(threat: Threat, z: Tensor, w: Tensor, gap: Tensor) -> Tensor:
     the corner nearest to it. Linf and L2 use Newton's method on a concave, piecewise linear function, which is exact
     and needs no sorting.
     """
+    w, gap = unscaled(w, gap)
     way = w.sign() * torch.where(gap >= 0, -1.0, 1.0).to(w)[:, None]
     room = way * (0.5 - z) + 0.5  # 1 - z upwards, z downwards; on the CPU, a comparison would take five times as long
     size, need = w.abs(), gap.abs()[:, None]

@@ -34,10 +34,11 @@ class NearestAdversarial(NamedTuple):
     def keep(self, rows: Tensor | slice, fooled: Tensor, points: Tensor, norm: Tensor) -> None:
         """Store, in place, those `points` of `rows` that are `fooled` and nearer than the known ones.
 
+        Where none is known, a point of NaN is stored and stays, or a gradient of NaN would look like robustness.
         Nothing is chosen by a mask: a GPU would have to tell the processor how many there are, which waits.
         """
         known = self.norm[rows]
-        nearer = fooled & (norm < known)
+        nearer = (fooled & (norm < known)) | (norm.isnan() & known.isinf())
         self.points[rows] = points.where(each(nearer, points), self.points[rows])
         self.norm[rows] = norm.where(nearer, known)
 

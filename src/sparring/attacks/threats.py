@@ -19,6 +19,23 @@ from ..core.types import Threat, each
 _TINY = 1e-12
 
 
+def unscaled(rows: Tensor, *along: Tensor) -> list[Tensor]:
+    """Return rows `[B, ...]` times powers of two that bring their largest values to between 1/2 and 1.
+
+    The gradient of a model that is sure of itself may be so short that its square vanishes in float32. No other bit
+    changes, and a row of zeros stays.
+
+    Args:
+        rows: The rows.
+        along: Further tensors `[B]` or `[B, ...]`, which are multiplied by the same numbers.
+
+    Returns:
+        The rows, and the further tensors.
+    """
+    power = -torch.frexp(rows.flatten(1).abs().amax(1)).exponent.clamp(-126, 126)
+    return [torch.ldexp(part, each(power, part)) for part in (rows, *along)]
+
+
 class _Ball:
     """Common base of the three sets: parses and checks `eps` once."""
 
@@ -124,6 +141,7 @@ class L2(_Ball):
 
     def ascent(self, grad: Tensor) -> Tensor:
         """Normalise the gradient; a zero gradient gives a zero step, not NaN."""
+        (grad,) = unscaled(grad)
         return grad / each(self.norm(grad).clamp_min(_TINY), grad)
 
     def norm(self, delta: Tensor) -> Tensor:

@@ -460,6 +460,10 @@ class Encoder(nn.Module):
     in_parts = True
 
 
+OF_A_LOSS = 8
+"""Number of tensors whose outputs an update keeps: more than a loss has. An attack, which has many, keeps two."""
+
+
 @dataclass(slots=True)
 class ForwardCache:
     """A model during one phase of a training step, with its latest outputs remembered.
@@ -543,7 +547,7 @@ class Context:
 
     def on(self, model: nn.Module) -> "Context":
         """Return the same context in another phase of the step: for this model, which has computed nothing yet."""
-        return replace(self, lens=ForwardCache(model))
+        return replace(self, lens=ForwardCache(model, deque(maxlen=OF_A_LOSS)))
 
     def chance(self, purpose: str) -> int:
         """Return the seed of this step for a purpose, the same on every process and however often it is asked for."""

@@ -267,7 +267,8 @@ def perturb(
         check_examples(model, x, y)
         index = checked_index(index, len(x), x.device)
         found = adversary(model, x.detach(), y, PerExample(seed, index))
-        return checked_points(found, x, getattr(attack, "reach", None) or bound(attack))
+        reaches = [value.reach for value in walk(attack) if _is_threat(getattr(value, "reach", None))]
+        return checked_points(found, x, the_one(reaches) if reaches else bound(attack))
 
 
 def check_adversary_name(name: str) -> None:

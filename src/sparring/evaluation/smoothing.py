@@ -22,6 +22,7 @@ from ..data.given import evaluation_data
 from ..models.classifier import normalized
 from ..records.certification import Certification
 from ..records.results import Array
+from .accuracy import with_classes_of
 from .adversaries import checked_index
 from .examples import EvaluationData, check_source, shard_of
 from .journal import Journal, fingerprint
@@ -158,6 +159,7 @@ def certify(
         smoothed = Smoothed(model := normalized(model, *normalize), sigma)
     source = evaluation_data(data, "certification")
     check_source(source)
+    source = with_classes_of(model, source)
     index = checked_index(index, len(source), torch.device("cpu"))
     few = as_taken(model, source[:FEW].x)
     if batch_size is None:

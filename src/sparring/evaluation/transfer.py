@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..attacks.losses import CE
 from ..core.errors import UserError
+from ..core.gate import as_taken
 from ..core.rng import Rng
 from ..core.types import Attack, Forward, PerExampleLoss
 from ..core.validation import check_attack
@@ -64,4 +65,5 @@ class Transfer(Dividing):
                 f"the surrogate {self.name} was handed over as an object, which no file holds: name it again, with "
                 "--transfer-from"
             )
-        return WhiteBox(self.attack, self.loss, at_once=self.at_once)(self.surrogate, x, y, rng)
+        taken = as_taken(self.surrogate, x)  # a surrogate may have another precision
+        return WhiteBox(self.attack, self.loss, at_once=self.at_once)(self.surrogate, taken, y, rng).to(x)

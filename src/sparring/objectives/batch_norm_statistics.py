@@ -1,3 +1,4 @@
+from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from ..core.errors import need_whole
 from ..core.modes import statistics_kept
-from ..core.types import Attack, Context, ForwardCache, LabelledData, Objective, PerExampleLoss, Terms
+from ..core.types import OF_A_LOSS, Attack, Context, ForwardCache, LabelledData, Objective, PerExampleLoss, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +61,22 @@ class BatchNormStatistics(Objective):
         self.method.remember(ctx, x_adv)
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
-        lens = _SelectiveCache(ctx.lens.model, counts=lambda x: self._counts(x is ctx.batch.x))
+        def counts(x: Tensor) -> bool:
+            return self._counts(x is ctx.batch.x, x is x_adv)
+
+        lens = _SelectiveCache(ctx.lens.model, deque(maxlen=OF_A_LOSS), counts=counts)
         terms = self.method.outer(replace(ctx, lens=lens), x_adv)
         if self.of != "adversarial":
             with torch.no_grad():
-                for _ in range(self.clean_passes - lens.has_seen(ctx.batch.x)):
+                for _ in range(self.clean_passes - lens.has_counted(ctx.batch.x)):
                     lens.model(ctx.batch.x)
         return terms
 
-    def _counts(self, clean: bool) -> bool:
-        return self.of == "both" or (self.of == "clean") == clean
+    def _counts(self, clean: bool, adversarial: bool) -> bool:
+        """Return True if a tensor counts; where nothing attacks, clean images are the adversarial ones."""
+        if self.of == "both":
+            return True
+        return clean if self.of == "clean" else adversarial or not clean
 
 
 @dataclass(slots=True)
@@ -77,12 +84,16 @@ class _SelectiveCache(ForwardCache):
     """A forward cache in which only some tensors change the statistics of batch norm."""
 
     counts: Callable[[Tensor], bool] = field(kw_only=True)
+    _counted: list[Tensor] = field(default_factory=list)
 
-    def has_seen(self, x: Tensor) -> bool:
-        return any(known is x for known, *_ in self._seen)
+    def has_counted(self, x: Tensor) -> bool:
+        return any(known is x for known in self._counted)
 
     def _once(
         self, forward: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, least: int = 1, whole: bool = False
     ) -> tuple[Tensor, ...]:
-        with nullcontext() if self.counts(x) else statistics_kept(self.model):
+        counts = self.counts(x)
+        if counts and not self.has_counted(x):
+            self._counted.append(x)
+        with nullcontext() if counts else statistics_kept(self.model):
             return ForwardCache._once(self, forward, x, least, whole)

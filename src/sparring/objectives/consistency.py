@@ -22,7 +22,7 @@ class Consistency(Regularizer):
         temperature: Temperature of the predictions; below 1 it sharpens them.
 
     Raises:
-        UserError: If `temperature` is not above 0; in training, for batches of one view.
+        UserError: If `temperature` is not above 0; in training, for batches without two views.
 
     References:
         Consistency regularization: https://arxiv.org/abs/2103.04550.
@@ -37,7 +37,7 @@ class Consistency(Regularizer):
             raise UserError(f"temperature = {self.temperature:g} is not above 0")
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
-        if ctx.batch.views == 1:
+        if ctx.batch.views != 2:
             raise UserError("consistency needs every image twice: set views_per_image = 2 (--views-per-image 2)")
         log_p, log_q = (ctx.lens.logits(x_adv) / self.temperature).log_softmax(1).chunk(2)
         middle = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, device=log_p.device))

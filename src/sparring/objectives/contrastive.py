@@ -15,7 +15,7 @@ from ..core.types import Batch, Context, ForwardCache, LabelledData, Objective, 
 from ..models.guided import GuideLoss
 from ..models.knn import encode_bank, require_knn_head
 from .contrastive_losses import FeatureDistance, LazyLoss, WithPredictions
-from .contrasts import Contrast, InfoNCE, halves, loss_of_pairs, need_two_views
+from .contrasts import Contrast, InfoNCE, loss_of_pairs, need_two_views, views_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,8 @@ class ContrastivePretraining(Objective):
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         need_two_views(ctx.batch)
-        return {"views": loss_of_pairs(self.loss, ctx, *halves(ctx.lens.parts(x_adv)))}
+        first, second = views_of(ctx.lens.parts(x_adv), 2)
+        return {"views": loss_of_pairs(self.loss, ctx, first, second)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,9 @@ class ContrastiveAT(Objective):
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         clean, moved = ctx.lens.parts(ctx.batch.x), ctx.lens.parts(x_adv)
-        # two views of an image must not be negatives of each other: each view by itself
-        pairs = zip(halves(clean), halves(moved), strict=True) if ctx.batch.views == 2 else [(clean, moved)]
+        # views of an image must not be negatives of each other: each view by itself
+        count = ctx.batch.views
+        pairs = zip(views_of(clean, count), views_of(moved, count), strict=True)
         return {"contrast": torch.stack([loss_of_pairs(self.loss, ctx, a, b) for a, b in pairs]).mean()}
 
 
@@ -109,7 +111,7 @@ class KNNContrastiveAT(Objective):
 
     Raises:
         UserError: If a setting is unknown, guides are combined with `labels="bank"`, or `refresh` is less than 1; in
-            training, for a batch of one image or with two views, and for models without a kNN head.
+            training, for a batch of one image or with several views, and for models without a kNN head.
 
     References:
         Self-supervised adversarial training: https://arxiv.org/abs/1911.06470.
@@ -160,7 +162,7 @@ class KNNContrastiveAT(Objective):
         return WithPredictions(loss, lens.logits, self._expected(lens, ctx.batch)) if self.only_fooled else loss
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
-        if ctx.batch.views == 2:
+        if ctx.batch.views > 1:
             raise UserError("KNNContrastiveAT needs each image once: set views_per_image = 1 (--views-per-image 1)")
         clean, moved = ctx.lens.parts(ctx.batch.x), ctx.lens.parts(x_adv)
         if self.only_fooled:

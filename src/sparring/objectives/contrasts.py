@@ -177,18 +177,18 @@ def need_temperature(value: float) -> None:
 
 
 def need_two_views(batch: Batch) -> None:
-    """Raise `UserError` for a batch that holds each image once."""
-    if batch.views == 1:
+    """Raise `UserError` for a batch that does not hold two views of each image."""
+    if batch.views != 2:
+        held = "each image once" if batch.views == 1 else f"{batch.views} views of each"
         raise UserError(
-            "two views of each image are needed, but the batch holds each image once: set views_per_image = 2 "
+            f"two views of each image are needed, but the batch holds {held}: set views_per_image = 2 "
             "(--views-per-image 2)"
         )
 
 
-def halves(parts: Parts) -> tuple[Parts, Parts]:
-    """Parts of the first views of a batch, and of the second views."""
-    half = len(parts[0]) // 2
-    return tuple(part[:half] for part in parts), tuple(part[half:] for part in parts)
+def views_of(parts: Parts, count: int) -> list[Parts]:
+    """Return the parts of each of `count` views of the images of a batch."""
+    return list(zip(*(part.chunk(count) for part in parts), strict=True))
 
 
 JOINT = "whose images are compared with each other: "

@@ -57,11 +57,19 @@ class GradAlign(Regularizer):
         with statistics_kept(ctx.lens.model):
             here = _gradient(ctx, x, twice=False)
             there = _gradient(ctx, near, twice=True)
-        rows = ((here != 0).any(1) & (there.detach() != 0).any(1)).nonzero()[:, 0]
+        least = 1e8 * torch.finfo(here.dtype).tiny  # shorter ones have too few digits, or are 0
+        longer = [grads.detach().abs().amax(1) > least for grads in (here, there)]
+        rows = (longer[0] & longer[1]).nonzero()[:, 0]
         # a gradient of 0 has no direction; where every row has such a gradient, the misalignment is 0
-        apart = (1 - F.cosine_similarity(here[rows], there[rows], dim=1)).sum() + there.sum() * 0
+        apart = (1 - F.cosine_similarity(_direction(here[rows]), _direction(there[rows]), dim=1)).sum()
+        apart = apart + there.sum() * 0
         counted = ranks.total(len(rows)) / ranks.total(len(x))  # other processes may leave out more or fewer images
         return {"misalignment": self.weight * apart / max(1e-9, counted * len(x))}
+
+
+def _direction(grads: Tensor) -> Tensor:
+    """Return gradients with a largest value of 1: the cosine of shorter ones than 1e-8 would be cut off."""
+    return grads / grads.detach().abs().amax(1, keepdim=True)
 
 
 def _gradient(ctx: Context, x: Tensor, twice: bool) -> Tensor:

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from ..core import ranks
 from ..core.errors import UserError
+from ..core.modes import eval_mode
 from ..core.rng import make_rng
-from ..core.types import Context, LabelledData, Objective, PerExampleLoss, Terms
+from ..core.types import Context, ForwardCache, LabelledData, Objective, PerExampleLoss, Terms
 from .contrastive_losses import FeatureContrast
 from .contrasts import projected
 from .example_bank import Bank
@@ -33,7 +34,7 @@ class InstanceDiscrimination(Objective):
 
     Raises:
         UserError: If `temperature` is not above 0, there is no negative, or `momentum` is not in [0, 1); in training,
-            for batches of two views and for data whose examples have no number.
+            for batches of several views and for data whose examples have no number.
 
     References:
         NPID: https://arxiv.org/abs/1805.01978.
@@ -55,12 +56,13 @@ class InstanceDiscrimination(Objective):
 
     def observe(self, ctx: Context) -> None:
         memory, index = _memory(ctx), ctx.batch.index
-        z = projected(ctx.lens.parts(ctx.batch.x))
+        with eval_mode(ctx.lens.model):  # the attack may want another mode, and gets nothing of this pass
+            z = projected(ForwardCache(ctx.lens.model).parts(ctx.batch.x))
         if memory.bank is None:
             memory.begin(z.shape[1])
         if ctx.progress.step == 0 or index.device.type == "cpu":
             memory.known().check(index)
-        if ctx.batch.views == 2:
+        if ctx.batch.views > 1:
             raise UserError(
                 "instance discrimination needs each image once: set views_per_image = 1 (--views-per-image 1)"
             )

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..core.errors import UserError, nearest
+from ..core.numbers import parse_number
 from .gallery import Gallery
 
 Array = np.ndarray[Any, Any]
@@ -274,11 +275,11 @@ class EvaluationResult:
         broken[~self.robust["clean"]] = "clean"
         return broken.astype(str)
 
-    def robust_at(self, eps: float) -> Accuracy:
-        """The robust accuracy at another eps, from the distances. Raises `UserError` if there are no distances."""
+    def robust_at(self, eps: float | str) -> Accuracy:
+        """The robust accuracy at another eps, such as "4/255", from the distances; `UserError` if there are none."""
         if self.distance is None:
             raise UserError("the result has no distances: evaluate with MinimumNorm.of(threat), or with --min-norm")
-        return Accuracy(int((self.distance > np.float32(eps)).sum()), len(self.distance))
+        return Accuracy(int((self.distance > np.float32(parse_number(eps))).sum()), len(self.distance))
 
     def median_distance(self) -> float | None:
         """The median distance of correctly classified examples; None if it is infinite, or there are no distances."""
