@@ -1,5 +1,6 @@
 """Runs by several processes, as a program that torchrun starts: `scenes.py SCENE FOLDER`."""
 
+import json
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from sparring.runs.processes import together
 from sparring.runs.recipe import Evaluation, Recipe
 from sparring.training import EMA, Guard, Interrupted, Saving, TrainingLoop
 from sparring.training.example_history import remembering
+from sparring.training.updates import gradients
 
 BALL = Linf(0.1)
 
@@ -63,6 +65,34 @@ def at_step(step: int, act: "object") -> Iterator[None]:
 
 def whole(folder: Path) -> None:
     sp.fit(recipe(), folder / "whole", profile=True)
+
+
+class Skips(nn.Module):
+    """Leaves out its second layer on one of the processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.unused = (nn.Linear(1, 1, bias=False) for _ in range(3))
+        for layer in self.children():
+            nn.init.ones_(layer.weight)  # type: ignore[arg-type]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return x if ranks.rank() == 1 else x + self.second(x)
+
+
+def skipping(folder: Path) -> None:
+    """An update of a model that leaves out a layer on one process only."""
+    model, x = Skips(), torch.ones(1, 1)
+    weights = list(model.parameters())
+
+    def loss() -> "dict[str, torch.Tensor]":
+        return {"l": 0.5 * model(x).mean()}
+
+    found = gradients(loss, weights)
+    sp.OptimizerStep()(model, torch.optim.SGD(weights, lr=0.1), loss)
+    told = [[None if g is None else g.item() for g in found], [w.item() for w in weights]]
+    (folder / f"skipping-{ranks.rank()}.json").write_text(json.dumps(told))
 
 
 def evaluated(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Runs by several processes: killed, stopped, resumed by another number of them; and what is refused."""
 
+import json
 import os
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def played(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("scenes")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    scenes = "killed,whole,stopped,evaluated,wrong"
+    scenes = "killed,whole,stopped,evaluated,skipping,wrong"
     done = subprocess.run(
         [*launcher, "--max-restarts", "1", str(HERE / "scenes.py"), str(folder), scenes],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])},
@@ -62,6 +63,14 @@ def test_runs_that_are_killed_stopped_and_resumed_by_another_number_end_alike(pl
     assert stopped.finished()
     assert near(stopped, whole) < 1e-5
     assert bits(RunFolder(folder / "killed")) == bits(whole), "a killed process loses nothing, to the bit"
+
+
+def test_a_layer_that_one_process_leaves_out_is_updated_on_both(played):
+    told = [json.loads((played[0] / f"skipping-{rank}.json").read_text()) for rank in range(2)]
+    assert told[0] == told[1]
+    (first, second, unused), weights = told[0]
+    assert (first, second, unused) == (1.5, 0.5, None)
+    assert weights == pytest.approx([0.85, 0.95, 1.0])
 
 
 def test_two_processes_evaluate_as_one(played):

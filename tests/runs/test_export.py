@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 import sparring
 from sparring import AutoAttack, Build, Linf, UserError
 from sparring.cli import run
-from sparring.data import NPZ
+from sparring.data import CIFAR10, NPZ, ExtraData, GeneratedImages
 from sparring.data.given import GivenData
 from sparring.models import (
     Normalize,
@@ -28,8 +29,9 @@ from sparring.models import (
     wide_resnet,
 )
 from sparring.models.robustbench_export import for_robustbench
+from sparring.recipes.small import quickstart
 from sparring.records import EvaluationResult, RunFolder
-from sparring.runs.export import export
+from sparring.runs.export import _additional, export
 from sparring.runs.external_models import imported_model
 from sparring.training.checkpoint import save_weights
 
@@ -99,6 +101,13 @@ def test_robustbench_gets_a_state_dict_of_its_class_the_facts_and_a_card(trained
     card = (tmp_path / "out" / "README.md").read_text()
     assert "model = normalize_model(WideResNet(depth=10, widen_factor=1, num_classes=10), (" in card
     assert 'torch.load("robust.pt", weights_only=True)' in card
+
+
+def test_other_images_that_trained_the_model_are_told():
+    own = replace(quickstart(0.1), data=CIFAR10())
+    more = replace(own, extra_data=ExtraData(GeneratedImages("drawn.npz")))
+    recipes = own, more, replace(own, init_from="other"), quickstart(0.1)
+    assert [_additional(SimpleNamespace(recipe=recipe)) for recipe in recipes] == [False, True, None, None]
 
 
 def test_what_was_not_measured_is_null(trained, tmp_path):

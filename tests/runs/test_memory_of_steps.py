@@ -9,7 +9,7 @@ from conftest import toy_data, toy_net
 
 from sparring import AWP, PGD, CrossEntropy, Linf, Method, UserError, evaluate
 from sparring.core.serialization import Build
-from sparring.data import Digits, Subset
+from sparring.data import Digits, ProgressiveResizing, Subset
 from sparring.models import preact_resnet18, small_cnn
 from sparring.recipes.small import quickstart
 from sparring.runs.compute import ComputeSettings
@@ -35,6 +35,14 @@ def test_the_peak_of_a_large_batch_is_predicted_within_a_tenth(name):
     counted = Trials(recipe, CPU, settings, Path()).peak(200)
     assert counted > 1.5 * predicted.peak(32), "the batch matters here"
     assert predicted.peak(200) == pytest.approx(counted, rel=0.1)
+
+
+def test_images_have_the_largest_size_of_the_training(monkeypatch):
+    seen = []
+    monkeypatch.setattr(Method, "step", lambda self, state, batch, *rest: seen.append(batch.x.shape[2:]))
+    recipe = replace(RECIPES["resnet"], epochs=3, image_size=ProgressiveResizing(((0, 8), (1, 24), (2, 12))))
+    list(Trials(recipe, CPU, ComputeSettings("fp32", "off"), Path())._steps(16))
+    assert seen == [(24, 24)] * 2
 
 
 def test_the_largest_batch_fits_and_a_tenth_more_does_not():

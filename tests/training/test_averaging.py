@@ -34,6 +34,16 @@ def test_ema_is_that_of_torch():
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights(ours), weights(theirs.module), strict=True))
 
 
+@pytest.mark.parametrize(("step", "same"), [(5, True), (13, True), (20, True), (25, False)])
+def test_swa_is_the_model_until_an_epoch_is_averaged(step, same):
+    """Within an epoch, too: a guard may stop training there."""
+    model = toy_net()
+    ours = SWA(start=1).init(model)
+    for now in range(1, step + 1):
+        SWA(start=1).update(ours, moved(model, now), Progress(now, 10, 4))
+    assert all(torch.equal(a, b) for a, b in zip(weights(ours), weights(model), strict=True)) == same
+
+
 def test_swa_is_that_of_torch():
     model, average = toy_net(), SWA(start=1)
     ours = average.init(model)

@@ -17,6 +17,7 @@ from sparring import (
     OriginalModel,
     Progress,
     State,
+    Sum,
     TrainingLoop,
     UserError,
     fit,
@@ -24,7 +25,14 @@ from sparring import (
 from sparring.core.types import pixels
 from sparring.data import Batches
 from sparring.models import small_cnn
+from sparring.objectives import ATTA, LogitPairing
 from sparring.training import Free
+
+
+def test_objectives_that_choose_the_attack_are_refused():
+    with pytest.raises(UserError, match="ATTA chooses or remembers the attack of a step, and Free has none"):
+        Free(Linf(0.1), 2, Sum((CrossEntropy(), ATTA())))
+    Free(Linf(0.1), 2, Sum((CrossEntropy(), LogitPairing())))
 
 
 def test_it_is_the_formula_of_its_paper():

@@ -55,7 +55,8 @@ class ExponentialDecay:
             raise UserError(f"every = {self.every:g} of an exponential decay is no number of epochs above 0")
 
     def at(self, progress: Progress) -> float:
-        return self.peak * self.factor ** math.floor(progress.epoch / self.every)
+        # of epochs such as 1.1 x 3 rounding must not make a change come a step late
+        return self.peak * self.factor ** math.floor(progress.epoch / self.every * (1 + 1e-9))
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,8 +91,7 @@ def to_plain(value: object) -> Any:
     if isinstance(value, Build):
         return _named("$call", value.function, CALLS) | {k: to_plain(v) for k, v in value.options.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        stored = [f.name for f in dataclasses.fields(value) if f.metadata.get("on_disk", True)]
-        return _named("$", type(value), VALUES) | {name: to_plain(getattr(value, name)) for name in stored}
+        return _named("$", type(value), VALUES) | {name: to_plain(each) for name, each in stored(value).items()}
     if isinstance(value, Mapping):
         return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, type | types.FunctionType):
@@ -101,6 +100,19 @@ def to_plain(value: object) -> Any:
         f"{value!r} has no place in a recipe: a recipe holds numbers, strings, tuples, frozen dataclasses, and "
         "functions and classes by their names. Make it a frozen dataclass whose fields are of these kinds"
     )
+
+
+def stored(value: Any) -> dict[str, Any]:
+    """Returns the fields of a dataclass that are written: those that its constructor takes.
+
+    Args:
+        value: The dataclass.
+
+    Returns:
+        Its values by name.
+    """
+    fields = [f.name for f in dataclasses.fields(value) if f.init and f.metadata.get("on_disk", True)]
+    return {name: getattr(value, name) for name in fields}
 
 
 def from_plain(plain: Any, where: str = "recipe") -> Any:

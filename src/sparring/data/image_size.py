@@ -52,6 +52,11 @@ class ProgressiveResizing:
         """Return the pixels of the shorter side in an epoch, counted from 0."""
         return [size for begin, size in self.sizes if begin <= epoch][-1]
 
+    @property
+    def largest(self) -> int:
+        """The first epoch with the largest images."""
+        return max(self.sizes, key=lambda pair: pair[1])[0]
+
     def reader(self, data: LabelledData, epoch: int) -> Reader:
         """Return what gives the training batches of an epoch, at its size."""
         size = self.size(epoch)

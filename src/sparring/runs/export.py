@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ..core.errors import UserError, need_one_of
 from ..core.optional import first_line, library
-from ..core.serialization import from_plain
+from ..core.serialization import Build, from_plain
 from ..core.types import LabelledData, TensorData, Threat, pixels
+from ..core.walk import walk
 from ..core.writing import write_bytes, write_json
 from ..data.given import GivenData
 from ..evaluation import Adversary, AutoAttack, Cascade, threat_of
@@ -153,7 +154,7 @@ def _model_info(subject: _Subject, theirs: TheirModel) -> dict[str, Any]:
         "link": None,
         "name": None,
         "authors": None,
-        "additional_data": None if _dataset(subject) is None else False,
+        "additional_data": _additional(subject),
         "number_forward_passes": 1,
         "dataset": _dataset(subject),
         "venue": None,
@@ -165,6 +166,16 @@ def _model_info(subject: _Subject, theirs: TheirModel) -> dict[str, Any]:
         "footnote": _footnote(subject),
         "unreliable": None,
     }
+
+
+def _additional(subject: _Subject) -> bool | None:
+    """Return whether other images trained the model, too; None if that is not known."""
+    recipe = subject.recipe
+    if recipe.extra_data is not None:
+        return True
+    builds = [value for value in walk(recipe) if isinstance(value, Build)]
+    begun = recipe.init_from or any(build.options.get("pretrained") for build in builds)
+    return None if begun or _dataset(subject) is None else False
 
 
 def _dataset(subject: _Subject) -> str | None:

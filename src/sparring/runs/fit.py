@@ -27,7 +27,7 @@ from .environment import device_of, session
 from .guarded import train as train_guarded
 from .recipe import Recipe
 from .run_hooks import RunContext, build_hooks
-from .start import initial_state, load_data
+from .start import check_annotations, initial_state, load_data
 from .trackers import Together, Track, tracked
 
 
@@ -91,6 +91,7 @@ def fit(
         Interrupted: If SIGINT or SIGTERM asks the training to stop; everything is saved then.
     """
     run, where = RunFolder(folder, writes=ranks.first()), device_of(device)
+    check_annotations(recipe)
     fresh = ranks.from_first(lambda: _is_fresh(run, recipe, overwrite))
     asked = ComputeSettings(
         precision, compile, update_precision, capture, deterministic, accumulate, batch_norm, recompute

@@ -138,8 +138,9 @@ class Trials:
         recipe, backend = self.recipe, self.settings.backend()
         state = initial_state(recipe, self.data, None, RunFolder(self.folder), self.device, overwrite=True)
         batches = Batches(self.data, size, recipe.augment, recipe.seed, recipe.views_per_image, drop_last=False)
-        batches = replace(batches, accumulate=self.settings.accumulate)
-        batch = next(iter(batches.rest_of_epoch(0)))
+        batches = replace(batches, accumulate=self.settings.accumulate, resizing=recipe.image_size)
+        largest = 0 if recipe.image_size is None else recipe.image_size.largest
+        batch = next(iter(batches.rest_of_epoch(largest * len(batches))))
         for step in range(2):
             now = Progress(step, len(batches), recipe.epochs)
             recipe.method.step(state, batch, now, at(self.settings.update(recipe.update), now), backend)

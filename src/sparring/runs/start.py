@@ -1,5 +1,6 @@
 """The start of a run: its data and its state before the first step, checked."""
 
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import torch
@@ -9,9 +10,11 @@ from ..acceleration import prefer_channels_last
 from ..core import ranks
 from ..core.errors import UserError
 from ..core.modes import eval_mode
+from ..core.serialization import Build, check_types, stored
 from ..core.teachers import ORIGINAL, TeacherMemory
 from ..core.types import LabelledData, TensorData, pixels, refreshable
 from ..core.validation import check_data, check_logits
+from ..core.walk import walk
 from ..data import TrainingSet
 from ..data.extra import ExtraImages
 from ..models.robustbench_zoo import PREFIX
@@ -20,6 +23,14 @@ from ..training.checkpoint import Checkpoints
 from ..training.engine import State
 from .external_models import LIBRARIES, load
 from .recipe import Recipe, beside
+
+
+def check_annotations(recipe: Recipe) -> None:
+    """Raise `UserError` for a value of a user's own class that could not be read again when the run is loaded."""
+    for value in walk(recipe):
+        if is_dataclass(value) and not isinstance(value, type | Build):
+            remedy = "the run could not be loaded; annotate the field so that it allows this value"
+            check_types(type(value), stored(value), type(value).__name__, remedy)
 
 
 def load_data(

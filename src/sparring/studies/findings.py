@@ -78,7 +78,7 @@ def aggregate(study: Study, runs: Runs, looks: tuple[int, ...] = ()) -> Findings
     """
     histories = {key: _history(run) for key, run in runs.items()}
     evaluated = _evaluated(study, runs)
-    flags, falls = _flags(study, evaluated), _collapses(study, histories)
+    flags, falls = _flags(study, evaluated), _collapses(study, runs, histories)
     given = {} if study.numbers is None else _numbers(study, study.numbers, runs)
     numbers = {(owner, RUN, name): each for (owner, name), each in {**falls, **given}.items()}
     outcomes = Outcomes(flags, numbers, _margins(evaluated))
@@ -89,13 +89,15 @@ def aggregate(study: Study, runs: Runs, looks: tuple[int, ...] = ()) -> Findings
     rows, curves = [], {}
     for arm in study.arms:
         history = [histories[arm.name, seed] for seed in range(study.seeds_of(arm))]
-        each = _passes(arm, history[0][0])
+        steps = next((steps for steps, _ in history if len(steps)), np.zeros(0))
+        each = _passes(arm, steps)
         million = each * arm.recipe.batch_size * arm.recipe.views_per_image / 1e6  # in a step
         epochs = min(len(robust) for _, robust in history)  # a guard may have stopped some trainings early
         if epochs:
             curve = np.mean([robust[:epochs] for _, robust in history], axis=0)
             curves[arm.name] = (million * history[0][0][:epochs], curve)
-        rows.append(_row(study, arm, outcomes, each, million * float(np.mean([steps[-1] for steps, _ in history]))))
+        last = [steps[-1] if len(steps) else 0 for steps, _ in history]  # none: a guard stopped it in its first epoch
+        rows.append(_row(study, arm, outcomes, each, million * float(np.mean(last))))
     estimates = {
         (owner, name): _estimate(outcomes, partial(_accuracy, arm=owner, which=RUN, under=name))
         for owner, name in given
@@ -125,12 +127,15 @@ def _numbers(
         return numbers(common)
 
 
-def _collapses(study: Study, histories: Mapping[tuple[str, int], tuple[Array, Array]]) -> dict[tuple[str, str], Array]:
+def _collapses(
+    study: Study, runs: Runs, histories: Mapping[tuple[str, int], tuple[Array, Array]]
+) -> dict[tuple[str, str], Array]:
     found: dict[tuple[str, str], Array] = {}
     for arm in study.arms:
-        if not len(histories[arm.name, 0][1]):
+        of_arm = [(histories[arm.name, seed][1], _stopped(runs[arm.name, seed])) for seed in range(study.seeds_of(arm))]
+        if not any(len(robust) for robust, _ in of_arm):
             continue
-        each = [collapse(histories[arm.name, seed][1]) for seed in range(study.seeds_of(arm))]
+        each = [collapse(robust, arm.recipe.epochs if stopped else None) for robust, stopped in of_arm]
         found |= {(arm.name, name): np.array([one[name] for one in each]) for name in (COLLAPSED, ONSET)}
     return found
 
@@ -188,10 +193,15 @@ def _history(run: RunFolder) -> tuple[Array, Array]:
     return np.array([row["step"] for row in rows]), np.array(robust)
 
 
+def _stopped(run: RunFolder) -> bool:
+    """Return True if a guard stopped the training because it overfitted catastrophically."""
+    return run.status().get("stopped") is not None
+
+
 def _passes(arm: Arm, steps: Array) -> float:
     """Return forward-backward passes per example and step, for the epoch length that the run had."""
     recipe = arm.recipe
-    return cost(recipe.method, recipe.update, recipe.epochs, int(steps[0])).both
+    return cost(recipe.method, recipe.update, recipe.epochs, int(steps[0]) if len(steps) else 1).both
 
 
 # -- more seeds

@@ -115,6 +115,8 @@ class SWA:
         epoch, within = divmod(progress.step, progress.steps_per_epoch)
         if within == 0:
             _approach(average, model, 1 / max(1, epoch - self.start))
+        elif epoch <= self.start:  # training may be stopped before the first epoch that is averaged has ended
+            _approach(average, model, 1.0)
 
     def settle(self, average: nn.Module, images: Iterable[Tensor], progress: Progress) -> None:
         if (

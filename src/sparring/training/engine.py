@@ -312,9 +312,8 @@ class State:
     ) -> "State":
         """Return the initial state of a loop of your own; methods with a memory per example need `data`."""
         memory = method.init(data or no_data()).to(next(model.parameters()).device)
-        if own := [p for p in memory.parameters() if p.requires_grad]:
-            decay = max(group.get("weight_decay", 0.0) for group in optimizer.param_groups)
-            optimizer.add_param_group({"params": own, "weight_decay": decay})
+        for group in _groups_of(memory, optimizer):
+            optimizer.add_param_group(group)
         return cls(model, optimizer, memory, seed)
 
     @property
@@ -368,8 +367,7 @@ class State:
         """Return the running statistics of local batch norm, which the processes have to average."""
         if ranks.world() == 1 or not self.local_batch_norm:
             return ()
-        layers = [m for m in self.trained.modules() if isinstance(m, _BatchNorm)]
-        return tuple(b for m in layers for b in (m.running_mean, m.running_var) if b is not None)
+        return _statistics(self.trained)
 
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.model, **({} if self.average is None else {"average": self.average})}
@@ -610,10 +608,32 @@ class TrainingLoop:
         state.check_equal()
         progress = Progress(state.step, len(batches), self.epochs)
         if self.averaging is not None and state.average is not None:
-            with global_batch_norm(state.average):
+            local = state.local_batch_norm
+            with nullcontext() if local else global_batch_norm(state.average):
                 self.averaging.settle(state.average, _images(batches, state), progress)
+            if local and ranks.world() > 1:
+                ranks.sum_(found := _statistics(state.average))
+                for each in found:
+                    each.div_(ranks.world())
         for hook in self.hooks:
             hook.on_epoch(state, progress)
+
+
+def _statistics(model: nn.Module) -> tuple[Tensor, ...]:
+    """Return the running statistics of batch norm."""
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    return tuple(b for m in layers for b in (m.running_mean, m.running_var) if b is not None)
+
+
+def _groups_of(memory: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Return parameter groups of a memory, with the weight decay that the model's parameters of as many axes have."""
+    own = [p for p in memory.parameters() if p.requires_grad]
+    decays = [group.get("weight_decay", 0.0) for group in optimizer.param_groups]
+    groups = zip(optimizer.param_groups, decays, strict=True)
+    spared = [p.ndim for group, decay in groups if decay == 0 for p in group["params"]]
+    least = 1 + max(spared, default=-1) if max(decays) > 0 else 0
+    parts = ([p for p in own if p.ndim >= least], max(decays)), ([p for p in own if p.ndim < least], 0.0)
+    return [{"params": part, "weight_decay": decay} for part, decay in parts if part]
 
 
 def _images(batches: Batches, state: State) -> Iterator[Tensor]:

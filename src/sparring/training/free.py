@@ -21,6 +21,7 @@ from ..core.types import (
     Threat,
     Update,
 )
+from ..core.walk import walk
 from ..objectives.cross_entropy import CrossEntropy
 from .engine import State
 from .updates import BatchLoss
@@ -44,7 +45,8 @@ class Free:
         outer_mode: mode of the model during the passes; by default the mode that its owner left it in.
 
     Raises:
-        UserError: when `threat` is no threat, or when `replays` is below 1.
+        UserError: when `threat` is no threat, when `replays` is below 1, or when the objective chooses or remembers the
+            attack of a step, as `ATTA` does.
 
     References:
         Free: https://arxiv.org/abs/1904.12843.
@@ -59,6 +61,12 @@ class Free:
         need_threat(self.threat)
         if self.replays < 1:
             raise UserError(f"replays = {self.replays}: a batch must be replayed at least once")
+        for part in walk(self.objective):
+            if isinstance(part, Objective) and _has_attack(part):
+                raise UserError(
+                    f"{type(part).__name__} chooses or remembers the attack of a step, and Free has none: use it in a "
+                    "Method, with an attack"
+                )
 
     def init(self, data: LabelledData) -> nn.Module:
         """Return the memory that is kept from step to step."""
@@ -104,6 +112,12 @@ class Free:
         """Return perturbations in the ball, found around a grey image, from which they stay in the range of pixels."""
         grey = torch.full_like(delta, 0.5)
         return self.threat.project(grey + delta, grey) - grey
+
+
+def _has_attack(part: Objective) -> bool:
+    """Return True for an objective that changes the attack, and False for one that hands it on to its parts."""
+    own = any(getattr(type(part), name) is not getattr(Objective, name) for name in ("start", "attacking", "remember"))
+    return own and not any(isinstance(each, Objective) for each in list(walk(part))[1:])
 
 
 class _Memory(nn.Module):

@@ -59,7 +59,8 @@ def backward(model: nn.Module, closure: Closure) -> Terms:
     weights = [p for p in model.parameters() if p.requires_grad]
     alongside = closure.alongside if isinstance(closure, BatchLoss) else ()
     values = torch.stack([term.float() if term.dtype.itemsize < 4 else term for term in added.values()])
-    ranks.sum_([*_filled([p.grad for p in weights], weights), values, *alongside])
+    for weight, grad in zip(weights, _summed([p.grad for p in weights], weights, values, *alongside), strict=True):
+        weight.grad = grad
     with torch.no_grad():
         for tensor in alongside:
             tensor.div_(ranks.world())
@@ -83,9 +84,7 @@ def gradients(closure: Closure, weights: Sequence[nn.Parameter]) -> list[Tensor 
         found = [
             new if old is None else old if new is None else old + new for old, new in zip(found, each, strict=True)
         ]
-    if ranks.world() > 1:
-        ranks.sum_(_filled(found, weights))
-    return found
+    return found if ranks.world() == 1 else _summed(found, weights)
 
 
 def _parts(closure: Closure) -> tuple[Closure, ...]:
@@ -98,9 +97,18 @@ def _added(terms: Sequence[Terms]) -> Terms:
     return {name: torch.stack([each[name] for each in terms]).sum() for name in terms[0]}
 
 
-def _filled(grads: Sequence[Tensor | None], weights: Sequence[Tensor]) -> list[Tensor]:
-    """Put zeros in place of gradients that are missing: the collective needs as many numbers on every process."""
-    return [torch.zeros_like(w) if g is None else g for g, w in zip(grads, weights, strict=True)]
+def _summed(grads: Sequence[Tensor | None], weights: Sequence[Tensor], *alongside: Tensor) -> list[Tensor | None]:
+    """Sum gradients, and other tensors in place, over the processes.
+
+    A gradient may be missing on some processes, where a model leaves out a layer by chance; the collective needs as
+    many numbers on each. It stays missing where no process has it.
+    """
+    filled = [torch.zeros_like(w) if g is None else g for g, w in zip(grads, weights, strict=True)]
+    there = torch.tensor([float(g is not None) for g in grads], device=weights[0].device)
+    ranks.sum_([*filled, there, *alongside])
+    if all(g is not None for g in grads):
+        return [*filled]
+    return [g if known else None for g, known in zip(filled, (there > 0).tolist(), strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
