@@ -266,6 +266,7 @@ def trained(name: str) -> dict[str, Any]:
         "collectives": dict(calls),
         "numbers": numbers,
         "trained": sum(p.numel() for p in state.model.parameters()),
+        "tensors": len(list(state.model.parameters())),
     }
 
 

@@ -168,7 +168,7 @@ def certify(
     examples = EvaluationData.read_once(source, index, part := shard_of(shard, len(source)), batch_size)
     settings = {
         "model": fingerprint(model.state_dict()),
-        "certified": f"sigma {sigma:g}, {selection} and {samples} samples, seed {seed}",
+        "certified": f"sigma {sigma:.15g}, {selection} and {samples} samples, seed {seed}",
     }
     about = {
         **settings,
