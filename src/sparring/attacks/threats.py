@@ -32,8 +32,10 @@ def unscaled(rows: Tensor, *along: Tensor) -> list[Tensor]:
     Returns:
         The rows, and the further tensors.
     """
-    power = -torch.frexp(rows.flatten(1).abs().amax(1)).exponent.clamp(-126, 126)
-    return [torch.ldexp(part, each(power, part)) for part in (rows, *along)]
+    largest = rows.flatten(1).abs().amax(1)
+    power = -torch.frexp(largest).exponent.clamp(-126, 126)
+    factor = torch.ldexp(torch.ones_like(largest), power)
+    return [part * each(factor, part) for part in (rows, *along)]
 
 
 class _Ball:
