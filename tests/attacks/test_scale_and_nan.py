@@ -10,7 +10,7 @@ from sparring.attacks import APGD, DDN, FAB, Restarts
 from sparring.attacks.fab import to_hyperplane
 from sparring.attacks.losses import Margin
 from sparring.attacks.single_step import NFGSM
-from sparring.attacks.threats import unscaled
+from sparring.attacks.threats import rescaled
 from sparring.core.rng import make_rng
 from sparring.evaluation import MinimumNorm, perturb
 from sparring.evaluation.transfer import Transfer
@@ -81,12 +81,12 @@ def test_attacks_in_l2_work_where_the_gradient_is_very_short(attack):
 
 def test_a_gradient_is_scaled_by_a_power_of_two_and_a_zero_stays():
     rows = torch.tensor([[3.0, -1.0], [1e-30, 2e-31], [0.0, 0.0], [1e-45, 0.0]])
-    (scaled,) = unscaled(rows)
+    (scaled,) = rescaled(rows)
     assert torch.equal(scaled[0], rows[0] / 4)
     assert 0.5 <= float(scaled[1].max()) < 1 and torch.equal(scaled[1] / scaled[1, 0], rows[1] / rows[1, 0])
     assert torch.equal(scaled[2], rows[2])
     assert scaled.isfinite().all()
-    (kept,) = unscaled(torch.tensor([[float("nan"), 1.0]]))
+    (kept,) = rescaled(torch.tensor([[float("nan"), 1.0]]))
     assert kept[0, 0].isnan()
 
 

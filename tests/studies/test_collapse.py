@@ -26,6 +26,9 @@ def test_a_training_that_a_guard_stopped_has_collapsed_even_in_its_first_epoch()
     assert found["a", COLLAPSED].tolist() == [1.0, 0.0] and found["a", ONSET].tolist() == [0.0, 1.0]
     nothing = _collapses(study, runs, {key: (steps, np.zeros(0)) for key, (steps, _) in histories.items()})
     assert nothing == {}, "no image was held out"
+    status[1] = status[0]
+    found = _collapses(study, runs, {key: (np.zeros(0), np.zeros(0)) for key in histories})
+    assert found["a", COLLAPSED].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("share", [0.5, 0.51])

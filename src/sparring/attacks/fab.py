@@ -13,7 +13,7 @@ from .gradients import values_and_grads
 from .losses import Boundaries, Microbatched, named
 from .minimum_norm import NearestAdversarial
 from .pgd import CleanStart, Start
-from .threats import L1, L2, Linf, unscaled
+from .threats import L1, L2, Linf, rescaled
 
 _TINY = 1e-12
 _NEWTON = 50
@@ -169,7 +169,7 @@ def to_hyperplane(threat: Threat, z: Tensor, w: Tensor, gap: Tensor) -> Tensor:
     the corner nearest to it. Linf and L2 use Newton's method on a concave, piecewise linear function, which is exact
     and needs no sorting.
     """
-    w, gap = unscaled(w, gap)
+    w, gap = rescaled(w, gap)
     way = w.sign() * torch.where(gap >= 0, -1.0, 1.0).to(w)[:, None]
     room = way * (0.5 - z) + 0.5  # 1 - z upwards, z downwards; on the CPU, a comparison would take five times as long
     size, need = w.abs(), gap.abs()[:, None]

@@ -19,7 +19,7 @@ from ..core.types import Threat, each
 _TINY = 1e-12
 
 
-def unscaled(rows: Tensor, *along: Tensor) -> list[Tensor]:
+def rescaled(rows: Tensor, *along: Tensor) -> list[Tensor]:
     """Return rows `[B, ...]` times powers of two that bring their largest values to between 1/2 and 1.
 
     The gradient of a model that is sure of itself may be so short that its square vanishes in float32. No other bit
@@ -143,7 +143,7 @@ class L2(_Ball):
 
     def ascent(self, grad: Tensor) -> Tensor:
         """Normalise the gradient; a zero gradient gives a zero step, not NaN."""
-        (grad,) = unscaled(grad)
+        (grad,) = rescaled(grad)
         return grad / each(self.norm(grad).clamp_min(_TINY), grad)
 
     def norm(self, delta: Tensor) -> Tensor:

@@ -460,8 +460,8 @@ class Encoder(nn.Module):
     in_parts = True
 
 
-OF_A_LOSS = 8
-"""Number of tensors whose outputs an update keeps: more than a loss has. An attack, which has many, keeps two."""
+KEPT_OUTPUTS = 8
+"""Number of tensors whose outputs are kept in an update: more than a loss has. An attack, which has many, keeps two."""
 
 
 @dataclass(slots=True)
@@ -547,7 +547,7 @@ class Context:
 
     def on(self, model: nn.Module) -> "Context":
         """Return the same context in another phase of the step: for this model, which has computed nothing yet."""
-        return replace(self, lens=ForwardCache(model, deque(maxlen=OF_A_LOSS)))
+        return replace(self, lens=ForwardCache(model, deque(maxlen=KEPT_OUTPUTS)))
 
     def chance(self, purpose: str) -> int:
         """Return the seed of this step for a purpose, the same on every process and however often it is asked for."""

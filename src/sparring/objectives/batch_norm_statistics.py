@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..core.errors import need_whole
 from ..core.modes import statistics_kept
-from ..core.types import OF_A_LOSS, Attack, Context, ForwardCache, LabelledData, Objective, PerExampleLoss, Terms
+from ..core.types import KEPT_OUTPUTS, Attack, Context, ForwardCache, LabelledData, Objective, PerExampleLoss, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +64,11 @@ class BatchNormStatistics(Objective):
         def counts(x: Tensor) -> bool:
             return self._counts(x is ctx.batch.x, x is x_adv)
 
-        lens = _SelectiveCache(ctx.lens.model, deque(maxlen=OF_A_LOSS), counts=counts)
+        lens = _SelectiveCache(ctx.lens.model, deque(maxlen=KEPT_OUTPUTS), counts=counts)
         terms = self.method.outer(replace(ctx, lens=lens), x_adv)
         if self.of != "adversarial":
             with torch.no_grad():
-                for _ in range(self.clean_passes - lens.has_counted(ctx.batch.x)):
+                for _ in range(self.clean_passes - lens.has_seen(ctx.batch.x)):
                     lens.model(ctx.batch.x)
         return terms
 
@@ -84,16 +84,12 @@ class _SelectiveCache(ForwardCache):
     """A forward cache in which only some tensors change the statistics of batch norm."""
 
     counts: Callable[[Tensor], bool] = field(kw_only=True)
-    _counted: list[Tensor] = field(default_factory=list)
 
-    def has_counted(self, x: Tensor) -> bool:
-        return any(known is x for known in self._counted)
+    def has_seen(self, x: Tensor) -> bool:
+        return any(known is x for known, *_ in self._seen)
 
     def _once(
         self, forward: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, least: int = 1, whole: bool = False
     ) -> tuple[Tensor, ...]:
-        counts = self.counts(x)
-        if counts and not self.has_counted(x):
-            self._counted.append(x)
-        with nullcontext() if counts else statistics_kept(self.model):
+        with nullcontext() if self.counts(x) else statistics_kept(self.model):
             return ForwardCache._once(self, forward, x, least, whole)

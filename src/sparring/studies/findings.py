@@ -89,14 +89,14 @@ def aggregate(study: Study, runs: Runs, looks: tuple[int, ...] = ()) -> Findings
     rows, curves = [], {}
     for arm in study.arms:
         history = [histories[arm.name, seed] for seed in range(study.seeds_of(arm))]
-        steps = next((steps for steps, _ in history if len(steps)), np.zeros(0))
-        each = _passes(arm, steps)
+        # none has an epoch if a guard stopped all of them in their first
+        each = _passes(arm, next((steps for steps, _ in history if len(steps)), np.ones(1)))
         million = each * arm.recipe.batch_size * arm.recipe.views_per_image / 1e6  # in a step
         epochs = min(len(robust) for _, robust in history)  # a guard may have stopped some trainings early
         if epochs:
             curve = np.mean([robust[:epochs] for _, robust in history], axis=0)
             curves[arm.name] = (million * history[0][0][:epochs], curve)
-        last = [steps[-1] if len(steps) else 0 for steps, _ in history]  # none: a guard stopped it in its first epoch
+        last = [steps[-1] if len(steps) else 0 for steps, _ in history]
         rows.append(_row(study, arm, outcomes, each, million * float(np.mean(last))))
     estimates = {
         (owner, name): _estimate(outcomes, partial(_accuracy, arm=owner, which=RUN, under=name))
@@ -133,7 +133,7 @@ def _collapses(
     found: dict[tuple[str, str], Array] = {}
     for arm in study.arms:
         of_arm = [(histories[arm.name, seed][1], _stopped(runs[arm.name, seed])) for seed in range(study.seeds_of(arm))]
-        if not any(len(robust) for robust, _ in of_arm):
+        if not all(len(robust) or stopped for robust, stopped in of_arm):
             continue
         each = [collapse(robust, arm.recipe.epochs if stopped else None) for robust, stopped in of_arm]
         found |= {(arm.name, name): np.array([one[name] for one in each]) for name in (COLLAPSED, ONSET)}
@@ -201,7 +201,7 @@ def _stopped(run: RunFolder) -> bool:
 def _passes(arm: Arm, steps: Array) -> float:
     """Return forward-backward passes per example and step, for the epoch length that the run had."""
     recipe = arm.recipe
-    return cost(recipe.method, recipe.update, recipe.epochs, int(steps[0]) if len(steps) else 1).both
+    return cost(recipe.method, recipe.update, recipe.epochs, int(steps[0])).both
 
 
 # -- more seeds

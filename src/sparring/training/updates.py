@@ -101,10 +101,14 @@ def _summed(grads: Sequence[Tensor | None], weights: Sequence[Tensor], *alongsid
     """Sum gradients, and other tensors in place, over the processes.
 
     A gradient may be missing on some processes, where a model leaves out a layer by chance; the collective needs as
-    many numbers on each. It stays missing where no process has it.
+    many numbers on each. It stays missing where no process has it. Only a process on which one is missing waits for its
+    GPU.
     """
     filled = [torch.zeros_like(w) if g is None else g for g, w in zip(grads, weights, strict=True)]
-    there = torch.tensor([float(g is not None) for g in grads], device=weights[0].device)
+    there = torch.ones(len(grads), device=weights[0].device)  # a list would be copied to a GPU, which waits
+    for place, grad in enumerate(grads):
+        if grad is None:
+            there[place] = 0.0
     ranks.sum_([*filled, there, *alongside])
     if all(g is not None for g in grads):
         return [*filled]
