@@ -29,7 +29,7 @@ unexport PYTHONDONTWRITEBYTECODE
 test: $(VENV)/.dev ## all tests, two processes of one thread each
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-fast: $(VENV)/.dev ## most tests, without trainings: a minute and a half
+test-fast: $(VENV)/.dev ## most tests, without trainings: under a minute on two cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 fuzz: $(VENV)/.dev ## the fuzzers at length: copies of models, weights files, JSON, arrays, data files

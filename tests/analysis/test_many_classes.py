@@ -33,6 +33,7 @@ def measured(model, estimator, **more):
     return measure_information(model, TRAIN, TEST, estimator=estimator, **{**given, **more})
 
 
+@pytest.mark.slow
 def test_the_cheap_estimators_agree_with_the_exact_one():
     exact = measured(net(), "exact").values
     drawn = measured(net(), "sampled", probes=400).values
@@ -45,6 +46,7 @@ def test_the_cheap_estimators_agree_with_the_exact_one():
     assert means["weights: trace: all"] > 0.5 * exact["weights: trace: all"].mean()
 
 
+@pytest.mark.slow
 def test_labels_drawn_for_the_prediction_are_of_its_distribution():
     exact = measured(net(), "exact").values["prediction: trace"]
     many = measured(net(), "sampled", probes=3000).values["prediction: trace"]
@@ -78,6 +80,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_the_budget(monkeypatch):
     """At a width whose gradients of 32 images would take 100 times the budget."""
     model = net(600)

@@ -301,6 +301,7 @@ def test_square_takes_a_forward_pass_a_query_and_no_gradient():
     assert (seen.forwards, seen.backwards) == (1 + 1 + 70, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.8), L1(4.0)], ids=repr)
 @pytest.mark.parametrize("last_place", [True, False])
 def test_square_climbs_in_every_norm_and_more_queries_help(threat, last_place):

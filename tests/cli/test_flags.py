@@ -142,6 +142,7 @@ def test_a_schedule_in_place_of_another_has_its_own_flags(recipe):
     assert new.lr == Cosine(0.1, 0.01)
 
 
+@pytest.mark.slow
 def test_every_flag_of_every_recipe_is_described():
     def undescribed(value, about, path):
         for name, (part, hint) in flags._parts(value).items():

@@ -59,6 +59,7 @@ class SurrogateGradient(nn.Module):
 
 
 def exported():
+    """Only when asked for: the import of what exports takes seconds."""
     return torch.export.export(toy_net().eval(), (X,)).module()
 
 
@@ -116,7 +117,10 @@ WRONG = {  # what is handed in, and what is said of it
         seen(nn.Sequential(nn.Flatten(), nn.LazyLinear(3))),
         r"of the model is not made yet: run the lazy model once",
     ),
-    "an exported model": (seen(exported()), r"the mode of the model cannot be switched .* pass the module"),
+    "an exported model": (
+        lambda: perturb(exported(), X, Y, ATTACK),
+        r"the mode of the model cannot be switched .* pass the module",
+    ),
     "a function": (seen(lambda x: x.flatten(1)), r"the model is a function: wanted is a torch.nn.Module"),
     "a class": (seen(nn.Flatten), r"the model is the class Flatten: call it to make one, as Flatten\(\.\.\)"),
     "classes instead of logits": (
@@ -216,7 +220,9 @@ def stepped(model, x=X, backend=None, attack=ATTACK):
     return train_step(method, state, Batch(x, Y, torch.arange(len(x))), Progress(0, 2, 1), backend=backend)
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "an exported model" else name for name in WRONG]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_a_mistake_is_said_in_a_sentence(name):
     make, sentence = WRONG[name]

@@ -241,6 +241,7 @@ def check_full_precision(setting):
     assert _old() == before[1], (before, _old())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_full_precision_can_be_read_by_both_interfaces_whatever_the_user_has_set(setting):
     """In a process of its own, since torch has no way back from mixed settings."""

@@ -125,6 +125,7 @@ def test_batches_for_a_gpu_are_gathered_into_pinned_memory(tmp_path, monkeypatch
     assert torch.equal(part.x.held, torch.from_numpy(X)[rows]) and there.held.tolist() == rows.tolist()
 
 
+@pytest.mark.slow
 def test_a_run_on_a_mapped_set_is_the_run_on_the_same_set_in_memory(tiny, tmp_path):
     x = RNG.integers(0, 256, (400, 8, 8), dtype=np.uint8)
     arrays = {"x_train": x, "y_train": np.arange(400) % 10, "x_test": x[:50], "y_test": np.arange(50) % 10}
@@ -145,6 +146,7 @@ def test_a_name_stands_for_a_mapped_set(tmp_path):
         source_of("mapped")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads its peak from /proc")
 def test_only_labels_of_a_set_larger_than_memory_are_read(tmp_path):
     """A file with holes: 4 million images, 12 GB, of which a process with a little memory reads some."""

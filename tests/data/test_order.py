@@ -44,6 +44,7 @@ def test_the_order_is_the_same_on_every_machine_and_with_every_torch():
     assert few.tolist() == [32243490, 26755418, 34354921, 34841135]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "seeds"), [(2, 300), (3, 300), (4, 600), (5, 1500)])
 def test_all_orders_of_a_small_set_are_equally_frequent(count, seeds):
     seen = {}
@@ -54,6 +55,7 @@ def test_all_orders_of_a_small_set_are_equally_frequent(count, seeds):
     assert chisquare(list(seen.values())).pvalue > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [7, 16, 30])
 def test_every_number_is_equally_frequent_at_every_position(count):
     seeds = 500

@@ -48,6 +48,7 @@ def test_mixup_averages_images_and_targets_with_one_share():
     assert len(shares) == 1
 
 
+@pytest.mark.slow
 def test_mixing_can_be_left_out_at_random():
     for change in (CutMix(p=0.25), InputMixup(p=0.25)):
         kept = sum(torch.equal(change.change(X, T, drawn(seed))[1], T) for seed in range(400))
@@ -60,6 +61,7 @@ def test_shares_are_drawn_from_the_beta_distribution(alpha):
     assert stats.kstest(found.double().numpy(), stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_one_of_several_changes_is_drawn_for_each_batch():
     each = (CutMix(), InputMixup(), SmoothedLabels(0.3))
     counts = [0, 0, 0]

@@ -584,6 +584,7 @@ def test_dropout_that_stays_on_can_be_attacked_in_expectation():
     assert found.table()["autoattack"].examples == 4
 
 
+@pytest.mark.slow
 def test_logits_that_look_like_probabilities_by_chance_are_logits(net):
     """One row of two logits may sum to 1; all of them do not."""
 
@@ -710,6 +711,7 @@ def test_names_with_a_meaning_and_two_norms_are_refused(net, adversaries, messag
         evaluate(net, toy_data(), adversaries)
 
 
+@pytest.mark.slow
 def test_adversaries_with_like_names_have_parts_of_their_own(net, tmp_path):
     data = toy_data()
     adversaries = {"α": WhiteBox(PGD(Linf(0.0001), 1)), "β": WhiteBox(PGD(Linf(0.5), 5)), "a.": Quick(), "a_": Quick()}
@@ -747,6 +749,7 @@ def test_a_kill_before_the_first_word_leaves_a_folder_that_can_be_used(net, tmp_
     evaluate(net, toy_data(), {"quick": Quick()}, state=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_bits_flip_a_part_is_whole_or_done_again(net, tmp_path, seed):
     import warnings

@@ -126,6 +126,7 @@ def test_corrupted_images_are_those_of_their_file_severity_and_row(folder, data)
         assert torch.equal(found.y, data.y[[3, 5]])
 
 
+@pytest.mark.slow
 def test_accuracy_on_corrupted_images_is_that_of_an_evaluation_on_them(folder, net, data):
     corrupted = CorruptedImages(str(folder)).load(data)
     found = evaluate(net, data, {}, corrupted=corrupted, batch_size=8, **ON_MODEL)

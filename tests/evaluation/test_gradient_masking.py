@@ -17,6 +17,8 @@ from sparring.models import small_cnn
 from sparring.records.results import passed
 from sparring.training import State, train_step
 
+pytestmark = pytest.mark.slow
+
 THREAT = Linf(0.1)
 FEW = AuditBudget(steps=15, queries=200, samples=10, surrogate_steps=60)
 
@@ -90,7 +92,6 @@ class Optimising(Wrapped):
         return self.inner(x + 0.01 * grad.sign())
 
 
-@pytest.mark.slow
 def test_an_honestly_trained_model_passes_and_is_left_as_it_was(honest, images):
     before = {name: t.clone() for name, t in honest.state_dict().items()}
     state = torch.random.get_rng_state()
@@ -118,7 +119,6 @@ def test_an_honestly_trained_model_passes_and_is_left_as_it_was(honest, images):
     assert found["shattered gradients"].figure > 0.3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mask", "check", "reason"),
     [
@@ -138,14 +138,12 @@ def test_a_masked_model_fails_for_the_right_reason(under, mask, check, reason):
     assert not passed(found.values())
 
 
-@pytest.mark.slow
 def test_masked_gradients_lose_to_an_attack_without_any(under):
     found = under(Quantised)
     assert found["black box"].verdict == "fail"
     assert "are broken by Square" in found["black box"].meaning
 
 
-@pytest.mark.slow
 def test_checks_that_need_a_gradient_are_skipped_with_the_reason_where_there_is_none(under):
     found = under(Detached)
     skipped = [f for f in found.values() if f.verdict == "skip"]
@@ -153,7 +151,6 @@ def test_checks_that_need_a_gradient_are_skipped_with_the_reason_where_there_is_
     assert all("no gradient reaches the image" in f.meaning for f in skipped)
 
 
-@pytest.mark.slow
 def test_gradients_that_point_elsewhere_are_shattered(honest, images):
     class Rough(Wrapped):
         """A fine ripple on the input, whose slope hides that of the model."""
@@ -165,7 +162,6 @@ def test_gradients_that_point_elsewhere_are_shattered(honest, images):
     assert findings(Rough(honest), grey)["shattered gradients"].verdict == "fail"
 
 
-@pytest.mark.slow
 def test_an_attack_that_fails_in_a_ball_that_holds_everything_is_told(under):
     assert under(Quantised)["large eps"].verdict == "fail"
 
@@ -181,7 +177,6 @@ def test_probabilities_end_the_audit(honest, images):
     assert "randomness" not in found
 
 
-@pytest.mark.slow
 def test_a_model_that_reads_other_pixels_is_warned_of(honest, images):
     class Bytes(Wrapped):
         def forward(self, x):
@@ -200,7 +195,6 @@ def test_a_model_in_training_mode_is_warned_of_and_audited_in_eval_mode(images):
     assert model.training
 
 
-@pytest.mark.slow
 def test_a_surrogate_that_is_given_is_the_one_that_is_used(honest, images):
     """Attacks on the model under its own name transfer perfectly, so they find what the mask hides."""
     found = findings(Quantised(honest), images, surrogate=honest)
@@ -216,7 +210,6 @@ def test_what_cannot_be_audited_is_refused(honest, images):
         audit(honest, misclassified, THREAT, budget=FEW)
 
 
-@pytest.mark.slow
 def test_gradients_that_are_nan_are_no_gradients_and_break_nothing(honest, images):
     class Rooted(Wrapped):
         def forward(self, x):

@@ -41,6 +41,7 @@ def test_the_bound_is_the_exact_one_sided_binomial_interval():
             assert lower_bound(np.array([successes]), trials, alpha)[0] == pytest.approx(exact, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_the_certified_radius_of_a_linear_classifier_never_exceeds_the_exact_one_and_comes_near_it():
     net, data, exact = linear()
     found = certify(net, data, 0.25, samples=4000)
@@ -54,6 +55,7 @@ def test_the_certified_radius_of_a_linear_classifier_never_exceeds_the_exact_one
     assert (found.radius[within] > exact[within] - 0.15 * 0.25).all()
 
 
+@pytest.mark.slow
 def test_votes_have_the_share_that_a_linear_classifier_has_exactly():
     net, data, exact = linear(1)
     votes = certify(net, data, 0.5, samples=3000).votes

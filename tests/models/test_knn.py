@@ -96,6 +96,7 @@ def test_negative_and_zero_similarities_keep_their_order():
     assert where.tolist() == [[0, 3, 4, 2, 1]], "in the bank, classes follow each other"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [16_384, 8])
 def test_soft_votes_have_the_gradient_of_finite_differences(block, monkeypatch):
     monkeypatch.setattr(room, "BLOCK", block)
@@ -232,6 +233,7 @@ def test_an_average_of_weights_has_a_bank_of_its_own(reader):
     assert copy.deepcopy(model).head.rows is not model.head.rows
 
 
+@pytest.mark.slow
 def test_autoattack_and_the_audit_apply_unchanged(reader):
     model, data = reader
     few = data[200:230]

@@ -195,6 +195,7 @@ def test_pictures_are_cut_as_the_model_wants_them(pictures):
         CentralSquare(20, 1.0, "cubic")
 
 
+@pytest.mark.slow
 def test_a_pretrained_model_is_evaluated_on_pictures_from_the_shell(pictures, monkeypatch, capsys):
     class Wanting(nn.Sequential):
         preprocessing = Preprocessing(16, 0.8, "bilinear", (0.5,), (0.5,))

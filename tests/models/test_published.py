@@ -264,6 +264,7 @@ OURS = {"dm_wide_resnet", "dm_preact_resnet18", "preact_resnet18", "ra_wide_resn
 OURS |= {"robust_wide_resnet", "wide_resnet"}
 
 
+@pytest.mark.slow
 def test_every_model_without_a_library_is_built_with_its_classes_and_normalisation():
     built = set()
     for model in published_models().values():

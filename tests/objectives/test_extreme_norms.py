@@ -61,6 +61,7 @@ def test_each_batch_meets_one_norm_and_its_errors_are_counted():
     assert bool((counted[:, 1] > 0).all())
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_batch_meet_the_same_norm():
     torch.manual_seed(0)
     model, met = small_cnn(3, (3, 8, 8), width=4).eval(), []

@@ -83,7 +83,12 @@ OBJECTIVES = [
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
 @pytest.mark.parametrize(
-    "attack", [Benign(), SHORT, Cycle(((2, Benign()), (1, FGSM(BALL))))], ids=["benign", "pgd", "cycle"]
+    "attack",
+    [
+        pytest.param(Benign(), id="benign", marks=pytest.mark.slow),
+        pytest.param(SHORT, id="pgd"),
+        pytest.param(Cycle(((2, Benign()), (1, FGSM(BALL)))), id="cycle", marks=pytest.mark.slow),
+    ],
 )
 def test_every_objective_keeps_its_contract(objective, attack):
     check_objective(objective, attack)

@@ -139,6 +139,7 @@ def test_who_was_thought_dead_ends_when_it_finds_out(leases):
     assert leases.last("job").number == 2
 
 
+@pytest.mark.slow
 def test_a_stale_lease_is_taken_over_by_one_of_many(leases):
     """In each of 20 rounds, 16 processes that all find the same lease stale try at the same moment."""
     with leases.take("job", None):

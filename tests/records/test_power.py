@@ -70,6 +70,7 @@ def test_the_detectable_share_has_80_per_cent_power_and_a_half_is_rarely_taken_f
     assert stats.binom.pmf(counts, seeds, 0.5)[low > 0.5].sum() <= TAIL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("true", [0, 3])
 def test_any_error_in_a_family_is_at_most_as_frequent_as_the_rule_says(true):
     """Six claims of arms that share a baseline; `true` of them hold by far, the others just do not."""
@@ -105,6 +106,7 @@ def p_values(values, planned):
     return np.stack([stats.ttest_1samp(values[:, :n], 0, axis=1, alternative="greater").pvalue for n in planned], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [3, 10])
 @pytest.mark.parametrize("tail", [TAIL, TAIL / 6])
 def test_all_looks_together_err_as_often_as_one_would(first, tail):
@@ -115,6 +117,7 @@ def test_all_looks_together_err_as_often_as_one_would(first, tail):
     assert once > 1.3 * tail, "looking again and again at the full level errs more often"
 
 
+@pytest.mark.slow
 def test_images_that_all_looks_share_make_no_more_errors():
     planned, images = looks(3), 0.5
     values = trainings(MOST, images=images)
@@ -123,6 +126,7 @@ def test_images_that_all_looks_share_make_no_more_errors():
     assert (np.stack(lows) > 0).any(0).mean() < TAIL + SLACK
 
 
+@pytest.mark.slow
 def test_looks_at_shares_make_no_more_errors_either():
     planned = looks(3)
     heads = np.random.default_rng(1).random((TRIALS, MOST)) < 0.5

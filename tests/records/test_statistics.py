@@ -56,6 +56,7 @@ def test_one_seed_gives_the_binomial_interval():
     assert interval(flags, lambda c: c("a", "pgd")) == pytest.approx((0.6 - half, 0.6 + half), abs=0.003)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("between", "examples"), [(0.05, 1000), (0.03, 100), (0.0, 100)])
 @pytest.mark.parametrize("seeds", [3, 8])
 def test_the_interval_of_a_difference_covers_the_truth_as_often_as_it_says(seeds, between, examples):
@@ -79,6 +80,7 @@ def test_images_on_which_seeds_are_independent_are_counted_as_variance_between_s
     assert estimate.shared < 0.2 * flags.mean(1).var(ddof=1) / 8
 
 
+@pytest.mark.slow
 def test_few_seeds_that_differ_give_the_interval_of_student():
     rates = np.array([0.5, 0.6, 0.7])
     flags = {("a", "last", "pgd"): np.arange(10_000)[None] < 10_000 * rates[:, None]}

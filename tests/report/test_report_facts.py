@@ -25,6 +25,7 @@ def run(tmp_path):
     return made_run(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_report_is_written_without_torch(run):
     code = (
         "import sys; from pathlib import Path; from sparring.report.write import write_report; "

@@ -45,6 +45,7 @@ def images(folder):
     return NPZ(str(folder / "images.npz"))
 
 
+@pytest.mark.slow
 def test_a_model_whose_data_were_objects_is_exported(trained, tmp_path):
     """No file holds its test images; the program is compared on noise."""
     folder, model, recipe = trained

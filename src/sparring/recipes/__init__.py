@@ -5,6 +5,7 @@ import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,20 +49,28 @@ def entries() -> dict[str, Entry]:
     Returns:
         Each recipe by name, with its docstring read from the source text, or with the package that registers it.
     """
+    found = dict(_own())
+    for name, point in foreign.plugins("recipes").items():
+        package = point.dist.name if point.dist is not None else point.module
+        text = f"{point.value}, of the package {package}."
+        found.setdefault(name, Entry(name, point.module, text, text, package))
+    return found
+
+
+@cache
+def _own() -> dict[str, Entry]:
+    """The recipes of this package."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and node.returns and ast.unparse(node.returns) == "Recipe":
+            if not isinstance(node, ast.FunctionDef) or node.name.startswith("_") or node.returns is None:
+                continue
+            if ast.unparse(node.returns) == "Recipe":
                 text = inspect.cleandoc(ast.get_docstring(node) or "")
                 first = text.split("\n")[0]
                 tested = _UNTESTED not in first
                 found[node.name] = Entry(node.name, path.stem, first.replace(_UNTESTED, ""), text, tested=tested)
-    ours = {name: entry for name, entry in found.items() if not name.startswith("_")}
-    for name, point in foreign.plugins("recipes").items():
-        package = point.dist.name if point.dist is not None else point.module
-        text = f"{point.value}, of the package {package}."
-        ours.setdefault(name, Entry(name, point.module, text, text, package))
-    return ours
+    return found
 
 
 def find(name: str) -> Callable[..., "Recipe"]:
@@ -78,9 +87,9 @@ def find(name: str) -> Callable[..., "Recipe"]:
     """
     if ":" in name:
         return foreign.member(name, "a recipe, such as myrecipes.py:mine")
-    known = entries()
-    if name not in known:
-        raise UserError(f"no recipe {name!r}: {nearest(name, known)}")
-    if known[name].origin != "sparring":
-        return foreign.plugin(foreign.plugins("recipes")[name])
-    return getattr(importlib.import_module(f"{__name__}.{known[name].module}"), name)
+    if name in _own():
+        return getattr(importlib.import_module(f"{__name__}.{_own()[name].module}"), name)
+    registered = foreign.plugins("recipes")
+    if name not in registered:
+        raise UserError(f"no recipe {name!r}: {nearest(name, entries())}")
+    return foreign.plugin(registered[name])
