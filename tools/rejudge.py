@@ -34,11 +34,9 @@ from sparring.studies.writing import claims_table
 
 PARTS: dict[str, list[int]] = {
     "memorization": [1] * 5 + [2] + [1] * 11 + [3] + [1] * 3,
-    "selfsup": [1] * 22,
     "information": [1] * 5 + [4] * 3 + [1] * 18 + [2, 3, 1, 1, 1, 1],
 }
 """Of how many claims of today each earlier claim is the origin, in order."""
-MOVED = {"selfsup": [*range(11), 8, 9, 10, 11, 11, 11, 12, 13, 14, 15, 16]}
 
 HEAD = """\
 # Old and new verdicts
@@ -123,8 +121,6 @@ def studied(plain: dict[str, Any]) -> Study:
 
 def origins(study: Study) -> list[int]:
     """Return the number of the earlier claim that each claim comes from."""
-    if study.name in MOVED:
-        return MOVED[study.name]
     return list(chain.from_iterable(repeat(number, count) for number, count in enumerate(PARTS[study.name])))
 
 

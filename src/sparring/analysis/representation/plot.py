@@ -31,15 +31,16 @@ def plot_representation(runs: Sequence[tuple[str, Mapping[str, Sequence[Estimate
 def plot_tradeoff(
     curves: Mapping[str, tuple[Array, Array]], points: Mapping[str, tuple[float, float]], path: Path
 ) -> None:
-    """Plot accuracy against the defended share: curves over epochs, the first epoch a dot, and named points."""
+    """Plot accuracy against the defended share: curves over epochs, the last one a large dot, and named points."""
     figure = new_figure(6.5, 4.6)
     axes = figure.subplots()
     for name, (clean, defense_success_rate) in curves.items():
         (line,) = axes.plot(100 * clean, 100 * defense_success_rate, marker=".", linewidth=1, label=name)
-        axes.plot(100 * clean[0], 100 * defense_success_rate[0], marker="o", color=line.get_color())
+        axes.plot(100 * clean[-1], 100 * defense_success_rate[-1], marker="o", color=line.get_color())
     for name, (clean_, defended_) in points.items():
         axes.plot(100 * clean_, 100 * defended_, "k^")
         axes.annotate(name, (100 * clean_, 100 * defended_), fontsize=8, xytext=(4, 4), textcoords="offset points")
     axes.set(xlabel="accuracy on clean held-out images, %", ylabel="of these, defended under the PGD that selects, %")
+    axes.set_title("A dot is an epoch, a large one the last; a triangle is the last epoch with labels", fontsize=8)
     finish(axes)
     save(figure, path)
