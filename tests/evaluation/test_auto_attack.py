@@ -32,6 +32,7 @@ from sparring import (
 )
 from sparring.acceleration import AcceleratedCopy, OriginalModel
 from sparring.attacks import NFGSM, Benign, MultiGrad, RandomEps
+from sparring.attacks.losses import TargetedCE, TargetedDLR
 from sparring.core.types import pixels
 from sparring.evaluation import MinimumNorm, MultiTargeted
 from sparring.evaluation.cost import passes
@@ -229,6 +230,13 @@ def test_bytes_are_images_too():
         (lambda: AutoAttack(Linf(0.1), "custom"), "no version 'custom': choose standard, plus or rand"),
         (lambda: AutoAttack(PGD(Linf(0.1))), "defined for Linf, L2 and L1, not for PGD"),
         (lambda: MultiTargeted(PGD(Linf(0.1)), targets=0), "targets = 0 is no whole number from 1 on"),
+        (
+            lambda: MultiTargeted(PGD(Linf(0.1)), TargetedCE),
+            "TargetedCE is no function of a model, labels and",
+        ),
+        (lambda: MultiTargeted(PGD(Linf(0.1)), 3), "loss = 3 is no function of a model, labels and targets"),
+        (lambda: WhiteBox(PGD(Linf(0.1)), TargetedDLR), "loss = TargetedDLR is no function of a model and labels"),
+        (lambda: WhiteBox(PGD(Linf(0.1)), TargetedCE), "TargetedCE needs targets, which WhiteBox has not"),
         (lambda: MinimumNorm.of(PGD(Linf(0.1))), "are found for Linf, L2 and L1"),
     ],
 )

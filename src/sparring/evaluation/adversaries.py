@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.compose import keep_worst
-from ..attacks.losses import CE, EOT, Margin, OnLogits, TargetedDLR, microbatched
+from ..attacks.losses import CE, EOT, Margin, OnLogits, TargetedCE, TargetedDLR, microbatched
 from ..attacks.threats import L1, L2, Linf, ScaledThreat
 from ..core.devices import finest
 from ..core.errors import UserError, need_seed, need_whole
@@ -45,6 +45,17 @@ class Dividing:
         return dataclasses.replace(self, at_once=at_once)
 
 
+def _need_loss(loss: Any, what: str, count: int) -> None:
+    """Raise `UserError` unless a loss can be built from `count` arguments."""
+    try:
+        inspect.signature(loss).bind(*range(count))
+    except TypeError:
+        name = getattr(loss, "__name__", repr(loss))
+        raise UserError(f"loss = {name} is no function of {what}: write one that calls it") from None
+    except ValueError:  # a function in C does not say what it takes
+        pass
+
+
 @dataclass(frozen=True, slots=True)
 class WhiteBox(Dividing):
     """A white-box adversary: an attack that maximises the loss `loss(model, y)`.
@@ -59,7 +70,8 @@ class WhiteBox(Dividing):
         at_once: Number of images that pass through the model at once; None for all. It has no influence on results.
 
     Raises:
-        UserError: If `attack` is no attack, or `draws` is no whole number from 1 on.
+        UserError: If `attack` is no attack, `loss` no function of a model and labels, or `draws` no whole number from
+            1 on.
     """
 
     attack: Attack
@@ -68,6 +80,9 @@ class WhiteBox(Dividing):
 
     def __post_init__(self) -> None:
         check_attack(self.attack)
+        _need_loss(self.loss, "a model and labels, such as CE", 2)
+        if self.loss is TargetedCE:  # it would take labels for targets, and move every example towards its own class
+            raise UserError("TargetedCE needs targets, which WhiteBox has not: MultiTargeted chooses them")
         need_whole("draws", self.draws)
 
     @property
@@ -98,7 +113,8 @@ class MultiTargeted(Dividing):
         at_once: Number of images that pass through the model at once; None for all. It has no influence on results.
 
     Raises:
-        UserError: If `attack` is no attack, or `targets` is no whole number from 1 on.
+        UserError: If `attack` is no attack, `loss` no function of a model, labels and targets, or `targets` no whole
+            number from 1 on.
     """
 
     attack: Attack
@@ -107,6 +123,7 @@ class MultiTargeted(Dividing):
 
     def __post_init__(self) -> None:
         check_attack(self.attack)
+        _need_loss(self.loss, "a model, labels and targets, such as TargetedDLR and Margin", 3)
         need_whole("targets", self.targets)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
