@@ -13,6 +13,7 @@ import pytest
 
 from sparring import RunFolder, UserError, fit
 from sparring.cli import run as shell
+from sparring.records.estimates import Mean
 from sparring.records.outcomes import Outcomes
 from sparring.records.statistics import Claim, judge
 from sparring.runs.load import evaluate_run
@@ -20,7 +21,7 @@ from sparring.studies import running, work
 from sparring.studies.findings import _open, aggregate
 from sparring.studies.jobs import Plan, leases_of
 from sparring.studies.running import run_study
-from sparring.studies.study import Arm, JointMeasurement, Study
+from sparring.studies.study import RUN, Arm, JointMeasurement, Study
 
 pytestmark = pytest.mark.slow
 
@@ -80,6 +81,20 @@ def study(template):
     )
 
 
+class Alike(Outcomes):
+    """Numbers of seeds that share the error of the test images."""
+
+    def __init__(self, numbers, images):
+        super().__init__({}, numbers)
+        self.numbers, self.images = numbers, images
+
+    def of(self, seeds):
+        return Alike({cell: each[:seeds] for cell, each in self.numbers.items()}, self.images)
+
+    def estimate(self, statistic, seeds=None):
+        return Mean(super().estimate(statistic, seeds).values, self.images**2)
+
+
 def run(study, folder, **how):
     return run_study(study, folder, scale="smoke", workers=1, until_decided=True, **how)
 
@@ -126,6 +141,13 @@ def test_trainings_that_a_guard_stopped_early_have_tables_and_a_curve_up_to_the_
     assert found.rows[0].passes == pytest.approx(passes[0] * (3 + 2 + 3) / 3)
 
 
+def test_pictures_are_drawn_of_the_seeds_that_all_arms_have(study, trained, tmp_path):
+    drawn = []
+    run(replace(study, draw=lambda runs, folder: drawn.append(sorted(runs))), tmp_path)
+    assert seeds_in(tmp_path) == {"good": 3, "bad": 18, "as-bad": 18}
+    assert drawn == [sorted((arm, seed) for arm in RATES for seed in range(3))]
+
+
 def test_nothing_is_added_when_all_claims_are_decided(study, trained, tmp_path):
     run(replace(study, claims=study.claims[:1]), tmp_path)
     assert seeds_in(tmp_path) == {"good": 3, "bad": 3, "as-bad": 3}
@@ -146,6 +168,14 @@ def test_no_seeds_are_added_for_a_margin_that_the_test_images_exceed():
     for one, opened in ((claim, False), (wide, False), (replace(claim, within=None), True)):
         [verdict] = judge([one], Outcomes(flags))
         assert _open(one, verdict) is opened
+    # whose images alone exceed the margin at the strict level of an early look, and not at that of the last
+    near = Alike({("a", RUN, "x"): np.resize([1e-5, -1e-5, 0.0], 18)}, 0.01 / 2.45)
+    claim_of_it = Claim("it is 0", "x", lambda c: c("a", "x", RUN), within=0.01)
+    for seeds in (3, 5, 8, 12):
+        [verdict] = judge([claim_of_it], near.of(seeds), (3, 5, 8, 12, 18))
+        assert verdict.outcome == "undecided" and _open(claim_of_it, verdict)
+    [verdict] = judge([claim_of_it], near.of(18), (3, 5, 8, 12, 18))
+    assert verdict.outcome == "supported"
     [single] = judge([claim], Outcomes({cell: each[:1] for cell, each in flags.items()}))
     assert _open(claim, single), "one seed says nothing of the images' part alone"
 

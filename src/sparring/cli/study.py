@@ -35,8 +35,8 @@ number of times at once, on all machines that see the folder: they share the tra
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     scale: Literal["smoke", "cpu", "gpu"] = "cpu"
-    """smoke takes a minute and decides no claim; cpu is for two cores and 15 minutes to two hours; gpu is meant for one
-    data-centre GPU, and was not tried."""
+    """smoke takes a minute and decides no claim; cpu is for two cores and 15 minutes to three hours; gpu is meant for
+    one data-centre GPU, and was not tried."""
     out: str | None = None
     """Folder of the study; by default results/NAME-SCALE."""
     seeds: int | None = None

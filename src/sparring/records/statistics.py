@@ -138,7 +138,7 @@ def judge(claims: Sequence[Claim], outcomes: Outcomes, looks: tuple[int, ...] = 
         A verdict on each.
 
     Raises:
-        UserError: If the number of a claim is NaN.
+        UserError: If the number of a claim is NaN or infinite.
 
     References:
         Holm, https://www.jstor.org/stable/4615733
@@ -204,7 +204,9 @@ class _Test(NamedTuple):
     def at(self, tail: float) -> _Look:
         """Return the first look that decides, or the last, if errors have this probability over all looks."""
         spent = levels(self.looks, tail) if self.looks else (tail,)
-        seen = [_look(self.claim, *each) for each in zip(self.found, spent, strict=False)]
+        # later looks are less strict, and so is Holm's procedure when others of the family are decided
+        least = max(levels(self.looks, TAIL)) if self.looks else tail
+        seen = [_look(self.claim, *each, least) for each in zip(self.found, spent, strict=False)]
         return next((look for look in seen if look.outcome in DECIDED), seen[-1])
 
     def verdict(self, up: float, down: float) -> Verdict:
@@ -221,20 +223,21 @@ def _test(claim: Claim, outcomes: Outcomes, looks: tuple[int, ...]) -> _Test:
     found: list[Estimate] = []
     for count in [look for look in looks if look <= seeds] or [seeds]:
         mean = outcomes.estimate(claim.statistic, count)
-        if math.isnan(mean.value):
-            raise UserError(f"the number of the claim {claim.sentence!r} is not defined: it is NaN for some seed")
+        if not math.isfinite(mean.value):
+            raise UserError(f"the number of the claim {claim.sentence!r} is NaN or infinite for a seed")
         found.append(Share(mean.values > claim.more_than) if claim.most else mean)
     return _Test(claim, tuple(found), looks)
 
 
-def _look(claim: Claim, estimate: Estimate, tail: float) -> _Look:
+def _look(claim: Claim, estimate: Estimate, tail: float, least: float) -> _Look:
+    """Look at a claim with errors of probability `tail`; it is not testable if it is not with `least` strictness."""
     if claim.untestable:
         return _Look(estimate, tail, "not testable here", claim.untestable)
     low, high = estimate.interval(tail)
     if estimate.seeds > 1 and _same(low, high):
         return _Look(estimate, tail, "undecided", "it is the same for all seeds, which does not show their spread")
     outcome = claim.outcome(low, high) if estimate.seeds > 1 else "undecided"
-    if outcome == "undecided" and (reason := estimate.hopeless(tail, claim.within)):
+    if outcome == "undecided" and (reason := estimate.hopeless(least, claim.within)):
         return _Look(estimate, tail, "not testable here", reason)
     return _Look(estimate, tail, outcome)
 

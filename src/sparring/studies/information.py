@@ -283,12 +283,12 @@ _FARTHER = "gain of the middle eps with the distance of the task"
 def _by_way(runs: Runs, seed: int, seeds: int) -> dict[str, float]:
     """Return the median similarity of each way to invert, at the best eps of each image, and at the best eps of all.
 
-    The best eps is chosen on the networks of the other seeds, because choosing the best of five on the same networks
-    would select noise.
+    The best eps is chosen on the networks of other seeds, because choosing the best of five on the same networks would
+    select noise; of the first three, so that the number of a seed stays the same when seeds are added.
     """
     ways = _joined(runs[_LINE[0], seed], seed)["ways"]
     found = {name: float(np.median(way["ssim"])) for name, way in ways.items()}
-    others = [each for each in range(seeds) if each != seed] or [seed]
+    others = [each for each in range(min(3, seeds)) if each != seed] or [seed]
     own, other = _similarities(runs, seed), np.mean([_similarities(runs, each) for each in others], axis=0)
     images = np.arange(own.shape[1])
     return {

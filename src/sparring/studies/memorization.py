@@ -199,8 +199,9 @@ def _numbers(runs: Runs) -> dict[tuple[str, str], Array]:
     seeds = seeds_of(runs)
     seen: dict[tuple[str, int], Any] = {key: run.read_analysis("memorization") for key, run in runs.items()}
     found = of_each(runs, lambda arm, seed: _of_run(seen[arm, seed]))
-    for arm, other, apart in _PAIRS:
-        taus = [_tau(runs, (arm, seed), (other, (seed + apart) % seeds)) for seed in range(seeds)]
+    for arm, other, same in _PAIRS:
+        pairs = [(seed, seed if same else _beside(seed, seeds)) for seed in range(seeds)]
+        taus = [_tau(runs, (arm, one), (other, two)) for one, two in pairs]
         found[arm, f"tau with {other}"] = np.array(taus)
     names = _measured([each for (arm, _), each in seen.items() if arm in (*_NOISY, *_RANDOM)])
     for group, chosen in _GROUPS.items():
@@ -230,6 +231,11 @@ def _cosine(seen: Mapping[str, Any], loss: str) -> float:
     return min(way["cosine"][where] for way in ways)
 
 
+def _beside(seed: int, seeds: int) -> int:
+    """Return another seed, which stays the same when seeds are added."""
+    return seed - 1 if seed else min(1, seeds - 1)
+
+
 def _tau(runs: Runs, one: tuple[str, int], other: tuple[str, int]) -> float:
     """Return Kendall's tau of the difficulties that two runs recorded for the same examples."""
     a, b = (runs[key].read_memory().difficulty for key in (one, other))
@@ -254,8 +260,8 @@ def _kendall(a: Any, b: Any) -> float:
     return 0.0 if np.isnan(tau) else tau
 
 
-_PAIRS = (("PGD-AT, true labels", "TRADES, true labels", 1), ("PGD-AT", "TRADES", 0))
-"""Two trainings on the same examples, and the difference of their seeds: 0 with label noise, which depends on it."""
+_PAIRS = (("PGD-AT, true labels", "TRADES, true labels", False), ("PGD-AT", "TRADES", True))
+"""Two trainings on the same examples, and whether of the same seed, which decides the noise of the labels."""
 
 _CURES = ("SWA", "AWP", "Label smoothing 0.3")
 _NOISY = (

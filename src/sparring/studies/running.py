@@ -290,8 +290,9 @@ def _once(job: _OfAll, do: Callable[[], None], leases: Leases, before: Before, t
 
 
 def _write(findings: Findings, folder: Path, scale: str, runs: Runs) -> None:
-    if findings.study.draw is not None:
-        findings.study.draw(runs, folder)
+    study = findings.study
+    if study.draw is not None:
+        study.draw({(arm, seed): run for (arm, seed), run in runs.items() if seed < study.common}, folder)
     environment = next(iter(runs.values())).sessions()[-1]
     write(findings, folder, scale, environment, precision_of(runs.values()))
 
