@@ -35,6 +35,7 @@ from sparring.attacks import NFGSM, Benign, MultiGrad, RandomEps
 from sparring.attacks.losses import TargetedCE, TargetedDLR
 from sparring.core.types import pixels
 from sparring.evaluation import MinimumNorm, MultiTargeted
+from sparring.evaluation.audit_checks import output
 from sparring.evaluation.cost import passes
 from sparring.evaluation.verifier import random_share
 
@@ -611,6 +612,27 @@ def test_logits_that_look_like_probabilities_by_chance_are_logits(net):
 
     with pytest.raises(UserError, match="gives probabilities"):
         evaluate(Softmax(), toy_data(), {"quick": Quick()})
+
+
+def test_outputs_of_a_sigmoid_are_noted_and_found_by_the_audit(net):
+    class Sigmoid(nn.Module):
+        def forward(self, x):
+            z = net(x)
+            return (20 * (z - z.amin(1, keepdim=True)) - 1).sigmoid()
+
+    data = toy_data()
+    data = TensorData(pixels(data.x), data.y, data.classes)
+    with pytest.warns(UserWarning, match=r"all outputs of the model lie in \[0, 1\], as behind a sigmoid"):
+        found = evaluate(Sigmoid(), data, {"quick": Quick()})
+    assert any("as behind a sigmoid" in note for note in found.notes)
+    assert output(Sigmoid(), data).verdict == "warn"
+    assert output(net, data).verdict == "pass"
+
+
+def test_a_set_beside_an_attack_with_its_own_is_refused(net):
+    for attack in (PGD(Linf(0.01), 2), {"mine": PGD(Linf(0.01), 2)}):
+        with pytest.raises(UserError, match="eps and threat are for attacks given by name"):
+            evaluate(net, toy_data(), attack, eps=0.3)
 
 
 @pytest.mark.parametrize("way", ["data", "batch_norm", "only with gradients"])

@@ -13,6 +13,7 @@ from helpers import bits, stop_at
 import sparring.objectives.example_bank as banks
 from sparring import (
     PGD,
+    SWA,
     TRADES,
     Batch,
     Context,
@@ -31,7 +32,7 @@ from sparring import (
 )
 from sparring.acceleration import OriginalModel
 from sparring.core.rng import make_rng
-from sparring.core.schedules import Ramp
+from sparring.core.schedules import EpsWarmUp, Ramp
 from sparring.core.types import ForwardCache, pixels
 from sparring.data import NPZ, Batches
 from sparring.objectives import BatchNormStatistics, Staged
@@ -346,6 +347,16 @@ def test_a_ramp_that_begins_after_the_end_is_refused(tiny):
     for weight in (-1.0, Ramp(-1.0)):
         with pytest.raises(UserError, match="drive predictions away"):
             TemporalEnsembling(weight)
+
+
+def test_an_average_and_an_eps_that_come_after_the_end_are_refused(tiny):
+    with pytest.raises(UserError, match="starts after epoch 3, and the training ends with epoch 3"):
+        replace(tiny, averaging=SWA(3))
+    replace(tiny, averaging=SWA(2))
+    slow = replace(tiny.method, attack=EpsWarmUp(PGD(Linf(0.1)), epochs=4))
+    with pytest.raises(UserError, match="eps rises for 4 epochs, longer than the training of 3"):
+        replace(tiny, method=slow)
+    replace(tiny, method=slow, epochs=4)
 
 
 def test_a_decay_of_one_never_forgets_and_never_learns():

@@ -233,6 +233,7 @@ def test_a_bound_is_of_one_target(run, capsys):
     [
         ("robust", "write the name of an accuracy and a percentage, as robust=45"),
         ("robust=4.5.1", "write the name"),
+        ("robust=0.45", "write a percentage, robust=45, or robust=0.45% if you mean it"),
         ("robust=101", "write the name"),
         ("autoatack=40", "did you mean autoattack"),
     ],

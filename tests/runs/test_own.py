@@ -105,12 +105,27 @@ def test_a_method_is_also_a_value_or_an_objective():
         ({"eps": 0.1, "threat": "l2:1"}, "give one of them"),
         ({"eps": 0.1, "method": "trade"}, "no method 'trade': did you mean trades"),
         ({"eps": 0.1, "method": 7}, "give the name of a method"),
+        (
+            {"eps": 0.3, "method": Method(PGD(Linf(0.1), 2), CrossEntropy())},
+            r"stays in Linf\(eps=0.1\), and Linf",
+        ),
         ({"threat": "l2:1", "method": "n-fgsm"}, "n-fgsm is defined for Linf, not for L2"),
     ],
 )
 def test_a_method_that_cannot_be_meant_gets_a_sentence(how, message):
     with pytest.raises(UserError, match=message):
         fit(net(), (X, Y), **how)
+
+
+def test_what_a_recipe_says_is_not_said_beside_it(tiny, tmp_path):
+    for how, named in (
+        ({"seed": 1}, "seed"),
+        ({"eps": 0.1, "lr": 0.5}, "eps and lr"),
+        ({"folder": "runs/a"}, "folder"),
+    ):
+        with pytest.raises(UserError, match=f"^{named} beside a recipe"):
+            fit(tiny, tmp_path / "run", **how)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -135,5 +135,21 @@ def probable(out: Tensor) -> Tensor:
     return ((values >= 0) & (values <= 1)).all(1) & ((values.sum(1) - 1).abs() < 1e-4)
 
 
+SQUASHED = (
+    "all outputs of the model lie in [0, 1], as behind a sigmoid: attacks need logits, and find fewer adversarial "
+    "examples without them"
+)
+
+
+def squashed(out: Tensor) -> bool:
+    """Return True for outputs as of a sigmoid for each class: all of them lie in [0, 1], and one reaches 0.9.
+
+    Few or small logits lie there by chance, and probabilities are another matter.
+    """
+    values = out.detach().float()
+    inside = bool(((values >= 0) & (values <= 1)).all()) and bool((values > 0.9).any())
+    return len(out) >= 8 and inside and not bool(probable(out).all())
+
+
 def refuse_probabilities() -> NoReturn:
     raise UserError("the model gives probabilities, and attacks need logits: remove the final softmax")

@@ -17,7 +17,7 @@ from ..core.gate import as_taken
 from ..core.modes import mode_matters
 from ..core.rng import draws_kept, make_rng
 from ..core.types import PerExampleLoss, TensorData, Threat
-from ..core.validation import refuse_probabilities
+from ..core.validation import SQUASHED, refuse_probabilities, squashed
 from ..models import small_cnn
 from ..records.results import Finding
 from .adversaries import WhiteBox
@@ -48,6 +48,8 @@ def output(model: nn.Module, data: TensorData) -> Finding:
             refuse_probabilities()
     except UserError as error:
         return finding("output", None, str(error), "fail", "logits", "correct that, and audit again")
+    if squashed(model(x)):
+        return finding("output", None, SQUASHED, "warn", "logits", "remove the sigmoid, and audit again")
     share, chance = float(verdict.right.float().mean()), 1 / len(data.classes)
     known: Verdict = "warn" if share < 2 * chance else "pass"
     advice = "clean accuracy is near chance: does the model expect other pixels than [0, 1]? Give --mean and --std"

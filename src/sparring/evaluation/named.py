@@ -39,8 +39,11 @@ def adversaries_of(given: object, within: Threat | str | None) -> dict[str, Adve
         The adversaries by their names in the result.
 
     Raises:
-        UserError: If a name is unknown, or if there is a name and no set.
+        UserError: If a name is unknown, if there is a name and no set, or a set beside attacks that have their own.
     """
+    named = isinstance(given, str | tuple | list)
+    if within is not None and not named:
+        raise UserError("eps and threat are for attacks given by name: an attack given as an object has its own")
     if isinstance(given, Mapping):
         return {str(name): as_adversary(each) for name, each in given.items()}
     if isinstance(given, str):

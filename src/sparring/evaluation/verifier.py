@@ -13,7 +13,7 @@ from ..attacks.losses import CE
 from ..attacks.threats import Linf
 from ..core.errors import UserError
 from ..core.types import Threat
-from ..core.validation import check_images, check_logits, probable
+from ..core.validation import SQUASHED, check_images, check_logits, probable, squashed
 from .adversaries import beyond
 
 
@@ -87,14 +87,16 @@ def _calibration(out: Tensor, y: Tensor, finite: Tensor) -> Tensor:
 def oddities(judge: Verifier, x: Tensor, y: Tensor, right: Tensor) -> list[str]:
     """Notes on properties of a model that make its results doubtful.
 
-    `right` `[B]` is the verdict on `x`. The checks are: autograd inside forward, randomised logits, logits that depend
-    on the rest of the batch, gradients that are not finite, and a step of PGD at eps 0 that changes verdicts. The step
-    records gradients as an attack does.
+    `right` `[B]` is the verdict on `x`. The checks are: autograd inside forward, outputs in [0, 1], randomised logits,
+    logits that depend on the rest of the batch, gradients that are not finite, and a step of PGD at eps 0 that changes
+    verdicts. The step records gradients as an attack does.
     """
     model, threat = judge.model, Linf(1e-12)
     with torch.no_grad(), counting() as inside:
         first = model(x).float()
     notes = [_INSIDE] if inside else []
+    if squashed(first):
+        notes.append(SQUASHED)
     with torch.no_grad():
         share, alone = random_share(first, model(x).float()), torch.cat([model(image[None]) for image in x[:4]]).float()
     if share > 0:

@@ -224,7 +224,7 @@ def _test(claim: Claim, outcomes: Outcomes, looks: tuple[int, ...]) -> _Test:
     for count in [look for look in looks if look <= seeds] or [seeds]:
         mean = outcomes.estimate(claim.statistic, count)
         if not math.isfinite(mean.value):
-            raise UserError(f"the number of the claim {claim.sentence!r} is NaN or infinite for a seed")
+            raise UserError(f"the number of the claim {claim.sentence!r} is not defined: it is NaN or infinite")
         found.append(Share(mean.values > claim.more_than) if claim.most else mean)
     return _Test(claim, tuple(found), looks)
 

@@ -62,6 +62,10 @@ def _threshold(text: str, known: dict[str, float]) -> Threshold:
     percent = float(parts[2]) if parts and parts[2].count(".") < 2 and parts[2] != "." else -1.0
     if parts is None or not 0 <= percent <= 100:
         raise UserError(f"--fail-under {text}: write the name of an accuracy and a percentage, as robust=45")
+    if 0 < percent < 1 and "%" not in text:
+        raise UserError(
+            f"--fail-under {text}: write a percentage, {parts[1]}={100 * percent:g}, or {text}% if you mean it"
+        )
     if parts[1] not in known:
         why = nearest(parts[1], known) if known else "the report has no evaluation: run sparring evaluate first"
         raise UserError(f"--fail-under {text}: no accuracy is called {parts[1]!r}: {why}")

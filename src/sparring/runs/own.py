@@ -1,5 +1,6 @@
 """Trains a model of the user's own on data of their own: the same run as that of a recipe."""
 
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -111,28 +112,38 @@ def fit(
             and as in `sparring.runs.fit.fit`.
         Interrupted: If SIGINT or SIGTERM asks the training to stop; everything is saved then.
     """
+    given = {
+        "method": method,
+        "eps": eps,
+        "threat": threat,
+        "steps": steps,
+        "epochs": epochs,
+        "lr": lr,
+        "batch_size": batch_size,
+        "held_out": held_out,
+        "augment": augment,
+        "normalize": normalize,
+        "classes": classes,
+        "seed": seed,
+    }
     if isinstance(subject, Recipe):
+        _refuse_beside_a_recipe({**given, "folder": folder})
         return _fit_showing_progress(subject, source, progress, options)
-    recipe = recipe_for(
-        subject,
-        source,
-        method=method,
-        eps=eps,
-        threat=threat,
-        steps=steps,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        held_out=held_out,
-        augment=augment,
-        normalize=normalize,
-        classes=classes,
-        seed=seed,
-    )
+    recipe = recipe_for(subject, source, **given)
     run = _fit_showing_progress(recipe, folder or f"runs/{_slug(recipe, method)}", progress, options)
     if isinstance(subject, nn.Module):
         subject.load_state_dict(_inner(load_model(run.path, recipe), recipe).state_dict())
     return run
+
+
+def _refuse_beside_a_recipe(given: dict[str, Any]) -> None:
+    defaults = inspect.signature(fit).parameters
+    other = [name for name, value in given.items() if value is not defaults[name].default]
+    if other:
+        raise UserError(
+            f"{' and '.join(other)} beside a recipe: what a recipe trains is said in the recipe, as in "
+            "fit(replace(recipe, seed=1), 'runs/mine'); its eps is an argument of the function that makes it"
+        )
 
 
 def recipe_for(
@@ -177,6 +188,9 @@ def recipe_for(
         UserError: As in `fit`.
     """
     within, source = _threat(eps, threat, method), as_source(data, classes)
+    own = getattr(getattr(method, "attack", method), "threat", None) if isinstance(method, Method | Free) else None
+    if own is not None and own != within:
+        raise UserError(f"the attack of the method stays in {own}, and {within} is asked for: say it in one place")
     return Recipe(
         data=source,
         model=as_model(model, source, seed),

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..core.errors import UserError, need_seed, need_whole
 from ..core.public_names import FORMAT, WRITTEN_BY
-from ..core.schedules import Ramp
+from ..core.schedules import EpsWarmUp, Ramp
 from ..core.serialization import Build, check_types, from_plain, to_plain
 from ..core.types import Attack, LabelledData, Objective, Schedule, TensorData, Update
 from ..core.walk import walk
@@ -158,6 +158,17 @@ class Recipe:
                     f"a weight begins to rise at epoch {ramp.start:g}, after the end of these {self.epochs}: it would "
                     "be 0 throughout. Let it begin earlier, or train longer"
                 )
+        for warm_up in (each for each in walk(self.method) if isinstance(each, EpsWarmUp)):
+            if warm_up.epochs - warm_up.ahead > self.epochs:
+                raise UserError(
+                    f"eps rises for {warm_up.epochs:g} epochs, longer than the training of {self.epochs}: it would "
+                    "never be reached. Let it rise faster, or train longer"
+                )
+        if isinstance(self.averaging, SWA) and self.averaging.start >= self.epochs:
+            raise UserError(
+                f"averaging starts after epoch {self.averaging.start}, and the training ends with epoch {self.epochs}: "
+                "nothing would be averaged. Start earlier, or train longer"
+            )
         if not 0 <= self.held_out < 1:
             raise UserError(
                 f"held_out = {self.held_out:g} is not in [0, 1): a share of the images selects the best epoch, or with "
