@@ -18,6 +18,7 @@ from sparring import (
     L2,
     PGD,
     AutoAttack,
+    Classifier,
     Linf,
     Margin,
     Restarts,
@@ -38,6 +39,7 @@ from sparring.evaluation import MinimumNorm, MultiTargeted
 from sparring.evaluation.audit_checks import output
 from sparring.evaluation.cost import passes
 from sparring.evaluation.verifier import random_share
+from sparring.models import Normalize
 
 
 @dataclass(frozen=True)
@@ -627,6 +629,19 @@ def test_outputs_of_a_sigmoid_are_noted_and_found_by_the_audit(net):
     assert any("as behind a sigmoid" in note for note in found.notes)
     assert output(Sigmoid(), data).verdict == "warn"
     assert output(net, data).verdict == "pass"
+
+
+def test_steps_that_do_not_reach_eps_are_noted(net):
+    attacks = {"short": PGD(Linf(0.1), 3, "2/255"), "reaches": PGD(Linf(0.1), 4, 0.025), "of eps": PGD(Linf(0.1), 3)}
+    notes = [note for note in evaluate(net, toy_data(), attacks).notes if "moves by at most" in note]
+    assert notes == ["short moves by at most 3 steps of 0.00784 from its start, less than eps = 0.1"]
+
+
+def test_a_model_is_not_normalised_twice(net):
+    front = Normalize([0.5], [0.2])
+    for model in (nn.Sequential(front, net), Classifier(nn.Flatten(), nn.Linear(16, 3), front)):
+        with pytest.raises(UserError, match="would be normalised twice"):
+            evaluate(model, toy_data(), "fgsm", eps=0.1, normalize=([0.5], [0.2]))
 
 
 def test_a_set_beside_an_attack_with_its_own_is_refused(net):

@@ -105,6 +105,8 @@ def test_fgsm_mep_is_its_formula_over_three_epochs():
 
 def test_fgsm_mep_keeps_its_contract_and_refuses_other_attacks():
     check_objective(FGSMMEP(BALL, reset=2), FGSM(BALL))
+    with pytest.raises(UserError, match=r"FGSMMEP begins in Linf\(eps=0.3\), and its attack stays in Linf\(eps=0.1\)"):
+        Method(FGSM(BALL), FGSMMEP(Linf(0.3)))
     method = Method(PGD(BALL, 2), FGSMMEP(BALL))
     state = begun(method)
     with pytest.raises(UserError, match="keeps the gradient of one step"):

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.losses import misclassified
+from ..attacks.pgd import PGD
 from ..attacks.threats import Linf
 from ..core.errors import UserError
 from ..core.rng import PerExample, Rng, mixed_seed
 from ..core.types import AttackBackend, SearchCall, Threat, pixels, recordable
+from ..core.walk import walk
 from ..records.gallery import gallery_size
 from ..records.results import PICTURES, Array
 from .adversaries import (
@@ -113,6 +115,7 @@ class AttackPlan:
         if nearest is None:
             free = [stage for stage, each in stages.items() if bound(each) is None]
             notes += tuple(f"nothing bounds {stage}: it names no threat, or several" for stage in free)
+            notes += tuple(note for stage, each in stages.items() for note in _short_steps(stage, each))
         costs = [passes(each, classes) for each in stages.values()]
         weights = tuple(UNKNOWN_PASSES if cost is None else cost for cost in costs)
         return cls(name, stages, draws, notes, weights, None not in costs, nearest)
@@ -130,6 +133,19 @@ class AttackPlan:
     def threat(self) -> Threat | None:
         """The set that all stages stay in, if it is the same for all."""
         return the_one([bound(stage) for stage in self.stages.values()])
+
+
+def _short_steps(stage: str, adversary: Adversary) -> list[str]:
+    """Notes on attacks whose steps together are shorter than eps, such as a step of another eps."""
+    found = []
+    for each in walk(adversary):
+        if not isinstance(each, PGD) or each.step_size is None:
+            continue
+        eps = getattr(each.threat, "eps", 0.0)
+        if each.steps * each.step_size < 0.999 * eps:
+            far = f"{each.steps} steps of {each.step_size:.3g}"
+            found.append(f"{stage} moves by at most {far} from its start, less than eps = {eps:.3g}")
+    return found
 
 
 def bound(adversary: Adversary) -> Threat | None:

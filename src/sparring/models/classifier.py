@@ -72,8 +72,12 @@ def normalized(model: nn.Module, mean: Sequence[float], std: Sequence[float]) ->
         The model behind its normalisation, in the same mode.
 
     Raises:
-        UserError: If there are not as many means as deviations, or a deviation is not above 0.
+        UserError: If there are not as many means as deviations, a deviation is not above 0, or the model normalises
+            already.
     """
+    front = model[0] if isinstance(model, nn.Sequential) and len(model) else getattr(model, "normalize", None)
+    if isinstance(front, Normalize):
+        raise UserError("the model has its own normalisation in front, and would be normalised twice: leave one out")
     if len(mean) != len(std) or not all(s > 0 for s in std):
         raise UserError(f"mean and std need as many numbers each, and those of std above 0: not {mean} and {std}")
     scaled = Normalize(mean, std)

@@ -43,6 +43,7 @@ from ..core.types import (
     recordable,
 )
 from ..core.validation import check_attack
+from ..core.walk import walk
 from ..core.whole_batch import by_batch, served
 from .averaging import Averaging
 from .global_batch_norm import global_batch_norm
@@ -74,6 +75,12 @@ class Method:
     def __post_init__(self) -> None:
         if not isinstance(self.attack, Schedule):
             check_attack(self.attack)
+            for each in walk(self.objective):
+                bound = isinstance(each, Objective) and not each.takes_any_attack
+                own, other = getattr(each, "threat", None), getattr(self.attack, "threat", None)
+                if bound and None not in (own, other) and own != other:
+                    name = type(each).__name__
+                    raise UserError(f"{name} begins in {own}, and its attack stays in {other}: give both one set")
 
     def init(self, data: LabelledData) -> nn.Module:
         """Return the memory of the objective that is kept from step to step."""
