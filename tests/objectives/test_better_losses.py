@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparring import PGD, TRADES, Build, CrossEntropy, Linf, Method, State, UserError, train_step
+from sparring import FGSM, PGD, TRADES, Build, CrossEntropy, Linf, Method, State, UserError, train_step
 from sparring.acceleration import OriginalModel
 from sparring.attacks import KLDivergence
 from sparring.core.rng import make_rng
@@ -287,6 +287,7 @@ def test_methods_that_know_classes_ask_for_the_training_set():
     [
         (lambda: IKL(temperature=0.0), "temperature = 0 is not above 0"),
         (lambda: SCORE(clip=-1.0), "clip = -1 of the robust term is below 0"),
+        (lambda: Method(FGSM(Linf(0.1)), SCORE()), "begins at the clean image, where its distance has no gradient"),
         (lambda: MLCAT(float("nan")), "threshold = nan is not a finite number"),
     ],
 )

@@ -644,6 +644,9 @@ class Objective:
     takes_any_attack: ClassVar[bool] = True
     """False if the method is made for an attack of one kind, so that a guard cannot exchange it."""
 
+    def check(self, attack: Attack) -> None:
+        """Raise `UserError` if no training is possible with this attack. By default any will do."""
+
     def init(self, data: LabelledData) -> nn.Module:
         """Return the memory of this method: a label bank, a teacher or a feature bank. By default it is empty."""
         del data

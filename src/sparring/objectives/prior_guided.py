@@ -61,6 +61,11 @@ class FGSMMEP(Objective):
                 f"true = {self.true:g} in (0, 1]"
             )
 
+    def check(self, attack: Attack) -> None:
+        other = getattr(attack, "threat", self.threat)
+        if other != self.threat:
+            raise UserError(f"FGSMMEP begins in {self.threat}, and its attack stays in {other}: give both one set")
+
     def init(self, data: LabelledData) -> nn.Module:
         return _Prior(data)
 

@@ -2,9 +2,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..attacks import CleanStart
 from ..attacks.losses import SquaredDistance
 from ..core.errors import UserError
-from ..core.types import Context, Objective, PerExampleLoss, Terms
+from ..core.types import Attack, Context, Objective, PerExampleLoss, Terms
 from ..data.mixing import probabilities
 
 
@@ -24,7 +25,7 @@ class SCORE(Objective):
             whole loss instead.
 
     Raises:
-        UserError: If `clip` is below 0.
+        UserError: If `clip` is below 0; in a `Method`, if its attack begins at the clean image.
 
     References:
         SCORE: https://arxiv.org/abs/2202.10103.
@@ -36,6 +37,13 @@ class SCORE(Objective):
     def __post_init__(self) -> None:
         if self.clip < 0:
             raise UserError(f"clip = {self.clip:g} of the robust term is below 0: 0 does not clip")
+
+    def check(self, attack: Attack) -> None:
+        if isinstance(getattr(attack, "start", None), CleanStart):
+            raise UserError(
+                "the attack of SCORE begins at the clean image, where its distance has no gradient, and would stay: "
+                "give it another start, such as GaussianStart()"
+            )
 
     def inner(self, ctx: Context) -> PerExampleLoss:
         return SquaredDistance(ctx.lens.logits, ctx.lens.logits(ctx.batch.x).detach().softmax(1))

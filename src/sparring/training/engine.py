@@ -76,11 +76,8 @@ class Method:
         if not isinstance(self.attack, Schedule):
             check_attack(self.attack)
             for each in walk(self.objective):
-                bound = isinstance(each, Objective) and not each.takes_any_attack
-                own, other = getattr(each, "threat", None), getattr(self.attack, "threat", None)
-                if bound and None not in (own, other) and own != other:
-                    name = type(each).__name__
-                    raise UserError(f"{name} begins in {own}, and its attack stays in {other}: give both one set")
+                if isinstance(each, Objective):
+                    each.check(self.attack)
 
     def init(self, data: LabelledData) -> nn.Module:
         """Return the memory of the objective that is kept from step to step."""
