@@ -53,6 +53,7 @@ def test_labels_drawn_for_the_prediction_are_of_its_distribution():
     assert np.allclose(many, exact, rtol=0.15)
 
 
+@pytest.mark.slow
 def test_passes_grow_with_the_classes_only_if_every_class_is_asked():
     """Backward passes through the model as autograd sees them; vectorized gradients run the model once a batch."""
     passes = {}

@@ -84,6 +84,7 @@ def reached(attack, n=4000, rng=None):
     return (z - x).flatten(1).abs().amax(1) / attack.attack.threat.eps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("low", "alpha", "beta"), [(0.0, 1.0, 1.0), (0.4, 1.0, 1.0), (0.0, 2.0, 5.0), (0.2, 0.5, 0.5)])
 def test_eps_is_distributed_as_it_says(low, alpha, beta):
     share = reached(RandomEps(PGD(Linf(0.1), 3, start=CleanStart()), "example", low, alpha, beta))

@@ -95,6 +95,7 @@ def test_all_forms_give_the_same_images_and_labels(form):
         assert torch.equal(data.y, torch.from_numpy(Y)[index])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_chance_of_a_transform_depends_on_the_seed_the_item_and_the_view_alone(workers):
     found = labelled_data(DataLoader(Pictures(chance=True, kind="tensor"), num_workers=workers))

@@ -172,6 +172,7 @@ def test_remembering_changes_nothing_of_the_training(remembered, tmp_path):
     assert run.metrics() == without.metrics()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["easy", "hard"])
 def test_subsets_are_the_easiest_and_the_hardest_of_the_reference(remembered, which):
     recipe, run = remembered

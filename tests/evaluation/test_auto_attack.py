@@ -551,6 +551,7 @@ def test_without_a_stated_cost_no_time_is_estimated(net):
     assert left["stated"] >= 0 and math.isnan(left["own"])
 
 
+@pytest.mark.slow
 def test_the_guess_ends_at_nothing(net):
     told = []
     evaluate(net, toy_data(), {"quick": Quick()}, batch_size=16, on_progress=told.append)

@@ -356,6 +356,7 @@ def test_grad_align_has_the_gradient_of_finite_differences_with_the_first_place_
     assert weight.grad[2, 5].item() == pytest.approx((found[0] - found[1]) / (2 * step), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_grad_align_refuses_what_cannot_be_differentiated_twice():
     compiled = torch.compile(toy_net(), backend="eager")
     with pytest.raises(UserError, match="differentiates twice"):

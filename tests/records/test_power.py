@@ -134,6 +134,7 @@ def test_looks_at_shares_make_no_more_errors_either():
     assert crossed(p, planned, TAIL).mean() <= TAIL
 
 
+@pytest.mark.slow
 def test_no_more_error_is_spent_than_planned_until_any_look():
     planned = looks(3)
     p, spent = p_values(trainings(MOST), planned), np.array(levels(planned, TAIL))

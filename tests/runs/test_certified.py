@@ -35,6 +35,7 @@ def trained(tmp_path_factory):
     return fit(recipe, tmp_path_factory.mktemp("certified") / "run"), recipe
 
 
+@pytest.mark.slow
 def test_a_run_is_certified_and_its_files_can_be_read_and_cleared(trained, drawn):
     run, recipe = trained
     found = certify_run(run, recipe, HOW)
@@ -51,6 +52,7 @@ def test_a_run_is_certified_and_its_files_can_be_read_and_cleared(trained, drawn
         files.read("best")
 
 
+@pytest.mark.slow
 def test_shards_of_the_command_become_what_one_command_gives(trained, capsys):
     run, _ = trained
     given = ["evaluate", str(run.path), "--certify", "0.2", "--certify-samples", "40", "--evaluation.examples", "30"]

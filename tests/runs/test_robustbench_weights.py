@@ -145,6 +145,7 @@ def test_a_part_of_a_file_is_read_where_it_holds_several(tiny, tmp_path, monkeyp
     assert robustbench_model(NAME, path).head.weight.any()
 
 
+@pytest.mark.slow
 def test_the_shell_evaluates_a_model_by_name_and_adds_what_robustbench_measured(tiny, tmp_path, capsys):
     put(tiny[1], tmp_path / "cifar10" / "L2" / "Tiny2026Net.pt")
     images = tmp_path / "images.npz"
