@@ -645,7 +645,7 @@ class Objective:
     """False if the method is made for an attack of one kind, so that a guard cannot exchange it."""
 
     def check(self, attack: Attack) -> None:
-        """Raise `UserError` if no training is possible with this attack. By default any will do."""
+        """Raise `UserError` if this method cannot be trained with an attack. By default it can with any."""
 
     def init(self, data: LabelledData) -> nn.Module:
         """Return the memory of this method: a label bank, a teacher or a feature bank. By default it is empty."""

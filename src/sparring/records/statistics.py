@@ -230,7 +230,7 @@ def _test(claim: Claim, outcomes: Outcomes, looks: tuple[int, ...]) -> _Test:
 
 
 def _look(claim: Claim, estimate: Estimate, tail: float, least: float) -> _Look:
-    """Look at a claim with errors of probability `tail`; it is not testable if it is not with `least` strictness."""
+    """Test a claim at level `tail`; it is not testable only if it is not at `least`, the least strict level to come."""
     if claim.untestable:
         return _Look(estimate, tail, "not testable here", claim.untestable)
     low, high = estimate.interval(tail)

@@ -200,7 +200,7 @@ def _numbers(runs: Runs) -> dict[tuple[str, str], Array]:
     seen: dict[tuple[str, int], Any] = {key: run.read_analysis("memorization") for key, run in runs.items()}
     found = of_each(runs, lambda arm, seed: _of_run(seen[arm, seed]))
     for arm, other, same in _PAIRS:
-        pairs = [(seed, seed if same else _beside(seed, seeds)) for seed in range(seeds)]
+        pairs = [(seed, seed if same else _another_seed(seed, seeds)) for seed in range(seeds)]
         taus = [_tau(runs, (arm, one), (other, two)) for one, two in pairs]
         found[arm, f"tau with {other}"] = np.array(taus)
     names = _measured([each for (arm, _), each in seen.items() if arm in (*_NOISY, *_RANDOM)])
@@ -231,7 +231,7 @@ def _cosine(seen: Mapping[str, Any], loss: str) -> float:
     return min(way["cosine"][where] for way in ways)
 
 
-def _beside(seed: int, seeds: int) -> int:
+def _another_seed(seed: int, seeds: int) -> int:
     """Return another seed, which stays the same when seeds are added."""
     return seed - 1 if seed else min(1, seeds - 1)
 

@@ -64,7 +64,7 @@ class Method:
         outer_mode: mode of the model during the update; by default the mode that its owner left it in.
 
     Raises:
-        UserError: when `attack` is no attack.
+        UserError: when `attack` is no attack, or one that the objective cannot be trained with.
     """
 
     attack: Attack | Schedule[Attack]
