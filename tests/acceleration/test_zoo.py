@@ -45,7 +45,7 @@ EPS = Linf(0.12)
 ATTACKS = {
     "pgd": WhiteBox(PGD(EPS, 5)),
     "apgd": WhiteBox(APGD(EPS, 8)),
-    "fab": MultiTargeted(FAB(EPS, 25), Margin, targets=2),
+    "fab": MultiTargeted(FAB(EPS, 25), Margin, targets=1),
     "square": WhiteBox(Square(EPS, 60), Margin),
 }
 COUNT = 200

@@ -54,6 +54,22 @@ def test_robust_accuracy_of_a_linear_model_is_its_closed_form():
     assert 0 < found.table()["fgsm"].value < found.table()["clean"].value == 0.9
 
 
+@pytest.mark.parametrize(("threat", "copies"), [(Linf(0.1), 1), (L2(0.5), 2)])
+def test_a_copy_is_made_and_verified_once_for_each_precision_that_attacks_need(threat, copies):
+    asked = []
+
+    class Asked(AcceleratedCopy):
+        def _searched(self, *args):
+            asked.append(self.precision)
+            return super()._searched(*args)
+
+        def in_float32(self):
+            return Asked("fp32") if self.precision != "fp32" else self
+
+    evaluate(Linear(), linear_data(), WhiteBox(FGSM(threat)), backend=Asked())
+    assert asked == ["auto", "fp32"][:copies]
+
+
 def test_with_an_eps_too_small_to_matter_robust_accuracy_is_clean_accuracy():
     found = evaluate(Linear(), linear_data(), {"pgd": WhiteBox(PGD(Linf(1e-12), steps=5))})
     assert np.array_equal(found.robust["pgd"], found.robust["clean"])

@@ -5,7 +5,7 @@ import re
 import types
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -137,11 +137,11 @@ def evaluate(
         unaltered.check()
         exact = any(needs_fine(each) for chain in chains for each in chain.stages.values())
         in_float32 = backend.in_float32() if exact else backend
-        with backend(model, few) as attacked, in_float32(model, few) as attacked_fp32:
+        with backend(model, few) as attacked, in_float32(model, few) if exact else nullcontext(attacked) as fine:
             setting = EvaluationContext(
                 judge=judge,
                 attacked=attacked,
-                attacked_fp32=attacked_fp32,
+                attacked_fp32=fine,
                 unaltered=unaltered,
                 data=examples,
                 like=like,

@@ -2,9 +2,9 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from ..core.modes import ComposedMode, eval_mode, frozen, named
 from ..core.rng import PerExample, Rng, some
 from ..core.types import Attack, Forward, ModelMode, PerExampleLoss, Threat, recordable
 from ..core.validation import check_attack
-from ..core.walk import walk
+from ..core.walk import children, walk
 
 
 class Adversary(Protocol):
@@ -207,21 +207,26 @@ def threats_of(value: Any) -> list[Threat]:
 
     Every object that fulfils the protocol counts, also one of a user's own class.
     """
-    found = [each for each in walk(value, lambda each: not _is_threat(each)) if _is_threat(each)]
+    found = list(_threats_in(value))
     if found or isinstance(value, type | nn.Module | Tensor):
         return found
     return [each for each in getattr(value, "__dict__", {}).values() if _is_threat(each)]  # a user's own class
 
 
-_PLAIN = frozenset({bool, int, float, str, tuple, list, dict, type(None)})
+def _threats_in(value: object) -> Iterator[Threat]:
+    if _is_threat(value):
+        yield value  # what a set consists of is not a set of its own
+    else:
+        for child in children(value):
+            yield from _threats_in(child)
 
 
-def _is_threat(value: object) -> bool:
+def _is_threat(value: object) -> TypeGuard[Threat]:
     """Return True for a threat, except for a `ScaledThreat`.
 
     That is shrunk for one batch and wraps the whole set, which is the threat.
     """
-    if type(value) in _PLAIN:  # most values are, and comparison with a protocol is slow
+    if not hasattr(value, "project"):  # true of most values, and a comparison with the protocol is slow
         return False
     return isinstance(value, Threat) and not isinstance(value, type | nn.Module | Tensor | ScaledThreat)
 
