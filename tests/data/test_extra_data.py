@@ -35,6 +35,8 @@ def test_labels_of_extra_images_follow_the_names_of_classes():
     assert [joined.classes[y] for y in joined.y[50:54]] == ["dog", "cat", "dog", "cat"]
     with pytest.raises(UserError, match="the extra data have the class 'cow', which the real ones lack"):
         ExtraData(Given(replace(DRAWN, classes=("cat", "cow")))).load(named)
+    with pytest.raises(UserError, match="the extra data have 4 classes, the real ones 3"):
+        ExtraData(Given(replace(DRAWN, classes=("cow", "bird", "cat", "dog")))).load(named)
     numbered = replace(DRAWN, classes=("0", "1"))
     assert torch.equal(ExtraData(Given(numbered)).load(named).data.y, DRAWN.y), "numbers stay"
 

@@ -13,7 +13,7 @@ from sparring import TensorData, UserError
 from sparring.core.types import pixels
 from sparring.data import Digits
 from sparring.data.dataset_images import DatasetImages
-from sparring.data.given import GivenData, as_source, labelled_data
+from sparring.data.given import GivenData, as_source, evaluation_data, labelled_data
 
 RNG = np.random.default_rng(0)
 BYTES = RNG.integers(0, 256, (20, 3, 8, 6), dtype=np.uint8)
@@ -220,6 +220,51 @@ def test_labels_of_test_data_follow_the_names_of_their_classes():
     assert as_source((Pictures(), other)).load()[1].y.tolist() == Y.tolist()
     with pytest.raises(UserError, match=r"the test data have the class 'cow', which the training data lack: .*ant"):
         as_source((train, Named(["ant", "bee", "cow", "dog"])))
+
+
+def test_the_test_part_of_a_pair_is_evaluated_with_the_labels_that_training_gives_it():
+    train, other = Named(["ant", "bee", "cat", "dog"]), Named(["dog", "cat", "bee", "ant"])
+    assert evaluation_data((train, other), "data").y.tolist() == as_source((train, other)).load()[1].y.tolist()
+    assert evaluation_data((train, (BYTES, Y)), "data").y.tolist() == Y.tolist(), "numbers stay"
+    assert evaluation_data(((BYTES, Y % 2), (BYTES, Y)), "data").y.tolist() == Y.tolist()
+    with pytest.raises(UserError, match="the test data have the class 'cow', which the training data lack"):
+        evaluation_data((train, Named(["ant", "bee", "cow", "dog"])), "data")
+
+
+class Changing(Pictures):
+    """A data set of which one item has another label than it lists."""
+
+    def __init__(self, change, declared=False):
+        super().__init__()
+        self.change = change
+        if declared:
+            self.target_transform = change
+
+    def __getitem__(self, i):
+        image, label = super().__getitem__(i)
+        return image, self.change(label) if i == 11 else label
+
+
+def test_an_item_of_another_label_than_is_listed_is_refused_when_it_is_read():
+    listed = labelled_data(Changing(lambda y: (y + 1) % 4))  # only a few items are looked at before
+    with pytest.raises(
+        UserError, match="item 11 of the data set has the label 0, and had or was listed with the label 3"
+    ):
+        listed[torch.tensor([2, 4, 11])]
+    of_items = labelled_data(Changing(lambda y: (y + 1) % 4, declared=True))
+    assert of_items[:].y.tolist() == [*Y[:11].tolist(), 0, *Y[12:].tolist()]
+    noisy = of_items.relabelled(1 - of_items.y.clamp(0, 1))
+    assert set(noisy[:].y.tolist()) == {0, 1}, "labels that were changed here are kept"
+
+
+def test_images_of_different_sizes_get_a_sentence():
+    class Sizes(Pictures):
+        def __getitem__(self, i):
+            image, label = super().__getitem__(i)
+            return image.resize((6, 9)) if i == 11 else image, label
+
+    with pytest.raises(UserError, match="differ in size: item 11 is 3x9x6, and item 9 is 3x8x6: add a transform"):
+        labelled_data(Sizes())[9:13]
 
 
 def test_pictures_with_a_palette_have_their_colours():

@@ -28,7 +28,7 @@ def with_classes(data: Any, classes: Sequence[str], what: str, known: str) -> La
     ours, theirs = tuple(classes), tuple(data.classes)
     if len(theirs) > len(ours):
         raise UserError(f"the {what} have {len(theirs)} classes, the {known} {len(ours)}")
-    if ours[: len(theirs)] != theirs and not (_numbered(ours) or _numbered(theirs)):
+    if ours[: len(theirs)] != theirs and not (numbered(ours) or numbered(theirs)):
         unknown = [name for name in theirs if name not in ours]
         if unknown:
             raise UserError(
@@ -39,6 +39,6 @@ def with_classes(data: Any, classes: Sequence[str], what: str, known: str) -> La
     return replace(data, classes=ours)
 
 
-def _numbered(classes: Sequence[str]) -> bool:
+def numbered(classes: Sequence[str]) -> bool:
     """Return True if classes have no names but their numbers."""
     return tuple(classes) == tuple(map(str, range(len(classes))))

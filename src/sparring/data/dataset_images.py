@@ -34,6 +34,8 @@ class DatasetImages:
         workers: Number of processes that read items; 0 to read in this process.
         collate: Makes a batch `(images, labels)`, or a dict that holds both, of a list of items of the data set.
         device: Device of the batches.
+        listed: Class numbers of all items of the data set, with which they are compared when they are read; None if
+            they are not to be compared. `y` may differ, as with noisy labels.
     """
 
     dataset: Any
@@ -44,6 +46,7 @@ class DatasetImages:
     workers: int = 0
     collate: Callable[[list[Any]], Any] = default_collate
     device: str | torch.device = "cpu"
+    listed: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -66,7 +69,9 @@ class DatasetImages:
 
     def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple[TensorData, Tensor]]:
         # new workers each time, which see what the owner of the data set has changed in it since
-        found = Workers().read(_Items(self.dataset, self.rows, self.collate), batches, seed, self.workers, self.device)
+        found = Workers().read(
+            _Items(self.dataset, self.rows, self.collate, self.listed), batches, seed, self.workers, self.device
+        )
         for rows, x in found:
             there = rows.to(self.device, non_blocking=True)
             yield TensorData(x.to(self.device, non_blocking=True), self.y[there], self.classes), there
@@ -75,8 +80,10 @@ class DatasetImages:
 class _Items(Dataset[Any]):
     """Data set of a worker: a batch at a time, each item with random numbers of its own."""
 
-    def __init__(self, dataset: Any, rows: Tensor, collate: Callable[[list[Any]], Any]) -> None:
-        self.dataset, self.rows, self.collate = dataset, rows, collate
+    def __init__(
+        self, dataset: Any, rows: Tensor, collate: Callable[[list[Any]], Any], listed: Tensor | None = None
+    ) -> None:
+        self.dataset, self.rows, self.collate, self.listed = dataset, rows, collate, listed
 
     def __getitems__(self, wanted: tuple[int, list[int]]) -> Tensor:
         run, places = wanted
@@ -91,6 +98,7 @@ class _Items(Dataset[Any]):
                 torch.manual_seed(seed)
                 items.append(self.dataset[int(self.rows[place])])
             pairs = [image_and_label(item) for item in items]
+            self._check([int(self.rows[place]) for place in places], pairs)
             x, y = default_collate(pairs) if self.collate is default_collate else _batch(self.collate(items))
         if not torch.equal(torch.as_tensor(y), torch.tensor([label for _, label in pairs])):
             raise UserError(
@@ -98,6 +106,22 @@ class _Items(Dataset[Any]):
                 "objective such as sparring.objectives.MixUp"
             )
         return x
+
+    def _check(self, rows: list[int], pairs: list[tuple[Tensor, int]]) -> None:
+        """Raise `UserError` if an item has another label than is listed, or a size that makes no batch."""
+        shape = pairs[0][0].shape
+        for row, (image, label) in zip(rows, pairs, strict=True):
+            if self.listed is not None and label != int(self.listed[row]):
+                raise UserError(
+                    f"item {row} of the data set has the label {label}, and had or was listed with the label "
+                    f"{int(self.listed[row])}: an item must keep its label, and `targets` or `labels` must be those of "
+                    "the items"
+                )
+            if image.shape != shape and self.collate is default_collate:
+                raise UserError(
+                    f"images of the data set differ in size: item {row} is {'x'.join(map(str, image.shape))}, and item "
+                    f"{rows[0]} is {'x'.join(map(str, shape))}: add a transform that resizes or crops them"
+                )
 
 
 @contextmanager

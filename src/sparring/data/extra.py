@@ -9,7 +9,7 @@ from torch import Tensor
 from ..core.errors import UserError, need_whole
 from ..core.types import LabelledData, TensorData, pixels
 from ..core.validation import check_data
-from .classes import with_classes
+from .classes import numbered, with_classes
 from .sources import Source
 
 
@@ -55,7 +55,9 @@ class ExtraData:
             raise UserError(
                 f"the extra data have a label {int(data.y.max())}, but the real ones have {len(real.classes)} classes"
             )
-        if len(data.classes) <= len(real.classes):  # without names, more classes may be counted than have images
+        if len(data.classes) <= len(real.classes) or not numbered(
+            data.classes
+        ):  # numbers may count classes of no image
             data = with_classes(data, real.classes, "extra data", "real ones")
         return ExtraImages(data.to(real.y.device), self.share, self.steps_per_epoch)
 

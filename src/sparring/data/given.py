@@ -24,7 +24,7 @@ from ..core.errors import UserError
 from ..core.types import LabelledData, TensorData
 from ..core.validation import check_data
 from .arrays import channels_first, class_numbers, labelled
-from .classes import with_classes
+from .classes import numbered, with_classes
 from .dataset_images import DatasetImages, image_and_label, own_random_state
 from .named import load_test, source_of
 from .sources import Source, TrainTest, test_images
@@ -108,9 +108,8 @@ def _of_dataset(dataset: Any, what: str, classes: Sequence[str] | None) -> Label
     y = torch.from_numpy(class_numbers(np.asarray(_labels(dataset)), what).astype(np.int64))
     names = classes or getattr(_innermost(dataset), "classes", None) or range(max(2, int(y.max()) + 1))
     channels, height, width = image.shape
-    found = DatasetImages(
-        dataset, torch.arange(len(y)), y, tuple(map(str, names)), (int(channels), int(height), int(width))
-    )
+    shape = (int(channels), int(height), int(width))
+    found = DatasetImages(dataset, torch.arange(len(y)), y, tuple(map(str, names)), shape, listed=y)
     check_data(found[:8], what)
     return found
 
@@ -140,6 +139,8 @@ def _listed(dataset: Any) -> list[int] | None:
     if isinstance(dataset, ConcatDataset):
         parts = [_listed(each) for each in dataset.datasets]
         return None if any(part is None for part in parts) else [each for part in parts for each in part or ()]
+    if getattr(dataset, "target_transform", None) is not None:  # as in torchvision: it changes what is listed
+        return None
     found = next((found for name in ("targets", "labels") if (found := getattr(dataset, name, None)) is not None), ())
     try:
         return [int(each) for each in found] or None
@@ -217,22 +218,30 @@ def evaluation_data(data: object, what: str) -> LabelledData:
 
     Args:
         data: Data as `labelled_data` takes them; or the test part of a source, of a name such as `npz:FILE`, or of a
-            pair (training data, test data).
+            pair (training data, test data), whose labels follow the names of the classes of the training data.
         what: Name of the data, for messages.
 
     Returns:
         The labelled data.
 
     Raises:
-        UserError: If the data are of another form.
+        UserError: If the data are of another form, or the test data have a class of a name that is new.
     """
     if isinstance(data, str):
         return load_test(data)
     if hasattr(data, "load"):
         return test_images(data)
     if isinstance(data, tuple | list) and len(data) == 2 and not _is_arrays(data):
-        return labelled_data(data[1], what)
+        test, names = labelled_data(data[1], what), _class_names(data[0])
+        named = not (numbered(test.classes) or numbered(names))
+        return with_classes(test, names, "test data", "training data") if named else test
     return labelled_data(data, what)
+
+
+def _class_names(data: Any) -> tuple[str, ...]:
+    """Return the names of the classes of data, without reading the labels of a data set that has names."""
+    names = getattr(_innermost(data), "classes", None)
+    return tuple(map(str, names)) if names else labelled_data(data, "training data").classes
 
 
 def _is_arrays(data: Sequence[object]) -> bool:
