@@ -224,6 +224,12 @@ def test_all_measures_of_a_net_at_once():
         matrices(nn.BatchNorm1d(3))
 
 
+def test_weights_that_are_computed_from_others_have_no_measure():
+    net = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)), nn.Linear(3, 3)).eval()
+    with pytest.raises(NotDefined, match="where weights are computed from others, as in 1"):
+        weight_norm(net)
+
+
 def test_measures_by_the_margin_of_a_net_that_is_right():
     """Logits far apart: every margin is positive."""
     net = linear(20 * torch.eye(4)[:3])

@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparring import CE, L1, L2, PGD, CleanStart, Linf, UserError, make_rng
+from sparring import CE, L1, L2, PGD, CleanStart, Linf, Restarts, UserError, evaluate, make_rng
 from sparring.attacks import MSD, Highest, PerView, Union
 from sparring.core.modes import eval_mode
 from sparring.core.rng import PerExample, some
 from sparring.core.types import recordable
+from sparring.evaluation import MultiTargeted
 from sparring.models import small_cnn
 from sparring.testing import check_threat
 
@@ -45,6 +46,14 @@ def test_each_view_meets_its_own_attack():
         rows = torch.arange(4) + 4 * number
         wanted = attack(CE(model, y[rows]), views[rows], some(PerExample(0, torch.arange(12)), rows))
         assert torch.equal(found[rows], wanted)
+
+
+def test_views_are_for_training_since_verdicts_would_depend_on_the_batch():
+    wanted = r"PerView divides a batch among its attacks.* take Worst\(\(..\)\) of them"
+    with pytest.raises(UserError, match=wanted):
+        evaluate(net(), (X, Y), PerView(ATTACKS))
+    with pytest.raises(UserError, match=wanted):
+        MultiTargeted(Restarts(PerView(ATTACKS), 2))
 
 
 def test_a_union_is_a_threat():

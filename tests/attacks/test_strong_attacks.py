@@ -222,6 +222,15 @@ def test_minimum_norm_attacks_find_the_closed_form_distance_on_a_linear_model(at
     assert (found <= wanted * 1.25).all()
 
 
+def test_carlini_and_wagner_climb_any_loss_that_tells_who_is_fooled():
+    """Cross-entropy is never negative, as the margin is until an example is fooled."""
+    model, x = toy_net().eval(), torch.rand(6, 1, 4, 4, generator=make_rng(0))
+    y = model(x).argmax(1)
+    norms = [CWL2(100, 6, lr=0.05).closest(loss(model, y), x, make_rng(0)).norm for loss in (CE, Margin)]
+    assert norms[1].isfinite().all()
+    assert (norms[0] < 1.3 * norms[1]).all()
+
+
 @pytest.mark.parametrize("target", [False, True])
 def test_a_step_of_fab_takes_two_forward_passes_and_a_backward_pass_a_boundary(target):
     model, x = toy_net(classes=4).eval(), torch.rand(6, 1, 4, 4, generator=make_rng(0))

@@ -6,7 +6,7 @@ import torch
 from conftest import toy_data, toy_net
 from helpers import labelled_by, same_results
 
-from sparring import L1, L2, PGD, EvaluationResult, Linf, OriginalModel, TensorData, UserError, WhiteBox, evaluate
+from sparring import FAB, L1, L2, PGD, EvaluationResult, Linf, OriginalModel, TensorData, UserError, WhiteBox, evaluate
 from sparring.attacks import DDN, HopSkipJump
 from sparring.core.rng import PerExample
 from sparring.core.serialization import from_plain, to_plain
@@ -208,3 +208,12 @@ def test_old_results_without_these_facts_have_an_empty_summary():
     y = toy_data().y.numpy()
     found = EvaluationResult({"clean": y > 0}, y, ("a", "b", "c"))
     assert Summary.of(found).rows() == {} == Summary.of(found).plain()
+
+
+def test_distances_of_attacks_of_other_norms_are_measured_in_that_of_the_threat():
+    """FAB's distance in Linf is smaller than any in L2, and hid what DDN found."""
+    model = toy_net().double().eval()
+    data = labelled_by(model)
+    attacks = {"one": (DDN(100),), "two": (FAB(Linf(0.1), 2), DDN(100))}
+    found = {name: evaluate(model, data, {"n": MinimumNorm(L2(1.0), each)}).distance for name, each in attacks.items()}
+    assert (found["two"] <= found["one"] * 1.001).all()

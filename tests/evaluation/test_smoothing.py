@@ -121,6 +121,24 @@ def test_a_certification_that_was_killed_goes_on(net, whole, tmp_path, monkeypat
         certify(net, toy_data(), 0.1, **given)
 
 
+def test_a_state_does_not_go_on_with_a_model_of_other_code(tmp_path):
+    class Net(nn.Module):
+        def __init__(self, act):
+            super().__init__()
+            self.inner, self.act = toy_net().eval(), act
+
+        def forward(self, x):
+            return self.act(self.inner(x))
+
+    given = {"samples": 9, "selection": 3, "state": tmp_path / "state"}
+    first, second = Net(lambda z: z), Net(lambda z: -5 * z)
+    second.load_state_dict(first.state_dict())
+    certify(first, toy_data(), 0.2, **given)
+    with pytest.raises(UserError, match=r"gives other answers than when the state .* its code has changed"):
+        certify(second, toy_data(), 0.2, **given)
+    certify(first, toy_data(), 0.2, **given)
+
+
 def test_a_copy_without_finite_logits_votes_for_no_class():
     class Lost(nn.Module):
         def forward(self, x):

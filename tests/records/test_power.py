@@ -155,6 +155,14 @@ def test_a_claim_keeps_the_verdict_of_the_look_that_decided_it():
     assert (whole.outcome, whole.seeds) == ("undecided", 5)
 
 
+def test_fewer_seeds_than_the_first_look_decide_nothing():
+    claim = Claim("a is above 0", "a", lambda c: c("a", "n", "run"))
+    few = Outcomes({}, {("a", "run", "n"): np.array([5.0, 5.1, 4.9])})
+    [found] = judge([claim], few, looks(10))
+    assert (found.outcome, found.reason) == ("undecided", "it is looked at from 10 seeds on")
+    assert judge([claim], few, looks(3))[0].outcome == "supported"
+
+
 def test_seeds_beyond_the_last_complete_look_do_not_count_yet():
     outcomes = Outcomes({}, {("a", "run", "n"): np.array([1.0, -1.0, 0.5, 90.0])})
     [found] = judge([Claim("a is above 0", "a", lambda c: c("a", "n", "run"))], outcomes, looks(3))

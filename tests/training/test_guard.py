@@ -30,7 +30,7 @@ from sparring.core.schedules import Cyclic
 from sparring.models import small_cnn
 from sparring.objectives import EAT, FGSMMEP
 from sparring.recipes.small import quickstart
-from sparring.training import Saving
+from sparring.training import ExampleHistory, Saving
 from sparring.training.checkpoint import read_weights
 from sparring.training.guard import Health, OverfittingMonitor, examine
 
@@ -135,7 +135,8 @@ def test_a_report_changes_nothing_but_the_report(tmp_path):
 
 
 def test_a_stopped_run_ends_with_its_last_healthy_weights(tmp_path):
-    run = fit(collapsing("stop", **NERVOUS), tmp_path / "r")
+    history = ExampleHistory(PGD(Linf(0.35), 2), every=2)
+    run = fit(replace(collapsing("stop", **NERVOUS), example_history=history), tmp_path / "r")
     status, (event,) = run.status(), run.guard()
     assert status["finished"]
     assert "catastrophic overfitting by step" in status["stopped"]
@@ -144,6 +145,7 @@ def test_a_stopped_run_ends_with_its_last_healthy_weights(tmp_path):
     assert read_weights(run.weights("last"))[1]["step"] == status["step"]
     assert status["best"]["step"] <= status["step"]
     assert run.weights("best").exists()
+    assert run.read_memory().epochs[-1] == status["step"] / 20, "a training that was stopped has a history, too"
 
 
 def test_a_rescue_without_a_healthy_checkpoint_says_so_and_goes_on(tmp_path, monkeypatch):

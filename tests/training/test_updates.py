@@ -11,6 +11,7 @@ from torch import nn
 
 from sparring import (
     AWP,
+    FGSM,
     PGD,
     SGD,
     SWA,
@@ -29,6 +30,7 @@ from sparring.core.modes import eval_mode
 from sparring.core.schedules import PiecewiseConstant
 from sparring.core.types import pixels
 from sparring.data import Batches
+from sparring.objectives import MAILAT
 from sparring.training.averaging import estimate_statistics
 
 
@@ -96,6 +98,33 @@ def test_a_model_without_matrices_has_nothing_to_perturb():
         AWP()(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda: {"a": model(x).sum()})
     with pytest.raises(UserError, match="gamma = 0 is not above 0"):
         AWP(0.0)
+
+
+def test_weights_that_are_computed_from_others_are_perturbed_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(16, 3)))
+    x, seen = torch.rand(6, 1, 4, 4), []
+
+    def loss():
+        seen.append(model[1].weight.detach().clone())
+        return {"ce": nn.functional.cross_entropy(model(x), torch.arange(6) % 3)}
+
+    AWP(0.1)(model, torch.optim.SGD(model.parameters(), lr=0.0), loss)
+    assert len(seen) == 2 and 0.05 < float((seen[1] - seen[0]).norm() / seen[0].norm()) < 0.5
+
+
+def test_phases_and_warm_ups_that_never_come_are_refused(tiny):
+    late = PiecewiseConstant(((0, OptimizerStep()), (3, AWP(0.05))))
+    with pytest.raises(UserError, match="a phase begins at epoch 3, and the training ends with epoch 3"):
+        replace(tiny, update=late)
+    replace(tiny, update=late, epochs=4)
+    with pytest.raises(UserError, match="a phase begins at epoch 5"):
+        replace(
+            tiny, method=replace(tiny.method, attack=PiecewiseConstant(((0, FGSM(Linf(0.1))), (5, PGD(Linf(0.1))))))
+        )
+    mail = replace(tiny.method, objective=MAILAT(warm_up=76))
+    with pytest.raises(UserError, match="the warm_up of MAILAT lasts 76 epochs, and the training 3"):
+        replace(tiny, method=mail)
 
 
 @pytest.mark.slow

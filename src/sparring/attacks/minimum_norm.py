@@ -102,11 +102,11 @@ class DDN:
 
 @dataclass(frozen=True, slots=True)
 class CWL2:
-    """Carlini and Wagner's L2 minimum-norm attack, for the loss `Margin`.
+    """Carlini and Wagner's L2 minimum-norm attack.
 
-    It minimises `|z - x|^2 + c max(-margin, 0)` by Adam over `arctanh`, `searches` times, with a bisection over c for
-    each example. It is slow, `searches` x `steps` forward and backward passes, and serves as the reference for the
-    faster attacks.
+    With the loss `Margin`, as in the paper, it minimises `|z - x|^2 + c max(-margin, 0)` by Adam over `arctanh`,
+    `searches` times, with a bisection over c for each example. It is slow, `searches` x `steps` forward and backward
+    passes, and serves as the reference for the faster attacks.
 
     Args:
         steps: Number of Adam steps of one minimisation, at least 1.
@@ -158,7 +158,7 @@ class CWL2:
             ever = ever | fooled
             norm = delta.detach().flatten(1).norm(dim=1)
             found.keep(slice(None), fooled, z.detach(), norm)
-            uphill = seen.grad * each(c * (seen.value < 0), x)
+            uphill = seen.grad * each(c * ~fooled, x)
             hidden.grad = None
             (hidden.grad,) = torch.autograd.grad((delta.square() - uphill * z).sum(), hidden)
             adam.step()

@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self, TypeGuard, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..attacks.compose import keep_worst
+from ..attacks.compose import PerView, keep_worst
 from ..attacks.losses import CE, EOT, Margin, OnLogits, TargetedCE, TargetedDLR, microbatched
 from ..attacks.threats import L1, L2, Linf, ScaledThreat
 from ..core.devices import finest
@@ -45,6 +45,16 @@ class Dividing:
         return dataclasses.replace(self, at_once=at_once)
 
 
+def _need_attack(attack: Attack) -> None:
+    """Raise `UserError` unless it is an attack whose points do not depend on the other images of a batch."""
+    check_attack(attack)
+    if any(isinstance(each, PerView) for each in walk(attack)):
+        raise UserError(
+            "PerView divides a batch among its attacks, so that verdicts would depend on the batch: to evaluate, give "
+            "each attack a name of its own, or take Worst((..)) of them"
+        )
+
+
 def _need_loss(loss: Any, what: str, count: int) -> None:
     """Raise `UserError` unless a loss can be built from `count` arguments."""
     try:
@@ -70,8 +80,8 @@ class WhiteBox(Dividing):
         at_once: Number of images that pass through the model at once; None for all. It has no influence on results.
 
     Raises:
-        UserError: If `attack` is no attack, `loss` no function of a model and labels, or `draws` no whole number from
-            1 on.
+        UserError: If `attack` is no attack or a `PerView`, `loss` no function of a model and labels, or `draws` no
+            whole number from 1 on.
     """
 
     attack: Attack
@@ -79,7 +89,7 @@ class WhiteBox(Dividing):
     draws: int = 1
 
     def __post_init__(self) -> None:
-        check_attack(self.attack)
+        _need_attack(self.attack)
         _need_loss(self.loss, "a model and labels, such as CE", 2)
         if self.loss is TargetedCE:  # it would take labels for targets, and move every example towards its own class
             raise UserError("TargetedCE needs targets, which WhiteBox has not: MultiTargeted chooses them")
@@ -113,8 +123,8 @@ class MultiTargeted(Dividing):
         at_once: Number of images that pass through the model at once; None for all. It has no influence on results.
 
     Raises:
-        UserError: If `attack` is no attack, `loss` no function of a model, labels and targets, or `targets` no whole
-            number from 1 on.
+        UserError: If `attack` is no attack or a `PerView`, `loss` no function of a model, labels and targets, or
+            `targets` no whole number from 1 on.
     """
 
     attack: Attack
@@ -122,7 +132,7 @@ class MultiTargeted(Dividing):
     targets: int = 9
 
     def __post_init__(self) -> None:
-        check_attack(self.attack)
+        _need_attack(self.attack)
         _need_loss(self.loss, "a model, labels and targets, such as TargetedDLR and Margin", 3)
         need_whole("targets", self.targets)
 

@@ -104,18 +104,12 @@ class Journal(ABC, Generic[P]):
         with replacing(self.folder / f"{_file_name(stage)}-{uuid.uuid4().hex}.npz") as file:
             np.savez(file, **part._asdict())
 
-
-class PartStore(Journal[Part]):
-    """The parts of attacks."""
-
-    def read(self, content: bytes) -> Part:
-        return _part(content, self._images)
-
     def same_answers(self, predicted: Array, margin: Array) -> None:
-        """Check that the model answers clean images `[N]` as it did when the state was begun.
+        """Check that the model answers clean images as it did when the state was begun.
 
-        The fingerprint of the weights does not notice a change of the code. Raises `UserError` if more than one example
-        in a hundred is answered differently.
+        `predicted` `[N]` are their classes, and `margin` `[N]` is a margin of their logits. The fingerprint of the
+        weights does not notice a change of the code. Raises `UserError` if more than one example in a hundred is
+        answered differently.
         """
         self._images = self._images or (len(predicted),)
         path = self.folder / "clean.npy"
@@ -134,6 +128,13 @@ class PartStore(Journal[Part]):
                 f"the model gives other answers than when the state in {self.folder} was begun, though its weights are "
                 "the same: its code has changed. Delete the folder, or choose another"
             )
+
+
+class PartStore(Journal[Part]):
+    """The parts of attacks."""
+
+    def read(self, content: bytes) -> Part:
+        return _part(content, self._images)
 
 
 _ENDING = re.compile(r"-(\d{6}|[0-9a-f]{32})\.npz")  # earlier versions numbered the parts

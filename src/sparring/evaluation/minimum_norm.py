@@ -53,5 +53,6 @@ class MinimumNorm(Dividing):
         with eval_mode(model), frozen(model):
             for attack in self.attacks:
                 points, norm = attack.closest(microbatched(Margin(model.__call__, y), self.at_once), x, rng)
+                norm = self.threat.norm(points - x).where(norm.isfinite(), norm)  # an attack may have another norm
                 found.keep(slice(None), norm.isfinite(), points, norm)
         return found.points

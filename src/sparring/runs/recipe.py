@@ -10,7 +10,7 @@ from torch import nn
 
 from ..core.errors import UserError, need_seed, need_whole
 from ..core.public_names import FORMAT, WRITTEN_BY
-from ..core.schedules import EpsWarmUp, Ramp
+from ..core.schedules import EpsWarmUp, PiecewiseConstant, Ramp
 from ..core.serialization import Build, check_types, from_plain, to_plain
 from ..core.types import Attack, LabelledData, Objective, Schedule, TensorData, Update
 from ..core.walk import walk
@@ -152,6 +152,16 @@ class Recipe:
             )
         for name in ("epochs", "batch_size", "views_per_image"):
             need_whole(name, getattr(self, name))
+        self._check_epochs()
+        if not 0 <= self.held_out < 1:
+            raise UserError(
+                f"held_out = {self.held_out:g} is not in [0, 1): a share of the images selects the best epoch, or with "
+                "0 all train and the last epoch counts"
+            )
+        need_seed(self.seed)
+
+    def _check_epochs(self) -> None:
+        """Raise `UserError` if the training ends before a part of it takes effect."""
         for ramp in (each for each in walk(self.method) if isinstance(each, Ramp)):
             if ramp.start > self.epochs:
                 raise UserError(
@@ -164,17 +174,23 @@ class Recipe:
                     f"eps rises for {warm_up.epochs:g} epochs, longer than the training of {self.epochs}: it would "
                     "never be reached. Let it rise faster, or train longer"
                 )
+        for phases in (each for each in walk((self.method, self.update)) if isinstance(each, PiecewiseConstant)):
+            if (last := phases.phases[-1][0]) >= self.epochs:
+                raise UserError(
+                    f"a phase begins at epoch {last:g}, and the training ends with epoch {self.epochs}: it would never "
+                    "come. Let it begin earlier, or train longer"
+                )
+        for part in (each for each in walk(self.method) if isinstance(each, Objective)):
+            if (begin := getattr(part, "warm_up", 0.0)) >= self.epochs:
+                raise UserError(
+                    f"the warm_up of {type(part).__name__} lasts {begin:g} epochs, and the training {self.epochs}: let "
+                    "it end earlier, or train longer"
+                )
         if isinstance(self.averaging, SWA) and self.averaging.start >= self.epochs:
             raise UserError(
                 f"averaging starts after epoch {self.averaging.start}, and the training ends with epoch {self.epochs}: "
                 "nothing would be averaged. Start earlier, or train longer"
             )
-        if not 0 <= self.held_out < 1:
-            raise UserError(
-                f"held_out = {self.held_out:g} is not in [0, 1): a share of the images selects the best epoch, or with "
-                "0 all train and the last epoch counts"
-            )
-        need_seed(self.seed)
 
     def build_model(self, data: LabelledData) -> nn.Module:
         """Build the model for the classes and image shape of `data`, normalising by the statistics of `data` if at all.

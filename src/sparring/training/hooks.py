@@ -283,11 +283,16 @@ class ExampleHistoryHook(Hook):
     def on_epoch(self, state: State, progress: Progress) -> None:
         epoch = round(progress.epoch)
         if self.example_history.due(epoch, progress.epochs):
-            rows = torch.arange(len(self.data), device=self.data.y.device)[ranks.own(len(self.data))]
-            mine = self.example_history.record(state.evaluated, self.data, self.backend, self.seed, rows)
-            parts = ranks.each_of(mine)
-            facts = {name: np.concatenate([part[name] for part in parts]) for name in mine}
-            self.run.add_memory(progress.step, epoch, facts)
+            self._record(state, progress.step, epoch)
+
+    def on_stop(self, state: State, progress: Progress) -> None:
+        self._record(state, progress.step, progress.epoch)
+
+    def _record(self, state: State, step: int, epoch: float) -> None:
+        rows = torch.arange(len(self.data), device=self.data.y.device)[ranks.own(len(self.data))]
+        mine = self.example_history.record(state.evaluated, self.data, self.backend, self.seed, rows)
+        parts = ranks.each_of(mine)
+        self.run.add_memory(step, epoch, {name: np.concatenate([part[name] for part in parts]) for name in mine})
 
     def describe(self, passes: float) -> tuple[str, ...]:
         del passes

@@ -138,11 +138,11 @@ class OptimizerStep:
 class AWP:
     """Adversarial weight perturbation (AWP), for any objective.
 
-    Every weight tensor of two dimensions or more is perturbed along the gradient that increases the loss, by `gamma`
-    times its own norm, layer by layer. The gradient is computed at the perturbed weights and the optimiser takes its
-    step there, weight decay and momentum included; then the perturbation is subtracted. The pass that computes the
-    perturbation does not change the statistics of batch norm. AWP costs one evaluation of the closure more than
-    `OptimizerStep`.
+    Every tensor of two dimensions or more whose name contains "weight", as in the released code, is perturbed along the
+    gradient that increases the loss, by `gamma` times its own norm, layer by layer. The gradient is computed at the
+    perturbed weights and the optimiser takes its step there, weight decay and momentum included; then the perturbation
+    is subtracted. The pass that computes the perturbation does not change the statistics of batch norm. AWP costs one
+    evaluation of the closure more than `OptimizerStep`.
 
     Args:
         gamma: norm of the perturbation relative to the norm of the weight, above 0. The paper takes 0.01 for AT, and
@@ -165,7 +165,7 @@ class AWP:
             raise UserError(f"gamma = {self.gamma:g} is not above 0; for no perturbation use OptimizerStep()")
 
     def __call__(self, model: nn.Module, optimizer: torch.optim.Optimizer, closure: Closure) -> Terms:
-        weights = [p for n, p in model.named_parameters() if p.ndim > 1 and n.endswith("weight") and p.requires_grad]
+        weights = [p for n, p in model.named_parameters() if p.ndim > 1 and "weight" in n and p.requires_grad]
         if not weights:
             raise UserError(
                 f"weight perturbation needs weights of two dimensions or more, and {type(model).__name__} trains "

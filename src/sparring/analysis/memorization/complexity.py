@@ -1,8 +1,8 @@
 """Complexity measures: numbers of a network that are proposed to explain how well its robustness generalises.
 
-Each measure is a function with its formula and source. W are the weights of two dimensions or more; a convolution
-counts as the matrix `[out, in x height x width]` of its kernel; biases and batch norm are not counted. z are the
-logits.
+Each measure is a function with its formula and source. W are the parameters `weight` of two dimensions or more of all
+layers; a convolution counts as the matrix `[out, in x height x width]` of its kernel; biases and batch norm are not
+counted. z are the logits.
 """
 
 import copy
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...attacks import PGD, RandomStart
@@ -33,6 +34,9 @@ class NotDefined(UserError):  # noqa: N818
 
 
 def _weights(model: nn.Module) -> list[nn.Parameter]:
+    computed = [name for name, layer in model.named_modules() if parametrize.is_parametrized(layer)]
+    if computed:
+        raise NotDefined(f"not defined where weights are computed from others, as in {computed[0]}")
     found = [p for name, p in model.named_parameters() if p.ndim > 1 and name.endswith("weight")]
     if not found:
         raise NotDefined(f"not defined for {type(model).__name__}, which has no weights of two dimensions")
