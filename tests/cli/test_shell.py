@@ -2,6 +2,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -334,10 +335,18 @@ def test_a_model_of_ones_own_is_evaluated_and_compared(theirs, capsys):
     assert json.loads(Path("at-0.01/evaluation.json").read_text())["how"]["threat"] == "Linf(eps=0.01)"
     capsys.readouterr()
     assert run(["compare", "at-0.01", "at-0.2", "--json"]) == 0
-    pair = json.loads(capsys.readouterr().out)["autoattack"]
-    assert pair["only_second"] == 0, "a larger eps breaks no fewer"
+    pairs = json.loads(capsys.readouterr().out)
+    assert pairs["autoattack"]["only_second"] == 0, "a larger eps breaks no fewer"
+    assert (pairs["clean"]["alike"], pairs["autoattack"]["alike"]) == (True, False)
     assert run(["compare", "at-0.01", "at-0.2"]) == 0
-    assert re.search(r"autoattack: .* against .*; difference \+.* points", capsys.readouterr().out)
+    said = capsys.readouterr()
+    assert re.search(r"autoattack: .* against .*; difference \+.* points", said.out)
+    assert "note: autoattack differs in the two: Linf(eps=0.01) by AutoAttack(threat=Linf(eps=0.01)" in said.err
+    for which in ("best", "last"):
+        Path(which).mkdir()
+        shutil.copy("at-0.2/evaluation-model.npz", f"{which}/evaluation-{which}.npz")
+    assert run(["compare", "best", "last"]) == 0
+    assert "note: of best the best weights were evaluated, and of last the last ones" in capsys.readouterr().err
 
 
 def test_weights_are_evaluated_by_the_name_of_their_architecture(trained, capsys):

@@ -68,10 +68,25 @@ def test_the_full_suite_gives_one_table_in_the_console_in_json_and_in_the_folder
     ("flags", "said"),
     [
         (("--suite-threats", "l2:0.5"), "--suite-threats are the sets of a suite: give --suite full with them"),
+        (("--certify-samples", "7"), "--certify-samples is the number of noisy copies of --certify"),
         (("--transfer-from", "nowhere"), "--transfer-from nowhere: there is no such run folder or file of weights"),
         (("--corruptions", "nowhere"), "nowhere"),
     ],
 )
 def test_what_a_suite_lacks_is_a_sentence(trained, flags, said, capsys):
     assert shell(["evaluate", str(trained.path), "--threat", "linf:0.1", "--overwrite", *flags]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--suite-threats", "l2:0.5"), "--suite-threats are the sets of a suite: give --suite full with them"),
+        (("--keep-images",), "--keep-images is about the results in a folder, and there is none: give --out FOLDER"),
+        (("--overwrite",), "--overwrite is about the results in a folder"),
+        (("--weights", "last"), "--weights chooses weights of a run folder, and"),
+    ],
+)
+def test_options_without_effect_are_refused(trained, flags, said, capsys):
+    assert shell(["evaluate", str(trained.weights("best")), *flags]) == 2
     assert said in " ".join(capsys.readouterr().err.split())

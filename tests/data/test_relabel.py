@@ -215,6 +215,10 @@ def test_what_cannot_be_chosen_by_is_said(remembered, tmp_path):
         DifficultySubset(0.5, "hard")
     with pytest.raises(UserError, match=r"not in \(0, 1\]"):
         DifficultySubset(0.0, "random")
+    with pytest.raises(UserError, match="which = 'hrad' is not one of easy, hard, random"):
+        DifficultySubset(0.5, "hrad", ("r",))
+    with pytest.raises(UserError, match="kind = 'shufled' is not one of shuffled, random, gaussian"):
+        PixelNoise("shufled")
     other = replace(recipe, alterations=(LabelNoise(0.3), DifficultySubset(0.5, "easy", (str(run.path),))))
     with pytest.raises(UserError, match="their labels are not those"):
         other.split(recipe.data.load()[0], tmp_path, torch.device("cpu"))

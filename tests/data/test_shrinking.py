@@ -71,6 +71,14 @@ def test_a_second_call_writes_what_is_missing_and_nothing_else(large, tmp_path):
     assert not (small / "train/ant/.0.jpg.writing").exists()
 
 
+def test_pictures_of_another_side_are_not_kept(large, tmp_path):
+    shrink_pictures(large, tmp_path / "small", 100)
+    for side in (60, 150):
+        with pytest.raises(UserError, match=rf"0.jpg has a shorter side of 100 pixels, not {side}, and was made with"):
+            shrink_pictures(large, tmp_path / "small", side)
+    assert shrink_pictures(large, tmp_path / "small", 100) == (0, 16, [])
+
+
 def test_class_folders_may_be_links_and_circles_end(large, tmp_path):
     (large / "train" / "cat").symlink_to(large / "val" / "ant")
     (large / "train" / "ant" / "up").symlink_to(large)

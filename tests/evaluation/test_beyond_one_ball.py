@@ -148,6 +148,9 @@ def test_corruptions_of_other_images_are_a_sentence(folder, net, data):
     source = CorruptedImages(str(folder))
     with pytest.raises(UserError, match="other labels than those of the 60 test images: name the folder"):
         source.load(data.relabelled((data.y + 1) % 3))
+    inverted = TensorData(255 - data.x, data.y, data.classes)
+    with pytest.raises(UserError, match="other images than the 60 test images, though of the same labels"):
+        source.load(inverted)
     with pytest.raises(UserError, match="the corrupted images fog-1 are 7 of shape"):
         evaluate(net, data, {}, corrupted={"fog-1": data[:7]}, **ON_MODEL)
     np.save(folder / "frost.npy", np.zeros((300, 4, 4, 1), np.float32))

@@ -144,6 +144,16 @@ def test_classes_are_sorted_from_the_worst():
     assert (found["dog"], found["cat"]) == (Accuracy(1, 3), Accuracy(3, 3))
 
 
+def test_classes_of_one_name_are_told_apart():
+    """As the two cranes of ImageNet."""
+    found = EvaluationResult({"clean": np.array([True, True, False, False])}, np.array([0, 0, 1, 2]), ("a", "b", "a"))
+    assert {name: each.value for name, each in found.by_class("clean").items()} == {
+        "b": 0.0,
+        "a (2)": 0.0,
+        "a (0)": 1.0,
+    }
+
+
 def test_everything_but_the_pictures_is_read_as_it_was_written(tmp_path):
     base = evaluated(**CASCADE)
     more = {

@@ -210,9 +210,36 @@ def test_no_model_wins_under_attacks_whose_threats_differ(tmp_path):
     found = facts([run.path for run in runs])[0]["compare"]
     assert found["main"] == "clean" and found["differing"] == ["pgd", "autoattack"]
     (said,) = found["conclusions"]
-    assert "robust" not in said and said.endswith("Their threats differ under pgd and autoattack.")
+    assert "robust" not in said and said.endswith("They were not attacked alike by pgd and autoattack.")
     text = markdown(facts([run.path for run in runs])[0])
-    assert "autoattack has another threat in one of the evaluations" in text
+    assert "autoattack is another attack in one of the evaluations" in text
+
+
+def test_no_model_wins_under_another_version_of_an_attack_either(tmp_path):
+    runs = [made_run(tmp_path / name, which=("best",)) for name in ("a", "b")]
+    result = runs[1].read_flags("best")
+    text = result.settings["adversary autoattack"]
+    runs[1].write_flags("best", replace(result, settings={**result.settings, "adversary autoattack": f"{text}, twice"}))
+    assert facts([run.path for run in runs])[0]["compare"]["differing"] == ["autoattack"]
+
+
+def test_the_record_of_other_weights_says_nothing_of_these(run):
+    """A later evaluation of the last weights replaces the record, and not the results of the best weights."""
+    held = run.evaluation()
+    run.write_evaluation({key: each for key, each in held.items() if key != "best"})
+    (model,) = subjects([run.path])
+    assert again(model) is None
+    found, _ = facts([run.path])
+    assert found["provenance"]["evaluation"] == {} and len(found["provenance"]["commands"]) == 1
+
+
+def test_an_audit_within_another_set_is_told_with_it(run):
+    run.write_audit({**AUDIT, "threat": "Linf(eps=0.00392156862745098)"})
+    verdict = facts([run.path])[0]["verdict"]
+    assert verdict["sentence"].endswith("; audit within Linf 1/255 1 pass, 1 warning")
+    (threat,) = {text for text in run.read_flags("best").about.values() if text.startswith("Linf")}
+    run.write_audit({**AUDIT, "threat": threat})
+    assert facts([run.path])[0]["verdict"]["sentence"].endswith("; audit 1 pass, 1 warning")
 
 
 def test_curves_of_another_norm_are_not_drawn_beside(tmp_path):

@@ -11,7 +11,7 @@ import yaml
 from torch import nn
 
 import sparring
-from sparring import AutoAttack, Build, Linf, UserError
+from sparring import AutoAttack, Benign, Build, CrossEntropy, Linf, Method, UserError
 from sparring.cli import run
 from sparring.data import CIFAR10, NPZ, ExtraData, GeneratedImages
 from sparring.data.given import GivenData
@@ -72,16 +72,16 @@ def trained(tiny, tmp_path):
     return folder, model.eval(), recipe
 
 
-def evaluated(folder, recipe):
-    """Pretend that the run was evaluated under AutoAttack on 10 of its 20 test images."""
+def evaluated(folder, recipe, which=("best", "last"), record=None):
+    """Pretend that the run was evaluated under AutoAttack on 10 of its 20 test images; the record is of `record`."""
     right = np.arange(10) < 6
     attacks = {"autoattack": AutoAttack(Linf("8/255")), "pgd": recipe.selection}
     result = EvaluationResult({"clean": np.arange(10) < 9, "pgd": right, "autoattack": right}, np.arange(10), CLASSES)
-    for which in ("best", "last"):
-        folder.write_flags(which, result)
+    for each in which:
+        folder.write_flags(each, result)
     adversaries = {**recipe.evaluation.adversaries, "autoattack": attacks["autoattack"]}
     plain = replace(recipe, evaluation=replace(recipe.evaluation, adversaries=adversaries)).plain()["evaluation"]
-    folder.write_evaluation({"how": {"evaluation": plain}})
+    folder.write_evaluation({**{each: {} for each in record or which}, "how": {"evaluation": plain}})
 
 
 def test_robustbench_gets_a_state_dict_of_its_class_the_facts_and_a_card(trained, tmp_path):
@@ -117,6 +117,35 @@ def test_what_was_not_measured_is_null(trained, tmp_path):
     info = json.loads((tmp_path / "out" / "robust.json").read_text())
     assert info["clean_acc"] is info["autoattack_acc"] is info["footnote"] is None
     assert "It has not been evaluated yet." in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_best_weights_that_were_evaluated_alone_have_their_numbers(trained, tmp_path):
+    folder, _, recipe = trained
+    evaluated(folder, recipe, which=("best",))
+    export(folder.path, "robustbench", tmp_path / "out")
+    info = json.loads((tmp_path / "out" / "robust.json").read_text())
+    assert (info["autoattack_acc"], info["eps"]) == ("60.00", "8/255")
+
+
+def test_the_threat_of_a_later_evaluation_of_other_weights_is_not_that_of_the_numbers(trained, tmp_path):
+    folder, _, recipe = trained
+    evaluated(folder, recipe, record=("last",))
+    export(folder.path, "robustbench", tmp_path / "out")
+    info = json.loads((tmp_path / "out" / "robust.json").read_text())
+    assert info["eps"] is info["autoattack_acc"] is None and info["clean_acc"] == "90.00"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "evaluated against" not in card and "| autoattack | 60.00 %" in card
+
+
+@pytest.mark.parametrize(("attack", "how"), [(Benign(), "without an adversary"), (None, "by adversarial training")])
+def test_a_card_says_how_the_model_was_trained_and_no_threat_that_was_not_evaluated(attack, how, trained, tmp_path):
+    _, model, recipe = trained
+    recipe = recipe if attack is None else replace(recipe, method=Method(attack, CrossEntropy()))
+    about = {"recipe": recipe.plain(), "classes": list(CLASSES), "shape": [3, 32, 32]}
+    save_weights(tmp_path / "alone.safetensors", model, about)
+    export(tmp_path / "alone.safetensors", "hub", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"of 10 classes, trained {how}.\n" in card and "It has not been evaluated yet." in card
 
 
 def test_the_card_for_the_hub_begins_with_its_front_matter_and_the_weights_load_by_themselves(trained, tmp_path):

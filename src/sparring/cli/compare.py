@@ -15,8 +15,9 @@ _COMPARE = """\
 usage: sparring compare A B [--attack NAME] [--json]
 
 Compares two evaluations of the same images, paired: the number of images that only one of the models gets right, the
-difference in accuracy with its 95 % interval, and McNemar's exact test. A and B are run folders that were evaluated
-(their best weights), or the .npz files of per-example results that an evaluation writes."""
+difference in accuracy with its 95 % interval, and McNemar's exact test. It is noted where attacks of one name differ
+("alike" in JSON). A and B are run folders that were evaluated
+(their best weights, or else the last), or the .npz files of per-example results that an evaluation writes."""
 
 
 def compare(args: list[str]) -> int:
@@ -25,16 +26,19 @@ def compare(args: list[str]) -> int:
     from .flags import parse
 
     options, _, _ = parse(_CompareOptions, None, {}, rest, f"sparring compare {first} {second}", _COMPARE)
-    a, b = _read(first), _read(second)
+    (a, weights), (b, others) = _read(first), _read(second)
+    if {weights, others} == {"best", "last"}:
+        say(f"note: of {first} the {weights} weights were evaluated, and of {second} the {others} ones", sys.stderr)
     common = [name for name in a.robust if name in b.robust]
     names = [options.attack] if options.attack else [name for name in common if "/" not in name]
     pairs = {name: a.paired(b, name) for name in names}
     if options.json:
-        print_json({name: pair.plain() for name, pair in pairs.items()})
+        print_json({name: {**pair.plain(), "alike": not a.differs(b, name)} for name, pair in pairs.items()})
         return 0
     for name, pair in pairs.items():
-        if a.about.get(name) != b.about.get(name):
-            say(f"note: {name} differs in the two: {a.about.get(name)} and {b.about.get(name)}", sys.stderr)
+        if a.differs(b, name):
+            said = [f"{each.about.get(name)} by {each.settings.get(f'adversary {name}', name)}" for each in (a, b)]
+            say(f"note: {name} differs in the two: {said[0]}, and {said[1]}", sys.stderr)
         left, right = a.table()[name], b.table()[name]
         say(f"{name}: {left} against {right}; difference {pair}")
         say(f"  only {first} is right on {pair.only_first} images, only {second} on {pair.only_second}")
@@ -49,14 +53,14 @@ class _CompareOptions:
     """Print one JSON object on standard output instead of sentences."""
 
 
-def _read(target: str) -> "EvaluationResult":
+def _read(target: str) -> "tuple[EvaluationResult, str]":
+    """Read an evaluation, and which weights of the folder it is of."""
     from ..records.run_folder import RunFolder, read_evaluated
 
     path = Path(target)
-    if path.is_dir():
-        found = [RunFolder(path).flags(which) for which in ("best", "weights", "model", "last")]
-        known = next((each for each in found if each.exists()), None)
-        if known is None:
-            raise UserError(f"{path} holds no evaluation: run sparring evaluate {path} first")
-        path = known
-    return read_evaluated(path)
+    if not path.is_dir():
+        return read_evaluated(path), ""
+    for which in ("best", "weights", "model", "last"):
+        if RunFolder(path).flags(which).exists():
+            return RunFolder(path).read_flags(which), which
+    raise UserError(f"{path} holds no evaluation: run sparring evaluate {path} first")

@@ -238,6 +238,9 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
         path = RunFolder(path).weights("last" if options.weights == "last" else "best")
     _check_track(path, options)
     _check_only(options)
+    _check_together(options, str(path) if path.is_dir() else options.out)
+    if options.weights != "both" and not path.is_dir() and not options.only:
+        raise UserError(f"--weights chooses weights of a run folder, and {path} is a file of weights: leave it out")
     recipe = replace(recipe, evaluation=_with_more(recipe.evaluation, options))
     backend = AcceleratedCopy(options.precision, options.compile)
     common = {
@@ -265,6 +268,17 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
 def _check_only(options: Options) -> None:
     if options.only and (options.shard is not None or options.merge):
         raise UserError("--only chooses single examples, and --shard and --merge are about all: give it without them")
+
+
+def _check_together(options: Options, folder: str | None) -> None:
+    """Raise `UserError` for an option that has no effect without another."""
+    if options.suite_threats and options.suite is None:
+        raise UserError("--suite-threats are the sets of a suite: give --suite full with them")
+    if options.certify is None and options.certify_samples != Options.certify_samples:
+        raise UserError("--certify-samples is the number of noisy copies of --certify: give --certify SIGMA with it")
+    for flag, given in (("--keep-images", options.keep_images), ("--overwrite", options.overwrite)):
+        if given and folder is None:
+            raise UserError(f"{flag} is about the results in a folder, and there is none: give --out FOLDER with it")
 
 
 def _check_track(path: Path, options: Options) -> None:
@@ -319,8 +333,6 @@ def _suite(options: Options, threat: "Threat") -> dict[str, Any]:
     from ..evaluation import full_suite
     from ..evaluation.suite import RADII, transfer
 
-    if options.suite_threats and options.suite is None:
-        raise UserError("--suite-threats are the sets of a suite: give --suite full with them")
     surrogate = None if options.transfer_from is None else (options.transfer_from, _surrogate(options))
     if options.suite is not None:
         others = tuple(parsed(each) for each in options.suite_threats) or RADII
@@ -366,6 +378,7 @@ def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Fou
     check_options(options)
     _check_track(Path(target), options)
     _check_only(options)
+    _check_together(options, options.out)
     recipe = recipe_named(options.recipe) if options.recipe else None
     threat = _threat(options, recipe.evaluation if recipe else None)
     shard, device = shard_of_flags(options, options.out), device_of(options.device)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import UserError
+from ..core.errors import UserError, need_one_of
 from ..core.rng import make_rng, mixed_seed
 from ..core.types import LabelledData, TensorData, pixels
 
@@ -138,7 +138,7 @@ class PixelNoise:
         rate: share of the images that are altered, 0 to 1; their number is rounded down.
 
     Raises:
-        UserError: when `rate` is outside [0, 1], or the images are not in memory.
+        UserError: when `kind` is another word, `rate` is outside [0, 1], or the images are not in memory.
 
     References:
         Zhang et al.: https://arxiv.org/abs/1611.03530.
@@ -148,6 +148,7 @@ class PixelNoise:
     rate: float = 1.0
 
     def __post_init__(self) -> None:
+        need_one_of("kind", self.kind, ("shuffled", "random", "gaussian"))
         if not 0 <= self.rate <= 1:
             raise UserError(f"a noise rate of {self.rate:g} is not in [0, 1]")
 
@@ -197,8 +198,8 @@ class DifficultySubset:
             `{seed}` for the seed of this run. "random" needs none.
 
     Raises:
-        UserError: when `share` is outside (0, 1], "easy" or "hard" examples have no run in `by`, a run was trained on
-            other examples, or no example is left.
+        UserError: when `which` is another word, `share` is outside (0, 1], "easy" or "hard" examples have no run in
+            `by`, a run was trained on other examples, or no example is left.
     """
 
     share: float = 0.8
@@ -206,6 +207,7 @@ class DifficultySubset:
     by: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        need_one_of("which", self.which, ("easy", "hard", "random"))
         if not 0 < self.share <= 1:
             raise UserError(f"a share of {self.share:g} of the training set is not in (0, 1]")
         if self.which != "random" and not self.by:

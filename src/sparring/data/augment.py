@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.errors import UserError
+from ..core.errors import UserError, need_one_of, need_whole
 from ..core.rng import Rng, integers, uniform
 from ..core.types import each
 
@@ -29,14 +29,24 @@ class Crop:
         padding: number of pixels that are padded on each side.
         mode: "constant" pads with black, "reflect" with the mirrored image.
         p: share of the images that are cropped, 0 to 1.
+
+    Raises:
+        UserError: when a number is out of range, or, in a call, the image is too small for its mirrored padding.
     """
 
     padding: int = 4
     mode: Literal["constant", "reflect"] = "constant"
     p: float = 1.0
 
+    def __post_init__(self) -> None:
+        need_whole("padding", self.padding, 0)
+        need_one_of("mode", self.mode, ("constant", "reflect"))
+        _need_share(self.p)
+
     def __call__(self, x: Tensor, rng: Rng) -> Tensor:
         n, _, height, width = x.shape
+        if self.mode == "reflect" and self.padding >= min(height, width):
+            raise UserError(f"images of {height}x{width} have no {self.padding} pixels to mirror: let Crop pad fewer")
         wide = F.pad(x, [self.padding] * 4, mode=self.mode)
         corner = torch.stack([integers(n, 2 * self.padding + 1, rng, x.device) for _ in range(2)])[:, :, None]
         if self.p < 1:
@@ -64,11 +74,17 @@ class Cutout:
     Args:
         length: side of the square in pixels.
 
+    Raises:
+        UserError: when `length` is no whole number from 1 on.
+
     References:
         Cutout: https://arxiv.org/abs/1708.04552.
     """
 
     length: int = 16
+
+    def __post_init__(self) -> None:
+        need_whole("length", self.length)
 
     def __call__(self, x: Tensor, rng: Rng) -> Tensor:
         hit = [self._span(len(x), size, rng, x.device) for size in x.shape[2:]]
@@ -133,12 +149,20 @@ class Jitter:
         contrast: strength of the change of contrast.
         saturation: strength of the change of saturation.
         p: share of the images that are changed, 0 to 1.
+
+    Raises:
+        UserError: when a number is out of range.
     """
 
     brightness: float = 0.4
     contrast: float = 0.4
     saturation: float = 0.4
     p: float = 0.8
+
+    def __post_init__(self) -> None:
+        if min(self.brightness, self.contrast, self.saturation) < 0:
+            raise UserError(f"strengths of changes are at least 0, unlike {self!r}")
+        _need_share(self.p)
 
     def __call__(self, x: Tensor, rng: Rng) -> Tensor:
         u = _drawn(x, 4, rng).T
@@ -157,12 +181,23 @@ class Grey:
 
     Args:
         p: share of the images that lose their colour, 0 to 1.
+
+    Raises:
+        UserError: when `p` is outside [0, 1].
     """
 
     p: float = 0.25
 
+    def __post_init__(self) -> None:
+        _need_share(self.p)
+
     def __call__(self, x: Tensor, rng: Rng) -> Tensor:
         return torch.where(each(_drawn(x, 1, rng) < self.p, x), grey(x).expand_as(x), x)
+
+
+def _need_share(p: float) -> None:
+    if not 0 <= p <= 1:
+        raise UserError(f"p = {p:g} is no share of the images: it is from 0 to 1")
 
 
 def _drawn(x: Tensor, count: int, rng: Rng) -> Tensor:

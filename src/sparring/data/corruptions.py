@@ -58,6 +58,7 @@ class CorruptedImages:
                 f"{self.folder} has {len(labels)} labels for 5 x {count} images: wanted is a label for each"
             )
         self._check(test, labels[:count])
+        self._check_alike(test, held["jpeg_compression"])
         for name in CORRUPTIONS:
             self._check_images(name, held[name].dtype, held[name].shape, count)
         return {
@@ -73,6 +74,19 @@ class CorruptedImages:
             raise UserError(
                 f"{self.folder} holds corruptions of {len(labels)} images with other labels than those of the "
                 f"{len(test)} test images: name the folder that was made from these, in their order"
+            )
+
+    def _check_alike(self, test: LabelledData, mildest: Array) -> None:
+        """Check that the mildest JPEG compression of the first images looks like them; labels alone do not show it."""
+        few = test[: min(16, len(test))].x.float().permute(0, 2, 3, 1).cpu().numpy()
+        if mildest.ndim != 4 or not len(few) or mildest.shape[1:] != few.shape[1:]:
+            return
+        with np.errstate(invalid="ignore"):  # an image of one colour has no correlation
+            alike = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(few, mildest, strict=False)]
+        if np.nanmedian([1.0, *alike]) < 0.5:
+            raise UserError(
+                f"{self.folder} holds corruptions of other images than the {len(test)} test images, though of the same "
+                "labels: are these rotated or inverted? Name the folder that was made from these"
             )
 
     def _check_images(self, name: str, kind: "np.dtype[np.generic]", shape: tuple[int, ...], count: int) -> None:

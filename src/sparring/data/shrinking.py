@@ -60,6 +60,7 @@ def shrink_pictures(
     if folder.resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(f"the small pictures cannot be written to {out}, which lies in {folder}: name another folder")
     targets = _targets(folder, out)
+    _need_side(targets, side)
     written = kept = 0
     unreadable: list[str] = []
     todo = iter(targets.items())
@@ -84,6 +85,24 @@ def _targets(folder: Path, out: Path) -> dict[Path, Path]:
     if not found:
         raise UserError(f"there are no files in {folder}: name a folder of pictures")
     return found
+
+
+def _need_side(targets: dict[Path, Path], side: int) -> None:
+    """Raise `UserError` if the first small picture that is there already was made with another side."""
+    there = next((target for target in targets if target.exists()), None)
+    if there is None:
+        return
+    sizes = [tried(path, _shorter_side) for path in (there, targets[there])]
+    if all(isinstance(size, int) for size in sizes) and sizes[0] != min(side, int(sizes[1])):
+        raise UserError(
+            f"{there} has a shorter side of {sizes[0]} pixels, not {min(side, int(sizes[1]))}, and was made with "
+            "another side: name another folder, or delete that one"
+        )
+
+
+def _shorter_side(path: Path) -> int:
+    with opened(path) as image:
+        return min(image.size)
 
 
 def _files(folder: Path) -> Iterator[Path]:

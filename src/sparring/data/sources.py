@@ -19,7 +19,7 @@ from .files import Remote, locate
 from .folders import class_folders, listed
 from .formats import read_cifar, read_idx, read_names, read_stl10, read_svhn
 from .looks import CentralSquare, Centre, Interpolation, RandomWindow
-from .pictures import Pictures, Unreadable, mixed, mixed_order
+from .pictures import Pictures, Unreadable, mixed
 
 TrainTest = tuple[LabelledData, LabelledData]
 
@@ -291,7 +291,7 @@ class ImageFolder:
     """Pictures in `folder`/train/CLASS/ and `folder`/test/CLASS/ (or val), cut to their central square and resized.
 
     In training all pictures are held in memory; for larger data sets see `ImageStream`. An evaluation reads the test
-    pictures batch by batch; they are in a fixed random order, so that the first few are of all classes.
+    pictures batch by batch. The pictures are in a fixed random order, so that the first few are of all classes.
 
     Args:
         folder: folder that holds the folders train and test (or val).
@@ -311,7 +311,7 @@ class ImageFolder:
         top = Path(self.folder)
         classes = class_folders(top / "train")
         train, test = self._part(top / "train", classes), self._part(self._of_test(), classes)
-        return varied(train, self.folder), test[mixed_order(len(test))]
+        return varied(train, self.folder), test
 
     def load_test(self) -> Pictures:
         """Return the test pictures, which stay in their files: the folder need not hold training pictures."""
@@ -323,7 +323,7 @@ class ImageFolder:
         return next((top / name for name in ("test", "val") if (top / name).is_dir()), top / "test")
 
     def _part(self, top: Path, classes: list[str]) -> TensorData:
-        data = self._pictures(top, classes)[:]
+        data = mixed(self._pictures(top, classes))[:]
         check_data(data, str(top))
         return data
 

@@ -1,6 +1,7 @@
 """Results of evaluations, audits and training histories, with confidence intervals. Needs no torch."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, NamedTuple
@@ -289,10 +290,14 @@ class EvaluationResult:
         return middle if math.isfinite(middle) else None
 
     def by_class(self, name: str) -> dict[str, Accuracy]:
-        """The accuracy of each class under an adversary, the lowest first."""
-        flags = self._flags(name)
+        """The accuracy of each class under an adversary, the lowest first.
+
+        Classes of one name, as the two cranes of ImageNet, have their number beside it.
+        """
+        flags, times = self._flags(name), Counter(self.classes)
+        names = [text if times[text] == 1 else f"{text} ({number})" for number, text in enumerate(self.classes)]
         found = {
-            self.classes[label]: Accuracy(int(flags[self.label == label].sum()), int((self.label == label).sum()))
+            names[label]: Accuracy(int(flags[self.label == label].sum()), int((self.label == label).sum()))
             for label in np.unique(self.label)
         }
         return dict(sorted(found.items(), key=lambda item: item[1].value))
@@ -304,6 +309,17 @@ class EvaluationResult:
             raise UserError("a paired comparison needs both models evaluated on the same images in the same order")
         a, b = self._flags(name), other._flags(other_name or name)
         return PairedComparison(int((a & ~b).sum()), int((b & ~a).sum()), len(a))
+
+    def differs(self, other: "EvaluationResult", name: str) -> bool:
+        """Return True if two evaluations attacked by different adversaries, or within different sets, as far as known.
+
+        Args:
+            other: The other evaluation.
+            name: Name of the adversary in both.
+        """
+        key = f"adversary {name.partition('/')[0]}"
+        pairs = (self.about.get(name), other.about.get(name)), (self.settings.get(key), other.settings.get(key))
+        return any(None not in pair and pair[0] != pair[1] for pair in pairs)
 
     def _flags(self, name: str) -> Array:
         if name not in self.robust:

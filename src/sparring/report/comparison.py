@@ -124,7 +124,7 @@ def _conclusion(pair: Plain, main: str, under: str, differing: Sequence[str]) ->
         return f"{first} and {second} cannot be paired: {pair['reason']}."
     accurate = _told_apart(first, second, pair["by"]["clean"], "accurate")
     if main == "clean":
-        others = f" Their threats differ under {' and '.join(map(str, differing))}." if differing else ""
+        others = f" They were not attacked alike by {' and '.join(map(str, differing))}." if differing else ""
         return f"{accurate}.{others}"
     return f"{_told_apart(first, second, pair['by'][main], 'robust')} under {under}. Without attack, {accurate}."
 
@@ -139,8 +139,8 @@ def _told_apart(first: str, second: str, found: Plain, word: str) -> str:
 
 
 def _differing(named: Sequence[tuple[str, EvaluationResult]], names: Sequence[str]) -> list[str]:
-    """The attacks that are called alike and differ in their threat."""
-    return [name for name in names if len({each.about.get(name) for _, each in named}) > 1]
+    """The attacks that are called alike and differ, in their threat or otherwise."""
+    return [name for name in names if any(each.differs(named[0][1], name) for _, each in named)]
 
 
 # -- studies

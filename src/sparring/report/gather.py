@@ -65,7 +65,7 @@ _PANELS = (
 def _of_model(subject: Subject, base: Base) -> Plain:
     run = subject.run
     audit = None if run is None else run.audit()
-    how: Mapping[str, Any] = how_evaluated(run).get("how") or {}
+    how: Mapping[str, Any] = how_evaluated(subject).get("how") or {}
     return {
         "target": str(subject.path),
         "verdict": verdict(subject, audit, dict(how)),

@@ -115,7 +115,7 @@ def _compared(compare: Plain | None) -> str:
         for name, each in pair.get("by", {}).items()
     ]
     differing = [
-        f"{plainly(name)} has another threat in one of the evaluations: its accuracies cannot be compared."
+        f"{plainly(name)} is another attack in one of the evaluations: its accuracies cannot be compared."
         for name in compare["differing"]
     ]
     unpaired = [

@@ -10,7 +10,6 @@ from typing import Any
 
 from ..core.reading import reading
 from ..core.serialization import differences
-from ..records.run_folder import RunFolder
 from .evaluated import Plain
 from .subjects import Subject
 
@@ -23,7 +22,7 @@ def provenance(subject: Subject, base: Base) -> Plain:
     run, result = subject.run, subject.result
     recipe = None if run is None else run.recipe()
     sessions = [] if run is None or not run.has_sessions() else run.sessions()
-    evaluated = how_evaluated(run)
+    evaluated = how_evaluated(subject)
     began = sessions[0] if sessions else {}
     command = began.get("command") or []
     return {
@@ -41,9 +40,13 @@ def provenance(subject: Subject, base: Base) -> Plain:
     }
 
 
-def how_evaluated(run: RunFolder | None) -> Plain:
-    """The record of an evaluation: its tables, how it was made, and where; empty without one."""
-    return {} if run is None or not run.has_evaluation() else run.evaluation()
+def how_evaluated(subject: Subject) -> Plain:
+    """The record of the evaluation that counts: its tables, how it was made, and where.
+
+    Empty without one, and if the record is that of a later evaluation of other weights.
+    """
+    record = {} if subject.run is None or not subject.run.has_evaluation() else subject.run.evaluation()
+    return record if subject.weights in record else {}
 
 
 def _command(evaluated: Plain) -> list[str]:
@@ -93,7 +96,7 @@ _DROPPED = ("--out", "--shard", "--weights", "--only", "--track", "--overwrite",
 
 def again(subject: Subject) -> str | None:
     """The command that evaluates one example again, with `{index}` for its number; None if no command is recorded."""
-    command = _command(how_evaluated(subject.run))
+    command = _command(how_evaluated(subject))
     if command[1:2] != ["evaluate"]:
         return None
     of_run = subject.weights in ("best", "last")  # else --weights is a folder of RobustBench's

@@ -55,7 +55,7 @@ def _sentence(result: EvaluationResult, threats: list[Plain], audit: Plain | Non
     parts = [f"{each['threat']}: {each['text']} under {each['described']}" for each in threats]
     parts = parts or [f"clean: {with_interval(result.table()['clean'])}"]
     parts.append(f"{len(result.label):,} images")
-    return f"{', '.join(parts)}; {audit_words(audit)}"
+    return f"{', '.join(parts)}; {audit_words(audit, result)}"
 
 
 def _answer(result: EvaluationResult, audit: Plain | None) -> str:
@@ -91,8 +91,8 @@ def _described(result: EvaluationResult, name: str) -> str:
     return f"{attack} with the search for smallest distances" if more else attack
 
 
-def audit_words(audit: Plain | None) -> str:
-    """The outcome of an audit in a few words."""
+def audit_words(audit: Plain | None, result: EvaluationResult) -> str:
+    """The outcome of an audit in a few words, with its threat where the evaluation has another."""
     if audit is None:
         return "not audited"
     counts = Counter(check["verdict"] for check in audit["checks"])
@@ -100,7 +100,9 @@ def audit_words(audit: Plain | None) -> str:
     told = [
         f"{counts[key]} {word}{'s' * (key == 'warn' and counts[key] > 1)}" for key, word in words.items() if counts[key]
     ]
-    return f"audit {', '.join(told)}"
+    threat = audit.get("threat")
+    within = f" within {threat_name(threat)}" if threat and threat not in result.about.values() else ""
+    return f"audit{within} {', '.join(told)}"
 
 
 _WEIGHTS = {"best": "best", "last": "last epoch", "weights": "the file of weights", "model": "a model of your own"}
@@ -123,7 +125,7 @@ def _facts(subject: Subject, result: EvaluationResult, how: Plain, audit: Plain 
         ("attacks ran on", str(result.settings.get("search", ""))),
         ("verified in", "float32, on the model itself" if result.settings else ""),
         ("seed", str(result.settings.get("seed", ""))),
-        ("audit", audit_words(audit).removeprefix("audit ")),
+        ("audit", audit_words(audit, result).removeprefix("audit ")),
     ]
     return [(name, value) for name, value in found if value]
 

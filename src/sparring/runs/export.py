@@ -15,6 +15,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from ..attacks import Benign
 from ..core.errors import UserError, need_one_of
 from ..core.optional import first_line, library
 from ..core.serialization import Build, from_plain
@@ -28,6 +29,7 @@ from ..models.robustbench_export import TheirModel, for_robustbench
 from ..records.results import Accuracy
 from ..records.run_folder import RunFolder
 from ..training.checkpoint import read_weights, save_weights
+from ..training.engine import Method
 from .load import load_model, recipe_of
 from .recipe import Evaluation, Recipe
 
@@ -105,9 +107,8 @@ def _subject(path: Path, images: int) -> _Subject:
     few = pixels(test[:count].x) if len(test) else _noise(test.shape, count)
     measured, adversaries = _measured(path)
     name = path.resolve().name if path.is_dir() else path.stem
-    return _Subject(
-        name, model, recipe, test.classes, few, measured, adversaries or recipe.evaluation.adversaries, len(test)
-    )
+    planned = adversaries if measured else recipe.evaluation.adversaries
+    return _Subject(name, model, recipe, test.classes, few, measured, planned, len(test))
 
 
 def _test_images(path: Path, recipe: Recipe) -> LabelledData:
@@ -119,12 +120,16 @@ def _test_images(path: Path, recipe: Recipe) -> LabelledData:
 
 
 def _measured(path: Path) -> tuple[Mapping[str, Accuracy], Mapping[str, Adversary | Cascade]]:
-    """Return the accuracies of the best weights of a run, and the attacks; nothing if it was not evaluated."""
+    """Return the accuracies of the best weights of a run, and the attacks as far as a record tells them.
+
+    Nothing if they were not evaluated, and no attacks if the record is that of a later evaluation of other weights.
+    """
     run = RunFolder(path)
-    if not path.is_dir() or not run.flags("best").exists() or not run.evaluated():
+    if not path.is_dir() or not run.flags("best").exists():
         return {}, {}
-    evaluation: Evaluation = from_plain(run.evaluation()["how"]["evaluation"])
-    return run.read_flags("best").table(), evaluation.adversaries
+    record = run.evaluation() if run.has_evaluation() else {}
+    evaluation: Evaluation | None = from_plain(record["how"]["evaluation"]) if "best" in record else None
+    return run.read_flags("best").table(), {} if evaluation is None else evaluation.adversaries
 
 
 def _noise(shape: Sequence[int], images: int) -> Tensor:
@@ -265,8 +270,12 @@ def _front_matter(subject: _Subject) -> dict[str, Any]:
 def _sentence(subject: _Subject) -> str:
     threat = _threat(subject)
     radius = _eps(threat)
-    against = "" if radius is None else f", evaluated against {type(threat).__name__} perturbations up to {radius}"
-    return f"An image classifier of {len(subject.classes)} classes, trained by adversarial training{against}."
+    known = radius is not None and subject.measured
+    against = f", evaluated against {type(threat).__name__} perturbations up to {radius}" if known else ""
+    method = subject.recipe.method
+    standard = isinstance(method, Method) and isinstance(method.attack, Benign)
+    how = "without an adversary" if standard else "by adversarial training"
+    return f"An image classifier of {len(subject.classes)} classes, trained {how}{against}."
 
 
 def _table(subject: _Subject) -> list[str]:
