@@ -230,6 +230,11 @@ def test_weights_that_are_computed_from_others_have_no_measure():
         weight_norm(net)
 
 
+def test_the_distance_from_another_architecture_is_refused():
+    with pytest.raises(UserError, match="the initial model has weights of other shapes"):
+        distance(linear(W), linear([[1.0, 2.0]]))
+
+
 def test_measures_by_the_margin_of_a_net_that_is_right():
     """Logits far apart: every margin is positive."""
     net = linear(20 * torch.eye(4)[:3])

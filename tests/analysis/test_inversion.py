@@ -249,6 +249,15 @@ def test_a_search_is_refined():
         CoarseToFine(PGD(L2(1.0)), 0)
 
 
+def test_the_first_layer_alone_decides_what_is_raised():
+    torch.manual_seed(0)
+    net, x, which = small_cnn(3, (1, 4, 4), width=3).eval(), torch.rand(2, 1, 4, 4), torch.tensor([0, 3])
+    chosen = ("body.1",), ("body.1", "features")
+    alone, more = (visualize_features(net, which, x, Inverter(layers, steps=20)) for layers in chosen)
+    assert torch.equal(alone, more)
+    assert torch.equal(invert_annealed(net, x, Inverter(steps=6)), invert(net, x, Inverter(steps=6)))
+
+
 def test_total_variation_and_coordinates():
     x = torch.zeros(2, 1, 3, 3)
     x[1, 0, 1, 1] = 1.0  # four edges of height 1, over nine pixels
@@ -305,6 +314,15 @@ def test_what_cannot_be_inverted_is_refused():
         Inverter(steps=0)
     with pytest.raises(UserError, match="cannot continue from the image of another model"):
         invert_annealed([net, net], X, Inverter(search=ParametrizedSearch("network", 2)))
+    with pytest.raises(UserError, match=r"start has the shape \(1, 1, 4, 4\), and x"):
+        invert(net, X, start=X[:1])
+    with pytest.raises(UserError, match="interpolated in pairs at one share or more"):
+        interpolate(net, X[:2], X[:1], [0.5])
+    with pytest.raises(UserError, match="interpolated in pairs at one share or more"):
+        interpolate(net, X, X, [])
+    for wrong in (torch.tensor([0]), torch.rand(len(X))):
+        with pytest.raises(UserError, match="coordinates are torch"):
+            visualize_features(net, wrong, X)
     with pytest.raises(UserError, match="by = 'oil'"):
         ParametrizedSearch("oil")
     with pytest.raises(UserError, match="steps = 0 is no whole number"):

@@ -100,7 +100,7 @@ def test_surfaces_hold_the_loss_at_the_image_in_their_middle():
     assert all(np.allclose(parts.values[name], values) for name, values in found.values.items())
     again = measure_landscape(model, toy_data(), Linf(0.1), pictures=2, resolution=5, points=1)
     assert all(np.array_equal(again.values[name], values) for name, values in found.values.items())
-    with pytest.raises(UserError, match="points and batch_size must be at least 1"):
+    with pytest.raises(UserError, match="points = 0 is no whole number from 1 on"):
         measure_landscape(model, toy_data(), Linf(0.1), points=0)
 
 

@@ -138,6 +138,15 @@ def test_theorem_1_holds_on_a_small_net_and_its_last_term_stays(threat):
     assert found.jump == found.clean == 0.0
 
 
+def test_a_bound_without_points_or_by_a_threat_in_words_is_refused():
+    with pytest.raises(UserError, match="points = 0 is no whole number"):
+        robustness_bound(net(), net(), DATA, Linf(0.1), points=0)
+    with pytest.raises(UserError, match=r"threat = .linf:0\.1.: wanted is a set of images"):
+        robustness_bound(net(), net(), DATA, "linf:0.1")
+    with pytest.raises(UserError, match="batch_size = 0 is no whole number"):
+        measure_gradient_stability(net(), DATA, {}, batch_size=0)
+
+
 def test_the_constant_of_theorem_1_is_known_for_a_linear_model():
     """With logits W x, the gradient by W is (p - e_y) x'; it changes at least by the image where p is constant."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3, bias=False))

@@ -81,6 +81,16 @@ def test_modes_move_what_they_say(mode):
     assert all(torch.equal(p, q) for p, q in zip(again.model.parameters(), found.model.parameters(), strict=True))
 
 
+def test_the_statistics_of_a_task_do_not_lose_the_differences_between_classes_that_lie_together():
+    """Images in the order of their classes fill batches with one class each."""
+    model, data = normed(), toy_data(240)
+    rows = data.y.argsort(stable=True)
+    together = TensorData(data.x[rows], data.y[rows], data.classes)
+    how = FineTuning("norms", epochs=1, batch_size=16, lr=1e-9)
+    found = [measure_transfer_learning(model, each, data, how).model.body[1].running_var for each in (data, together)]
+    assert torch.allclose(*found, rtol=0.1)
+
+
 def test_the_last_block_is_the_one_that_runs_last():
     x = torch.rand(2, 1, 8, 8)
     net = resnet18(3, (1, 8, 8), width=0.05).eval()
@@ -150,7 +160,7 @@ def test_tasks_that_cannot_be_fitted_are_refused():
         measure_transfer_learning(bare, data, data, FineTuning("norms"))
     with pytest.raises(UserError, match="mode = 'body' is not one of head, norms, block, layers, all"):
         FineTuning("body")
-    with pytest.raises(UserError, match="epochs must be at least 1"):
+    with pytest.raises(UserError, match="epochs = 0 is no whole number"):
         FineTuning(epochs=0)
 
 

@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from inspect import signature
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .errors import UserError
+from .errors import UserError, need_seed, need_whole
 from .modes import eval_mode
 from .rng import draws_kept
-from .types import TensorData, pixels
+from .types import TensorData, Threat, pixels
 from .validation import check_data, check_images, check_labels, check_logits, check_soft_targets, check_tensor
 
 P = ParamSpec("P")
@@ -51,12 +51,17 @@ def _lock(model: nn.Module) -> threading.RLock:
 
 
 def gated(function: Callable[P, T]) -> Callable[P, T]:
-    """Make an analysis check its models and its `TensorData`, and have the models to itself while it runs."""
+    """Make an analysis check what it is given, and have its models to itself while it runs.
+
+    Models and `TensorData` are checked, and arguments of the names `batch_size`, `seed`, `steps` and `threat`.
+    """
     called = signature(function)
 
     @wraps(function)
     def through(*args: P.args, **options: P.kwargs) -> T:
-        named = list(called.bind(*args, **options).arguments.values())
+        arguments = called.bind(*args, **options).arguments
+        _check_arguments(arguments)
+        named = list(arguments.values())
         check_model(named[0][0] if isinstance(named[0], list | tuple) and named[0] else named[0])
         given = [each for one in named for each in (one if isinstance(one, list | tuple) else [one])]
         models = [each for each in given if isinstance(each, nn.Module)]
@@ -67,6 +72,17 @@ def gated(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **options)
 
     return through
+
+
+def _check_arguments(given: Mapping[str, object]) -> None:
+    """Check the arguments that mean the same in all analyses."""
+    for name in ("batch_size", "steps"):
+        if given.get(name) is not None:
+            need_whole(name, given[name])
+    if "seed" in given:
+        need_seed(given["seed"])
+    if "threat" in given and not isinstance(given["threat"], Threat):
+        raise UserError(f"threat = {given['threat']!r:.60}: wanted is a set of images, such as Linf(8 / 255)")
 
 
 def check_model(model: object) -> None:

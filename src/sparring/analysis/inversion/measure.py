@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from ...core.gate import check_taken, gated
 from ...core.modes import eval_mode, frozen, full_precision
 from ...core.rng import PerExample, normal
 from ...core.types import Attack, PerExampleLoss, TensorData, pixels
+from ...core.validation import check_tensor
 from ...models import FEATURES, Layers
 from ...records.results import Array
 from ..information.jacobian import refuse_coupling
@@ -155,6 +156,8 @@ def invert(
     for model in nets:
         refuse_coupling(model)
         check_taken(model, x)
+    if start is not None and start.shape != x.shape:
+        raise UserError(f"start has the shape {tuple(start.shape)}, and x {tuple(x.shape)}: give one image for each")
     found = []
     with full_precision():
         for rows in torch.arange(len(x), device=x.device).split(batch_size):
@@ -189,7 +192,7 @@ def invert_annealed(
             "search for annealing"
         )
     found = None
-    for model in models:
+    for model in [models] if isinstance(models, nn.Module) else models:
         found = invert(model, x, how, start=found, batch_size=batch_size, seed=seed)
     assert found is not None
     return found
@@ -211,9 +214,16 @@ def interpolate(
 
     Returns:
         The images found, `[N, S, C, H, W]`.
+
+    Raises:
+        UserError: If `a` and `b` differ in shape, or there are no shares.
     """
     refuse_coupling(model)
     check_taken(model, a)
+    if a.shape != b.shape or not len(shares):
+        raise UserError(
+            f"images are interpolated in pairs at one share or more: there are {len(a)}, {len(b)} and {len(shares)}"
+        )
     ((*one,), (*other,)) = seen([model], how.layers, a)[0], seen([model], how.layers, b)[0]
     found = []
     with full_precision():
@@ -241,10 +251,17 @@ def visualize_features(
         The images found, `[N, C, H, W]`.
 
     Raises:
-        UserError: If an index is out of the range of the layer's output.
+        UserError: If there is not one index for each image, or one is out of the range of the layer's output.
     """
     refuse_coupling(model)
     check_taken(model, start)
+    check_tensor(coordinates, "coordinates")
+    if coordinates.dtype != torch.int64 or coordinates.shape != start.shape[:1]:
+        raise UserError(
+            f"coordinates are {coordinates.dtype} {tuple(coordinates.shape)}: wanted are int64 ({len(start)},), one "
+            "for each image"
+        )
+    how = replace(how, layers=how.layers[:1])  # further layers would change which ReLU lets gradients pass
     read = Layers(model, how.layers)
     with torch.no_grad():
         many = read.first(start[:1]).numel()

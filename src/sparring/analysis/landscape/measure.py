@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...attacks import PGD
 from ...attacks.gradients import value_and_grad
 from ...attacks.losses import CE
-from ...core.errors import UserError
+from ...core.errors import need_whole
 from ...core.gate import gated
 from ...core.modes import eval_mode, frozen, full_precision
 from ...core.rng import PerExample, normal
@@ -121,13 +121,10 @@ def measure_landscape(
         The measures per image and the surfaces.
 
     Raises:
-        UserError: If `points`, `resolution` or `batch_size` is too small.
+        UserError: If a number is too small.
     """
-    if points < 1 or resolution < 2 or batch_size < 1:
-        raise UserError(
-            f"points = {points}, resolution = {resolution}, batch_size = {batch_size}: points and batch_size must be "
-            "at least 1, resolution at least 2"
-        )
+    for name, value, least in (("points", points, 1), ("resolution", resolution, 2), ("pictures", pictures, 0)):
+        need_whole(name, value, least)
     wide = copy.deepcopy(model).double()
     found: dict[str, list[Tensor]] = {name: [] for name in MEANINGS}
     with full_precision(), eval_mode(wide), frozen(wide):

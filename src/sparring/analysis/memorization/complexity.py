@@ -55,7 +55,10 @@ def weight_norm(model: nn.Module) -> float:
 
 def distance(model: nn.Module, initial: nn.Module) -> float:
     """Return Σ |W - W₀|_F², with W₀ the weights before training (https://arxiv.org/abs/1901.01672)."""
-    return sum(float((w - w0).square().sum()) for w, w0 in zip(matrices(model), matrices(initial), strict=True))
+    now, before = matrices(model), matrices(initial)
+    if [w.shape for w in now] != [w.shape for w in before]:
+        raise UserError("the initial model has weights of other shapes: give the model as it was before training")
+    return sum(float((w - w0).square().sum()) for w, w0 in zip(now, before, strict=True))
 
 
 def log_spectral(model: nn.Module) -> float:
@@ -263,7 +266,7 @@ def complexity_measures(
     wide = copy.deepcopy(model).double()
     x, y = pixels(data.x).double(), data.y
     rng = PerExample(seed, torch.arange(len(x), device=x.device))
-    ball = thick or 0.1 * math.sqrt(x[0].numel())
+    ball = 0.1 * math.sqrt(x[0].numel()) if thick is None else thick
     with eval_mode(wide):
         with frozen(wide):
             z = PGD(threat, steps, threat.eps / 4)(CE(wide.__call__, y), x, rng)

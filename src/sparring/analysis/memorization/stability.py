@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ...attacks import PGD, Benign, GaussianStart
-from ...core.errors import UserError
+from ...core.errors import UserError, need_whole
 from ...core.gate import gated
 from ...core.modes import eval_mode, frozen, full_precision
 from ...core.rng import PerExample, make_rng, normal
@@ -185,6 +185,7 @@ class Bound:
         return self.clean + 2 * self.eps * self.lipschitz
 
 
+@gated
 def robustness_bound(
     model: nn.Module,
     other: nn.Module,
@@ -212,9 +213,13 @@ def robustness_bound(
     Returns:
         Both sides of the inequality: `jump` on the left, `most` on the right.
 
+    Raises:
+        UserError: If a number is out of its range: without points there is no K.
+
     References:
         Theorem 1: https://arxiv.org/abs/2106.01606.
     """
+    need_whole("points", points)
     methods, quotients = standard_methods(threat, steps), [0.0]
     clean: list[Tensor] = []
     adversarial: list[Tensor] = []

@@ -215,8 +215,10 @@ def mutual_information(a: Tensor, b: Tensor) -> MutualInformation:
         The bound in nats, with its interval and ceiling.
 
     Raises:
-        UserError: If there are fewer than 4 pairs.
+        UserError: If there are fewer than 4 pairs, or the features differ in shape.
     """
+    if a.shape != b.shape:
+        raise UserError(f"features are paired row by row, and are {tuple(a.shape)} and {tuple(b.shape)}")
     half = len(a) // 2
     if half < 2:
         raise UserError(

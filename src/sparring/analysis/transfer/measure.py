@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...core.errors import UserError, nearest, need_one_of
+from ...core.errors import UserError, nearest, need_one_of, need_whole
 from ...core.gate import as_taken, check_taken, gated
 from ...core.modes import eval_mode
 from ...core.rng import make_rng, mixed_seed
@@ -63,10 +63,11 @@ class FineTuning:
                 "layers are named, and only then, with the mode layers: as mode='layers', layers=('layer4',) (--mode "
                 "layers --layers layer4)"
             )
-        if self.epochs < 1 or self.batch_size < 2 or self.lr <= 0:
+        need_whole("epochs", self.epochs)
+        need_whole("batch_size", self.batch_size, 2)
+        if self.lr <= 0 or self.weight_decay < 0:
             raise UserError(
-                f"epochs = {self.epochs}, batch_size = {self.batch_size}, lr = {self.lr:g}: epochs must be at least 1, "
-                "batch_size at least 2 and lr above 0"
+                f"lr = {self.lr:g}, weight_decay = {self.weight_decay:g}: lr must be above 0, weight_decay at least 0"
             )
 
 
@@ -109,7 +110,7 @@ def measure_transfer_learning(
     check_task(source, train)
     tuned = Classifier(copy.deepcopy(source.body), nn.Identity(), copy.deepcopy(source.normalize)).eval()
     if how.mode != "head":
-        _settle(tuned, train, how)
+        _settle(tuned, train, how, seed)
     features = _features(tuned, train)
     head, penalty = validated_probe(features, train.y, len(train.classes), seed=seed)
     tuned.head = head
@@ -189,8 +190,11 @@ def last_block(model: Classifier, x: Tensor) -> nn.Module:
 
 
 @torch.no_grad()
-def _settle(model: Classifier, train: TensorData, how: FineTuning) -> None:
-    """Set the running statistics of batch norm to those of the task, averaged over its batches."""
+def _settle(model: Classifier, train: TensorData, how: FineTuning, seed: int) -> None:
+    """Set the running statistics of batch norm to those of the task, averaged over batches in random order.
+
+    In the order of the data, a batch may hold a single class, and the variance between classes would be lost.
+    """
     norms = _norms(model)
     if how.mode == "norms" and not norms:
         raise UserError("mode = 'norms' trains batch norm, which this model does not have: take head, block or all")
@@ -200,8 +204,9 @@ def _settle(model: Classifier, train: TensorData, how: FineTuning) -> None:
         norm.momentum = None
         norm.train()
     size = max(2, len(train) // -(-len(train) // how.batch_size))  # no batch of one
+    order = torch.randperm(len(train), generator=make_rng(mixed_seed("settle", seed))).to(train.x.device)
     for start in range(0, len(train) - 1, size):
-        model(pixels(train.x[start : start + size]))
+        model(pixels(train.x[order[start : start + size]]))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()
@@ -318,8 +323,13 @@ def task_distance(a: Tensor, b: Tensor) -> float:
     Returns:
         The distance: 0 for the same task, at most 1.
 
+    Raises:
+        UserError: If the embeddings are of different networks.
+
     References:
         Task2Vec: https://arxiv.org/abs/1902.03545.
     """
+    if a.shape != b.shape:
+        raise UserError(f"embeddings of one network are compared: these have {len(a)} and {len(b)} numbers")
     both = (a + b).clamp_min(1e-300)
     return 1 - float(F.cosine_similarity(a / both, b / both, dim=0))
