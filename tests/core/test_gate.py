@@ -36,6 +36,7 @@ from sparring.attacks import NFGSM
 from sparring.core.modes import full_precision
 from sparring.core.types import Batch, TensorData, pixels
 from sparring.evaluation import MultiTargeted, audit, evaluate
+from sparring.models import KNN
 from sparring.training import train_step
 
 ATTACK = PGD(Linf(0.1), 2)
@@ -396,3 +397,9 @@ def test_full_precision_holds_under_a_precision_of_the_users_own(setting):
 def test_l2_points_on_the_sphere_are_inside():
     assert perturb(toy_net(), X, Y, PGD(L2(0.3), 5)).shape == X.shape
     assert isinstance(np.asarray(perturb(toy_net(), X, Y, ATTACK)), np.ndarray)
+
+
+def test_a_layer_of_ours_that_says_what_is_wrong_is_not_taken_for_a_wrong_size():
+    model = nn.Sequential(nn.Flatten(), KNN(3))
+    with pytest.raises(UserError, match=r"^the bank of the nearest neighbours is empty"):
+        evaluate(model, toy_data(), {})

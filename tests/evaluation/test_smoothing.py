@@ -164,7 +164,8 @@ def test_the_curve_counts_right_examples_within_their_radius(whole):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sigma": 0.0}, r"sigma = 0 of the noise is not a finite number above 0, such as 0\.25"),
+        ({"sigma": 0.0}, r"sigma = 0\.0 of the noise is not a finite number above 0, such as 0\.25"),
+        ({"sigma": "0.25"}, r"sigma = '0\.25' of the noise is not a finite number"),
         ({"samples": 0}, "samples"),
         ({"alpha": 0.5}, r"alpha = 0\.5 is not in \(0, 0\.5\)"),
         ({"shard": (4, 3)}, "number of a shard"),

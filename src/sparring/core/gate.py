@@ -111,6 +111,8 @@ def answer(model: nn.Module, x: Tensor) -> Tensor:
     try:
         with draws_kept(x.device), torch.no_grad():  # the check must not change later draws
             out: Tensor = model(few)
+    except UserError:  # of a module of ours, which says what is wrong
+        raise
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError) as error:
         raise UserError(_not_taken(x, error)) from error
     if not torch.equal(few, kept):

@@ -54,8 +54,8 @@ class Smoothed:
     sigma: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma < math.inf:
-            raise UserError(f"sigma = {self.sigma:g} of the noise is not a finite number above 0, such as 0.25")
+        if not isinstance(self.sigma, int | float) or not 0 < self.sigma < math.inf:
+            raise UserError(f"sigma = {self.sigma!r} of the noise is not a finite number above 0, such as 0.25")
 
     @torch.no_grad()
     def votes(self, x: Tensor, index: Tensor, copies: range, *, classes: int, seed: int, batch_size: int) -> Tensor:
