@@ -1,6 +1,7 @@
 """Activations: against their formulas, smooth where they say so; swapped in any model; gradients that are smoothed."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -235,6 +236,17 @@ def test_a_single_activation_becomes_another():
     assert isinstance(swap_activation(nn.ReLU(), "silu"), nn.SiLU)
 
 
+class Holding(nn.Module):
+    """Has a second activation where it is no submodule."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.act, self.held = nn.ReLU(), held
+
+    def forward(self, x):
+        return self.act(x)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -249,6 +261,10 @@ def test_a_single_activation_becomes_another():
             nn.Sequential(nn.ReLU(), Nested(), Functional()),
             r"Seq.*swapped: F.relu in Functional; torch.relu in Functional",
         ),
+        (Holding([nn.ReLU()]), r"the module ReLU in held \(Holding\), which is not registered"),
+        (Holding(partial(F.leaky_relu, negative_slope=0.1)), r"the function leaky_relu as held \(Holding\)"),
+        (Holding({"relu": torch.relu}), r"the function relu as held \(Holding\)"),
+        (Holding((F.hardtanh,)), r"the function hardtanh as held \(Holding\)"),
         (nn.TransformerEncoderLayer(4, 1), r"the function relu as activation \(TransformerEncoderLayer\)"),
     ],
 )
@@ -257,6 +273,17 @@ def test_what_cannot_be_swapped_is_named_and_the_model_is_left_alone(model, mess
     with pytest.raises(UserError, match=message):
         swap_activation(model, "silu")
     assert kinds(model) == before
+
+
+def test_a_transformer_is_the_same_function_with_and_without_gradients():
+    """Without gradients torch has a fast path of its own, with the activation that it was built with."""
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(16, 2, 32, activation=nn.ReLU(), batch_first=True, dropout=0.0).eval()
+    swap_activation(model, "silu")
+    x = torch.randn(3, 5, 16)
+    with torch.no_grad():
+        quick = model(x)
+    assert torch.allclose(quick, model(x.requires_grad_()), atol=1e-5)
 
 
 def test_calls_that_are_never_reached_can_be_left():

@@ -12,6 +12,7 @@ from sparring import FGSM, PGD, TRADES, Build, CrossEntropy, Linf, Method, State
 from sparring.acceleration import OriginalModel
 from sparring.attacks import KLDivergence
 from sparring.core.rng import make_rng
+from sparring.core.schedules import EpsWarmUp, PiecewiseConstant
 from sparring.core.types import Batch, Context, ForwardCache, GivenStart, Progress, TensorData
 from sparring.models import small_cnn
 from sparring.objectives import FATTRADES, IKL, LBGAT, MAILAT, MAILTRADES, MLCAT, SCORE
@@ -288,6 +289,12 @@ def test_methods_that_know_classes_ask_for_the_training_set():
         (lambda: IKL(temperature=0.0), "temperature = 0 is not above 0"),
         (lambda: SCORE(clip=-1.0), "clip = -1 of the robust term is below 0"),
         (lambda: Method(FGSM(Linf(0.1)), SCORE()), "begins at the clean image, where its distance has no gradient"),
+        (lambda: Method(EpsWarmUp(FGSM(Linf(0.1)), 2), SCORE()), "begins at the clean image"),
+        (
+            lambda: Method(PiecewiseConstant(((0, PGD(Linf(0.1))), (5, FGSM(Linf(0.1))))), SCORE()),
+            "begins at the clean image",
+        ),
+        (lambda: Method(PiecewiseConstant(((0, PGD),)), CrossEntropy()), "PGD"),
         (lambda: MLCAT(float("nan")), "threshold = nan is not a finite number"),
     ],
 )

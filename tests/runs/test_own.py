@@ -20,9 +20,11 @@ from torch.utils.data import DataLoader, TensorDataset
 import sparring
 from sparring import L2, MART, PGD, TRADES, Build, Classifier, CrossEntropy, Linf, Method, RunFolder, UserError, fit
 from sparring.core import foreign
+from sparring.core.schedules import MultiStep, PiecewiseConstant
 from sparring.core.serialization import from_plain, to_plain
 from sparring.data.given import as_source
 from sparring.models import Normalize, small_cnn
+from sparring.recipes.small import quickstart
 from sparring.runs.given import GivenModel, as_model
 from sparring.runs.load import evaluate_run, load_model
 from sparring.runs.methods import METHODS, method_named
@@ -176,6 +178,20 @@ def test_a_function_without_a_name_is_called_as_one_with_a_name_from_the_seed():
     assert not torch.equal(made[0]["1.weight"], made[2]["1.weight"])
     torch.manual_seed(3)
     assert torch.equal(made[0]["1.weight"], closure(3, (1, 8, 8))[1].weight), "as the same function with a name"
+
+
+def test_a_model_is_not_normalised_twice_and_a_rate_is_a_number():
+    inside = nn.Sequential(Normalize([0.5], [0.25]), net())
+    with pytest.raises(UserError, match="the model has its own normalisation in front, and would be normalised twice"):
+        fit(inside, (X, Y), eps=0.1, normalize=([0.5], [0.25]), folder="r", **FEW)
+    with pytest.raises(UserError, match="mean and std need as many numbers each, and those of std above 0"):
+        fit(net(), (X, Y), eps=0.1, normalize=([0.5], [0.0]), folder="r2", **FEW)
+    with pytest.raises(UserError, match=r"lr = -0\.05 is no learning rate"):
+        replace(quickstart(), lr=-0.05)
+    with pytest.raises(UserError, match="a phase begins at epoch 50"):
+        replace(quickstart(), lr=PiecewiseConstant(((0, 0.05), (50, 0.005))))
+    with pytest.raises(UserError, match="milestones come one after the other"):
+        MultiStep(0.1, (75, 50))
 
 
 def test_normalisation_is_put_in_front_of_a_model_that_expects_it():

@@ -38,6 +38,14 @@ def test_rows_written_while_measuring_are_as_before_afterwards(place):
     assert bank.rows[0].tolist() == [1, 1] and bank._before is None, "what is written later stays, and is not copied"
 
 
+def test_buffers_that_are_not_persistent_are_as_before_too():
+    held = state(1)
+    held.model.register_buffer("seen", torch.zeros(()), persistent=False)
+    with _undone(held):
+        held.model.seen += 2
+    assert held.model.seen == 0
+
+
 def held_now():
     """Bytes of memory that this process alone has."""
     return int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]) * 1024

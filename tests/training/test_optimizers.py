@@ -3,7 +3,8 @@ import torch
 from conftest import toy_net
 from torch import nn
 
-from sparring import SGD, AdamW, OptimizerStep
+from sparring import AWP, SAM, SGD, Adam, AdamW, OptimizerStep, UserError
+from sparring.training import EMA, LAMB, LARS, RMSProp
 
 
 def test_weight_decay_spares_norms_and_biases_if_told_so():
@@ -42,3 +43,24 @@ def test_the_terms_of_an_update_are_added_up():
         lambda: {"a": layer.weight.sum(), "b": 2 * layer.weight.sum()},
     )
     assert float(layer.weight.grad) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SGD(weight_decay=-1.0), "weight_decay = -1 is not a finite number from 0 on"),
+        (lambda: SGD(momentum=-0.9), r"momentum = -0\.9 is not in \[0, 1\)"),
+        (lambda: Adam(betas=(1.5, 0.9)), r"betas\[0\] = 1\.5 is not in \[0, 1\)"),
+        (lambda: AdamW(weight_decay=float("nan")), "weight_decay = nan"),
+        (lambda: LARS(momentum=1.0), r"momentum = 1 is not in \[0, 1\)"),
+        (lambda: LAMB(betas=(0.9, 1.0)), r"betas\[1\] = 1 is not in \[0, 1\)"),
+        (lambda: RMSProp(alpha=-0.1), r"alpha = -0\.1 is not in \[0, 1\)"),
+        (lambda: OptimizerStep(max_norm=-1.0), "max_norm = -1 is no norm to clip to"),
+        (lambda: AWP(max_norm=0.0), "max_norm = 0 is no norm to clip to"),
+        (lambda: SAM(max_norm=float("inf")), "max_norm = inf is no norm to clip to"),
+        (lambda: EMA(1.5), r"decay = 1\.5 of the average is no share in \[0, 1\)"),
+    ],
+)
+def test_numbers_that_would_train_uphill_or_not_at_all_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()

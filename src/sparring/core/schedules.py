@@ -5,6 +5,7 @@ Each schedule is a function of `Progress` alone, so a resumed run follows the sa
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Generic
 
@@ -20,11 +21,18 @@ class MultiStep:
         peak: The value at the beginning.
         milestones: Epochs at which the value changes.
         factor: Factor of each change.
+
+    Raises:
+        UserError: If the milestones do not increase.
     """
 
     peak: float
     milestones: tuple[float, ...] = ()
     factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise UserError(f"milestones come one after the other, unlike {self.milestones}")
 
     def at(self, progress: Progress) -> float:
         return self.peak * self.factor ** sum(progress.epoch >= m for m in self.milestones)
@@ -392,3 +400,28 @@ class EpsWarmUp:
         smaller = copy.copy(attack)
         object.__setattr__(smaller, "threat", replace(attack.threat, eps=share * attack.threat.eps))
         return smaller
+
+
+def scheduled(value: object) -> Iterator[Any]:
+    """Yields the values that a schedule can give.
+
+    Args:
+        value: A schedule, or a value that does not change.
+
+    Yields:
+        The values of the schedules of this module, nested ones too; nothing for a schedule of another kind; and a value
+        that does not change itself.
+    """
+    if isinstance(value, PiecewiseConstant):
+        parts = [part for _, part in value.phases]
+    elif isinstance(value, Cycle):
+        parts = [part for _, part in value.stages]
+    elif isinstance(value, EpsWarmUp):
+        parts = [value.attack]
+    elif isinstance(value, Schedule):
+        parts = []
+    else:
+        yield value
+        return
+    for part in parts:
+        yield from scheduled(part)

@@ -4,7 +4,8 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 from torch import nn
 
@@ -33,6 +34,7 @@ _FUNCTIONS = {
         "celu",
         "celu_",
     ),
+    *("hardtanh", "hardtanh_", "relu6_"),
     *("selu", "selu_", "gelu", "silu", "mish", "softplus", "hardswish", "threshold", "threshold_"),
 }
 
@@ -75,6 +77,9 @@ def swap_activation(model: nn.Module, name: str, *, strict: bool = True) -> nn.M
         # one new module for each old one, so that shared modules stay shared
         swapped.setdefault(id(old), activation(name).train(old.training))
         model.set_submodule(path, swapped[id(old)])
+        owner = model.get_submodule(path.rpartition(".")[0])
+        if isinstance(owner, nn.TransformerEncoderLayer):  # without gradients, torch would compute the old activation
+            owner.activation_relu_or_gelu = 0
     where = next(model.parameters(), None)
     for module in swapped.values() if where is not None else ():
         assert where is not None
@@ -112,9 +117,27 @@ def _hidden(model: nn.Module) -> Iterator[str]:
             names = {n for m in model.modules() if type(m) is kind for n, c in m.named_children() if _is_activation(c)}
             yield from _calls(kind, frozenset(names))  # type: ignore[arg-type]
     for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            if callable(value) and getattr(value, "__name__", "") in _FUNCTIONS and not isinstance(value, type):
-                yield f"the function {value.__name__} as {f'{path}.' if path else ''}{name} ({type(module).__name__})"
+        for name, held in vars(module).items():
+            where = f"{f'{path}.' if path else ''}{name} ({type(module).__name__})"
+            for value in () if name in _REGISTERED else _values(held):
+                if callable(value) and getattr(value, "__name__", "") in _FUNCTIONS and not isinstance(value, type):
+                    yield f"the function {value.__name__} as {where}"
+                elif isinstance(value, nn.Module) and any(map(_is_activation, value.modules())):
+                    yield f"the module {type(value).__name__} in {where}, which is not registered"
+
+
+_REGISTERED = ("_modules", "_parameters", "_buffers")
+
+
+def _values(held: object) -> Iterator[Any]:
+    """Yield what an attribute holds: functions behind `partial`, and the items of lists, tuples and dicts."""
+    if isinstance(held, partial):
+        yield held.func
+    elif isinstance(held, list | tuple | dict):
+        for each in held.values() if isinstance(held, dict) else held:
+            yield from _values(each)
+    else:
+        yield held
 
 
 @lru_cache(maxsize=512)  # the source of a class does not change

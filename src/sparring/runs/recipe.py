@@ -1,5 +1,6 @@
 """The recipe: everything that decides a run, as one typed value."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from ..data import (
 )
 from ..evaluation import Adversary, Cascade, check_adversary_name
 from ..models import Normalize
+from ..models.classifier import normalized
 from ..records.results import Memory
 from ..records.run_folder import RunFolder
 from ..training.averaging import EMA, SWA
@@ -150,6 +152,8 @@ class Recipe:
                 f"{type(bound[0]).__name__} is made for its own attack, which a rescue would exchange: let the guard "
                 "report or stop"
             )
+        if isinstance(self.lr, int | float) and not 0 <= self.lr < math.inf:
+            raise UserError(f"lr = {self.lr:g} is no learning rate: it is a finite number from 0 on")
         for name in ("epochs", "batch_size", "views_per_image"):
             need_whole(name, getattr(self, name))
         self._check_epochs()
@@ -174,7 +178,8 @@ class Recipe:
                     f"eps rises for {warm_up.epochs:g} epochs, longer than the training of {self.epochs}: it would "
                     "never be reached. Let it rise faster, or train longer"
                 )
-        for phases in (each for each in walk((self.method, self.update)) if isinstance(each, PiecewiseConstant)):
+        changing = walk((self.method, self.update, self.lr))
+        for phases in (each for each in changing if isinstance(each, PiecewiseConstant)):
             if (last := phases.phases[-1][0]) >= self.epochs:
                 raise UserError(
                     f"a phase begins at epoch {last:g}, and the training ends with epoch {self.epochs}: it would never "
@@ -204,7 +209,7 @@ class Recipe:
         model = self.model(num_classes=len(data.classes), shape=data.shape, **of_data)
         if not isinstance(model, nn.Module):
             raise UserError(f"{self.model!r:.60} gives a {type(model).__name__}: wanted is a torch.nn.Module")
-        return nn.Sequential(layer, model) if self.wraps_model and layer is not None else model
+        return normalized(model, *self.normalize) if self.wraps_model and isinstance(self.normalize, tuple) else model
 
     @property
     def wraps_model(self) -> bool:

@@ -60,7 +60,7 @@ class EMA:
             PyTorch.
 
     Raises:
-        UserError: when `warm_up` is not in [0, 1).
+        UserError: when `decay` or `warm_up` is not in [0, 1).
 
     References:
         Gowal et al.: https://arxiv.org/abs/2010.03593.
@@ -72,6 +72,8 @@ class EMA:
     def __post_init__(self) -> None:
         if not 0 <= self.warm_up < 1:
             raise UserError(f"warm_up = {self.warm_up:g} of the average is no share of the training in [0, 1)")
+        if not 0 <= self.decay < 1:
+            raise UserError(f"decay = {self.decay:g} of the average is no share in [0, 1)")
 
     def init(self, model: nn.Module) -> nn.Module:
         return _copied(model)

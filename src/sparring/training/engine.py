@@ -22,6 +22,7 @@ from ..core.errors import UserError
 from ..core.gate import alone, check_examples
 from ..core.modes import eval_mode, frozen, unchanged
 from ..core.rng import Rng, draws_kept, mixed_seed, seed_draws
+from ..core.schedules import scheduled
 from ..core.types import (
     Attack,
     AttackBackend,
@@ -73,11 +74,11 @@ class Method:
     outer_mode: ModelMode = unchanged
 
     def __post_init__(self) -> None:
-        if not isinstance(self.attack, Schedule):
-            check_attack(self.attack)
+        for attack in scheduled(self.attack):
+            check_attack(attack)
             for each in walk(self.objective):
                 if isinstance(each, Objective):
-                    each.check(self.attack)
+                    each.check(attack)
 
     def init(self, data: LabelledData) -> nn.Module:
         """Return the memory of the objective that is kept from step to step."""

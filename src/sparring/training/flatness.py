@@ -12,7 +12,7 @@ from ..core.errors import UserError
 from ..core.modes import statistics_kept
 from ..core.rng import make_rng
 from ..core.types import Closure, Terms
-from .updates import backward, gradients
+from .updates import backward, gradients, need_clip
 
 _TINY = 1e-12
 
@@ -42,6 +42,7 @@ class SAM:
 
     def __post_init__(self) -> None:
         _need_positive("rho", self.rho)
+        need_clip(self.max_norm)
 
     def __call__(self, model: nn.Module, optimizer: torch.optim.Optimizer, closure: Closure) -> Terms:
         return _sharp(self, model, optimizer, closure, lambda name, weight: torch.ones_like(weight))
@@ -73,6 +74,7 @@ class ASAM:
 
     def __post_init__(self) -> None:
         _need_positive("rho", self.rho)
+        need_clip(self.max_norm)
         if not self.eta >= 0:
             raise UserError(f"eta = {self.eta:g} is added to the size of weights: it must be at least 0")
 
@@ -111,6 +113,7 @@ class RWP:
 
     def __post_init__(self) -> None:
         _need_positive("gamma", self.gamma)
+        need_clip(self.max_norm)
         if not 0 < self.share <= 1:
             raise UserError(f"share = {self.share:g} of the gradient at noisy weights is not in (0, 1]")
 

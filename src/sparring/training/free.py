@@ -34,9 +34,10 @@ class Free:
     Each replay is one forward and one backward pass. Its gradient minimises the loss over the weights and maximises it
     over the perturbation, by a step of eps. The perturbation begins at 0 and is kept from batch to batch, a row for
     each place in a batch; a smaller batch uses the first rows. It stays in the threat's ball, and is cut to the range
-    of pixels only where it is added to images; where that cuts, it does not move. A step of training is one batch,
-    hence `replays` updates, so `replays` times fewer epochs are needed. The objective needs no inner loss: the attack
-    maximises the outer loss at the adversarial point.
+    of pixels only where it is added to images; where that cuts, it does not move. No pixel of it is beyond 0.5, which
+    matters for `L1` and for `Linf` above 0.5 alone. A step of training is one batch, hence `replays` updates, so
+    `replays` times fewer epochs are needed. The objective needs no inner loss: the attack maximises the outer loss at
+    the adversarial point.
 
     Args:
         threat: threat model, the set of allowed perturbations.

@@ -1,5 +1,6 @@
 """Optimisers as values. The training loop sets the learning rate of every parameter group before each step."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ class SGD:
             "nothing", of all "weights", or of "convolutions" only.
 
     Raises:
-        UserError: when `nesterov` is set without a momentum above 0.
+        UserError: when a number is out of its range, or `nesterov` is set without a momentum above 0.
 
     References:
         Weight decay in adversarial training: https://arxiv.org/abs/2010.00467.
@@ -37,6 +38,7 @@ class SGD:
     centralize: Literal["nothing", "weights", "convolutions"] = "nothing"
 
     def __post_init__(self) -> None:
+        _need_rates(self.weight_decay, momentum=self.momentum)
         if self.nesterov and self.momentum <= 0:
             raise UserError("Nesterov momentum needs a momentum above 0: set it, or --optimizer.no-nesterov")
 
@@ -58,6 +60,9 @@ class Adam:
         weight_decay: coefficient of the weight decay.
         decay_vectors: decay biases and the scales of normalisation layers too.
 
+    Raises:
+        UserError: when a number is out of its range.
+
     References:
         Adam: https://arxiv.org/abs/1412.6980.
     """
@@ -65,6 +70,9 @@ class Adam:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 5e-4
     decay_vectors: bool = True
+
+    def __post_init__(self) -> None:
+        _need_rates(self.weight_decay, **dict(zip(("betas[0]", "betas[1]"), self.betas, strict=True)))
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         groups = _groups(model, self.weight_decay, self.decay_vectors)
@@ -80,6 +88,9 @@ class AdamW:
         weight_decay: coefficient of the weight decay.
         decay_vectors: decay biases and the scales of normalisation layers too.
 
+    Raises:
+        UserError: when a number is out of its range.
+
     References:
         AdamW: https://arxiv.org/abs/1711.05101.
     """
@@ -87,6 +98,9 @@ class AdamW:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
     decay_vectors: bool = True
+
+    def __post_init__(self) -> None:
+        _need_rates(self.weight_decay, **dict(zip(("betas[0]", "betas[1]"), self.betas, strict=True)))
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         groups = _groups(model, self.weight_decay, self.decay_vectors)
@@ -108,7 +122,7 @@ class LARS:
         decay_vectors: decay biases and the scales of normalisation layers too.
 
     Raises:
-        UserError: when `trust_coefficient` is not above 0.
+        UserError: when a number is out of its range.
 
     References:
         LARS: https://arxiv.org/abs/1708.03888.
@@ -120,6 +134,7 @@ class LARS:
     decay_vectors: bool = False
 
     def __post_init__(self) -> None:
+        _need_rates(self.weight_decay, momentum=self.momentum)
         if not self.trust_coefficient > 0:
             raise UserError(
                 f"trust_coefficient = {self.trust_coefficient:g} of LARS is not above 0, so no layer would move: "
@@ -144,6 +159,9 @@ class LAMB:
         weight_decay: coefficient of the weight decay.
         decay_vectors: decay biases and the scales of normalisation layers too.
 
+    Raises:
+        UserError: when a number is out of its range.
+
     References:
         LAMB: https://arxiv.org/abs/1904.00962.
     """
@@ -152,6 +170,9 @@ class LAMB:
     epsilon: float = 1e-6
     weight_decay: float = 0.01
     decay_vectors: bool = False
+
+    def __post_init__(self) -> None:
+        _need_rates(self.weight_decay, **dict(zip(("betas[0]", "betas[1]"), self.betas, strict=True)))
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         return Lamb(_groups(model, self.weight_decay, self.decay_vectors), betas=self.betas, eps=self.epsilon)
@@ -171,6 +192,9 @@ class RMSProp:
         weight_decay: coefficient of the weight decay.
         decay_vectors: decay biases and the scales of normalisation layers too.
 
+    Raises:
+        UserError: when a number is out of its range.
+
     References:
         EfficientNet: https://arxiv.org/abs/1905.11946.
     """
@@ -181,9 +205,21 @@ class RMSProp:
     weight_decay: float = 1e-5
     decay_vectors: bool = False
 
+    def __post_init__(self) -> None:
+        _need_rates(self.weight_decay, alpha=self.alpha, momentum=self.momentum)
+
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         groups = _groups(model, self.weight_decay, self.decay_vectors)
         return RMSPropTF(groups, alpha=self.alpha, momentum=self.momentum, eps=self.epsilon)
+
+
+def _need_rates(weight_decay: float, **rates: float) -> None:
+    """Raise `UserError` for a negative weight decay, or a rate of an average outside [0, 1)."""
+    if not 0 <= weight_decay < math.inf:
+        raise UserError(f"weight_decay = {weight_decay:g} is not a finite number from 0 on")
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise UserError(f"{name} = {rate:g} is not in [0, 1)")
 
 
 def _can_fuse(model: nn.Module) -> bool:

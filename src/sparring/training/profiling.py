@@ -166,6 +166,7 @@ def _undone(state: State) -> Generator[None]:
     Banks, which may be larger than memory, are not copied: each restores the rows that are written.
     """
     weights = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    loose = {name: each.clone() for name, each in state.model.named_buffers() if name not in weights}
     banks = {f"{name}.rows".lstrip("."): m for name, m in state.memory.named_modules() if isinstance(m, Bank)}
     held = state.state_dict()
     rest = copy.deepcopy(held, {id(held["memory"][name]): held["memory"][name] for name in banks})
@@ -177,6 +178,9 @@ def _undone(state: State) -> Generator[None]:
     finally:
         state.optimizer.zero_grad(set_to_none=True)
         state.model.load_state_dict(weights)
+        now = dict(state.model.named_buffers())
+        for name, each in loose.items():  # buffers that are not persistent
+            now[name].copy_(each)
         state.load_state_dict(rest)
 
 

@@ -3,6 +3,7 @@
 An update of your own calls `backward` for the gradient of the loss: it sums it over micro-batches and processes.
 """
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,15 +116,27 @@ def _summed(grads: Sequence[Tensor | None], weights: Sequence[Tensor], *alongsid
     return [g if known else None for g, known in zip(filled, (there > 0).tolist(), strict=True)]
 
 
+def need_clip(max_norm: float | None) -> None:
+    """Raise `UserError` for a norm that a gradient cannot be clipped to: below 0, the steps would go uphill."""
+    if max_norm is not None and not 0 < max_norm < math.inf:
+        raise UserError(f"max_norm = {max_norm:g} is no norm to clip to: it is a finite number above 0, or None")
+
+
 @dataclass(frozen=True, slots=True)
 class OptimizerStep:
     """One step of the optimiser along the gradient of the loss.
 
     Args:
         max_norm: L2 norm to which the gradient is clipped; None does not clip.
+
+    Raises:
+        UserError: when `max_norm` is not above 0.
     """
 
     max_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        need_clip(self.max_norm)
 
     def __call__(self, model: nn.Module, optimizer: torch.optim.Optimizer, closure: Closure) -> Terms:
         optimizer.zero_grad(set_to_none=True)
@@ -161,6 +174,7 @@ class AWP:
     max_norm: float | None = None
 
     def __post_init__(self) -> None:
+        need_clip(self.max_norm)
         if self.gamma <= 0:
             raise UserError(f"gamma = {self.gamma:g} is not above 0; for no perturbation use OptimizerStep()")
 
