@@ -53,6 +53,16 @@ def tiny(eps: float = 0.1):
     return replace(quickstart(eps), epochs=1, method=Method(PGD(Linf(eps), 1), CrossEntropy()))
 
 
+def failing(num_classes: int = 3):
+    raise RuntimeError("no weights there")
+
+
+def pretrained(num_classes: int = 3):
+    made = build(2, num_classes)
+    made(torch.rand(4, 1, 8, 8)).sum().backward()
+    return made
+
+
 def needing(eps):
     return tiny(eps)
 
@@ -92,6 +102,13 @@ def test_a_model_and_data_of_ones_own_are_trained_and_evaluated(here, capsys):
     assert shell(["evaluate", "runs/build-trades", "--trust", "own_parts", *few]) == 0
     out = capsys.readouterr().out
     assert "loss=CE" in out and "<class" not in out and "accuracy on 9 images" in out
+
+
+def test_a_function_that_makes_a_model_may_train_it_and_may_fail(here, capsys):
+    more = ["--data", "npz:own.npz", "--eps", "8/255", "--epochs", "1", "--method.attack.steps", "1"]
+    assert shell(["train", "--model", "own_parts.py:pretrained", *more]) == 0
+    assert shell(["train", "--model", "own_parts.py:failing", *more]) == 2
+    assert "Build(failing) raised RuntimeError: no weights there" in capsys.readouterr().err
 
 
 def test_a_recipe_of_ones_own_is_shown_and_trained(here, capsys):

@@ -263,7 +263,10 @@ def test_an_evaluation_does_not_replace_one_on_more_images(trained, capsys):
     assert run(["evaluate", str(trained), *once, "--overwrite"]) == 0
     assert "accuracy on 30 images" in capsys.readouterr().out
     assert run(["evaluate", str(trained), *once, *few]) == 2
-    assert "holds an evaluation on 30 images, and this one is on 7: --overwrite it" in capsys.readouterr().err
+    assert (
+        "holds an evaluation on 30 images, and this one is on 7: evaluate as many, or replace it"
+        in capsys.readouterr().err
+    )
     assert read_evaluated(trained / "evaluation-best.npz").table()["clean"].examples == 30, "nothing was replaced"
     assert run(["evaluate", str(trained), *once, *few, "--overwrite"]) == 0
     assert "accuracy on 7 images" in capsys.readouterr().out
@@ -347,6 +350,12 @@ def test_a_model_of_ones_own_is_evaluated_and_compared(theirs, capsys):
         shutil.copy("at-0.2/evaluation-model.npz", f"{which}/evaluation-{which}.npz")
     assert run(["compare", "best", "last"]) == 0
     assert "note: of best the best weights were evaluated, and of last the last ones" in capsys.readouterr().err
+
+
+def test_results_of_another_model_are_not_written_to_the_folder_of_a_training(theirs, trained, capsys):
+    options = ["--data", "digits", "--eps", "0.1", "--examples", "6", "--out", str(trained)]
+    assert run(["evaluate", theirs, *options]) == 2
+    assert "is the folder of another training, whose results would be replaced" in capsys.readouterr().err
 
 
 def test_weights_are_evaluated_by_the_name_of_their_architecture(trained, capsys):

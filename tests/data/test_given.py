@@ -231,6 +231,14 @@ def test_the_test_part_of_a_pair_is_evaluated_with_the_labels_that_training_give
         evaluation_data((train, Named(["ant", "bee", "cow", "dog"])), "data")
 
 
+def test_a_list_of_two_batches_is_not_taken_for_training_and_test_data():
+    batches = [(BYTES[:10], Y[:10]), [BYTES[10:], Y[10:]]]
+    for take in (as_source, lambda data: evaluation_data(data, "data")):
+        with pytest.raises(UserError, match="a list of two batches is no data set: pass the DataLoader"):
+            take(batches)
+        take(tuple(batches))
+
+
 class Changing(Pictures):
     """A data set of which one item has another label than it lists."""
 

@@ -10,7 +10,7 @@ from conftest import toy_data, toy_net
 from PIL import Image
 from torch import nn
 
-from sparring import TensorData, UserError, audit, evaluate, fit
+from sparring import PGD, Linf, TensorData, UserError, WhiteBox, audit, evaluate, fit, perturb
 from sparring.cli import run as shell
 from sparring.core.types import pixels
 from sparring.data import NPZ, load_test
@@ -146,3 +146,12 @@ def test_the_help_of_a_run_of_code_that_is_not_trusted_is_shown(tmp_path, capsys
     (tmp_path / "r" / "recipe.json").write_text('{"$": "elsewhere:Thing"}')
     assert shell(["evaluate", str(tmp_path / "r"), "--help"]) == 0
     assert "usage: sparring evaluate TARGET" in capsys.readouterr().out
+
+
+def test_what_names_no_attack_gets_a_sentence():
+    with pytest.raises(UserError, match="no attack is named"):
+        evaluate(toy_net().eval(), toy_data(), [])
+    with pytest.raises(UserError, match="a set has no order: name the attacks in a list"):
+        evaluate(toy_net().eval(), toy_data(), {"fgsm", "pgd"}, eps=0.1)
+    with pytest.raises(UserError, match="WhiteBox is an adversary, which has its own loss: wanted is the attack alone"):
+        perturb(toy_net().eval(), torch.rand(2, 1, 4, 4), torch.tensor([0, 1]), WhiteBox(PGD(Linf(0.1))))

@@ -67,6 +67,7 @@ def trained(tiny, tmp_path):
     model(torch.rand(8, 3, 32, 32))
     folder = RunFolder(tmp_path / "robust")
     folder.begin(recipe.plain())
+    folder.set_status({"finished": True, "step": 6, "best": {}})
     about = {"recipe": recipe.plain(), "classes": list(CLASSES), "shape": [3, 32, 32]}
     save_weights(folder.weights("best"), model, about)
     return folder, model.eval(), recipe
@@ -109,6 +110,13 @@ def test_other_images_that_trained_the_model_are_told():
     more = replace(own, extra_data=ExtraData(GeneratedImages("drawn.npz")))
     recipes = own, more, replace(own, init_from="other"), quickstart(0.1)
     assert [_additional(SimpleNamespace(recipe=recipe)) for recipe in recipes] == [False, True, None, None]
+
+
+def test_a_run_that_is_not_finished_is_not_exported(trained, tmp_path):
+    folder, *_ = trained
+    folder.set_status({"finished": False, "step": 3, "best": {}})
+    with pytest.raises(UserError, match=r"holds an unfinished run: train it to its end, or export .*best.safetensors"):
+        export(folder.path, "robustbench", tmp_path / "out")
 
 
 def test_what_was_not_measured_is_null(trained, tmp_path):

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import sparring
 from sparring import L2, MART, PGD, TRADES, Build, Classifier, CrossEntropy, Linf, Method, RunFolder, UserError, fit
 from sparring.core import foreign
-from sparring.core.schedules import MultiStep, PiecewiseConstant
+from sparring.core.schedules import Cyclic, MultiStep, PiecewiseConstant
 from sparring.core.serialization import from_plain, to_plain
 from sparring.data.given import as_source
 from sparring.models import Normalize, small_cnn
@@ -186,8 +186,18 @@ def test_a_model_is_not_normalised_twice_and_a_rate_is_a_number():
         fit(inside, (X, Y), eps=0.1, normalize=([0.5], [0.25]), folder="r", **FEW)
     with pytest.raises(UserError, match="mean and std need as many numbers each, and those of std above 0"):
         fit(net(), (X, Y), eps=0.1, normalize=([0.5], [0.0]), folder="r2", **FEW)
+    with pytest.raises(UserError, match=r"pixels are in \[0, 1\], and so are their means, unlike \(128\.0,\)"):
+        fit(net(), (X, Y), eps=0.1, normalize=(128, 64), folder="r3", **FEW)
+    with pytest.raises(UserError, match="there are 3 means and images of 1 channels"):
+        fit(net(), (X, Y), eps=0.1, normalize=([0.5] * 3, [0.2] * 3), folder="r4", **FEW)
+    with pytest.raises(UserError, match="there are 3 means and images of 1 channels"):
+        sparring.evaluate(net(), (X, Y), "fgsm", eps=0.1, normalize=([0.5] * 3, [0.2] * 3))
+    with pytest.raises(UserError, match="no parameter of the model is trainable"):
+        fit(net().requires_grad_(False), (X, Y), eps=0.1, folder="r5", **FEW)
     with pytest.raises(UserError, match=r"lr = -0\.05 is no learning rate"):
         replace(quickstart(), lr=-0.05)
+    with pytest.raises(UserError, match="lr = -1 is no learning rate"):
+        replace(quickstart(), lr=Cyclic(-1.0))
     with pytest.raises(UserError, match="a phase begins at epoch 50"):
         replace(quickstart(), lr=PiecewiseConstant(((0, 0.05), (50, 0.005))))
     with pytest.raises(UserError, match="milestones come one after the other"):

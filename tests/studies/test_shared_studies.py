@@ -134,6 +134,8 @@ def test_the_status_needs_no_torch_and_touches_nothing(shared):
 def test_the_status_of_a_study_that_was_not_begun_or_is_another_one(shared, tmp_path, capsys):
     before = json.loads(status(tmp_path / "new", capsys, "--json"))
     assert {job["state"] for job in before["jobs"]} == {"waiting"}
+    assert shell(["study", NAME, "--scale", "smoke", "--status", "--out", str(tmp_path / "new")]) == 0
+    assert "new holds no study yet, and these are all of its trainings" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
     assert shell(["study", "tricks", "--status", "--out", str(shared.folder)]) == 2
     assert "holds the study shared, not tricks" in capsys.readouterr().err

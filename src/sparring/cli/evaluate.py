@@ -239,6 +239,7 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
     _check_track(path, options)
     _check_only(options)
     _check_together(options, str(path) if path.is_dir() else options.out)
+    _check_own(options.out, path)
     if options.weights != "both" and not path.is_dir() and not options.only:
         raise UserError(f"--weights chooses weights of a run folder, and {path} is a file of weights: leave it out")
     recipe = replace(recipe, evaluation=_with_more(recipe.evaluation, options))
@@ -281,6 +282,16 @@ def _check_together(options: Options, folder: str | None) -> None:
             raise UserError(f"{flag} is about the results in a folder, and there is none: give --out FOLDER with it")
 
 
+def _check_own(out: str | None, path: Path | None) -> None:
+    """Raise `UserError` if results would be written to the folder of another training, and be taken for its own."""
+    from ..records.run_folder import RunFolder
+
+    if out is None or RunFolder(out).recipe() is None:
+        return
+    if path is None or path.parent.resolve() != Path(out).resolve():
+        raise UserError(f"{out} is the folder of another training, whose results would be replaced: name another --out")
+
+
 def _check_track(path: Path, options: Options) -> None:
     if options.track and not path.is_dir():
         raise UserError("--track shows the results of a run beside its training: name a run folder")
@@ -319,7 +330,8 @@ def _added(options: Options, threat: "Threat") -> "dict[str, Adversary]":
     from ..evaluation import AutoAttack, MinimumNorm
     from ..evaluation.named import adversaries_of
 
-    more: dict[str, Any] = {**_suite(options, threat), **adversaries_of(list(options.attack), threat)}
+    named = adversaries_of(list(options.attack), threat) if options.attack else {}
+    more: dict[str, Any] = {**_suite(options, threat), **named}
     if options.autoattack is not None:
         more["autoattack"] = AutoAttack(threat, options.autoattack)
     if options.min_norm:
@@ -379,6 +391,7 @@ def _evaluate_foreign(target: str, args: list[str], on_progress: object) -> _Fou
     _check_track(Path(target), options)
     _check_only(options)
     _check_together(options, options.out)
+    _check_own(options.out, None)
     recipe = recipe_named(options.recipe) if options.recipe else None
     threat = _threat(options, recipe.evaluation if recipe else None)
     shard, device = shard_of_flags(options, options.out), device_of(options.device)

@@ -155,6 +155,7 @@ def _status(name: str, options: _Options) -> int:
         plan = Plan.read(folder)
     if plan is None:
         wanted, folder = _found(name, options)
+        say(f"note: {folder} holds no study yet, and these are all of its trainings", sys.stderr)
         plan = wanted.plan(options.scale)
     elif ":" not in name and plan.study != name:
         raise UserError(f"{folder} holds the study {plan.study}, not {name}: name that, or another folder with --out")

@@ -245,6 +245,16 @@ def _class_names(data: Any) -> tuple[str, ...]:
 
 
 def _is_arrays(data: Sequence[object]) -> bool:
-    """Return True for (images, labels), and False for (training data, test data)."""
-    second = data[1]
-    return isinstance(second, Tensor | np.ndarray) or (isinstance(second, list) and not isinstance(second[0], tuple))
+    """Return True for (images, labels), and False for (training data, test data).
+
+    Raises `UserError` for a list of two batches, which would be taken for such a pair.
+    """
+    first, second = data
+    if isinstance(data, list) and all(isinstance(each, tuple | list) and len(each) == 2 for each in (first, second)):
+        raise UserError(
+            "a list of two batches is no data set: pass the DataLoader, or all images and labels as (images, labels); "
+            "a pair (training data, test data) is a tuple"
+        )
+    return isinstance(second, Tensor | np.ndarray) or (
+        isinstance(second, list) and not isinstance(second[0], tuple) and getattr(second[0], "ndim", 0) == 0
+    )

@@ -41,7 +41,7 @@ def evaluate(
     *,
     eps: float | str | None = None,
     threat: Threat | str | None = None,
-    normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+    normalize: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     index: Tensor | None = None,
@@ -107,10 +107,10 @@ def evaluate(
             example or does not exist.
     """
     check_model(model)
-    if normalize is not None:
-        model = normalized(model, *normalize)
     source = evaluation_data(data, "evaluation")
     check_source(source)
+    if normalize is not None:
+        model = normalized(model, *normalize, source.shape[0])
     source = with_classes_of(model, source)
     if batch_size is not None:
         need_whole("batch_size", batch_size)

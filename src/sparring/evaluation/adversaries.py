@@ -48,6 +48,11 @@ class Dividing:
 def _need_attack(attack: Attack) -> None:
     """Raise `UserError` unless it is an attack whose points do not depend on the other images of a batch."""
     check_attack(attack)
+    if isinstance(attack, Dividing):
+        raise UserError(
+            f"{type(attack).__name__} is an adversary, which has its own loss: wanted is the attack alone, as "
+            "PGD(Linf('8/255'))"
+        )
     if any(isinstance(each, PerView) for each in walk(attack)):
         raise UserError(
             "PerView divides a batch among its attacks, so that verdicts would depend on the batch: to evaluate, give "

@@ -42,6 +42,10 @@ def adversaries_of(given: object, within: Threat | str | None) -> dict[str, Adve
         UserError: If a name is unknown, if there is a name and no set, or a set beside attacks that have their own.
     """
     named = isinstance(given, str | tuple | list)
+    if isinstance(given, tuple | list) and not given:
+        raise UserError("no attack is named: name one, such as 'pgd', or give {} to see clean accuracy alone")
+    if isinstance(given, set | frozenset):
+        raise UserError(f"a set has no order: name the attacks in a list, as {sorted(map(str, given))}")
     if within is not None and not named:
         raise UserError("eps and threat are for attacks given by name: an attack given as an object has its own")
     if isinstance(given, Mapping):

@@ -113,7 +113,7 @@ def certify(
     samples: int = 100_000,
     selection: int = 100,
     alpha: float = 0.001,
-    normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+    normalize: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     index: Tensor | None = None,
@@ -155,10 +155,10 @@ def certify(
     smoothed = Smoothed(model, sigma)
     _check(samples, selection, alpha, seed)
     check_model(model)
-    if normalize is not None:
-        smoothed = Smoothed(model := normalized(model, *normalize), sigma)
     source = evaluation_data(data, "certification")
     check_source(source)
+    if normalize is not None:
+        smoothed = Smoothed(model := normalized(model, *normalize, source.shape[0]), sigma)
     source = with_classes_of(model, source)
     index = checked_index(index, len(source), torch.device("cpu"))
     few = as_taken(model, source[:FEW].x)

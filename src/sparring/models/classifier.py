@@ -60,24 +60,35 @@ class StandardizeImage(nn.Module):
         return centred / x.std((1, 2, 3), keepdim=True).clamp_min(x[0].numel() ** -0.5)
 
 
-def normalized(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+def normalized(
+    model: nn.Module,
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
+    channels: int | None = None,
+) -> nn.Module:
     """Turn a model that expects normalised images into one that takes pixels in [0, 1].
 
     Args:
         model: The model.
-        mean: Mean of each channel.
+        mean: Mean of each channel, for pixels in [0, 1]; a number for all channels.
         std: Standard deviation of each channel.
+        channels: Number of channels of the images, which is compared with that of the means; None if it is not known.
 
     Returns:
         The model behind its normalisation, in the same mode.
 
     Raises:
-        UserError: If there are not as many means as deviations, a deviation is not above 0, or the model normalises
-            already.
+        UserError: If there are not as many means as deviations or channels, a mean lies outside [0, 1], a deviation is
+            not above 0, or the model normalises already.
     """
     front = model[0] if isinstance(model, nn.Sequential) and len(model) else getattr(model, "normalize", None)
     if isinstance(front, Normalize):
         raise UserError("the model has its own normalisation in front, and would be normalised twice: leave one out")
+    mean, std = ((each,) if isinstance(each, int | float) else tuple(each) for each in (mean, std))
+    if channels is not None and len(mean) not in (1, channels):
+        raise UserError(f"there are {len(mean)} means and images of {channels} channels: give a mean for each")
+    if not all(0 <= m <= 1 for m in mean):
+        raise UserError(f"pixels are in [0, 1], and so are their means, unlike {mean}: divide those of 0 .. 255 by 255")
     if len(mean) != len(std) or not all(s > 0 for s in std):
         raise UserError(f"mean and std need as many numbers each, and those of std above 0: not {mean} and {std}")
     scaled = Normalize(mean, std)

@@ -20,7 +20,7 @@ def device_of(name: str) -> torch.device:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
         torch.empty(0, device=device).cpu()  # fails on "meta", whose tensors hold no data
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} is not available here: use auto, cpu, cuda or mps") from error
+        raise UserError(f"device {name!r} is not available here: use auto, or cpu, which is") from error
     return device
 
 

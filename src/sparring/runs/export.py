@@ -103,6 +103,9 @@ def export(run: Path | str, to: Target, out: Path | str, *, images: int = 16, bo
 
 def _subject(path: Path, images: int) -> _Subject:
     recipe, count = recipe_of(path), max(2, images)
+    if path.is_dir() and not RunFolder(path).finished():
+        best = RunFolder(path).weights("best")
+        raise UserError(f"{path} holds an unfinished run: train it to its end, or export {best}, its best yet")
     model, test = load_model(path, recipe), _test_images(path, recipe)
     few = pixels(test[:count].x) if len(test) else _noise(test.shape, count)
     measured, adversaries = _measured(path)

@@ -68,7 +68,7 @@ def fit(
     batch_size: int = 128,
     held_out: float = 0.1,
     augment: Sequence[Augment] = (),
-    normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+    normalize: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
     classes: Sequence[str] | None = None,
     seed: int = 0,
     folder: Path | str | None = None,
@@ -159,7 +159,7 @@ def recipe_for(
     batch_size: int = 128,
     held_out: float = 0.1,
     augment: Sequence[Augment] = (),
-    normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+    normalize: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
     classes: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Recipe:
@@ -199,7 +199,7 @@ def recipe_for(
         batch_size=batch_size,
         held_out=held_out,
         augment=tuple(augment),
-        normalize=True if normalize is None else (tuple(map(float, normalize[0])), tuple(map(float, normalize[1]))),
+        normalize=True if normalize is None else (_numbers(normalize[0]), _numbers(normalize[1])),
         seed=seed,
         **{**selection_and_evaluation(within, steps), **method_fields(method, within, steps)},
     )
@@ -254,3 +254,8 @@ def _slug(recipe: Recipe, method: object) -> str:
 def _inner(model: nn.Module, recipe: Recipe) -> nn.Module:
     """Return the user's own module in a model that `build_model` has made."""
     return model[1] if recipe.wraps_model else model  # type: ignore[index]
+
+
+def _numbers(given: float | Sequence[float]) -> tuple[float, ...]:
+    """Return one number for all channels, or one for each."""
+    return (float(given),) if isinstance(given, int | float) else tuple(map(float, given))

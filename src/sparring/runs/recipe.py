@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..core.errors import UserError, need_seed, need_whole
+from ..core.foreign import is_foreign
 from ..core.public_names import FORMAT, WRITTEN_BY
 from ..core.schedules import EpsWarmUp, PiecewiseConstant, Ramp
 from ..core.serialization import Build, check_types, from_plain, to_plain
@@ -152,8 +153,10 @@ class Recipe:
                 f"{type(bound[0]).__name__} is made for its own attack, which a rescue would exchange: let the guard "
                 "report or stop"
             )
-        if isinstance(self.lr, int | float) and not 0 <= self.lr < math.inf:
-            raise UserError(f"lr = {self.lr:g} is no learning rate: it is a finite number from 0 on")
+        for each in walk(self.lr):
+            rate = getattr(each, "peak", each)
+            if isinstance(each, Schedule | int | float) and isinstance(rate, int | float) and not 0 <= rate < math.inf:
+                raise UserError(f"lr = {rate:g} is no learning rate: it is a finite number from 0 on")
         for name in ("epochs", "batch_size", "views_per_image"):
             need_whole(name, getattr(self, name))
         self._check_epochs()
@@ -206,10 +209,25 @@ class Recipe:
         of_data = {}
         if self.model.takes("normalize"):
             of_data["normalize"] = (layer or Normalize.of(data)) if self.normalize else None
-        model = self.model(num_classes=len(data.classes), shape=data.shape, **of_data)
+        model = self._called(num_classes=len(data.classes), shape=data.shape, **of_data)
         if not isinstance(model, nn.Module):
             raise UserError(f"{self.model!r:.60} gives a {type(model).__name__}: wanted is a torch.nn.Module")
-        return normalized(model, *self.normalize) if self.wraps_model and isinstance(self.normalize, tuple) else model
+        if self.wraps_model and isinstance(self.normalize, tuple):
+            return normalized(model, *self.normalize, data.shape[0])
+        return model
+
+    def _called(self, **given: object) -> nn.Module:
+        """Call the function that makes the model; one of the user's own may raise anything, or train the model."""
+        with torch.enable_grad():
+            try:
+                return self.model(**given)
+            except UserError:
+                raise
+            except Exception as error:
+                if not isinstance(self.model, Build) or not is_foreign(self.model.function):
+                    raise
+                reason = str(error).strip().partition("\n")[0]
+                raise UserError(f"{self.model!r:.60} raised {type(error).__name__}: {reason}") from error
 
     @property
     def wraps_model(self) -> bool:

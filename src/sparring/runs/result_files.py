@@ -107,8 +107,8 @@ def admit(out: RunFolder, test: LabelledData, evaluation: Evaluation, overwrite:
     held, count = 0 if overwrite else out.evaluated_images(), min(len(test), evaluation.examples or len(test))
     if held > count:
         raise UserError(
-            f"{out.path} holds an evaluation on {held} images, and this one is on {count}: --overwrite it, or evaluate "
-            "a file of weights, for which another folder can be named with --out, or none"
+            f"{out.path} holds an evaluation on {held} images, and this one is on {count}: evaluate as many, or "
+            "replace it, by overwrite=True (--overwrite)"
         )
 
 

@@ -230,6 +230,8 @@ def _can_fuse(model: nn.Module) -> bool:
 def _groups(model: nn.Module, weight_decay: float, decay_vectors: bool) -> list[dict[str, Any]]:
     """Parameter groups; scalars, such as the alpha of `SmoothReLU`, are never decayed."""
     wanted = [p for p in model.parameters() if p.requires_grad]
+    if not wanted:
+        raise UserError("no parameter of the model is trainable: call requires_grad_(True) on those that should be")
     least = 1 if decay_vectors else 2
     free = [p for p in wanted if p.ndim < least]
     decayed = {"params": [p for p in wanted if p.ndim >= least], "weight_decay": weight_decay}
