@@ -17,6 +17,7 @@ from sparring.attacks import APGD, FAB, Square
 from sparring.cli import run
 from sparring.evaluation import auto_attack
 from sparring.records.run_folder import read_evaluated
+from sparring.runs import environment
 from sparring.training.hooks import MetricsHook
 
 pytestmark = pytest.mark.slow
@@ -350,6 +351,14 @@ def test_a_model_of_ones_own_is_evaluated_and_compared(theirs, capsys):
         shutil.copy("at-0.2/evaluation-model.npz", f"{which}/evaluation-{which}.npz")
     assert run(["compare", "best", "last"]) == 0
     assert "note: of best the best weights were evaluated, and of last the last ones" in capsys.readouterr().err
+
+
+def test_printed_commands_can_be_pasted(tmp_path, capsys):
+    (tmp_path / "a folder").mkdir()
+    assert run(["compare", str(tmp_path / "a folder"), "b"]) == 2
+    assert f"run sparring evaluate '{tmp_path / 'a folder'}' first" in capsys.readouterr().err
+    assert environment._program(Path("/lib/sparring/__main__.py")) == "sparring"
+    assert environment._program(Path("/bin/train.py")) == "train.py"
 
 
 def test_results_of_another_model_are_not_written_to_the_folder_of_a_training(theirs, trained, capsys):

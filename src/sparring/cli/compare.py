@@ -1,5 +1,6 @@
 """The command `sparring compare`."""
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,4 +64,4 @@ def _read(target: str) -> "tuple[EvaluationResult, str]":
     for which in ("best", "weights", "model", "last"):
         if RunFolder(path).flags(which).exists():
             return RunFolder(path).read_flags(which), which
-    raise UserError(f"{path} holds no evaluation: run sparring evaluate {path} first")
+    raise UserError(f"{path} holds no evaluation: run {shlex.join(['sparring', 'evaluate', target])} first")

@@ -1,5 +1,6 @@
 """Subjects of a report: evaluations by name, with their folders. Imports no torch."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,8 @@ def subjects(targets: Sequence[Path]) -> list[Subject]:
     if len(found) > 1:
         for each in found:
             if each.result is None:
-                raise UserError(f"{each.path} holds no evaluation to compare: run sparring evaluate {each.path} first")
+                command = shlex.join(["sparring", "evaluate", str(each.path)])
+                raise UserError(f"{each.path} holds no evaluation to compare: run {command} first")
     return found
 
 

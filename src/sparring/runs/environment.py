@@ -35,9 +35,14 @@ def session(seed: int, device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "seed": seed,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [_program(Path(sys.argv[0])), *sys.argv[1:]],
         "process": os.getpid(),
     }
+
+
+def _program(called: Path) -> str:
+    """Return the name of the program: `python -m sparring` is called by the path of a file."""
+    return "sparring" if called.parts[-2:] == ("sparring", "__main__.py") else called.name
 
 
 def commit() -> str | None:
