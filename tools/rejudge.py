@@ -33,7 +33,6 @@ from sparring.studies.study import RUN, WORST, Study
 from sparring.studies.writing import claims_table
 
 PARTS: dict[str, list[int]] = {
-    "memorization": [1] * 5 + [2] + [1] * 11 + [3] + [1] * 3,
     "information": [1] * 5 + [4] * 3 + [1] * 18 + [2, 3, 1, 1, 1, 1],
 }
 """Of how many claims of today each earlier claim is the origin, in order."""

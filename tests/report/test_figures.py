@@ -1,5 +1,6 @@
 import html
 import os
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sparring.records.results import EvaluationResult, Examples
-from sparring.report.figures import plot_adversarial_examples, plot_learning_curve, plot_robustness_curve
+from sparring.report.figures import (
+    finish,
+    panels,
+    plot_adversarial_examples,
+    plot_learning_curve,
+    plot_robustness_curve,
+    save,
+)
 from sparring.report.studies import plot_study
 
 ROWS = [
@@ -90,6 +98,17 @@ def test_names_with_dollars_are_no_formulas(tmp_path):
         rows = [(name, {"clean": (0.8, 0.7, 0.9), "worst": (0.4, 0.3, 0.5)})]
         plot_study(rows, {name: (np.arange(1, 4), np.ones(3))}, name, tmp_path / "b.svg")
         assert name in html.unescape((tmp_path / "b.svg").read_text())
+
+
+def test_powers_of_ten_beside_a_logarithmic_axis_are_numbers(tmp_path):
+    figure, ((axes,),) = panels(4, 3)
+    axes.plot([0.003, 0.1, 3.0], [1e-3, 1.0, 1e4], label="$a$")
+    axes.set(xscale="log", yscale="log", xlabel="$5_to_$10")
+    finish(axes)
+    save(figure, tmp_path / "a.svg")
+    text = re.sub(r"<!--.*?-->", "", html.unescape((tmp_path / "a.svg").read_text()))  # without the comments
+    assert "mathdefault" not in text
+    assert "$5_to_$10" in text and "$a$" in text
 
 
 def test_reports_need_no_torch():

@@ -14,6 +14,7 @@ from ..records.results import Array, EvaluationResult, Examples
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A6200", "#56B4E9", "#565D68")
@@ -182,13 +183,21 @@ def finish(axes: "Axes") -> None:
         axes.legend(fontsize=8)
 
 
+def _powers(figure: "Figure") -> "set[Text]":
+    """Return the texts beside logarithmic axes, which are powers of ten; what they say is known when they are drawn."""
+    axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis) if axis.get_scale() == "log"]
+    ticks = [tick for axis in axes for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())]
+    return {text for tick in ticks for text in (tick.label1, tick.label2)}
+
+
 def save(figure: "Figure", path: Path) -> None:
     """Write a figure in the format of its file name; equal figures give equal files."""
     from matplotlib import rc_context
     from matplotlib.text import Text
 
+    powers = _powers(figure)
     for text in figure.findobj(Text):
-        if isinstance(text, Text) and "mathdefault" not in text.get_text():  # but for the powers at a logarithmic axis
+        if isinstance(text, Text) and text not in powers:
             text.set_parse_math(False)  # names may hold dollars
     drawn = BytesIO()  # drawing may fail, and must leave no partial file
     with rc_context({"svg.hashsalt": "sparring", "svg.fonttype": "none"}):  # deterministic ids in SVG
