@@ -87,7 +87,9 @@ OBJECTIVES = [
     [
         pytest.param(Benign(), id="benign", marks=pytest.mark.slow),
         pytest.param(SHORT, id="pgd"),
-        pytest.param(Cycle(((2, Benign()), (1, FGSM(BALL)))), id="cycle", marks=pytest.mark.slow),
+        pytest.param(
+            Cycle(((2, Benign()), (1, FGSM(BALL, start=GaussianStart())))), id="cycle", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_every_objective_keeps_its_contract(objective, attack):
