@@ -1,6 +1,7 @@
 """The landscape of the loss: against closed forms, and from the shell."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from sparring.cli import run as shell
 from sparring.core.serialization import Build
 from sparring.data import InvertedImages
 from sparring.models import small_cnn
+from sparring.records import RunFolder
 from sparring.records.statistics import interval
 
 pytestmark = pytest.mark.slow
@@ -164,6 +166,15 @@ def test_runs_of_other_images_are_not_compared(runs, tiny, capsys):
     args = ["--compare-with", str(runs / "other"), "--examples", "4", "--points", "1", "--steps", "1"]
     assert shell(["analyze", str(runs / "relu"), "landscape", *args]) == 2
     assert "have different threats: name one" in capsys.readouterr().err
+
+
+def test_an_analysis_of_a_run_that_is_not_finished_says_so(runs, tmp_path, capsys):
+    unfinished = RunFolder(shutil.copytree(runs / "relu", tmp_path / "r"))
+    args = ["analyze", str(unfinished.path), "landscape", "--examples", "3", "--steps", "1", "--threat", "linf:0.1"]
+    said = f"note: the training of {unfinished.path} is not finished: these are its weights so far"
+    assert shell(args) == 0 and said not in capsys.readouterr().err
+    unfinished.set_status({**unfinished.status(), "finished": False})
+    assert shell(args) == 0 and said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

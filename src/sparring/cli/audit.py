@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import UserError
-from .common import argument, check_options, print_json, say, threat_for, value_of
+from .common import argument, check_options, note_unfinished, print_json, say, threat_for, value_of
 from .models import ForeignOptions, filled_in, foreign, is_foreign
 from .report import rewrite
 
@@ -135,5 +135,6 @@ def _subject(target: str, options: _Options, args: list[str]) -> "tuple[nn.Modul
         return *foreign(target, options), given
     from ..runs.load import load_model, recipe_of
 
+    note_unfinished(target)
     recipe = recipe_named(named) if named else recipe_of(Path(target))
     return load_model(target, recipe), recipe.data.load()[1], threat_for(recipe, options.threat)

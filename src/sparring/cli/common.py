@@ -50,6 +50,15 @@ def going_on(command: str, args: list[str]) -> str:
     return shlex.join([ourselves(), command, *(arg for arg in args if arg != "--overwrite"), *trusted])
 
 
+def note_unfinished(target: str) -> None:
+    """Say of a run whose training is not finished that its weights are not the last."""
+    from ..records.run_folder import RunFolder
+
+    run = RunFolder(target)
+    if Path(target).is_dir() and run.recipe() is not None and not run.finished():
+        say(f"note: the training of {target} is not finished: these are its weights so far", sys.stderr)
+
+
 def ourselves() -> str:
     """Return the name by which this program was called, so that a printed command can be run as it is."""
     called = Path(sys.argv[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ...core.errors import UserError
-from ..common import check_options, print_json, read, say, threat_for
+from ..common import check_options, note_unfinished, print_json, read, say, threat_for
 from ..models import ModelOptions, cut_for, foreign_model, is_foreign
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ def _opened(target: str, options: Common) -> "AnalyzedModel":
 
     folder = folder_of(target, options)
     if Path(target).is_dir():
+        note_unfinished(target)
         return open_run(folder, options.weights, options.examples, options.device)
     from ...core.gate import as_taken, check_taken
     from ...core.validation import check_logits
