@@ -228,6 +228,9 @@ def test_weights_that_are_computed_from_others_have_no_measure():
     net = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)), nn.Linear(3, 3)).eval()
     with pytest.raises(NotDefined, match="where weights are computed from others, as in 1"):
         weight_norm(net)
+    older = nn.Sequential(nn.Flatten(), nn.utils.spectral_norm(nn.Linear(4, 3)), nn.Linear(3, 3)).eval()
+    with pytest.raises(NotDefined, match="where weights are computed from others, as in 1"):
+        weight_norm(older)
 
 
 def test_the_distance_from_another_architecture_is_refused():

@@ -227,6 +227,7 @@ def test_the_test_part_of_a_pair_is_evaluated_with_the_labels_that_training_give
     assert evaluation_data((train, other), "data").y.tolist() == as_source((train, other)).load()[1].y.tolist()
     assert evaluation_data((train, (BYTES, Y)), "data").y.tolist() == Y.tolist(), "numbers stay"
     assert evaluation_data(((BYTES, Y % 2), (BYTES, Y)), "data").y.tolist() == Y.tolist()
+    assert evaluation_data((None, other), "data").y.tolist() == Y.tolist(), "the training data are not read"
     with pytest.raises(UserError, match="the test data have the class 'cow', which the training data lack"):
         evaluation_data((train, Named(["ant", "bee", "cow", "dog"])), "data")
 

@@ -296,7 +296,6 @@ def test_a_folder_in_memory_can_skip_too(damaged):
     with pytest.warns(UserWarning, match="is skipped"):
         of_evaluation = ImageFolder(str(damaged), size=16, unreadable="skip").load_test()[:]
     assert torch.equal(of_evaluation.x, test.x), "the first few are the same for an audit and an evaluation"
-    assert len(set(train.y[:6].tolist())) > 1, "and not all of one class"
 
 
 def test_a_folder_of_nothing_but_rubbish_is_refused(damaged):

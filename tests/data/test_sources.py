@@ -139,7 +139,7 @@ def test_own_arrays_are_read_in_every_usual_layout(tmp_path, layout):
     assert len(train.classes) == len(test.classes) == 4
 
 
-def test_image_folders_give_squares_in_a_mixed_order(tmp_path):
+def test_image_folders_give_squares_and_test_pictures_in_a_mixed_order(tmp_path):
     for part in ("train", "test"):
         for i, name in enumerate(("cat", "dog")):
             (tmp_path / part / name).mkdir(parents=True)
@@ -149,9 +149,9 @@ def test_image_folders_give_squares_in_a_mixed_order(tmp_path):
     assert train.x.shape == (4, 3, 16, 16)
     assert train.classes == ("cat", "dog")
     order = mixed_order(4).tolist()
-    assert train.y.tolist() == test.y.tolist() == [[0, 0, 1, 1][row] for row in order]
-    assert train.x[order.index(2), :, 8, 8].tolist() == [200, 0, 0]
-    assert train.x[order.index(1), :, 8, 8].tolist() == [7, 7, 7]
+    assert train.y.tolist() == [0, 0, 1, 1] and test.y.tolist() == [[0, 0, 1, 1][row] for row in order]
+    assert train.x[2, :, 8, 8].tolist() == [200, 0, 0]
+    assert train.x[1, :, 8, 8].tolist() == [7, 7, 7]
 
 
 def test_the_embedded_digits_are_there_without_any_file():

@@ -275,6 +275,16 @@ def test_what_cannot_be_swapped_is_named_and_the_model_is_left_alone(model, mess
     assert kinds(model) == before
 
 
+def test_registered_modules_may_be_held_once_more():
+    """A list of blocks, or of a parent, is no second copy: what is in them is replaced in place."""
+    block = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    model = nn.Sequential(block, nn.ReLU())
+    model.stages = [block]
+    model.stages.append(model.stages)
+    swap_activation(model, "silu")
+    assert isinstance(model.stages[0][1], nn.SiLU)
+
+
 def test_a_transformer_is_the_same_function_with_and_without_gradients():
     """Without gradients torch has a fast path of its own, with the activation that it was built with."""
     torch.manual_seed(0)

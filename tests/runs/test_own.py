@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import sparring
 from sparring import L2, MART, PGD, TRADES, Build, Classifier, CrossEntropy, Linf, Method, RunFolder, UserError, fit
 from sparring.core import foreign
-from sparring.core.schedules import Cyclic, MultiStep, PiecewiseConstant
+from sparring.core.schedules import Cyclic
 from sparring.core.serialization import from_plain, to_plain
 from sparring.data.given import as_source
 from sparring.models import Normalize, small_cnn
@@ -198,10 +198,6 @@ def test_a_model_is_not_normalised_twice_and_a_rate_is_a_number():
         replace(quickstart(), lr=-0.05)
     with pytest.raises(UserError, match="lr = -1 is no learning rate"):
         replace(quickstart(), lr=Cyclic(-1.0))
-    with pytest.raises(UserError, match="a phase begins at epoch 50"):
-        replace(quickstart(), lr=PiecewiseConstant(((0, 0.05), (50, 0.005))))
-    with pytest.raises(UserError, match="milestones come one after the other"):
-        MultiStep(0.1, (75, 50))
 
 
 def test_normalisation_is_put_in_front_of_a_model_that_expects_it():

@@ -239,6 +239,8 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
     _check_track(path, options)
     _check_only(options)
     _check_together(options, str(path) if path.is_dir() else options.out)
+    if path.is_dir() and options.out:
+        raise UserError(f"the results of a run are written to its folder, {path}: leave out --out")
     _check_own(options.out, path)
     if options.weights != "both" and not path.is_dir() and not options.only:
         raise UserError(f"--weights chooses weights of a run folder, and {path} is a file of weights: leave it out")
@@ -253,8 +255,6 @@ def _evaluate_ours(path: Path, args: list[str], on_progress: object) -> _Found:
         "merge": options.merge,
         "on_progress": on_progress,
     }
-    if path.is_dir() and options.out:
-        raise UserError(f"the results of a run are written to its folder, {path}: leave out --out")
     if path.is_dir():
         which = ("best", "last") if options.weights == "both" else (options.weights,)
         track = () if common["shard"] and ranks.world() > 1 else options.track

@@ -21,18 +21,11 @@ class MultiStep:
         peak: The value at the beginning.
         milestones: Epochs at which the value changes.
         factor: Factor of each change.
-
-    Raises:
-        UserError: If the milestones do not increase.
     """
 
     peak: float
     milestones: tuple[float, ...] = ()
     factor: float = 0.1
-
-    def __post_init__(self) -> None:
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise UserError(f"milestones come one after the other, unlike {self.milestones}")
 
     def at(self, progress: Progress) -> float:
         return self.peak * self.factor ** sum(progress.epoch >= m for m in self.milestones)

@@ -232,16 +232,12 @@ def evaluation_data(data: object, what: str) -> LabelledData:
     if hasattr(data, "load"):
         return test_images(data)
     if isinstance(data, tuple | list) and len(data) == 2 and not _is_arrays(data):
-        test, names = labelled_data(data[1], what), _class_names(data[0])
-        named = not (numbered(test.classes) or numbered(names))
+        test = labelled_data(data[1], what)
+        train = data[0].dataset if isinstance(data[0], DataLoader) else data[0]
+        names = tuple(map(str, getattr(_innermost(train), "classes", None) or ()))
+        named = bool(names) and not (numbered(test.classes) or numbered(names))
         return with_classes(test, names, "test data", "training data") if named else test
     return labelled_data(data, what)
-
-
-def _class_names(data: Any) -> tuple[str, ...]:
-    """Return the names of the classes of data, without reading the labels of a data set that has names."""
-    names = getattr(_innermost(data), "classes", None)
-    return tuple(map(str, names)) if names else labelled_data(data, "training data").classes
 
 
 def _is_arrays(data: Sequence[object]) -> bool:

@@ -291,7 +291,7 @@ class ImageFolder:
     """Pictures in `folder`/train/CLASS/ and `folder`/test/CLASS/ (or val), cut to their central square and resized.
 
     In training all pictures are held in memory; for larger data sets see `ImageStream`. An evaluation reads the test
-    pictures batch by batch. The pictures are in a fixed random order, so that the first few are of all classes.
+    pictures batch by batch; they are in a fixed random order, so that the first few are of all classes.
 
     Args:
         folder: folder that holds the folders train and test (or val).
@@ -310,8 +310,8 @@ class ImageFolder:
     def load(self) -> TrainTest:
         top = Path(self.folder)
         classes = class_folders(top / "train")
-        train, test = self._part(top / "train", classes), self._part(self._of_test(), classes)
-        return varied(train, self.folder), test
+        train, test = self._pictures(top / "train", classes), mixed(self._pictures(self._of_test(), classes))
+        return varied(self._read(train, top / "train"), self.folder), self._read(test, self._of_test())
 
     def load_test(self) -> Pictures:
         """Return the test pictures, which stay in their files: the folder need not hold training pictures."""
@@ -322,8 +322,8 @@ class ImageFolder:
         top = Path(self.folder)
         return next((top / name for name in ("test", "val") if (top / name).is_dir()), top / "test")
 
-    def _part(self, top: Path, classes: list[str]) -> TensorData:
-        data = mixed(self._pictures(top, classes))[:]
+    def _read(self, pictures: Pictures, top: Path) -> TensorData:
+        data = pictures[:]
         check_data(data, str(top))
         return data
 

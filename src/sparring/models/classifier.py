@@ -1,6 +1,7 @@
 """Normalisation as a part of the model, so that attacks work in pixel space."""
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,18 @@ class StandardizeImage(nn.Module):
         return centred / x.std((1, 2, 3), keepdim=True).clamp_min(x[0].numel() ** -0.5)
 
 
+def for_channels(given: float | Sequence[float]) -> tuple[float, ...]:
+    """Gives the numbers of a normalisation.
+
+    Args:
+        given: One number for all channels, or one for each.
+
+    Returns:
+        The numbers, one or one for each channel.
+    """
+    return (float(given),) if isinstance(given, Real) else tuple(map(float, given))  # type: ignore[arg-type]
+
+
 def normalized(
     model: nn.Module,
     mean: float | Sequence[float],
@@ -84,7 +97,8 @@ def normalized(
     front = model[0] if isinstance(model, nn.Sequential) and len(model) else getattr(model, "normalize", None)
     if isinstance(front, Normalize):
         raise UserError("the model has its own normalisation in front, and would be normalised twice: leave one out")
-    mean, std = ((each,) if isinstance(each, int | float) else tuple(each) for each in (mean, std))
+    mean, std = (for_channels(each) for each in (mean, std))
+    mean, std = (each * max(len(mean), len(std)) if len(each) == 1 else each for each in (mean, std))
     if channels is not None and len(mean) not in (1, channels):
         raise UserError(f"there are {len(mean)} means and images of {channels} channels: give a mean for each")
     if not all(0 <= m <= 1 for m in mean):

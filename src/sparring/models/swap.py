@@ -116,26 +116,35 @@ def _hidden(model: nn.Module) -> Iterator[str]:
         if issubclass(kind, nn.Module) and not issubclass(kind, (*_SWAPPED,)) and kind.__name__.lower() not in _ALIKE:
             names = {n for m in model.modules() if type(m) is kind for n, c in m.named_children() if _is_activation(c)}
             yield from _calls(kind, frozenset(names))  # type: ignore[arg-type]
+    registered = set(model.modules())
     for path, module in model.named_modules():
         for name, held in vars(module).items():
             where = f"{f'{path}.' if path else ''}{name} ({type(module).__name__})"
-            for value in () if name in _REGISTERED else _values(held):
+            for value in () if name in _REGISTERED else _values(held, set()):
                 if callable(value) and getattr(value, "__name__", "") in _FUNCTIONS and not isinstance(value, type):
                     yield f"the function {value.__name__} as {where}"
-                elif isinstance(value, nn.Module) and any(map(_is_activation, value.modules())):
+                elif isinstance(value, nn.Module) and _keeps(value, registered):
                     yield f"the module {type(value).__name__} in {where}, which is not registered"
 
 
 _REGISTERED = ("_modules", "_parameters", "_buffers")
 
 
-def _values(held: object) -> Iterator[Any]:
+def _keeps(module: nn.Module, registered: set[nn.Module]) -> bool:
+    """Return True if a module outside of the tree keeps an activation that is replaced only inside of it."""
+    inside = module in registered and not _is_activation(module)  # what is in it is replaced there
+    return not inside and any(map(_is_activation, module.modules()))
+
+
+def _values(held: object, seen: set[int]) -> Iterator[Any]:
     """Yield what an attribute holds: functions behind `partial`, and the items of lists, tuples and dicts."""
     if isinstance(held, partial):
         yield held.func
     elif isinstance(held, list | tuple | dict):
-        for each in held.values() if isinstance(held, dict) else held:
-            yield from _values(each)
+        if id(held) not in seen:
+            seen.add(id(held))  # it may hold itself
+            for each in held.values() if isinstance(held, dict) else held:
+                yield from _values(each, seen)
     else:
         yield held
 

@@ -165,6 +165,7 @@ def _train(context: RunContext, settings: ComputeSettings, cost: StepProfile, no
         *(line for hook in hooks for line in hook.describe(cost.mean or (cost.forward + cost.backward) / 2)),
         *settings.describe(device),
         *notes,
+        *recipe.never(),
     ]
     context.log("\n".join(lines))
     run.add_session(session(recipe.seed, device))

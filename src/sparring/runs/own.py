@@ -18,6 +18,7 @@ from ..core.types import Objective, Threat
 from ..data import Augment
 from ..data.given import as_source
 from ..evaluation.named import ADVERSARIES, within_of
+from ..models.classifier import for_channels
 from ..records.run_folder import RunFolder
 from ..training.engine import Method
 from ..training.free import Free
@@ -199,7 +200,7 @@ def recipe_for(
         batch_size=batch_size,
         held_out=held_out,
         augment=tuple(augment),
-        normalize=True if normalize is None else (_numbers(normalize[0]), _numbers(normalize[1])),
+        normalize=True if normalize is None else (for_channels(normalize[0]), for_channels(normalize[1])),
         seed=seed,
         **{**selection_and_evaluation(within, steps), **method_fields(method, within, steps)},
     )
@@ -254,8 +255,3 @@ def _slug(recipe: Recipe, method: object) -> str:
 def _inner(model: nn.Module, recipe: Recipe) -> nn.Module:
     """Return the user's own module in a model that `build_model` has made."""
     return model[1] if recipe.wraps_model else model  # type: ignore[index]
-
-
-def _numbers(given: float | Sequence[float]) -> tuple[float, ...]:
-    """Return one number for all channels, or one for each."""
-    return (float(given),) if isinstance(given, int | float) else tuple(map(float, given))

@@ -31,6 +31,7 @@ from ..data import (
 from ..evaluation import Adversary, Cascade, check_adversary_name
 from ..models import Normalize
 from ..models.classifier import normalized
+from ..objectives.mail import MAILAT, MAILTRADES
 from ..records.results import Memory
 from ..records.run_folder import RunFolder
 from ..training.averaging import EMA, SWA
@@ -181,24 +182,22 @@ class Recipe:
                     f"eps rises for {warm_up.epochs:g} epochs, longer than the training of {self.epochs}: it would "
                     "never be reached. Let it rise faster, or train longer"
                 )
-        changing = walk((self.method, self.update, self.lr))
-        for phases in (each for each in changing if isinstance(each, PiecewiseConstant)):
-            if (last := phases.phases[-1][0]) >= self.epochs:
-                raise UserError(
-                    f"a phase begins at epoch {last:g}, and the training ends with epoch {self.epochs}: it would never "
-                    "come. Let it begin earlier, or train longer"
-                )
-        for part in (each for each in walk(self.method) if isinstance(each, Objective)):
-            if (begin := getattr(part, "warm_up", 0.0)) >= self.epochs:
-                raise UserError(
-                    f"the warm_up of {type(part).__name__} lasts {begin:g} epochs, and the training {self.epochs}: let "
-                    "it end earlier, or train longer"
-                )
         if isinstance(self.averaging, SWA) and self.averaging.start >= self.epochs:
             raise UserError(
                 f"averaging starts after epoch {self.averaging.start}, and the training ends with epoch {self.epochs}: "
                 "nothing would be averaged. Start earlier, or train longer"
             )
+
+    def never(self) -> list[str]:
+        """Return sentences about parts that the training ends before, as in a short trial."""
+        phases = (each for each in walk((self.method, self.update, self.lr)) if isinstance(each, PiecewiseConstant))
+        begins = [each.phases[-1][0] for each in phases]
+        begins += [part.warm_up for part in walk(self.method) if isinstance(part, MAILAT | MAILTRADES)]
+        return [
+            f"what begins at epoch {begin:g} never comes: the training ends with epoch {self.epochs}"
+            for begin in dict.fromkeys(begins)
+            if begin >= self.epochs
+        ]
 
     def build_model(self, data: LabelledData) -> nn.Module:
         """Build the model for the classes and image shape of `data`, normalising by the statistics of `data` if at all.

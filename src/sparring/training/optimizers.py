@@ -72,7 +72,7 @@ class Adam:
     decay_vectors: bool = True
 
     def __post_init__(self) -> None:
-        _need_rates(self.weight_decay, **dict(zip(("betas[0]", "betas[1]"), self.betas, strict=True)))
+        _need_rates(self.weight_decay, **_named(self.betas))
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         groups = _groups(model, self.weight_decay, self.decay_vectors)
@@ -100,7 +100,7 @@ class AdamW:
     decay_vectors: bool = True
 
     def __post_init__(self) -> None:
-        _need_rates(self.weight_decay, **dict(zip(("betas[0]", "betas[1]"), self.betas, strict=True)))
+        _need_rates(self.weight_decay, **_named(self.betas))
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         groups = _groups(model, self.weight_decay, self.decay_vectors)
@@ -172,7 +172,7 @@ class LAMB:
     decay_vectors: bool = False
 
     def __post_init__(self) -> None:
-        _need_rates(self.weight_decay, **dict(zip(("betas[0]", "betas[1]"), self.betas, strict=True)))
+        _need_rates(self.weight_decay, **_named(self.betas))
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         return Lamb(_groups(model, self.weight_decay, self.decay_vectors), betas=self.betas, eps=self.epsilon)
@@ -211,6 +211,13 @@ class RMSProp:
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         groups = _groups(model, self.weight_decay, self.decay_vectors)
         return RMSPropTF(groups, alpha=self.alpha, momentum=self.momentum, eps=self.epsilon)
+
+
+def _named(betas: tuple[float, float]) -> dict[str, float]:
+    """Return the two decay rates of Adam by name."""
+    if len(betas) != 2:
+        raise UserError(f"betas = {betas} are two rates: of the gradient and of its square")
+    return {"betas[0]": betas[0], "betas[1]": betas[1]}
 
 
 def _need_rates(weight_decay: float, **rates: float) -> None:

@@ -33,8 +33,14 @@ class NotDefined(UserError):  # noqa: N818
     """Raised when a measure is not defined for a network."""
 
 
+def _computes_weight(layer: nn.Module) -> bool:
+    """Return True if the weight of a layer is computed from other parameters, as by weight norm, new or old."""
+    old = isinstance(getattr(layer, "weight", None), Tensor) and "weight" not in layer._parameters
+    return parametrize.is_parametrized(layer) or (old and "weight" not in layer._buffers)
+
+
 def _weights(model: nn.Module) -> list[nn.Parameter]:
-    computed = [name for name, layer in model.named_modules() if parametrize.is_parametrized(layer)]
+    computed = [name for name, layer in model.named_modules() if _computes_weight(layer)]
     if computed:
         raise NotDefined(f"not defined where weights are computed from others, as in {computed[0]}")
     found = [p for name, p in model.named_parameters() if p.ndim > 1 and name.endswith("weight")]
