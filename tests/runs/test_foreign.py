@@ -197,9 +197,11 @@ def test_an_architecture_that_does_not_fit_is_refused(tmp_path, spec, message):
 def test_normalisation_can_be_given():
     model, x = toy_net().eval(), torch.rand(3, 1, 4, 4)
     assert torch.allclose(normalized(model, [0.5], [0.25])(x), model((x - 0.5) / 0.25))
-    for std in ([0.25, 0.25], [0.0], [float("nan")]):
+    assert torch.allclose(normalized(model, 0.5, [0.25])(x), model((x - 0.5) / 0.25)), "a number is for all channels"
+    assert normalized(model, np.float32(0.5), [0.1, 0.2, 0.3])[0].mean.flatten().tolist() == [0.5] * 3
+    for std in ([0.25, 0.25], [0.0] * 3, [float("nan")]):
         with pytest.raises(UserError, match="mean and std need as many numbers"):
-            normalized(model, [0.5], std)
+            normalized(model, [0.5] * 3, std)
 
 
 def test_a_test_set_need_not_hold_every_class(tmp_path):
