@@ -261,7 +261,7 @@ class Holding(nn.Module):
             nn.Sequential(nn.ReLU(), Nested(), Functional()),
             r"Seq.*swapped: F.relu in Functional; torch.relu in Functional",
         ),
-        (Holding([nn.ReLU()]), r"the module ReLU in held \(Holding\), which is not registered"),
+        (Holding([nn.ReLU()]), r"the module ReLU in held \(Holding\), which a swap does not reach"),
         (Holding(partial(F.leaky_relu, negative_slope=0.1)), r"the function leaky_relu as held \(Holding\)"),
         (Holding({"relu": torch.relu}), r"the function relu as held \(Holding\)"),
         (Holding((F.hardtanh,)), r"the function hardtanh as held \(Holding\)"),

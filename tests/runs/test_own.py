@@ -188,6 +188,8 @@ def test_a_model_is_not_normalised_twice_and_a_rate_is_a_number():
         fit(net(), (X, Y), eps=0.1, normalize=([0.5], [0.0]), folder="r2", **FEW)
     with pytest.raises(UserError, match=r"pixels are in \[0, 1\], and so are their means, unlike \(128\.0,\)"):
         fit(net(), (X, Y), eps=0.1, normalize=(128, 64), folder="r3", **FEW)
+    with pytest.raises(UserError, match="and so are their means"):  # also where the function normalises by itself
+        fit(small_cnn, (X, Y), eps=0.1, normalize=(128, 64), folder="r6", **FEW)
     with pytest.raises(UserError, match="there are 3 means and images of 1 channels"):
         fit(net(), (X, Y), eps=0.1, normalize=([0.5] * 3, [0.2] * 3), folder="r4", **FEW)
     with pytest.raises(UserError, match="there are 3 means and images of 1 channels"):

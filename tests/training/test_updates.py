@@ -122,6 +122,8 @@ def test_phases_and_warm_ups_that_never_come_are_told(tiny):
     attack = PiecewiseConstant(((0, FGSM(Linf(0.1))), (5, PGD(Linf(0.1)))))
     mail = replace(tiny.method, attack=attack, objective=MAILAT(warm_up=76))
     assert replace(tiny, method=mail).never() == [said.format(5), said.format(76)]
+    rate = PiecewiseConstant(((0, 0.1), (2, 0.05), (50, 0.01), (75, 0.001)))
+    assert replace(tiny, lr=rate).never() == [said.format(50), said.format(75)]
 
 
 @pytest.mark.slow

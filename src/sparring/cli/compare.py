@@ -16,9 +16,9 @@ _COMPARE = """\
 usage: sparring compare A B [--attack NAME] [--json]
 
 Compares two evaluations of the same images, paired: the number of images that only one of the models gets right, the
-difference in accuracy with its 95 % interval, and McNemar's exact test. It is noted where attacks of one name differ
-("alike" in JSON). A and B are run folders that were evaluated
-(their best weights, or else the last), or the .npz files of per-example results that an evaluation writes."""
+difference in accuracy with its 95 % interval, and McNemar's exact test. A note says where attacks of one name differ
+("alike" in JSON). A and B are run folders that were evaluated (their best weights, or else the last), or the .npz files
+of per-example results that an evaluation writes."""
 
 
 def compare(args: list[str]) -> int:

@@ -41,7 +41,7 @@ each; --merge, with the same flags, makes one result of them. `sparring evaluate
   sparring evaluate runs/quickstart --shard 2/8
   sparring evaluate runs/quickstart --suite full --transfer-from runs/other
   sparring evaluate runs/quickstart --certify 0.25
-  sparring evaluate mymodels:build --data npz:test.npz --threat linf:8/255 --out runs/of-mine"""
+  sparring evaluate mymodels:build --data npz:test.npz --threat linf:8/255 --out runs/my-model"""
 
 
 @dataclass(frozen=True, kw_only=True)

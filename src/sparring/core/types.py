@@ -644,6 +644,11 @@ class Objective:
     takes_any_attack: ClassVar[bool] = True
     """False if the method is made for an attack of one kind, so that a guard cannot exchange it."""
 
+    @property
+    def begins(self) -> float:
+        """Epoch at which the method takes full effect, after a warm-up of its own."""
+        return 0.0
+
     def check(self, attack: Attack) -> None:
         """Raise `UserError` if this method cannot be trained with an attack. By default it can with any."""
 

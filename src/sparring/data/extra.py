@@ -55,9 +55,8 @@ class ExtraData:
             raise UserError(
                 f"the extra data have a label {int(data.y.max())}, but the real ones have {len(real.classes)} classes"
             )
-        if len(data.classes) <= len(real.classes) or not numbered(
-            data.classes
-        ):  # numbers may count classes of no image
+        more = len(data.classes) > len(real.classes)
+        if not (more and numbered(data.classes)):  # without names, more classes may be counted than have images
             data = with_classes(data, real.classes, "extra data", "real ones")
         return ExtraImages(data.to(real.y.device), self.share, self.steps_per_epoch)
 

@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -54,7 +55,7 @@ class Smoothed:
     sigma: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sigma, int | float) or not 0 < self.sigma < math.inf:
+        if not isinstance(self.sigma, Real) or not 0 < self.sigma < math.inf:
             raise UserError(f"sigma = {self.sigma!r} of the noise is not a finite number above 0, such as 0.25")
 
     @torch.no_grad()

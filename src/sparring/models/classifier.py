@@ -30,6 +30,36 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
     @classmethod
+    def given(
+        cls, mean: float | Sequence[float], std: float | Sequence[float], channels: int | None = None
+    ) -> "Normalize":
+        """Make the layer of numbers that a user gives, and check them.
+
+        Args:
+            mean: Mean of each channel, for pixels in [0, 1]; a number for all channels.
+            std: Standard deviation of each channel; a number for all channels.
+            channels: Number of channels of the images; None if it is not known.
+
+        Returns:
+            The layer.
+
+        Raises:
+            UserError: If there are not as many means as deviations or channels, a mean lies outside [0, 1], or a
+                deviation is not above 0.
+        """
+        mean, std = (for_channels(each) for each in (mean, std))
+        mean, std = (each * max(len(mean), len(std)) if len(each) == 1 else each for each in (mean, std))
+        if channels is not None and len(mean) not in (1, channels):
+            raise UserError(f"there are {len(mean)} means and images of {channels} channels: give a mean for each")
+        if not all(0 <= m <= 1 for m in mean):
+            raise UserError(
+                f"pixels are in [0, 1], and so are their means, unlike {mean}: divide those of 0 .. 255 by 255"
+            )
+        if len(mean) != len(std) or not all(s > 0 for s in std):
+            raise UserError(f"mean and std need as many numbers each, and those of std above 0: not {mean} and {std}")
+        return cls(mean, std)
+
+    @classmethod
     def of(cls, data: LabelledData) -> "Normalize":
         """Compute one mean and one standard deviation per channel from `data`.
 
@@ -97,15 +127,7 @@ def normalized(
     front = model[0] if isinstance(model, nn.Sequential) and len(model) else getattr(model, "normalize", None)
     if isinstance(front, Normalize):
         raise UserError("the model has its own normalisation in front, and would be normalised twice: leave one out")
-    mean, std = (for_channels(each) for each in (mean, std))
-    mean, std = (each * max(len(mean), len(std)) if len(each) == 1 else each for each in (mean, std))
-    if channels is not None and len(mean) not in (1, channels):
-        raise UserError(f"there are {len(mean)} means and images of {channels} channels: give a mean for each")
-    if not all(0 <= m <= 1 for m in mean):
-        raise UserError(f"pixels are in [0, 1], and so are their means, unlike {mean}: divide those of 0 .. 255 by 255")
-    if len(mean) != len(std) or not all(s > 0 for s in std):
-        raise UserError(f"mean and std need as many numbers each, and those of std above 0: not {mean} and {std}")
-    scaled = Normalize(mean, std)
+    scaled = Normalize.given(mean, std, channels)
     weights = next(model.parameters(), None)
     found = nn.Sequential(scaled if weights is None else scaled.to(weights.device), model)
     found.training = model.training

@@ -124,7 +124,7 @@ def _hidden(model: nn.Module) -> Iterator[str]:
                 if callable(value) and getattr(value, "__name__", "") in _FUNCTIONS and not isinstance(value, type):
                     yield f"the function {value.__name__} as {where}"
                 elif isinstance(value, nn.Module) and _keeps(value, registered):
-                    yield f"the module {type(value).__name__} in {where}, which is not registered"
+                    yield f"the module {type(value).__name__} in {where}, which a swap does not reach"
 
 
 _REGISTERED = ("_modules", "_parameters", "_buffers")

@@ -34,6 +34,10 @@ class MAILAT(Objective):
     slope: float = 10.0
     warm_up: float = 0.0
 
+    @property
+    def begins(self) -> float:
+        return self.warm_up
+
     def inner(self, ctx: Context) -> PerExampleLoss:
         return CE(ctx.lens.logits, ctx.batch.target)
 
@@ -65,6 +69,10 @@ class MAILTRADES(Objective):
     bias: float = 0.0
     slope: float = 2.0
     warm_up: float = 0.0
+
+    @property
+    def begins(self) -> float:
+        return self.warm_up
 
     def inner(self, ctx: Context) -> PerExampleLoss:
         return TRADES(self.beta).inner(ctx)

@@ -193,10 +193,6 @@ class _Look(NamedTuple):
     outcome: Outcome
     reason: str = ""
 
-    def undecided(self, reason: str) -> "_Look":
-        """Return the look without a decision, for a reason."""
-        return self._replace(outcome="undecided", reason=reason)
-
 
 class _Test(NamedTuple):
     """A claim, and what is known of its number at each look."""
@@ -211,9 +207,9 @@ class _Test(NamedTuple):
         # later looks are less strict, and so is Holm's procedure when others of the family are decided
         least = max(levels(self.looks, TAIL)) if self.looks else tail
         seen = [_look(self.claim, *each, least) for each in zip(self.found, spent, strict=False)]
-        if self.looks and seen[0].estimate.seeds < self.looks[0]:  # a look that the levels do not know
-            few = f"it is looked at from {self.looks[0]} seeds on"
-            seen = [look if look.outcome == "not testable here" else look.undecided(few) for look in seen]
+        early = bool(self.looks) and seen[0].estimate.seeds < self.looks[0]  # a look that the levels do not know
+        if early and seen[0].outcome != "not testable here":
+            return seen[0]._replace(outcome="undecided", reason=f"it is looked at from {self.looks[0]} seeds on")
         return next((look for look in seen if look.outcome in DECIDED), seen[-1])
 
     def verdict(self, up: float, down: float) -> Verdict:

@@ -31,7 +31,6 @@ from ..data import (
 from ..evaluation import Adversary, Cascade, check_adversary_name
 from ..models import Normalize
 from ..models.classifier import normalized
-from ..objectives.mail import MAILAT, MAILTRADES
 from ..records.results import Memory
 from ..records.run_folder import RunFolder
 from ..training.averaging import EMA, SWA
@@ -191,8 +190,8 @@ class Recipe:
     def never(self) -> list[str]:
         """Return sentences about parts that the training ends before, as in a short trial."""
         phases = (each for each in walk((self.method, self.update, self.lr)) if isinstance(each, PiecewiseConstant))
-        begins = [each.phases[-1][0] for each in phases]
-        begins += [part.warm_up for part in walk(self.method) if isinstance(part, MAILAT | MAILTRADES)]
+        begins = [begin for each in phases for begin, _ in each.phases]
+        begins += [part.begins for part in walk(self.method) if isinstance(part, Objective)]
         return [
             f"what begins at epoch {begin:g} never comes: the training ends with epoch {self.epochs}"
             for begin in dict.fromkeys(begins)
@@ -204,16 +203,15 @@ class Recipe:
 
         A function without a parameter `normalize` has its own normalisation: then no image of `data` is read.
         """
-        layer = Normalize(*self.normalize) if isinstance(self.normalize, tuple) else None
-        of_data = {}
+        given = self.normalize if isinstance(self.normalize, tuple) else None
+        of_data: dict[str, Normalize | None] = {}
         if self.model.takes("normalize"):
-            of_data["normalize"] = (layer or Normalize.of(data)) if self.normalize else None
+            layer = Normalize.given(*given, data.shape[0]) if given else Normalize.of(data) if self.normalize else None
+            of_data["normalize"] = layer
         model = self._called(num_classes=len(data.classes), shape=data.shape, **of_data)
         if not isinstance(model, nn.Module):
             raise UserError(f"{self.model!r:.60} gives a {type(model).__name__}: wanted is a torch.nn.Module")
-        if self.wraps_model and isinstance(self.normalize, tuple):
-            return normalized(model, *self.normalize, data.shape[0])
-        return model
+        return normalized(model, *given, data.shape[0]) if self.wraps_model and given else model
 
     def _called(self, **given: object) -> nn.Module:
         """Call the function that makes the model; one of the user's own may raise anything, or train the model."""
