@@ -74,8 +74,8 @@ class Stored(Outcomes):
         fallen = {arm: [collapse(np.array(pair))[COLLAPSED] for pair in pairs] for arm, pairs in both.items()}
         return {(arm, RUN, COLLAPSED): np.array(each) for arm, each in fallen.items()}
 
-    def estimate(self, statistic: Statistic, seeds: int | None = None) -> Mean:
-        mean = super().estimate(statistic, seeds)
+    def estimate(self, statistic: Statistic, seeds: int | None = None, *, cautious: bool = False) -> Mean:
+        mean = super().estimate(statistic, seeds, cautious=cautious)
         used = [cell for cell in self.asked(statistic) if cell[1] != RUN]
         if not used:
             return mean

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from sparring.core.errors import UserError
-from sparring.records.estimates import Share, detectable, half_width
+from sparring.records.estimates import Mean, Share, detectable, half_width
 from sparring.records.outcomes import Outcomes
 from sparring.records.sequential import MOST, levels, looks
 from sparring.records.statistics import TAIL, Claim, judge
@@ -68,6 +68,19 @@ def test_the_detectable_share_has_80_per_cent_power_and_a_half_is_rarely_taken_f
     counts = np.arange(seeds + 1)
     assert stats.binom.pmf(counts, seeds, share)[low > 0.5].sum() == pytest.approx(0.8, abs=0.015)
     assert stats.binom.pmf(counts, seeds, 0.5)[low > 0.5].sum() <= TAIL
+
+
+@pytest.mark.parametrize("seeds", [6, 10])
+@pytest.mark.parametrize("deviation", [0.05, 0.2, 0.5, 1.0])
+def test_equal_accuracies_are_decided_wrongly_no_more_often(seeds, deviation):
+    """Accuracies in images, which are whole: the true mean lies anywhere, and the bound just at or beyond it."""
+    rng = np.random.default_rng(1)
+    for true in np.arange(0, 1, 0.1):
+        numbers = np.round(true + deviation * rng.standard_normal((2000, seeds)))
+        mean = numbers.mean()
+        alike = [Mean(each, shared=1.0) for each in numbers if np.ptp(each) == 0]  # the least that images make
+        low = np.array([each.interval(TAIL)[0] for each in alike if not each.unclear(TAIL)])
+        assert (low > mean).sum() / 2000 < TAIL + 3.3 * np.sqrt(TAIL / 2000)
 
 
 @pytest.mark.slow

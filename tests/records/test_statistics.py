@@ -6,7 +6,7 @@ from scipy import stats
 
 from sparring.core.errors import UserError
 from sparring.records.outcomes import Outcomes
-from sparring.records.statistics import TAIL, Claim, judge, untestable
+from sparring.records.statistics import DECIDED, TAIL, Claim, judge, untestable
 
 
 def cells(seed, rate, seeds=4, examples=200, between=0.0, extra=0.0):
@@ -138,13 +138,45 @@ def test_the_bound_of_a_claim_counts():
     assert verdict(flags, more_than=0.4).outcome == "not supported"
 
 
+ALIKE = "it is the same for all seeds, which does not show their spread"
+
+
 def test_equal_numbers_do_not_show_their_spread():
-    [found] = judge([Claim("a is above 1", "a - 1", number("a"), 1.0, "(length)")], numbers(a=[2, 2, 2 + 1e-15]))
-    assert (found.outcome, found.reason) == (
-        "undecided",
-        "it is the same for all seeds, which does not show their spread",
-    )
+    claim = Claim("a is above 1", "a - 1", number("a"), 1.0, "(length)")
+    [found] = judge([claim], numbers(a=[2] * 9 + [2 + 1e-15]))
+    assert (found.outcome, found.reason) == ("undecided", ALIKE)
     assert (found.found(), found.detectable) == ("+2 [+2, +2] (length)", None)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "bound", "outcome"), [(5, 0.4, "undecided"), (6, 0.4, "supported"), (6, 0.6, "not supported")]
+)
+def test_equal_accuracies_are_decided_by_the_signs_of_enough_seeds(seeds, bound, outcome):
+    flags = {("a", "last", "pgd"): np.tile(np.arange(1000) % 2 == 0, (seeds, 1))}
+    [found] = judge([Claim("a is above it", "a", lambda c: c("a", "pgd"), bound)], Outcomes(flags))
+    assert (found.outcome, found.reason) == (outcome, "" if outcome in DECIDED else ALIKE)
+    assert (found.deviation, found.detectable) == (0, None)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.5 / 1000**0.5, rel=0.1), "the images' part"
+
+
+def test_equal_accuracies_need_more_seeds_where_claims_belong_together():
+    claims = [Claim(arm, arm, lambda c, arm=arm: c(arm, "pgd"), 0.5, family="f") for arm in "abcdef"]
+    rng = np.random.default_rng(0)
+    for seeds, outcome in ((7, "undecided"), (8, "supported")):
+        flags = {(arm, "last", "pgd"): rng.random((seeds, 400)) < 0.5 for arm in "bcdef"}
+        alike = {("a", "last", "pgd"): np.ones((seeds, 400), dtype=bool)}
+        assert judge(claims, Outcomes({**flags, **alike}))[0].outcome == outcome
+
+
+@pytest.mark.parametrize(("images", "outcome"), [(60, "undecided"), (90, "supported")])
+def test_images_that_all_agree_do_not_show_that_all_others_would(images, outcome):
+    """Of 60 images without a difference, 6 in 100 may still have one; of 90, not quite 5."""
+    flags = {("a", "last", "pgd"): np.ones((10, images), dtype=bool)}
+    claim = Claim("a is above 95 %", "a", lambda c: c("a", "pgd"), 0.95)
+    [found] = judge([claim], Outcomes(flags))
+    assert found.outcome == outcome
+    assert found.low == pytest.approx(1 - 3 / images, abs=1 / images)
+    assert found.low == pytest.approx(TAIL ** (1 / images), abs=0.5 / images), "Clopper and Pearson"
 
 
 def test_a_claim_that_the_setting_cannot_decide_is_called_so_whatever_is_found():

@@ -10,6 +10,7 @@ from .results import Array
 
 POWER = 0.8
 _TRIALS = 20_000
+_ROUNDING = 1e-9
 
 
 class Estimate(Protocol):
@@ -26,6 +27,7 @@ class Estimate(Protocol):
     def seeds(self) -> int: ...
     def interval(self, tail: float) -> tuple[float, float]: ...
     def detectable(self, tail: float, within: float | None) -> float | None: ...
+    def unclear(self, tail: float) -> str: ...
     def hopeless(self, tail: float, within: float | None) -> str: ...
 
 
@@ -53,6 +55,11 @@ class Mean(NamedTuple):
     def seeds(self) -> int:
         return len(self.values)
 
+    @property
+    def alike(self) -> bool:
+        """Whether the number is the same for all seeds, of which there are several."""
+        return self.seeds > 1 and self.deviation <= _ROUNDING * max(1.0, abs(self.value))
+
     def interval(self, tail: float) -> tuple[float, float]:
         """Return the interval of `half_width`; a single seed shows only the variance of the test images."""
         half = float(half_width(self.deviation**2 / self.seeds, self.shared, self.seeds, tail))
@@ -60,9 +67,20 @@ class Mean(NamedTuple):
 
     def detectable(self, tail: float, within: float | None) -> float | None:
         """Return the smallest effect beyond a bound (or the smallest margin) that such a study supports, mostly."""
-        if self.seeds < 2:
+        if self.seeds < 2 or self.alike:
             return None
         return detectable(self.deviation, self.shared, self.seeds, tail, equivalence=within is not None)
+
+    def unclear(self, tail: float) -> str:
+        """Return why the interval decides nothing, "" if it does.
+
+        Student's t needs numbers that differ. Accuracies that do not, because seeds differ by less than an image, are
+        decided by the sign test: if every other training was beyond a bound, all seeds would lie on this side of it
+        with a probability of 2^-seeds. What they differ by less than is known of no other number.
+        """
+        if self.alike and (self.shared == 0 or 0.5**self.seeds > tail):
+            return "it is the same for all seeds, which does not show their spread"
+        return ""
 
     def hopeless(self, tail: float, within: float | None) -> str:
         """Return why no result of such a study supports a claim, "" if some does."""
@@ -112,6 +130,10 @@ class Share(NamedTuple):
             return None
         drawn = np.random.default_rng(0).random((_TRIALS, self.seeds))
         return float(np.quantile(np.sort(drawn)[:, needed - 1], POWER))
+
+    def unclear(self, tail: float) -> str:
+        """Return "": the interval always says something of the share."""
+        return ""
 
     def hopeless(self, tail: float, within: float | None) -> str:
         """Return why no result of such a study shows more than a half, "" if some does."""

@@ -20,7 +20,6 @@ DECIDED: tuple[Outcome, ...] = ("supported", "not supported")
 LEVEL = 0.95
 TAIL = (1 - LEVEL) / 2
 """Probability of an error in each direction, for a claim or for a family of claims together."""
-_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +224,7 @@ def _test(claim: Claim, outcomes: Outcomes, looks: tuple[int, ...]) -> _Test:
     seeds = outcomes.seeds(claim.statistic)
     found: list[Estimate] = []
     for count in [look for look in looks if look <= seeds] or [seeds]:
-        mean = outcomes.estimate(claim.statistic, count)
+        mean = outcomes.estimate(claim.statistic, count, cautious=True)
         if not math.isfinite(mean.value):
             raise UserError(f"the number of the claim {claim.sentence!r} is not defined: it is NaN or infinite")
         found.append(Share(mean.values > claim.more_than) if claim.most else mean)
@@ -236,17 +235,12 @@ def _look(claim: Claim, estimate: Estimate, tail: float, least: float) -> _Look:
     """Test a claim at level `tail`; it is not testable only if it is not at `least`, the least strict level to come."""
     if claim.untestable:
         return _Look(estimate, tail, "not testable here", claim.untestable)
-    low, high = estimate.interval(tail)
-    if estimate.seeds > 1 and _same(low, high):
-        return _Look(estimate, tail, "undecided", "it is the same for all seeds, which does not show their spread")
-    outcome = claim.outcome(low, high) if estimate.seeds > 1 else "undecided"
+    if reason := estimate.unclear(tail):
+        return _Look(estimate, tail, "undecided", reason)
+    outcome = claim.outcome(*estimate.interval(tail)) if estimate.seeds > 1 else "undecided"
     if outcome == "undecided" and (reason := estimate.hopeless(least, claim.within)):
         return _Look(estimate, tail, "not testable here", reason)
     return _Look(estimate, tail, outcome)
-
-
-def _same(low: float, high: float) -> bool:
-    return high - low <= _ROUNDING * max(1.0, abs(low))
 
 
 def _verdict(claim: Claim, look: _Look) -> Verdict:
@@ -263,7 +257,7 @@ def _verdict(claim: Claim, look: _Look) -> Verdict:
         level=1 - 2 * tail,
         seeds=estimate.seeds,
         deviation=estimate.deviation,
-        detectable=None if claim.untestable or _same(low, high) else estimate.detectable(tail, claim.within),
+        detectable=None if claim.untestable else estimate.detectable(tail, claim.within),
         reason=reason,
     )
 
