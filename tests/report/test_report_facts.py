@@ -170,6 +170,9 @@ def test_the_verdict_says_what_it_does_not_say(run):
         assert words in silent
     run.write_audit({**AUDIT, "passed": False})
     assert "far lower" in " ".join(facts([run.path])[0]["verdict"]["silent"])
+    assert "not finished" not in silent
+    run.set_status({**run.status(), "finished": False})
+    assert "The training is not finished" in " ".join(facts([run.path])[0]["verdict"]["silent"])
 
 
 def test_a_run_that_was_not_evaluated_has_a_report_of_its_training(tmp_path):

@@ -27,7 +27,7 @@ from sparring import (
     fit,
 )
 from sparring.core.modes import eval_mode
-from sparring.core.schedules import PiecewiseConstant
+from sparring.core.schedules import MultiStep, PiecewiseConstant, WarmUp
 from sparring.core.types import pixels
 from sparring.data import Batches
 from sparring.objectives import MAILAT
@@ -124,6 +124,8 @@ def test_phases_and_warm_ups_that_never_come_are_told(tiny):
     assert replace(tiny, method=mail).never() == [said.format(5), said.format(76)]
     rate = PiecewiseConstant(((0, 0.1), (2, 0.05), (50, 0.01), (75, 0.001)))
     assert replace(tiny, lr=rate).never() == [said.format(50), said.format(75)]
+    assert replace(tiny, lr=MultiStep(0.1, (2, 75))).never() == [said.format(75)]
+    assert replace(tiny, lr=WarmUp(MultiStep(0.1, (75,)), 5)).never() == [said.format(5), said.format(75)]
 
 
 @pytest.mark.slow

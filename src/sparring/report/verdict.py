@@ -156,6 +156,8 @@ def _silent(subject: Subject, result: EvaluationResult, audit: Plain | None) -> 
         )
     said.append("Each number is an upper bound: an attack that was made for this model may break more images.")
     said.append("The intervals are those of the images; another training of the same recipe gives another model.")
+    if subject.run is not None and not subject.run.finished():
+        said.append("The training is not finished: it is these weights that were attacked, not those of its end.")
     if subject.weights == "last":
         said.append("These are the last weights, not those of the best epoch.")
     return said

@@ -12,7 +12,7 @@ from torch import nn
 from ..core.errors import UserError, need_seed, need_whole
 from ..core.foreign import is_foreign
 from ..core.public_names import FORMAT, WRITTEN_BY
-from ..core.schedules import EpsWarmUp, PiecewiseConstant, Ramp
+from ..core.schedules import EpsWarmUp, MultiStep, PiecewiseConstant, Ramp, WarmUp
 from ..core.serialization import Build, check_types, from_plain, to_plain
 from ..core.types import Attack, LabelledData, Objective, Schedule, TensorData, Update
 from ..core.walk import walk
@@ -189,9 +189,16 @@ class Recipe:
 
     def never(self) -> list[str]:
         """Return sentences about parts that the training ends before, as in a short trial."""
-        phases = (each for each in walk((self.method, self.update, self.lr)) if isinstance(each, PiecewiseConstant))
-        begins = [begin for each in phases for begin, _ in each.phases]
-        begins += [part.begins for part in walk(self.method) if isinstance(part, Objective)]
+        begins: list[float] = []
+        for part in walk((self.method, self.update, self.lr)):
+            if isinstance(part, PiecewiseConstant):
+                begins += [begin for begin, _ in part.phases]
+            elif isinstance(part, MultiStep):
+                begins += part.milestones
+            elif isinstance(part, WarmUp):
+                begins.append(part.epochs)
+            elif isinstance(part, Objective):
+                begins.append(part.begins)
         return [
             f"what begins at epoch {begin:g} never comes: the training ends with epoch {self.epochs}"
             for begin in dict.fromkeys(begins)
