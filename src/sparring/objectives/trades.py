@@ -6,7 +6,8 @@ from torch import Tensor
 
 from ..attacks.losses import CE, KLDivergence
 from ..core.errors import need_one_of
-from ..core.types import Context, Objective, PerExampleLoss, Terms
+from ..core.types import Attack, Context, Objective, PerExampleLoss, Terms
+from .clean_start import leave_clean_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class TRADES(Objective):
             as with CutMix in the code of Gowal et al. and Rebuffi et al.
 
     Raises:
-        UserError: If `away_from` is unknown.
+        UserError: If `away_from` is unknown; in a `Method`, if the attack begins at the clean image.
 
     References:
         TRADES: https://arxiv.org/abs/1901.08573.
@@ -34,6 +35,10 @@ class TRADES(Objective):
 
     def __post_init__(self) -> None:
         need_one_of("away_from", self.away_from, ("prediction", "target"))
+
+    def check(self, attack: Attack) -> None:
+        if self.away_from == "prediction":
+            leave_clean_image(self, attack)
 
     def inner(self, ctx: Context) -> PerExampleLoss:
         if self.away_from == "target":
