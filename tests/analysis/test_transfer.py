@@ -15,6 +15,7 @@ from sparring.analysis import FineTuning, measure_transfer_learning, shots, task
 from sparring.analysis.transfer.measure import last_block
 from sparring.cli import run as shell
 from sparring.core.serialization import Build
+from sparring.core.types import pixels
 from sparring.data import ClassSubset, Digits, Resized
 from sparring.models import amdim, linear_probe, preact_resnet18, resnet18, small_cnn, validated_probe
 
@@ -79,6 +80,31 @@ def test_modes_move_what_they_say(mode):
     again = measure_transfer_learning(model, data, data, FineTuning(mode, epochs=15, batch_size=16, layers=layers))
     assert again.accuracy == found.accuracy
     assert all(torch.equal(p, q) for p, q in zip(again.model.parameters(), found.model.parameters(), strict=True))
+
+
+def test_a_head_on_pooled_features_reads_one_number_of_each_channel():
+    model, data = normed(), toy_data(60)
+    found = measure_transfer_learning(model, data, data, FineTuning(pooled=True))
+    assert found.model.head.weight.shape == (3, 6)
+    x = pixels(data.x[:5])
+    with torch.no_grad():
+        maps = model.body[:12](model.normalize(x))  # what is flattened, before the hidden layer
+        assert torch.allclose(found.model.features(x), maps.mean((2, 3)))
+    assert measure_transfer_learning(model, data, data).model.head.weight.shape[1] > 6
+
+
+def test_pooled_features_of_a_residual_net_are_those_that_it_has():
+    net, data = resnet18(3, (1, 4, 4), width=0.05).eval(), toy_data(30)
+    plain, pooled = (measure_transfer_learning(net, data, data, FineTuning(pooled=each)) for each in (False, True))
+    assert torch.allclose(plain.model(pixels(data.x)), pooled.model(pixels(data.x)), atol=1e-4)
+
+
+def test_what_cannot_be_pooled_is_refused():
+    flat = Classifier(nn.Flatten(), nn.Linear(16, 3)).eval()
+    with pytest.raises(UserError, match="no module of Flatten gives a map"):
+        measure_transfer_learning(flat, toy_data(30), toy_data(30), FineTuning(pooled=True))
+    with pytest.raises(UserError, match="mode = 'all' trains the features that the model has: pooled takes"):
+        FineTuning("all", pooled=True)
 
 
 def test_the_statistics_of_a_task_do_not_lose_the_differences_between_classes_that_lie_together():

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sparring.records.statistics import DECIDED
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +40,18 @@ def test_every_paper_has_headlines_and_each_is_a_claim_that_was_judged(tool):
         if each.page is not None:
             assert 1 <= len(set(each.headlines.values())) <= 3, each.study.name
             assert set(each.headlines) <= {verdict.claim for verdict in each.verdicts}
+
+
+def test_verdicts_follow_from_their_intervals_by_the_claims_of_today(tool):
+    for each in tool.stored(ROOT / "results", ROOT / "docs"):
+        claims = {claim.sentence: claim for claim in each.study.claims}
+        for verdict in each.verdicts:
+            claim = claims[verdict.claim]
+            assert (verdict.rule, claim.untestable) == (claim.rule, verdict.reason if claim.untestable else "")
+            if verdict.reason:
+                assert verdict.outcome not in DECIDED, verdict.claim
+            else:
+                assert verdict.outcome == claim.outcome(verdict.low, verdict.high), verdict.claim
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from .deepmind import dm_preact_resnet18, dm_wide_resnet, ra_wide_resnet
 from .encoders import AMDIM, ProjectionEncoder, amdim, contrastive_encoder
 from .imagenet import efficientnet, imagenet_resnet
 from .knn import KNN, encode, encode_bank, knn_head
-from .layers import FEATURES, Layers, as_run, layers_of
+from .layers import FEATURES, Layers, Pooled, as_run, layers_of
 from .libraries import Preprocessing, hub_model, timm_model, torchvision_model
 from .lora import lora, merged
 from .mean_sparse import MeanSparse
@@ -29,6 +29,7 @@ __all__ = [
     "Layers",
     "MeanSparse",
     "Normalize",
+    "Pooled",
     "Preprocessing",
     "ProjectionEncoder",
     "PublishedModel",

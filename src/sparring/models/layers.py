@@ -93,6 +93,44 @@ class Layers:
         return self.model.get_submodule("body" if own else name)
 
 
+class Pooled(nn.Module):
+    """A body whose features are the averages over the image of its last map, one for each channel.
+
+    Args:
+        body: A body that has a map `[B, C, H, W]`, such as one that flattens it.
+        x: Images `[B, C, H, W]` as the body takes them, on which the last map is found.
+
+    Raises:
+        UserError: If no module of the body gives a map.
+    """
+
+    def __init__(self, body: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        self.body = body
+        self.at = self._last_map(x)
+
+    @torch.no_grad()
+    def _last_map(self, x: Tensor) -> str:
+        found: list[str] = []
+
+        def hook(name: str) -> Any:
+            return lambda module, args, out: found.append(name) if torch.is_tensor(out) and out.ndim == 4 else None
+
+        handles = [module.register_forward_hook(hook(name)) for name, module in self.body.named_modules()]
+        try:
+            self.body(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not found:
+            raise UserError(f"no module of {type(self.body).__name__} gives a map [B, C, H, W] to be averaged")
+        return found[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = Layers(self.body, (self.at,)).first(x) if self.at else self.body(x)
+        return found.mean((2, 3))
+
+
 def _keep(found: dict[str, Tensor], name: str) -> Any:
     def hook(module: nn.Module, args: Any, out: Any) -> None:
         found[name] = (out[0] if isinstance(out, tuple) else out).clone()  # a later layer may change it in place

@@ -32,7 +32,7 @@ from ..training.updates import AWP
 from ._common import Sizes, evaluation, sizes_of
 from .study import RUN, WORST, Arm, Measurement, Runs, Study, of_each, seeds_of
 
-_SIZES = {"smoke": Sizes(60, 12, 1), "cpu": Sizes(400, 360, 10), "gpu": Sizes(5000, 360, 5)}
+_SIZES = {"smoke": Sizes(60, 12, 1), "cpu": Sizes(400, 360, 10), "gpu": Sizes(5000, 360, 10)}
 _DIGITS = {"smoke": 450, "cpu": 360, "gpu": 1200}
 _FIT = {"smoke": 1, "cpu": 75, "gpu": 150}  # epochs with digits
 _MORE = {"smoke": (450, 1), "cpu": (1200, 60), "gpu": (1200, 120)}  # of the digits: images and epochs

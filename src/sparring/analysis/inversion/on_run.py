@@ -136,8 +136,9 @@ def study_inversion(run: RunFolder, device: str, how: Mapping[str, Any]) -> None
 def study_inversion_jointly(runs: Mapping[str, RunFolder], path: Path, device: str, how: Mapping[str, Any]) -> None:
     """Run the analysis of a study once all trainings of a seed are done, on their last weights.
 
-    Inverts the model `middle` in several ways, by the names of `ways`: another `search`, other fields of the
-    `Inverter`, or several `nets`, jointly or `annealing` from the first to the last (with as many steps in total). Also
+    Inverts the model `middle` in several ways, by the names of `ways`: another `search`, or number of its `steps`,
+    other fields of the `Inverter`, or several `nets`, jointly or `annealing` from the first to the last (with as many
+    steps in total). Also
     measures, for the default inversion of every run, how often the model `judge` predicts the same class for the
     rebuilt image and the original. Writes `path`, and the images to an .npz of the same name.
     """
@@ -150,7 +151,8 @@ def study_inversion_jointly(runs: Mapping[str, RunFolder], path: Path, device: s
         rest: dict[str, Any] = {key: each for key, each in way.items() if key not in ("nets", "search", "annealing")}
         layers = tuple(rest.pop("layers", how["layers"]))
         annealing = way.get("annealing", False)
-        search = searches(shape, count // len(chosen) if annealing else count)[way.get("search", "descent")]
+        steps = rest.pop("steps", count // len(chosen) if annealing else count)
+        search = searches(shape, steps)[way.get("search", "descent")]
         found = measure_inversion(
             [each.model for each in chosen],
             middle.test,

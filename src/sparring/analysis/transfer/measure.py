@@ -20,7 +20,7 @@ from ...core.rng import make_rng, mixed_seed
 from ...core.types import Classifier, TensorData, pixels
 from ...core.validation import as_classifier
 from ...evaluation import evaluate
-from ...models import as_run, encode, validated_probe
+from ...models import Pooled, as_run, encode, validated_probe
 from ...records.results import Accuracy
 from ..information import weights
 
@@ -44,9 +44,12 @@ class FineTuning:
         batch_size: Number of images per batch, at least 2.
         weight_decay: Weight decay of SGD.
         layers: With the mode "layers", the names of the modules to train, such as "layer4".
+        pooled: True for a head on the averages over the image of the last map of the body, one for each channel; False
+            for one on the features that the head of the model has. With the mode "head" only.
 
     Raises:
-        UserError: If a value is out of range, the mode is unknown, or layers are named in another mode.
+        UserError: If a value is out of range, the mode is unknown, or layers are named or features pooled in another
+            mode.
     """
 
     mode: Mode = "head"
@@ -55,6 +58,7 @@ class FineTuning:
     batch_size: int = 64
     weight_decay: float = 5e-4
     layers: tuple[str, ...] = ()
+    pooled: bool = False
 
     def __post_init__(self) -> None:
         need_one_of("mode", self.mode, get_args(Mode))
@@ -63,6 +67,8 @@ class FineTuning:
                 "layers are named, and only then, with the mode layers: as mode='layers', layers=('layer4',) (--mode "
                 "layers --layers layer4)"
             )
+        if self.pooled and self.mode != "head":
+            raise UserError(f"mode = {self.mode!r} trains the features that the model has: pooled takes the mode head")
         need_whole("epochs", self.epochs)
         need_whole("batch_size", self.batch_size, 2)
         if self.lr <= 0 or self.weight_decay < 0:
@@ -109,6 +115,8 @@ def measure_transfer_learning(
     source = as_classifier(model, as_taken(model, train.x[:2]))
     check_task(source, train)
     tuned = Classifier(copy.deepcopy(source.body), nn.Identity(), copy.deepcopy(source.normalize)).eval()
+    if how.pooled:
+        tuned.body = Pooled(tuned.body, tuned.normalize(pixels(train.x[:1]))).eval()
     if how.mode != "head":
         _settle(tuned, train, how, seed)
     features = _features(tuned, train)

@@ -1,7 +1,7 @@
 """The transfer analysis of runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..runs import AnalyzedModel, open_last
 from .measure import FineTuning, measure_transfer_learning, shots, task_distance, task_embedding
 
 SHOTS = (100, 400, 1600)
+TRANSFER, POOLED_TRANSFER = "transfer", "transfer-pooled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,22 +113,28 @@ def _embedded(subject: AnalyzedModel, train: TensorData, many: int, seed: int) -
     return task_embedding(subject.model, shots(train, count, seed))
 
 
-def write_transfers(
-    run: RunFolder, found: Sequence[tuple[str, TransferAnalysis]], how: Mapping[str, Any], draw: bool = True
-) -> None:
+def write_transfers(run: RunFolder, found: Sequence[tuple[str, TransferAnalysis]], how: Mapping[str, Any]) -> None:
     """Write `analysis-transfer.png` of all runs and, last, `.json` of the first."""
-    if draw:
-        drawn = [(name, each.accuracy, each.shots) for name, each in found]
-        plot_transfers(drawn, run.analysis("transfer", "png"))
-    write_json(run.analysis("transfer", "json"), {**found[0][1].plain(), "how": dict(how)})
+    plot_transfers([(name, each.accuracy, each.shots) for name, each in found], run.analysis(TRANSFER, "png"))
+    _write(run, TRANSFER, found[0][1], how)
+
+
+def _write(run: RunFolder, kind: str, found: TransferAnalysis, how: Mapping[str, Any]) -> None:
+    write_json(run.analysis(kind, "json"), {**found.plain(), "how": dict(how)})
 
 
 def study_transfer(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
     """Run the analysis of a study after each training: on the last weights, with the seed of the run and no picture."""
+    _study(run, TRANSFER, FineTuning(how["mode"]), device, how)
+
+
+def study_pooled_transfer(run: RunFolder, device: str, how: Mapping[str, Any]) -> None:
+    """Run the same analysis with a head on pooled features."""
+    _study(run, POOLED_TRANSFER, FineTuning(pooled=True), device, how)
+
+
+def _study(run: RunFolder, kind: str, tuning: FineTuning, device: str, how: Mapping[str, Any]) -> None:
     subject, _ = open_last(run, how["images"], device)
     given: dict[str, Any] = {key: each for key, each in how.items() if key not in ("tasks", "mode")}
     seed = subject.seed * how["seeds"]
-    found = analyze_transfer_learning(
-        subject, how["tasks"], how=replace(FineTuning(), mode=how["mode"]), seed=seed, **given
-    )
-    write_transfers(run, [(run.path.name, found)], how, draw=False)
+    _write(run, kind, analyze_transfer_learning(subject, how["tasks"], how=tuning, seed=seed, **given), how)

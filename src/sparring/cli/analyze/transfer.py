@@ -24,6 +24,8 @@ class Options(Common):
     """Parts to fit: a new head; batch norm too; the last block too; the --layers too; everything."""
     layers: tuple[str, ...] = ()
     """Modules to fit in the mode layers, by name, such as layer4."""
+    pooled: bool = False
+    """Fit the head to averages over the image, one for each channel of the last map."""
     shots: tuple[int, ...] = (100, 400, 1600)
     """Numbers of images of the task to fit to."""
     seeds: int = 3
@@ -52,7 +54,9 @@ def run(target: str, options: Options) -> int:
         )
     runs = open_runs(target, options)
     names = {key: getattr(options, key) for key in ("resize", "fit", "seeds", "images", "distance_examples", "seed")}
-    tuning = FineTuning(options.mode, options.epochs, options.lr, options.batch_size, layers=options.layers)
+    tuning = FineTuning(
+        options.mode, options.epochs, options.lr, options.batch_size, layers=options.layers, pooled=options.pooled
+    )
     found = {
         name: analyze_transfer_learning(run, options.to, counts=options.shots, how=tuning, **names)
         for name, run in runs.items()
