@@ -8,9 +8,8 @@ from ..attacks.losses import OnLogits
 from ..core import ranks
 from ..core.errors import UserError
 from ..core.modes import eval_mode
-from ..core.types import Attack, Context, Forward, LabelledData, Objective, PerExampleLoss, Terms
+from ..core.types import Context, Forward, LabelledData, Objective, PerExampleLoss, Terms
 from .ard import need_temperature
-from .clean_start import leave_clean_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +33,7 @@ class IKL(Objective):
         attack_beta: Weight of wMSE in the loss of the attack: 0 in the released code for CIFAR-10, 1 for CIFAR-100.
 
     Raises:
-        UserError: If `temperature` is not above 0; in a `Method`, if the attack begins at the clean image; in training,
-            without a training set whose classes are known.
+        UserError: If `temperature` is not above 0; in training, without a training set whose classes are known.
 
     References:
         Decoupled KL: https://arxiv.org/abs/2305.13948.
@@ -48,9 +46,6 @@ class IKL(Objective):
 
     def __post_init__(self) -> None:
         need_temperature(self.temperature)
-
-    def check(self, attack: Attack) -> None:
-        leave_clean_image(self, attack)
 
     def init(self, data: LabelledData) -> nn.Module:
         return ClassPredictions(data)

@@ -5,8 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attacks.losses import CE, others
-from ..core.types import Attack, Context, Objective, PerExampleLoss, Terms
-from .clean_start import leave_clean_image
+from ..core.types import Context, Objective, PerExampleLoss, Terms
 from .trades import TRADES
 
 _SCALE = 3.0  # from the released code; the paper divides the weights by their mean over the batch
@@ -62,9 +61,6 @@ class MAILTRADES(Objective):
         slope: Slope of the weight.
         warm_up: Number of epochs that are trained without weights, as TRADES; 76 of 120 in the released code.
 
-    Raises:
-        UserError: In a `Method`, if the attack begins at the clean image.
-
     References:
         MAIL: https://arxiv.org/abs/2106.07904.
     """
@@ -77,9 +73,6 @@ class MAILTRADES(Objective):
     @property
     def begins(self) -> float:
         return self.warm_up
-
-    def check(self, attack: Attack) -> None:
-        leave_clean_image(self, attack)
 
     def inner(self, ctx: Context) -> PerExampleLoss:
         return TRADES(self.beta).inner(ctx)

@@ -2,11 +2,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..attacks import CleanStart
 from ..attacks.losses import SquaredDistance
 from ..core.errors import UserError
 from ..core.types import Attack, Context, Objective, PerExampleLoss, Terms
 from ..data.mixing import probabilities
-from .clean_start import leave_clean_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,11 @@ class SCORE(Objective):
             raise UserError(f"clip = {self.clip:g} of the robust term is below 0: 0 does not clip")
 
     def check(self, attack: Attack) -> None:
-        leave_clean_image(self, attack)
+        if isinstance(getattr(attack, "start", None), CleanStart):
+            raise UserError(
+                "the attack of SCORE begins at the clean image, where its distance has no gradient, and would stay: "
+                "give it another start, such as GaussianStart()"
+            )
 
     def inner(self, ctx: Context) -> PerExampleLoss:
         return SquaredDistance(ctx.lens.logits, ctx.lens.logits(ctx.batch.x).detach().softmax(1))

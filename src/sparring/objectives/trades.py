@@ -6,8 +6,7 @@ from torch import Tensor
 
 from ..attacks.losses import CE, KLDivergence
 from ..core.errors import need_one_of
-from ..core.types import Attack, Context, Objective, PerExampleLoss, Terms
-from .clean_start import leave_clean_image
+from ..core.types import Context, Objective, PerExampleLoss, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +23,7 @@ class TRADES(Objective):
             as with CutMix in the code of Gowal et al. and Rebuffi et al.
 
     Raises:
-        UserError: If `away_from` is unknown; in a `Method`, if the attack begins at the clean image.
+        UserError: If `away_from` is unknown.
 
     References:
         TRADES: https://arxiv.org/abs/1901.08573.
@@ -35,10 +34,6 @@ class TRADES(Objective):
 
     def __post_init__(self) -> None:
         need_one_of("away_from", self.away_from, ("prediction", "target"))
-
-    def check(self, attack: Attack) -> None:
-        if self.away_from == "prediction":
-            leave_clean_image(self, attack)
 
     def inner(self, ctx: Context) -> PerExampleLoss:
         if self.away_from == "target":
