@@ -83,14 +83,15 @@ def test_modes_move_what_they_say(mode):
 
 
 def test_a_head_on_pooled_features_reads_one_number_of_each_channel():
-    model, data = normed(), toy_data(60)
+    data = toy_data(60)
+    model = small_cnn(3, (1, 4, 4), width=3, batch_norm=True, hidden=False).eval()
     found = measure_transfer_learning(model, data, data, FineTuning(pooled=True))
     assert found.model.head.weight.shape == (3, 6)
     x = pixels(data.x[:5])
     with torch.no_grad():
-        maps = model.body[:12](model.normalize(x))  # what is flattened, before the hidden layer
+        maps = model.body[:-1](model.normalize(x))
         assert torch.allclose(found.model.features(x), maps.mean((2, 3)))
-    assert measure_transfer_learning(model, data, data).model.head.weight.shape[1] > 6
+    assert measure_transfer_learning(model, data, data).model.head.weight.shape == (3, maps[0].numel())
 
 
 def test_pooled_features_of_a_residual_net_are_those_that_it_has():
@@ -101,8 +102,10 @@ def test_pooled_features_of_a_residual_net_are_those_that_it_has():
 
 def test_what_cannot_be_pooled_is_refused():
     flat = Classifier(nn.Flatten(), nn.Linear(16, 3)).eval()
-    with pytest.raises(UserError, match="no module of Flatten gives a map"):
-        measure_transfer_learning(flat, toy_data(30), toy_data(30), FineTuning(pooled=True))
+    behind = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.ReLU())  # the last map is not what the head reads
+    for model in (flat, normed(), Classifier(behind, nn.Linear(12, 3)).eval()):
+        with pytest.raises(UserError, match=r"neither a map \[B, C, H, W\] that is flattened nor the averages of one"):
+            measure_transfer_learning(model, toy_data(30), toy_data(30), FineTuning(pooled=True))
     with pytest.raises(UserError, match="mode = 'all' trains the features that the model has: pooled takes"):
         FineTuning("all", pooled=True)
 

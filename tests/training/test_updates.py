@@ -125,7 +125,11 @@ def test_phases_and_warm_ups_that_never_come_are_told(tiny):
     rate = PiecewiseConstant(((0, 0.1), (2, 0.05), (50, 0.01), (75, 0.001)))
     assert replace(tiny, lr=rate).never() == [said.format(50), said.format(75)]
     assert replace(tiny, lr=MultiStep(0.1, (2, 75))).never() == [said.format(75)]
-    assert replace(tiny, lr=WarmUp(MultiStep(0.1, (75,)), 5)).never() == [said.format(5), said.format(75)]
+    assert replace(tiny, lr=WarmUp(MultiStep(0.1, (75,)), 5)).never() == [
+        said.format(75),
+        "the rate's warm-up of 5 epochs does not end: the training ends with epoch 3",
+    ]
+    assert replace(tiny, lr=WarmUp(MultiStep(0.1), 3)).never() == []
 
 
 @pytest.mark.slow

@@ -94,41 +94,52 @@ class Layers:
 
 
 class Pooled(nn.Module):
-    """A body whose features are the averages over the image of its last map, one for each channel.
+    """A body with its features averaged over the image, so that each channel gives one number.
 
     Args:
-        body: A body that has a map `[B, C, H, W]`, such as one that flattens it.
-        x: Images `[B, C, H, W]` as the body takes them, on which the last map is found.
+        body: A body whose features are a map `[B, C, H, W]` that was flattened, or averaged over the image already.
+        x: Images `[B, C, H, W]` as the body takes them, on which the map is found.
 
     Raises:
-        UserError: If no module of the body gives a map.
+        UserError: If the features are neither.
     """
 
     def __init__(self, body: nn.Module, x: Tensor) -> None:
         super().__init__()
         self.body = body
-        self.at = self._last_map(x)
+        self.map = self._map(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.body(x)
+        return features if self.map is None else features.view(len(x), *self.map).mean((2, 3))
 
     @torch.no_grad()
-    def _last_map(self, x: Tensor) -> str:
-        found: list[str] = []
-
-        def hook(name: str) -> Any:
-            return lambda module, args, out: found.append(name) if torch.is_tensor(out) and out.ndim == 4 else None
-
-        handles = [module.register_forward_hook(hook(name)) for name, module in self.body.named_modules()]
+    def _map(self, x: Tensor) -> tuple[int, ...] | None:
+        """Return the shape `C, H, W` of the map that is flattened; None if the features are averages of one."""
+        seen: list[Tensor] = []
+        handles = [each.register_forward_hook(_map_kept(seen)) for each in self.body.modules()]
         try:
-            self.body(x)
+            features = self.body(x)
         finally:
             for handle in handles:
                 handle.remove()
-        if not found:
-            raise UserError(f"no module of {type(self.body).__name__} gives a map [B, C, H, W] to be averaged")
-        return found[-1]
+        last = seen[-1] if seen else x.new_empty(0)
+        if seen and torch.equal(features.flatten(1), last.flatten(1)):
+            return tuple(last.shape[1:])
+        if seen and features.shape == last.shape[:2] and torch.allclose(features, last.mean((2, 3)), atol=1e-5):
+            return None
+        raise UserError(
+            f"the features of {type(self.body).__name__} are neither a map [B, C, H, W] that is flattened nor the "
+            "averages of one: they cannot be pooled"
+        )
 
-    def forward(self, x: Tensor) -> Tensor:
-        found = Layers(self.body, (self.at,)).first(x) if self.at else self.body(x)
-        return found.mean((2, 3))
+
+def _map_kept(seen: list[Tensor]) -> Any:
+    def hook(module: nn.Module, args: Any, out: Any) -> None:
+        if torch.is_tensor(out) and out.ndim == 4:
+            seen.append(out.clone())  # a later layer may change it in place
+
+    return hook
 
 
 def _keep(found: dict[str, Tensor], name: str) -> Any:

@@ -27,7 +27,9 @@ class Estimate(Protocol):
     def seeds(self) -> int: ...
     def interval(self, tail: float) -> tuple[float, float]: ...
     def detectable(self, tail: float, within: float | None) -> float | None: ...
-    def unclear(self, tail: float) -> str: ...
+    @property
+    def alike(self) -> bool: ...
+    def by_signs(self, tail: float) -> bool: ...
     def hopeless(self, tail: float, within: float | None) -> str: ...
 
 
@@ -71,16 +73,14 @@ class Mean(NamedTuple):
             return None
         return detectable(self.deviation, self.shared, self.seeds, tail, equivalence=within is not None)
 
-    def unclear(self, tail: float) -> str:
-        """Return why the interval decides nothing, "" if it does.
+    def by_signs(self, tail: float) -> bool:
+        """Return whether the sign test decides where seeds are alike, of which Student's t says nothing.
 
-        Student's t needs numbers that differ. Accuracies that do not, because seeds differ by less than an image, are
-        decided by the sign test: if every other training was beyond a bound, all seeds would lie on this side of it
-        with a probability of 2^-seeds. What they differ by less than is known of no other number.
+        If every other training was beyond a bound, all seeds would lie on this side of it with a probability of
+        2^-seeds. Accuracies are alike if they differ by less than an image; what other numbers differ by less than is
+        not known.
         """
-        if self.alike and (self.shared == 0 or 0.5**self.seeds > tail):
-            return "it is the same for all seeds, which does not show their spread"
-        return ""
+        return self.shared > 0 and 0.5**self.seeds <= tail
 
     def hopeless(self, tail: float, within: float | None) -> str:
         """Return why no result of such a study supports a claim, "" if some does."""
@@ -131,9 +131,14 @@ class Share(NamedTuple):
         drawn = np.random.default_rng(0).random((_TRIALS, self.seeds))
         return float(np.quantile(np.sort(drawn)[:, needed - 1], POWER))
 
-    def unclear(self, tail: float) -> str:
-        """Return "": the interval always says something of the share."""
-        return ""
+    @property
+    def alike(self) -> bool:
+        """False: the interval of a share holds also where all seeds are alike."""
+        return False
+
+    def by_signs(self, tail: float) -> bool:
+        """Return True: the interval is that of the sign test."""
+        return True
 
     def hopeless(self, tail: float, within: float | None) -> str:
         """Return why no result of such a study shows more than a half, "" if some does."""

@@ -14,7 +14,6 @@ from .results import Array
 Cell: TypeAlias = tuple[str, str, str]  # training, which of its weights, adversary or name of a number
 
 _DRAWS = 2000
-_ROUNDING = 1e-6  # of draws, which are float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +80,9 @@ class Outcomes:
         The variance that seeds share is the covariance between seeds as test images are drawn anew, the same for all
         seeds and trainings (bootstrap). What varies by seed and image is in the variance between seeds already.
 
-        Draws do not differ if N images agree in everything, although a share of 3 in N of all images may be others
-        still (rule of three). If it is to be `cautious`, twice an image is taken as their deviation then, which says
-        about the same at any level.
+        Where seeds are alike, the bootstrap sees less than a binomial distribution would say: nothing at all if N
+        images agree, although 3 in N of all images may be others (rule of three). If it is to be `cautious`, (3/N)² is
+        added to the variance of an accuracy that is the same for all seeds.
         """
         used = self.asked(statistic)
         seeds = seeds or min(len(self.by_seed[cell]) for cell in used)
@@ -91,11 +90,12 @@ class Outcomes:
         if used.isdisjoint(self._of_images):
             return Mean(values)
         drawn = np.asarray(statistic(Cells({cell: self._draws(cell)[:, :seeds] for cell in used})))
-        if cautious and np.ptp(drawn, axis=0).max() < _ROUNDING:
-            return Mean(values, (2 / self.images) ** 2)
         together, single = float(drawn.mean(1).var()), float(drawn.var(0).mean())
         shared = (seeds * together - single) / (seeds - 1) if seeds > 1 else single
-        return Mean(values, max(0.0, shared))
+        mean = Mean(values, max(0.0, shared))
+        if cautious and mean.alike and not used.isdisjoint(self.flags):
+            return mean._replace(shared=mean.shared + (3 / self.images) ** 2)
+        return mean
 
     def _draws(self, cell: Cell) -> Array:
         """Return a cell for each draw of the test images, `[R, S]`."""

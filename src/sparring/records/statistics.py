@@ -20,6 +20,8 @@ DECIDED: tuple[Outcome, ...] = ("supported", "not supported")
 LEVEL = 0.95
 TAIL = (1 - LEVEL) / 2
 """Probability of an error in each direction, for a claim or for a family of claims together."""
+_ALIKE = "it is the same for all seeds, which does not show their spread"
+_BY_SIGNS = "it is the same for all seeds: by the sign test, of most trainings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class Verdict:
         deviation: Standard deviation of the number between seeds.
         detectable: Smallest effect beyond the bound that would be supported in 80 % of such studies; for a claim of no
             difference the smallest margin, for a share of trainings the smallest share. None if seeds do not show it.
-        reason: Why a claim is not testable here, or stays undecided in any case.
+        reason: Why a claim is not testable here, or stays undecided in any case, or that it is of most trainings.
     """
 
     claim: str
@@ -235,12 +237,11 @@ def _look(claim: Claim, estimate: Estimate, tail: float, least: float) -> _Look:
     """Test a claim at level `tail`; it is not testable only if it is not at `least`, the least strict level to come."""
     if claim.untestable:
         return _Look(estimate, tail, "not testable here", claim.untestable)
-    if reason := estimate.unclear(tail):
-        return _Look(estimate, tail, "undecided", reason)
-    outcome = claim.outcome(*estimate.interval(tail)) if estimate.seeds > 1 else "undecided"
+    shown = estimate.seeds > 1 and (not estimate.alike or estimate.by_signs(tail))
+    outcome = claim.outcome(*estimate.interval(tail)) if shown else "undecided"
     if outcome == "undecided" and (reason := estimate.hopeless(least, claim.within)):
         return _Look(estimate, tail, "not testable here", reason)
-    return _Look(estimate, tail, outcome)
+    return _Look(estimate, tail, outcome, (_BY_SIGNS if shown else _ALIKE) if estimate.alike else "")
 
 
 def _verdict(claim: Claim, look: _Look) -> Verdict:

@@ -195,15 +195,12 @@ class Recipe:
                 begins += [begin for begin, _ in part.phases]
             elif isinstance(part, MultiStep):
                 begins += part.milestones
-            elif isinstance(part, WarmUp):
-                begins.append(part.epochs)
             elif isinstance(part, Objective):
                 begins.append(part.begins)
-        return [
-            f"what begins at epoch {begin:g} never comes: the training ends with epoch {self.epochs}"
-            for begin in dict.fromkeys(begins)
-            if begin >= self.epochs
-        ]
+        late = [f"what begins at epoch {each:g} never comes" for each in dict.fromkeys(begins) if each >= self.epochs]
+        warming = (each.epochs for each in walk(self.lr) if isinstance(each, WarmUp))
+        late += [f"the rate's warm-up of {each:g} epochs does not end" for each in warming if each > self.epochs]
+        return [f"{each}: the training ends with epoch {self.epochs}" for each in late]
 
     def build_model(self, data: LabelledData) -> nn.Module:
         """Build the model for the classes and image shape of `data`, normalising by the statistics of `data` if at all.

@@ -44,8 +44,8 @@ class FineTuning:
         batch_size: Number of images per batch, at least 2.
         weight_decay: Weight decay of SGD.
         layers: With the mode "layers", the names of the modules to train, such as "layer4".
-        pooled: True for a head on the averages over the image of the last map of the body, one for each channel; False
-            for one on the features that the head of the model has. With the mode "head" only.
+        pooled: True for a head on features that are averaged over the image, one for each channel; False for one on the
+            features as they are. With the mode "head", and for models that flatten a map, or average it already.
 
     Raises:
         UserError: If a value is out of range, the mode is unknown, or layers are named or features pooled in another

@@ -25,7 +25,7 @@ class Options(Common):
     layers: tuple[str, ...] = ()
     """Modules to fit in the mode layers, by name, such as layer4."""
     pooled: bool = False
-    """Fit the head to averages over the image, one for each channel of the last map."""
+    """Fit the head to features that are averaged over the image, one for each channel, instead of the whole map."""
     shots: tuple[int, ...] = (100, 400, 1600)
     """Numbers of images of the task to fit to."""
     seeds: int = 3
@@ -64,12 +64,12 @@ def run(target: str, options: Options) -> int:
     write_transfers(next(iter(runs.values())).run, list(found.items()), how(options))
     if print_if_json(runs, found, options):
         return 0
-    _show(found, len(next(iter(runs.values())).test))
+    _show(found, len(next(iter(runs.values())).test), "features averaged over the image; " if options.pooled else "")
     say_files(runs, "transfer")
     return 0
 
 
-def _show(found: "dict[str, TransferAnalysis]", own: int) -> None:
+def _show(found: "dict[str, TransferAnalysis]", own: int, features: str) -> None:
     from rich import print as rich_print
     from rich.markup import escape
     from rich.table import Table
@@ -87,9 +87,9 @@ def _show(found: "dict[str, TransferAnalysis]", own: int) -> None:
             table.add_row("", "distance", *(f"{one.distance[task]:.3f}" for one in found.values()))
     rich_print(table)
     say(
-        "test accuracy, mean over draws of the images fitted to; gains over the first run, in points, with 95 % "
-        "intervals over these draws (Student's t): another training would differ by more. The own task of the run is "
-        f"tested on {own} images"
+        f"{features}test accuracy, mean over draws of the images fitted to; gains over the first run, in points, with "
+        "95 % intervals over these draws (Student's t): another training would differ by more. The own task of the "
+        f"run is tested on {own} images"
     )
 
 
