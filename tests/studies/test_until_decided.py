@@ -91,7 +91,7 @@ class Alike(Outcomes):
     def of(self, seeds):
         return Alike({cell: each[:seeds] for cell, each in self.numbers.items()}, self.images)
 
-    def estimate(self, statistic, seeds=None):
+    def estimate(self, statistic, seeds=None, **how):
         return Mean(super().estimate(statistic, seeds).values, self.images**2)
 
 
