@@ -137,7 +137,7 @@ class Pooled(nn.Module):
 def _map_kept(seen: list[Tensor]) -> Any:
     def hook(module: nn.Module, args: Any, out: Any) -> None:
         if torch.is_tensor(out) and out.ndim == 4:
-            seen.append(out.clone())  # a later layer may change it in place
+            seen[:] = [out.clone()]  # a later layer may change it in place
 
     return hook
 

@@ -27,9 +27,6 @@ class Estimate(Protocol):
     def seeds(self) -> int: ...
     def interval(self, tail: float) -> tuple[float, float]: ...
     def detectable(self, tail: float, within: float | None) -> float | None: ...
-    @property
-    def alike(self) -> bool: ...
-    def by_signs(self, tail: float) -> bool: ...
     def hopeless(self, tail: float, within: float | None) -> str: ...
 
 
@@ -59,7 +56,7 @@ class Mean(NamedTuple):
 
     @property
     def alike(self) -> bool:
-        """Whether the number is the same for all seeds, of which there are several."""
+        """Return True if there are several seeds, and the number is the same for all."""
         return self.seeds > 1 and self.deviation <= _ROUNDING * max(1.0, abs(self.value))
 
     def interval(self, tail: float) -> tuple[float, float]:
@@ -74,7 +71,7 @@ class Mean(NamedTuple):
         return detectable(self.deviation, self.shared, self.seeds, tail, equivalence=within is not None)
 
     def by_signs(self, tail: float) -> bool:
-        """Return whether the sign test decides where seeds are alike, of which Student's t says nothing.
+        """Return True if the sign test decides where seeds are alike; Student's t needs seeds that differ.
 
         If every other training was beyond a bound, all seeds would lie on this side of it with a probability of
         2^-seeds. Accuracies are alike if they differ by less than an image; what other numbers differ by less than is
@@ -130,15 +127,6 @@ class Share(NamedTuple):
             return None
         drawn = np.random.default_rng(0).random((_TRIALS, self.seeds))
         return float(np.quantile(np.sort(drawn)[:, needed - 1], POWER))
-
-    @property
-    def alike(self) -> bool:
-        """False: the interval of a share holds also where all seeds are alike."""
-        return False
-
-    def by_signs(self, tail: float) -> bool:
-        """Return True: the interval is that of the sign test."""
-        return True
 
     def hopeless(self, tail: float, within: float | None) -> str:
         """Return why no result of such a study shows more than a half, "" if some does."""

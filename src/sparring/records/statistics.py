@@ -237,11 +237,12 @@ def _look(claim: Claim, estimate: Estimate, tail: float, least: float) -> _Look:
     """Test a claim at level `tail`; it is not testable only if it is not at `least`, the least strict level to come."""
     if claim.untestable:
         return _Look(estimate, tail, "not testable here", claim.untestable)
-    shown = estimate.seeds > 1 and (not estimate.alike or estimate.by_signs(tail))
-    outcome = claim.outcome(*estimate.interval(tail)) if shown else "undecided"
+    same = estimate if isinstance(estimate, Mean) and estimate.alike else None
+    tested = estimate.seeds > 1 and (same is None or same.by_signs(tail))
+    outcome = claim.outcome(*estimate.interval(tail)) if tested else "undecided"
     if outcome == "undecided" and (reason := estimate.hopeless(least, claim.within)):
         return _Look(estimate, tail, "not testable here", reason)
-    return _Look(estimate, tail, outcome, (_BY_SIGNS if shown else _ALIKE) if estimate.alike else "")
+    return _Look(estimate, tail, outcome, "" if same is None else _BY_SIGNS if tested else _ALIKE)
 
 
 def _verdict(claim: Claim, look: _Look) -> Verdict:

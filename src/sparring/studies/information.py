@@ -384,7 +384,7 @@ _FALLING = {
     "of the representation, whatever its scale": "log trace, representation, scale-free",
 }
 _TRANSFERS = "robust nets transfer better to new tasks by a linear head, while they lose accuracy on their own"
-_UNENDED = " (where the search did not converge: see the residuals)"
+_NOT_CONVERGED = " (where the search did not converge: see the residuals)"
 _HEADLINES = ("of the weights about the task", "of the representation about the image")
 
 _CLAIMS = (
@@ -439,7 +439,7 @@ _CLAIMS = (
     ),
     Claim(
         "Robust nets are easier to invert.",
-        f"median similarity at eps {_MIDDLE:g}, less that at eps 0, is above 0{_UNENDED}",
+        f"median similarity at eps {_MIDDLE:g}, less that at eps 0, is above 0{_NOT_CONVERGED}",
         _gain(_SSIM),
         unit=_UNIT,
         headline="robust nets can be inverted although they keep less information",
@@ -493,7 +493,7 @@ _CLAIMS = (
     *(
         Claim(
             f"Inversion is better {what}.",
-            f"median similarity, less that of {than}, is above 0{_UNENDED if name == 'by Fourier' else ''}",
+            f"median similarity, less that of {than}, is above 0{_NOT_CONVERGED if name == 'by Fourier' else ''}",
             _way(name, net),
             unit=_UNIT,
             family=name,

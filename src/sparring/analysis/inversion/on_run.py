@@ -138,9 +138,8 @@ def study_inversion_jointly(runs: Mapping[str, RunFolder], path: Path, device: s
 
     Inverts the model `middle` in several ways, by the names of `ways`: another `search`, or number of its `steps`,
     other fields of the `Inverter`, or several `nets`, jointly or `annealing` from the first to the last (with as many
-    steps in total). Also
-    measures, for the default inversion of every run, how often the model `judge` predicts the same class for the
-    rebuilt image and the original. Writes `path`, and the images to an .npz of the same name.
+    steps in total). Also measures, for the default inversion of every run, how often the model `judge` predicts the
+    same class for the rebuilt image and the original. Writes `path`, and the images to an .npz of the same name.
     """
     nets = {arm: open_last(run, how["examples"], device)[0] for arm, run in runs.items()}
     middle = nets[how["middle"]]
