@@ -4,6 +4,7 @@ import copy
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -683,6 +684,14 @@ def test_what_is_asked_of_the_fast_path_is_checked():
     assert AcceleratedCopy("fp32").dtype(torch.device("cpu")) == torch.float32
     assert AcceleratedCopy("bf16").dtype(torch.device("cpu")) == torch.bfloat16
     assert isinstance(computes_bf16(torch.device("cpu")), bool)
+
+
+@pytest.mark.slow
+def test_bf16_is_not_chosen_where_onednn_may_not_use_its_instructions():
+    code = "import torch; from sparring.acceleration import computes_bf16; print(computes_bf16(torch.device('cpu')))"
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "False"
 
 
 # -- compiled

@@ -323,14 +323,16 @@ def computes_bf16(device: torch.device) -> bool:
         device: The device to check.
 
     Returns:
-        True for CUDA devices of compute capability 8.0 or higher, and for CPUs with AVX-512 BF16 or AMX instructions.
+        True for CUDA devices of compute capability 8.0 or higher, and for CPUs with AVX-512 BF16 or AMX instructions
+        that oneDNN may use (`ONEDNN_MAX_CPU_ISA` can forbid it).
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private names in torch
-    return any(bool(getattr(torch.cpu, name, bool)()) for name in known)
+    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private names in torch, as the next one
+    allowed = bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)())
+    return allowed and any(bool(getattr(torch.cpu, name, bool)()) for name in known)
 
 
 def _refusal(model: nn.Module) -> str | None:
