@@ -97,8 +97,10 @@ def test_differences_are_paired():
 
 
 def test_other_examples_cannot_be_paired():
+    outcomes = Outcomes({("a", "last", "pgd"): np.ones((2, 5)), ("b", "last", "pgd"): np.zeros((2, 6))})
     with pytest.raises(UserError, match=r"the same test images everywhere, not \[5, 6\]"):
-        Outcomes({("a", "last", "pgd"): np.ones((2, 5)), ("b", "last", "pgd"): np.ones((2, 6))})
+        outcomes.estimate(difference)
+    assert outcomes.estimate(lambda c: c("a", "pgd")).value == 1, "each alone may have images of its own"
 
 
 def test_trainings_are_compared_on_the_seeds_that_both_have():
@@ -158,6 +160,17 @@ def test_equal_accuracies_are_decided_by_the_signs_of_enough_seeds(seeds, bound,
     assert (found.outcome, found.reason) == (outcome, BY_SIGNS if outcome in DECIDED else ALIKE)
     assert (found.deviation, found.detectable) == (0, None)
     assert found.high - found.low == pytest.approx(2 * 1.96 * 0.5 / 1000**0.5, rel=0.1), "the images' part"
+
+
+@pytest.mark.parametrize(("examples", "outcome"), [(110, "undecided"), (130, "supported")])
+def test_other_equal_shares_of_examples_are_decided_alike(examples, outcome):
+    values = {("a", "run", name): np.ones(10) for name in ("n", "other")}
+    outcomes = Outcomes({}, values, shares={"n": examples})
+    claim, other = (Claim(name, name, lambda c, name=name: c("a", name, "run"), 0.95) for name in ("n", "other"))
+    found = judge([claim, other], outcomes)
+    assert [each.outcome for each in found] == [outcome, "undecided"]
+    assert found[0].high - found[0].value == pytest.approx(1.96 * 3 / examples, rel=1e-3)
+    assert (found[1].low, found[1].high) == (1, 1), "what it differs by less than is not known"
 
 
 def test_equal_accuracies_need_more_seeds_where_claims_belong_together():

@@ -150,13 +150,15 @@ def test_large_pictures_are_made_smaller(tmp_path):
     assert (sheets["width"], sheets["height"]) == (96, 96)
 
 
-def test_arms_with_other_numbers_of_seeds_are_said_to_have_them(tmp_path):
+def test_arms_with_other_numbers_of_seeds_or_images_are_said_to_have_them(tmp_path):
     folder = made_study(tmp_path / "study")
     held = json.loads((folder / "study.json").read_text())
     assert f"trainings x {held['seeds']} seeds" in markdown(facts([folder])[0])
-    next(iter(held["arms"].values()))["seeds"] = 1
+    next(iter(held["arms"].values())).update(seeds=1, examples=2000)
     (folder / "study.json").write_text(json.dumps(held))
-    assert f"trainings x 1 to {held['seeds']} seeds" in markdown(facts([folder])[0])
+    said = f"{held['seeds']} seeds, {held['examples']} or 2,000 test images"
+    assert f"trainings x 1 to {said}" in markdown(facts([folder])[0])
+    assert f"× 1 to {said}" in write_report([folder]).read_text()
 
 
 def test_numbers_of_a_study_that_are_not_defined_are_left_open(tmp_path):

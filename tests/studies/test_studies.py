@@ -211,6 +211,21 @@ def test_what_is_set_apart_is_shown_where_it_was_done_and_does_not_count(tiny, t
     assert json.loads((tmp_path / "study.json").read_text())["arms"]["other"]["by_seed"]["last"]["far"]
 
 
+def test_arms_may_have_test_images_of_their_own(tiny, tmp_path):
+    few = replace(tiny, epochs=1, evaluation=replace(tiny.evaluation, examples=20))
+    arms = (Arm("PGD-2", replace(tiny, epochs=1)), Arm("few", few))
+    alone = Claim("It learns.", "above 0", lambda cells: cells("few", "clean"))
+    run_study(small(tiny, arms=arms, claims=(alone,)), tmp_path / "each", scale="smoke", workers=1)
+    text, plain = ((tmp_path / "each" / name).read_text() for name in ("table.md", "study.json"))
+    assert "2 seeds, 20 or 40 test images" in text
+    held = json.loads(plain)["arms"]
+    assert [(arm["seeds"], arm["examples"]) for arm in held.values()] == [(2, 40), (2, 20)]
+    assert held["PGD-2"]["difference"]["last"] and not held["few"]["difference"]["last"]
+    both = Claim("It learns more.", "less", lambda cells: cells("few", "clean") - cells("PGD-2", "clean"))
+    with pytest.raises(UserError, match=r"the same test images everywhere, not \[20, 40\]"):
+        run_study(small(tiny, arms=arms, claims=(both,)), tmp_path / "each", scale="smoke", workers=1)
+
+
 def look(run, device, how):
     """An analysis that counts how often it was done."""
     path = run.analysis("steps", "json")
@@ -366,10 +381,12 @@ def test_every_claim_is_about_what_its_study_measures(name, scale):
     study = made(name, scale)
     unders = {arm.name: ("clean", "worst", *arm.recipe.evaluation.adversaries) for arm in study.arms}
     cells = {(arm, w, under): np.ones(1) for arm, names in unders.items() for w in ("best", "last") for under in names}
+    images = {arm.name: arm.recipe.data.test for arm in study.arms}
     for claim in study.claims:
         used = Cells(Measured(cells))
         assert np.shape(claim.statistic(used)) == (1,)
         assert used.asked and study.needed(used.asked)
+        assert len({images[arm] for arm, which, _ in used.asked if which != "run"}) <= 1, "images are paired"
 
 
 def test_an_unknown_study_or_scale_is_refused():

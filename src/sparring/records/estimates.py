@@ -74,8 +74,8 @@ class Mean(NamedTuple):
         """Return True if the sign test decides where seeds are alike; Student's t needs seeds that differ.
 
         If every other training was beyond a bound, all seeds would lie on this side of it with a probability of
-        2^-seeds. Accuracies are alike if they differ by less than an image; what other numbers differ by less than is
-        not known.
+        2^-seeds. Shares of examples are alike if they differ by less than an example; what other numbers differ by
+        less than is not known.
         """
         return self.shared > 0 and 0.5**self.seeds <= tail
 

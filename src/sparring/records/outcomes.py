@@ -45,9 +45,7 @@ class Outcomes:
         flags: Which test images are classified correctly, `[S, N]`, by cell.
         numbers: Other numbers, `[S]`, by cell.
         margins: Numbers of every test image, `[S, N]`, by cell.
-
-    Raises:
-        UserError: If the test images are not the same everywhere.
+        shares: Numbers that are shares of examples, by name: of how many, at least.
     """
 
     def __init__(
@@ -55,13 +53,12 @@ class Outcomes:
         flags: Mapping[Cell, Array],
         numbers: Mapping[Cell, Array] | None = None,
         margins: Mapping[Cell, Array] | None = None,
+        shares: Mapping[str, int] | None = None,
     ) -> None:
         self.flags, self._of_images = flags, {**flags, **(margins or {})}
-        images = {each.shape[1] for each in self._of_images.values()}
-        if len(images) > 1:
-            raise UserError(f"a paired comparison needs the same test images everywhere, not {sorted(images)} of them")
-        self.images = next(iter(images), 0)
         self.by_seed = {**{cell: each.mean(1) for cell, each in self._of_images.items()}, **(numbers or {})}
+        of_numbers = {cell: shares[cell[2]] for cell in numbers or {} if shares and cell[2] in shares}
+        self._examples = {**of_numbers, **{cell: each.shape[1] for cell, each in flags.items()}}
         self._drawn: dict[Cell, Array] = {}
 
     def asked(self, statistic: Statistic) -> frozenset[Cell]:
@@ -82,20 +79,30 @@ class Outcomes:
 
         Where seeds are alike, the bootstrap sees less than a binomial distribution would say: nothing at all if N
         images agree, although 3 in N of all images may be others (rule of three). If it is to be `cautious`, (3/N)² is
-        added to the variance of an accuracy that is the same for all seeds.
+        added to the variance of an accuracy, or of another share of examples, that is the same for all seeds.
+
+        Raises:
+            UserError: If the statistic compares accuracies on different test images.
         """
         used = self.asked(statistic)
         seeds = seeds or min(len(self.by_seed[cell]) for cell in used)
         values = np.asarray(statistic(Cells({cell: self.by_seed[cell][:seeds] for cell in used})), dtype=float)
-        if used.isdisjoint(self._of_images):
-            return Mean(values)
+        mean = Mean(values, self._shared(statistic, used, seeds))
+        examples = [self._examples[cell] for cell in used if cell in self._examples]
+        if cautious and mean.alike and examples:
+            return mean._replace(shared=mean.shared + (3 / min(examples)) ** 2)
+        return mean
+
+    def _shared(self, statistic: Statistic, used: frozenset[Cell], seeds: int) -> float:
+        """Return the variance that seeds share because of the test images, 0 for numbers that are not of images."""
+        images = {self._of_images[cell].shape[1] for cell in used if cell in self._of_images}
+        if not images:
+            return 0.0
+        if len(images) > 1:
+            raise UserError(f"a paired comparison needs the same test images everywhere, not {sorted(images)} of them")
         drawn = np.asarray(statistic(Cells({cell: self._draws(cell)[:, :seeds] for cell in used})))
         together, single = float(drawn.mean(1).var()), float(drawn.var(0).mean())
-        shared = (seeds * together - single) / (seeds - 1) if seeds > 1 else single
-        mean = Mean(values, max(0.0, shared))
-        if cautious and mean.alike and not used.isdisjoint(self.flags):
-            return mean._replace(shared=mean.shared + (3 / self.images) ** 2)
-        return mean
+        return max(0.0, (seeds * together - single) / (seeds - 1) if seeds > 1 else single)
 
     def _draws(self, cell: Cell) -> Array:
         """Return a cell for each draw of the test images, `[R, S]`."""
@@ -107,7 +114,7 @@ class Outcomes:
         return self._drawn[cell]
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _weights(images: int) -> Array:
     """Return the share of each image in each draw, `[R, N]`."""
     drawn = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=_DRAWS)

@@ -151,8 +151,9 @@ def study(folder: Path) -> Plain:
     held: Any = read_json(folder / STUDY, "repeat the study", _Study)
     command = (held.get("environment") or {}).get("command") or []
     return {
-        **{key: held.get(key) for key in ("study", "source", "scale", "examples", "baseline", "numbers")},
-        "seeds": _seeds(held),
+        **{key: held.get(key) for key in ("study", "source", "scale", "baseline", "numbers")},
+        "seeds": _of_arms(held, "seeds", "to"),
+        "examples": _of_arms(held, "examples", "or"),
         "title": held.get("title") or held["study"],
         "arms": {name: _arm(each) for name, each in held["arms"].items()},
         "verdicts": [
@@ -165,10 +166,10 @@ def study(folder: Path) -> Plain:
     }
 
 
-def _seeds(held: Plain) -> int | str:
-    """Return the number of seeds of all arms, or the smallest and the largest as text."""
-    counts = sorted({arm.get("seeds", held["seeds"]) for arm in held["arms"].values()})
-    return counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+def _of_arms(held: Plain, name: str, between: str) -> str:
+    """Return a number that all arms have, or the smallest and the largest, as text."""
+    counts = sorted({arm.get(name, held[name]) for arm in held["arms"].values()})
+    return f" {between} ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
 
 
 def _arm(arm: Plain) -> Plain:

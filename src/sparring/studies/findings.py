@@ -81,7 +81,7 @@ def aggregate(study: Study, runs: Runs, looks: tuple[int, ...] = ()) -> Findings
     flags, falls = _flags(study, evaluated), _collapses(study, runs, histories)
     given = {} if study.numbers is None else _numbers(study, study.numbers, runs)
     numbers = {(owner, RUN, name): each for (owner, name), each in {**falls, **given}.items()}
-    outcomes = Outcomes(flags, numbers, _margins(evaluated))
+    outcomes = Outcomes(flags, numbers, _margins(evaluated), study.shares)
     verdicts = judge(study.claims, outcomes, looks)
     used = {(arm, name) for claim in study.claims for arm, _, name in outcomes.asked(claim.statistic)}
     if not used.isdisjoint(falls):
@@ -111,7 +111,8 @@ def _row(study: Study, arm: Arm, outcomes: Outcomes, passes_a_step: float, passe
     for which, under in ((which, under) for name, which, under in outcomes.flags if name == arm.name):
         value, low, high = _estimate(outcomes, partial(_accuracy, arm=arm.name, which=which, under=under))
         accuracy[which, under] = value, max(0.0, low), min(1.0, high)
-        if (study.baseline, which, under) in outcomes.flags:
+        baseline = outcomes.flags.get((study.baseline, which, under))
+        if baseline is not None and baseline.shape[1] == outcomes.flags[arm.name, which, under].shape[1]:
             less = partial(_difference, arm=arm.name, other=study.baseline, which=which, under=under)
             difference[which, under] = _estimate(outcomes, less)
     return Row(arm.name, passes_a_step, passes, accuracy, difference)

@@ -32,7 +32,7 @@ from ..training.updates import AWP
 from ._common import Sizes, evaluation, sizes_of
 from .study import RUN, WORST, Arm, Measurement, Runs, Study, of_each, seeds_of
 
-_SIZES = {"smoke": Sizes(60, 12, 1), "cpu": Sizes(400, 360, 10), "gpu": Sizes(5000, 360, 10)}
+_SIZES = {"smoke": Sizes(60, 12, 1), "cpu": Sizes(400, 1000, 10), "gpu": Sizes(5000, 2000, 10)}
 _DIGITS = {"smoke": 450, "cpu": 360, "gpu": 1200}
 _FIT = {"smoke": 1, "cpu": 75, "gpu": 150}  # epochs with digits
 _MORE = {"smoke": (450, 1), "cpu": (1200, 60), "gpu": (1200, 120)}  # of the digits: images and epochs
@@ -88,6 +88,7 @@ def study(scale: str) -> Study:
             ),
         ),
         numbers=_numbers,
+        shares={_ACCURACY: min(_DIGITS[scale], sizes.train)},
     )
 
 
@@ -95,7 +96,7 @@ class _Digits:
     """Recipes that test whether a network can memorize labels: a large network on few digits."""
 
     def __init__(self, scale: str, sizes: Sizes) -> None:
-        self.scale, self.test = scale, sizes.test
+        self.scale, self.test = scale, min(sizes.test, 360)  # the digits have no more
 
     def train(self, objective: Objective, rate: float = 0.0, eps: float = 3 / 32) -> Recipe:
         count, smoke, epochs = _DIGITS[self.scale], self.scale == "smoke", _FIT[self.scale]

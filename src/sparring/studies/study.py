@@ -4,7 +4,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -83,7 +83,7 @@ class JointMeasurement(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """Trainings that are compared on the same test images and with the same seeds, and the claims that they decide.
+    """Trainings with the same seeds, and the claims that they decide; those compared have the same test images.
 
     Args:
         name: Name on the command line.
@@ -99,6 +99,7 @@ class Study:
         measurements: Analyses of each run, after its training and evaluation.
         joint: An analysis of all runs of a seed, after all of them.
         numbers: Function of all runs that returns further numbers `[S]` by arm and name, for claims to use.
+        shares: Names of numbers that are shares of examples, and of how many examples at least.
         draw: Function that writes further figures of all runs to the folder of the study.
 
     Raises:
@@ -118,6 +119,7 @@ class Study:
     measurements: tuple[Measurement, ...] = ()
     joint: JointMeasurement | None = None
     numbers: Callable[[Runs], Mapping[tuple[str, str], Array]] | None = None
+    shares: Mapping[str, int] = field(default_factory=dict)
     draw: Callable[[Runs, Path], None] | None = None
 
     def __post_init__(self) -> None:

@@ -68,7 +68,7 @@ def _plain(findings: Findings, scale: str) -> dict[str, Any]:
         row.arm: {
             "passes_a_step": row.passes_a_step,
             "million_passes": row.passes,
-            "seeds": len(findings.flags[row.arm, "last", WORST]),
+            **dict(zip(("seeds", "examples"), findings.flags[row.arm, "last", WORST].shape, strict=True)),
             "accuracy": _nested(row.accuracy),
             "difference": _nested(row.difference),
             "by_seed": {
@@ -89,7 +89,7 @@ def _plain(findings: Findings, scale: str) -> dict[str, Any]:
         "scale": scale,
         "seeds": study.seeds,
         **({"looks": list(findings.looks)} if findings.looks else {}),
-        "examples": int(next(iter(findings.flags.values())).shape[1]),
+        "examples": max(_examples(findings)),
         "baseline": study.baseline,
         "arms": arms,
         **({"numbers": _plain_numbers(findings)} if findings.numbers else {}),
@@ -136,7 +136,6 @@ def _csv(findings: Findings) -> str:
 
 def _markdown(findings: Findings, scale: str) -> list[str]:
     study, names = findings.study, findings.adversaries
-    examples = next(iter(findings.flags.values())).shape[1]
     head = [
         "training",
         "passes a step",
@@ -150,10 +149,9 @@ def _markdown(findings: Findings, scale: str) -> list[str]:
         f"# {study.title}",
         "",
         f"`sparring study {study.name} --scale {scale}`: {len(findings.rows)} trainings x {_seeds(study)} seeds, "
-        f"{examples} test images, the last weights. Accuracy in per cent with 95 % intervals (Student's t over seeds, "
-        "with the variance of the test images; paired for differences). *worst* counts an image only if it is robust "
-        "to every attack"
-        f"{_apart(study)}. A pass is forward and backward.",
+        f"{' or '.join(map(str, _examples(findings)))} test images, the last weights. Accuracy in per cent with 95 % "
+        "intervals (Student's t over seeds, with the variance of the test images; paired for differences). "
+        f"*worst* counts an image only if it is robust to every attack{_apart(study)}. A pass is forward and backward.",
         "",
         _row(head),
         _row(["---", *["---:"] * (len(head) - 1)]),
@@ -229,6 +227,11 @@ def _seeds(study: Study) -> str:
     return " to ".join(str(count) for count in (counts if len(counts) == 1 else (counts[0], counts[-1])))
 
 
+def _examples(findings: Findings) -> list[int]:
+    """Return the numbers of test images of the arms, each once."""
+    return sorted({flags.shape[1] for flags in findings.flags.values()})
+
+
 def _apart(study: Study) -> str:
     return f" but {', '.join(study.apart)}" if study.apart else ""
 
@@ -240,7 +243,7 @@ def _cells(row: Row, findings: Findings) -> list[str]:
         f"{row.passes_a_step:.2f}",
         f"{row.passes:.2f}",
         *(_percent(row.accuracy.get(("last", name))) for name in findings.adversaries),
-        "" if row.arm == findings.study.baseline else _points(row.difference["last", "worst"]),
+        "" if row.arm == findings.study.baseline else _points(row.difference.get(("last", "worst"))),
         gap,
     ]
 
@@ -256,7 +259,9 @@ def _percent(estimate: Estimate | None) -> str:
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _points(estimate: Estimate) -> str:
+def _points(estimate: Estimate | None) -> str:
+    if estimate is None:  # of other test images than the baseline
+        return ""
     value, low, high = (100 * number for number in estimate)
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
