@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from conftest import count, toy_data
 from forked import ended, started
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from sparring import (
     APGD,
@@ -713,6 +714,7 @@ def test_compiled_code_is_kept_apart_for_each_kind_of_processor(monkeypatch, tmp
     """torch finds code by the graph alone, and code for vectors of another width computes garbage."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that what it was is put back
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     has = dict(torch.cpu.get_capabilities())
     others = {**has, "amx_tile": not has.get("amx_tile", False)}
     folders = []
@@ -725,6 +727,14 @@ def test_compiled_code_is_kept_apart_for_each_kind_of_processor(monkeypatch, tmp
     assert all(folder.parent == tmp_path / "sparring" / "compiled" for folder in folders)
     assert len(set(folders)) == 3
     assert folders[3] == folders[0], "the same processor in a machine with more of them"
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    os.environ.pop("TORCHINDUCTOR_CACHE_DIR")
+    keep_compiled_code()
+    assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) not in folders
+    os.environ.pop("TORCHINDUCTOR_CACHE_DIR")
+    assert Path(cache_dir()).parent != folders[0].parent, "torch sets a folder itself"
+    keep_compiled_code()
+    assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).parent == folders[0].parent
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = "mine"
     keep_compiled_code()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"

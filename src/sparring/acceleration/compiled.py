@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -67,16 +68,19 @@ def keep_compiled_code() -> None:
 
     Each kind of processor has a folder of its own. The compiler finds code by the graph, whatever instructions the code
     was made for, and with vectors of another width it returns wrong gradients; a home folder may be that of many
-    machines.
+    machines. A folder that the user has set is kept; torch sets one itself when an optimizer takes its first step.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparring" / "compiled"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / _processor()))
+    known = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if known is None or known.startswith(str(Path(tempfile.gettempdir(), "torchinductor_"))):
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparring" / "compiled"
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / _processor())
 
 
 def _processor() -> str:
-    """Return a name for the instructions that this processor has, and those of them that torch uses."""
+    """Return a name for the instructions that this processor has, and those of them that torch and oneDNN use."""
     able = sorted(name for name, has in torch.cpu.get_capabilities().items() if has is True)
-    digest = hashlib.sha256(" ".join((platform.machine(), *able)).encode()).hexdigest()
+    limits = [os.environ[name] for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA") if name in os.environ]
+    digest = hashlib.sha256(" ".join((platform.machine(), *able, *limits)).encode()).hexdigest()
     return f"{torch.backends.cpu.get_cpu_capability().lower()}-{digest[:8]}"
 
 
