@@ -687,7 +687,6 @@ def test_what_is_asked_of_the_fast_path_is_checked():
     assert isinstance(computes_bf16(torch.device("cpu")), bool)
 
 
-@pytest.mark.slow
 def test_bf16_is_not_chosen_where_onednn_may_not_use_its_instructions():
     code = "import torch; from sparring.acceleration import computes_bf16; print(computes_bf16(torch.device('cpu')))"
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}

@@ -78,22 +78,20 @@ def net():
 
 @pytest.mark.slow
 def test_batch_size_order_and_sharding_change_no_verdict(net):
-    data = toy_data()
-    whole = evaluate(net, data, {"quick": Quick(Linf(0.08))}, batch_size=128)
+    data, quick = toy_data(), {"quick": Quick(Linf(0.07))}  # at 0.08 rounding decides where FAB ends for one image
+    whole = evaluate(net, data, quick, batch_size=128)
     robust = whole.robust["quick"]
     assert 5 < robust.sum() < whole.robust["clean"].sum() - 3
     assert len(set(whole.broken_by("quick"))) >= 3, "several attacks have work to do"
     for size in (1, 7):
-        again = evaluate(net, data, {"quick": Quick(Linf(0.08))}, batch_size=size)
-        alike = {name: again.robust[name] == flags for name, flags in whole.robust.items()}
-        by_fab = alike.pop("quick/fab-t")  # its steps lead elsewhere where a batch is rounded otherwise
-        assert by_fab.sum() >= len(data) - 1 and all(each.all() for each in alike.values())
-        assert np.allclose(again.margin["quick"][by_fab], whole.margin["quick"][by_fab], atol=1e-4)
+        again = evaluate(net, data, quick, batch_size=size)
+        assert all(np.array_equal(again.robust[name], flags) for name, flags in whole.robust.items())
+        assert np.allclose(again.margin["quick"], whole.margin["quick"], atol=1e-4)
     order = torch.randperm(len(data), generator=make_rng(1))
-    shuffled = evaluate(net, data[order], {"quick": Quick(Linf(0.08))}, batch_size=7, index=order)
+    shuffled = evaluate(net, data[order], quick, batch_size=7, index=order)
     assert np.array_equal(shuffled.robust["quick"], robust[order.numpy()])
     shards = [torch.arange(0, 25), torch.arange(25, 60)]
-    parts = [evaluate(net, data[rows], {"quick": Quick(Linf(0.08))}, index=rows).robust["quick"] for rows in shards]
+    parts = [evaluate(net, data[rows], quick, index=rows).robust["quick"] for rows in shards]
     assert np.array_equal(np.concatenate(parts), robust)
 
 

@@ -45,7 +45,7 @@ class Outcomes:
         flags: Which test images are classified correctly, `[S, N]`, by cell.
         numbers: Other numbers, `[S]`, by cell.
         margins: Numbers of every test image, `[S, N]`, by cell.
-        shares: Numbers that are shares of examples, by name: of how many, at least.
+        shares: Names of numbers that are shares of examples, and of how many examples at least.
     """
 
     def __init__(
@@ -57,7 +57,8 @@ class Outcomes:
     ) -> None:
         self.flags, self._of_images = flags, {**flags, **(margins or {})}
         self.by_seed = {**{cell: each.mean(1) for cell, each in self._of_images.items()}, **(numbers or {})}
-        of_numbers = {cell: shares[cell[2]] for cell in numbers or {} if shares and cell[2] in shares}
+        known = shares or {}
+        of_numbers = {cell: known[cell[2]] for cell in numbers or {} if cell[2] in known}
         self._examples = {**of_numbers, **{cell: each.shape[1] for cell, each in flags.items()}}
         self._drawn: dict[Cell, Array] = {}
 

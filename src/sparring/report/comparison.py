@@ -150,10 +150,11 @@ def study(folder: Path) -> Plain:
     """The results of a study, from its `study.json`."""
     held: Any = read_json(folder / STUDY, "repeat the study", _Study)
     command = (held.get("environment") or {}).get("command") or []
+    seeds = _of_arms(held, "seeds")
     return {
         **{key: held.get(key) for key in ("study", "source", "scale", "baseline", "numbers")},
-        "seeds": _of_arms(held, "seeds", "to"),
-        "examples": _of_arms(held, "examples", "or"),
+        "seeds": " to ".join(dict.fromkeys((seeds[0], seeds[-1]))),
+        "examples": " or ".join(_of_arms(held, "examples")),
         "title": held.get("title") or held["study"],
         "arms": {name: _arm(each) for name, each in held["arms"].items()},
         "verdicts": [
@@ -166,10 +167,9 @@ def study(folder: Path) -> Plain:
     }
 
 
-def _of_arms(held: Plain, name: str, between: str) -> str:
-    """Return a number that all arms have, or the smallest and the largest, as text."""
-    counts = sorted({arm.get(name, held[name]) for arm in held["arms"].values()})
-    return f" {between} ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
+def _of_arms(held: Plain, name: str) -> list[str]:
+    """Return the values that arms have of a number, each once, the smallest first."""
+    return [f"{count:,}" for count in sorted({arm.get(name, held[name]) for arm in held["arms"].values()})]
 
 
 def _arm(arm: Plain) -> Plain:

@@ -68,7 +68,8 @@ def _plain(findings: Findings, scale: str) -> dict[str, Any]:
         row.arm: {
             "passes_a_step": row.passes_a_step,
             "million_passes": row.passes,
-            **dict(zip(("seeds", "examples"), findings.flags[row.arm, "last", WORST].shape, strict=True)),
+            "seeds": findings.flags[row.arm, "last", WORST].shape[0],
+            "examples": findings.flags[row.arm, "last", WORST].shape[1],
             "accuracy": _nested(row.accuracy),
             "difference": _nested(row.difference),
             "by_seed": {
