@@ -287,7 +287,12 @@ def rounded(model):
 
 
 def flattened(model):
-    model.second.register_full_backward_hook(lambda module, given, out: tuple(g.sign() * g.abs().sqrt() for g in given))
+    """A hook that also shrinks gradients: where they are too long, FAB only nears the boundary; rounding decides."""
+
+    def flatten(module, given, out):
+        return tuple(0.1 * g.sign() * g.abs().sqrt() for g in given)
+
+    model.second.register_full_backward_hook(flatten)
     return model
 
 
@@ -459,9 +464,7 @@ def test_on_a_copy_no_attack_leaves_more_standing_than_on_the_model(digits, name
         alone, found = (standing(model, test, backend) for backend in (OriginalModel(), fast))
         for attack in ATTACKS:
             assert 0 < alone[attack] < alone["clean"] or attack == "fab", f"{attack} says nothing: {alone}"
-            # on a gradient that is none FAB goes where the last bit says: on four seeds +10, +4, -5, +6 of 200 stood
-            lost = attack == "fab" and name == "a backward hook"
-            assert found[attack] <= alone[attack] + COUNT // (20 if lost else 100), attack
+            assert found[attack] <= alone[attack] + COUNT // 100, attack
     after = model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 

@@ -76,9 +76,21 @@ def net():
 # -- the same answer whatever the batch
 
 
+class InFloat64(nn.Module):
+    """Sums in float64, so that rounding, which depends on the size of a batch, cannot lead an attack elsewhere."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = copy.deepcopy(net).double()
+
+    def forward(self, x):
+        return self.net(x.double()).float()
+
+
 @pytest.mark.slow
-def test_batch_size_order_and_sharding_change_no_verdict(net):
-    data, quick = toy_data(), {"quick": Quick(Linf(0.07))}  # at 0.08 rounding decides where FAB ends for one image
+@pytest.mark.parametrize("eps", [0.07, 0.08])
+def test_batch_size_order_and_sharding_change_no_verdict(net, eps):
+    net, data, quick = InFloat64(net), toy_data(), {"quick": Quick(Linf(eps))}
     whole = evaluate(net, data, quick, batch_size=128)
     robust = whole.robust["quick"]
     assert 5 < robust.sum() < whole.robust["clean"].sum() - 3
@@ -86,7 +98,7 @@ def test_batch_size_order_and_sharding_change_no_verdict(net):
     for size in (1, 7):
         again = evaluate(net, data, quick, batch_size=size)
         assert all(np.array_equal(again.robust[name], flags) for name, flags in whole.robust.items())
-        assert np.allclose(again.margin["quick"], whole.margin["quick"], atol=1e-4)
+        assert np.allclose(again.margin["quick"], whole.margin["quick"], atol=1e-6)
     order = torch.randperm(len(data), generator=make_rng(1))
     shuffled = evaluate(net, data[order], quick, batch_size=7, index=order)
     assert np.array_equal(shuffled.robust["quick"], robust[order.numpy()])
