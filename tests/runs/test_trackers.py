@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import struct
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from helpers import bits, stop_at
@@ -14,6 +16,7 @@ from sparring.core.serialization import Build
 from sparring.models import small_cnn
 from sparring.runs import trackers
 from sparring.runs.load import evaluate_run
+from sparring.runs.trackers import WandB
 from sparring.training.hooks import Interrupted
 
 pytestmark = pytest.mark.slow
@@ -150,6 +153,44 @@ def test_wandb_offline_keeps_a_run_under_one_id(tiny, tmp_path, monkeypatch):
     assert {path.name.rsplit("-", 1)[1] for path in sessions} == {run.tracked()["wandb"]}
     assert all(list(path.glob("*.wandb")) for path in sessions)
     assert list((tmp_path / "wandb").rglob("learning-curve*.png"))
+
+
+def wandb_rows(path):
+    """The rows that a session logged: protocol buffers in a log of blocks of 32 KiB, after a header of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    raw, at, record = path.read_bytes(), 7, b""
+    while at + 7 <= len(raw):
+        if 32768 - at % 32768 < 7:  # the rest of a block is too short for a header
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", raw[at : at + 7])
+        record += raw[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            items = Record.FromString(record).history.item
+            if items:
+                yield {item.key or item.nested_key[0]: json.loads(item.value_json) for item in items}
+            record = b""
+
+
+@pytest.mark.skipif(not has("wandb"), reason="wandb is not installed")
+def test_wandb_keeps_the_steps_of_a_run_that_went_back(tiny, tmp_path, monkeypatch):
+    """Its own steps only rise, and it dropped what a rescued or resumed run logged for steps that it had seen."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.chdir(tmp_path)
+    tracker = WandB()
+    tracker.begin(fit(tiny, tmp_path / "mine"), 0)
+    import wandb
+
+    kept = Path(wandb.run.dir).parent  # in the folder where the first run of this process was
+    for step, loss in ((1, 3.0), (2, 9.0), (1, 2.0), (2, 1.0)):
+        tracker.log({"loss": loss}, step)
+    tracker.end()
+    (path,) = kept.glob("*.wandb")
+    rows = [(row["step"], row["loss"]) for row in wandb_rows(path) if "loss" in row]
+    assert rows == [(1, 3.0), (2, 9.0), (1, 2.0), (2, 1.0)]
 
 
 @pytest.mark.skipif(not has("mlflow"), reason="mlflow is not installed")

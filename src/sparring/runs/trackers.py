@@ -80,9 +80,12 @@ class WandB:
             project=PROJECT, name=run.path.name, id=known, resume="allow", config=run.recipe() or {}
         )
         run.set_tracked("wandb", known)
+        # wandb's own steps only rise: it drops what a run logs that went back to an earlier checkpoint
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(values), step=step)
+        self._run.log({**values, "step": step})
 
     def picture(self, path: Path) -> None:
         self._run.log({path.stem: self._library.Image(str(path))})
