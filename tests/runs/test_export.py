@@ -12,6 +12,7 @@ from torch import nn
 
 import sparring
 from sparring import AutoAttack, Benign, Build, CrossEntropy, Linf, Method, UserError
+from sparring.acceleration.fingerprint import global_hooks
 from sparring.cli import run
 from sparring.data import CIFAR10, NPZ, ExtraData, GeneratedImages
 from sparring.data.given import GivenData
@@ -243,6 +244,7 @@ def test_a_model_that_cannot_be_traced_is_refused_in_a_sentence(trained, tmp_pat
     monkeypatch.setattr("sparring.runs.export.load_model", lambda *_: Branching())
     with pytest.raises(UserError, match=r"torch\.export cannot trace this model .*: export it as --to hub"):
         export(trained[0].path, "torch-export", tmp_path / "out")
+    assert not global_hooks(), "torch 2.11 leaves one"
 
 
 def test_without_the_library_one_is_told_what_to_install(trained, tmp_path, monkeypatch):

@@ -7,7 +7,8 @@ containers and other objects are copied: a change to one of these makes a copy s
 import functools
 import types
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,19 @@ def hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
 def global_hooks() -> list[Any]:
     """Return the hooks that torch calls for every module."""
     return [hook for name in _GLOBAL_HOOKS for hook in (getattr(nn.modules.module, name) or {}).values()]
+
+
+@contextmanager
+def without_new_global_hooks() -> Iterator[None]:
+    """Remove the hooks for all modules that are set inside and still there at the end."""
+    kinds = [hooks for name in _GLOBAL_HOOKS if (hooks := getattr(nn.modules.module, name)) is not None]
+    known = [dict(hooks) for hooks in kinds]
+    try:
+        yield
+    finally:
+        for hooks, before in zip(kinds, known, strict=True):
+            for number in hooks.keys() - before.keys():
+                del hooks[number]
 
 
 def patched(module: nn.Module) -> str | None:

@@ -57,7 +57,9 @@ class _SmoothReLU(torch.autograd.Function):
         ctx.save_for_backward(x, r)
         wide, alpha = _wide(x), _wide(r).square()
         less = wide.abs().mul_(alpha).log1p_().div_(alpha)
-        return torch.sub(wide, less, out=less).relu_().to(x.dtype)
+        # neither in place nor by a `to` that has nothing to do: the compiler of torch 2.11 gives no gradient to either
+        out = torch.sub(wide, less, out=less).relu()
+        return out if wide is x else out.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -1,5 +1,6 @@
 """Results of trainings by seed, and estimates of what can be computed from them. Needs no torch."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,6 +15,8 @@ from .results import Array
 Cell: TypeAlias = tuple[str, str, str]  # training, which of its weights, adversary or name of a number
 
 _DRAWS = 2000
+_FEW = 10  # from so many on, a share of images is roughly normal
+_SAME = 1e-6  # of an image: what two images may differ by in what they change
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +81,51 @@ class Outcomes:
         The variance that seeds share is the covariance between seeds as test images are drawn anew, the same for all
         seeds and trainings (bootstrap). What varies by seed and image is in the variance between seeds already.
 
-        Where seeds are alike, the bootstrap sees less than a binomial distribution would say: nothing at all if N
-        images agree, although 3 in N of all images may be others (rule of three). If it is to be `cautious`, (3/N)² is
-        added to the variance of an accuracy, or of another share of examples, that is the same for all seeds.
+        Where few images decide, the bootstrap sees less than a binomial distribution would say: nothing at all if N
+        images agree, although 3 in N of all images may be others (rule of three). If it is to be `cautious`, what three
+        images change is added as a standard deviation where fewer than ten make a difference, or where another share of
+        examples is the same for all seeds.
 
         Raises:
-            UserError: If the statistic compares accuracies on different test images.
+            UserError: If the statistic compares accuracies on different test images, or is not one number of each seed.
         """
         used = self.asked(statistic)
         seeds = seeds or min(len(self.by_seed[cell]) for cell in used)
-        values = np.asarray(statistic(Cells({cell: self.by_seed[cell][:seeds] for cell in used})), dtype=float)
+        given = {cell: self.by_seed[cell][:seeds] for cell in used}
+        values = np.asarray(statistic(Cells(given)), dtype=float)
+        if values.shape != (seeds,):
+            raise UserError(
+                f"a number of a claim is one of each seed, [{seeds}]: this is {list(values.shape)}. Compute it "
+                "elementwise, as in cells(arm, under) - cells(other, under)"
+            )
         mean = Mean(values, self._shared(statistic, used, seeds))
-        examples = [self._examples[cell] for cell in used if cell in self._examples]
-        if cautious and mean.alike and examples:
-            return mean._replace(shared=mean.shared + (3 / min(examples)) ** 2)
+        if cautious and (mean.alike or self._deciding(statistic, used, seeds) < _FEW):
+            return mean._replace(shared=mean.shared + (3 * self._of_an_example(statistic, given, values)) ** 2)
         return mean
+
+    def _deciding(self, statistic: Statistic, used: frozenset[Cell], seeds: int) -> float:
+        """Return how many images make a difference: those that the number of a seed would change without, unlike most.
+
+        It is infinite for numbers that are not of images.
+        """
+        images = {cell: self._of_images[cell][:seeds] for cell in used if cell in self._of_images}
+        if not images:
+            return math.inf
+        count = len(next(iter(images.values()))[0])
+        others = {cell: ((each.sum(1, keepdims=True) - each) / max(count - 1, 1)).T for cell, each in images.items()}
+        kept = {cell: np.broadcast_to(self.by_seed[cell][:seeds], (count, seeds)) for cell in used}
+        without = np.asarray(statistic(Cells({**kept, **others})))
+        return float((np.abs(without - np.median(without, axis=0)) > _SAME / count).any(1).sum())
+
+    def _of_an_example(self, statistic: Statistic, given: Mapping[Cell, Array], values: Array) -> float:
+        """Return how far a single example moves the statistic at most; 0 if no number that it uses is a share."""
+        shares = {cell: self._examples[cell] for cell in given if cell in self._examples}
+        moved = [
+            statistic(Cells({**given, cell: given[cell] + way / examples})) - values
+            for cell, examples in shares.items()
+            for way in (-1, 1)
+        ]
+        return float(np.max(np.abs(moved), initial=0.0))
 
     def _shared(self, statistic: Statistic, used: frozenset[Cell], seeds: int) -> float:
         """Return the variance that seeds share because of the test images, 0 for numbers that are not of images."""

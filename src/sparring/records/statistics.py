@@ -41,7 +41,7 @@ class Claim:
         headline: What the abstract of the paper says of it, in our words; "" for a claim that is not in the abstract.
 
     Raises:
-        UserError: If the margin is not positive, or is given with another bound.
+        UserError: If the bound is not finite, or the margin is not positive or is given with another bound.
     """
 
     sentence: str
@@ -56,6 +56,8 @@ class Claim:
     headline: str = ""
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.more_than):
+            raise UserError(f"{self.sentence!r}: the bound of a claim is a finite number, not {self.more_than:g}")
         if self.within is not None and not (self.within > 0 and self.more_than == 0 and not self.most):
             raise UserError(
                 f"{self.sentence!r}: the margin of a claim of no difference is a number above 0 without another bound, "
@@ -214,12 +216,11 @@ class _Test(NamedTuple):
         return next((look for look in seen if look.outcome in DECIDED), seen[-1])
 
     def verdict(self, up: float, down: float) -> Verdict:
-        """Return the verdict, if each direction is tested with an error of its own."""
+        """Return the verdict of the look that decided first, if each direction is tested with an error of its own."""
         ups, downs = self.at(up), self.at(down)
-        if ups.outcome == "supported":
-            return _verdict(self.claim, ups)
-        decided = downs.outcome == "not supported"
-        return _verdict(self.claim, downs if decided or down <= up else ups)
+        decided = [look for look, outcome in ((ups, "supported"), (downs, "not supported")) if look.outcome == outcome]
+        first = min(decided, key=lambda look: look.estimate.seeds, default=downs if down <= up else ups)
+        return _verdict(self.claim, first)
 
 
 def _test(claim: Claim, outcomes: Outcomes, looks: tuple[int, ...]) -> _Test:
@@ -242,7 +243,9 @@ def _look(claim: Claim, estimate: Estimate, tail: float, least: float) -> _Look:
     outcome = claim.outcome(*estimate.interval(tail)) if tested else "undecided"
     if outcome == "undecided" and (reason := estimate.hopeless(least, claim.within)):
         return _Look(estimate, tail, "not testable here", reason)
-    return _Look(estimate, tail, outcome, "" if same is None else _BY_SIGNS if tested else _ALIKE)
+    if same is None:
+        return _Look(estimate, tail, outcome)
+    return _Look(estimate, tail, outcome, _ALIKE if not tested else _BY_SIGNS if outcome in DECIDED else "")
 
 
 def _verdict(claim: Claim, look: _Look) -> Verdict:

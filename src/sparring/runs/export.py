@@ -6,7 +6,8 @@ What is written is read again, and its logits are compared with those of the mod
 import io
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from ..acceleration.fingerprint import without_new_global_hooks
 from ..attacks import Benign
 from ..core.errors import UserError, need_one_of
 from ..core.optional import first_line, library
@@ -332,20 +334,31 @@ def _torch_export(subject: _Subject, folder: Path, bound: float) -> Exported:
         lambda: torch.export.export(subject.model, (subject.images,), dynamic_shapes=(batch,)), "torch.export"
     )
     torch.export.save(program, path)
-    return _checked(torch.export.load(path).module(), subject, path, bound)
+    with _quiet():
+        read = torch.export.load(path).module()
+    return _checked(read, subject, path, bound)
 
 
 def _traced(trace: Callable[[], Any], what: str) -> Any:
-    """Carry out a trace, without the remarks of the tracer on itself."""
+    """Carry out a trace; raise `UserError` if it fails."""
+    try:
+        # torch 2.11 leaves a hook behind if it fails, and no attack would run on an accelerated copy any more
+        with _quiet(), without_new_global_hooks():
+            return trace()
+    except Exception as error:  # the tracer raises errors of many types
+        raise UserError(f"{what} cannot trace this model ({first_line(error)}): export it as --to hub") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what torch's exporters say of themselves."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return trace()
-    except Exception as error:  # the tracer raises errors of many types
-        raise UserError(f"{what} cannot trace this model ({first_line(error)}): export it as --to hub") from error
+            yield
     finally:
         logger.setLevel(level)
 

@@ -192,7 +192,7 @@ def _now(device: torch.device) -> float:
 
 def _profiled(step: Callable[[], float], folder: Path) -> None:
     cuda = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
-    with profile(activities=[ProfilerActivity.CPU, *cuda]) as found:
+    with profile(activities=[ProfilerActivity.CPU, *cuda], acc_events=True) as found:
         seconds = step()
     found.export_chrome_trace(str(folder / PROFILE[0]))
     averages = found.key_averages()
