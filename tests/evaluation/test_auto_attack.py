@@ -36,6 +36,7 @@ from sparring.attacks import NFGSM, Benign, MultiGrad, RandomEps
 from sparring.attacks.losses import TargetedCE, TargetedDLR
 from sparring.core.types import pixels
 from sparring.evaluation import MinimumNorm, MultiTargeted
+from sparring.evaluation.adversaries import threats_of
 from sparring.evaluation.audit_checks import output
 from sparring.evaluation.cost import passes
 from sparring.evaluation.verifier import random_share
@@ -747,11 +748,25 @@ class Undeclared:
         return 1 - x
 
 
+class UndeclaredAttack:
+    """An attack that is no dataclass, with another inside, and with itself."""
+
+    def __init__(self, eps, inner=None):
+        self.threat, self.inner, self.me = Linf(eps), inner, self
+
+    def __call__(self, loss, x, rng):
+        return 1 - x
+
+
 def test_the_ball_of_any_adversary_is_found_and_its_lack_is_told(net):
     data = toy_data()
     found = evaluate(net, data, {"mine": Undeclared(0.01)})
     assert not found.notes
     assert np.nanmax(found.norm["mine"], initial=0) <= 0.01 + 1e-6
+    inside = evaluate(net, data, {"mine": UndeclaredAttack(0.01), "same": WhiteBox(UndeclaredAttack(0.01))})
+    assert not inside.notes
+    assert all(np.nanmax(inside.norm[name], initial=0) <= 0.01 + 1e-6 for name in ("mine", "same"))
+    assert threats_of({"mine": WhiteBox(UndeclaredAttack(0.01, UndeclaredAttack(0.01)))}) == [Linf(0.01)] * 2
     free = evaluate(net, data, {"mine": lambda model, x, y, rng: 1 - x})
     assert free.notes == ("nothing bounds mine: it names no threat, or several",)
 

@@ -164,6 +164,31 @@ def test_a_training_of_another_recipe_is_not_taken_for_one_of_the_study(done, ti
     assert RunFolder(folder / "runs" / "fgsm-0").recipe()["batch_size"] == 128
 
 
+def test_the_folder_of_another_study_is_not_written_over(done, tiny, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(done[0], folder)
+    before = {name: (folder / name).read_bytes() for name in ("plan.json", "table.md")}
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="is the folder of the study small: choose another for mine with --out"):
+            run_study(small(tiny, name="mine"), folder, scale="smoke", workers=1, overwrite=overwrite)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (("PGD-2", "wrost"), r"'wrost', by which 'PGD-2' is not evaluated: did you mean worst\?"),
+        (("PGD-2", "margin: pgd-33", "best"), r"'margin: pgd-33', by which .*: did you mean pgd-3\?"),
+        (("PGD2", "worst"), r"'PGD2', no arm of the study: did you mean PGD-2\?"),
+        (("FGSM", "worst", "lats"), r"'lats' weights: did you mean last\?"),
+    ],
+)
+def test_a_claim_about_what_is_not_measured_is_refused_before_the_trainings(cell, message, tiny):
+    claim = Claim("It is so.", "it", lambda c: c("FGSM", "clean") - c(*cell))
+    with pytest.raises(UserError, match=f"'It is so.' is about {message}"):
+        small(tiny, claims=(claim,))
+
+
 def test_a_training_that_fails_is_named_when_the_others_are_done(tiny, tmp_path):
     broken = small(tiny, arms=(Arm("PGD-2", tiny), Arm("broken", replace(tiny, lr=1e12))), claims=())
     with pytest.raises(UserError, match=r"2 of 4 trainings failed, the others are done. The first: broken, seed"):

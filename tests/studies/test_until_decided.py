@@ -116,6 +116,16 @@ def test_seeds_are_added_to_the_arms_of_open_claims_up_to_the_most(study, traine
     assert Plan.read(tmp_path).arms[1]["seeds"] == 18, "--status knows them"
 
 
+def test_without_the_option_one_is_told_that_there_are_more_seeds(study, trained, tmp_path):
+    run(study, tmp_path)
+    said = []
+    run_study(study, tmp_path, scale="smoke", workers=1, log=said.append)
+    assert said[0].endswith("up to 18 seeds; the verdicts are on 3 seeds. If --until-decided added the others, give it again")
+    said.clear()
+    run(study, tmp_path, log=said.append)
+    assert not any("give it again" in line for line in said)
+
+
 def test_overwriting_begins_the_added_seeds_anew_too(study, trained, tmp_path):
     run(study, tmp_path)
     done = len(trained)

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import FunctionType, ModuleType
 from typing import Any, Protocol, Self, TypeGuard, runtime_checkable
 
 import torch
@@ -220,20 +221,25 @@ def _takes(function: Any, count: int) -> bool:
 def threats_of(value: Any) -> list[Threat]:
     """The threats inside a value (an attack, an adversary, an evaluation), in order. Models are not searched.
 
-    Every object that fulfils the protocol counts, also one of a user's own class.
+    Every object that fulfils the protocol counts, also one of a user's own class, and one in an object that is no
+    dataclass.
     """
-    found = list(_threats_in(value))
-    if found or isinstance(value, type | nn.Module | Tensor):
-        return found
-    return [each for each in getattr(value, "__dict__", {}).values() if _is_threat(each)]  # a user's own class
+    return list(_threats_in(value, ()))
 
 
-def _threats_in(value: object) -> Iterator[Threat]:
+def _threats_in(value: object, around: tuple[object, ...]) -> Iterator[Threat]:
     if _is_threat(value):
         yield value  # what a set consists of is not a set of its own
-    else:
-        for child in children(value):
-            yield from _threats_in(child)
+    elif not any(value is each for each in around):
+        for child in children(value) or _attributes(value):
+            yield from _threats_in(child, (*around, value))
+
+
+def _attributes(value: object) -> list[Any]:
+    """Return the attributes of an object of a user's own class; classes, functions, models and tensors have none."""
+    if isinstance(value, type | nn.Module | Tensor | FunctionType | ModuleType):
+        return []
+    return list(getattr(value, "__dict__", {}).values())
 
 
 def _is_threat(value: object) -> TypeGuard[Threat]:

@@ -103,8 +103,8 @@ class Study:
         draw: Function that writes further figures of all runs to the folder of the study.
 
     Raises:
-        UserError: If names clash or are unknown, there is no seed, a claim is made twice, or the arms have different
-            evaluations.
+        UserError: If names clash or are unknown, there is no seed, a claim is made twice or is of a training or an attack
+            that there is not, or the arms have different evaluations.
     """
 
     name: str
@@ -143,6 +143,24 @@ class Study:
                 f"the arms of a study are evaluated by different adversaries, none of them apart: {alike}; list those "
                 "that differ in `apart`"
             )
+        self._check_claims()
+
+    def _check_claims(self) -> None:
+        """Refuse a claim about an arm or an adversary that there is not, before hours of training."""
+        measured = {arm.name: _measured(arm) for arm in self.arms}
+        for claim in self.claims:
+            for arm, which, under in sorted(self.asked(claim)):
+                if which == RUN:  # a number of an analysis, which may be of a group of arms
+                    continue
+                if arm not in measured:
+                    raise UserError(f"{claim.sentence!r} is about {arm!r}, no arm of the study: {nearest(arm, measured)}")
+                if which not in WEIGHTS:
+                    raise UserError(f"{claim.sentence!r} is about {which!r} weights: {nearest(which, [*WEIGHTS, RUN])}")
+                if under.removeprefix(MARGIN) not in measured[arm]:
+                    raise UserError(
+                        f"{claim.sentence!r} is about {under!r}, by which {arm!r} is not evaluated: "
+                        f"{nearest(under.removeprefix(MARGIN), measured[arm])}"
+                    )
 
     def seeds_of(self, arm: Arm) -> int:
         """Return the number of seeds of an arm."""
@@ -178,10 +196,7 @@ class Study:
         """Return the results that the number of a claim is computed from, before there are any."""
         one = np.ones(1)
         known = {
-            (arm.name, which, under): one
-            for arm in self.arms
-            for which in WEIGHTS
-            for under in ("clean", *arm.recipe.evaluation.adversaries, WORST)
+            (arm.name, which, under): one for arm in self.arms for which in WEIGHTS for under in _measured(arm)
         }
         cells = Cells(defaultdict(lambda: one, known))
         with np.errstate(all="ignore"):
@@ -228,6 +243,11 @@ class Study:
             analyses={each.kind: each.how for each in self.measurements},
             joint=None if self.joint is None else self.joint.how,
         )
+
+
+def _measured(arm: Arm) -> tuple[str, ...]:
+    """Return the names of the accuracies that an arm is evaluated to."""
+    return ("clean", *arm.recipe.evaluation.adversaries, WORST)
 
 
 def _of_analyses(asked: Iterable[Cell]) -> bool:
