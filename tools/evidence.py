@@ -24,10 +24,11 @@ HEAD = """\
 
 Every claim of every paper that was re-examined here, from the stored results of its study.
 `python tools/evidence.py results docs` writes this page. [How a claim is decided](studies.md#how-a-claim-is-decided)
-was fixed before the studies ran, but for accuracies that are the same for all seeds: since 2026-11-30 the sign test
-decides them, which decided two claims of `smooth` and one of `memorization`. The headline about transfer is that of
-pooled features since the same day, before these were measured: it was that of the whole map, of which one part of five
-is decided now.
+was fixed before the studies ran, but for two things. Since 2026-11-30 the sign test decides accuracies that are the
+same for all seeds, which decided two claims of `smooth` and one of `memorization`. Since the same day the interval is
+wider where fewer than ten images make a difference. The results here are from before: that may leave one of `leaders`
+undecided, and no other. The headline about transfer is that of pooled features since the same day, before these were
+measured. Before, it was that of the whole map of features; of its five parts one is decided now.
 
 - *found*: the mean over seeds with its 95 % interval (wider for parts of one claim, and where seeds were added), in
   points of accuracy unless a unit is given.

@@ -120,7 +120,9 @@ def test_without_the_option_one_is_told_that_there_are_more_seeds(study, trained
     run(study, tmp_path)
     said = []
     run_study(study, tmp_path, scale="smoke", workers=1, log=said.append)
-    assert said[0].endswith("up to 18 seeds; the verdicts are on 3 seeds. If --until-decided added the others, give it again")
+    assert said[0].endswith(
+        "up to 18 seeds; the verdicts are on 3 seeds. If --until-decided added the others, give it again"
+    )
     said.clear()
     run(study, tmp_path, log=said.append)
     assert not any("give it again" in line for line in said)

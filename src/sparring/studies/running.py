@@ -78,8 +78,8 @@ def run_study(
     prepare(study, folder, scale, overwrite=overwrite)
     if not planned and (most := max(arm.seeds or 0 for arm in _with_added(study, folder).arms)) > study.seeds:
         log(
-            f"{folder} has trainings of up to {most} seeds; the verdicts are on {study.seeds} seeds. If --until-decided "
-            "added the others, give it again"
+            f"{folder} has trainings of up to {most} seeds; the verdicts are on {study.seeds} seeds. If "
+            "--until-decided added the others, give it again"
         )
     if not planned and (reasons := untestable(study.claims, study.seeds)):
         first, why = next(iter(reasons.items()))
@@ -204,7 +204,9 @@ def prepare(study: Study, folder: Path, scale: str, *, overwrite: bool = False) 
     plan, leases = study.plan(scale), leases_of(folder)
     known = Plan.read(folder)
     if known is not None and known.study != study.name:
-        raise UserError(f"{folder} is the folder of the study {known.study}: choose another for {study.name} with --out")
+        raise UserError(
+            f"{folder} is the folder of the study {known.study}: choose another for {study.name} with --out"
+        )
     if overwrite:
         _clear(_with_added(study, folder).plan(scale).jobs(folder), leases)
     _admit(study, plan.trainings(folder))

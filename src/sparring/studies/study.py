@@ -103,7 +103,7 @@ class Study:
         draw: Function that writes further figures of all runs to the folder of the study.
 
     Raises:
-        UserError: If names clash or are unknown, there is no seed, a claim is made twice or is of a training or an attack
+        UserError: If names clash or are unknown, there is no seed, a claim is made twice or is of an arm or an attack
             that there is not, or the arms have different evaluations.
     """
 
@@ -153,7 +153,9 @@ class Study:
                 if which == RUN:  # a number of an analysis, which may be of a group of arms
                     continue
                 if arm not in measured:
-                    raise UserError(f"{claim.sentence!r} is about {arm!r}, no arm of the study: {nearest(arm, measured)}")
+                    raise UserError(
+                        f"{claim.sentence!r} is about {arm!r}, no arm of the study: {nearest(arm, measured)}"
+                    )
                 if which not in WEIGHTS:
                     raise UserError(f"{claim.sentence!r} is about {which!r} weights: {nearest(which, [*WEIGHTS, RUN])}")
                 if under.removeprefix(MARGIN) not in measured[arm]:
@@ -195,9 +197,7 @@ class Study:
     def asked(self, claim: Claim) -> frozenset[Cell]:
         """Return the results that the number of a claim is computed from, before there are any."""
         one = np.ones(1)
-        known = {
-            (arm.name, which, under): one for arm in self.arms for which in WEIGHTS for under in _measured(arm)
-        }
+        known = {(arm.name, which, under): one for arm in self.arms for which in WEIGHTS for under in _measured(arm)}
         cells = Cells(defaultdict(lambda: one, known))
         with np.errstate(all="ignore"):
             claim.statistic(cells)
