@@ -169,8 +169,8 @@ def test_an_objective_of_two_views_is_given_two():
 @pytest.mark.parametrize(
     ("objective", "what"),
     [
-        (Vector(), "scalar terms"),
-        (Whole(), "one number per example"),
+        (Vector(), r"outer of Vector: 'ce' has shape \(\d+,\): wanted is a scalar, as its mean"),
+        (Whole(), r"the value of the loss \w+ has shape \(\): wanted is one number per image, \[\d+\]"),
         (Constant(), "the terms have a gradient"),
         (Forgetful(), "the loss of the update changes no memory"),
         (Hidden(), "training is reproducible"),

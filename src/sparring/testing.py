@@ -33,7 +33,7 @@ from .core.types import (
     Threat,
     at,
 )
-from .core.validation import check_logits
+from .core.validation import check_logits, checked_loss, checked_output, checked_terms
 from .core.walk import walk
 from .training.engine import Method, State, train_step
 
@@ -151,7 +151,10 @@ def check_objective(
     Raises:
         AssertionError: when a property does not hold.
     """
-    _check_one_step(objective, attack, shape, seed)
+    try:
+        _check_one_step(objective, attack, shape, seed)
+    except UserError as error:  # what a training would say
+        raise AssertionError(f"it should hold that a training takes the objective: {error}") from error
     method = Method(attack, objective)
     whole, half = (_trained(method, shape, seed, steps) for steps in (6, 3))
     _same(whole, _trained(method, shape, seed, 6), "training is reproducible from its seed")
@@ -176,9 +179,9 @@ def _check_one_step(
             objective.observe(ctx)
             ctx = replace(ctx, start=objective.start(ctx))
         remembered = copy.deepcopy(memory.state_dict())
-        loss = objective.inner(ctx)
+        loss = checked_loss(objective.inner(ctx), objective)
         rows = torch.tensor([2, 0])
-        value = loss(x).value
+        value = checked_output(loss(x), x, loss).value
         _expect(value.shape == (len(x),), f"the inner loss is one number per example, not {tuple(value.shape)}")
         _close(loss[rows](x[rows]).value, value[rows], "loss[rows] is the same function for some of the examples")
         _unchanged(memory, remembered, "the loss of the attack changes no memory")
@@ -186,8 +189,7 @@ def _check_one_step(
         with torch.no_grad():
             objective.remember(ctx, z)
     remembered = copy.deepcopy(memory.state_dict())
-    terms = objective.outer(ctx.on(model), z)
-    _expect(len(terms) > 0 and all(t.ndim == 0 for t in terms.values()), "outer gives scalar terms")
+    terms = checked_terms(objective.outer(ctx.on(model), z), objective)
     torch.stack(list(terms.values())).sum().backward()
     _expect(
         any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()),

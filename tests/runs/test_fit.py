@@ -375,8 +375,12 @@ def test_checkpoints_are_written_within_epochs_if_asked_for(tiny, tmp_path):
 
 def test_a_signal_after_the_last_step_stops_what_comes_next(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("sparring.runs.fit.plot_learning_curve", lambda *_: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        fit(replace(tiny, epochs=1), tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs behind it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(replace(tiny, epochs=1), tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert RunFolder(tmp_path).finished()
 
 

@@ -66,6 +66,51 @@ def test_images_that_were_normalised_outside_the_model_are_refused_at_the_first_
         train_step(MADRY, state, batch, Progress(0, 3, 1))
 
 
+def on_logits(of):
+    """An `inner` that gives a function of images."""
+    return lambda ctx: lambda x: of(ctx.lens.logits(x))
+
+
+def terms(of):
+    return lambda ctx, x_adv: of(ctx.lens.logits(x_adv).mean())
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "message"),
+    [
+        (None, terms(lambda out: out), r"outer of Mine gives a Tensor: wanted are terms by name, as \{'ce': loss\}"),
+        (None, terms(lambda out: {}), "outer of Mine gives no term"),
+        (None, terms(lambda out: {"ce": out.item()}), "'ce' is a float: wanted is a tensor, without .item"),
+        (None, terms(lambda out: {"ce": out[None]}), r"'ce' has shape \(1,\): wanted is a scalar, as its mean"),
+        (None, None, "Mine has no `outer`: let it return the terms of the update"),
+        (
+            on_logits(lambda out: out.sum(1)),
+            None,
+            r"the loss <lambda> gives a Tensor: wanted is LossOutput\(value, fooled",
+        ),
+        (
+            on_logits(lambda out: (out.sum(), None)),
+            None,
+            r"the loss <lambda> has shape \(\): wanted is one number per image",
+        ),
+        (on_logits(lambda out: (0.0, None)), None, "the value of the loss <lambda> is a float"),
+        (
+            lambda ctx: ctx.lens.logits(ctx.batch.x).sum(1),
+            None,
+            "inner of Mine gives a Tensor: wanted is the loss itself",
+        ),
+    ],
+)
+def test_an_objective_that_gives_something_else_is_refused_in_a_sentence(inner, outer, message):
+    given = {"inner": lambda self, ctx: (inner or CrossEntropy().inner)(ctx)}
+    given |= {"outer": lambda self, ctx, x_adv: outer(ctx, x_adv)} if outer else {}
+    mine = Method(PGD(Linf(0.05), steps=2), type("Mine", (Objective,), given)())
+    with pytest.raises(UserError, match=message):
+        run(begin(mine), mine, epochs=1)
+    with pytest.raises(UserError, match=r"Nothing has no `inner`: let it return the loss of the attack"):
+        run(begin(), Method(PGD(Linf(0.05), steps=2), type("Nothing", (Objective,), {})()), epochs=1)
+
+
 def test_layers_that_the_owner_froze_stay_in_eval_mode():
     """Other libraries call model.train() on the whole tree after each attack."""
     model = toy_net().train()

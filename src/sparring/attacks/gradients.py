@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.types import LossOutput, PerExampleLoss
+from ..core.validation import checked_output
 from .losses import EOT, Boundaries, Microbatched, OnLogits, joined, mean
 
 
@@ -56,7 +57,7 @@ def _answer(loss: PerExampleLoss, z: Tensor, judged: bool) -> ValueAndGrad:
     for _ in range(draws):
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            value, fooled = single(z) if alone is None else (alone(z), None)
+            value, fooled = checked_output(single(z), z, single) if alone is None else (alone(z), None)
             new = _grad(value.sum(), z)
         probes.append(LossOutput(value.detach(), fooled))
         grad = new if grad is None else grad + new

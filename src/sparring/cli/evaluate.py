@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..core.types import Threat
-    from ..evaluation import Adversary
+    from ..evaluation import Adversary, Cascade
     from ..records.results import EvaluationResult
     from ..runs.recipe import Evaluation, Recipe
 
@@ -53,7 +53,8 @@ class Options:
     min_norm: bool = False
     """Add minimum-norm attacks, for robustness-curve.png and hardest-examples.png (needs a folder)."""
     attack: tuple[str, ...] = ()
-    """Attacks instead of those of the recipe: fgsm, pgd, pgd-50-10, apgd, square, autoattack, ..."""
+    """Attacks instead of those of the recipe: fgsm, pgd, pgd-50-10, apgd, square, autoattack, ..., or of your own, as
+    myattacks.py:MyAttack, which is called with the threat."""
     threat: str | None = None
     """Threat of --attack, AutoAttack and the minimum-norm attacks: linf:8/255, l2:0.5 or l1:12. By default the threat
     of the recipe. Given alone, it adds AutoAttack."""
@@ -328,15 +329,24 @@ def _with_more(evaluation: "Evaluation", options: Options) -> "Evaluation":
 
 def _added(options: Options, threat: "Threat") -> "dict[str, Adversary]":
     from ..evaluation import AutoAttack, MinimumNorm
-    from ..evaluation.named import adversaries_of
 
-    named = adversaries_of(list(options.attack), threat) if options.attack else {}
+    named = {name: own for spec in options.attack for name, own in _named(spec, threat).items()}
     more: dict[str, Any] = {**_suite(options, threat), **named}
     if options.autoattack is not None:
         more["autoattack"] = AutoAttack(threat, options.autoattack)
     if options.min_norm:
         more["nearest"] = MinimumNorm.of(threat)
     return more
+
+
+def _named(spec: str, threat: "Threat") -> "Mapping[str, Adversary | Cascade]":
+    """Return the attack of a name, or of a class or function of the user's, by its name in the result."""
+    from ..evaluation.named import adversaries_of
+    from ..runs.parts import is_own, own_attack
+
+    if not is_own(spec):
+        return adversaries_of([spec], threat)
+    return adversaries_of(dict([own_attack(spec, threat)]), None)
 
 
 def _suite(options: Options, threat: "Threat") -> dict[str, Any]:

@@ -36,8 +36,8 @@ HELP = f"""\
                       {_METHODS}
   --threat THREAT     another set of perturbations in training, selection and evaluation: linf:8/255, l2:0.5 or l1:12
   --attack ATTACK     another attack in the method: one of
-                      {ATTACKS};
-                      options follow, as in pgd:steps=20
+                      {ATTACKS},
+                      or your own, file.py:Attack; options follow, as in pgd:steps=20
   --optimizer NAME    another optimiser: {OPTIMIZERS}; options follow, as in adamw:weight_decay=0.05
   --schedule NAME     another schedule of the learning rate: one of
                       {SCHEDULES}; options follow, as in cosine:peak=0.05

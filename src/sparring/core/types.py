@@ -670,12 +670,14 @@ class Objective:
         return attack if ctx.start is None else started_at(attack, ctx.start)
 
     def inner(self, ctx: Context) -> PerExampleLoss:
-        """Return the loss that the attack maximises."""
-        raise NotImplementedError
+        """Return the loss that the attack maximises: a function of images that gives `LossOutput(value, fooled)`."""
+        raise UserError(f"{type(self).__name__} has no `inner`: let it return the loss of the attack, as CE(..) is one")
 
     def remember(self, ctx: Context, x_adv: Tensor) -> None:
         """Update the memory after the attack; called once per batch, without gradients."""
 
     def outer(self, ctx: Context, x_adv: Tensor) -> Terms:
         """Return named scalar terms: the optimiser minimises their sum, and each is logged under its name."""
-        raise NotImplementedError
+        raise UserError(
+            f"{type(self).__name__} has no `outer`: let it return the terms of the update, as {{'ce': loss}}"
+        )

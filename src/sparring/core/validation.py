@@ -1,5 +1,6 @@
 """Checks of input that would otherwise mislead. Each message says what was given, what is allowed and what to do."""
 
+from collections.abc import Mapping
 from typing import NoReturn
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
-from .types import Classifier, TensorData
+from .types import Classifier, LossOutput, PerExampleLoss, TensorData, Terms
 
 
 def check_tensor(x: object, what: str) -> None:
@@ -51,6 +52,47 @@ def check_attack(attack: object) -> None:
         raise UserError(f"{attack.__name__} is a class: wanted is an attack with its set, as PGD(Linf('8/255'))")
     if not callable(attack):
         raise UserError(f"{attack!r} is no attack: wanted is a value such as PGD(Linf('8/255'))")
+
+
+def checked_loss(loss: PerExampleLoss, objective: object) -> PerExampleLoss:
+    """Return what `objective.inner` gave. Raises `UserError` if it is no function of images."""
+    if not callable(loss):
+        raise UserError(
+            f"inner of {type(objective).__name__} gives a {type(loss).__name__}: wanted is the loss itself, a function "
+            "of images that gives LossOutput(value, fooled), as CE(model, y) is"
+        )
+    return loss
+
+
+def checked_output(found: object, x: Tensor, loss: object) -> LossOutput:
+    """Return what a loss gave for images `x`. Raises `UserError` unless it is a number of each, and who is fooled."""
+    what = getattr(loss, "__name__", None) or type(loss).__name__
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise UserError(
+            f"the loss {what} gives a {type(found).__name__}: wanted is LossOutput(value, fooled), with None as "
+            "`fooled` where it does not know"
+        )
+    value = found[0]
+    if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
+        given = f"has shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"is a {type(value).__name__}"
+        raise UserError(f"the value of the loss {what} {given}: wanted is one number per image, [{len(x)}]")
+    return LossOutput(*found)
+
+
+def checked_terms(terms: Terms, objective: object) -> Terms:
+    """Return what `objective.outer` gave. Raises `UserError` unless it is scalar tensors by their names."""
+    name = f"outer of {type(objective).__name__}"
+    if not isinstance(terms, Mapping) or not terms:
+        given = "no term" if isinstance(terms, Mapping) else f"a {type(terms).__name__}"
+        raise UserError(f"{name} gives {given}: wanted are terms by name, as {{'ce': loss}}")
+    for key, term in terms.items():
+        if not isinstance(term, Tensor):
+            raise UserError(
+                f"{name}: {key!r} is a {type(term).__name__}: wanted is a tensor, without .item() or float()"
+            )
+        if term.ndim:
+            raise UserError(f"{name}: {key!r} has shape {tuple(term.shape)}: wanted is a scalar, as its mean")
+    return terms
 
 
 def as_classifier(model: nn.Module, images: Tensor) -> Classifier:

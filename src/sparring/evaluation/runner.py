@@ -391,7 +391,7 @@ class Run:
         x, y = setting.batch(rows)
         index, threat = setting.data.index[rows].to(x.device), bound(adversary)
         with setting.seen_by(adversary, on_model) as (attack, attacked):
-            z = setting.found(attack, attacked, x, y, PerExample(seed, index)).detach()
+            z = _images_like(x, setting.found(attack, attacked, x, y, PerExample(seed, index)), name)
             again = setting.unlike_model(attacked, z, y)
             if bool(again.any()):
                 z[again] = attack(setting.judge.model, x[again], y[again], PerExample(seed, index[again])).detach()
@@ -400,7 +400,13 @@ class Run:
             first = int(index[lost][0])
             raise UserError(
                 f"{name} gives NaN or infinite pixels for {int(lost.sum())} images, first for index {first}: the "
-                "gradient of the model is NaN there, as that of sqrt is at 0. Correct that: it is no robustness"
+                "gradient of the model is NaN there, as that of sqrt is at 0, or the attack makes them itself. Correct "
+                "that: it is no robustness"
+            )
+        if float(z.min()) < 0 or float(z.max()) > 1:
+            raise UserError(
+                f"{name} gives pixels in [{float(z.min()):.9g}, {float(z.max()):.9g}], outside [0, 1]: let the attack "
+                "bring its points back, as threat.project(z, x) does"
             )
         z, verdict = setting.confirmed(z, x, y, threat)
         measure = threat_of(adversary) if isinstance(adversary, MinimumNorm) else threat
@@ -431,6 +437,14 @@ def _part(facts: Sequence[Tensor], z: Tensor, book: AttackRecord) -> Part:
     shown = _rows(broken) if book.all_images else _rows(broken)[:few]
     images = z[shown.to(z.device)].float().contiguous()
     return Part(*(tensor.cpu().numpy() for tensor in (rows, broken, margin, norm, predicted, images)))
+
+
+def _images_like(x: Tensor, z: object, name: str) -> Tensor:
+    """Return what an attack gave, without its graph. Raises `UserError` unless it is a tensor of the shape of `x`."""
+    if not isinstance(z, Tensor) or z.shape != x.shape:
+        given = f"a tensor of shape {tuple(z.shape)}" if isinstance(z, Tensor) else f"a {type(z).__name__}"
+        raise UserError(f"{name} gives {given}: an attack gives images of the shape that it takes, {tuple(x.shape)}")
+    return z.detach()
 
 
 def _finite(z: Tensor) -> Tensor:

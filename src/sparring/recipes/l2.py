@@ -10,13 +10,14 @@ from ..objectives.cross_entropy import CrossEntropy
 from ..runs.recipe import Recipe
 from ..training.engine import Method
 from ._common import pgd_50_10, select_by_pgd
+from ._digits import pgd_on_digits
 from .cifar10 import cifar10_rn18_pgd
-from .small import fashion_pgd, quickstart
+from .small import fashion_pgd
 
 
 def digits_l2(eps: float = 0.5) -> Recipe:
     """PGD-AT of a small CNN on the digits of scikit-learn, L2 0.5: under a minute."""
-    return _in_l2(quickstart(), eps)
+    return _in_l2(pgd_on_digits(), eps)
 
 
 def fashion_l2(eps: float = 1.0) -> Recipe:

@@ -18,8 +18,9 @@ from ..training.engine import Method
 from ..training.example_history import ExampleHistory
 from ..training.optimizers import SGD
 from ._common import pgd_50_10, select_by_pgd
+from ._digits import pgd_on_digits
 from .cifar10 import cifar10_rn18_pgd
-from .small import fashion_pgd, quickstart
+from .small import fashion_pgd
 
 Trained = Literal["pgd", "trades"]
 
@@ -144,7 +145,7 @@ def digits_random_labels(eps: float = 3 / 32, rate: float = 1.0, train: Trained 
         threat, steps=10, step_size=threat.eps / 4, start=GaussianStart() if train == "trades" else RandomStart()
     )
     return replace(
-        quickstart(eps),
+        pgd_on_digits(eps),
         data=Subset(Digits(), 400),
         model=Build(small_cnn, width=64, batch_norm=True),
         method=Method(attack, TRADES() if train == "trades" else CrossEntropy()),

@@ -18,9 +18,9 @@ from ..runs.recipe import Recipe
 from ..training.engine import Method
 from ..training.optimizers import Adam
 from ._common import select_by_pgd
+from ._digits import pgd_on_digits
 from ._selfsup import as_released, hardened, pretrained, worst_on_neighbours
 from .cifar10 import cifar10_rn18_pgd
-from .small import quickstart
 
 Maximized = Literal["contrast", "distance", "cosine"]
 
@@ -33,7 +33,7 @@ def digits_amdim(eps: float = 0.1) -> Recipe:
 
     The starting point of self-supervised adversarial training at Linf `eps`: next, `sparring train digits_amdim_sat`.
     """
-    base = replace(quickstart(eps), model=Build(amdim, width=16, dim=64, depth=1, k=15), batch_size=128)
+    base = replace(pgd_on_digits(eps), model=Build(amdim, width=16, dim=64, depth=1, k=15), batch_size=128)
     objective = ContrastivePretraining(Multiscale(regularise=0.05))
     recipe = pretrained(base, objective, epochs=30, lr=1e-3, augment=_DIGITS)
     return replace(recipe, evaluation=worst_on_neighbours(Linf(eps), steps=20, restarts=2))
@@ -152,7 +152,7 @@ def _released(before: Recipe, start: str, eps: float, unit: float, lr: float) ->
 
 def _fashion(eps: float, objective: ContrastivePretraining | InstanceDiscrimination, width: int) -> Recipe:
     model = Build(amdim, width=width, dim=64, depth=1)
-    base = replace(quickstart(eps), data=FashionMNIST(), model=model, batch_size=200, held_out=0.02)
+    base = replace(pgd_on_digits(eps), data=FashionMNIST(), model=model, batch_size=200, held_out=0.02)
     recipe = pretrained(base, objective, epochs=8, lr=1e-3, augment=_CLOTHES)
     return replace(recipe, evaluation=worst_on_neighbours(Linf(eps), 0.05, examples=500, steps=20, restarts=2))
 

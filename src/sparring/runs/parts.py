@@ -4,20 +4,25 @@ Options follow a colon, as in `pgd:steps=20` or `adamw:weight_decay=0.05`. Metho
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from ..attacks import APGD, FGSM, PGD, Benign
 from ..attacks.single_step import NFGSM, MultiGrad, ZeroGrad
+from ..core import foreign
 from ..core.errors import UserError, nearest
 from ..core.schedules import Cosine, Cyclic, ExponentialDecay, MultiStep, Triangle, WarmUp
 from ..core.types import Threat
+from ..core.validation import check_attack
 from ..training.optimizers import LAMB, LARS, SGD, Adam, AdamW, RMSProp
 from .external_models import options_of
 from .recipe import Recipe
 
 Make = Callable[..., Any]
+
+_OWN = re.compile(r"(?P<name>.+:[A-Za-z_]\w*)(?::(?P<options>\w+=.*))?")
 
 ATTACKS: Mapping[str, tuple[str, Make]] = {
     "none": ("no adversary", lambda threat: Benign()),
@@ -59,7 +64,7 @@ def with_attack(recipe: Recipe, spec: str, threat: Threat) -> Recipe:
 
     Args:
         recipe: The recipe.
-        spec: Name of the attack with its options, such as "pgd:steps=20".
+        spec: Name of the attack with its options, such as "pgd:steps=20", or one of your own: see `own_attack`.
         threat: The set of perturbations.
 
     Raises:
@@ -67,7 +72,40 @@ def with_attack(recipe: Recipe, spec: str, threat: Threat) -> Recipe:
     """
     if not (is_dataclass(recipe.method) and "attack" in {each.name for each in fields(recipe.method)}):
         raise UserError(f"the method of the recipe, {type(recipe.method).__name__}, has no attack to exchange")
-    return replace(recipe, method=replace(recipe.method, attack=_made("attack", ATTACKS, spec, threat)))
+    made = own_attack(spec, threat)[1] if is_own(spec) else _made("attack", ATTACKS, spec, threat)
+    return replace(recipe, method=replace(recipe.method, attack=made))
+
+
+def is_own(spec: str) -> bool:
+    """Return True if `spec` names something in a file or module, as in `myattacks.py:Mine`."""
+    return _OWN.fullmatch(spec) is not None
+
+
+def own_attack(spec: str, threat: Threat) -> tuple[str, Any]:
+    """Makes an attack or adversary by a class or function of the user's.
+
+    Args:
+        spec: Its file or module and its name, and options, as in "myattacks.py:Mine:steps=5".
+        threat: The set of perturbations, the first argument.
+
+    Returns:
+        Its name in results, as "Mine:steps=5", and the attack.
+
+    Raises:
+        UserError: If there is no such file, module, name or option, or it does not make an attack.
+    """
+    known = _OWN.fullmatch(spec)
+    assert known is not None
+    make = foreign.member(known["name"], "an attack, such as myattacks.py:MyAttack")
+    try:
+        made = make(threat, **options_of(known["options"] or ""))
+    except TypeError as error:
+        raise UserError(
+            f"{known['name']} makes no attack of a set of perturbations ({error}): let it take that first, as "
+            f"{make.__name__}({threat!r})"
+        ) from error
+    check_attack(made)
+    return spec.removeprefix(known["name"].rpartition(":")[0])[1:], made
 
 
 def with_optimizer(recipe: Recipe, spec: str) -> Recipe:

@@ -12,7 +12,7 @@ from ..data import Digits, FashionMNIST, Subset
 from ..evaluation import MultiTargeted, WhiteBox
 from ..models import preact_resnet18, small_cnn
 from ..objectives.cross_entropy import CrossEntropy
-from ..recipes.small import quickstart
+from ..recipes._digits import pgd_on_digits
 from ..runs.recipe import Evaluation, Recipe
 from ..training.engine import Method
 
@@ -50,7 +50,7 @@ def evaluation(threat: Linf, steps: int = 20, strong: int = 30, targets: int = 3
 def base(scale: str, sizes: Sizes, threat: Linf, epochs: int) -> Recipe:
     """Return PGD-AT of a small network with batch norm, as in Bag of Tricks but smaller: SGD, rate in three pieces."""
     recipe = replace(
-        quickstart(threat.eps),
+        pgd_on_digits(threat.eps),
         data=Subset(FashionMNIST(), sizes.train, sizes.test),
         method=Method(PGD(threat, steps=5, step_size=threat.eps / 3), CrossEntropy()),
         epochs=epochs,

@@ -23,7 +23,7 @@ from ..data import ClassSubset, Digits, FashionMNIST, Subset
 from ..evaluation import Adversary, MultiTargeted, WhiteBox
 from ..models import small_cnn
 from ..objectives.cross_entropy import CrossEntropy
-from ..recipes.small import quickstart
+from ..recipes._digits import pgd_on_digits
 from ..records.outcomes import Cells
 from ..records.results import Array
 from ..records.run_folder import RunFolder
@@ -95,7 +95,7 @@ def _arms(scale: str, sizes: Sizes) -> tuple[Arm, ...]:
         "apgd-t": MultiTargeted(APGD(threat, 2 if smoke else 20), TargetedDLR, 1 if smoke else 3),
     }
     base = replace(
-        quickstart(),
+        pgd_on_digits(),
         data=Subset(source, sizes.train, sizes.test),
         epochs=_EPOCHS[scale],
         lr=Cyclic(0.1, top=0.3),

@@ -17,7 +17,7 @@ from ..objectives.hat import HAT
 from ..objectives.ikl import IKL
 from ..objectives.rslad import RSLAD
 from ..objectives.trades import TRADES
-from ..recipes.small import quickstart
+from ..recipes._digits import pgd_on_digits
 from ..records.outcomes import Cells
 from ..records.results import Array
 from ..records.statistics import Claim
@@ -87,7 +87,7 @@ class _Bench:
         self.scale, self.threat, self.smoke = scale, Linf(_EPS[scale]), scale == "smoke"
         self.data = Subset(FashionMNIST() if scale == "gpu" else Digits(), sizes.train, sizes.test)
         images = GaussianMixtureImages(self.data, 10 * sizes.train, *_MIXTURES[scale])
-        steps = sizes.train // quickstart().batch_size
+        steps = sizes.train // pgd_on_digits().batch_size
         self.generated = ExtraData(images, _SHARE, steps_per_epoch=steps)
 
     def method(self, objective: Objective, adversarial: bool = True) -> Method:
@@ -105,7 +105,7 @@ class _Bench:
     def train(self, objective: Objective, width: int = 1, adversarial: bool = True) -> Recipe:
         strong = Evaluation({"autoattack": AutoAttack(self.threat)}, batch_size=500)
         return replace(
-            quickstart(self.threat.eps),
+            pgd_on_digits(self.threat.eps),
             data=self.data,
             model=Build(small_cnn, width=_WIDTHS[self.scale][width], batch_norm=True),
             method=self.method(objective, adversarial),

@@ -19,7 +19,7 @@ from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.regularizers import Sum
 from ..objectives.temporal_ensembling import TemporalEnsembling
 from ..objectives.trades import TRADES
-from ..recipes.small import quickstart
+from ..recipes._digits import pgd_on_digits
 from ..records.outcomes import Cells
 from ..records.results import Array
 from ..records.statistics import Claim
@@ -200,7 +200,7 @@ class _Clothes:
 def _base(threat: Linf, data: Source, held_out: float, smoke: bool) -> Recipe:
     select = PGD(threat, steps=1 if smoke else 3, step_size=threat.eps / 2, patience=0)
     return replace(
-        quickstart(threat.eps),
+        pgd_on_digits(threat.eps),
         data=data,
         optimizer=SGD(weight_decay=0.0),
         held_out=held_out,

@@ -25,8 +25,8 @@ from ..objectives.cross_entropy import CrossEntropy
 from ..objectives.instance_discrimination import InstanceDiscrimination
 from ..objectives.logit_pairing import LogitPairing
 from ..objectives.regularizers import Sum
+from ..recipes._digits import pgd_on_digits
 from ..recipes._selfsup import as_released, hardened, pretrained
-from ..recipes.small import quickstart
 from ..records.outcomes import Cells
 from ..records.results import Array
 from ..records.run_folder import RunFolder
@@ -121,7 +121,7 @@ class _Bench:
         self.pgd = PGD(self.threat, steps=3, step_size=_EPS / 2)
         source = Subset(Digits() if smoke else FashionMNIST(), sizes.train, sizes.test)
         self.base = replace(
-            quickstart(_EPS),
+            pgd_on_digits(_EPS),
             data=source,
             model=Build(amdim, **_NET[scale]),
             batch_size=64 if scale == "cpu" else 32 if smoke else 256,

@@ -43,7 +43,7 @@ from ..core.types import (
     at,
     recordable,
 )
-from ..core.validation import check_attack
+from ..core.validation import check_attack, checked_loss, checked_terms
 from ..core.walk import walk
 from ..core.whole_batch import by_batch, served
 from .averaging import Averaging
@@ -138,7 +138,7 @@ class Method:
             ctx = Context(ForwardCache(model), batch, kept, where, seed)
             ctx, x_adv = _crafted(self, ctx, ctx, backend, kind, batch.x[:8], nullcontext())
             with self.outer_mode(model):
-                terms = self.objective.outer(ctx.on(model), x_adv)
+                terms = checked_terms(self.objective.outer(ctx.on(model), x_adv), self.objective)
             if memory is None and _written(before, _tensors(kept)):
                 raise UserError(
                     f"{type(self.objective).__name__} remembers something from batch to batch: give memory="
@@ -481,7 +481,7 @@ def _step(
 
     def closure(ctx: Context, x_adv: Tensor) -> Closure:
         def terms() -> Terms:  # AWP calls it more than once, with other weights
-            found = method.objective.outer(ctx.on(state.model), x_adv)
+            found = checked_terms(method.objective.outer(ctx.on(state.model), x_adv), method.objective)
             share = ctx.batch.share
             return found if share == 1 else {name: share * term for name, term in found.items()}
 
@@ -526,7 +526,8 @@ def _crafted(
                 x, y, index, *soft = inputs
                 part = replace(batch, x=x, y=y, index=index, soft=soft[0] if soft else None)
                 seen = Context(ForwardCache(attacked), part, memory, progress, seed)
-                return attack(served(method.objective.inner(seen), model), x, rng)
+                loss = checked_loss(method.objective.inner(seen), method.objective)
+                return attack(served(loss, model), x, rng)
 
             return find
 

@@ -21,6 +21,7 @@ from ..core.types import (
     Threat,
     Update,
 )
+from ..core.validation import checked_terms
 from ..core.walk import walk
 from ..objectives.cross_entropy import CrossEntropy
 from .engine import State
@@ -97,7 +98,7 @@ class Free:
             x = self.threat.project(batch.x + delta, batch.x).detach().requires_grad_()
 
             def closure(x: Tensor = x) -> Terms:
-                found = self.objective.outer(ctx.on(state.model), x)
+                found = checked_terms(self.objective.outer(ctx.on(state.model), x), self.objective)
                 return found if batch.share == 1 else {name: batch.share * term for name, term in found.items()}
 
             with self.outer_mode(state.model), state.batch_norm():
