@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from helpers import bits, stop_at
+from torch import nn
 
 from sparring import FGSM, L2, PGD, Linf, UserError, fit
 from sparring.attacks import NFGSM
@@ -23,6 +24,7 @@ from sparring.core.schedules import Cosine, ExponentialDecay, Linear, MultiStep,
 from sparring.data.named import _KNOWN
 from sparring.objectives import TRADES
 from sparring.recipes import find
+from sparring.records import RunFolder
 from sparring.runs.external_models import LIBRARIES
 from sparring.runs.methods import METHODS
 from sparring.runs.parts import ATTACKS, OPTIMIZERS, SCHEDULES
@@ -34,12 +36,13 @@ pytestmark = pytest.mark.slow
 EXAMPLE = Path(__file__).parents[2] / "examples" / "05_a_method_of_your_own.py"
 
 CODE = """
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from sparring import PGD, CrossEntropy, Linf, Method, Objective
+from sparring.attacks.gradients import input_grad
 from sparring.recipes.small import quickstart
 
 
@@ -65,6 +68,26 @@ def pretrained(num_classes: int = 3):
 
 def needing(eps):
     return tiny(eps)
+
+
+@dataclass(frozen=True)
+class Signs:
+    threat: Linf
+    steps: int = 3
+
+    def __call__(self, loss, x, rng):
+        z = x
+        for _ in range(self.steps):
+            z = self.threat.project(z + self.threat.eps * input_grad(loss, z).sign(), x)
+        return z
+
+
+def nothing():
+    return 1
+
+
+def text(threat):
+    return "pgd"
 
 
 word = "no function"
@@ -357,3 +380,52 @@ def test_extra_data_are_named_and_their_share_is_a_flag(here, capsys):
     assert recipe["share"] == 0.5 and recipe["source"] == {"$": "GeneratedImages", "path": "drawn.npz"}
     assert shell([*OWN, *more, "--extra-data", "generated:none.npz", "--out", "other"]) == 2
     assert "none.npz" in capsys.readouterr().err
+
+
+# -- attacks, and weights of a model of one's own
+
+
+def test_an_attack_of_ones_own_trains_and_evaluates(here, capsys):
+    assert (
+        shell(
+            ["train", "own_parts.py:tiny", "--attack", "own_parts.py:Signs:steps=1", "--epochs", "12", "--out", "mine"]
+        )
+        == 0
+    )
+    named = RunFolder(here / "mine").recipe()["method"]["attack"]
+    assert named["steps"] == 1 and "own_parts:Signs" in json.dumps(named)
+    capsys.readouterr()
+    trust = ["--trust", "own_parts", "--weights", "best"]
+    attacks = ["own_parts.py:Signs", "own_parts:Signs:steps=1", "fgsm"]
+    assert shell(["evaluate", "mine", "--attack", *attacks, *trust, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["best"]
+    right = {name: found[name]["accuracy"] for name in ("clean", "Signs", "Signs:steps=1", "fgsm")}
+    assert right["Signs"] < right["Signs:steps=1"] == right["fgsm"] < right["clean"], "one step of it is FGSM"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("own_parts.py:Sign", "has no function 'Sign': did you mean Signs"),
+        ("own_parts.py:Signs:step=1", "makes no attack of a set of perturbations"),
+        ("own_parts.py:nothing", "let it take that first, as nothing(Linf(eps=0.1))"),
+        ("own_parts.py:text", "'pgd' is no attack"),
+        ("elsewhere.py:Signs", "elsewhere.py"),
+        ("pdg:steps=1", "no attack 'pdg': did you mean pgd"),
+    ],
+)
+def test_what_is_no_attack_of_ones_own_is_a_sentence(spec, message, here, capsys):
+    assert shell(["train", "own_parts.py:tiny", "--attack", spec, "--out", "mine"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_weights_of_a_model_that_a_function_of_ones_own_builds(here, capsys):
+    body = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten()
+    torch.save(nn.Sequential(*body, nn.Linear(72, 10)).state_dict(), here / "weights.pt")
+    command = ["evaluate", "weights.pt", "--data", "digits", "--attack", "fgsm", "--eps", "0.1", "--examples", "20"]
+    assert shell([*command, "--model", "own_parts.py:build:width=2"]) == 0
+    assert "fgsm" in capsys.readouterr().out
+    assert shell([*command, "--model", "own_parts.py:build"]) == 2
+    assert "does not fit the model that own_parts.py:build builds" in capsys.readouterr().err
+    assert shell([*command, "--model", "own_parts.py:failing"]) == 2
+    assert "raised RuntimeError: no weights there" in capsys.readouterr().err

@@ -171,7 +171,7 @@ def test_a_second_ctrl_c_insists(tiny, tmp_path):
 
 def test_a_finished_run_is_left_alone_unless_told_otherwise(copied, tiny):
     first = bits(copied)
-    with pytest.raises(UserError, match="holds a finished run: --overwrite it, or choose another folder"):
+    with pytest.raises(UserError, match="holds a finished run: overwrite it, or choose another folder"):
         fit(tiny, copied.path)
     assert bits(copied) == first
     assert bits(fit(replace(tiny, seed=1, epochs=1), copied.path, overwrite=True)) != first

@@ -179,6 +179,15 @@ def member(spec: str, what: str) -> Any:
     return found
 
 
+def split(spec: str) -> tuple[str, str] | None:
+    """Return a name for `member` and the options after it, as in `mine.py:Attack:steps=5`; None for any other text."""
+    found = _OWN.fullmatch(spec)
+    return None if found is None else (found[1], found[2] or "")
+
+
+_OWN = re.compile(r"(.+:[A-Za-z_]\w*)(?::(\w+=.*))?")
+
+
 def plugins(group: str) -> dict[str, importlib.metadata.EntryPoint]:
     """Return what installed packages register, by name: their entry points in the group `sparring.GROUP`."""
     return {each.name: each for each in importlib.metadata.entry_points(group=f"sparring.{group}")}

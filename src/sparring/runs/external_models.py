@@ -18,8 +18,9 @@ from torch import nn
 
 from .. import models
 from ..core.errors import UserError, nearest
-from ..core.foreign import member
+from ..core.foreign import member, split
 from ..core.modes import eval_mode
+from ..core.serialization import Build
 from ..core.types import Classifier, LabelledData, pixels
 from ..models import Normalize, load_robustbench
 from ..training.checkpoint import fill, read_weights
@@ -168,9 +169,12 @@ def _line(error: BaseException) -> str:
 def named_model(spec: str, weights: Path, like: LabelledData) -> nn.Module:
     """Load weights into an architecture of ours: `preact_resnet18`, or with options `wide_resnet:depth=34,width=10`.
 
-    Our own parameter names and RobustBench's are read. Raises `UserError` for unknown names and options, and for
-    weights that do not fit.
+    Our own parameter names and RobustBench's are read. The architecture may also be a function of the user's that
+    builds a model, `mymodels.py:build` (with options: `mymodels.py:build:width=8`). Raises `UserError` for unknown
+    names and options, and for weights that do not fit.
     """
+    if own := split(spec):
+        return _filled(*own, weights, like)
     name, _, options = spec.partition(":")
     if name not in _ARCHITECTURES:
         raise UserError(f"no architecture {name!r}: {nearest(name, _ARCHITECTURES)}")
@@ -189,6 +193,16 @@ def named_model(spec: str, weights: Path, like: LabelledData) -> nn.Module:
     if set(tensors) == set(model.state_dict()):
         return fill(model, tensors, f"{weights} is of another architecture than {spec}")
     return load_robustbench(model, tensors)
+
+
+def _filled(name: str, options: str, weights: Path, like: LabelledData) -> nn.Module:
+    """Load weights into the model that a function of the user's builds; it may take `num_classes` and `shape`."""
+    build: Build[nn.Module] = Build(member(name, "a model, such as mymodels.py:build"), **options_of(options))
+    try:
+        model = build(num_classes=len(like.classes), shape=like.shape)
+    except Exception as error:  # of the user's code
+        raise UserError(f"{name} {_raised(error)} when it was called: mend it") from error
+    return fill(model, read_weights(weights)[0], f"{weights} does not fit the model that {name} builds")
 
 
 def options_of(text: str) -> dict[str, Any]:

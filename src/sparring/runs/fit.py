@@ -241,7 +241,7 @@ def _check_folder(run: RunFolder, recipe: Recipe, overwrite: bool) -> bool:
     if known is None or overwrite:
         return False
     if run.finished():
-        raise UserError(f"{run.path} holds a finished run: --overwrite it, or choose another folder with --out")
+        raise UserError(f"{run.path} holds a finished run: overwrite it, or choose another folder (--out)")
     if known != plain:
         changed = differences(known, plain)
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

@@ -49,8 +49,9 @@ class GivenModel:
         del options
         if self.module is None:
             raise UserError(
-                f"the model of this run was handed to sparring.fit as an object ({self.kind}), which no file holds: "
-                "hand it over again, as model="
+                f"the model of this run was handed to sparring.fit as an object ({self.kind}), which no file holds. In "
+                "Python, hand it over again: to fit, to go on with it, or as load_model(run, recipe_for(model, data)), "
+                "with recipe_for of sparring.runs.own. The shell takes functions, as fit(build, ..) of mymodels.py does"
             )
         return copy.deepcopy(self.module).cpu()
 

@@ -4,7 +4,6 @@ Options follow a colon, as in `pgd:steps=20` or `adamw:weight_decay=0.05`. Metho
 """
 
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -21,8 +20,6 @@ from .external_models import options_of
 from .recipe import Recipe
 
 Make = Callable[..., Any]
-
-_OWN = re.compile(r"(?P<name>.+:[A-Za-z_]\w*)(?::(?P<options>\w+=.*))?")
 
 ATTACKS: Mapping[str, tuple[str, Make]] = {
     "none": ("no adversary", lambda threat: Benign()),
@@ -72,13 +69,8 @@ def with_attack(recipe: Recipe, spec: str, threat: Threat) -> Recipe:
     """
     if not (is_dataclass(recipe.method) and "attack" in {each.name for each in fields(recipe.method)}):
         raise UserError(f"the method of the recipe, {type(recipe.method).__name__}, has no attack to exchange")
-    made = own_attack(spec, threat)[1] if is_own(spec) else _made("attack", ATTACKS, spec, threat)
+    made = own_attack(spec, threat)[1] if foreign.split(spec) else _made("attack", ATTACKS, spec, threat)
     return replace(recipe, method=replace(recipe.method, attack=made))
-
-
-def is_own(spec: str) -> bool:
-    """Return True if `spec` names something in a file or module, as in `myattacks.py:Mine`."""
-    return _OWN.fullmatch(spec) is not None
 
 
 def own_attack(spec: str, threat: Threat) -> tuple[str, Any]:
@@ -94,18 +86,17 @@ def own_attack(spec: str, threat: Threat) -> tuple[str, Any]:
     Raises:
         UserError: If there is no such file, module, name or option, or it does not make an attack.
     """
-    known = _OWN.fullmatch(spec)
-    assert known is not None
-    make = foreign.member(known["name"], "an attack, such as myattacks.py:MyAttack")
+    name, options = foreign.split(spec) or (spec, "")
+    make = foreign.member(name, "an attack, such as myattacks.py:MyAttack")
     try:
-        made = make(threat, **options_of(known["options"] or ""))
+        made = make(threat, **options_of(options))
     except TypeError as error:
         raise UserError(
-            f"{known['name']} makes no attack of a set of perturbations ({error}): let it take that first, as "
+            f"{name} makes no attack of a set of perturbations ({error}): let it take that first, as "
             f"{make.__name__}({threat!r})"
         ) from error
     check_attack(made)
-    return spec.removeprefix(known["name"].rpartition(":")[0])[1:], made
+    return spec.removeprefix(name.rpartition(":")[0])[1:], made
 
 
 def with_optimizer(recipe: Recipe, spec: str) -> Recipe:
