@@ -41,7 +41,7 @@ def test_a_complete_machine_gets_no_remark(machine):
 @pytest.mark.parametrize(
     ("name", "value", "remark"),
     [
-        ("tune_process", lambda: Tuned("kept", 1), "leaves 4 cores to 1 threads: set it to 4, or unset it"),
+        ("tune_process", lambda: Tuned("kept", 1), "torch uses 1 of 4 cores, as OMP_NUM_THREADS="),
         (
             "tune_process",
             lambda: Tuned("default: not known on darwin", 4),

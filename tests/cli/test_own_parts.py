@@ -22,6 +22,7 @@ from sparring.core import foreign
 from sparring.core.public_names import CALLS
 from sparring.core.schedules import Cosine, ExponentialDecay, Linear, MultiStep, WarmUp
 from sparring.data.named import _KNOWN
+from sparring.evaluation.named import ADVERSARIES
 from sparring.objectives import TRADES
 from sparring.recipes import find
 from sparring.records import RunFolder
@@ -319,6 +320,7 @@ def test_lists_agree_with_what_is_taken(capsys):
     assert shell(["list", "everything"]) == 2
     assert "no list of 'everything'" in capsys.readouterr().err
     assert structure.ATTACKS.split(", ") == list(ATTACKS)
+    assert list(listing._attacks()) == list(dict.fromkeys([*ATTACKS, *ADVERSARIES]))
     assert structure.OPTIMIZERS.split(", ") == list(OPTIMIZERS)
     assert structure.SCHEDULES.split(", ") == list(SCHEDULES)
     assert set(listing._DATA) == {"npz", *_KNOWN}

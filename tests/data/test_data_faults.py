@@ -290,7 +290,7 @@ def test_absurd_folders_of_pictures_are_refused(folder, harm, sentence):
 
 
 def test_a_folder_with_a_long_name_is_refused():
-    with pytest.raises(UserError, match="there are no class folders in xxx"):
+    with pytest.raises(UserError, match="there is no folder xxx"):
         ImageFolder("x" * 300).load()
 
 

@@ -318,7 +318,7 @@ def test_a_folder_of_nothing_but_rubbish_is_refused(damaged):
         ({"middle": "centre"}, "middle = 'centre' is none of seven-eighths, efficientnet, resnet"),
         ({"unreadable": "ignore"}, "a reason to stop or to skip"),
         ({"workers": -1}, "workers = -1 of pictures must be at least 0"),
-        ({"folder": "nowhere"}, "there are no class folders in nowhere/train"),
+        ({"folder": "nowhere"}, "there is no folder nowhere/train: pictures are read from nowhere/train/CLASS/"),
     ],
 )
 def test_a_stream_that_makes_no_sense_is_refused(pictures, change, message):

@@ -155,3 +155,30 @@ def test_what_names_no_attack_gets_a_sentence():
         evaluate(toy_net().eval(), toy_data(), {"fgsm", "pgd"}, eps=0.1)
     with pytest.raises(UserError, match="WhiteBox is an adversary, which has its own loss: wanted is the attack alone"):
         perturb(toy_net().eval(), torch.rand(2, 1, 4, 4), torch.tensor([0, 1]), WhiteBox(PGD(Linf(0.1))))
+
+
+class Plain:
+    """An attack of an ordinary class that gives what it is told to."""
+
+    def __init__(self, give):
+        self.threat, self.give = Linf(0.1), give
+
+    def __call__(self, loss, x, rng):
+        return self.give(x)
+
+
+@pytest.mark.parametrize(
+    ("give", "message"),
+    [
+        (
+            lambda x: x + 0.5,
+            r"mine gives pixels in \[.*\], outside \[0, 1\]: let the attack bring its points back, as thr",
+        ),
+        (lambda x: x * float("nan"), "mine gives NaN or infinite pixels .* or the attack makes them itself"),
+        (lambda x: x[:1], r"mine gives a tensor of shape \(1, .*: an attack gives images of the shape that it takes"),
+        (lambda x: None, "mine gives a NoneType: an attack gives images of the shape that it takes"),
+    ],
+)
+def test_what_an_attack_gives_that_is_no_image_is_said_of_the_attack(give, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(toy_net().eval(), toy_data(), {"mine": Plain(give)})

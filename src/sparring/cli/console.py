@@ -85,7 +85,7 @@ def remarks(which: str, evaluated: EvaluationResult) -> list[str]:
     broken = evaluated.broken_by(name)
     parts = dict.fromkeys(("clean", *(n.rpartition("/")[2] for n in evaluated.robust)))
     counts = [f"{part} {int((broken == part).sum())}" for part in parts if (broken == part).any()]
-    worst = [f"{k} {100 * a.value:.1f} %" for k, a in list(evaluated.by_class(name).items())[:3]]
+    worst = [f"{k} ({100 * a.value:.1f} %)" for k, a in list(evaluated.by_class(name).items())[:3]]
     return [
         f"{which}: {name} broken by {', '.join(counts) or 'nothing'}",
         f"{which}: worst classes {', '.join(worst)}",

@@ -87,9 +87,11 @@ def _methods() -> dict[str, str]:
 
 
 def _attacks() -> dict[str, str]:
+    from ..evaluation.named import ADVERSARIES
     from ..runs.parts import ATTACKS
 
-    return {name: what for name, (what, _) in ATTACKS.items()}
+    of_evaluation = {name: "of evaluations: sparring evaluate --attack" for name in ADVERSARIES if name not in ATTACKS}
+    return {name: what for name, (what, _) in ATTACKS.items()} | of_evaluation
 
 
 def _optimizers() -> dict[str, str]:

@@ -161,7 +161,10 @@ def check_logits(
     if out.shape[1] < 2:
         raise UserError("the model gives one number per image: wanted are logits of at least 2 classes")
     if num_classes is not None and out.shape[1] != num_classes:
-        raise UserError(f"the model gives {out.shape[1]} classes, but the data have {num_classes}")
+        raise UserError(
+            f"the model gives {out.shape[1]} classes, but the data have {num_classes}, with labels from 0 to "
+            f"{num_classes - 1}"
+        )
     if highest is not None and highest >= out.shape[1]:
         raise UserError(f"a label is {highest}, but the model gives {out.shape[1]} classes, 0 to {out.shape[1] - 1}")
     if not later and bool(probable(out).all()):

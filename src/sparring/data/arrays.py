@@ -46,7 +46,7 @@ def varied(data: TensorData, what: str) -> TensorData:
 
 def own_arrays(path: str, *needed: str) -> dict[str, Array]:
     """Return the arrays of an .npz file. Raises `UserError` if it cannot be read or lacks one of `needed`."""
-    remedy = f"name an .npz file as numpy.savez writes it, or mapped:{path} if it is large"
+    remedy = f"name an .npz file of {', '.join(needed)}, as numpy.savez writes it, or mapped:{path} if it is large"
     return read_arrays(Path(path), remedy, *needed)
 
 

@@ -41,7 +41,8 @@ def class_folders(folder: Path) -> list[str]:
     """Return the sorted names of the class folders, without those that begin with a dot."""
     found = _entries(folder)[1]
     if not found:
-        raise UserError(f"there are no class folders in {folder}: pictures are read from {folder}/CLASS/")
+        lacking = f"there are no class folders in {folder}" if os.path.isdir(folder) else f"there is no folder {folder}"
+        raise UserError(f"{lacking}: pictures are read from {folder}/CLASS/")
     return found
 
 

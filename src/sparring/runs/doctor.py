@@ -124,8 +124,8 @@ def _remarks(facts: dict[str, Any]) -> list[str]:
         (not facts["bf16"], "the device has no instructions for bf16: attacks run in float32, which takes longer"),
         (
             threads["used"] < threads["cores"],
-            f"OMP_NUM_THREADS={threads['OMP_NUM_THREADS']} leaves {threads['cores']} cores to {threads['used']} threads"
-            f": set it to {threads['cores']}, or unset it",
+            f"torch uses {threads['used']} of {threads['cores']} cores, as OMP_NUM_THREADS="
+            f"{threads['OMP_NUM_THREADS']} says: set it to {threads['cores']}, or unset it",
         ),
         (
             device == "cpu" and facts["allocator"] != "kept",
