@@ -421,6 +421,46 @@ def test_what_is_no_attack_of_ones_own_is_a_sentence(spec, message, here, capsys
     assert message in capsys.readouterr().err
 
 
+MIXED = """
+from dataclasses import dataclass
+
+from sparring import CrossEntropy
+
+
+@dataclass(frozen=True)
+class Mixed(CrossEntropy):
+    weight: float = 0.5
+
+
+def nothing():
+    return CrossEntropy()
+"""
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("mixed_of_mine.py:Mixed:weight=0.9", ""),
+        (
+            "mixed_of_mine.py:Mixed:wait=0.9",
+            "makes no method (Mixed.__init__() got an unexpected keyword argument 'wait')",
+        ),
+        ("mixed_of_mine.py:nothing", "let it take the set of perturbations and the number of steps"),
+        ("trades:beta=3", "options of a method are fields of the recipe, as --method trades --method.objective.beta 3"),
+    ],
+)
+def test_options_of_a_method_of_ones_own_follow_its_name(spec, message, here, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "mixed_of_mine", raising=False)
+    (here / "mixed_of_mine.py").write_text(MIXED)
+    status = shell(["train", "own_parts.py:tiny", "--method", spec, "--out", "mine"])
+    if message:
+        assert (status, message in capsys.readouterr().err) == (2, True)
+    else:
+        assert status == 0
+        assert RunFolder(here / "mine").recipe()["method"]["objective"]["weight"] == 0.9
+    monkeypatch.delitem(sys.modules, "mixed_of_mine", raising=False)
+
+
 def test_weights_of_a_model_that_a_function_of_ones_own_builds(here, capsys):
     body = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten()
     torch.save(nn.Sequential(*body, nn.Linear(72, 10)).state_dict(), here / "weights.pt")

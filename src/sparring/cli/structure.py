@@ -158,14 +158,27 @@ def _threat_of(recipe: "Recipe", given: str | None) -> Any:
 def _method_of(spec: str, within: Any, steps: int) -> Any:
     """Return the method of a name: one of ours, or an objective's class or a function of the user's.
 
-    A function is called with the set of perturbations and the number of steps.
+    A function is called with the set of perturbations and the number of steps. Options may follow, as in
+    `mymethod.py:MyObjective:weight=0.9`.
     """
     if ":" not in spec:
         return spec
     from ..core import foreign
+    from ..runs.external_models import options_of
+    from ..runs.methods import METHODS
 
-    found = foreign.member(spec, "a method, such as mymethod.py:MyObjective")
-    return found() if isinstance(found, type) else found(within, steps)
+    if (ours := spec.partition(":")[0]) in METHODS:
+        raise UserError(
+            f"{spec}: options of a method are fields of the recipe, as --method {ours} --method.objective.beta 3"
+        )
+    name, options = foreign.split(spec) or (spec, "")
+    found = foreign.member(name, "a method, such as mymethod.py:MyObjective")
+    given = () if isinstance(found, type) else (within, steps)
+    try:
+        return found(*given, **options_of(options))
+    except TypeError as error:
+        wanted = "its options" if isinstance(found, type) else "the set of perturbations and the number of steps"
+        raise UserError(f"{name} makes no method ({error}): let it take {wanted}") from error
 
 
 def _with_threat(recipe: "Recipe", given: str) -> "Recipe":
