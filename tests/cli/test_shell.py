@@ -408,6 +408,7 @@ def test_an_audit_of_a_masked_model_exits_with_1(theirs, capsys):
         (["audit", "os:getcwd", "--data", "digits"], "nothing says where the model is robust"),
         (["audit", "nowhere"], "nowhere"),
         (["compare", "nowhere", "elsewhere"], "cannot be read (No such file or directory): evaluate again"),
+        (["compare", "a", "b", "c"], "two are compared, a and b: sparring report shows more side by side, c too"),
         (["compare", "nowhere"], "B is missing"),
     ],
 )

@@ -254,7 +254,7 @@ def test_a_run_is_evaluated_on_its_own_test_data():
     data = ((X[:200], Y[:200]), (X[200:], Y[200:]))
     run = fit(net(), data, eps=0.1, folder="r", **FEW)
     recipe = replace(recipe_for(net(), data, eps=0.1, **SHORT), evaluation=Evaluation({}))
-    assert evaluate_run(run, recipe)["best"].table()["clean"].examples == 100
+    assert evaluate_run(str(run.path), recipe)["best"].table()["clean"].examples == 100
     alone = fit(net(), (X, Y), eps=0.1, folder="alone", **FEW)
     recipe = recipe_for(net(), (X, Y), eps=0.1, **SHORT)
     with pytest.raises(UserError, match="no test data were given"):

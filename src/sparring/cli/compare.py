@@ -24,6 +24,10 @@ of per-example results that an evaluation writes."""
 def compare(args: list[str]) -> int:
     first, rest = argument(args, "A", _COMPARE)
     second, rest = argument(rest, "B", _COMPARE)
+    if rest and not rest[0].startswith("-"):
+        raise UserError(
+            f"two are compared, {first} and {second}: sparring report shows more side by side, {rest[0]} too"
+        )
     from .flags import parse
 
     options, _, _ = parse(_CompareOptions, None, {}, rest, f"sparring compare {first} {second}", _COMPARE)

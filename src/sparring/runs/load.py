@@ -77,7 +77,7 @@ def recipe_of(path: Path) -> Recipe:
 
 
 def evaluate_run(
-    run: RunFolder,
+    run: RunFolder | Path | str,
     recipe: Recipe,
     *,
     device: str = "auto",
@@ -97,7 +97,7 @@ def evaluate_run(
     files such as `evaluation-best-shard-2-of-8.npz`, which are deleted when they have been merged.
 
     Args:
-        run: The run folder.
+        run: The run folder, or its path.
         recipe: The recipe, whose data, evaluation and seed are used.
         device: Device to evaluate on: `auto` (the GPU if there is one), `cpu`, `cuda` or `cuda:N`.
         which: The weights to evaluate: "best", "last" or both.
@@ -121,6 +121,7 @@ def evaluate_run(
         raise UserError(
             "a tracker shows the results on all examples: leave out track with a shard, and give it to merge"
         )
+    run = run if isinstance(run, RunFolder) else RunFolder(run)
     with writable(run, shard):
         if not run.finished():
             best = run.weights("best")
