@@ -414,6 +414,7 @@ def test_an_attack_of_ones_own_trains_and_evaluates(here, capsys):
         ("own_parts.py:text", "'pgd' is no attack"),
         ("elsewhere.py:Signs", "elsewhere.py"),
         ("pdg:steps=1", "no attack 'pdg': did you mean pgd"),
+        ("pgd:steps", "pgd: steps is a number, not ''"),
     ],
 )
 def test_what_is_no_attack_of_ones_own_is_a_sentence(spec, message, here, capsys):

@@ -184,7 +184,7 @@ def test_training_tells_what_comes_next(trained, capsys):
 
 def test_a_finished_run_is_refused_with_the_way_out(trained, capsys):
     assert run(["train", "quickstart", "--out", str(trained), *SMALL]) == 2
-    assert "finished run: --overwrite it" in capsys.readouterr().err
+    assert "finished run: overwrite it" in capsys.readouterr().err
 
 
 def test_evaluate_prints_one_json_object_and_nothing_else(trained):

@@ -342,10 +342,10 @@ def _added(options: Options, threat: "Threat") -> "dict[str, Adversary]":
 def _named(spec: str, threat: "Threat") -> "Mapping[str, Adversary | Cascade]":
     """Return the attack of a name, or of a class or function of the user's, by its name in the result."""
     from ..core.foreign import split
-    from ..evaluation.named import adversaries_of
+    from ..evaluation.named import ADVERSARIES, adversaries_of
     from ..runs.parts import own_attack
 
-    if split(spec) is None:
+    if split(spec, ADVERSARIES) is None:
         return adversaries_of([spec], threat)
     return adversaries_of(dict([own_attack(spec, threat)]), None)
 

@@ -18,6 +18,7 @@ import re
 import sys
 import types
 import warnings
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -179,10 +180,13 @@ def member(spec: str, what: str) -> Any:
     return found
 
 
-def split(spec: str) -> tuple[str, str] | None:
-    """Return a name for `member` and the options after it, as in `mine.py:Attack:steps=5`; None for any other text."""
+def split(spec: str, ours: Container[str] = ()) -> tuple[str, str] | None:
+    """Return a name for `member` and the options after it, as in `mine.py:Attack:steps=5`; None for any other text.
+
+    What begins with one of `ours` is no name of the user's, as `pgd:steps` is none.
+    """
     found = _OWN.fullmatch(spec)
-    return None if found is None else (found[1], found[2] or "")
+    return None if found is None or spec.partition(":")[0] in ours else (found[1], found[2] or "")
 
 
 _OWN = re.compile(r"(.+:[A-Za-z_]\w*)(?::(\w+=.*))?")

@@ -173,7 +173,7 @@ def named_model(spec: str, weights: Path, like: LabelledData) -> nn.Module:
     builds a model, `mymodels.py:build` (with options: `mymodels.py:build:width=8`). Raises `UserError` for unknown
     names and options, and for weights that do not fit.
     """
-    if own := split(spec):
+    if own := split(spec, _ARCHITECTURES):
         return _filled(*own, weights, like)
     name, _, options = spec.partition(":")
     if name not in _ARCHITECTURES:

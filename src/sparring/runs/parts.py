@@ -69,7 +69,7 @@ def with_attack(recipe: Recipe, spec: str, threat: Threat) -> Recipe:
     """
     if not (is_dataclass(recipe.method) and "attack" in {each.name for each in fields(recipe.method)}):
         raise UserError(f"the method of the recipe, {type(recipe.method).__name__}, has no attack to exchange")
-    made = own_attack(spec, threat)[1] if foreign.split(spec) else _made("attack", ATTACKS, spec, threat)
+    made = own_attack(spec, threat)[1] if foreign.split(spec, ATTACKS) else _made("attack", ATTACKS, spec, threat)
     return replace(recipe, method=replace(recipe.method, attack=made))
 
 
