@@ -175,8 +175,12 @@ class Plain:
             r"mine gives pixels in \[.*\], outside \[0, 1\]: let the attack bring its points back, as thr",
         ),
         (lambda x: x * float("nan"), "mine gives NaN or infinite pixels .* or the attack makes them itself"),
-        (lambda x: x[:1], r"mine gives a tensor of shape \(1, .*: an attack gives images of the shape that it takes"),
-        (lambda x: None, "mine gives a NoneType: an attack gives images of the shape that it takes"),
+        (
+            lambda x: x[:1],
+            r"mine gives torch.float32 of shape \(1, .*: an attack gives floats of the shape that it takes",
+        ),
+        (lambda x: x.long(), r"mine gives torch.int64 of shape"),
+        (lambda x: None, "mine gives a NoneType: an attack gives floats of the shape that it takes"),
     ],
 )
 def test_what_an_attack_gives_that_is_no_image_is_said_of_the_attack(give, message):

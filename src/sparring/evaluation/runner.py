@@ -403,10 +403,11 @@ class Run:
                 "gradient of the model is NaN there, as that of sqrt is at 0, or the attack makes them itself. Correct "
                 "that: it is no robustness"
             )
-        if float(z.min()) < 0 or float(z.max()) > 1:
+        low, high = torch.stack(z.aminmax()).tolist()
+        if low < 0 or high > 1:
             raise UserError(
-                f"{name} gives pixels in [{float(z.min()):.9g}, {float(z.max()):.9g}], outside [0, 1]: let the attack "
-                "bring its points back, as threat.project(z, x) does"
+                f"{name} gives pixels in [{low:.9g}, {high:.9g}], outside [0, 1]: let the attack bring its points "
+                "back, as threat.project(z, x) does"
             )
         z, verdict = setting.confirmed(z, x, y, threat)
         measure = threat_of(adversary) if isinstance(adversary, MinimumNorm) else threat
@@ -440,10 +441,10 @@ def _part(facts: Sequence[Tensor], z: Tensor, book: AttackRecord) -> Part:
 
 
 def _images_like(x: Tensor, z: object, name: str) -> Tensor:
-    """Return what an attack gave, without its graph. Raises `UserError` unless it is a tensor of the shape of `x`."""
-    if not isinstance(z, Tensor) or z.shape != x.shape:
-        given = f"a tensor of shape {tuple(z.shape)}" if isinstance(z, Tensor) else f"a {type(z).__name__}"
-        raise UserError(f"{name} gives {given}: an attack gives images of the shape that it takes, {tuple(x.shape)}")
+    """Return what an attack gave, without its graph. Raises `UserError` unless it has the shape of `x`, in floats."""
+    if not isinstance(z, Tensor) or z.shape != x.shape or not z.is_floating_point():
+        given = f"{z.dtype} of shape {tuple(z.shape)}" if isinstance(z, Tensor) else f"a {type(z).__name__}"
+        raise UserError(f"{name} gives {given}: an attack gives floats of the shape that it takes, {tuple(x.shape)}")
     return z.detach()
 
 

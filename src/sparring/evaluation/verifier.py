@@ -13,7 +13,7 @@ from ..attacks.losses import CE
 from ..attacks.threats import Linf
 from ..core.errors import UserError
 from ..core.types import Threat
-from ..core.validation import SQUASHED, check_images, check_logits, probable, squashed
+from ..core.validation import SQUASHED, check_logits, probable, squashed
 from .adversaries import beyond
 
 
@@ -54,10 +54,8 @@ class Verifier:
     def confirm(self, z: Tensor, x: Tensor, y: Tensor, threat: Threat | None) -> tuple[Tensor, Verdict]:
         """Return the points after projection into the ball, and the verdict on them.
 
-        Only points outside the ball are projected. Raises `UserError` for points that are no images.
+        Only points outside the ball are projected.
         """
-        z = z.detach()
-        check_images(z, "adversarial images")
         if threat is not None:
             outside = beyond(threat, z, x)
             if bool(outside.any()):
