@@ -224,7 +224,7 @@ def test_broken_mat_npz_and_picture_files_are_named(tmp_path):
 def test_missing_files_are_named_with_where_they_were_looked_for(tmp_path):
     refused(MNIST(str(tmp_path)), rf"no train-images-idx3-ubyte\.gz in {tmp_path}")
     refused(NPZ(str(tmp_path / "b.npz")), r"b\.npz cannot be read \(No such file or directory\): name an \.npz file")
-    refused(ImageFolder(str(tmp_path)), "no class folders")
+    refused(ImageFolder(str(tmp_path)), "there is no folder")
 
 
 def save(path, x, y):
