@@ -1,4 +1,4 @@
-"""What `quickstart`, other recipes and the studies begin with."""
+"""Base recipe of `quickstart`, of other recipes and of the studies."""
 
 from ..attacks import PGD
 from ..attacks.threats import Linf
