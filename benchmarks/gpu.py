@@ -424,7 +424,7 @@ def profiled(call: Callable[[], None], seconds: float) -> dict[str, Any]:
     """Number of kernels of a step, their share of its time, and those that take longest."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU], acc_events=True) as found:
         call()
         torch.cuda.synchronize()
     kernels = [e for e in found.events() if str(e.device_type).endswith("CUDA")]

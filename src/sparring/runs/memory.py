@@ -157,7 +157,7 @@ def _peak_on_cuda(steps: Callable[[], Iterator[None]]) -> float:
 
 def _peak(steps: Callable[[], Iterator[None]]) -> float:
     """Return the largest sum of what torch has allocated and not freed in the last step, by its profiler."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as found:
         for _ in steps():
             with record_function(_END):
                 pass
