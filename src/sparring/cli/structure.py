@@ -167,9 +167,9 @@ def _method_of(spec: str, within: Any, steps: int) -> Any:
     from ..runs.external_models import options_of
     from ..runs.methods import METHODS
 
-    if (ours := spec.partition(":")[0]) in METHODS:
+    if spec.partition(":")[0] in METHODS:
         raise UserError(
-            f"{spec}: options of a method are fields of the recipe, as --method {ours} --method.objective.beta 3"
+            f"{spec}: options of a method are fields of the recipe, as --method trades --method.objective.beta 3"
         )
     name, options = foreign.split(spec) or (spec, "")
     found = foreign.member(name, "a method, such as mymethod.py:MyObjective")
